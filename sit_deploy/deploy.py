@@ -1,0 +1,233 @@
+"""Deploy form: an exact rewrite of a SiT for inference, before anything is exported.
+
+    BatchNorm → convolution · residual ÷ skip_lam → `proj` and `fc2` · attention scale → query rows of `qkv`
+    TSM scalar → its last Linear · class token and positions → one table, added to zero-padded tokens
+    last block: only the prefix tokens (their query, their MLP) · reverse TSMs and the auxiliary head are gone
+
+Every fold is done in float64 and rounded once, so logits equal the plain model's within float rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.sit import Attention, Block, ConvStem, SiT
+from sit_deploy.models.tsm import Mlp, TokenSlimming
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Make a float32 Linear of float64 tensors: weight (out, in), bias (out,)."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight.data = weight.float().contiguous()
+    if bias is not None:
+        linear.bias.data = bias.float()
+    return linear
+
+
+def fold_batchnorm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return a convolution with bias that equals `bn(conv(x))` in eval mode."""
+    gain = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    folded = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=True
+    )
+    folded.weight.data = (conv.weight.double() * gain.view(-1, 1, 1, 1)).float()
+    folded.bias.data = (bn.bias.double() - bn.running_mean.double() * gain).float()
+    return folded
+
+
+def fold_skip(linear: nn.Linear, skip_lam: float) -> nn.Linear:
+    """Return a Linear that equals `linear(x) / skip_lam`."""
+    return _linear(linear.weight.double() / skip_lam, linear.bias.double() / skip_lam)
+
+
+def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> nn.Linear:
+    """Return a `qkv` whose queries are already multiplied by head_dim ** -0.5."""
+    dim = qkv.in_features
+    weight = qkv.weight.double().clone()
+    weight[:dim] *= (dim // num_heads) ** -0.5
+    return _linear(weight, None)
+
+
+def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:
+    """Return the TSM's last Linear multiplied by its learned scalar."""
+    last, scale = tsm.weight[3], tsm.scale.double().flatten()
+    return _linear(last.weight.double() * scale, last.bias.double() * scale)
+
+
+def position_table(model: SiT) -> Tensor:
+    """Return what is added to the zero-padded patch tokens, (1, prefix + patches, dim): prefix tokens and positions."""
+    prefix, position = model.cls_token.double(), model.pos_embed.double()
+    if model.has_dist_token:
+        prefix = torch.cat((prefix, model.dist_token.double()), dim=1)
+        position = torch.cat((position[:, :1], model.dist_pos_embed.double(), position[:, 1:]), dim=1)
+    return torch.cat((prefix + position[:, : prefix.shape[1]], position[:, prefix.shape[1] :]), dim=1).float()
+
+
+def merged_head(model: SiT) -> nn.Linear:
+    """Return one Linear over the concatenated prefix tokens that equals the head, or the mean of head and dist head."""
+    if not model.has_dist_token:
+        return _linear(model.head.weight.double(), model.head.bias.double())
+    heads = (model.head, model.head_dist)
+    weight = torch.cat([h.weight.double() / 2 for h in heads], dim=1)
+    return _linear(weight, sum(h.bias.double() / 2 for h in heads))
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, dim) → (B, heads, N, dim / heads)."""
+    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Softmax attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim) → (B, M, dim)."""
+    q, k, v = (_split_heads(t, num_heads) for t in (q, k, v))
+    weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+    return (weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
+
+
+class DeployStem(nn.Sequential):
+    """The convolutional stem with BatchNorm folded: (B, 3, H, W) → (B, dim, H/16, W/16)."""
+
+    def __init__(self, stem: ConvStem) -> None:
+        super().__init__()
+        for i, (conv, bn) in enumerate(stem.layers(), 1):
+            self.add_module(f"conv{i}", fold_batchnorm(conv, bn))
+            if i < stem.depth:
+                self.add_module(f"gelu{i}", nn.GELU())
+
+
+class DeployAttention(nn.Module):
+    """Attention with its scale and the residual divisor folded in: (B, N, dim) → (B, N, dim)."""
+
+    def __init__(self, attention: Attention, skip_lam: float) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.qkv = fold_attention_scale(attention.qkv, attention.num_heads)
+        self.proj = fold_skip(attention.proj, skip_lam)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(_attend(q, k, v, self.num_heads))
+
+
+class PrefixAttention(nn.Module):
+    """The last block's attention: queries of the first `prefix` tokens only, (B, N, dim) → (B, prefix, dim)."""
+
+    def __init__(self, attention: Attention, skip_lam: float, prefix: int) -> None:
+        super().__init__()
+        self.num_heads, self.prefix = attention.num_heads, prefix
+        qkv = fold_attention_scale(attention.qkv, attention.num_heads)
+        dim = qkv.in_features
+        self.q = _linear(qkv.weight[:dim], None)
+        self.kv = _linear(qkv.weight[dim:], None)
+        self.proj = fold_skip(attention.proj, skip_lam)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).chunk(2, dim=-1)
+        return self.proj(_attend(self.q(x[:, : self.prefix]), k, v, self.num_heads))
+
+
+class DeployBlock(nn.Module):
+    """A transformer block without division; given `prefix`, one that returns only the first `prefix` tokens."""
+
+    def __init__(self, block: Block, prefix: int | None = None) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.norm1 = block.norm1
+        self.attn = (
+            DeployAttention(block.attn, block.skip_lam)
+            if prefix is None
+            else PrefixAttention(block.attn, block.skip_lam, prefix)
+        )
+        self.norm2 = block.norm2
+        self.mlp = Mlp(block.mlp.fc1.in_features, block.mlp.fc1.out_features, block.mlp.fc2.out_features)
+        self.mlp.fc1 = block.mlp.fc1
+        self.mlp.fc2 = fold_skip(block.mlp.fc2, block.skip_lam)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.prefix is None else x[:, : self.prefix]
+        x = residual + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class DeployTSM(nn.Module):
+    """Token slimming with its scalar folded, the prefix tokens going round it: (B, N, dim) → (B, prefix + kept, dim).
+
+    The assignment is transposed before the softmax rather than after, which leaves the softmax on the last axis: the
+    one that every engine computes fastest.
+    """
+
+    def __init__(self, tsm: TokenSlimming, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.norm, self.fc1, self.act = tsm.weight[0], tsm.weight[1], tsm.weight[2]
+        self.fc2 = fold_tsm_scale(tsm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, self.prefix :]
+        assignment = self.fc2(self.act(self.fc1(self.norm(tokens)))).transpose(1, 2).softmax(dim=-1)
+        return torch.cat((x[:, : self.prefix], assignment @ tokens), dim=1)
+
+
+class DeployEmbedding(nn.Module):
+    """Features of the stem (B, dim, h, w) → tokens (B, prefix + h·w, dim) with positions and prefix tokens added.
+
+    The prefix tokens are added to rows of zeros instead of concatenated: no batch-sized copy of them is needed, and so
+    no shape arithmetic in the graph.
+    """
+
+    def __init__(self, model: SiT) -> None:
+        super().__init__()
+        self.prefix = model.num_prefix_tokens
+        self.register_buffer("position", position_table(model))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.pad(features.flatten(2).transpose(1, 2), (0, 0, self.prefix, 0)) + self.position
+
+
+class DeployForm(nn.Module):
+    """A SiT or LV-ViT rewritten for inference: images (B, in_chans, H, W) float32 → logits (B, classes).
+
+    Exact: see the module's docstring. Layers that need no folding are shared with the plain model.
+
+    Raises:
+        InputError: a model without a classifier, which has no logits to deploy.
+    """
+
+    def __init__(self, model: SiT) -> None:
+        super().__init__()
+        if not isinstance(model.head, nn.Linear):
+            raise InputError("this model has no classifier (num_classes=0); deploy one with a head")
+        prefix = model.num_prefix_tokens
+        self.stem = DeployStem(model.patch_embed)
+        self.embed = DeployEmbedding(model)
+        self.blocks = nn.ModuleList(
+            DeployBlock(block, prefix if i == model.depth - 1 else None)
+            for i, block in enumerate(model.blocks)
+        )
+        self.slim_after = dict(model.slim_after)
+        self.tsm = nn.ModuleList(DeployTSM(tsm, prefix) for tsm in getattr(model, "tsm", ()))
+        self.norm = model.norm
+        self.head = merged_head(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(self.stem(images))
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.slim_after:
+                x = self.tsm[self.slim_after[i]](x)
+        return self.head(self.norm(x).flatten(1))
+
+
+@torch.no_grad()
+def to_deploy_form(model: SiT) -> DeployForm:
+    """Return the deploy form of `model`, in eval mode, on the CPU in float32; `model` itself is not changed.
+
+    Raises:
+        InputError: a model without a classifier.
+    """
+    return DeployForm(copy.deepcopy(model).eval().float().cpu()).eval().requires_grad_(False)

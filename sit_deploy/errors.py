@@ -1,0 +1,31 @@
+"""Errors that a user can cause, each with the exit status that the command line gives it.
+
+The message of every one is a single line that says what is wrong and what to do about it. The command line prints it
+as it is; a traceback means a defect of sit-deploy.
+"""
+
+from __future__ import annotations
+
+
+class SitDeployError(Exception):
+    """Base of every error that sit-deploy raises on purpose."""
+
+    exit_status = 2
+
+
+class InputError(SitDeployError):
+    """The input or the usage is wrong: a file, an option, a data set, an environment."""
+
+
+class GateError(SitDeployError):
+    """The work was done and its result is out of tolerance: parity, accuracy or agreement."""
+
+    exit_status = 1
+
+
+def nearest(name: str, choices: list[str] | tuple[str, ...]) -> str:
+    """Return `; did you mean 'x'?`, or an empty string where nothing is close (for unknown names in messages)."""
+    import difflib
+
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,64 @@
+"""Parameters and multiply-accumulates of a model, in closed form, so that listing models needs no torch.
+
+Counted as fvcore counts them, which is how the paper's table was made: one per multiply-accumulate of convolutions,
+Linears and attention, 2 per element of a BatchNorm, 5 per element of a LayerNorm. Tests hold both to the real model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sit_deploy.models.configs import PATCH, STEMS, ModelConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: weights, with the frozen auxiliary head, without reverse TSMs. macs: for one image."""
+
+    parameters: int
+    macs: int
+
+
+def cost(config: ModelConfig, image_size: int | None = None, num_classes: int | None = None) -> Cost:
+    """Return the cost of a model for one square RGB image of `image_size` pixels (the native size by default)."""
+    side = image_size or config.image_size
+    classes = config.num_classes if num_classes is None else num_classes
+    kept = config.tokens(side)
+    total = _stem(config, side)
+    patches = (side // PATCH) ** 2
+    dim, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+    total = _add(total, ((patches + 2) * dim, 0))  # class token and positions
+
+    block = 2 * 2 * dim + 3 * dim * dim + _linear(dim, dim) + _linear(dim, hidden) + _linear(hidden, dim)
+    for blocks, patch_tokens in zip(config.stage_blocks, kept, strict=True):
+        n = patch_tokens + 1
+        macs = n * (4 * dim * dim + 2 * dim * hidden + 2 * 5 * dim) + 2 * n * n * dim
+        total = _add(total, (blocks * block, blocks * macs))
+    for source, target in zip(kept, kept[1:], strict=False):
+        half = dim // 2
+        parameters = 2 * dim + _linear(dim, half) + _linear(half, target) + 1
+        macs = source * (5 * dim + dim * half + half * target) + target * source * dim
+        total = _add(total, (parameters, macs))
+    # final norm over all tokens, head on the class token; the auxiliary head is counted though nothing reads it
+    total = _add(total, (2 * dim + 2 * _linear(dim, classes), (kept[-1] + 1) * 5 * dim + dim * classes))
+    return Cost(*total)
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _add(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _stem(config: ModelConfig, side: int) -> tuple[int, int]:
+    parameters = macs = 0
+    channels = 3
+    for divisor, stride in STEMS[config.stem]:
+        out = config.embed_dim // divisor
+        side //= stride
+        parameters += channels * out * 9 + 2 * out
+        macs += side * side * out * (channels * 9 + 2)
+        channels = out
+    return parameters, macs

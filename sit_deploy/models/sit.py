@@ -1,0 +1,299 @@
+"""LV-ViT and its self-slimmed form SiT, as plain PyTorch modules registered with timm.
+
+Sources: "All Tokens Matter" (LV-ViT, arXiv 2104.10858) and "Self-slimmed Vision Transformer" (SiT, arXiv 2111.12624).
+Parameter names are those of the official checkpoints. A teacher is a SiT of one stage: nothing slims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, to_2tuple, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.configs import PATCH, STEMS, kept_tokens
+from sit_deploy.models.tsm import Mlp, ReverseTokenSlimming, TokenSlimming
+
+
+@dataclass(frozen=True)
+class FRDOutput:
+    """What distillation compares.
+
+    logits: (B, classes) of the class token. dist_logits: (B, classes) of the dist token, or None.
+    tokens: one (B, patches, dim) a block, the patch tokens after slimming and recovery.
+    """
+
+    logits: Tensor
+    dist_logits: Tensor | None
+    tokens: list[Tensor]
+
+
+class ConvStem(nn.Module):
+    """3×3 convolutions, each with BatchNorm, GELU between them: (B, C, H, W) → (B, dim, H/16, W/16).
+
+    `4c` has strides 2,2,2,2; `6c` (SiT-L) has strides 2,1,1,2,2,2.
+    """
+
+    def __init__(self, in_chans: int, dim: int, layout: str) -> None:
+        super().__init__()
+        self.depth = len(STEMS[layout])
+        self.gelu = nn.GELU()
+        channels = in_chans
+        for i, (divisor, stride) in enumerate(STEMS[layout], 1):
+            conv = nn.Conv2d(channels, dim // divisor, 3, stride=stride, padding=1, bias=False)
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(dim // divisor))
+            channels = dim // divisor
+
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Return the (convolution, normalisation) pairs in order."""
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.depth + 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, (conv, bn) in enumerate(self.layers(), 1):
+            x = bn(conv(x))
+            if i < self.depth:
+                x = self.gelu(x)
+        return x
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, dim) → (B, N, dim)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block whose residual branches are divided by `skip_lam` (LV-ViT, section 3.3)."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, skip_lam: float, drop_path: float) -> None:
+        super().__init__()
+        self.skip_lam = skip_lam
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x))) / self.skip_lam
+        return x + self.drop_path(self.mlp(self.norm2(x))) / self.skip_lam
+
+
+class SiT(nn.Module):
+    """Self-slimmed Vision Transformer; with one stage, the unslimmed LV-ViT.
+
+    forward: images (B, in_chans, H, W) float → logits (B, num_classes); with a dist token, the mean of both heads.
+
+    Args:
+        img_size: height and width in pixels, each divisible by 16.
+        num_classes: 0 gives the features of the class token instead of logits.
+        stage_blocks: blocks a stage; after the last block of every stage but the final one a TSM merges tokens.
+        keeping_ratio: share of the patch tokens that each further stage keeps.
+        kept: patch tokens of every stage, in place of those that `keeping_ratio` gives (a checkpoint trained at
+            another image size has its own).
+        dist_token: add the distillation token of a CNN teacher and its head.
+        reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
+        patch_size: fixed at 16 by the stem; named so that timm's tools find it.
+    Raises:
+        InputError: an image size that 16 does not divide, or a schedule that leaves no token.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 384,
+        num_heads: int = 6,
+        stage_blocks: tuple[int, ...] = (16,),
+        mlp_ratio: float = 3.0,
+        stem: str = "4c",
+        skip_lam: float = 2.0,
+        keeping_ratio: float = 0.5,
+        kept: tuple[int, ...] | None = None,
+        drop_path_rate: float = 0.0,
+        dist_token: bool = False,
+        reverse_tsm: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = to_2tuple(img_size)
+        if height % PATCH or width % PATCH or min(height, width) < PATCH:
+            raise InputError(
+                f"image size {height}x{width} is not divisible by {PATCH}; "
+                f"take {max(1, height // PATCH) * PATCH} or {(height // PATCH + 1) * PATCH}"
+            )
+        self.img_size = (height, width)
+        self.grid_size = (height // PATCH, width // PATCH)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
+        self.stage_blocks = tuple(stage_blocks)
+        self.depth = sum(self.stage_blocks)
+        self.grad_checkpointing = False
+        patches = self.grid_size[0] * self.grid_size[1]
+        self.kept = tuple(kept) if kept else kept_tokens(patches, len(self.stage_blocks), keeping_ratio)
+        if len(self.kept) != len(self.stage_blocks) or self.kept[0] != patches or min(self.kept) < 1:
+            raise InputError(
+                f"token schedule {self.kept} does not fit {len(self.stage_blocks)} stages of {patches} patches; "
+                "every stage must keep at least one token: use a larger image or a larger keeping ratio"
+            )
+
+        self.patch_embed = ConvStem(in_chans, embed_dim, stem)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, embed_dim))
+        if dist_token:
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            self.dist_pos_embed = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        drop_rates = torch.linspace(0, drop_path_rate, self.depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, skip_lam, drop_rates[i]) for i in range(self.depth)
+        )
+        # block index after which each TSM acts
+        self.slim_after = {sum(self.stage_blocks[:i]) - 1: i - 1 for i in range(1, len(self.stage_blocks))}
+        if self.slim_after:
+            self.tsm = nn.ModuleList(TokenSlimming(embed_dim, n) for n in self.kept[1:])
+        if reverse_tsm:
+            self.rtsm = nn.ModuleList(self._reverse_tsm(i, patches) for i in range(self.depth))
+        self.norm = nn.LayerNorm(embed_dim)
+        self._make_heads(dist_token)
+        self._init_weights()
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens that are never slimmed: the class token and, where there is one, the dist token."""
+        return 2 if self.has_dist_token else 1
+
+    @property
+    def has_dist_token(self) -> bool:
+        return hasattr(self, "dist_token")
+
+    def _reverse_tsm(self, block: int, patches: int) -> nn.Module:
+        slimmed = sum(after <= block for after in self.slim_after)
+        return ReverseTokenSlimming(self.embed_dim, self.kept[slimmed], patches) if slimmed else nn.Identity()
+
+    def _make_heads(self, dist_token: bool) -> None:
+        def head() -> nn.Module:
+            return nn.Linear(self.embed_dim, self.num_classes) if self.num_classes else nn.Identity()
+
+        self.head = head()
+        # LV-ViT's token-labelling head: unused, frozen, kept so that official checkpoints load strictly
+        self.aux_head = head().requires_grad_(False)
+        if dist_token:
+            self.head_dist = head()
+
+    def _init_weights(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith(("_token", "pos_embed")):
+                trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token", "dist_token", "dist_pos_embed"}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        stem = r"^cls_token|^dist_token|pos_embed|^patch_embed"
+        return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace every head (class, aux and dist) by a new one of `num_classes` outputs."""
+        self.num_classes = num_classes
+        device = self.cls_token.device
+        self._make_heads(self.has_dist_token)
+        for head in (self.head, getattr(self, "head_dist", None)):
+            if isinstance(head, nn.Linear):
+                trunc_normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
+        self.to(device)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) with positions added."""
+        if x.shape[-2:] != self.img_size:
+            raise InputError(
+                f"this model takes images of {self.img_size}, got {tuple(x.shape[-2:])}; resize them"
+            )
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        prefix, pos = self.cls_token, self.pos_embed
+        if self.has_dist_token:
+            prefix = torch.cat((prefix, self.dist_token), dim=1)
+            pos = torch.cat((pos[:, :1], self.dist_pos_embed, pos[:, 1:]), dim=1)
+        return torch.cat((prefix.expand(x.shape[0], -1, -1), x), dim=1) + pos
+
+    def _run_block(self, index: int, x: Tensor) -> Tensor:
+        """Run block `index` and, where a stage ends, its TSM on the patch tokens."""
+        block = self.blocks[index]
+        x = (
+            checkpoint(block, x, use_reentrant=False)
+            if self.grad_checkpointing and self.training
+            else block(x)
+        )
+        if index in self.slim_after:
+            n = self.num_prefix_tokens
+            x = torch.cat((x[:, :n], self.tsm[self.slim_after[index]](x[:, n:])), dim=1)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
+        x = self.embed(x)
+        for i in range(self.depth):
+            x = self._run_block(i, x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Normalised tokens → logits (B, num_classes), or the class token's features."""
+        if pre_logits:
+            return x[:, 0]
+        if self.has_dist_token:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        return self.head(x[:, 0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_frd(self, x: Tensor) -> FRDOutput:
+        """Images → what FRD compares (section 3.3). A student needs `reverse_tsm=True`.
+
+        Raises:
+            InputError: a slimmed model without reverse TSMs, whose tokens no teacher can be compared with.
+        """
+        recover = getattr(self, "rtsm", None)
+        if self.slim_after and recover is None:
+            raise InputError(
+                "this SiT has no reverse TSMs; create it with reverse_tsm=True to distil into it"
+            )
+        x = self.embed(x)
+        tokens = []
+        for i in range(self.depth):
+            x = self._run_block(i, x)
+            patches = x[:, self.num_prefix_tokens :]
+            tokens.append(patches if recover is None else recover[i](patches))
+        x = self.norm(x)
+        dist = self.head_dist(x[:, 1]) if self.has_dist_token else None
+        return FRDOutput(self.head(x[:, 0]), dist, tokens)

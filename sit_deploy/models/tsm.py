@@ -1,0 +1,59 @@
+"""Token slimming (TSM) and its inverse (reverse TSM) of "Self-slimmed Vision Transformer", arXiv 2111.12624.
+
+Parameter names are those of the official checkpoints, so that these load as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear → GELU → Linear over the last axis: (..., dim_in) → (..., dim_out)."""
+
+    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim_in, dim_hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(dim_hidden, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class TokenSlimming(nn.Module):
+    """Softly merges tokens: (B, N, dim) → (B, kept, dim), each output a convex combination of all N inputs (eq. 3).
+
+    The assignment is a softmax over the *input* tokens, so N may vary while `kept` is fixed by the last Linear.
+    """
+
+    def __init__(self, dim: int, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+        self.weight = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, kept)
+        )
+        self.scale = nn.Parameter(torch.ones(1, 1, 1))
+
+    def assignment(self, x: Tensor) -> Tensor:
+        """Return the soft assignment (B, kept, N) of tokens `x` (B, N, dim); every row sums to one."""
+        return torch.softmax(self.weight(x) * self.scale, dim=1).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.assignment(x) @ x
+
+
+class ReverseTokenSlimming(nn.Module):
+    """Recovers tokens for distillation: (B, kept, dim) → (B, patches, dim) (eq. 5). Exists in training only."""
+
+    def __init__(self, dim: int, kept: int, patches: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp1 = Mlp(kept, patches * ratio, patches)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp2 = Mlp(dim, dim * ratio, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mlp1(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.mlp2(self.norm2(x))
