@@ -1,0 +1,217 @@
+"""The two verbs every runtime has: build an engine from ONNX, and run it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import EngineBuildError, EngineInputError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from typing_extensions import Self
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output. A dimension of None is open; `dtype` is numpy's name ("float32")."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {format_shape(self.shape)}"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. What a runtime has no use for, it refuses rather than ignores.
+
+    Attributes:
+        dynamic_batch: (min, opt, max) batch sizes of a graph whose batch dimension is open.
+        optimization_level: 0 (quick build) to 5 (fast engine); None is the runtime's default.
+        timing_cache: file of kernel timings, read if present and written after the build.
+        compute_capabilities: GPUs to build for ("sm80", ...); empty is the engine's default.
+        workspace_bytes: limit on scratch memory of one layer.
+        threads: CPU threads, at least 1; None leaves the choice to the runtime.
+        device: "cpu", "cuda" or "cuda:N", for the runtimes that know both.
+
+    Raises:
+        EngineBuildError: a value is out of range.
+    """
+
+    dynamic_batch: tuple[int, int, int] | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.dynamic_batch is not None:
+            low, best, high = self.dynamic_batch
+            if not 1 <= low <= best <= high:
+                raise EngineBuildError(
+                    f"dynamic batch must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {low}:{best}:{high}"
+                )
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise EngineBuildError(f"optimization level must be 0 to 5, got {self.optimization_level}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise EngineBuildError(
+                f"workspace must be at least 1 byte, got {self.workspace_bytes}; "
+                "leave it out for the engine's default"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise EngineBuildError(
+                f"threads must be at least 1, got {self.threads}; leave it out for the runtime's default"
+            )
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What was built. `target` says where it runs; `details` holds JSON values only."""
+
+    kind: str
+    version: str
+    filename: str
+    size_bytes: int
+    build_seconds: float
+    target: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a runtime can do on this machine; `remedy` says how to get what is missing."""
+
+    kind: str
+    installed: bool
+    version: str | None
+    can_build: bool
+    can_run: bool
+    reason: str
+    remedy: str | None = None
+
+
+class Engine(ABC):
+    """A runtime: `kind` names it, `filename` is what its engine is called in a bundle."""
+
+    kind: str
+    filename: str
+
+    @abstractmethod
+    def probe(self) -> Support:
+        """Say what this runtime can do here. Never raises: a broken install is an answer."""
+
+    @abstractmethod
+    def build(
+        self,
+        onnx_path: Path,
+        engine_path: Path,
+        options: BuildOptions,
+        progress: Progress | None = None,
+    ) -> EngineInfo:
+        """Build `engine_path` from `onnx_path`; the file appears whole or not at all.
+
+        Raises:
+            EngineNotInstalledError: the runtime is missing.
+            NoGpuError: the build needs a GPU.
+            EngineBuildError: the graph or the options do not suit the runtime.
+        """
+
+    @abstractmethod
+    def load(self, engine_path: Path, *, threads: int | None = None, device: str = "cpu") -> Runner:
+        """Open a built engine for inference.
+
+        Raises:
+            EngineNotInstalledError: the runtime is missing.
+            NoGpuError: running needs a GPU.
+            EngineLoadError: the file is missing or damaged, or the device is not to be had.
+        """
+
+
+class Runner(ABC):
+    """An open engine. Use as a context manager, or call `close`."""
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._closed = False
+
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once: an array for each of `inputs` in, one for each of `outputs` out.
+
+        Raises:
+            EngineInputError: the runner is closed, or a name, dtype or shape is not as in `inputs`.
+        """
+        if self._closed:
+            raise EngineInputError("this engine is closed; load it again to run it")
+        self._check_names(feeds)
+        for spec in self.inputs:
+            _check_array(spec, feeds[spec.name])
+        return self._infer(feeds)
+
+    def close(self) -> None:
+        """Free the engine; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run on feeds already checked."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free what the runtime holds; called once."""
+
+    def _check_names(self, feeds: Mapping[str, np.ndarray]) -> None:
+        expected = {spec.name for spec in self.inputs}
+        if set(feeds) != expected:
+            raise EngineInputError(f"expected inputs {_join(expected)}, got {_join(feeds) or 'none'}")
+
+
+def format_shape(shape: tuple[int | None, ...]) -> str:
+    """Spell a shape: (None, 3, 224, 224) is "(N, 3, 224, 224)"."""
+    return "(" + ", ".join("N" if size is None else str(size) for size in shape) + ")"
+
+
+def _check_array(spec: TensorSpec, array: np.ndarray) -> None:
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        raise EngineInputError(
+            f"input {spec.name}: expected a numpy array of {spec}, got {type(array).__name__}"
+        )
+    if array.dtype.name != spec.dtype or not array.dtype.isnative:
+        got = array.dtype.name if array.dtype.isnative else f"byte-swapped {array.dtype.name}"
+        raise EngineInputError(f"input {spec.name}: expected dtype {spec.dtype}, got {got}")
+    fits = len(array.shape) == len(spec.shape) and all(
+        got >= 1 if want is None else got == want for got, want in zip(array.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise EngineInputError(
+            f"input {spec.name}: expected shape {format_shape(spec.shape)}, got {format_shape(array.shape)}"
+        )
+
+
+def _join(names: object) -> str:
+    return ", ".join(sorted(map(str, names)))  # type: ignore[call-overload]

@@ -1,0 +1,68 @@
+"""Is there an NVIDIA GPU? Asked of the driver alone, through ctypes.
+
+TensorRT must not be asked: without a device its runtime hands back garbage objects.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+# CUdevice_attribute values of the CUDA driver API.
+_COMPUTE_CAPABILITY_MAJOR = 75
+_COMPUTE_CAPABILITY_MINOR = 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device, in the driver's order; `compute_capability` is spelt "sm80"."""
+
+    name: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class GpuStatus:
+    """The devices a process may use; where there are none, `reason` says why in a few words."""
+
+    gpus: tuple[Gpu, ...]
+    reason: str
+
+    def __bool__(self) -> bool:
+        return bool(self.gpus)
+
+
+def find_gpus() -> GpuStatus:
+    """Ask the CUDA driver for its devices (CUDA_VISIBLE_DEVICES is respected)."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return GpuStatus((), f"no NVIDIA driver ({library} not found)")
+    status = cuda.cuInit(0)
+    if status != 0:
+        return GpuStatus((), f"the NVIDIA driver reports {_error_name(cuda, status)}")
+    count = ctypes.c_int(0)
+    status = cuda.cuDeviceGetCount(ctypes.byref(count))
+    if status != 0:
+        return GpuStatus((), f"the NVIDIA driver reports {_error_name(cuda, status)}")
+    gpus = tuple(_describe(cuda, ordinal) for ordinal in range(count.value))
+    return GpuStatus(gpus, "" if gpus else "the NVIDIA driver lists no device")
+
+
+def _describe(cuda: ctypes.CDLL, ordinal: int) -> Gpu:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGet(ctypes.byref(device), ordinal)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
+    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}")
+
+
+def _error_name(cuda: ctypes.CDLL, status: int) -> str:
+    name = ctypes.c_char_p()
+    if cuda.cuGetErrorName(status, ctypes.byref(name)) != 0 or name.value is None:
+        return f"error {status}"
+    return name.value.decode()

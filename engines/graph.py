@@ -1,0 +1,97 @@
+"""What an engine has to know of an ONNX file before a runtime sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.base import TensorSpec, format_shape
+from engines.errors import EngineBuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import onnx
+
+
+def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Read an ONNX file; tensors stored in files beside it are read only if `weights`.
+
+    Runtimes differ on damaged files (TensorRT-RTX takes plain text for an empty graph), so the
+    question is settled here.
+
+    Raises:
+        EngineBuildError: there is no such file, or it is not a readable ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise EngineBuildError(f"{path}: no such ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=weights)
+    except (DecodeError, UnicodeDecodeError):
+        raise EngineBuildError(
+            f"{path} is not a readable ONNX model (not a protobuf, or cut short)"
+        ) from None
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EngineBuildError(f"{path} is not a readable ONNX model ({first})") from error
+    if not model.opset_import or not model.graph.output:
+        raise EngineBuildError(f"{path} is not a readable ONNX model (it holds no graph)")
+    return model
+
+
+def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The graph's inputs, leaving out initializers that are listed as inputs."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return _specs(value for value in model.graph.input if value.name not in weights)
+
+
+def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The graph's outputs."""
+    return _specs(model.graph.output)
+
+
+def check_batch(
+    inputs: tuple[TensorSpec, ...], dynamic_batch: tuple[int, int, int] | None, *, required: bool
+) -> None:
+    """Check that open dimensions and the batch range asked for agree.
+
+    Args:
+        required: the runtime cannot build an open batch without a range.
+
+    Raises:
+        EngineBuildError: a range is given for a fixed batch; or, if required, the range is
+            missing or another dimension is open.
+    """
+    for spec in inputs:
+        if required and None in spec.shape[1:]:
+            raise EngineBuildError(
+                f"input {spec.name} has shape {format_shape(spec.shape)}; "
+                "only the first dimension (the batch) may be open"
+            )
+        is_open = bool(spec.shape) and spec.shape[0] is None
+        if dynamic_batch is not None and not is_open:
+            raise EngineBuildError(
+                f"dynamic batch {':'.join(map(str, dynamic_batch))} asked for, but input "
+                f"{spec.name} has the fixed shape {format_shape(spec.shape)}; "
+                "export the graph with an open batch"
+            )
+        if dynamic_batch is None and is_open and required:
+            raise EngineBuildError(
+                f"input {spec.name} has an open batch {format_shape(spec.shape)}; "
+                "give its range as --dynamic-batch MIN:OPT:MAX"
+            )
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    from onnx import helper
+
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        specs.append(TensorSpec(value.name, shape, dtype))
+    return tuple(specs)

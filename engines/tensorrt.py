@@ -1,0 +1,193 @@
+"""TensorRT and TensorRT-RTX: one API in two packages, chosen by flavour.
+
+TensorRT-RTX builds ahead of time with no GPU and no driver, and finishes compiling on the machine
+that runs the engine. Full TensorRT times kernels while it builds, so it needs the GPU it builds
+for. Features are asked for (`hasattr`); version numbers are never compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from engines.base import BuildOptions, Engine, EngineInfo, Progress, Runner, Support
+from engines.errors import (
+    EngineError,
+    EngineLoadError,
+    EngineNotInstalledError,
+    NoGpuError,
+)
+from engines.files import atomic_path
+from engines.gpu import find_gpus
+from engines.graph import check_batch, input_specs, output_specs, read_model
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What differs between the two packages."""
+
+    kind: str
+    title: str
+    module: str
+    install: str
+    needs_gpu_to_build: bool
+    has_timing_cache: bool  # TensorRT-RTX keeps the calls and makes them do nothing
+
+
+FLAVOURS = {
+    flavour.kind: flavour
+    for flavour in (
+        Flavour("tensorrt", "TensorRT", "tensorrt", "run `pip install sit-deploy[tensorrt]`", True, True),
+        Flavour(
+            "tensorrt-rtx",
+            "TensorRT-RTX",
+            "tensorrt_rtx",
+            "run `pip install tensorrt-rtx`",
+            False,
+            False,
+        ),
+    )
+}
+
+
+class TensorRT(Engine):
+    """Build a strongly typed TensorRT engine: every type is the ONNX graph's own."""
+
+    filename = "engine.plan"
+
+    def __init__(self, kind: str = "tensorrt") -> None:
+        if kind not in FLAVOURS:
+            raise EngineError(f"unknown TensorRT flavour {kind!r}; use {' or '.join(FLAVOURS)}")
+        self.kind = kind
+        self.flavour = FLAVOURS[kind]
+
+    def probe(self) -> Support:
+        title = self.flavour.title
+        try:
+            trt = import_module(self.flavour)
+        except EngineNotInstalledError as error:
+            return Support(self.kind, False, None, False, False, error.reason, error.remedy)
+        status = find_gpus()
+        version = trt.__version__
+        if status:
+            reason = f"{title} {version} builds here; running is not supported by this version yet"
+            return Support(self.kind, True, version, True, False, reason)
+        if self.flavour.needs_gpu_to_build:
+            reason = f"{title} {version} needs an NVIDIA GPU to build: {status.reason}"
+            remedy = "build on the machine that will run the engine, or use --engine tensorrt-rtx"
+            return Support(self.kind, True, version, False, False, reason, remedy)
+        reason = f"{title} {version} builds without a GPU; to run, it needs one: {status.reason}"
+        remedy = "copy the bundle to a machine with an NVIDIA GPU, or use --engine onnxruntime"
+        return Support(self.kind, True, version, True, False, reason, remedy)
+
+    def build(
+        self,
+        onnx_path: Path,
+        engine_path: Path,
+        options: BuildOptions,
+        progress: Progress | None = None,
+    ) -> EngineInfo:
+        """Build `engine_path`.
+
+        With no compute capabilities given, TensorRT-RTX makes one engine for every GPU it
+        supports from Ampere on; Turing (sm75) has to be named, best on its own. TensorRT builds
+        for the first GPU here.
+
+        Ctrl-C cancels at the builder's next step. TensorRT-RTX spends most of a build in a single
+        step, so that can take seconds.
+        """
+        title = self.flavour.title
+        status = find_gpus()
+        trt = import_module(self.flavour)
+        if self.flavour.needs_gpu_to_build and not status:
+            raise NoGpuError(
+                f"building a {title} engine needs an NVIDIA GPU and driver; none found here "
+                f"({status.reason}). Use --engine tensorrt-rtx, which builds without one"
+            )
+        from engines import tensorrt_build
+
+        started = time.perf_counter()
+        if progress:
+            progress("reading ONNX", 0, 1)
+        model = read_model(onnx_path)
+        inputs, outputs = input_specs(model), output_specs(model)
+        del model
+        check_batch(inputs, options.dynamic_batch, required=True)
+        targets = tensorrt_build.targets(trt, title, options.compute_capabilities, bool(status))
+        with atomic_path(engine_path) as temporary:
+            plan, details = tensorrt_build.build_plan(
+                trt,
+                self.flavour,
+                onnx_path,
+                inputs,
+                outputs,
+                options,
+                targets,
+                progress,
+            )
+            temporary.write_bytes(plan)
+        if targets:
+            target = ",".join(targets)
+        elif self.flavour.needs_gpu_to_build:
+            target = f"{status.gpus[0].compute_capability} ({status.gpus[0].name})"
+        else:
+            target = tensorrt_build.default_target(trt)
+        return EngineInfo(
+            kind=self.kind,
+            version=trt.__version__,
+            filename=engine_path.name,
+            size_bytes=engine_path.stat().st_size,
+            build_seconds=time.perf_counter() - started,
+            target=target,
+            details=details,
+        )
+
+    def load(self, engine_path: Path, *, threads: int | None = None, device: str = "cuda") -> Runner:
+        """Not possible yet: says what is missing, a GPU first of all."""
+        title = self.flavour.title
+        if not engine_path.is_file():
+            raise EngineLoadError(f"{engine_path}: no such engine file")
+        status = find_gpus()
+        if not status:
+            raise NoGpuError(
+                f"running a {title} engine needs an NVIDIA GPU and driver; none found here "
+                f"({status.reason}). Copy the bundle to a machine with one, "
+                "or build with --engine onnxruntime to run on this CPU"
+            )
+        raise EngineLoadError(
+            f"running a {title} engine is not supported by this version yet; the engine itself is "
+            "complete: run it with another TensorRT program, or build with --engine onnxruntime"
+        )
+
+
+def import_module(flavour: Flavour) -> ModuleType:
+    """Import the package of a flavour.
+
+    Raises:
+        EngineNotInstalledError: it is missing, or broken.
+    """
+    try:
+        trt = importlib.import_module(flavour.module)
+    except Exception as error:  # a broken library may raise anything while it loads
+        if isinstance(error, ModuleNotFoundError) and error.name == flavour.module:
+            raise EngineNotInstalledError(f"{flavour.title} is not installed", flavour.install) from None
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise EngineNotInstalledError(
+            f"{flavour.title} is installed but cannot be imported ({cause})",
+            "reinstall it and check that its libraries are found",
+        ) from error
+    if not hasattr(trt, "Builder") or not hasattr(trt, "OnnxParser"):
+        raise EngineNotInstalledError(
+            f"the package {flavour.module} is installed but has no builder (lean runtime?)",
+            flavour.install,
+        )
+    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    if not typed and hasattr(trt.BuilderFlag, "FP16"):
+        raise EngineNotInstalledError(
+            f"{flavour.title} {trt.__version__} has no strongly typed networks",
+            "install TensorRT 10 or later",
+        )
+    return trt

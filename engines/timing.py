@@ -1,0 +1,389 @@
+"""Latency, measured so that a comparison can be believed.
+
+The idle threads of an inference runtime keep spinning for a while, and in one process they slow
+whatever runs next. So every candidate gets a process of its own, and the processes take turns:
+A B A B, one slice each. A worker answers at the end of its slice only once its threads have gone
+quiet. Machines drift (heat, neighbours), so candidates are compared within a round.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines import cpu
+from engines.errors import EngineError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from engines.base import Progress
+
+_UNTIMED_CALLS = 2  # at the start of a slice: the caches hold the other worker's data
+_MIN_CALLS = 3  # in a slice, however slow a call is
+_QUIET_WAIT_SECONDS = 2.0
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Latency of one call in milliseconds; images/s is batch size over the mean latency."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    min_ms: float
+    iterations: int
+    images_per_second: float
+
+    @classmethod
+    def from_seconds(cls, samples: Sequence[float], batch_size: int = 1) -> LatencyStats:
+        """Summarise the seconds each call took.
+
+        Raises:
+            EngineError: no samples, or a batch size below 1.
+        """
+        if not samples:
+            raise EngineError("no latency samples; time at least one call")
+        if batch_size < 1:
+            raise EngineError(f"batch size must be at least 1, got {batch_size}")
+        ordered = sorted(samples)
+        mean = statistics.fmean(ordered)
+        return cls(
+            p50_ms=1e3 * percentile(ordered, 50),
+            p90_ms=1e3 * percentile(ordered, 90),
+            p99_ms=1e3 * percentile(ordered, 99),
+            mean_ms=1e3 * mean,
+            min_ms=1e3 * ordered[0],
+            iterations=len(ordered),
+            images_per_second=batch_size / mean if mean > 0 else math.inf,
+        )
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The percentile of values in ascending order, linear between neighbours as in numpy."""
+    position = (len(ordered) - 1) * percent / 100
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """A candidate to time.
+
+    Attributes:
+        factory: module-level callable, called with `args` in the worker; it returns a callable
+            without arguments to time. If that has a `close()`, it is called at the end.
+        batch_size: images a call.
+        cpus: CPUs to pin the worker to; None leaves it free.
+    """
+
+    factory: Callable[..., Callable[[], object]]
+    args: tuple[Any, ...] = ()
+    batch_size: int = 1
+    cpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """What a worker measured.
+
+    Attributes:
+        stats: over every timed call of every round.
+        round_medians_ms: the median latency of each round.
+        threads: threads of the worker's process after warm-up, main thread included; None where
+            the system does not tell.
+        cpus: the CPUs it was allowed to run on; None where the system does not tell.
+        quiet: its threads went idle after every slice; if not, they may have slowed the others.
+    """
+
+    stats: LatencyStats
+    round_medians_ms: tuple[float, ...]
+    threads: int | None
+    cpus: tuple[int, ...] | None
+    quiet: bool
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Latency of one candidate over another: the median of the rounds' ratios of medians."""
+
+    median: float
+    per_round: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a measurement was made; `load_average` is the last minute's, if known."""
+
+    cpu_model: str
+    logical_cpus: int
+    usable_cpus: int
+    load_average: float | None = field(default=None, compare=False)
+
+
+def machine() -> Machine:
+    """Describe this machine."""
+    logical = os.cpu_count() or 1
+    return Machine(
+        cpu_model=cpu.model_name(),
+        logical_cpus=logical,
+        usable_cpus=len(_affinity() or range(logical)),
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
+
+
+def ratio(candidate: WorkerResult, baseline: WorkerResult) -> Ratio:
+    """How long `candidate` takes for each unit of time of `baseline`; below 1 it is faster.
+
+    Raises:
+        EngineError: the two were not timed in the same rounds.
+    """
+    pairs = list(zip(candidate.round_medians_ms, baseline.round_medians_ms, strict=False))
+    if not pairs or len(candidate.round_medians_ms) != len(baseline.round_medians_ms):
+        raise EngineError("only workers timed in the same rounds can be compared")
+    per_round = tuple(ours / theirs for ours, theirs in pairs)
+    return Ratio(statistics.median(per_round), per_round)
+
+
+def alternate(
+    workers: Mapping[str, WorkerSpec],
+    rounds: int = 5,
+    seconds_per_round: float = 2.0,
+    warmup_seconds: float = 1.0,
+    progress: Progress | None = None,
+) -> dict[str, WorkerResult]:
+    """Time the workers turn about, each in a process of its own.
+
+    The processes are spawned, so a calling script needs `if __name__ == "__main__":`.
+
+    Args:
+        workers: candidates by name, timed in this order within each round.
+        rounds: turns of each worker.
+        seconds_per_round: length of a turn.
+        warmup_seconds: untimed running of each worker before the first round.
+
+    Raises:
+        EngineError: bad arguments, or a worker failed or died (its own words, on one line).
+    """
+    if not workers or rounds < 1 or seconds_per_round <= 0 or warmup_seconds < 0:
+        raise EngineError(
+            "timing needs at least one worker, one round, a positive time a round and no negative "
+            f"warm-up; got {len(workers)} workers, {rounds} rounds, {seconds_per_round} s a round, "
+            f"{warmup_seconds} s of warm-up"
+        )
+    total = len(workers) * (1 + rounds)
+    running: dict[str, _Worker] = {}
+    samples: dict[str, list[list[float]]] = {name: [] for name in workers}
+    quiet = dict.fromkeys(workers, True)
+    finished = False
+    try:
+        for done, (name, spec) in enumerate(workers.items()):
+            if progress:
+                progress(f"starting {name}", done, total)
+            running[name] = _Worker(name, spec, warmup_seconds)
+        for turn in range(rounds):
+            for place, (name, worker) in enumerate(running.items()):
+                if progress:
+                    progress(f"timing {name}", len(workers) * (1 + turn) + place, total)
+                seconds, went_quiet = worker.time(seconds_per_round)
+                samples[name].append(seconds)
+                quiet[name] = quiet[name] and went_quiet
+        finished = True
+    finally:
+        for worker in running.values():
+            worker.stop(gently=finished)
+    if progress:
+        progress("timing", total, total)
+    return {
+        name: WorkerResult(
+            stats=LatencyStats.from_seconds(
+                [second for slice_ in samples[name] for second in slice_], spec.batch_size
+            ),
+            round_medians_ms=tuple(1e3 * statistics.median(slice_) for slice_ in samples[name]),
+            threads=running[name].threads,
+            cpus=running[name].cpus,
+            quiet=quiet[name],
+        )
+        for name, spec in workers.items()
+    }
+
+
+class EngineCall:
+    """A worker's callable that runs an engine on one random batch.
+
+    Args (all picklable): as for `engines.get` and `Engine.load`; `batch_size` fills an open batch.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        engine_path: Path,
+        batch_size: int = 1,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        import numpy as np
+
+        import engines
+
+        self._runner = engines.get(kind).load(engine_path, threads=threads, device=device)
+        random = np.random.default_rng(0)
+        self._feeds = {
+            spec.name: random.standard_normal(
+                [batch_size if size is None else size for size in spec.shape]
+            ).astype(spec.dtype)
+            for spec in self._runner.inputs
+        }
+
+    def __call__(self) -> None:
+        self._runner.infer(self._feeds)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+class _Worker:
+    """The parent's end of a worker process."""
+
+    def __init__(self, name: str, spec: WorkerSpec, warmup_seconds: float) -> None:
+        self.name = name
+        try:
+            # Unpickled in the worker only once it ignores Ctrl-C: imports may take seconds.
+            job = pickle.dumps((spec.factory, spec.args))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise EngineError(
+                f"worker {name}: the factory and its arguments must be picklable "
+                f"(a module-level callable): {_one_line(error)}"
+            ) from error
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, job, spec.cpus, warmup_seconds), daemon=True
+        )
+        self._process.start()
+        try:
+            theirs.close()
+            self.threads, self.cpus = self._receive()
+        except BaseException:
+            self.stop(gently=False)
+            raise
+
+    def time(self, seconds: float) -> tuple[list[float], bool]:
+        """Let the worker run for a slice; returns the seconds of each call, and if it is quiet."""
+        try:
+            self._connection.send(seconds)
+        except OSError:
+            raise self._died() from None
+        return self._receive()
+
+    def stop(self, *, gently: bool) -> None:
+        """End the process: let it close its engine, or do not wait for that."""
+        self._connection.close()  # the worker's recv ends with EOFError
+        if gently:
+            self._process.join(_STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _receive(self) -> Any:
+        wait([self._connection, self._process.sentinel])
+        try:
+            # A last word may still be in the pipe of a process that has ended.
+            if not self._connection.poll():
+                raise EOFError
+            kind, value = self._connection.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if kind == "error":
+            raise EngineError(f"worker {self.name} failed: {value}")
+        return value
+
+    def _died(self) -> EngineError:
+        self._process.join(_STOP_SECONDS)
+        status = self._process.exitcode
+        if status is not None and status < 0:
+            how = f"killed by {signal.Signals(-status).name} (out of memory?)"
+        else:
+            how = f"exit status {status}"
+        return EngineError(f"worker {self.name} died while it was being timed: {how}")
+
+
+def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warmup_seconds: float) -> None:
+    """The worker process: build the callable, then run it for a slice whenever told to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    call = None
+    try:
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+        factory, args = pickle.loads(job)
+        call = factory(*args)
+        _run(call, warmup_seconds)
+        _become_quiet()
+        connection.send(("value", (_thread_count(), _affinity())))
+        while True:
+            seconds = connection.recv()
+            _run(call, 0.0)
+            timed = _run(call, seconds)
+            connection.send(("value", (timed, _become_quiet())))
+    except (EOFError, BrokenPipeError):  # the parent has finished with us
+        close = getattr(call, "close", None)
+        if close is not None:
+            close()
+    except Exception as error:
+        connection.send(("error", _one_line(error)))
+
+
+def _run(call: Callable[[], object], seconds: float) -> list[float]:
+    """Call until `seconds` have passed; the seconds each call took."""
+    calls: list[float] = []
+    least = _MIN_CALLS if seconds else _UNTIMED_CALLS
+    start = time.perf_counter()
+    before = start
+    while before - start < seconds or len(calls) < least:
+        call()
+        after = time.perf_counter()
+        calls.append(after - before)
+        before = after
+    return calls
+
+
+def _become_quiet() -> bool:
+    """Wait until this process's threads use no CPU; False if they still do at the deadline."""
+    deadline = time.perf_counter() + _QUIET_WAIT_SECONDS
+    while time.perf_counter() < deadline:
+        used = time.process_time()
+        time.sleep(0.02)
+        if time.process_time() - used < 0.002:
+            return True
+    return False
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, EngineError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _affinity() -> tuple[int, ...] | None:
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def _thread_count() -> int | None:
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else None

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import engines
+from engines import gpu
+
+
+def test_import_is_light():
+    code = (
+        "import sys, engines\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", engines.KINDS)
+def test_get_returns_the_kind(kind: str):
+    assert engines.get(kind).kind == kind
+
+
+def test_unknown_kind_suggests_the_nearest():
+    with pytest.raises(engines.EngineError, match=r"did you mean tensorrt-rtx\?.*onnxruntime"):
+        engines.get("tensorrt_rtx")
+
+
+def test_support_covers_every_kind_in_order():
+    answers = engines.support()
+    assert tuple(answer.kind for answer in answers) == engines.KINDS
+    for answer in answers:
+        assert answer.installed == (answer.version is not None)
+        assert answer.can_build or answer.remedy
+
+
+def test_auto_prefers_rtx_over_onnxruntime_without_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("engines.tensorrt.find_gpus", lambda: gpu.GpuStatus((), "none"))
+    engine, why = engines.select()
+    assert engine.kind == "tensorrt-rtx"
+    assert why.startswith("tensorrt-rtx was chosen") and why.endswith(".")
+
+
+def test_auto_falls_back_to_onnxruntime(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    engine, why = engines.select()
+    assert engine.kind == "onnxruntime"
+    assert "TensorRT-RTX is not installed" in why
+
+
+def test_asking_for_a_missing_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(engines.EngineNotInstalledError, match="pip install tensorrt-rtx"):
+        engines.select("tensorrt-rtx")
+
+
+def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch):
+    for name in ("tensorrt", "tensorrt_rtx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(engines.EngineNotInstalledError, match="pip install onnxruntime"):
+        engines.select()
+
+
+def test_gpu_status_is_true_or_has_a_reason():
+    status = gpu.find_gpus()
+    assert bool(status) != bool(status.reason)
+
+
+def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert "no NVIDIA driver" in gpu.find_gpus().reason
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"dynamic_batch": (4, 2, 8)}, "4:2:8"),
+        ({"dynamic_batch": (0, 1, 8)}, "0:1:8"),
+        ({"optimization_level": 6}, "0 to 5, got 6"),
+        ({"workspace_bytes": 0}, "got 0"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_options_out_of_range(bad: dict, named: str):
+    with pytest.raises(engines.EngineBuildError, match=named):
+        engines.BuildOptions(**bad)
