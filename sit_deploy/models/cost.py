@@ -6,6 +6,7 @@ Linears and attention, 2 per element of a BatchNorm, 5 per element of a LayerNor
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from sit_deploy.models.configs import PATCH, STEMS, ModelConfig
@@ -34,7 +35,7 @@ def cost(config: ModelConfig, image_size: int | None = None, num_classes: int | 
         n = patch_tokens + 1
         macs = n * (4 * dim * dim + 2 * dim * hidden + 2 * 5 * dim) + 2 * n * n * dim
         total = _add(total, (blocks * block, blocks * macs))
-    for source, target in zip(kept, kept[1:], strict=False):
+    for source, target in itertools.pairwise(kept):
         half = dim // 2
         parameters = 2 * dim + _linear(dim, half) + _linear(half, target) + 1
         macs = source * (5 * dim + dim * half + half * target) + target * source * dim

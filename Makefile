@@ -1,0 +1,46 @@
+# `make demo` and `make test` each start from a bare checkout: they make a virtual environment, install into it what
+# they need at the versions of constraints.txt, and run. A second run goes straight to the work.
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -c constraints.txt -e
+INPUTS  := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle
+	$(BIN)/sit-deploy build --model sit_s --precision fp16 -o build/sit_s-fp16 --force
+
+test: $(VENV)/installed-test ## every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: $(INPUTS) | $(BIN)/pip
+	@echo "installing (the first time takes minutes and 6 GB: torch brings CUDA's libraries)"
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/installed-%: $(INPUTS) | $(VENV)/installed
+	$(INSTALL) '.[$*]'
+	@touch $@
+
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || \
+	    { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "error: $$($(PYTHON) -V) is too old; pass PYTHON=/path/to/python3.10 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

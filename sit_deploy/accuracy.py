@@ -1,0 +1,112 @@
+"""Top-1 and top-5 of a reference and an engine on the same pixels, and how often the two agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sit_deploy.data import ImageFolder, Preprocessing
+
+Logits = Callable[["np.ndarray"], "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of `images` in percent: top1, top5 of each side; agreement: same top class on both.
+
+    drop: reference top1 − engine top1, in points.
+    """
+
+    images: int
+    reference_top1: float
+    reference_top5: float
+    engine_top1: float
+    engine_top5: float
+    agreement: float
+
+    @property
+    def drop(self) -> float:
+        return self.reference_top1 - self.engine_top1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "drop": self.drop}
+
+
+def match_labels(
+    folder: ImageFolder, classes: Sequence[str] | None, num_classes: int
+) -> list[tuple[Path, int]]:
+    """Return (path, label) samples numbered as the model's classes are.
+
+    A folder with the model's class names is matched by name, and may lack some; without names its sorted folders must
+    be exactly the model's classes in order.
+
+    Raises:
+        InputError: folders that are not classes of the model, or of another number.
+    """
+    if classes and set(folder.classes) <= set(classes):
+        if len(set(classes)) != len(classes):
+            raise InputError("the bundle's class names are not unique, so folders cannot be matched by name")
+        label = [list(classes).index(name) for name in folder.classes]
+        return [(path, label[i]) for path, i in folder.samples]
+    if len(folder.classes) != num_classes:
+        raise InputError(
+            f"{folder.root} has {len(folder.classes)} class folders, the model {num_classes} classes; "
+            "give a validation set of the same classes"
+        )
+    return folder.samples
+
+
+def measure(
+    reference: Logits,
+    engine: Logits,
+    samples: Sequence[tuple[Path, int]],
+    preprocessing: Preprocessing,
+    batch_size: int = 8,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Accuracy:
+    """Classify labelled images with both sides. Memory does not grow with their number.
+
+    Args:
+        reference, engine: preprocessed images float32 (n, 3, H, W) → logits (n, classes).
+    Raises:
+        InputError: no sample, or an image that cannot be read.
+    """
+    import numpy as np
+
+    from sit_deploy.data import batches
+
+    counts = np.zeros(5, np.int64)
+    done = 0
+    for images, labels in batches(samples, preprocessing, batch_size):
+        ours, theirs = engine(images), reference(images)
+        counts += [
+            *(int(n) for logits in (theirs, ours) for n in _hits(logits, labels)),
+            int((ours.argmax(1) == theirs.argmax(1)).sum()),
+        ]
+        done += len(images)
+        if progress:
+            progress("measuring accuracy", done, len(samples))
+    return Accuracy(done, *(100.0 * count / done for count in counts.tolist()))
+
+
+def _hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """Count the rows whose label is the best, and among the five best, of its logits."""
+    target = logits[range(len(labels)), labels][:, None]
+    # ties go to the lower index, as argmax has it
+    better = (logits > target).sum(1)
+    ties_before = ((logits == target) & (_columns(logits) < labels[:, None])).sum(1)
+    rank = better + ties_before
+    return int((rank < 1).sum()), int((rank < 5).sum())
+
+
+def _columns(logits: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.arange(logits.shape[1])[None, :]

@@ -1,0 +1,109 @@
+"""The command `sit-deploy`: one module a command, imported when that command runs, so that help is quick."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from engines.errors import EngineError
+from sit_deploy import __version__
+from sit_deploy.errors import SitDeployError, nearest
+
+# name → one line of help; the module sit_deploy.cli.NAME has the click command `command`
+COMMANDS = {
+    "models": "List every model: parameters, MACs, tokens, resolution.",
+    "build": "Build a bundle: checkpoint to a checked engine.",
+    "export": "Write the ONNX graph alone.",
+    "validate": "Check a bundle: golden outputs, accuracy, agreement.",
+    "bench": "Time a bundle's engine against PyTorch.",
+    "inspect": "Lint and summarise an ONNX graph or a bundle.",
+    "predict": "Classify image files with a bundle.",
+    "doctor": "Say what each engine can do on this machine.",
+}
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return import_module(f"sit_deploy.cli.{name}").command if name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"No such command '{args[0]}'{nearest(args[0], tuple(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with: sit-deploy build --model sit_s --precision fp16",
+)
+@click.version_option(__version__, package_name="sit-deploy")
+def cli() -> None:
+    """From a SiT checkpoint (self-slimmed vision transformer) to an engine that serves.
+
+    Exit status: 0 good; 1 a check failed (parity, accuracy); 2 bad usage or bad input.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit. A traceback on the screen is a defect; every foreseen error is one line."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        # with standalone_mode off, click returns a command's result, and the status of Context.exit as an integer
+        status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was left half-written")
+    except SitDeployError as error:
+        _fail(str(error), error.exit_status)
+    except EngineError as error:
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as with `| head`
+        sys.exit(0)
+    except OSError as error:
+        _fail(_os_error(error))
+    except MemoryError:
+        _fail("out of memory; take a smaller model, batch or --calib-images")
+    except Exception as error:
+        from calibration.errors import CalibrationError
+
+        if not isinstance(error, CalibrationError):
+            raise
+        _fail(str(error), error.exit_status)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _os_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    remedy = {
+        errno.ENOSPC: "free some space or choose another output folder",
+        errno.EDQUOT: "free some space or choose another output folder",
+        errno.EACCES: "check its permissions or choose another folder",
+        errno.EROFS: "choose a folder on a writable file system",
+    }.get(error.errno or 0, "check the path")
+    return f"{error.strerror or error}{where}; {remedy}"
+
+
+def _fail(message: str, status: int = 2) -> None:
+    line = " ".join(message.split())
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
+    sys.exit(status)

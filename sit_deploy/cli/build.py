@@ -1,0 +1,175 @@
+"""sit-deploy build"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sit_deploy.cli.common import (
+    DynamicBatch,
+    console,
+    emit_json,
+    examples,
+    json_option,
+    megabytes,
+    path_type,
+    progress,
+    table,
+)
+
+ENGINES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+@click.command(
+    "build",
+    epilog=examples(
+        "sit-deploy build --model sit_s --precision fp16",
+        "sit-deploy build --model sit_s --checkpoint sit_s.pth --precision fp16 --val-data imagenet/val",
+        "sit-deploy build --model sit_xs --engine onnxruntime --batch-size 8 -o xs-cpu",
+        "sit-deploy build --model sit_s --precision fp16 --dynamic-batch 1:8:32 --target sm80 --target sm89",
+    ),
+)
+@click.option("--model", required=True, metavar="NAME", help="Model name; `sit-deploy models` lists them.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="fp32|fp16|bf16",
+    help="Type of products, GELU and sums.",
+)
+@click.option(
+    "--checkpoint",
+    type=path_type,
+    metavar="FILE",
+    help="Weights, .pth or .safetensors; random ones without it.",
+)
+@click.option(
+    "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
+)
+@click.option(
+    "--engine", default="auto", show_default=True, metavar="|".join(ENGINES), help="What to build for."
+)
+@click.option(
+    "--batch-size", default=1, show_default=True, type=int, metavar="N", help="Images a run of the engine."
+)
+@click.option(
+    "--dynamic-batch", type=DynamicBatch(), help="Let the engine take MIN to MAX images, tuned for OPT."
+)
+@click.option("--image-size", type=int, metavar="N", help="Pixels of the square input, divisible by 16.")
+@click.option(
+    "--num-classes", type=int, metavar="N", help="Classes of the head; read from the checkpoint by default."
+)
+@click.option("--labels", type=path_type, metavar="FILE", help="Class names, one a line in label order.")
+@click.option(
+    "--calib-data", type=path_type, metavar="DIR", help="Images for the comparisons and FP16 ranges."
+)
+@click.option(
+    "--calib-images", default=16, show_default=True, type=int, metavar="N", help="How many of them."
+)
+@click.option(
+    "--val-data", type=path_type, metavar="DIR", help="Folder with one subfolder a class: measures accuracy."
+)
+@click.option(
+    "--max-accuracy-drop", type=click.FloatRange(min=0), metavar="PTS", help="Fail if top-1 falls by more."
+)
+@click.option(
+    "--opset",
+    default=20,
+    show_default=True,
+    type=int,
+    metavar="17..20",
+    help="17 is the most TensorRT 8.6 reads.",
+)
+@click.option(
+    "--target", "targets", multiple=True, metavar="smXY", help="GPU to build for (TensorRT-RTX); may repeat."
+)
+@click.option(
+    "--timing-cache", type=path_type, metavar="FILE", help="Kernel timings kept between builds (TensorRT)."
+)
+@click.option("--optimization-level", type=int, metavar="0..5", help="Builder effort (TensorRT).")
+@click.option("--threads", type=int, metavar="N", help="CPU threads (ONNX Runtime).")
+@click.option(
+    "-o", "--output", type=path_type, metavar="DIR", help="Folder of the bundle.  [default: MODEL-PRECISION]"
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@json_option
+def command(
+    model: str, precision: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any
+) -> None:
+    """Build a bundle: a checked engine with its graph, its proof and its papers.
+
+    Every hop (PyTorch, deploy form, ONNX, precision, engine) is compared with the one before and with the PyTorch
+    reference; if one is out of tolerance, nothing is written and the exit status is 1.
+    """
+    from sit_deploy.build import BuildRequest, build
+
+    request = BuildRequest(
+        model=model,
+        precision=precision,
+        output=output or Path(f"{model}-{precision}"),
+        ema=not no_ema,
+        **options,
+    )
+    with progress() as report:
+        bundle = build(request, report)
+    import json
+
+    result = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))
+    if as_json:
+        emit_json({"bundle": str(bundle.path.absolute()), **result})
+    else:
+        show(result, bundle)
+
+
+def show(report: dict[str, Any], bundle: Any) -> None:
+    """Print a report for people: notes, hops, accuracy, files."""
+    screen = console()
+    for note in report["notes"]:
+        loud = report["weights"]["source"] == "random"
+        screen.print(f"[bold yellow]Warning:[/] {note}" if loud else f"Note: {note}")
+    screen.print(f"Engine: {report['engine']['why']}")
+    screen.print(hop_table(report["hops"], f"Against PyTorch, on {report['compared_on']}"))
+    for node in report["plan"]["held_back"]:
+        screen.print(f"Kept in fp32: {node['node']} ({node['reason']})")
+    if report["accuracy"]:
+        screen.print(accuracy_table(report["accuracy"]))
+    files = ", ".join(
+        f"{name} {megabytes(facts['bytes'])}" for name, facts in bundle.manifest["files"].items()
+    )
+    screen.print(f"[green]✓[/] [bold]{bundle.path}[/]: {files}")
+    screen.print(f"Built in {sum(report['seconds'].values()):.0f} s. Next: sit-deploy bench {bundle.path}")
+
+
+def hop_table(hops: list[dict[str, Any]], title: str) -> Any:
+    right = ("error", "tolerance", "step", "SQNR dB", "agree")
+    listing = table(
+        "hop", "error", "tolerance", "step", "SQNR dB", "agree", "", title=title, right=right, fold=("",)
+    )
+    for hop in hops:
+        compared = hop["error"] is not None
+        listing.add_row(
+            hop["name"],
+            f"{hop['error']:.1e}" if compared else "—",
+            f"{hop['tolerance']:g}" if compared and hop["tolerance"] else "",
+            f"{hop['step_error']:.1e}" if compared else "",
+            "exact" if compared and hop["sqnr_db"] is None else f"{hop['sqnr_db']:.1f}" if compared else "",
+            f"{hop['agreement']:.0%}" if compared else "",
+            hop["note"] or ("[green]ok[/]" if hop["passed"] else "[red]out of tolerance[/]"),
+        )
+    return listing
+
+
+def accuracy_table(accuracy: dict[str, Any]) -> Any:
+    right = ("top-1 %", "top-5 %", "agree %")
+    title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
+    listing = table("", "top-1 %", "top-5 %", "agree %", title=title, right=right)
+    listing.add_row("PyTorch", f"{accuracy['reference_top1']:.2f}", f"{accuracy['reference_top5']:.2f}", "")
+    listing.add_row(
+        accuracy["measured_on"],
+        f"{accuracy['engine_top1']:.2f}",
+        f"{accuracy['engine_top5']:.2f}",
+        f"{accuracy['agreement']:.2f}",
+    )
+    return listing

@@ -1,0 +1,113 @@
+"""What the commands share: option types, progress, and output that is either a table or JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Progress = Callable[[str, int, int], None]
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."
+)
+# existence is checked where the path is used, so that every way in gives the same message
+path_type = click.Path(path_type=Path)
+
+
+def examples(*lines: str) -> str:
+    """Return an epilog of example command lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # a pipe has no width of its own; 80 columns would fold the tables
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+
+
+def table(
+    *columns: str, title: str | None = None, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
+) -> Table:
+    """Make a table; columns named in `fold` give way where the terminal is narrow, the others never break."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=column not in fold)
+    return made
+
+
+def emit_json(value: Any) -> None:
+    """Print JSON; a NaN or infinity in it would be a defect and raises."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Give a callback (text, done, total) that shows every text as a step on standard error.
+
+    On a terminal: a spinner, or a bar where there is a total. Elsewhere: one line for each finished step.
+    """
+    screen = console(stderr=True)
+    started: dict[str, float] = {}
+    if not screen.is_terminal:
+
+        def line(text: str, done: int, total: int) -> None:
+            since = started.setdefault(text, time.perf_counter())
+            if total and done >= total:
+                del started[text]
+                click.echo(f"{text} ({time.perf_counter() - since:.1f} s)", err=True)
+
+        yield line
+        return
+
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    tasks: dict[str, TaskID] = {}
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=screen) as bars:
+
+        def update(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=None)
+            bars.update(tasks[text], completed=done, total=total or None)
+
+        yield update
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+class DynamicBatch(click.ParamType):
+    """MIN:OPT:MAX → three integers."""
+
+    name = "MIN:OPT:MAX"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+            self.fail(f"{value!r} is not MIN:OPT:MAX; write for example 1:8:32", param, ctx)
+        low, best, high = map(int, parts)
+        if not 1 <= low <= best <= high:
+            self.fail(f"{value!r} must have 1 <= MIN <= OPT <= MAX; write for example 1:8:32", param, ctx)
+        return low, best, high

@@ -1,0 +1,62 @@
+"""What this machine and this installation can do: for every engine whether it can build and run, and the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "sit-deploy",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+    "pillow",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of Python and of every package a build depends on, None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """Return engines (what each can do here and the remedy), GPUs, versions, CPU, memory and disk, as plain types."""
+    from dataclasses import asdict
+
+    import engines
+    from engines.gpu import find_gpus
+    from engines.timing import machine
+
+    gpus = find_gpus()
+    return {
+        "engines": [asdict(support) for support in engines.support()],
+        "gpu": {"gpus": [asdict(gpu) for gpu in gpus.gpus], "reason": gpus.reason},
+        "machine": {
+            **asdict(machine()),
+            "memory_bytes": _memory(),
+            "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        },
+        "versions": versions(),
+    }
+
+
+def _memory() -> int | None:
+    if sys.platform != "linux":
+        return None
+    (line,) = [x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemTotal:")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,147 @@
+"""Running a bundle on images, without PyTorch: only NumPy, Pillow for image files, and the engine's own runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import engines
+from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+class Classifier:
+    """An open engine that takes any number of images: it cuts and pads them to the batches the engine takes.
+
+    runner: the open engine, closed with the classifier. batch: smallest and largest batch that it takes.
+    """
+
+    def __init__(self, runner: engines.Runner, batch: tuple[int, int], bundle: Bundle | None = None) -> None:
+        self.runner = runner
+        self.batch = batch
+        self.bundle = bundle
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return logits float32 (n, classes) of preprocessed images float32 (n, 3, H, W), n at least 1.
+
+        Raises:
+            engines.EngineInputError: wrong dtype or image shape.
+            InputError: no image.
+        """
+        import numpy as np
+
+        if len(images) == 0:
+            raise InputError("no images to classify; pass at least one")
+        smallest, largest = self.batch
+        parts = []
+        for start in range(0, len(images), largest):
+            part = images[start : start + largest]
+            short = max(0, smallest - len(part))
+            if short:
+                part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
+            (logits,) = self.runner.infer({self.runner.inputs[0].name: part}).values()
+            parts.append(logits[: len(part) - short])
+        return np.concatenate(parts)
+
+    def __call__(self, images: Iterable[Image.Image | str | Path]) -> np.ndarray:
+        """Return logits float32 (n, classes) of Pillow images or image files, preprocessed as the bundle says.
+
+        Raises:
+            InputError: no image, or one that cannot be read.
+        """
+        import numpy as np
+
+        from sit_deploy.data import batches
+
+        if self.bundle is None:
+            raise InputError("this classifier has no bundle to say how images are prepared; call logits()")
+        sources = [images] if isinstance(images, str | Path) or hasattr(images, "convert") else list(images)
+        prepared = batches(sources, self.bundle.preprocessing(), self.batch[1])
+        return np.concatenate([self.logits(batch) for batch, _ in prepared])
+
+    def close(self) -> None:
+        self.runner.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(
+    bundle: str | Path | Bundle, engine: str | None = None, *, threads: int | None = None, device: str = "cpu"
+) -> Classifier:
+    """Open a bundle for inference: `sit_deploy.load("sit_s-fp32")(images)` gives logits.
+
+    Args:
+        engine: run the bundle's graph on another engine than the one it was built for; only "onnxruntime" can.
+        threads: CPU threads; the runtime's choice by default.
+        device: "cpu", or "cuda" for ONNX Runtime with CUDA.
+    Raises:
+        InputError: not a whole and unchanged bundle, or a graph that the engine asked for cannot run.
+        engines.NoGpuError: its engine needs a GPU that is not here.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    kind = bundle.manifest["engine"]["kind"]
+    if engine in (None, kind):
+        runner = engines.get(kind).load(bundle.engine_path, threads=threads, device=device)
+        return Classifier(runner, bundle.batch_range, bundle)
+    if engine != "onnxruntime":
+        engines.get(engine)
+        raise InputError(
+            f"{bundle.path} holds a {kind} engine, not {engine}; build one with --engine {engine}"
+        )
+    with graph_on_onnxruntime(bundle.model_path, threads=threads, device=device) as runner:
+        return Classifier(runner, bundle.batch_range, bundle)
+
+
+@contextlib.contextmanager
+def graph_on_onnxruntime(
+    model: Path, *, threads: int | None = None, device: str = "cpu"
+) -> Iterator[engines.Runner]:
+    """Give a graph optimised for ONNX Runtime and loaded; the caller closes the runner.
+
+    On a CPU ONNX Runtime computes FP16 nodes in FP32, and it has no kernels for BF16, so a BF16 graph is run with its
+    rounding simulated.
+    """
+    import onnx
+
+    runtime = engines.get("onnxruntime")
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
+        source = model
+        if device == "cpu" and _has_bfloat16(model):
+            from sit_deploy.graph.simulate import simulate
+
+            source = Path(folder) / "simulated.onnx"
+            onnx.save(simulate(onnx.load(model)), source)
+        built = Path(folder) / runtime.filename
+        runtime.build(source, built, engines.BuildOptions(threads=threads, device=device))
+        yield runtime.load(built, threads=threads, device=device)
+
+
+def _has_bfloat16(path: Path) -> bool:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return any(t.data_type == onnx.TensorProto.BFLOAT16 for t in graph.initializer)
+
+
+def top_classes(logits: np.ndarray, classes: list[str], count: int = 5) -> list[list[dict[str, Any]]]:
+    """Return for each row of logits (n, classes) its `count` most probable classes: index, name and probability."""
+    import numpy as np
+
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    return [
+        [{"index": int(i), "name": classes[i], "probability": float(row[i])} for i in order]
+        for row, order in zip(probabilities, best, strict=True)
+    ]

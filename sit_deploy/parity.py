@@ -1,0 +1,97 @@
+"""Comparing one step of the pipeline with the step before it and with the PyTorch reference.
+
+Errors are given relative to the standard deviation of the reference logits, so that they mean the same for a model
+with random weights and for a trained one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sit_deploy.errors import GateError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Largest error of a logit against the PyTorch reference, in standard deviations of the reference logits. float32 is the
+# project's promise; the others leave several times the rounding that 24 blocks of each type were measured to add.
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.4}
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step's logits compared.
+
+    error: largest |logit - reference| ÷ std(reference); step_error: the same against the step before.
+    sqnr_db: power of the reference logits over that of the error, in dB. agreement: share of images whose top class
+    is the reference's. tolerance: what `error` may be. note: why a step was not compared; then the figures are None.
+    """
+
+    name: str
+    error: float | None = None
+    step_error: float | None = None
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    tolerance: float | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """False only for a step that was compared and is out of tolerance (NaN is)."""
+        return self.error is None or self.tolerance is None or self.error <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def compare(
+    name: str,
+    logits: np.ndarray,
+    previous: np.ndarray,
+    reference: np.ndarray,
+    tolerance: float | None,
+    note: str = "",
+) -> Hop:
+    """Compare logits (images, classes) of a step with those of the step before and of the reference."""
+    import numpy as np
+
+    scale = float(reference.astype(np.float64).std()) or 1.0
+    difference = logits.astype(np.float64) - reference
+    with np.errstate(invalid="ignore", over="ignore"):
+        noise = float(np.square(difference).mean())
+        error = float(np.abs(difference).max()) / scale
+        step_error = float(np.abs(logits.astype(np.float64) - previous).max()) / scale
+    signal = float(np.square(reference.astype(np.float64)).mean())
+    return Hop(
+        name=name,
+        error=error if math.isfinite(error) else math.inf,
+        step_error=step_error if math.isfinite(step_error) else math.inf,
+        sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
+        agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
+        tolerance=tolerance,
+        note=note,
+    )
+
+
+def require(hops: list[Hop]) -> None:
+    """Stop at the first hop that is out of tolerance.
+
+    Raises:
+        GateError: names the hop, its error, its tolerance and what to try.
+    """
+    for hop in hops:
+        if not hop.passed:
+            raise GateError(
+                f"{hop.name} differs from the PyTorch reference by {hop.error:.2g} standard deviations of its logits "
+                f"(tolerance {hop.tolerance:g}); nothing was written: {_remedy(hop.name)}"
+            )
+
+
+def _remedy(name: str) -> str:
+    if "fp16" in name:
+        return "try --precision bf16 or fp32, or give real images with --calib-data"
+    if "bf16" in name:
+        return "try --precision fp16 or fp32"
+    return "this is a defect of sit-deploy or of the runtime: report it with `sit-deploy doctor --json`"

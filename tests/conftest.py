@@ -1,0 +1,68 @@
+"""Shared fixtures, and what every test run needs to know about the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before anything loads an OpenMP runtime: workers that each take every core slow one another down.
+    _share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, max(1, _share))))
+
+
+def _why_no_gpu() -> str | None:
+    """Why no CUDA device can be used, asked of the driver itself so that no framework need be loaded; None if one can."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "needs a GPU: no CUDA driver on this machine"
+    devices = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(devices)) or devices.value < 1:
+        return "needs a GPU: the CUDA driver finds no device"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and (reason := _why_no_gpu()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def make_image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a labelled image folder and returns its root.
+
+    make_image_folder(classes=("cat", "dog"), per_class=3, size=(48, 40), suffixes=(".jpg", ".png")) writes files
+    <root>/<class>/<index><suffix>, the suffixes in turn, each with pixels of its own (seeded); size is (width, height).
+    """
+    import numpy as np
+    from PIL import Image
+
+    made = 0
+
+    def make(
+        classes: Sequence[str] = ("cat", "dog"),
+        per_class: int = 3,
+        size: tuple[int, int] = (48, 40),
+        suffixes: Sequence[str] = (".jpg", ".png"),
+    ) -> Path:
+        nonlocal made
+        root = tmp_path / f"images{made}"
+        made += 1
+        pixels = np.random.default_rng(made)
+        for name in classes:
+            folder = root / name
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                array = pixels.integers(0, 256, (size[1], size[0], 3), np.uint8)
+                path = folder / f"{index:03d}{suffixes[index % len(suffixes)]}"
+                Image.fromarray(array).save(path)
+        return root
+
+    return make
