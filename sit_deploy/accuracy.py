@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.errors import InputError
+from sit_deploy.errors import GateError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,23 @@ class Accuracy:
     @property
     def drop(self) -> float:
         return self.reference_top1 - self.engine_top1
+
+    def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
+        """Hold the engine to a largest drop of top-1, in points, and a smallest agreement, in percent.
+
+        Raises:
+            GateError: one of them is not kept; the figures are in the message.
+        """
+        if max_drop is not None and self.drop > max_drop:
+            raise GateError(
+                f"top-1 falls by {self.drop:.2f} points, from {self.reference_top1:.2f} to {self.engine_top1:.2f} % on "
+                f"{self.images} images (--max-accuracy-drop {max_drop:g}); try a higher precision"
+            )
+        if min_agreement is not None and self.agreement < min_agreement:
+            raise GateError(
+                f"engine and reference agree on {self.agreement:.2f} % of {self.images} images "
+                f"(--min-agreement {min_agreement:g}); try a higher precision"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "drop": self.drop}

@@ -6,7 +6,9 @@ Nothing is written to the output folder until every hop is within tolerance.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -53,7 +55,7 @@ class BuildRequest:
     num_classes: int | None = None
     labels: Path | None = None
     calib_data: Path | None = None
-    calib_images: int = 16
+    calib_images: int = 8
     val_data: Path | None = None
     max_accuracy_drop: float | None = None
     opset: int = 20
@@ -100,6 +102,7 @@ class _Work:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
+    samples: list[tuple[Path, int]] = field(default_factory=list)  # labelled images, of --val-data
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Progress]:
@@ -120,16 +123,40 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         GateError: a hop or the accuracy is out of tolerance; nothing is written.
         engines.EngineError: the engine is missing, or cannot be built.
     """
-    _check_request(request)
+    _check_options(request)
+    check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
     _check_engine(request, engine)
     work = _Work(request, engine, why, progress or (lambda *_: None))
     with staging(request.output, request.force) as folder:
-        _run(work, folder)
+        _make_bundle(work, folder)
     return load_bundle(request.output)
 
 
-def _check_request(request: BuildRequest) -> None:
+def export(request: BuildRequest, progress: Progress | None = None) -> list[Hop]:
+    """Write the ONNX graph alone to the file `request.output`; return the hops, which are all within tolerance.
+
+    Raises:
+        InputError, GateError: as `build`; the file appears whole or not at all.
+    """
+    _check_options(request)
+    path = request.output.absolute()
+    if path.is_dir() or path.suffix != ".onnx":
+        raise InputError(
+            f"output {request.output} must be a file that ends in .onnx; pass -o {request.output.stem}.onnx"
+        )
+    if path.exists() and not request.force:
+        raise InputError(f"output {request.output} exists; pass --force to replace it, or choose another -o")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"folder {path.parent} does not exist or cannot be written; choose another with -o")
+    work = _Work(request, engines.get("onnxruntime"), "", progress or (lambda *_: None))
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        _make_graph(work, Path(folder))
+        (Path(folder) / MODEL).replace(path)
+    return work.hops
+
+
+def _check_options(request: BuildRequest) -> None:
     """Refuse what can be refused before anything heavy is imported."""
     config = get_config(request.model)
     if request.precision not in PRECISIONS:
@@ -172,62 +199,81 @@ def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
         )
 
 
-def _run(work: _Work, folder: Path) -> None:
-    import numpy as np
+@dataclass(frozen=True)
+class _Graph:
+    """What export gives: the model, the images it was compared on, its reference logits, and the graph with its own."""
 
-    from sit_deploy.report import write_report
+    loaded: LoadedModel
+    preprocessing: Preprocessing
+    classes: list[str] | None
+    images: np.ndarray
+    image_source: str
+    reference: np.ndarray
+    graph: onnx.ModelProto
+    plan: Any
+    logits: np.ndarray
+
+
+def _make_graph(work: _Work, folder: Path) -> _Graph:
+    """Write model.onnx into `folder`, every hop up to it compared."""
+    import numpy as np
 
     request = work.request
     with work.step(f"Loading {request.model}"):
         loaded, preprocessing, classes = _load(work)
     with work.step("Preparing images"):
         images, image_source = _images(request, preprocessing)
-        labelled = _labelled(request, classes, loaded.model.num_classes)
     with work.step("PyTorch reference"):
-        reference = _torch_logits(loaded.model, images)
+        reference = torch_logits(loaded.model, images)
         if not np.isfinite(reference).all():
             raise InputError(
                 "the PyTorch model itself gives NaN or infinite logits on these images; check its weights"
             )
     with work.step("Deploy form"):
-        deploy = _deploy(work, loaded, images, reference)
+        deploy, logits = _deploy(work, loaded, images, reference)
     with work.step("Exporting to ONNX"):
         graph = _export(request, loaded, deploy)
         del deploy
-        exported = _check_graph(work, graph, folder, images, reference)
-    graph, plan, lowered = _lower(work, graph, folder, images, exported, reference)
-    with work.step(f"Building the {work.engine.kind} engine") as report:
-        info = work.engine.build(
-            folder / MODEL, folder / work.engine.filename, _engine_options(request), report
-        )
-    _engine_hop(work, folder, images, lowered, reference)
-    accuracy = _accuracy(work, folder, loaded.model, labelled, preprocessing)
+        exported = _check_graph(work, graph, folder, images, logits, reference)
+    graph, plan, logits = _lower(work, graph, folder, images, exported, reference)
+    return _Graph(loaded, preprocessing, classes, images, image_source, reference, graph, plan, logits)
 
-    np.savez(folder / GOLDEN, images=images[:GOLDEN_IMAGES], logits=reference[:GOLDEN_IMAGES])
-    manifest = _manifest(work, loaded, preprocessing, classes, graph, info, image_source)
+
+def _make_bundle(work: _Work, folder: Path) -> None:
+    import numpy as np
+
     from sit_deploy.graph.inspect import summarize
+    from sit_deploy.report import write_report
 
-    write_report(
-        folder,
-        {
-            **manifest,
-            "notes": work.notes,
-            "hops": [hop.to_dict() for hop in work.hops],
-            "plan": {
-                "counts": plan.counts,
-                "held_back": [asdict(n) for n in plan.held_back],
-                "casts": plan.casts,
-            },
-            "graph": summarize(graph).to_dict(),
-            "accuracy": accuracy,
-            "seconds": work.seconds,
+    made = _make_graph(work, folder)
+    with work.step(f"Building the {work.engine.kind} engine") as report:
+        engine_path = folder / work.engine.filename
+        info = work.engine.build(folder / MODEL, engine_path, _engine_options(work.request), report)
+    _engine_hop(work, engine_path, made)
+    accuracy = _accuracy(work, folder, made) if work.samples else None
+
+    np.savez(folder / GOLDEN, images=made.images[:GOLDEN_IMAGES], logits=made.reference[:GOLDEN_IMAGES])
+    manifest = _manifest(work, made, info)
+    report = {
+        **manifest,
+        "notes": work.notes,
+        "hops": [hop.to_dict() for hop in work.hops],
+        "plan": {
+            "counts": made.plan.counts,
+            "held_back": [asdict(node) for node in made.plan.held_back],
+            "casts": made.plan.casts,
         },
-    )
+        "graph": summarize(made.graph).to_dict(),
+        "accuracy": accuracy,
+        "seconds": work.seconds,
+    }
+    write_report(folder, report)
     write_manifest(folder, manifest)
 
 
 def _load(work: _Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
-    from sit_deploy.data import Preprocessing, load_labels
+    from sit_deploy.accuracy import match_labels
+    from sit_deploy.data import ImageFolder, Preprocessing, load_labels
     from sit_deploy.models.checkpoint import load_model
     from sit_deploy.models.registry import CROP_PCT
 
@@ -237,6 +283,8 @@ def _load(work: _Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
     )
     work.notes += loaded.notes
     classes = load_labels(request.labels, loaded.model.num_classes) if request.labels else None
+    if request.val_data:
+        work.samples = match_labels(ImageFolder(request.val_data), classes, loaded.model.num_classes)
     return loaded, Preprocessing.for_model(loaded.model.img_size[0], CROP_PCT), classes
 
 
@@ -260,16 +308,7 @@ def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.nda
     return images, origin
 
 
-def _labelled(
-    request: BuildRequest, classes: list[str] | None, num_classes: int
-) -> list[tuple[Path, int]] | None:
-    from sit_deploy.accuracy import match_labels
-    from sit_deploy.data import ImageFolder
-
-    return match_labels(ImageFolder(request.val_data), classes, num_classes) if request.val_data else None
-
-
-def _torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
+def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
     import numpy as np
     import torch
 
@@ -278,14 +317,16 @@ def _torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
         return np.concatenate([model(part).numpy() for part in parts])
 
 
-def _deploy(work: _Work, loaded: LoadedModel, images: np.ndarray, reference: np.ndarray) -> Any:
+def _deploy(
+    work: _Work, loaded: LoadedModel, images: np.ndarray, reference: np.ndarray
+) -> tuple[Any, np.ndarray]:
     from sit_deploy.deploy import to_deploy_form
 
     deploy = to_deploy_form(loaded.model)
-    logits = _torch_logits(deploy, images)
+    logits = torch_logits(deploy, images)
     work.hops.append(compare("deploy form", logits, reference, reference, TOLERANCE["fp32"]))
     require(work.hops)
-    return deploy
+    return deploy, logits
 
 
 def _export(request: BuildRequest, loaded: LoadedModel, deploy: Any) -> onnx.ModelProto:
@@ -296,7 +337,12 @@ def _export(request: BuildRequest, loaded: LoadedModel, deploy: Any) -> onnx.Mod
 
 
 def _check_graph(
-    work: _Work, graph: onnx.ModelProto, folder: Path, images: np.ndarray, reference: np.ndarray
+    work: _Work,
+    graph: onnx.ModelProto,
+    folder: Path,
+    images: np.ndarray,
+    previous: np.ndarray,
+    reference: np.ndarray,
 ) -> np.ndarray:
     """Lint the exported graph and compare it; at the smallest and the largest batch where the batch is open."""
     from sit_deploy.graph import lint
@@ -305,7 +351,7 @@ def _check_graph(
     write_graph(graph, folder / MODEL)
     smallest, largest = _batch_range(work.request)
     logits = _graph_logits(folder / MODEL, images, (smallest, largest))
-    work.hops.append(compare("ONNX fp32", logits, logits, reference, TOLERANCE["fp32"]))
+    work.hops.append(compare("ONNX fp32", logits, previous, reference, TOLERANCE["fp32"]))
     if smallest != largest:
         single = _graph_logits(folder / MODEL, images, (smallest, smallest))
         work.hops.append(
@@ -397,37 +443,28 @@ def _engine_options(request: BuildRequest) -> engines.BuildOptions:
     )
 
 
-def _engine_hop(
-    work: _Work, folder: Path, images: np.ndarray, previous: np.ndarray, reference: np.ndarray
-) -> None:
+def _engine_hop(work: _Work, engine_path: Path, made: _Graph) -> None:
     name = f"{work.engine.kind} engine"
-    support = work.engine.probe()
-    if not support.can_run:
+    if not work.engine.probe().can_run:
         work.hops.append(Hop(name, note="built; run it where a GPU is"))
         return
     from sit_deploy.inference import Classifier
 
     with work.step(f"Running the {name}"):
-        runner = work.engine.load(folder / work.engine.filename, threads=work.request.threads)
+        runner = work.engine.load(engine_path, threads=work.request.threads)
         with Classifier(runner, _batch_range(work.request)) as classifier:
-            logits = classifier.logits(images)
-        work.hops.append(compare(name, logits, previous, reference, TOLERANCE[work.request.precision]))
+            logits = classifier.logits(made.images)
+        tolerance = TOLERANCE[work.request.precision]
+        work.hops.append(compare(name, logits, made.logits, made.reference, tolerance))
         require(work.hops)
 
 
-def _accuracy(
-    work: _Work,
-    folder: Path,
-    model: Any,
-    samples: list[tuple[Path, int]] | None,
-    preprocessing: Preprocessing,
-) -> dict[str, Any] | None:
+def _accuracy(work: _Work, folder: Path, made: _Graph) -> dict[str, Any]:
     """Measure both sides on labelled images; where the engine cannot run here, its graph stands in, and says so."""
-    if samples is None:
-        return None
     from sit_deploy.accuracy import measure
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
 
+    model = made.loaded.model
     runs_here = work.engine.probe().can_run
     with work.step("Measuring accuracy") as report, contextlib.ExitStack() as stack:
         if runs_here:
@@ -436,36 +473,26 @@ def _accuracy(
             runner = stack.enter_context(graph_on_onnxruntime(folder / MODEL))
         classifier = stack.enter_context(Classifier(runner, _batch_range(work.request)))
         accuracy = measure(
-            lambda x: _torch_logits(model, x),
+            lambda images: torch_logits(model, images),
             classifier.logits,
-            samples,
-            preprocessing,
+            work.samples,
+            made.preprocessing,
             _REFERENCE_BATCH,
             report,
         )
     limit = work.request.max_accuracy_drop
-    if limit is not None and accuracy.drop > limit:
-        raise GateError(
-            f"top-1 falls by {accuracy.drop:.2f} points ({accuracy.reference_top1:.2f} → {accuracy.engine_top1:.2f} on "
-            f"{accuracy.images} images; --max-accuracy-drop {limit:g}); nothing was written: try a higher precision"
-        )
+    if limit is not None:
+        accuracy.require(limit)
     measured_on = f"{work.engine.kind} engine" if runs_here else f"{MODEL} on ONNX Runtime"
     return {**accuracy.to_dict(), "measured_on": measured_on, "data": str(work.request.val_data)}
 
 
-def _manifest(
-    work: _Work,
-    loaded: LoadedModel,
-    preprocessing: Preprocessing,
-    classes: list[str] | None,
-    graph: onnx.ModelProto,
-    info: engines.EngineInfo,
-    image_source: str,
-) -> dict[str, Any]:
+def _manifest(work: _Work, made: _Graph, info: engines.EngineInfo) -> dict[str, Any]:
     from sit_deploy.doctor import versions
     from sit_deploy.graph.inspect import count_macs
 
-    request, model, config = work.request, loaded.model, get_config(loaded.name)
+    request, loaded, model = work.request, made.loaded, made.loaded.model
+    config = get_config(loaded.name)
     low, high = _batch_range(request)
     batch = (
         {"size": low}
@@ -489,12 +516,12 @@ def _manifest(
             "dist_token": model.has_dist_token,
             "tokens": list(model.kept),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "macs": count_macs(graph),
+            "macs": count_macs(made.graph) // (1 if request.dynamic_batch else request.batch_size),
             "config": {k: v for k, v in asdict(config).items() if k not in ("name", "aliases", "top1")},
             "published_top1": config.top1,
         },
-        "classes": classes,
-        "preprocessing": preprocessing.to_dict(),
+        "classes": made.classes,
+        "preprocessing": made.preprocessing.to_dict(),
         "precision": request.precision,
         "batch": batch,
         "opset": request.opset,
@@ -509,7 +536,7 @@ def _manifest(
         },
         "weights": weights,
         "calibration": None,
-        "compared_on": image_source,
+        "compared_on": made.image_source,
         "versions": versions(),
         "command": request.command(info.kind),
     }

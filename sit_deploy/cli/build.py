@@ -65,9 +65,7 @@ ENGINES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 @click.option(
     "--calib-data", type=path_type, metavar="DIR", help="Images for the comparisons and FP16 ranges."
 )
-@click.option(
-    "--calib-images", default=16, show_default=True, type=int, metavar="N", help="How many of them."
-)
+@click.option("--calib-images", default=8, show_default=True, type=int, metavar="N", help="How many of them.")
 @click.option(
     "--val-data", type=path_type, metavar="DIR", help="Folder with one subfolder a class: measures accuracy."
 )

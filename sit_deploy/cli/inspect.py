@@ -1,0 +1,88 @@
+"""sit-deploy inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sit_deploy.cli.common import console, emit_json, examples, json_option, megabytes, path_type, table
+from sit_deploy.errors import GateError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@click.command(
+    "inspect",
+    epilog=examples("sit-deploy inspect sit_s-fp16", "sit-deploy inspect model.onnx --opset 17 --json"),
+)
+@click.argument("target", type=path_type)
+@click.option("--opset", type=int, metavar="N", help="Newest operator set that may be used.")
+@json_option
+def command(target: Path, opset: int | None, as_json: bool) -> None:
+    """Lint and summarise an ONNX file or a bundle's graph: is it static, standard and fully typed?
+
+    Exit status 1 if the lint finds something.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.graph.inspect import summarize
+    from sit_deploy.graph.lint import lint
+
+    graph = _read(load_bundle(target).model_path if target.is_dir() else target)
+    open_batch = bool(graph.graph.input) and not graph.graph.input[0].type.tensor_type.shape.dim[0].HasField(
+        "dim_value"
+    )
+    findings = lint(graph, max_opset=opset, dynamic_batch=open_batch)
+    summary = (
+        None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
+    )
+    if as_json:
+        found = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
+        emit_json({"target": str(target), "findings": found, "summary": summary})
+    else:
+        screen = console()
+        if summary:
+            _show(summary)
+        for finding in findings:
+            screen.print(f"[red]{finding.rule}[/]", finding.where, finding.message, markup=True)
+        if not findings:
+            screen.print(
+                "[green]✓[/] lint: standard operators, static shapes, one type a tensor, finite weights, nothing unused"
+            )
+    if findings:
+        plural = "problem" if len(findings) == 1 else "problems"
+        raise GateError(f"{target} is not deployable: {len(findings)} {plural}")
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file.
+
+    Raises:
+        engines.EngineBuildError: missing, unreadable or not ONNX.
+    """
+    from engines.graph import read_model
+
+    return read_model(path, weights=True)
+
+
+def _show(summary: dict) -> None:
+    screen = console()
+    for kind in ("inputs", "outputs"):
+        for tensor in summary[kind]:
+            shape = ", ".join("N" if d is None else str(d) for d in tensor["shape"])
+            screen.print(f"{kind[:-1]:6} {tensor['name']}  {tensor['dtype']} ({shape})", markup=False)
+    share = summary["low_precision_fraction"]
+    screen.print(
+        f"opset {summary['opset']}, {summary['nodes']} nodes, {summary['parameters'] / 1e6:.2f} M parameters "
+        f"({megabytes(summary['parameter_bytes'])}), {summary['macs'] / 1e9:.2f} GMACs, {share:.1%} of them in 16 bits or fewer"
+    )
+    screen.print("operators: " + ", ".join(f"{name} {count}" for name, count in summary["operators"].items()))
+    columns = ("nodes", "GMACs")
+    listing = table("block", *columns, "types", right=columns)
+    for block in summary["blocks"]:
+        kinds = ", ".join(f"{k} {v / 1e6:.0f}M" for k, v in block["macs_by_dtype"].items())
+        listing.add_row(block["name"], str(block["nodes"]), f"{block['macs'] / 1e9:.3f}", kinds)
+    if summary["blocks"]:
+        screen.print(listing)

@@ -1,0 +1,52 @@
+"""sit-deploy predict"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sit_deploy.cli.common import console, emit_json, examples, json_option, path_type, table
+
+
+@click.command(
+    "predict",
+    epilog=examples(
+        "sit-deploy predict sit_s-fp32 cat.jpg dog.jpg", "sit-deploy predict sit_s-fp32 photos/ --json"
+    ),
+)
+@click.argument("bundle", type=path_type)
+@click.argument("images", type=path_type, nargs=-1, required=True)
+@click.option(
+    "--top",
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Classes shown an image.",
+)
+@click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@json_option
+def command(
+    bundle: Path, images: tuple[Path, ...], top: int, engine: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Classify image files, or all images below folders, with a bundle."""
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.data import list_images
+    from sit_deploy.inference import load, top_classes
+
+    files = list_images(images)
+    opened = load_bundle(bundle)
+    with load(opened, engine, threads=threads) as classify:
+        results = top_classes(classify(files), opened.classes, top)
+    if as_json:
+        emit_json(
+            [{"image": str(path), "classes": found} for path, found in zip(files, results, strict=True)]
+        )
+        return
+    listing = table("image", "class", "probability", right=("probability",), fold=("image",))
+    for path, found in zip(files, results, strict=True):
+        for place, best in enumerate(found):
+            listing.add_row(str(path) if place == 0 else "", best["name"], f"{best['probability']:.1%}")
+    console().print(listing)
