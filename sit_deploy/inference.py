@@ -109,15 +109,15 @@ def graph_on_onnxruntime(
 ) -> Iterator[engines.Runner]:
     """Give a graph optimised for ONNX Runtime and loaded; the caller closes the runner.
 
-    On a CPU ONNX Runtime computes FP16 nodes in FP32, and it has no kernels for BF16, so a BF16 graph is run with its
-    rounding simulated.
+    On a CPU ONNX Runtime computes FP16 nodes in FP32 without rounding, and has no kernels for BF16; so graphs of both
+    are run there with their rounding simulated, which is what they stand for.
     """
     import onnx
 
     runtime = engines.get("onnxruntime")
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         source = model
-        if device == "cpu" and _has_bfloat16(model):
+        if device == "cpu" and _is_low_precision(model):
             from sit_deploy.graph.simulate import simulate
 
             source = Path(folder) / "simulated.onnx"
@@ -127,11 +127,13 @@ def graph_on_onnxruntime(
         yield runtime.load(built, threads=threads, device=device)
 
 
-def _has_bfloat16(path: Path) -> bool:
+def _is_low_precision(path: Path) -> bool:
     import onnx
 
-    graph = onnx.load(path, load_external_data=False).graph
-    return any(t.data_type == onnx.TensorProto.BFLOAT16 for t in graph.initializer)
+    low = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    return any(
+        tensor.data_type in low for tensor in onnx.load(path, load_external_data=False).graph.initializer
+    )
 
 
 def top_classes(logits: np.ndarray, classes: list[str], count: int = 5) -> list[list[dict[str, Any]]]:

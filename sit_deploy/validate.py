@@ -30,8 +30,8 @@ def check_accuracy(
     Raises:
         InputError: a data set that does not fit the classes, or reference weights that are not there.
     """
-    from sit_deploy.build import torch_logits
     from sit_deploy.data import ImageFolder
+    from sit_deploy.make_graph import torch_logits
     from sit_deploy.reference import reference_model
 
     classes = bundle.manifest["classes"]

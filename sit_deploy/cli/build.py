@@ -76,7 +76,7 @@ ENGINES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
     "--opset",
     default=20,
     show_default=True,
-    type=int,
+    type=click.IntRange(17, 20),
     metavar="17..20",
     help="17 is the most TensorRT 8.6 reads.",
 )
@@ -101,7 +101,8 @@ def command(
     Every hop (PyTorch, deploy form, ONNX, precision, engine) is compared with the one before and with the PyTorch
     reference; if one is out of tolerance, nothing is written and the exit status is 1.
     """
-    from sit_deploy.build import BuildRequest, build
+    from sit_deploy.build import build
+    from sit_deploy.request import BuildRequest
 
     request = BuildRequest(
         model=model,

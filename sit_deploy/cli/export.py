@@ -48,7 +48,7 @@ from sit_deploy.cli.common import DynamicBatch, console, emit_json, examples, js
     "--opset",
     default=20,
     show_default=True,
-    type=int,
+    type=click.IntRange(17, 20),
     metavar="17..20",
     help="17 is the most TensorRT 8.6 reads.",
 )
@@ -57,8 +57,9 @@ from sit_deploy.cli.common import DynamicBatch, console, emit_json, examples, js
 @json_option
 def command(model: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Write the ONNX graph alone: static, standard operators, linted and compared with PyTorch."""
-    from sit_deploy.build import BuildRequest, export
+    from sit_deploy.build import export
     from sit_deploy.cli.build import hop_table
+    from sit_deploy.request import BuildRequest
 
     request = BuildRequest(model=model, output=output or Path(f"{model}.onnx"), ema=not no_ema, **options)
     with progress() as report:

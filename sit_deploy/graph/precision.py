@@ -197,7 +197,7 @@ class _Typing:
                 continue
             in_gelu = index in gelus
             is_low = in_gelu or node.op_type in _LOW_REASON
-            if node.domain or not (is_low or node.op_type in MOVEMENT):
+            if node.domain not in ("", "ai.onnx") or not (is_low or node.op_type in MOVEMENT):
                 self.types[index] = TensorProto.FLOAT
                 reasons[index] = _FP32_REASON.get(node.op_type, "not known to be safe in low precision")
             elif obstacle := self._obstacle(node):
@@ -254,7 +254,7 @@ class _Typing:
         return None
 
     def _operator_takes_low(self, node: onnx.NodeProto) -> bool:
-        schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+        schema = onnx.defs.get_schema(node.op_type, self.opset)
         wanted = f"tensor({dtype_name(self.low)})"
         formal = [(n, schema.inputs[min(i, len(schema.inputs) - 1)]) for i, n in enumerate(node.input)]
         formal += [(n, schema.outputs[min(i, len(schema.outputs) - 1)]) for i, n in enumerate(node.output)]

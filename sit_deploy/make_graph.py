@@ -1,0 +1,241 @@
+"""From a checkpoint to the graph of the precision asked for, every hop compared: the part that `build` and `export` share."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import engines
+from sit_deploy.bundle import MODEL
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.parity import TOLERANCE, Hop, compare, require
+from sit_deploy.request import BuildRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from sit_deploy.data import Preprocessing
+    from sit_deploy.models.checkpoint import LoadedModel
+
+Progress = Callable[[str, int, int], None]
+
+REFERENCE_BATCH = 8  # images the PyTorch model takes at once
+
+
+@dataclass
+class Work:
+    """What the steps of one build share: its request, how it shows progress, and what it has to tell so far."""
+
+    request: BuildRequest
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list)
+    samples: list[tuple[Path, int]] = field(default_factory=list)  # labelled images, of --val-data
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[Progress]:
+        """Show a step, time it, and give it a progress callback of its own."""
+        started = time.perf_counter()
+        self.progress(text, 0, 0)
+        # one more than the inner total: the step ends with its block, not with the inner work
+        yield lambda _, done, total: self.progress(text, done, total + 1)
+        self.progress(text, 1, 1)
+        self.seconds[text] = round(time.perf_counter() - started, 2)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What export gives: the model, the images it was compared on, its reference logits, and the graph with its own."""
+
+    loaded: LoadedModel
+    preprocessing: Preprocessing
+    classes: list[str] | None
+    images: np.ndarray
+    image_source: str
+    reference: np.ndarray
+    graph: onnx.ModelProto
+    plan: Any
+    logits: np.ndarray
+
+
+def make_graph(work: Work, folder: Path) -> Graph:
+    """Write model.onnx into `folder`, every hop up to it compared."""
+    import numpy as np
+
+    request = work.request
+    with work.step(f"Loading {request.model}"):
+        loaded, preprocessing, classes = _load(work)
+    with work.step("Preparing images"):
+        images, image_source = _images(request, preprocessing)
+    with work.step("PyTorch reference"):
+        reference = torch_logits(loaded.model, images)
+        if not np.isfinite(reference).all():
+            raise InputError(
+                "the PyTorch model itself gives NaN or infinite logits on these images; check its weights"
+            )
+    with work.step("Deploy form"):
+        deploy, logits = _deploy(work, loaded, images, reference)
+    with work.step("Exporting to ONNX"):
+        graph = _export(request, loaded, deploy)
+        del deploy
+        exported = _check_graph(work, graph, folder, images, logits, reference)
+    graph, plan, logits = _lower(work, graph, folder, images, exported, reference)
+    return Graph(loaded, preprocessing, classes, images, image_source, reference, graph, plan, logits)
+
+
+def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
+    from sit_deploy.accuracy import match_labels
+    from sit_deploy.data import ImageFolder, Preprocessing, load_labels
+    from sit_deploy.models.checkpoint import load_model
+    from sit_deploy.models.registry import CROP_PCT
+
+    request = work.request
+    loaded = load_model(
+        request.model, request.checkpoint, request.image_size, request.num_classes, request.ema
+    )
+    work.notes += loaded.notes
+    classes = load_labels(request.labels, loaded.model.num_classes) if request.labels else None
+    if request.val_data:
+        work.samples = match_labels(ImageFolder(request.val_data), classes, loaded.model.num_classes)
+    return loaded, Preprocessing.for_model(loaded.model.img_size[0], CROP_PCT), classes
+
+
+def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
+    """Return the images that the comparisons run on, float32 (n, 3, H, W), and where they are from."""
+    from sit_deploy.data import batches, list_images
+    from sit_deploy.sample_images import sample_images
+
+    count = request.calib_images
+    if request.calib_data:
+        found = list_images(request.calib_data)
+        # spread over the folder, so that a sorted data set does not give one class only
+        sources: list[Any] = [
+            found[i * len(found) // min(count, len(found))] for i in range(min(count, len(found)))
+        ]
+        origin = f"{len(sources)} of {len(found)} images in {request.calib_data}"
+    else:
+        sources = sample_images(count)
+        origin = f"{count} synthetic images (pass --calib-data for your own)"
+    ((images, _),) = batches(sources, preprocessing, len(sources))
+    return images, origin
+
+
+def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        parts = torch.from_numpy(images).split(REFERENCE_BATCH)
+        return np.concatenate([model(part).numpy() for part in parts])
+
+
+def _deploy(
+    work: Work, loaded: LoadedModel, images: np.ndarray, reference: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    from sit_deploy.deploy import to_deploy_form
+
+    deploy = to_deploy_form(loaded.model)
+    logits = torch_logits(deploy, images)
+    work.hops.append(compare("deploy form", logits, reference, reference, TOLERANCE["fp32"]))
+    require(work.hops)
+    return deploy, logits
+
+
+def _export(request: BuildRequest, loaded: LoadedModel, deploy: Any) -> onnx.ModelProto:
+    from sit_deploy.export import BATCH, export_onnx
+
+    batch = BATCH if request.dynamic_batch else request.batch_size
+    return export_onnx(deploy, loaded.model.img_size, batch=batch, opset=request.opset, name=loaded.name)
+
+
+def _check_graph(
+    work: Work,
+    graph: onnx.ModelProto,
+    folder: Path,
+    images: np.ndarray,
+    previous: np.ndarray,
+    reference: np.ndarray,
+) -> np.ndarray:
+    """Lint the exported graph and compare it; at the smallest and the largest batch where the batch is open."""
+    from sit_deploy.graph import lint
+
+    lint.check(graph, max_opset=work.request.opset, dynamic_batch=bool(work.request.dynamic_batch))
+    write_graph(graph, folder / MODEL)
+    smallest, largest = work.request.batch_range
+    logits = _graph_logits(folder / MODEL, images, (smallest, largest))
+    work.hops.append(compare("ONNX fp32", logits, previous, reference, TOLERANCE["fp32"]))
+    if smallest != largest:
+        single = _graph_logits(folder / MODEL, images, (smallest, smallest))
+        work.hops.append(
+            compare(f"ONNX fp32, batch {smallest}", single, logits, reference, TOLERANCE["fp32"])
+        )
+    require(work.hops)
+    return logits
+
+
+def _lower(
+    work: Work,
+    graph: onnx.ModelProto,
+    folder: Path,
+    images: np.ndarray,
+    exported: np.ndarray,
+    reference: np.ndarray,
+) -> tuple[onnx.ModelProto, Any, np.ndarray]:
+    """Write the precision into the graph, compare it with its rounding simulated, and save it as model.onnx."""
+    import numpy as np
+
+    from sit_deploy.graph import lint
+    from sit_deploy.graph.precision import to_precision
+    from sit_deploy.graph.simulate import first_non_finite, simulate
+
+    precision = work.request.precision
+    if precision == "fp32":
+        return *to_precision(graph, "fp32"), exported
+    ranges = None
+    if precision == "fp16":  # bf16 has the range of float32
+        with work.step("Observing ranges") as report:
+            ranges = _ranges(graph, images, work.request.batch_range[1], report)
+    with work.step(f"Writing {precision} into the graph"):
+        low, plan = to_precision(graph, precision, ranges)
+        del graph
+        lint.check(low, max_opset=work.request.opset, dynamic_batch=bool(work.request.dynamic_batch))
+        write_graph(simulate(low), folder / "simulated.onnx")
+        logits = _graph_logits(folder / "simulated.onnx", images, work.request.batch_range)
+        (folder / "simulated.onnx").unlink()
+        if not np.isfinite(logits).all():
+            raise GateError(f"{first_non_finite(low, images)}; nothing was written")
+        work.hops.append(
+            compare(
+                f"ONNX {precision}", logits, exported, reference, TOLERANCE[precision], "rounding simulated"
+            )
+        )
+        require(work.hops)
+        write_graph(low, folder / MODEL)
+    return low, plan, logits
+
+
+def _ranges(graph: onnx.ModelProto, images: np.ndarray, largest: int, progress: Progress) -> dict[str, Any]:
+    from calibration.ranges import observe_ranges
+
+    step = max(1, min(largest, REFERENCE_BATCH))
+    return observe_ranges(
+        graph, [images[i : i + step] for i in range(0, len(images), step)], progress=progress
+    )
+
+
+def write_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Write a graph, the same bytes for the same graph."""
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
+    from sit_deploy.inference import Classifier
+
+    with Classifier(engines.get("onnxruntime").load(path), batch) as classifier:
+        return classifier.logits(images)

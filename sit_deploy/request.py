@@ -1,0 +1,109 @@
+"""What to build: the options of `sit-deploy build` as data, and what can be refused before anything heavy is imported."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import engines
+from sit_deploy.errors import InputError
+from sit_deploy.models.configs import get_config
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build; the fields are the options of `sit-deploy build`.
+
+    dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons and the
+    ranges of FP16; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute capabilities.
+    """
+
+    model: str
+    output: Path
+    precision: str = "fp32"
+    checkpoint: Path | None = None
+    ema: bool = True
+    engine: str = "auto"
+    batch_size: int = 1
+    dynamic_batch: tuple[int, int, int] | None = None
+    image_size: int | None = None
+    num_classes: int | None = None
+    labels: Path | None = None
+    calib_data: Path | None = None
+    calib_images: int = 8
+    val_data: Path | None = None
+    max_accuracy_drop: float | None = None
+    opset: int = 20
+    targets: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    optimization_level: int | None = None
+    threads: int | None = None
+    force: bool = False
+
+    def command(self, engine: str) -> str:
+        """Return the command that builds the same again, its paths absolute and the output folder left to the caller."""
+        options: dict[str, Any] = {
+            "--model": get_config(self.model).name,
+            "--precision": self.precision,
+            "--checkpoint": self.checkpoint and self.checkpoint.absolute(),
+            "--engine": engine,
+            "--image-size": self.image_size,
+            "--num-classes": self.num_classes,
+            "--labels": self.labels and self.labels.absolute(),
+            "--calib-data": self.calib_data and self.calib_data.absolute(),
+            "--calib-images": self.calib_images,
+            "--val-data": self.val_data and self.val_data.absolute(),
+            "--max-accuracy-drop": self.max_accuracy_drop,
+            "--opset": self.opset,
+            "--optimization-level": self.optimization_level,
+        }
+        if self.dynamic_batch:
+            options["--dynamic-batch"] = ":".join(map(str, self.dynamic_batch))
+        else:
+            options["--batch-size"] = self.batch_size
+        words = [str(w) for pair in options.items() if pair[1] is not None for w in pair]
+        words += [w for target in self.targets for w in ("--target", target)]
+        return shlex.join(["sit-deploy", "build", *words, *([] if self.ema else ["--no-ema"])])
+
+    @property
+    def batch_range(self) -> tuple[int, int]:
+        """Smallest and largest batch that the engine is to take."""
+        if self.dynamic_batch:
+            return self.dynamic_batch[0], self.dynamic_batch[2]
+        return self.batch_size, self.batch_size
+
+    def check(self) -> None:
+        """Refuse what can be refused at once.
+
+        Raises:
+            InputError, engines.EngineError: an option that is unknown, out of range or in need of another.
+        """
+        config = get_config(self.model)
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"precision '{self.precision}' is not offered; choose from {', '.join(PRECISIONS)}"
+            )
+        if self.batch_size < 1:
+            raise InputError(
+                f"batch size must be at least 1, got {self.batch_size}; pass --batch-size 1 or more"
+            )
+        if self.calib_images < 1:
+            raise InputError(
+                f"number of images must be at least 1, got {self.calib_images}; pass --calib-images 1 or more"
+            )
+        size = self.image_size or config.image_size
+        if size < 16 or size % 16:
+            raise InputError(
+                f"image size {size} is not divisible by 16; take {max(16, size // 16 * 16)} or {max(0, size // 16) * 16 + 16}"
+            )
+        if self.max_accuracy_drop is not None and self.val_data is None:
+            raise InputError("--max-accuracy-drop needs images with labels; pass --val-data DIR")
+        engines.BuildOptions(  # raises for values that no engine takes
+            dynamic_batch=self.dynamic_batch,
+            optimization_level=self.optimization_level,
+            threads=self.threads,
+        )
