@@ -255,6 +255,8 @@ def _build(builder: Any, network: Any, config: Any, monitor: Any, progress: Prog
             if progress and latest is not None and latest != reported:
                 reported = latest
                 progress(*latest)
+        if progress and monitor.latest not in (None, reported):
+            progress(*monitor.latest)  # a quick build ends between two looks
     except BaseException:
         monitor.cancelled = True
         while thread.is_alive() and not ended.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before anything loads an OpenMP runtime: workers that each take every core slow one another down.
     _share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, max(1, _share))))
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A run in the background inherits that, and its children from it; the tests of Ctrl-C send them a real one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _why_no_gpu() -> str | None:
