@@ -16,7 +16,7 @@ from engines.files import atomic_path
 from engines.tensorrt_messages import Messages, builder_problems, facts, parser_problems
 
 if TYPE_CHECKING:
-    from engines.tensorrt import Flavour
+    from engines.tensorrt_flavours import Flavour
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
