@@ -37,14 +37,15 @@ class OnnxRuntime(Engine):
     """Build: optimise the graph and save it as ONNX again. Run: an inference session.
 
     Args:
-        rewrites: our own graph fusions, applied in this order before ONNX Runtime's.
+        rewrites: our own graph fusions, applied in this order before ONNX Runtime's; None takes those of
+            `engines.onnxruntime_fusion` for a CPU, and none for a GPU.
     """
 
     kind = "onnxruntime"
     filename = "engine.onnx"
 
-    def __init__(self, rewrites: Sequence[Rewrite] = ()) -> None:
-        self._rewrites = tuple(rewrites)
+    def __init__(self, rewrites: Sequence[Rewrite] | None = None) -> None:
+        self._rewrites = None if rewrites is None else tuple(rewrites)
 
     def probe(self) -> Support:
         try:
@@ -73,12 +74,14 @@ class OnnxRuntime(Engine):
         started = time.perf_counter()
         if progress:
             progress("reading ONNX", 0, 3)
-        model = read_model(onnx_path, weights=bool(self._rewrites))
+        rewrites = _rewrites_for(options.device) if self._rewrites is None else self._rewrites
+        model = read_model(onnx_path, weights=bool(rewrites))
         check_batch(input_specs(model), options.dynamic_batch, required=False)
         nodes_before = len(model.graph.node)
-        applied = [dict(rewrite(model)) for rewrite in self._rewrites]
+        applied = [dict(rewrite(model)) for rewrite in rewrites]
         # By path, ONNX Runtime finds weights stored beside the model; rewritten, they are inside.
-        source = model.SerializeToString() if self._rewrites else str(onnx_path)
+        rewritten = any(count for counts in applied for count in counts.values())
+        source = model.SerializeToString() if rewritten else str(onnx_path)
         del model
         session_options = _session_options(ort, options.threads)
         session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -186,6 +189,14 @@ def _broken(error: Exception) -> EngineNotInstalledError:
         f"ONNX Runtime is installed but cannot be imported ({_one_line(error)})",
         "run `pip install --force-reinstall onnxruntime`",
     )
+
+
+def _rewrites_for(device: str) -> tuple[Rewrite, ...]:
+    if device != "cpu":
+        return ()
+    from engines.onnxruntime_fusion import fuse_for_cpu
+
+    return (fuse_for_cpu,)
 
 
 def _session_options(ort: ModuleType, threads: int | None) -> Any:
