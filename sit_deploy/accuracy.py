@@ -33,7 +33,8 @@ class Accuracy:
 
     @property
     def drop(self) -> float:
-        return self.reference_top1 - self.engine_top1
+        # shares of whole images: what is beyond 9 digits is rounding, and must not break a limit kept exactly
+        return round(self.reference_top1 - self.engine_top1, 9)
 
     def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
         """Hold the engine to a largest drop of top-1, in points, and a smallest agreement, in percent.
@@ -41,12 +42,13 @@ class Accuracy:
         Raises:
             GateError: one of them is not kept; the figures are in the message.
         """
-        if max_drop is not None and self.drop > max_drop:
+        # "not <=", so that a limit of NaN refuses rather than passes everything
+        if max_drop is not None and not self.drop <= max_drop:
             raise GateError(
                 f"top-1 falls by {self.drop:.2f} points, from {self.reference_top1:.2f} to {self.engine_top1:.2f} % on "
                 f"{self.images} images (--max-accuracy-drop {max_drop:g}); try a higher precision"
             )
-        if min_agreement is not None and self.agreement < min_agreement:
+        if min_agreement is not None and not self.agreement >= min_agreement:
             raise GateError(
                 f"engine and reference agree on {self.agreement:.2f} % of {self.images} images "
                 f"(--min-agreement {min_agreement:g}); try a higher precision"
@@ -56,21 +58,28 @@ class Accuracy:
         return {**asdict(self), "drop": self.drop}
 
 
-def match_labels(
-    folder: ImageFolder, classes: Sequence[str] | None, num_classes: int
-) -> list[tuple[Path, int]]:
+def match_labels(folder: ImageFolder, classes: list[str] | None, num_classes: int) -> list[tuple[Path, int]]:
     """Return (path, label) samples numbered as the model's classes are.
 
-    A folder with the model's class names is matched by name, and may lack some; without names its sorted folders must
-    be exactly the model's classes in order.
+    Folders called as the model's classes are matched by name, and some classes may be missing. Where no folder bears a
+    class's name (ImageNet's are numbers), the sorted folders must be the model's classes in order, and as many.
 
     Raises:
         InputError: folders that are not classes of the model, or of another number.
     """
-    if classes and set(folder.classes) <= set(classes):
+    strange = sorted(set(folder.classes) - set(classes or ()))
+    if strange and len(strange) < len(folder.classes):
+        raise InputError(
+            f"{folder.root} has class folders that the model has no name for ({', '.join(strange[:3])}"
+            f"{', ...' if len(strange) > 3 else ''}) beside some that it has; rename or remove them"
+        )
+    if not strange:
         if len(set(classes)) != len(classes):
-            raise InputError("the bundle's class names are not unique, so folders cannot be matched by name")
-        label = [list(classes).index(name) for name in folder.classes]
+            raise InputError(
+                f"some of the model's class names are the same, so the folders of {folder.root} cannot be matched by "
+                "name; make the names differ, or name the folders by number (0000, 0001, ...) in label order"
+            )
+        label = [classes.index(name) for name in folder.classes]
         return [(path, label[i]) for path, i in folder.samples]
     if len(folder.classes) != num_classes:
         raise InputError(
@@ -93,7 +102,8 @@ def measure(
     Args:
         reference, engine: preprocessed images float32 (n, 3, H, W) → logits (n, classes).
     Raises:
-        InputError: no sample, or an image that cannot be read.
+        InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
+        GateError: the engine gives NaN or infinite logits; the image is named.
     """
     import numpy as np
 
@@ -103,6 +113,8 @@ def measure(
     done = 0
     for images, labels in batches(samples, preprocessing, batch_size):
         ours, theirs = engine(images), reference(images)
+        _require_finite(theirs, samples[done:], InputError, "the PyTorch model itself")
+        _require_finite(ours, samples[done:], GateError, "the engine")
         counts += [
             *(int(n) for logits in (theirs, ours) for n in _hits(logits, labels)),
             int((ours.argmax(1) == theirs.argmax(1)).sum()),
@@ -111,6 +123,19 @@ def measure(
         if progress:
             progress("measuring accuracy", done, len(samples))
     return Accuracy(done, *(100.0 * count / done for count in counts.tolist()))
+
+
+def _require_finite(
+    logits: np.ndarray, samples: Sequence[tuple[Path, int]], error: type[Exception], who: str
+) -> None:
+    """Refuse NaN, which compares with nothing and so would count as the best class."""
+    import numpy as np
+
+    for (path, _), finite in zip(samples, np.isfinite(logits).all(axis=1), strict=False):
+        if not finite:
+            raise error(
+                f"{who} gives NaN or infinite logits for {path}; check the weights, or try a higher precision"
+            )
 
 
 def _hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:

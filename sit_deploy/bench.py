@@ -11,8 +11,9 @@ from typing import Any
 import engines
 from engines.timing import EngineCall, WorkerSpec, alternate, machine, ratio
 from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
-from sit_deploy.reference import reference_model
+from sit_deploy.reference import reference_model, reference_weights
 
 
 class TorchCall:
@@ -57,7 +58,7 @@ def bench(
         engines.NoGpuError: an engine that needs a GPU, without one.
         engines.EngineError: arguments out of range, or a worker that failed.
     """
-    batch = batch_size or bundle.batch_size
+    batch = bundle.batch_size if batch_size is None else batch_size
     low, high = bundle.batch_range
     if not low <= batch <= high:
         takes = str(low) if low == high else f"{low} to {high}"
@@ -75,7 +76,8 @@ def bench(
                 )
             kind, path = engine, Path(folder) / "engine.onnx"
             engines.get(kind).build(bundle.model_path, path, engines.BuildOptions(threads=threads))
-        # says at once, and not from inside a worker, that an engine cannot run here
+        # says at once, and not from inside a worker, that the weights are gone or the engine cannot run here
+        reference_weights(bundle, checkpoint)
         engines.get(kind).load(path, threads=threads).close()
         workers = {
             "PyTorch": WorkerSpec(TorchCall, (bundle.path.absolute(), checkpoint, batch, threads), batch),
@@ -97,5 +99,5 @@ def bench(
             "per_round": list(speedup.per_round),
         },
         "machine": asdict(machine()),
-        "versions": bundle.manifest["versions"],
+        "versions": versions(),
     }

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import engines
-from sit_deploy.bundle import GOLDEN, MODEL, Bundle, check_destination, load_bundle, staging, write_manifest
+from sit_deploy.bundle import (
+    GOLDEN,
+    MODEL,
+    Bundle,
+    check_destination,
+    load_bundle,
+    scratch,
+    staging,
+    write_manifest,
+)
 from sit_deploy.errors import InputError
 from sit_deploy.make_graph import REFERENCE_BATCH, Graph, Progress, Work, make_graph, torch_logits
 from sit_deploy.models.configs import get_config
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
 from sit_deploy.request import BuildRequest
+
+if TYPE_CHECKING:
+    from sit_deploy.models.checkpoint import LoadedModel
 
 __all__ = ["BuildRequest", "build", "export"]
 
@@ -43,8 +54,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     return load_bundle(request.output)
 
 
-def export(request: BuildRequest, progress: Progress | None = None) -> list[Hop]:
-    """Write the ONNX graph alone to the file `request.output`; return the hops, which are all within tolerance.
+def export(request: BuildRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the ONNX graph alone to the file `request.output`; return what a bundle's report says of a graph.
 
     Raises:
         InputError, GateError: as `build`; the file appears whole or not at all.
@@ -53,17 +64,17 @@ def export(request: BuildRequest, progress: Progress | None = None) -> list[Hop]
     path = request.output.absolute()
     if path.is_dir() or path.suffix != ".onnx":
         raise InputError(
-            f"output {request.output} must be a file that ends in .onnx; pass -o {request.output.stem}.onnx"
+            f"output {request.output} must be a file that ends in .onnx; pass for example -o model.onnx"
         )
     if path.exists() and not request.force:
         raise InputError(f"output {request.output} exists; pass --force to replace it, or choose another -o")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"folder {path.parent} does not exist or cannot be written; choose another with -o")
     work = Work(request, progress or (lambda *_: None))
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        make_graph(work, Path(folder))
-        (Path(folder) / MODEL).replace(path)
-    return work.hops
+    with scratch(path) as folder:
+        made = make_graph(work, folder)
+        (folder / MODEL).replace(path)
+    return _graph_report(work, made)
 
 
 def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
@@ -82,7 +93,6 @@ def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:
     import numpy as np
 
-    from sit_deploy.graph.inspect import summarize
     from sit_deploy.report import write_report
 
     made = make_graph(work, folder)
@@ -96,7 +106,22 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     manifest = _manifest(work, made, info, why)
     report = {
         **manifest,
+        **_graph_report(work, made),
+        "accuracy": accuracy,
+        "seconds": work.seconds,
+    }
+    write_report(folder, report)
+    write_manifest(folder, manifest)
+
+
+def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
+    """Return what there is to say of the graph and of how it was checked, as plain types."""
+    from sit_deploy.graph.inspect import summarize
+
+    return {
+        "weights": _weights(work.request, made.loaded),
         "notes": work.notes,
+        "compared_on": made.image_source,
         "hops": [hop.to_dict() for hop in work.hops],
         "plan": {
             "counts": made.plan.counts,
@@ -104,11 +129,20 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
             "casts": made.plan.casts,
         },
         "graph": summarize(made.graph).to_dict(),
-        "accuracy": accuracy,
-        "seconds": work.seconds,
     }
-    write_report(folder, report)
-    write_manifest(folder, manifest)
+
+
+def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
+    """Return where the weights came from; `ema`: whether averaged ones were to be preferred."""
+    checkpoint = loaded.checkpoint
+    if checkpoint is None:
+        return {"source": "random", "seed": 0}
+    return {
+        "source": str(checkpoint.path.absolute()),
+        "sha256": checkpoint.sha256,
+        "entry": checkpoint.source,
+        "ema": request.ema,
+    }
 
 
 def _engine_options(request: BuildRequest) -> engines.BuildOptions:
@@ -177,15 +211,6 @@ def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> di
         if not request.dynamic_batch
         else {"min": low, "opt": request.dynamic_batch[1], "max": high}
     )
-    weights: dict[str, Any] = {"source": "random", "seed": 0}
-    if loaded.checkpoint:
-        checkpoint = loaded.checkpoint
-        weights = {
-            "source": str(checkpoint.path.absolute()),
-            "sha256": checkpoint.sha256,
-            "entry": checkpoint.source,
-            "ema": request.ema,
-        }
     return {
         "model": {
             "name": loaded.name,
@@ -212,7 +237,7 @@ def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> di
             "build_seconds": round(info.build_seconds, 2),
             "details": info.details,
         },
-        "weights": weights,
+        "weights": _weights(request, loaded),
         "calibration": None,
         "compared_on": made.image_source,
         "versions": versions(),

@@ -2,7 +2,8 @@
 
     manifest.json · model.onnx · engine.plan or engine.onnx · golden.npz · report.json · report.html
 
-It is written beside its place and moved there whole; loading checks every hash before anything is deserialised.
+It is written beside its place and moved there whole; loading checks every hash before anything is deserialised. The
+manifest carries a digest of itself: SHA-256 of its other fields as JSON with sorted keys, no spaces, in UTF-8.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,23 +46,45 @@ def check_destination(path: Path, force: bool) -> None:
     """Refuse, before any work is done, a folder that a bundle could not be moved to.
 
     Raises:
-        InputError: exists already, is no folder, or its parent cannot be written.
+        InputError: taken, in use, no folder, or its parent cannot be written.
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise InputError(f"output {path} is not a folder; choose another with -o")
-    if path.is_dir() and any(path.iterdir()):
-        if not is_bundle(path):
-            raise InputError(
-                f"output folder {path} has other files in it; choose an empty or new one with -o"
-            )
-        if not force:
-            raise InputError(
-                f"output folder {path} is already a bundle; pass --force to replace it, or choose another -o"
-            )
+        kind = "a symbolic link" if path.is_symlink() else "not a folder"
+        raise InputError(f"output {path} is {kind}; choose another with -o")
+    if path.is_dir():
+        # moved into place means: this very folder is replaced by another
+        real = path.resolve()
+        if real.is_mount() or Path.cwd().is_relative_to(real):
+            what = "a mount point" if real.is_mount() else "the folder you are in"
+            raise InputError(f"output folder {path} is {what}; choose one inside it, as -o {path / 'bundle'}")
+        _check_replaceable(path, force)
     parent = next(p for p in (path.absolute().parent, *path.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        what = "not writable" if parent.is_dir() else "not a folder"
         raise InputError(
-            f"output folder {path} cannot be written ({parent} is not writable); choose another with -o"
+            f"output folder {path} cannot be written ({parent} is {what}); choose another with -o"
+        )
+
+
+def _check_replaceable(path: Path, force: bool) -> None:
+    """Only an empty folder may be replaced and, by force, one that holds nothing but a bundle's files."""
+    found = {p.name for p in path.iterdir()}
+    if not found:
+        return
+    try:
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"].keys()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(
+            f"output folder {path} has other files in it; choose an empty or new one with -o"
+        ) from None
+    if others := sorted(found - listed - {MANIFEST}):
+        raise InputError(
+            f"output folder {path} has files in it that are no bundle's ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}); move them away, or choose another -o"
+        )
+    if not force:
+        raise InputError(
+            f"output folder {path} is already a bundle; pass --force to replace it, or choose another -o"
         )
 
 
@@ -70,23 +95,55 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
     Whatever ends the block otherwise, Ctrl-C included, the folder is removed and `destination` is as it was.
 
     Raises:
-        InputError: `destination` is taken or cannot be written.
+        InputError: `destination` is taken or cannot be written, before the block or by its end.
     """
     check_destination(destination, force)
-    destination = destination.absolute()
-    made = [p for p in destination.parents if not p.exists()]
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
-    folder.chmod(0o755)
-    try:
+    with scratch(destination) as folder:
         yield folder
-        _swap(folder, destination)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+        with _no_interrupts():
+            check_destination(destination, force)  # someone may have put something there meanwhile
+            _swap(folder, destination.absolute())
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `path`; it goes, with any parents made for it, however the block ends.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    path = path.absolute()
+    made = [p for p in path.parents if not p.exists()]
+    folder = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write to {path.parent} ({reason}); choose another -o") from None
+        yield folder
+    finally:
+        with _no_interrupts():
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in made:  # those that something was put into stay
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C and its like for a moment: a second press must not stop the cleaning up after the first."""
+    if threading.current_thread() is not threading.main_thread():  # they never reach another thread
+        yield
+        return
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _swap(folder: Path, destination: Path) -> None:
@@ -104,16 +161,23 @@ def _swap(folder: Path, destination: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def digest(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's fields but `digest`: as JSON with sorted keys and no spaces, in UTF-8."""
+    fields = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the hash and size of every other file in `folder`."""
+    """Write manifest.json with the hash and size of every other file in `folder`, and its own digest."""
     files = {
         p.name: {"sha256": sha256(p), "bytes": p.stat().st_size}
         for p in sorted(folder.iterdir())
         if p.name != MANIFEST
     }
-    text = json.dumps(
-        {"schema": SCHEMA, **manifest, "files": files}, indent=2, ensure_ascii=False, allow_nan=False
-    )
+    whole = {"schema": SCHEMA, **manifest, "files": files}
+    whole["digest"] = digest(whole)
+    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -163,14 +227,24 @@ class Bundle:
             return arrays["images"], arrays["logits"]
 
 
-_REQUIRED = ("model", "classes", "preprocessing", "precision", "batch", "engine", "weights", "files")
+_REQUIRED = (
+    "model",
+    "classes",
+    "preprocessing",
+    "precision",
+    "batch",
+    "engine",
+    "weights",
+    "files",
+    "digest",
+)
 
 
 def load_bundle(path: str | Path) -> Bundle:
     """Open a bundle and verify it.
 
     Raises:
-        InputError: not a bundle, of a newer schema, or with a file missing, added or changed.
+        InputError: not a bundle, of a newer schema, or with its manifest or a file of it missing or changed.
     """
     path = Path(path)
     if not path.is_dir():
@@ -193,6 +267,10 @@ def load_bundle(path: str | Path) -> Bundle:
     missing = [key for key in _REQUIRED if key not in manifest]
     if missing:
         raise InputError(f"{path / MANIFEST} lacks {', '.join(missing)}; build the bundle again")
+    if manifest["digest"] != digest(manifest):
+        raise InputError(
+            f"{path / MANIFEST} was changed: it does not match its digest; copy it again or build the bundle again"
+        )
     for name, facts in manifest["files"].items():
         file = path / name
         if Path(name).name != name or not file.is_file():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from sit_deploy.bundle import Bundle, load_bundle
-from sit_deploy.errors import InputError
+from sit_deploy.errors import GateError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,9 +137,18 @@ def _is_low_precision(path: Path) -> bool:
 
 
 def top_classes(logits: np.ndarray, classes: list[str], count: int = 5) -> list[list[dict[str, Any]]]:
-    """Return for each row of logits (n, classes) its `count` most probable classes: index, name and probability."""
+    """Return for each row of logits (n, classes) its `count` most probable classes: index, name and probability.
+
+    Raises:
+        GateError: logits that are NaN or infinite.
+    """
     import numpy as np
 
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits).all(axis=1)).sum())
+        raise GateError(
+            f"the engine gives NaN or infinite logits for {bad} of {len(logits)} images; check it with sit-deploy validate"
+        )
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     best = np.argsort(-logits, axis=1, kind="stable")[:, :count]

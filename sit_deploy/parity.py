@@ -26,7 +26,8 @@ class Hop:
 
     error: largest |logit - reference| ÷ std(reference); step_error: the same against the step before.
     sqnr_db: power of the reference logits over that of the error, in dB. agreement: share of images whose top class
-    is the reference's. tolerance: what `error` may be. note: why a step was not compared; then the figures are None.
+    is the reference's. tolerance: what `error` may be. note: how it was compared, or why it was not; then the figures
+    are None.
     """
 
     name: str
@@ -43,7 +44,12 @@ class Hop:
         return self.error is None or self.tolerance is None or self.error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
+        """Return plain types, for JSON, which has no infinity: an error that is infinite is None there."""
+        plain = {
+            key: None if isinstance(value, float) and math.isinf(value) else value
+            for key, value in asdict(self).items()
+        }
+        return {**plain, "compared": self.error is not None, "passed": self.passed}
 
 
 def compare(
@@ -54,12 +60,18 @@ def compare(
     tolerance: float | None,
     note: str = "",
 ) -> Hop:
-    """Compare logits (images, classes) of a step with those of the step before and of the reference."""
+    """Compare logits (images, classes) of a step with those of the step before and of the reference.
+
+    NaN or infinite logits make the errors infinite, and agree with nothing.
+    """
     import numpy as np
 
     scale = float(reference.astype(np.float64).std()) or 1.0
-    difference = logits.astype(np.float64) - reference
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        note = f"NaN or infinite logits for {len(logits) - finite.sum()} of {len(logits)} images"
     with np.errstate(invalid="ignore", over="ignore"):
+        difference = logits.astype(np.float64) - reference
         noise = float(np.square(difference).mean())
         error = float(np.abs(difference).max()) / scale
         step_error = float(np.abs(logits.astype(np.float64) - previous).max()) / scale
@@ -68,25 +80,31 @@ def compare(
         name=name,
         error=error if math.isfinite(error) else math.inf,
         step_error=step_error if math.isfinite(step_error) else math.inf,
-        sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
-        agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
+        sqnr_db=10 * math.log10(signal / noise) if 0 < noise < math.inf and signal > 0 else None,
+        agreement=float((finite & (logits.argmax(1) == reference.argmax(1))).mean()),
         tolerance=tolerance,
         note=note,
     )
 
 
-def require(hops: list[Hop]) -> None:
+def require(hops: list[Hop], outcome: str = "nothing was written") -> None:
     """Stop at the first hop that is out of tolerance.
 
+    Args:
+        outcome: what that means for the user, for the message.
     Raises:
         GateError: names the hop, its error, its tolerance and what to try.
     """
     for hop in hops:
-        if not hop.passed:
-            raise GateError(
-                f"{hop.name} differs from the PyTorch reference by {hop.error:.2g} standard deviations of its logits "
-                f"(tolerance {hop.tolerance:g}); nothing was written: {_remedy(hop.name)}"
-            )
+        if hop.passed:
+            continue
+        what = (
+            f"gives {hop.note}"
+            if hop.error == math.inf
+            else f"is {hop.error:.2g} standard deviations of the logits off the PyTorch reference "
+            f"(tolerance {hop.tolerance:g})"
+        )
+        raise GateError(f"{hop.name} {what}; {outcome}: {_remedy(hop.name)}")
 
 
 def _remedy(name: str) -> str:

@@ -9,22 +9,19 @@ from sit_deploy.bundle import Bundle, sha256
 from sit_deploy.errors import InputError
 
 
-def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
-    """Return the plain PyTorch model of a bundle, in eval mode.
+def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> Path | None:
+    """Return the checkpoint that a bundle was built from, None where that was random weights. Imports nothing heavy.
 
     Args:
         checkpoint: where its weights are now, if not where the bundle was built from.
     Raises:
         InputError: the weights are gone, or are not those that the bundle was built from.
     """
-    from sit_deploy.models.checkpoint import load_model
-
-    facts, weights = bundle.manifest["model"], bundle.manifest["weights"]
-    size, classes = facts["image_size"][0], facts["num_classes"]
+    weights = bundle.manifest["weights"]
     if weights["source"] == "random":
         if checkpoint is not None:
             raise InputError(f"bundle {bundle.path} was built from random weights; leave --checkpoint out")
-        return load_model(facts["name"], None, size, classes).model
+        return None
     path = Path(checkpoint or weights["source"])
     if not path.is_file():
         raise InputError(
@@ -34,4 +31,14 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         raise InputError(
             f"{path} is not the checkpoint that {bundle.path} was built from (its hash differs); pass --checkpoint FILE"
         )
-    return load_model(facts["name"], path, size, classes, weights["ema"]).model
+    return path
+
+
+def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
+    """Return the plain PyTorch model of a bundle, in eval mode; arguments and errors as `reference_weights`."""
+    path = reference_weights(bundle, checkpoint)
+    from sit_deploy.models.checkpoint import load_model
+
+    facts, weights = bundle.manifest["model"], bundle.manifest["weights"]
+    size, classes = facts["image_size"][0], facts["num_classes"]
+    return load_model(facts["name"], path, size, classes, weights.get("ema", True)).model

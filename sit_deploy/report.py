@@ -74,8 +74,8 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
-    compared = [hop for hop in report["hops"] if hop["error"] is not None]
-    skipped = [hop["name"] for hop in report["hops"] if hop["error"] is None]
+    compared = [hop for hop in report["hops"] if hop["compared"]]
+    skipped = [hop["name"] for hop in report["hops"] if not hop["compared"]]
     good = all(hop["passed"] for hop in compared)
     text = (
         f"{len(compared)} hops compared, all within tolerance."
@@ -103,7 +103,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _hops(hops: list[dict[str, Any]]) -> str:
     rows = []
     for hop in hops:
-        if hop["error"] is None:
+        if not hop["compared"]:
             rows.append(
                 (escape(hop["name"]), "—", "", "", "", "", f"<span class=dim>{escape(hop['note'])}</span>")
             )
@@ -112,15 +112,19 @@ def _hops(hops: list[dict[str, Any]]) -> str:
         rows.append(
             (
                 escape(hop["name"]),
-                f"{hop['error']:.1e}",
-                f"{hop['tolerance']:g}" if hop["tolerance"] else "",
-                f"{hop['step_error']:.1e}",
-                "exact" if hop["sqnr_db"] is None else f"{hop['sqnr_db']:.1f}",
+                _figure(hop["error"], ".1e"),
+                _figure(hop["tolerance"], "g"),
+                _figure(hop["step_error"], ".1e"),
+                "exact" if hop["error"] == 0 else _figure(hop["sqnr_db"], ".1f"),
                 f"{hop['agreement']:.0%}",
                 f"{state} {escape(hop['note'])}",
             )
         )
     return _table(("hop", "error", "tolerance", "step", "SQNR dB", "agreement", ""), rows)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form)
 
 
 def _accuracy(accuracy: dict[str, Any] | None) -> str:

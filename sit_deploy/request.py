@@ -91,14 +91,19 @@ class BuildRequest:
             raise InputError(
                 f"batch size must be at least 1, got {self.batch_size}; pass --batch-size 1 or more"
             )
+        if self.dynamic_batch and self.batch_size != 1:
+            raise InputError(
+                f"--batch-size {self.batch_size} and --dynamic-batch exclude each other; pass one of them"
+            )
         if self.calib_images < 1:
             raise InputError(
                 f"number of images must be at least 1, got {self.calib_images}; pass --calib-images 1 or more"
             )
-        size = self.image_size or config.image_size
+        size = config.image_size if self.image_size is None else self.image_size
         if size < 16 or size % 16:
+            below = max(16, size // 16 * 16)
             raise InputError(
-                f"image size {size} is not divisible by 16; take {max(16, size // 16 * 16)} or {max(0, size // 16) * 16 + 16}"
+                f"image size {size} is not a positive multiple of 16; take {below} or {below + 16}"
             )
         if self.max_accuracy_drop is not None and self.val_data is None:
             raise InputError("--max-accuracy-drop needs images with labels; pass --val-data DIR")

@@ -15,7 +15,7 @@ def check_golden(bundle: Bundle, classifier: Any) -> Hop:
     """Compare an open `inference.Classifier` with the reference logits that the bundle carries."""
     images, reference = bundle.golden()
     precision = bundle.manifest["precision"]
-    return compare("golden outputs", classifier.logits(images), reference, reference, TOLERANCE[precision])
+    return compare("golden output", classifier.logits(images), reference, reference, TOLERANCE[precision])
 
 
 def check_accuracy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from importlib import import_module
@@ -27,12 +28,28 @@ COMMANDS = {
 }
 
 
+_NO_MEMORY = "out of memory; take a smaller model, image, batch or --calib-images"
+
+
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         return import_module(f"sit_deploy.cli.{name}").command if name in COMMANDS else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Here, because click itself would turn these two into a blank line and into status 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SitDeployError("interrupted; nothing was left half-written") from None
+        except (
+            BrokenPipeError
+        ):  # the reader of our output has gone, as with `| head`: nobody is there to tell
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            ctx.exit(SitDeployError.exit_status)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -59,7 +76,10 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit. A traceback on the screen is a defect; every foreseen error is one line."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal; not where `nohup` or a supervisor has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         # with standalone_mode off, click returns a command's result, and the status of Context.exit as an integer
         status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
@@ -72,16 +92,15 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(error), error.exit_status)
     except EngineError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as with `| head`
-        sys.exit(0)
     except OSError as error:
         _fail(_os_error(error))
     except MemoryError:
-        _fail("out of memory; take a smaller model, batch or --calib-images")
+        _fail(_NO_MEMORY)
     except Exception as error:
         from calibration.errors import CalibrationError
 
+        if "can't allocate memory" in str(error):  # PyTorch's, a RuntimeError
+            _fail(_NO_MEMORY)
         if not isinstance(error, CalibrationError):
             raise
         _fail(str(error), error.exit_status)

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from sit_deploy.cli.common import console, emit_json, examples, json_option, path_type, progress, table
+from sit_deploy.cli.common import (
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+    table,
+)
 
 
 @click.command(
@@ -54,7 +64,8 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
 
     opened = load_bundle(bundle)
     with progress() as report:
-        result = bench(opened, **options, progress=report)
+        # the two sides take turns: one bar of all turns says more than one for each
+        result = bench(opened, **options, progress=lambda _, done, total: report("Timing", done, total))
     if as_json:
         emit_json(result)
         return
@@ -69,9 +80,10 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     screen.print(listing)
     speedup, machine = result["speedup"], result["machine"]
     low, high = min(speedup["per_round"]), max(speedup["per_round"])
-    screen.print(
+    say(
+        screen,
         f"{speedup['engine']} is [bold]{speedup['median']:.2f}×[/] as fast as PyTorch eager "
-        f"(rounds {low:.2f} to {high:.2f}) on {machine['cpu_model']}, {machine['usable_cpus']} CPUs."
+        f"(rounds {low:.2f} to {high:.2f}) on {literal(machine['cpu_model'])}, {machine['usable_cpus']} CPUs.",
     )
     if (machine["load_average"] or 0) > machine["usable_cpus"] + 0.5:
-        screen.print("[yellow]Other programs are using this machine: take the figures with care.[/]")
+        say(screen, "[yellow]Other programs are using this machine: take the figures with care.[/]")

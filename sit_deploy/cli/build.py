@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,12 +14,17 @@ from sit_deploy.cli.common import (
     console,
     emit_json,
     examples,
+    file_size,
     json_option,
-    megabytes,
+    literal,
     path_type,
     progress,
+    say,
     table,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ENGINES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
@@ -113,8 +120,6 @@ def command(
     )
     with progress() as report:
         bundle = build(request, report)
-    import json
-
     result = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))
     if as_json:
         emit_json({"bundle": str(bundle.path.absolute()), **result})
@@ -123,47 +128,73 @@ def command(
 
 
 def show(report: dict[str, Any], bundle: Any) -> None:
-    """Print a report for people: notes, hops, accuracy, files."""
+    """Print a build's report for people: graph, engine, accuracy, files, and what to do next."""
     screen = console()
-    for note in report["notes"]:
-        loud = report["weights"]["source"] == "random"
-        screen.print(f"[bold yellow]Warning:[/] {note}" if loud else f"Note: {note}")
-    screen.print(f"Engine: {report['engine']['why']}")
-    screen.print(hop_table(report["hops"], f"Against PyTorch, on {report['compared_on']}"))
-    for node in report["plan"]["held_back"]:
-        screen.print(f"Kept in fp32: {node['node']} ({node['reason']})")
+    show_graph(screen, report)
+    say(screen, f"Engine: {literal(report['engine']['why'])}")
     if report["accuracy"]:
         screen.print(accuracy_table(report["accuracy"]))
     files = ", ".join(
-        f"{name} {megabytes(facts['bytes'])}" for name, facts in bundle.manifest["files"].items()
+        f"{name} {file_size(facts['bytes'])}" for name, facts in bundle.manifest["files"].items()
     )
-    screen.print(f"[green]✓[/] [bold]{bundle.path}[/]: {files}")
-    screen.print(f"Built in {sum(report['seconds'].values()):.0f} s. Next: sit-deploy bench {bundle.path}")
+    say(screen, f"[green]✓[/] [bold]{literal(bundle.path)}[/]: {literal(files)}")
+    path = literal(shlex.quote(str(bundle.path)))
+    ran_here = all(hop["compared"] for hop in report["hops"])
+    advice = (
+        f"sit-deploy bench {path}"
+        if ran_here
+        else f"sit-deploy validate {path} on a machine with a GPU, or sit-deploy bench {path} --engine onnxruntime here"
+    )
+    say(screen, f"Built in {sum(report['seconds'].values()):.0f} s. Next: {advice}")
 
 
-def hop_table(hops: list[dict[str, Any]], title: str) -> Any:
+def show_graph(screen: Console, report: dict[str, Any]) -> None:
+    """Print what a report says of the graph: notes on its weights, every hop, and the nodes kept in fp32."""
+    kind = "[bold yellow]Warning:[/]" if report["weights"]["source"] == "random" else "Note:"
+    for note in report["notes"]:
+        say(screen, f"{kind} {literal(note)}")
+    show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")
+    for node in report["plan"]["held_back"]:
+        say(screen, f"Kept in fp32: {literal(node['node'])} ({literal(node['reason'])})")
+
+
+def show_hops(screen: Console, hops: list[dict[str, Any]], title: str) -> None:
+    """Print hops as a table, errors in standard deviations of the reference logits, and the notes below it."""
     right = ("error", "tolerance", "step", "SQNR dB", "agree")
-    listing = table(
-        "hop", "error", "tolerance", "step", "SQNR dB", "agree", "", title=title, right=right, fold=("",)
-    )
+    listing = table("hop", *right, "", title=literal(title), right=right)
     for hop in hops:
-        compared = hop["error"] is not None
+        exact = hop["error"] == 0
         listing.add_row(
             hop["name"],
-            f"{hop['error']:.1e}" if compared else "—",
-            f"{hop['tolerance']:g}" if compared and hop["tolerance"] else "",
-            f"{hop['step_error']:.1e}" if compared else "",
-            "exact" if compared and hop["sqnr_db"] is None else f"{hop['sqnr_db']:.1f}" if compared else "",
-            f"{hop['agreement']:.0%}" if compared else "",
-            hop["note"] or ("[green]ok[/]" if hop["passed"] else "[red]out of tolerance[/]"),
+            _figure(hop, "error", ".1e") or "[yellow]not run[/]",
+            _figure(hop, "tolerance", "g"),
+            _figure(hop, "step_error", ".1e"),
+            "exact" if exact else _figure(hop, "sqnr_db", ".1f"),
+            _figure(hop, "agreement", ".0%"),
+            _state(hop),
         )
-    return listing
+    screen.print(listing)
+    for hop in hops:
+        if hop["note"]:
+            say(screen, f"{hop['name']}: {literal(hop['note'])}")
+
+
+def _figure(hop: dict[str, Any], key: str, form: str) -> str:
+    if not hop["compared"]:
+        return ""
+    return "—" if hop[key] is None else format(hop[key], form)
+
+
+def _state(hop: dict[str, Any]) -> str:
+    if not hop["compared"]:
+        return ""
+    return "[green]ok[/]" if hop["passed"] else "[red]failed[/]"
 
 
 def accuracy_table(accuracy: dict[str, Any]) -> Any:
     right = ("top-1 %", "top-5 %", "agree %")
     title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
-    listing = table("", "top-1 %", "top-5 %", "agree %", title=title, right=right)
+    listing = table("", "top-1 %", "top-5 %", "agree %", title=literal(title), right=right)
     listing.add_row("PyTorch", f"{accuracy['reference_top1']:.2f}", f"{accuracy['reference_top5']:.2f}", "")
     listing.add_row(
         accuracy["measured_on"],

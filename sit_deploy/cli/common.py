@@ -32,9 +32,22 @@ def examples(*lines: str) -> str:
 def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
+    plain = {"stderr": stderr, "highlight": False, "emoji": False}
+    made = Console(**plain)
     # a pipe has no width of its own; 80 columns would fold the tables
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+    return made if made.is_terminal else Console(**plain, width=120)
+
+
+def say(screen: Console, text: str) -> None:
+    """Print a line with markup: wrapped between words on a terminal, left whole in a pipe."""
+    screen.print(text, soft_wrap=not screen.is_terminal)
+
+
+def literal(value: Any) -> str:
+    """Return a value's text such that markup shows it as it is, brackets and all."""
+    from rich.markup import escape
+
+    return escape(str(value))
 
 
 def table(
@@ -46,7 +59,8 @@ def table(
 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=column not in fold)
+        justify = "right" if column in right else "left"
+        made.add_column(column, justify=justify, no_wrap=column not in fold, overflow="fold")
     return made
 
 
@@ -84,14 +98,14 @@ def progress() -> Iterator[Progress]:
 
         def update(text: str, done: int, total: int) -> None:
             if text not in tasks:
-                tasks[text] = bars.add_task(text, total=None)
+                tasks[text] = bars.add_task(literal(text), total=None)
             bars.update(tasks[text], completed=done, total=total or None)
 
         yield update
 
 
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def file_size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 class DynamicBatch(click.ParamType):

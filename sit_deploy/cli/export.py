@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from sit_deploy.cli.common import DynamicBatch, console, emit_json, examples, json_option, path_type, progress
+from sit_deploy.cli.common import (
+    DynamicBatch,
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+)
 
 
 @click.command(
@@ -58,15 +68,15 @@ from sit_deploy.cli.common import DynamicBatch, console, emit_json, examples, js
 def command(model: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Write the ONNX graph alone: static, standard operators, linted and compared with PyTorch."""
     from sit_deploy.build import export
-    from sit_deploy.cli.build import hop_table
+    from sit_deploy.cli.build import show_graph
     from sit_deploy.request import BuildRequest
 
     request = BuildRequest(model=model, output=output or Path(f"{model}.onnx"), ema=not no_ema, **options)
     with progress() as report:
-        hops = [hop.to_dict() for hop in export(request, report)]
+        result = export(request, report)
     if as_json:
-        emit_json({"model": str(request.output), "hops": hops})
+        emit_json({"model": str(request.output.absolute()), **result})
         return
     screen = console()
-    screen.print(hop_table(hops, "Against PyTorch"))
-    screen.print(f"[green]✓[/] [bold]{request.output}[/]")
+    show_graph(screen, result)
+    say(screen, f"[green]✓[/] [bold]{literal(request.output)}[/]")

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sit_deploy.cli.common import console, emit_json, examples, json_option, megabytes, path_type, table
+from sit_deploy.cli.common import (
+    console,
+    emit_json,
+    examples,
+    file_size,
+    json_option,
+    literal,
+    path_type,
+    say,
+    table,
+)
 from sit_deploy.errors import GateError
 
 if TYPE_CHECKING:
@@ -31,9 +41,8 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     from sit_deploy.graph.lint import lint
 
     graph = _read(load_bundle(target).model_path if target.is_dir() else target)
-    open_batch = bool(graph.graph.input) and not graph.graph.input[0].type.tensor_type.shape.dim[0].HasField(
-        "dim_value"
-    )
+    dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
+    open_batch = any(not d.HasField("dim_value") for d in dims)
     findings = lint(graph, max_opset=opset, dynamic_batch=open_batch)
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
@@ -46,10 +55,11 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
         if summary:
             _show(summary)
         for finding in findings:
-            screen.print(f"[red]{finding.rule}[/]", finding.where, finding.message, markup=True)
+            say(screen, f"[red]{finding.rule}[/] {literal(finding.where)}: {literal(finding.message)}")
         if not findings:
-            screen.print(
-                "[green]✓[/] lint: standard operators, static shapes, one type a tensor, finite weights, nothing unused"
+            say(
+                screen,
+                "[green]✓[/] lint: standard operators, static shapes, one type a tensor, finite weights, nothing unused",
             )
     if findings:
         plural = "problem" if len(findings) == 1 else "problems"
@@ -72,17 +82,18 @@ def _show(summary: dict) -> None:
     for kind in ("inputs", "outputs"):
         for tensor in summary[kind]:
             shape = ", ".join("N" if d is None else str(d) for d in tensor["shape"])
-            screen.print(f"{kind[:-1]:6} {tensor['name']}  {tensor['dtype']} ({shape})", markup=False)
+            say(screen, f"{kind[:-1]:6} {literal(tensor['name'])}  {tensor['dtype']} ({shape})")
     share = summary["low_precision_fraction"]
-    screen.print(
+    say(
+        screen,
         f"opset {summary['opset']}, {summary['nodes']} nodes, {summary['parameters'] / 1e6:.2f} M parameters "
-        f"({megabytes(summary['parameter_bytes'])}), {summary['macs'] / 1e9:.2f} GMACs, {share:.1%} of them in 16 bits or fewer"
+        f"({file_size(summary['parameter_bytes'])}), {summary['macs'] / 1e9:.2f} GMACs, {share:.1%} of them in 16 bits or fewer",
     )
-    screen.print("operators: " + ", ".join(f"{name} {count}" for name, count in summary["operators"].items()))
+    say(screen, "operators: " + ", ".join(f"{name} {count}" for name, count in summary["operators"].items()))
     columns = ("nodes", "GMACs")
     listing = table("block", *columns, "types", right=columns)
     for block in summary["blocks"]:
         kinds = ", ".join(f"{k} {v / 1e6:.0f}M" for k, v in block["macs_by_dtype"].items())
-        listing.add_row(block["name"], str(block["nodes"]), f"{block['macs'] / 1e9:.3f}", kinds)
+        listing.add_row(literal(block["name"]), str(block["nodes"]), f"{block['macs'] / 1e9:.3f}", kinds)
     if summary["blocks"]:
         screen.print(listing)

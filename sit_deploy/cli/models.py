@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sit_deploy.cli.common import console, emit_json, examples, json_option, table
+from sit_deploy.cli.common import console, emit_json, examples, json_option, say, table
 from sit_deploy.models.configs import CONFIGS
 from sit_deploy.models.cost import cost
 
@@ -51,4 +51,4 @@ def command(as_json: bool) -> None:
     screen = console()
     screen.print(listing)
     aliases = ", ".join(f"{alias} = {row['name']}" for row in rows for alias in row["aliases"])
-    screen.print(f"Other names that are taken: {aliases}")
+    say(screen, f"Other names for them: {aliases}")

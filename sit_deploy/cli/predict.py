@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sit_deploy.cli.common import console, emit_json, examples, json_option, path_type, table
+from sit_deploy.cli.common import console, emit_json, examples, json_option, literal, path_type, table
 
 
 @click.command(
@@ -48,5 +48,6 @@ def command(
     listing = table("image", "class", "probability", right=("probability",), fold=("image",))
     for path, found in zip(files, results, strict=True):
         for place, best in enumerate(found):
-            listing.add_row(str(path) if place == 0 else "", best["name"], f"{best['probability']:.1%}")
+            image = literal(path) if place == 0 else ""
+            listing.add_row(image, literal(best["name"]), f"{best['probability']:.1%}")
     console().print(listing)

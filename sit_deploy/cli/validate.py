@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -49,7 +48,7 @@ def command(
     Exit status 1 if the golden outputs are out of tolerance or a limit is not kept.
     """
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.cli.build import accuracy_table, hop_table
+    from sit_deploy.cli.build import accuracy_table, show_hops
     from sit_deploy.inference import load
     from sit_deploy.parity import require
     from sit_deploy.validate import check_accuracy, check_golden
@@ -61,18 +60,14 @@ def command(
     with progress() as report, load(opened, engine, threads=threads) as classifier:
         hop = check_golden(opened, classifier)
         accuracy = check_accuracy(opened, classifier, data, checkpoint, report) if data else None
-    measured = (
-        {**asdict(accuracy), "drop": accuracy.drop, "measured_on": kind, "data": str(data)}
-        if accuracy
-        else None
-    )
+    measured = {**accuracy.to_dict(), "measured_on": kind, "data": str(data)} if accuracy else None
     if as_json:
         emit_json({"bundle": str(bundle), "engine": kind, "golden": hop.to_dict(), "accuracy": measured})
     else:
         screen = console()
-        screen.print(hop_table([hop.to_dict()], f"{bundle} on {kind}"))
+        show_hops(screen, [hop.to_dict()], f"{bundle} on {kind}")
         if measured:
             screen.print(accuracy_table(measured))
-    require([hop])
+    require([hop], "do not use this engine here")
     if accuracy:
         accuracy.require(max_accuracy_drop, min_agreement)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import CONFIGS, PATCH, get_config
+from sit_deploy.models.configs import CONFIGS, PATCH, ModelConfig, get_config
 
 StateDict = dict[str, Tensor]
 
@@ -45,25 +47,39 @@ def read_checkpoint(path: str | Path, ema: bool = True) -> Checkpoint:
     Args:
         ema: take the averaged weights where the file has them beside the plain ones.
     Raises:
-        InputError: missing, corrupt, pickled with code, without tensors, or with NaN or infinite weights.
+        InputError: missing, corrupt, pickled with code, without weights, or with weights that are no finite numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"checkpoint {path} does not exist or is not a file; give the path of a .pth or .safetensors"
         )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not path.stat().st_size:
+        raise InputError(f"checkpoint {path} is empty; copy it again")
+    content = (_read_safetensors if path.suffix.lower() == ".safetensors" else _read_torch)(path)
     state, source = _find_weights(content, path, ema)
     state = _strip_prefixes(state)
     for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            raise InputError(
-                f"checkpoint {path} has {bad} NaN or infinite values in '{key}'; its training diverged: take an earlier one"
-            )
+        _check_values(key, value, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
     return Checkpoint(path, state, source, digest.hexdigest())
+
+
+def _check_values(key: str, value: Tensor, path: Path) -> None:
+    if not key.isprintable() or len(key) > 200:  # it would not fit on the one line of a message
+        raise InputError(f"checkpoint {path} has weights named {key[:40]!r}; save the state dict of a model")
+    if value.is_meta or value.is_quantized or value.is_complex() or value.layout != torch.strided:
+        raise InputError(
+            f"checkpoint {path} holds no plain numbers in '{key}' (a quantised, sparse, complex or empty tensor); save the float model"
+        )
+    if not value.is_floating_point() or key.endswith("num_batches_tracked"):
+        return  # the counter of BatchNorm, which nothing reads, overflows where a whole state dict was made half
+    finite = torch.isfinite(value.float())  # in float32, as it will be used
+    if not finite.all():
+        raise InputError(
+            f"checkpoint {path} has {int((~finite).sum())} NaN or infinite values in '{key}'; its training diverged: take an earlier one"
+        )
 
 
 def _digest(file: Any) -> Any:
@@ -86,40 +102,46 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    from pickle import UnpicklingError
-
     try:
         # official checkpoints carry their argparse.Namespace, which holds plain values only
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on formats that are refused or checked below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
-            raise InputError(
-                f"checkpoint {path} holds pickled Python objects, which could run code and are never loaded; "
-                "save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
-            ) from None
+    except PermissionError as error:
         raise InputError(
-            f"checkpoint {path} is not a PyTorch checkpoint ({_line(error)}); copy or export it again"
+            f"checkpoint {path} cannot be read ({error.strerror}); check its permissions"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise InputError(f"checkpoint {path} is corrupt ({_line(error)}); copy it again") from None
+    except Exception as error:  # of corrupt bytes an unpickler may make any of them
+        raise InputError(f"checkpoint {path} {_why_unreadable(error)}") from None
 
 
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def _why_unreadable(error: Exception) -> str:
+    """Say what is wrong with a file and what to do; torch's own message advises to load it unsafely."""
+    from pickle import UnpicklingError
+
+    text = str(error)
+    if isinstance(error, UnpicklingError):
+        if refused := re.search(r"GLOBAL ([\w.]+)", text):
+            return (
+                f"holds a pickled Python object, {refused[1]}, which could run code and is never loaded; "
+                "save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
+            )
+        return "is not a PyTorch checkpoint; give a .pth or .safetensors of a model's weights"
+    if "TorchScript" in text:
+        return "is a TorchScript program; save the weights of its model: torch.save(model.state_dict(), 'weights.pth')"
+    return f"is corrupt ({type(error).__name__}: {_line(error)}); copy it again"
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:120]
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
 
 
 def _find_weights(content: Any, path: Path, ema: bool) -> tuple[StateDict, str]:
@@ -130,17 +152,16 @@ def _find_weights(content: Any, path: Path, ema: bool) -> tuple[StateDict, str]:
             value = content.get(key)
             if _is_state(value):
                 return value, key
-    kinds = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+    kinds = ", ".join(map(repr, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
     raise InputError(
         f"checkpoint {path} has no weights under {', '.join(WEIGHT_KEYS)} (found: {kinds}); save a state dict"
     )
 
 
 def _strip_prefixes(state: StateDict) -> StateDict:
-    while prefix := next(
-        (p for p in PREFIXES if all(k.startswith(p) or k == "n_averaged" for k in state)), None
-    ):
-        state = {k[len(prefix) :]: v for k, v in state.items() if k != "n_averaged"}
+    weights = {k: v for k, v in state.items() if k != "n_averaged"}  # torch's AveragedModel counts its steps
+    while prefix := next((p for p in PREFIXES if weights and all(k.startswith(p) for k in weights)), None):
+        state = weights = {k[len(prefix) :]: v for k, v in weights.items()}
     return state
 
 
@@ -148,23 +169,42 @@ def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
     """Fit a state dict to `model`: resample positions, drop what inference never uses (timm's filter hook).
 
     Position embeddings are resampled bicubically from a square grid of another size. Reverse TSMs are dropped unless
-    the model has them; an absent or unfitting aux head is replaced by the model's own, as nothing reads it.
+    the model has them, whose own stay where the state dict has none. An absent or unfitting aux head is replaced by the
+    model's own, as nothing reads it.
     """
     from timm.layers import resample_abs_pos_embed
 
     own = model.state_dict()
     fitted = {k: v for k, v in state.items() if k in own or not OPTIONAL_KEYS.match(k)}
+    recovers = has_reverse_tsms(fitted)
     for key, value in own.items():
-        if key.startswith("aux_head.") and (key not in fitted or fitted[key].shape != value.shape):
+        unfitting = key.startswith("aux_head.") and (key not in fitted or fitted[key].shape != value.shape)
+        if unfitting or (key.startswith("rtsm.") and not recovers):
             fitted[key] = value
-    position = fitted.get("pos_embed")
-    if position is not None and position.ndim == 3 and position.shape[1] != own["pos_embed"].shape[1]:
-        side = int((position.shape[1] - 1) ** 0.5)
-        if side * side == position.shape[1] - 1:
-            fitted["pos_embed"] = resample_abs_pos_embed(
-                position.float(), list(model.grid_size), old_size=[side, side], num_prefix_tokens=1
-            )
-    return {k: v.to(own[k].dtype) if k in own else v for k, v in fitted.items()}
+    position, size = fitted.get("pos_embed"), own["pos_embed"].shape
+    side = _grid_side(position)
+    if side and side * side + 1 != size[1] and position.shape[::2] == size[::2]:
+        fitted["pos_embed"] = resample_abs_pos_embed(
+            position.float(), list(model.grid_size), old_size=[side, side], num_prefix_tokens=1
+        )
+    return {k: _cast(v, own[k].dtype) if k in own else v for k, v in fitted.items()}
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to the model's type; integers stay what they are, as they are no weights."""
+    return value if dtype.is_floating_point and not value.is_floating_point() else value.to(dtype)
+
+
+def has_reverse_tsms(state: StateDict) -> bool:
+    return any(k.startswith("rtsm.") for k in state)
+
+
+def _grid_side(position: Tensor | None) -> int | None:
+    """Return the side of the square patch grid that (1, 1 + side², dim) positions are of, None where there is none."""
+    if position is None or position.ndim != 3:
+        return None
+    side = math.isqrt(max(position.shape[1] - 1, 0))
+    return side if side and side * side == position.shape[1] - 1 else None
 
 
 @dataclass(frozen=True)
@@ -187,11 +227,14 @@ def load_model(
 ) -> LoadedModel:
     """Make the named model and load a checkpoint into it strictly; without one, random weights of seed 0.
 
-    Class count, dist token and, at another image size, the tokens that the TSMs keep are read from the checkpoint.
+    Class count, dist token and the tokens that the TSMs keep are read from the checkpoint. A teacher's checkpoint is
+    not taken for its student: only training starts one from the other.
 
     Args:
         image_size: pixels of the square input, divisible by 16; the native size by default.
         num_classes: the head's outputs; the checkpoint's own, or 1000, by default.
+        ema: take the averaged weights where the file has them beside the plain ones.
+        reverse_tsm: make the reverse TSMs of training; those of the checkpoint, or new ones.
     Raises:
         InputError: unknown model, unreadable checkpoint, or one that does not fit: keys, shapes and remedy named.
     """
@@ -200,7 +243,8 @@ def load_model(
     config = get_config(name)
     if num_classes is not None and num_classes < 1:
         raise InputError(f"class count must be at least 1, got {num_classes}; pass --num-classes 1 or more")
-    options: dict[str, Any] = {"img_size": image_size or config.image_size, "reverse_tsm": reverse_tsm}
+    size = config.image_size if image_size is None else image_size
+    options: dict[str, Any] = {"img_size": size, "reverse_tsm": reverse_tsm}
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -209,83 +253,114 @@ def load_model(
         return LoadedModel(model.eval(), config.name, None, (note,))
 
     read = read_checkpoint(checkpoint, ema)
+    _check_architecture(read, config)
     notes = [f"{read.source} weights of {read.path.name}"]
-    classes = read.state["head.weight"].shape[0] if "head.weight" in read.state else config.num_classes
-    if num_classes is not None and num_classes != classes:
-        raise InputError(
-            f"checkpoint {read.path} has {classes} classes, not {num_classes}; pass --num-classes {classes} or leave it out"
-        )
+    options["num_classes"] = _class_count(read, config, num_classes)
     options["dist_token"] = "dist_token" in read.state
-    kept = _kept_of_checkpoint(read.state, config.name, options["img_size"])
-    if kept:
-        options["kept"] = kept
-        notes.append(
-            f"trained at another image size: its TSMs keep {'/'.join(map(str, kept[1:]))} tokens at "
-            f"{options['img_size']} pixels too; check its accuracy there"
-        )
-    model = create_model(name, num_classes=classes, **options)
+    kept = _kept_of_checkpoint(read.state, config)
+    if kept and kept != config.tokens(size)[1:]:
+        options["kept"] = ((size // PATCH) ** 2, *kept)
+    model = create_model(name, **options)
     state = filter_state_dict(read.state, model)
-    _check_fit(state, model, config.name, read, reverse_tsm)
-    model.load_state_dict(state, strict=not reverse_tsm)
+    _check_fit(state, model, config.name, read)
+    model.load_state_dict(state)
+
+    side = _grid_side(read.state["pos_embed"])
+    height, width = model.grid_size
+    if side != height:
+        notes.append(
+            f"positions resampled from {side}x{side} to {height}x{width} patches; check its accuracy at {size} pixels"
+        )
+    if "kept" in options:
+        found, usual = ("/".join(map(str, tokens)) for tokens in (kept, config.tokens(size)[1:]))
+        notes.append(
+            f"its TSMs keep {found} tokens, not the {usual} of {config.name} at {size} pixels; check its accuracy"
+        )
+    if has_reverse_tsms(state) and not has_reverse_tsms(read.state):
+        notes.append("its reverse TSMs are new: the checkpoint has none; train them before they are of use")
     return LoadedModel(model.eval(), config.name, read, tuple(notes))
 
 
-def _kept_of_checkpoint(state: StateDict, name: str, image_size: int) -> tuple[int, ...] | None:
-    """Return the token schedule of a checkpoint trained at another size, None where the model's own applies."""
-    config = get_config(name)
-    own = config.tokens(image_size)
-    position = state.get("pos_embed")
-    if position is None or position.ndim != 3 or position.shape[1] == own[0] + 1:
-        return None
-    kept = [state[k].shape[0] for i in range(len(own) - 1) if (k := f"tsm.{i}.weight.3.bias") in state]
-    if len(kept) != len(own) - 1 or not kept or tuple(kept) == own[1:]:
-        return None
-    return ((image_size // PATCH) ** 2, *kept)
+def identify(state: StateDict) -> tuple[str, ...]:
+    """Return the named models whose width, depth and slimming a state dict has.
 
-
-def _check_fit(state: StateDict, model: nn.Module, name: str, read: Checkpoint, reverse_tsm: bool) -> None:
-    own = model.state_dict()
-    missing = [k for k in own if k not in state and not (reverse_tsm and k.startswith("rtsm."))]
-    unexpected = [k for k in state if k not in own]
-    shapes = [
-        f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if not (missing or unexpected or shapes):
-        return
-    found = [
-        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if items
-    ]
-    raise InputError(
-        f"checkpoint {read.path} does not fit {name}: {'; '.join(found)}; {_remedy(read.state, name)}"
+    sit_s and sit_xs differ in where they slim alone, which shows only in where their reverse TSMs begin.
+    """
+    if "cls_token" not in state or state["cls_token"].ndim != 3:
+        return ()
+    dim = state["cls_token"].shape[-1]
+    blocks, tsms, rtsms = (
+        {int(k.split(".")[1]) for k in state if re.match(rf"{part}\.[0-9]{{1,3}}\.", k)}
+        for part in ("blocks", "tsm", "rtsm")
+    )
+    return tuple(
+        c.name
+        for c in CONFIGS.values()
+        if (c.embed_dim, c.depth, len(c.stage_blocks) - 1) == (dim, len(blocks), len(tsms))
+        and (not rtsms or min(rtsms) == c.stage_blocks[0] - 1)
     )
 
 
-def _remedy(state: StateDict, name: str) -> str:
-    guess = identify(state)
-    if guess and guess != name:
-        slimmed = (
-            "; a teacher must be distilled before it can be a SiT"
-            if guess == get_config(name).teacher
-            else ""
+def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
+    fits = identify(read.state)
+    if not fits or config.name in fits:
+        return
+    remedy = f"pass --model {fits[0]}" if len(fits) == 1 else "pass the --model that it was trained as"
+    if config.teacher in fits:
+        remedy += f": a teacher must be distilled before it can be a {config.name}"
+    raise InputError(
+        f"checkpoint {read.path} does not fit {config.name}: it looks like {' or '.join(fits)}; {remedy}"
+    )
+
+
+def _class_count(read: Checkpoint, config: ModelConfig, asked: int | None) -> int:
+    head = read.state.get("head.weight")
+    if head is None or head.ndim != 2 or not len(head):
+        return asked or config.num_classes  # that the head does not fit is said where all else is
+    if asked not in (None, len(head)):
+        raise InputError(
+            f"checkpoint {read.path} has {len(head)} classes, not {asked}; pass --num-classes {len(head)} or leave it out"
         )
-        return f"it looks like {guess}: pass --model {guess}{slimmed}"
-    return "it is a checkpoint of another architecture: pass the --model that it was trained as"
+    return len(head)
 
 
-def identify(state: StateDict) -> str | None:
-    """Return the named model whose width, depth and slimming a state dict has, None where no single one fits."""
-    if "cls_token" not in state or state["cls_token"].ndim != 3:
-        return None
-    dim = state["cls_token"].shape[-1]
-    depth = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
-    tsms = len({k.split(".")[1] for k in state if k.startswith("tsm.")})
-    fits = [
-        c.name
-        for c in CONFIGS.values()
-        if (c.embed_dim, c.depth, len(c.stage_blocks) - 1) == (dim, depth, tsms)
+def _kept_of_checkpoint(state: StateDict, config: ModelConfig) -> tuple[int, ...] | None:
+    """Return the tokens that a checkpoint's TSMs keep, None where it has not all of them."""
+    kept = []
+    for i in range(len(config.stage_blocks) - 1):
+        weight, bias = (state.get(f"tsm.{i}.weight.3.{part}") for part in ("weight", "bias"))
+        if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+            return None
+        kept.append(len(weight))
+    return tuple(kept)
+
+
+def _check_fit(state: StateDict, model: nn.Module, name: str, read: Checkpoint) -> None:
+    own = model.state_dict()
+    missing = [k for k in own if k not in state]
+    unexpected = [k for k in state if k not in own]
+    shared = [k for k in own if k in state]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in shared
+        if state[k].shape != own[k].shape
     ]
-    return fits[0] if len(fits) == 1 else None
+    types = [
+        f"{k} {state[k].dtype} for {own[k].dtype}".replace("torch.", "")
+        for k in shared
+        if state[k].dtype != own[k].dtype
+    ]
+    if not (missing or unexpected or shapes or types):
+        return
+    found = [
+        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
+        for what, items in (
+            ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("of another type", types),
+        )
+        if items
+    ]  # fmt: skip
+    if 2 * (len(shared) - len(shapes)) > len(own):
+        remedy = f"it was altered or saved in part: save the whole state dict of a {name}"
+    else:
+        remedy = "it is a checkpoint of another architecture: pass the --model that it was trained as"
+    raise InputError(f"checkpoint {read.path} does not fit {name}: {'; '.join(found)}; {remedy}")

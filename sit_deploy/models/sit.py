@@ -6,6 +6,7 @@ Parameter names are those of the official checkpoints. A teacher is a SiT of one
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -108,9 +109,8 @@ class SiT(nn.Module):
             another image size has its own).
         dist_token: add the distillation token of a CNN teacher and its head.
         reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
-        patch_size: fixed at 16 by the stem; named so that timm's tools find it.
     Raises:
-        InputError: an image size that 16 does not divide, or a schedule that leaves no token.
+        InputError: an image size that 16 does not divide, or a schedule that leaves no token or grows.
     """
 
     def __init__(
@@ -132,11 +132,12 @@ class SiT(nn.Module):
     ) -> None:
         super().__init__()
         height, width = to_2tuple(img_size)
-        if height % PATCH or width % PATCH or min(height, width) < PATCH:
-            raise InputError(
-                f"image size {height}x{width} is not divisible by {PATCH}; "
-                f"take {max(1, height // PATCH) * PATCH} or {(height // PATCH + 1) * PATCH}"
-            )
+        for side in (height, width):
+            if side < PATCH or side % PATCH:
+                below = max(1, side // PATCH) * PATCH
+                raise InputError(
+                    f"image sides must be positive and divisible by {PATCH}, got {height}x{width}; take {below} or {below + PATCH}"
+                )
         self.img_size = (height, width)
         self.grid_size = (height // PATCH, width // PATCH)
         self.num_classes = num_classes
@@ -147,10 +148,20 @@ class SiT(nn.Module):
         self.grad_checkpointing = False
         patches = self.grid_size[0] * self.grid_size[1]
         self.kept = tuple(kept) if kept else kept_tokens(patches, len(self.stage_blocks), keeping_ratio)
-        if len(self.kept) != len(self.stage_blocks) or self.kept[0] != patches or min(self.kept) < 1:
+        stages = len(self.stage_blocks)
+        if (
+            len(self.kept) != stages
+            or self.kept[0] != patches
+            or min(self.kept) < 1
+            or min(self.stage_blocks) < 1
+        ):
             raise InputError(
-                f"token schedule {self.kept} does not fit {len(self.stage_blocks)} stages of {patches} patches; "
-                "every stage must keep at least one token: use a larger image or a larger keeping ratio"
+                f"token schedule {self.kept} does not fit the {patches} patches and the blocks {self.stage_blocks}; every "
+                "stage must have a block and keep at least one token: use a larger image or a larger keeping ratio"
+            )
+        if any(after > before for before, after in itertools.pairwise(self.kept)):
+            raise InputError(
+                f"token schedule {self.kept} grows, and slimming must not: use a larger image or a keeping ratio of at most 1"
             )
 
         self.patch_embed = ConvStem(in_chans, embed_dim, stem)
@@ -159,7 +170,8 @@ class SiT(nn.Module):
         if dist_token:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
             self.dist_pos_embed = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        drop_rates = torch.linspace(0, drop_path_rate, self.depth).tolist()
+        # in plain Python, so that a model can be made on the meta device
+        drop_rates = [drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, skip_lam, drop_rates[i]) for i in range(self.depth)
         )
@@ -225,13 +237,12 @@ class SiT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace every head (class, aux and dist) by a new one of `num_classes` outputs."""
         self.num_classes = num_classes
-        device = self.cls_token.device
         self._make_heads(self.has_dist_token)
-        for head in (self.head, getattr(self, "head_dist", None)):
+        for head in (self.head, self.aux_head, getattr(self, "head_dist", None)):
             if isinstance(head, nn.Linear):
                 trunc_normal_(head.weight, std=0.02)
                 nn.init.zeros_(head.bias)
-        self.to(device)
+                head.to(self.cls_token)  # its device and type
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) with positions added."""

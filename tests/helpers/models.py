@@ -1,0 +1,80 @@
+"""Models whose every weight matters, small ones above all, for tests of what is done with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sit_deploy.models import CONFIGS, create_model
+from sit_deploy.models.sit import SiT
+from sit_deploy.models.tsm import TokenSlimming
+
+TINY: dict[str, Any] = {
+    "img_size": 64,
+    "num_classes": 7,
+    "embed_dim": 32,
+    "num_heads": 4,
+    "stage_blocks": (2, 1, 1, 2),
+}
+SLIMMED = tuple(name for name, config in CONFIGS.items() if len(config.stage_blocks) > 1)
+PUBLISHED = tuple(name for name in CONFIGS if "nano" not in name)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and statistic a value that shows when it is dropped, doubled or put elsewhere.
+
+    A fresh model hides errors: biases are zero, BatchNorm is the identity, attention and slimming average evenly.
+    Here activations keep their size through the depth and the softmaxes are far from even.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: torch.Tensor, std: float, mean: float = 0.0) -> None:
+        tensor.normal_(mean, std, generator=generator)
+
+    for name, parameter in model.named_parameters():
+        if name.endswith(("_token", "pos_embed")):
+            normal(parameter, 0.5)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            normal(module.weight, 1 / math.sqrt(module.weight[0].numel()))
+        if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+        if getattr(module, "bias", None) is not None:
+            normal(module.bias, 0.2)
+        if isinstance(module, nn.BatchNorm2d):
+            normal(module.running_mean, 0.3)
+            module.running_var.uniform_(0.2, 0.8, generator=generator)
+            module.num_batches_tracked.fill_(156_000)
+    for module in model.modules():
+        if isinstance(module, TokenSlimming):
+            module.weight[1].weight.mul_(2)
+            module.weight[3].weight.mul_(2)
+            module.scale.fill_(1.7)
+    return model
+
+
+def tiny_model(seed: int = 0, **options: Any) -> SiT:
+    """Make a randomised SiT of 16, 8, 4 and 2 patch tokens in eval mode; `options` go to `SiT` over those of TINY."""
+    return randomise(SiT(**{**TINY, **options}), seed).eval()
+
+
+def named_model(name: str, seed: int = 0, **options: Any) -> SiT:
+    """Make a named model, randomised, in eval mode, without the cost of its own initialisation."""
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    return randomise(model.to_empty(device="cpu"), seed).eval()
+
+
+def images(model: SiT, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    """Return random images (batch, in_chans, H, W) of the model's size."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, model.in_chans, *model.img_size, generator=generator)
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the largest difference in units of the reference's standard deviation."""
+    return ((value - reference).abs().max() / reference.std()).item()

@@ -1,0 +1,172 @@
+"""Bundles of the smallest model, built once, and the command line to use them with."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sit_deploy.build import build
+from sit_deploy.request import BuildRequest
+from tests.helpers.command_line import CommandLine
+
+# Hostile on purpose: HTML, Rich markup that closes what was never opened, an emoji code, brackets.
+CLASSES = ("cat", "dog", "<b>hen", "[red]fox", ":cow:", "</p><script>alert(1)</script>", "[/red]")
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[CommandLine]:
+    """The command line in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield CommandLine(tmp_path, capfd)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background and have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def nano_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sit_nano with random weights, FP32, ONNX Runtime, batch 1. Do not write into it."""
+    path = tmp_path_factory.mktemp("bundles") / "nano-fp32"
+    build(BuildRequest("sit_nano", path, engine="onnxruntime"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def nano_rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sit_nano with random weights, FP16, TensorRT-RTX, batch 1. Do not write into it."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
+    path = tmp_path_factory.mktemp("bundles") / "nano-rtx"
+    build(BuildRequest("sit_nano", path, engine="tensorrt-rtx", precision="fp16"))
+    return path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with what belongs to it, and the bundle made of all: FP32, ONNX Runtime, batch 2 to 4.
+
+    images: labelled ones, below a folder a class; about half of them lie where the model would put them.
+    """
+
+    checkpoint: Path
+    labels: Path
+    images: Path
+    bundle: Path
+
+    def options(self) -> list[Any]:
+        """Return the options of `sit-deploy build` that made the bundle."""
+        return [
+            *("--model", "sit_nano", "--engine", "onnxruntime", "--dynamic-batch", "2:3:4"),
+            *("--checkpoint", self.checkpoint, "--labels", self.labels),
+            *("--calib-data", self.images, "--val-data", self.images),
+        ]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """sit_nano of seven classes, with weights that matter; see `Trained`. Do not write into it."""
+    import torch
+
+    from sit_deploy.data import Preprocessing
+    from sit_deploy.sample_images import sample_images
+    from tests.helpers.models import named_model
+
+    folder = tmp_path_factory.mktemp("trained")
+    model = named_model("sit_nano", num_classes=len(CLASSES))
+    (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    images, prepare = sample_images(11, size=(160, 128)), Preprocessing.for_model(112)
+    batch = torch.from_numpy(np.stack([prepare(image) for image in images]))
+    with torch.no_grad():
+        # the likely classes first: the last two, whose names no folder can have, are never the best
+        order = model(batch).amax(0).argsort(descending=True)
+        model.head.weight.copy_(model.head.weight[order])
+        model.head.bias.copy_(model.head.bias[order])
+        likeliest = model(batch).argmax(1).tolist()
+    torch.save({"model": model.state_dict(), "epoch": 3}, folder / "nano.pth")
+    for index, (image, best) in enumerate(zip(images, likeliest, strict=True)):
+        place = folder / "images" / CLASSES[best if index % 2 else (best + 1) % 5]
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{index:02}.png")
+    made = Trained(folder / "nano.pth", folder / "labels.txt", folder / "images", folder / "bundle")
+    build(
+        BuildRequest(
+            "sit_nano",
+            made.bundle,
+            engine="onnxruntime",
+            dynamic_batch=(2, 3, 4),
+            checkpoint=made.checkpoint,
+            labels=made.labels,
+            calib_data=made.images,
+            val_data=made.images,
+        )
+    )
+    return made
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A function that copies a bundle into the test's own folder, for writing into it."""
+
+    def copy(bundle: Path, name: str = "copy") -> Path:
+        return Path(shutil.copytree(bundle, tmp_path / name))
+
+    return copy
+
+
+@dataclass(frozen=True)
+class GraphMade:
+    """What the first half of a build gives, the graph's file included."""
+
+    graph: Any
+    hops: list[Any]
+    notes: list[str]
+    file: Path
+
+
+@pytest.fixture(scope="session")
+def graph_made(tmp_path_factory: pytest.TempPathFactory) -> GraphMade:
+    """The first half of building sit_nano in FP32 at batch 1, with random weights."""
+    from sit_deploy.make_graph import Work, make_graph
+
+    folder = tmp_path_factory.mktemp("graph")
+    work = Work(BuildRequest("sit_nano", folder), lambda *_: None)
+    return GraphMade(make_graph(work, folder), work.hops, work.notes, folder / "model.onnx")
+
+
+@pytest.fixture
+def quick_graph(graph_made: GraphMade, monkeypatch: pytest.MonkeyPatch) -> GraphMade:
+    """Let every build of this test take the graph made once, so that it takes half a second and not five."""
+
+    def stand_in(work: Any, folder: Path) -> Any:
+        shutil.copy(graph_made.file, folder / "model.onnx")
+        work.hops += graph_made.hops
+        work.notes += graph_made.notes
+        return graph_made.graph
+
+    monkeypatch.setattr("sit_deploy.build.make_graph", stand_in)
+    return graph_made
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    """Logits of 6 images and 9 classes, float32."""
+    return np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)

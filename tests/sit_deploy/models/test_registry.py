@@ -1,0 +1,92 @@
+"""The models in timm: by name, by official alias, with its options, its data configuration and its loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+from sit_deploy.errors import InputError
+from sit_deploy.models import CONFIGS, create_model
+from sit_deploy.models.registry import CROP_PCT
+from sit_deploy.models.sit import SiT
+from tests.helpers.models import images, named_model
+
+NAMES = tuple(n for c in CONFIGS.values() for n in (c.name, *c.aliases))
+
+
+def test_listed_by_timm() -> None:
+    listed = set(timm.list_models("sit_*")) | set(timm.list_models("lvvit_*"))
+    assert listed >= set(NAMES)
+    assert set(timm.list_models(module="registry")) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_made_by_timm(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    (config,) = [c for c in CONFIGS.values() if name in (c.name, *c.aliases)]
+    assert isinstance(model, SiT)
+    assert (model.embed_dim, model.stage_blocks, model.kept) == (
+        config.embed_dim,
+        config.stage_blocks,
+        config.tokens(),
+    )
+    assert model.blocks[0].skip_lam == config.skip_lam
+    assert model.pretrained_cfg["architecture"] == name
+    assert model.default_cfg["classifier"] == "head"
+
+
+def test_options_go_to_the_model() -> None:
+    model = timm.create_model(
+        "sit_nano", num_classes=5, img_size=(64, 96), in_chans=1, drop_path_rate=0.2, keeping_ratio=0.7, dist_token=True,
+        reverse_tsm=True,
+    )  # fmt: skip
+    assert (model.img_size, model.num_classes, model.in_chans) == ((64, 96), 5, 1)
+    assert model.kept == (24, 16, 11, 8)
+    assert model.blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
+    assert model.has_dist_token
+    assert len(model.rtsm) == 8
+    assert model(images(model)).shape == (2, 5)
+
+
+def test_data_configuration_is_the_official_evaluation() -> None:
+    with torch.device("meta"):
+        config = resolve_model_data_config(timm.create_model("sit_l"))
+    assert config["input_size"] == (3, 288, 288)
+    assert config["interpolation"] == "bicubic"
+    assert config["mean"] == (0.485, 0.456, 0.406)
+    assert config["std"] == (0.229, 0.224, 0.225)
+    # the shorter side becomes size · 256/224 before the crop
+    assert config["crop_pct"] == CROP_PCT == 224 / 256
+
+
+@pytest.mark.parametrize("make", [timm.create_model, create_model])
+def test_pretrained_weights_do_not_exist(make: object) -> None:
+    with pytest.raises(RuntimeError, match="No pretrained weights"):
+        make("sit_nano", pretrained=True)  # type: ignore[operator]
+
+
+def test_fine_tuning_by_timm_from_a_file(tmp_path: Path) -> None:
+    source = named_model("sit_nano", reverse_tsm=True)
+    torch.save({"model": source.state_dict()}, tmp_path / "sit.pth")
+    model = timm.create_model(
+        "sit_nano", pretrained=True, num_classes=5, img_size=128, kept=(64, 24, 12, 6),
+        pretrained_cfg_overlay={"file": str(tmp_path / "sit.pth")},
+    )  # fmt: skip
+    assert model.head.weight.shape == (5, 128)
+    assert torch.equal(model.tsm[0].weight[3].weight, source.tsm[0].weight[3].weight)
+    assert model.pos_embed.shape == (1, 65, 128)
+    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
+
+
+def test_create_model_takes_aliases_and_names_the_unknown() -> None:
+    with torch.device("meta"):
+        assert create_model("sit_lvvit_small").pretrained_cfg["architecture"] == "sit_s"
+    with pytest.raises(InputError, match=r"unknown model 'sit_small'.*did you mean"):
+        create_model("sit_small")
+    with pytest.raises(InputError, match="divisible by 16"):
+        create_model("sit_nano", img_size=100)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sit_deploy.accuracy import Accuracy, match_labels, measure
+from sit_deploy.data import ImageFolder, Preprocessing
+from sit_deploy.errors import GateError, InputError
+
+SMALL = Preprocessing.for_model(32)
+Samples = list[tuple[Path, int]]
+
+
+def top(logits: np.ndarray, labels: list[int], count: int) -> float:
+    """Share of rows, in percent, whose label is among the first `count` classes; equal ones in index order."""
+    hits = 0
+    for row, label in zip(logits.tolist(), labels, strict=True):
+        order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+        hits += label in order[:count]
+    return 100 * hits / len(labels)
+
+
+def in_turn(logits: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A model that gives these logits, row after row."""
+    rows = iter(logits)
+    return lambda images: np.stack([next(rows) for _ in images])
+
+
+@pytest.fixture
+def samples(make_image_folder: Callable[..., Path]) -> Samples:
+    return ImageFolder(make_image_folder(("a", "b"), per_class=6)).samples
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8, 100])
+def test_counts_equal_a_count_by_hand(batch: int, samples: Samples) -> None:
+    """Few levels, so that many logits are equal: argmax takes the lower index, and so do both counts."""
+    random = np.random.default_rng(3)
+    ours, theirs = random.integers(0, 3, (2, 12, 9)).astype(np.float32)
+    labels = [*ours.argmax(1)[:5].tolist(), *random.integers(0, 9, 7).tolist()]
+    labelled = [(path, label) for (path, _), label in zip(samples, labels, strict=True)]
+    seen: list[tuple[int, int]] = []
+    found = measure(
+        in_turn(theirs), in_turn(ours), labelled, SMALL, batch, lambda _, done, total: seen.append((done, total))
+    )
+    assert found.images == 12
+    assert found.reference_top1 == pytest.approx(top(theirs, labels, 1))
+    assert found.reference_top5 == pytest.approx(top(theirs, labels, 5))
+    assert found.engine_top1 == pytest.approx(top(ours, labels, 1))
+    assert found.engine_top5 == pytest.approx(top(ours, labels, 5))
+    assert found.agreement == pytest.approx(100 * np.mean(ours.argmax(1) == theirs.argmax(1)))
+    assert found.drop == pytest.approx(found.reference_top1 - found.engine_top1)
+    assert 0 < found.engine_top1 < found.engine_top5 < 100
+    assert seen[-1] == (12, 12)
+
+
+def test_ties_go_to_the_lower_class(samples: Samples) -> None:
+    flat = np.zeros((2, 7), np.float32)
+    first_and_fifth = measure(in_turn(flat), in_turn(flat), [(samples[0][0], 0), (samples[1][0], 4)], SMALL)
+    assert (first_and_fifth.engine_top1, first_and_fifth.engine_top5) == (50, 100)
+    sixth_and_last = measure(in_turn(flat), in_turn(flat), [(samples[0][0], 5), (samples[1][0], 6)], SMALL)
+    assert (sixth_and_last.engine_top1, sixth_and_last.engine_top5) == (0, 0)
+
+
+def test_fewer_than_five_classes(samples: Samples) -> None:
+    logits = np.eye(3, dtype=np.float32)[[2, 2]]
+    found = measure(in_turn(logits), in_turn(logits), [(p, 0) for p, _ in samples[:2]], SMALL)
+    assert (found.engine_top1, found.engine_top5) == (0, 100)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_is_not_a_hit(bad: float, samples: Samples) -> None:
+    """NaN compares with nothing, so a count of larger logits finds none and would call it the best class."""
+    good = np.zeros((12, 3), np.float32)
+    broken = good.copy()
+    broken[9] = bad
+    with pytest.raises(GateError, match=rf"the engine gives NaN or infinite logits for {samples[9][0]};"):
+        measure(in_turn(good), in_turn(broken), samples, SMALL, 4)
+    with pytest.raises(InputError, match=rf"the PyTorch model itself gives NaN .* for {samples[9][0]};"):
+        measure(in_turn(broken), in_turn(good), samples, SMALL, 4)
+
+
+def test_no_images() -> None:
+    with pytest.raises(InputError, match="no images"):
+        measure(in_turn(np.zeros((0, 3))), in_turn(np.zeros((0, 3))), [], SMALL)
+
+
+# --------------------------------------------------------------------------------------------------------- limits
+
+
+def accuracy(reference: int, engine: int, of: int, agreement: float = 100.0) -> Accuracy:
+    return Accuracy(of, 100 * reference / of, 100.0, 100 * engine / of, 100.0, agreement)
+
+
+def test_limits() -> None:
+    worse = accuracy(80, 79, 100, 97.5)
+    worse.require()
+    worse.require(1.0, 97.5)
+    with pytest.raises(GateError, match=r"top-1 falls by 1\.00 points, from 80\.00 to 79\.00 % on 100 images"):
+        worse.require(max_drop=0.99)
+    with pytest.raises(GateError, match=r"agree on 97\.50 % of 100 images \(--min-agreement 98\)"):
+        worse.require(min_agreement=98)
+    accuracy(79, 80, 100).require(max_drop=0.0)
+
+
+def test_a_limit_kept_exactly_is_kept() -> None:
+    """100 · 801 / 1000 − 100 · 796 / 1000 is a little over 0.5 in floating point, for some pair of counts it is."""
+    beyond = [n for n in range(5, 1000) if 100 * n / 1000 - 100 * (n - 5) / 1000 > 0.5]
+    assert beyond, "no pair of counts that floating point puts beyond the limit: the test shows nothing"
+    for count in range(5, 1000):
+        accuracy(count, count - 5, 1000).require(max_drop=0.5)
+        with pytest.raises(GateError):
+            accuracy(count, count - 6, 1000).require(max_drop=0.5) if count > 5 else accuracy(6, 0, 1000).require(0.5)
+
+
+def test_a_limit_of_nan_passes_nothing() -> None:
+    with pytest.raises(GateError):
+        accuracy(80, 80, 100).require(max_drop=float("nan"))
+    with pytest.raises(GateError):
+        accuracy(80, 80, 100).require(min_agreement=float("nan"))
+
+
+# --------------------------------------------------------------------------------------------------------- labels
+
+
+def labels_of(samples: Samples) -> dict[str, int]:
+    return {path.parent.name: label for path, label in samples}
+
+
+def test_matched_by_name_in_any_order(make_image_folder: Callable[..., Path]) -> None:
+    folder = ImageFolder(make_image_folder(("cat", "dog", "hen"), per_class=2))
+    names = ["hen", "cat", "cow", "dog"]
+    assert labels_of(match_labels(folder, names, 4)) == {"hen": 0, "cat": 1, "dog": 3}  # one class may be missing
+    assert len(match_labels(folder, names, 4)) == 6
+
+
+def test_matched_by_order_where_no_name_is_a_folder(make_image_folder: Callable[..., Path]) -> None:
+    """ImageNet: folders are WordNet numbers, labels are words."""
+    folder = ImageFolder(make_image_folder(("n02", "n01", "n03"), per_class=1))
+    expected = {"n01": 0, "n02": 1, "n03": 2}
+    assert labels_of(match_labels(folder, ["tench", "goldfish", "shark"], 3)) == expected
+    assert labels_of(match_labels(folder, None, 3)) == expected
+
+
+def test_another_number_of_classes(make_image_folder: Callable[..., Path]) -> None:
+    folder = ImageFolder(make_image_folder(("n01", "n02"), per_class=1))
+    for names in (None, ["tench", "goldfish", "shark"]):
+        with pytest.raises(InputError, match=r"has 2 class folders, the model 3 classes; give a validation set"):
+            match_labels(folder, names, 3)
+
+
+def test_a_misspelt_folder_is_not_matched_by_order(make_image_folder: Callable[..., Path]) -> None:
+    """By order, `brid` would be the first class and every label after it off by one, in silence."""
+    folder = ImageFolder(make_image_folder(("brid", "cat", "dog"), per_class=1))
+    with pytest.raises(InputError, match=r"has no name for \(brid\) beside some that it has; rename or remove them"):
+        match_labels(folder, ["cat", "dog", "bird"], 3)
+
+
+def test_names_that_are_not_unique(make_image_folder: Callable[..., Path]) -> None:
+    """ImageNet has two cranes. Folders by name cannot tell them apart; folders by number can."""
+    names = ["crane", "cat", "crane"]
+    with pytest.raises(InputError, match=r"class names are the same.*name the folders by number"):
+        match_labels(ImageFolder(make_image_folder(("cat", "crane"), per_class=1)), names, 3)
+    by_number = ImageFolder(make_image_folder(("0000", "0001", "0002"), per_class=1))
+    assert labels_of(match_labels(by_number, names, 3)) == {"0000": 0, "0001": 1, "0002": 2}

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engines
+from engines.timing import EngineCall, LatencyStats, WorkerResult, WorkerSpec
+from sit_deploy import bench as module
+from sit_deploy.bench import TorchCall, bench
+from sit_deploy.bundle import load_bundle
+from sit_deploy.doctor import versions
+from sit_deploy.errors import InputError
+from tests.sit_deploy.conftest import Trained
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the timing was asked for; it answers that PyTorch takes 6, 8 and 10 ms a call and the engine 2 ms."""
+    seen: dict[str, Any] = {}
+
+    def alternate(workers: dict[str, WorkerSpec], rounds: int, seconds: float, **_: Any) -> dict[str, WorkerResult]:
+        seen.update(workers=workers, rounds=rounds, seconds=seconds)
+        # the engine's file must still be there while it is timed
+        seen["files"] = {name: Path(spec.args[1] or ".").exists() for name, spec in workers.items()}
+        times = {name: (6.0, 8.0, 10.0) if name == "PyTorch" else (2.0, 2.0, 2.0) for name in workers}
+        return {
+            name: WorkerResult(LatencyStats.from_seconds([t / 1e3 for t in ms]), ms, 1, (0,), True)
+            for name, ms in times.items()
+        }
+
+    monkeypatch.setattr(module, "alternate", alternate)
+    return seen
+
+
+def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
+    result = bench(load_bundle(trained.bundle), rounds=3, seconds=0.25, threads=1)
+    assert (asked["rounds"], asked["seconds"]) == (3, 0.25)
+    torch, ours = asked["workers"]["PyTorch"], asked["workers"]["onnxruntime"]
+    assert torch == WorkerSpec(TorchCall, (trained.bundle, None, 3, 1), 3)  # 3: what the batch range is tuned for
+    assert ours == WorkerSpec(EngineCall, ("onnxruntime", trained.bundle / "engine.onnx", 3, 1), 3)
+    assert result["speedup"] == {
+        "engine": "onnxruntime", "over": "PyTorch", "median": pytest.approx(4), "per_round": pytest.approx([3, 4, 5]),
+    }  # fmt: skip
+    assert (result["batch_size"], result["threads"], result["precision"]) == (3, 1, "fp32")
+    assert result["versions"] == versions()  # of what was timed, not of what built the bundle
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_a_batch_that_the_engine_does_not_take(batch: int, trained: Trained, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"takes batches of 2 to 4, not {batch}; pass such a --batch-size"):
+        bench(load_bundle(trained.bundle), batch_size=batch)
+    assert not asked
+
+
+def test_a_fixed_batch(nano_fp32: Path, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"takes batches of 1, not 2"):
+        bench(load_bundle(nano_fp32), batch_size=2)
+    assert not asked
+
+
+def test_a_tensorrt_bundle_on_this_cpu(nano_rtx: Path, asked: dict[str, Any]) -> None:
+    result = bench(load_bundle(nano_rtx), engine="onnxruntime")
+    assert list(result["results"]) == ["PyTorch", "onnxruntime"]
+    path = asked["workers"]["onnxruntime"].args[1]
+    assert asked["files"]["onnxruntime"] and not path.exists()
+    with pytest.raises(InputError, match=r"holds a tensorrt-rtx engine; --engine can be tensorrt-rtx or onnxruntime"):
+        bench(load_bundle(nano_rtx), engine="tensorrt")
+
+
+def test_what_cannot_be_timed_is_said_before_anything_is_started(
+    trained: Trained, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"gone\.pth is not there; pass --checkpoint FILE"):
+        bench(load_bundle(trained.bundle), checkpoint=Path("gone.pth"))
+
+    def no_gpu(*_: Any, **__: Any) -> None:
+        raise engines.NoGpuError("needs a GPU")
+
+    monkeypatch.setattr("engines.onnxruntime.OnnxRuntime.load", no_gpu)
+    with pytest.raises(engines.NoGpuError):
+        bench(load_bundle(trained.bundle))
+    assert not asked

@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import engines
+from engines import EngineError
+from engines.onnxruntime import OnnxRuntime
+from sit_deploy import build as module
+from sit_deploy import make_graph
+from sit_deploy.build import build, export
+from sit_deploy.bundle import load_bundle, sha256
+from sit_deploy.data import list_images
+from sit_deploy.doctor import versions
+from sit_deploy.errors import GateError, InputError, SitDeployError
+from sit_deploy.parity import TOLERANCE
+from sit_deploy.request import BuildRequest
+from tests.helpers.command_line import snapshot
+from tests.sit_deploy.conftest import CLASSES, GraphMade, Trained
+
+
+@pytest.fixture
+def request_here(tmp_path: Path) -> BuildRequest:
+    return BuildRequest("sit_nano", tmp_path / "out", engine="onnxruntime")
+
+
+def refused(request: BuildRequest, error: type[Exception], match: str) -> None:
+    """Build, expect the error, and nothing left behind."""
+    before = snapshot(request.output.parent)
+    with pytest.raises(error, match=match) as caught:
+        build(request)
+    assert "\n" not in str(caught.value)
+    assert snapshot(request.output.parent) == before
+
+
+# ------------------------------------------------------------------------------------------------------ requests
+
+BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
+    ({"model": "sit_nanu"}, r"unknown model 'sit_nanu'; did you mean 'sit_nano'\?"),
+    ({"model": "resnet50"}, r"unknown model 'resnet50'; `sit-deploy models` lists them all"),
+    ({"precision": "int4"}, "precision 'int4' is not offered; choose from fp32, fp16, bf16"),
+    ({"batch_size": 0}, "batch size must be at least 1, got 0; pass --batch-size 1 or more"),
+    ({"batch_size": -3}, "batch size must be at least 1, got -3"),
+    ({"batch_size": 2, "dynamic_batch": (1, 2, 4)}, "--batch-size 2 and --dynamic-batch exclude each other"),
+    ({"dynamic_batch": (0, 2, 4)}, "dynamic batch must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got 0:2:4"),
+    ({"dynamic_batch": (4, 2, 8)}, "got 4:2:8"),
+    ({"image_size": 100}, "image size 100 is not a positive multiple of 16; take 96 or 112"),
+    ({"image_size": 7}, "image size 7 is not a positive multiple of 16; take 16 or 32"),
+    ({"image_size": 0}, "image size 0 is not a positive multiple of 16; take 16 or 32"),
+    ({"image_size": -16}, "image size -16 is not a positive multiple of 16; take 16 or 32"),
+    ({"calib_images": 0}, "number of images must be at least 1, got 0; pass --calib-images 1 or more"),
+    ({"max_accuracy_drop": 0.5}, "--max-accuracy-drop needs images with labels; pass --val-data DIR"),
+    ({"optimization_level": 6}, "optimization level must be 0 to 5, got 6"),
+    ({"optimization_level": -1}, "optimization level must be 0 to 5, got -1"),
+    ({"threads": 0}, "threads must be at least 1, got 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_REQUESTS, ids=lambda value: str(value)[:40])
+def test_bad_requests(fields: dict[str, Any], message: str, request_here: BuildRequest) -> None:
+    request = replace(request_here, **fields)
+    with pytest.raises((SitDeployError, EngineError), match=message) as caught:
+        request.check()
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+def test_bad_requests_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from sit_deploy.build import build
+from sit_deploy.errors import InputError
+from sit_deploy.request import BuildRequest
+try:
+    build(BuildRequest("sit_nano", Path("out"), image_size=100))
+except InputError:
+    print("torch" in sys.modules, "onnx" in sys.modules, "numpy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "False False False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"precision": "bf16"}, "ONNX Runtime has no bf16 kernels for a CPU; pass --engine tensorrt-rtx"),
+        ({"targets": ("sm80",)}, "are for TensorRT engines; leave them out for onnxruntime"),
+        ({"optimization_level": 3}, "are for TensorRT engines; leave them out for onnxruntime"),
+        ({"timing_cache": Path("cache")}, "are for TensorRT engines; leave them out for onnxruntime"),
+    ],
+)
+def test_what_onnxruntime_has_no_use_for(fields: dict[str, Any], message: str, request_here: BuildRequest) -> None:
+    refused(replace(request_here, **fields), InputError, message)
+
+
+def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option that is not its default, with absolute paths, quoted for a shell."""
+    monkeypatch.chdir(tmp_path)
+    request = BuildRequest(
+        "sit_lvvit_small", Path("out"), "fp16", Path("my weights.pth"), False, "auto", dynamic_batch=(1, 8, 32),
+        image_size=256, num_classes=10, labels=Path("l.txt"), calib_data=Path("calib"), calib_images=5,
+        val_data=Path("val"), max_accuracy_drop=0.5, opset=17, targets=("sm80", "sm89"), optimization_level=2,
+    )  # fmt: skip
+    words = shlex.split(request.command("tensorrt-rtx"))
+    assert words[:2] == ["sit-deploy", "build"] and words[-1] == "--no-ema"
+    pairs = list(zip(words[2:-1:2], words[3:-1:2], strict=True))
+    assert dict(pairs) == {
+        "--model": "sit_s", "--precision": "fp16", "--checkpoint": str(tmp_path / "my weights.pth"),
+        "--engine": "tensorrt-rtx", "--image-size": "256", "--num-classes": "10", "--labels": str(tmp_path / "l.txt"),
+        "--calib-data": str(tmp_path / "calib"), "--calib-images": "5", "--val-data": str(tmp_path / "val"),
+        "--max-accuracy-drop": "0.5", "--opset": "17", "--optimization-level": "2", "--dynamic-batch": "1:8:32",
+        "--target": "sm89",
+    }  # fmt: skip
+    assert [value for key, value in pairs if key == "--target"] == ["sm80", "sm89"]
+    assert "--batch-size 3" in BuildRequest("sit_s", Path("out"), batch_size=3).command("onnxruntime")
+    assert BuildRequest("sit_s", Path("out"), max_accuracy_drop=0.0).command("x").count("--max-accuracy-drop 0.0") == 1
+
+
+# ------------------------------------------------------------------------------------------------------- a bundle
+
+
+def test_manifest(trained: Trained) -> None:
+    manifest = json.loads((trained.bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"] | {"macs": None} == {
+        "name": "sit_nano", "image_size": [112, 112], "num_classes": 7, "dist_token": False, "tokens": [49, 24, 12, 6],
+        "parameters": sum(v.numel() for k, v in torch.load(trained.checkpoint)["model"].items() if "bn" not in k)
+        + sum(v.numel() for k, v in torch.load(trained.checkpoint)["model"].items() if "bn" in k and "running" not in k
+              and "num_batches" not in k),
+        "macs": None, "published_top1": None,
+        "config": {
+            "embed_dim": 128, "num_heads": 4, "stage_blocks": [2, 2, 2, 2], "image_size": 112, "stem": "4c",
+            "skip_lam": 2.0, "mlp_ratio": 3.0, "keeping_ratio": 0.5, "num_classes": 1000, "teacher": "lvvit_nano",
+        },
+    }  # fmt: skip
+    assert 30e6 < manifest["model"]["macs"] < 50e6  # of one image, not of the batch
+    assert manifest["classes"] == list(CLASSES)
+    assert manifest["preprocessing"] == {
+        "size": [112, 112], "resize": 128, "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225], "layout": "NCHW", "dtype": "float32",
+    }  # fmt: skip
+    assert (manifest["precision"], manifest["opset"], manifest["calibration"]) == ("fp32", 20, None)
+    assert manifest["batch"] == {"min": 2, "opt": 3, "max": 4}
+    engine = manifest["engine"]
+    assert (engine["kind"], engine["file"], engine["target"]) == ("onnxruntime", "engine.onnx", "cpu")
+    assert engine["version"] == versions()["onnxruntime"]
+    assert engine["why"].startswith("onnxruntime was asked for: ")
+    assert manifest["weights"] == {
+        "source": str(trained.checkpoint), "sha256": sha256(trained.checkpoint), "entry": "model", "ema": True,
+    }  # fmt: skip
+    assert manifest["compared_on"] == f"8 of 11 images in {trained.images}"
+    assert manifest["versions"] == versions()
+    for name, facts in manifest["files"].items():
+        assert facts["sha256"] == sha256(trained.bundle / name)
+
+
+def test_macs_do_not_depend_on_the_batch(nano_fp32: Path, trained: Trained) -> None:
+    """1000 classes against 7 is all that may differ: the head's products."""
+    one, many = (load_bundle(path).manifest["model"] for path in (nano_fp32, trained.bundle))
+    assert one["macs"] - many["macs"] == 128 * (1000 - 7)
+
+
+def test_random_weights_are_not_passed_off_as_real(nano_fp32: Path) -> None:
+    report = json.loads((nano_fp32 / "report.json").read_text(encoding="utf-8"))
+    assert report["weights"] == {"source": "random", "seed": 0}
+    assert report["notes"] == ["random weights (seed 0): every accuracy is chance; give --checkpoint for a real model"]
+    assert report["compared_on"].startswith("8 synthetic images")
+
+
+def test_report_holds_the_manifest_and_the_proof(trained: Trained) -> None:
+    report = json.loads((trained.bundle / "report.json").read_text(encoding="utf-8"))
+    manifest = json.loads((trained.bundle / "manifest.json").read_text(encoding="utf-8"))
+    for field in manifest.keys() - {"schema", "files", "digest"}:
+        assert report[field] == manifest[field]
+    hops = ["deploy form", "ONNX fp32", "ONNX fp32, batch 2", "onnxruntime engine"]
+    assert [hop["name"] for hop in report["hops"]] == hops
+    assert all(0 < hop["error"] <= hop["tolerance"] == 1e-4 and hop["agreement"] == 1 for hop in report["hops"])
+    assert report["accuracy"]["images"] == 11
+    assert report["accuracy"]["measured_on"] == "onnxruntime engine"
+    assert report["accuracy"]["drop"] == 0
+    assert report["graph"]["operators"]["Conv"] == 4
+    assert set(report["seconds"]) >= {"Loading sit_nano", "Exporting to ONNX", "Measuring accuracy"}
+
+
+def test_tensorrt_bundle(nano_rtx: Path) -> None:
+    bundle = load_bundle(nano_rtx)
+    report = json.loads((nano_rtx / "report.json").read_text(encoding="utf-8"))
+    assert bundle.engine_path.name == "engine.plan"
+    assert [hop["name"] for hop in report["hops"]][:3] == ["deploy form", "ONNX fp32", "ONNX fp16"]
+    simulated, engine = report["hops"][2:]
+    assert (simulated["note"], simulated["tolerance"]) == ("rounding simulated", 0.05)
+    assert 5e-4 < simulated["error"] < 0.05
+    assert engine["name"] == "tensorrt-rtx engine"
+    assert report["plan"]["counts"]["float16"] > report["plan"]["counts"]["float32"]
+    assert report["plan"]["held_back"] == []
+    types = {tensor.data_type for tensor in onnx.load(nano_rtx / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+
+
+def test_auto_says_why(request_here: BuildRequest, quick_graph: GraphMade) -> None:
+    chosen, why = engines.select("auto")
+    made = build(replace(request_here, engine="auto"))
+    assert made.manifest["engine"]["kind"] == chosen.kind
+    assert made.manifest["engine"]["why"] == why
+    for kind in engines.KINDS[: engines.KINDS.index(chosen.kind)]:
+        assert f"{kind} was passed over: " in why
+    assert f"--engine {chosen.kind}" in made.manifest["command"]  # the same again where another would be chosen
+
+
+def test_progress_tells_every_step(request_here: BuildRequest, quick_graph: GraphMade) -> None:
+    seen: list[tuple[str, int, int]] = []
+    build(request_here, lambda *step: seen.append(step))
+    steps = list(dict.fromkeys(text for text, _, _ in seen))
+    assert steps == ["Building the onnxruntime engine", "Running the onnxruntime engine"]
+    for text in steps:
+        counts = [(done, total) for name, done, total in seen if name == text]
+        assert counts[0] == (0, 0) and counts[-1] == (1, 1)
+        assert all(done < total for done, total in counts[1:-1])  # done only when the step is
+
+
+def test_force_replaces_and_without_it_nothing_is(request_here: BuildRequest, quick_graph: GraphMade) -> None:
+    build(request_here)
+    refused(request_here, InputError, "already a bundle; pass --force to replace it")
+    before = snapshot(request_here.output)
+    build(replace(request_here, force=True))
+    after = snapshot(request_here.output)
+    assert set(after) == set(before) and all(after[name] != before[name] for name in after)
+    assert list(request_here.output.parent.iterdir()) == [request_here.output]
+
+
+# ---------------------------------------------------------------------------------------------------------- gates
+
+
+def edit_weight(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    values = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+@pytest.fixture
+def worse_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[np.ndarray], np.ndarray]], None]:
+    """A function that makes ONNX Runtime engines be built with another head bias."""
+
+    def install(change: Callable[[np.ndarray], np.ndarray]) -> None:
+        def rewrite(model: onnx.ModelProto) -> dict[str, int]:
+            edit_weight(model, "head/bias", change)
+            return {"worse": 1}
+
+        select = engines.select
+        monkeypatch.setattr(
+            engines, "select", lambda kind: (OnnxRuntime(rewrites=[rewrite]), select("onnxruntime")[1])
+        )
+
+    return install
+
+
+@pytest.mark.parametrize("fold", ["fold_skip", "fold_attention_scale", "fold_batchnorm", "fold_tsm_scale"])
+def test_a_wrong_fold_stops_the_build(
+    fold: str, request_here: BuildRequest, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sit_deploy import deploy
+
+    right = getattr(deploy, fold)
+
+    def wrong(*args: Any) -> Any:
+        layer = right(*args)
+        layer.weight.data *= 1.01
+        return layer
+
+    monkeypatch.setattr(deploy, fold, wrong)
+    request = replace(request_here, checkpoint=trained.checkpoint)
+    refused(request, GateError, r"^deploy form is .* off the PyTorch reference \(tolerance 0\.0001\); nothing was written")
+
+
+def test_a_wrong_graph_stops_the_build(request_here: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = make_graph._export
+
+    def wrong(*args: Any) -> onnx.ModelProto:
+        graph = right(*args)
+        edit_weight(graph, "head/bias", lambda values: values + 0.01)
+        return graph
+
+    monkeypatch.setattr(make_graph, "_export", wrong)
+    refused(request_here, GateError, r"^ONNX fp32 is .* standard deviations")
+
+
+def test_a_wrong_engine_stops_the_build(
+    request_here: BuildRequest, quick_graph: GraphMade, worse_engine: Callable[..., None]
+) -> None:
+    worse_engine(lambda values: values + 0.01)
+    refused(request_here, GateError, r"^onnxruntime engine is .* standard deviations")
+
+
+def test_an_engine_that_gives_nan_stops_the_build(
+    request_here: BuildRequest, quick_graph: GraphMade, worse_engine: Callable[..., None]
+) -> None:
+    worse_engine(lambda values: values * np.nan)
+    refused(request_here, GateError, r"^onnxruntime engine gives NaN or infinite logits for 8 of 8 images; nothing was")
+
+
+def test_the_tolerance_is_what_decides(request_here: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOLERANCE, "fp32", 1e-12)
+    refused(request_here, GateError, r"^deploy form is .*\(tolerance 1e-12\)")
+
+
+def test_accuracy_that_falls_too_far(
+    request_here: BuildRequest, trained: Trained, worse_engine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hop is let through, so that it is the accuracy that must stop it."""
+    worse_engine(lambda values: values + 100 * np.eye(7)[6])  # a class that no image has
+    monkeypatch.setitem(TOLERANCE, "fp32", 1e9)
+    request = replace(
+        request_here, checkpoint=trained.checkpoint, labels=trained.labels, val_data=trained.images,
+        calib_data=trained.images, max_accuracy_drop=20.0,
+    )  # fmt: skip
+    refused(request, GateError, r"^top-1 falls by \d+\.\d\d points, from \d+\.\d\d to 0\.00 % on 11 images")
+
+
+def overflowing(trained: Trained, folder: Path) -> Path:
+    """Write a checkpoint whose fourth MLP has activations beyond FP16's 65504, and takes them back in its second Linear."""
+    weights = torch.load(trained.checkpoint)["model"]
+    weights["blocks.3.mlp.fc1.weight"] *= 2e5
+    weights["blocks.3.mlp.fc1.bias"] *= 2e5
+    weights["blocks.3.mlp.fc2.weight"] /= 2e5
+    torch.save(weights, folder / "overflowing.pth")
+    return folder / "overflowing.pth"
+
+
+def test_what_would_overflow_stays_fp32(trained: Trained, tmp_path: Path) -> None:
+    """The ranges seen on the images keep these nodes, and no others, in FP32; the build passes and says so."""
+    checkpoint = overflowing(trained, tmp_path)
+    request = BuildRequest("sit_nano", tmp_path / "m.onnx", "fp16", checkpoint, calib_data=trained.images)
+    result = export(request)
+    held = {node["node"]: node["reason"] for node in result["plan"]["held_back"]}
+    assert {"blocks.3/mlp/fc1", "blocks.3/mlp/fc2"} <= set(held)
+    assert all(name.startswith("blocks.3/mlp/") for name in held)
+    assert "above 32752 (fp16 maximum / 2)" in held["blocks.3/mlp/fc1"]
+    assert result["hops"][-1]["name"] == "ONNX fp16" and result["hops"][-1]["passed"]
+
+
+def test_an_overflow_that_the_ranges_missed_is_named(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = overflowing(trained, tmp_path)
+    monkeypatch.setattr(make_graph, "_ranges", lambda *_: None)
+    request = BuildRequest("sit_nano", tmp_path / "m.onnx", "fp16", checkpoint, calib_data=trained.images)
+    before = snapshot(tmp_path)
+    message = r"^float16 overflows in 'blocks\.3/mlp/fc1.*max \|x\| .* > 65504; use bf16 or fp32.*; nothing was written$"
+    with pytest.raises(GateError, match=message):
+        export(request)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_model_that_gives_nan_itself(
+    request_here: BuildRequest, trained: Trained, tmp_path: Path
+) -> None:
+    """Its weights are finite, so that reading them finds nothing; its logits are not."""
+    weights = torch.load(trained.checkpoint)["model"]
+    weights["blocks.1.mlp.fc1.weight"] *= 1e25
+    weights["blocks.1.mlp.fc2.weight"] *= 1e25
+    torch.save(weights, tmp_path / "huge.pth")
+    request = replace(request_here, checkpoint=tmp_path / "huge.pth")
+    refused(request, InputError, "the PyTorch model itself gives NaN or infinite logits on these images")
+
+
+# ------------------------------------------------------------------------------------------------------ disk full
+
+
+@pytest.mark.parametrize("name", ["golden.npz", "report.json", "report.html", "manifest.json", "engine.onnx"])
+def test_disk_full(
+    name: str, request_here: BuildRequest, quick_graph: GraphMade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file in turn is the one for which there is no room: half of it is written, then the system refuses."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half of ")
+        raise full
+
+    write_text, replace_file = Path.write_text, Path.replace
+    if name == "golden.npz":
+        monkeypatch.setattr(np, "savez", lambda path, **_: fail(path))
+    elif name == "engine.onnx":
+
+        def refuse_engine(self: Path, target: Path) -> Path:
+            if Path(target).name == name:
+                raise full
+            return replace_file(self, target)
+
+        monkeypatch.setattr(Path, "replace", refuse_engine)
+    else:
+
+        def refuse_text(self: Path, text: str, **options: Any) -> int:
+            if self.name == name:
+                with self.open("w") as file:
+                    file.write("half of ")
+                raise full
+            return write_text(self, text, **options)
+
+        monkeypatch.setattr(Path, "write_text", refuse_text)
+    refused(request_here, (OSError, EngineError), "No space left on device")  # type: ignore[arg-type]
+
+
+def test_file_too_large(request_here: BuildRequest) -> None:
+    """The system's own refusal, in the middle of the largest file, by the limit on file sizes."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        refused(request_here, OSError, "File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --------------------------------------------------------------------------------------------------------- export
+
+
+def test_export_writes_the_graph_alone(tmp_path: Path, nano_fp32: Path) -> None:
+    request = BuildRequest("sit_nano", tmp_path / "nano.onnx")
+    result = export(request)
+    assert list(tmp_path.iterdir()) == [tmp_path / "nano.onnx"]
+    assert (tmp_path / "nano.onnx").read_bytes() == (nano_fp32 / "model.onnx").read_bytes()
+    assert [hop["name"] for hop in result["hops"]] == ["deploy form", "ONNX fp32"]
+    assert result["weights"]["source"] == "random" and "random weights" in result["notes"][0]
+    json.dumps(result, allow_nan=False)
+
+
+def test_export_places(tmp_path: Path) -> None:
+    (tmp_path / "there.onnx").write_text("precious")
+    (tmp_path / "folder.onnx").mkdir()
+    for name, message in {
+        "there.onnx": "exists; pass --force to replace it",
+        "folder.onnx": r"must be a file that ends in \.onnx; pass for example -o model\.onnx",
+        "model.pb": r"must be a file that ends in \.onnx",
+        "nowhere/m.onnx": "nowhere does not exist or cannot be written",
+        "there.onnx/m.onnx": "does not exist or cannot be written",
+    }.items():
+        before = snapshot(tmp_path)
+        with pytest.raises(InputError, match=message):
+            export(BuildRequest("sit_nano", tmp_path / name))
+        assert snapshot(tmp_path) == before
+
+
+def test_a_failed_export_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there.onnx").write_text("precious")
+    monkeypatch.setitem(TOLERANCE, "fp32", 1e-12)
+    with pytest.raises(GateError):
+        export(BuildRequest("sit_nano", tmp_path / "there.onnx", force=True))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"there.onnx": "precious"}
+
+
+def test_images_are_spread_over_the_folder(trained: Trained) -> None:
+    """A sorted data set must not give one class only."""
+    from sit_deploy.data import Preprocessing
+
+    request = BuildRequest("sit_nano", Path("out"), calib_data=trained.images, calib_images=3)
+    prepare = Preprocessing.for_model(112)
+    images, source = make_graph._images(request, prepare)
+    assert source == f"3 of 11 images in {trained.images}"
+    from sit_deploy.data import load_image
+
+    chosen = [list_images(trained.images)[i] for i in (0, 3, 7)]
+    np.testing.assert_array_equal(images, np.stack([prepare(load_image(path)) for path in chosen]))
+    images, source = make_graph._images(replace(request, calib_images=99), prepare)
+    assert (len(images), source) == (11, f"11 of 11 images in {trained.images}")
+
+
+def test_public_names() -> None:
+    assert set(module.__all__) == {"BuildRequest", "build", "export"}

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import engines
+import sit_deploy
+from engines import Runner, TensorSpec
+from sit_deploy.bundle import load_bundle
+from sit_deploy.data import list_images, load_image
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.inference import Classifier, load, top_classes
+from tests.sit_deploy.conftest import CLASSES, Trained
+
+
+class Adder(Runner):
+    """An engine whose logits say which images it was given: the sum of each, and how many came with it."""
+
+    def __init__(self, batch: int | None) -> None:
+        super().__init__(
+            (TensorSpec("images", (batch, 3, 2, 2), "float32"),), (TensorSpec("logits", (batch, 2), "float32"),)
+        )
+        self.runs: list[int] = []
+
+    def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = feeds["images"]
+        self.runs.append(len(images))
+        sums = images.sum(axis=(1, 2, 3))
+        return {"logits": np.stack([sums, -sums], axis=1)}
+
+    def _close(self) -> None:
+        pass
+
+
+def numbered(count: int) -> np.ndarray:
+    return np.repeat(np.arange(count, dtype=np.float32), 12).reshape(count, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "runs"),
+    [
+        ((1, 1), 3, [1, 1, 1]),
+        ((4, 4), 3, [4]),  # padded
+        ((4, 4), 4, [4]),
+        ((4, 4), 9, [4, 4, 4]),  # cut, and the rest padded
+        ((1, 4), 9, [4, 4, 1]),  # the rest as it is
+        ((2, 4), 9, [4, 4, 2]),  # the rest padded to the smallest
+        ((2, 4), 6, [4, 2]),
+        ((2, 4), 1, [2]),
+    ],
+)
+def test_any_number_of_images(batch: tuple[int, int], count: int, runs: list[int]) -> None:
+    runner = Adder(batch[0] if batch[0] == batch[1] else None)
+    with Classifier(runner, batch) as classifier:
+        logits = classifier.logits(numbered(count))
+    assert logits[:, 0].tolist() == [12.0 * i for i in range(count)]
+    assert runner.runs == runs
+
+
+def test_no_images_and_wrong_images() -> None:
+    classifier = Classifier(Adder(None), (1, 4))
+    with pytest.raises(InputError, match="no images to classify; pass at least one"):
+        classifier.logits(numbered(0))
+    with pytest.raises(engines.EngineInputError, match="expected dtype float32, got float64"):
+        classifier.logits(numbered(2).astype(np.float64))
+    with pytest.raises(engines.EngineInputError, match=r"expected shape \(N, 3, 2, 2\)"):
+        classifier.logits(numbered(2)[:, :2])
+    with pytest.raises(InputError, match=r"no bundle to say how images are prepared; call logits\(\)"):
+        classifier([Image.new("RGB", (8, 8))])
+
+
+def test_closing_closes_the_engine() -> None:
+    runner = Adder(None)
+    with Classifier(runner, (1, 4)) as classifier:
+        pass
+    with pytest.raises(engines.EngineInputError, match="closed"):
+        classifier.logits(numbered(1))
+
+
+def test_batches_of_a_real_engine_equal_one_image_at_a_time(trained: Trained) -> None:
+    """Batch 2 to 4, so eleven images are runs of 4, 4 and 3, and one image is padded to 2."""
+    files = list_images(trained.images)
+    assert len(files) == 11
+    with load(trained.bundle, threads=1) as classify:
+        together = classify(files)
+        single = np.concatenate([classify(file) for file in files])
+        opened = classify([load_image(file) for file in files])
+    np.testing.assert_allclose(single, together, rtol=0, atol=1e-5 * together.std())
+    np.testing.assert_array_equal(opened, together)
+    assert together.shape == (11, len(CLASSES))
+    assert together.dtype == np.float32
+
+
+def test_golden_outputs_are_what_pytorch_gives(trained: Trained) -> None:
+    from sit_deploy.make_graph import torch_logits
+    from sit_deploy.reference import reference_model
+
+    bundle = load_bundle(trained.bundle)
+    images, logits = bundle.golden()
+    assert (images.shape, images.dtype) == ((4, 3, 112, 112), np.float32)
+    assert (logits.shape, logits.dtype) == ((4, len(CLASSES)), np.float32)
+    np.testing.assert_allclose(
+        torch_logits(reference_model(bundle), images), logits, rtol=0, atol=1e-5 * logits.std()
+    )
+    # the images are those of --calib-data, spread over it, preprocessed as the manifest says
+    files = list_images(trained.images)
+    prepare = bundle.preprocessing()
+    np.testing.assert_array_equal(images[0], prepare(load_image(files[0])))
+
+
+def test_load_needs_no_torch(nano_fp32: Path, trained: Trained) -> None:
+    """Importing torch takes seconds and gigabytes, and a server that runs an engine has no use for it."""
+    code = f"""
+import json, sys
+import sit_deploy
+assert "numpy" not in sys.modules
+with sit_deploy.load({str(nano_fp32)!r}) as classify:
+    logits = classify({str(next(trained.images.rglob("*.png")))!r})
+print(json.dumps({{"shape": logits.shape, "heavy": sorted({{"torch", "timm", "onnx", "onnxscript"}} & set(sys.modules))}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"shape": [1, 1000], "heavy": []}
+
+
+def test_public_names() -> None:
+    assert sit_deploy.load is load
+    assert sit_deploy.load_bundle is load_bundle
+    assert sit_deploy.Classifier is Classifier
+    for name in sit_deploy.__all__:
+        assert getattr(sit_deploy, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        sit_deploy.lode  # noqa: B018
+
+
+def test_engines_of_a_bundle(nano_fp32: Path) -> None:
+    with load(nano_fp32, "onnxruntime") as classify:
+        assert classify.runner.outputs[0].shape == (1, 1000)
+    with pytest.raises(InputError, match=r"holds a onnxruntime engine, not tensorrt; build one with --engine tensorrt"):
+        load(nano_fp32, "tensorrt")
+    with pytest.raises(engines.EngineError, match=r"unknown engine 'onnxruntim'; did you mean onnxruntime\?"):
+        load(nano_fp32, "onnxruntim")
+
+
+def test_a_tensorrt_bundle_on_a_cpu(nano_rtx: Path) -> None:
+    """Its graph is FP16, which ONNX Runtime would compute in FP32: the rounding is simulated, and so is there."""
+    images, reference = load_bundle(nano_rtx).golden()
+    with load(nano_rtx, "onnxruntime") as classify:
+        error = np.abs(classify.logits(images) - reference).max() / reference.std()
+    assert 5e-4 < error < 0.05
+
+
+# --------------------------------------------------------------------------------------------------- top classes
+
+
+def test_top_classes_in_order_with_softmax() -> None:
+    logits = np.array([[1.0, 3.0, 2.0], [0.0, 0.0, -1.0]], np.float32)
+    found = top_classes(logits, ["a", "b", "c"], 2)
+    assert [[best["name"] for best in row] for row in found] == [["b", "c"], ["a", "b"]]  # ties: lower index first
+    assert [[best["index"] for best in row] for row in found] == [[1, 2], [0, 1]]
+    total = sum(np.exp([1.0, 3.0, 2.0]))
+    assert found[0][0]["probability"] == pytest.approx(np.exp(3) / total)
+
+
+def test_huge_logits_and_more_than_there_are() -> None:
+    found = top_classes(np.array([[1e5, 0.0]], np.float32), ["a", "b"], 5)
+    assert [best["probability"] for best in found[0]] == [1.0, 0.0]
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_no_numbers(bad: float) -> None:
+    logits: Any = np.zeros((3, 2), np.float32)
+    logits[1, 1] = bad
+    with pytest.raises(GateError, match="NaN or infinite logits for 1 of 3 images; check it with sit-deploy validate"):
+        top_classes(logits, ["a", "b"])

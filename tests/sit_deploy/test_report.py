@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sit_deploy.report import render, write_report
+from tests.sit_deploy.conftest import Trained
+
+_VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order; collects text, tags and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes += attributes
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def report(trained: Trained) -> dict[str, Any]:
+    return json.loads((trained.bundle / "report.json").read_text(encoding="utf-8"))
+
+
+def hostile(value: Any) -> Any:
+    """Return the report with every string of it made into HTML that would run."""
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return f'"><script>alert(1)</script>{value}' if isinstance(value, str) else value
+
+
+def test_the_page_is_well_formed_and_says_what_the_json_says(trained: Trained, report: dict[str, Any]) -> None:
+    html = (trained.bundle / "report.html").read_text(encoding="utf-8")
+    assert html == render(report)
+    page = Page(html)
+    assert html.startswith("<!doctype html>")
+    for hop in report["hops"]:
+        assert hop["name"] in page.text
+        assert f"{hop['error']:.1e}" in page.text
+    for value in (
+        *report["notes"], report["command"], report["weights"]["source"], report["compared_on"],
+        report["engine"]["why"], f"{report['accuracy']['engine_top1']:.2f}", report["versions"]["onnxruntime"],
+        "hops compared, all within tolerance",
+    ):  # fmt: skip
+        assert value in page.text
+    assert "Not run on the machine" not in page.text
+
+
+def test_the_page_is_self_contained(trained: Trained) -> None:
+    """It must show the same on a plane as in the office: nothing is loaded, from anywhere."""
+    html = (trained.bundle / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "http" not in html and "//" not in html.replace(str(trained.checkpoint), "")
+    assert "@import" not in html and "url(" not in html
+    assert page.seen.isdisjoint({"script", "link", "img", "iframe", "object"})
+    assert {name for name, _ in page.attributes}.isdisjoint({"src", "href"})
+
+
+def test_every_value_is_escaped(report: dict[str, Any]) -> None:
+    plain = Page(render(report))
+    page = Page(render(hostile(report)))
+    assert page.seen == plain.seen  # nothing in a value opened a tag
+    assert page.text.count("<script>") > 10
+
+
+def test_an_engine_that_was_not_run(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    changed["hops"][-1].update(
+        name="tensorrt-rtx engine", error=None, step_error=None, sqnr_db=None, agreement=None, compared=False,
+        note="built; run it where a GPU is",
+    )  # fmt: skip
+    page = Page(render(changed))
+    compared = len(changed["hops"]) - 1
+    assert f"{compared} hops compared, all within tolerance." in page.text
+    assert "Not run on the machine that built it: tensorrt-rtx engine; validate it where a GPU is." in page.text
+
+
+@pytest.mark.parametrize("error", [0.5, None])
+def test_a_hop_out_of_tolerance_is_not_called_good(error: float | None, report: dict[str, Any]) -> None:
+    """None is how an infinite error is written down."""
+    changed = copy.deepcopy(report)
+    changed["hops"][1].update(error=error, passed=False, note="NaN or infinite logits")
+    page = Page(render(changed))
+    assert "do not ship this" in page.text
+    assert "out of tolerance NaN or infinite logits" in page.text
+    assert "all within tolerance" not in page.text
+
+
+def test_without_accuracy_and_with_nodes_held_back(report: dict[str, Any]) -> None:
+    changed = {**report, "accuracy": None}
+    changed["plan"] = {"held_back": [{"node": "blocks.3/mlp/fc1", "op_type": "MatMul", "reason": "reaches 9e9"}]}
+    page = Page(render(changed))
+    assert "Not measured: no --val-data was given." in page.text
+    assert "Kept in fp32" in page.text and "blocks.3/mlp/fc1" in page.text
+
+
+def test_json_never_holds_nan(tmp_path: Path, report: dict[str, Any]) -> None:
+    report["seconds"] = {"Loading": float("nan")}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_report(tmp_path, report)
