@@ -29,7 +29,7 @@ from sit_deploy.parity import TOLERANCE, Hop, compare, require
 from sit_deploy.request import BuildRequest
 
 if TYPE_CHECKING:
-    from sit_deploy.models.checkpoint import LoadedModel
+    from sit_deploy.models.load import LoadedModel
 
 __all__ = ["BuildRequest", "build", "export"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
     from sit_deploy.data import Preprocessing
-    from sit_deploy.models.checkpoint import LoadedModel
+    from sit_deploy.models.load import LoadedModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -92,7 +92,7 @@ def make_graph(work: Work, folder: Path) -> Graph:
 def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
     from sit_deploy.accuracy import match_labels
     from sit_deploy.data import ImageFolder, Preprocessing, load_labels
-    from sit_deploy.models.checkpoint import load_model
+    from sit_deploy.models.load import load_model
     from sit_deploy.models.registry import CROP_PCT
 
     request = work.request

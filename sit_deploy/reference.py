@@ -37,7 +37,7 @@ def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> P
 def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
     """Return the plain PyTorch model of a bundle, in eval mode; arguments and errors as `reference_weights`."""
     path = reference_weights(bundle, checkpoint)
-    from sit_deploy.models.checkpoint import load_model
+    from sit_deploy.models.load import load_model
 
     facts, weights = bundle.manifest["model"], bundle.manifest["weights"]
     size, classes = facts["image_size"][0], facts["num_classes"]

@@ -34,8 +34,16 @@ def console(stderr: bool = False) -> Console:
 
     plain = {"stderr": stderr, "highlight": False, "emoji": False}
     made = Console(**plain)
-    # a pipe has no width of its own; 80 columns would fold the tables
-    return made if made.is_terminal else Console(**plain, width=120)
+    if not made.is_terminal:
+        # a pipe has no width of its own; 80 columns would fold the tables
+        made = Console(**plain, width=120)
+    made.on_broken_pipe = _reader_gone  # type: ignore[method-assign]
+    return made
+
+
+def _reader_gone() -> None:
+    """Rich would exit with status 1, which says that a check failed; `cli.main` knows better."""
+    raise BrokenPipeError
 
 
 def say(screen: Console, text: str) -> None:

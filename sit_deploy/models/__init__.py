@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
 
 if TYPE_CHECKING:
-    from sit_deploy.models.checkpoint import load_model, read_checkpoint
+    from sit_deploy.models.checkpoint import read_checkpoint
+    from sit_deploy.models.load import load_model
     from sit_deploy.models.registry import create_model
     from sit_deploy.models.sit import FRDOutput, SiT
 
@@ -19,7 +20,7 @@ _LAZY = {
     "FRDOutput": "sit",
     "SiT": "sit",
     "create_model": "registry",
-    "load_model": "checkpoint",
+    "load_model": "load",
     "read_checkpoint": "checkpoint",
 }
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, register_model
 
-from sit_deploy.models.checkpoint import filter_state_dict
 from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
+from sit_deploy.models.fit import filter_state_dict
 from sit_deploy.models.sit import SiT
 
 # official evaluation resizes the shorter side to size · 256/224, so crop_pct is 224/256

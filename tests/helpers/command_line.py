@@ -17,6 +17,9 @@ import pytest
 # what a finished step prints where standard error is no terminal: `Exporting to ONNX (2.4 s)`
 _PROGRESS = re.compile(r".+ \(\d+\.\d s\)")
 
+# what PyTorch and ONNX Runtime leave in the system's folder for temporary files when they are imported
+_CACHES = re.compile(r"tmp/(torchinductor_.*|\.ses)")
+
 Snapshot = dict[str, tuple[int, ...]]
 
 
@@ -24,10 +27,9 @@ def snapshot(folder: Path) -> Snapshot:
     """Return every file and folder below `folder`, hidden ones included, with what changes when it is written."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        stat = path.lstat()
-        found[str(path.relative_to(folder))] = (
-            () if path.is_dir() else (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        )
+        name, stat = str(path.relative_to(folder)), path.lstat()
+        if not _CACHES.fullmatch(name):
+            found[name] = () if path.is_dir() else (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     return found
 
 

@@ -167,6 +167,15 @@ def quick_graph(graph_made: GraphMade, monkeypatch: pytest.MonkeyPatch) -> Graph
 
 
 @pytest.fixture
+def trained_graph(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every build of this test that is as `trained` was take the graph exported then: exporting takes seconds."""
+    import onnx
+
+    model = onnx.load(trained.bundle / "model.onnx")
+    monkeypatch.setattr("sit_deploy.make_graph._export", lambda *_: model)
+
+
+@pytest.fixture
 def logits() -> np.ndarray:
     """Logits of 6 images and 9 classes, float32."""
     return np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)

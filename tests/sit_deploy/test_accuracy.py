@@ -43,7 +43,12 @@ def test_counts_equal_a_count_by_hand(batch: int, samples: Samples) -> None:
     labelled = [(path, label) for (path, _), label in zip(samples, labels, strict=True)]
     seen: list[tuple[int, int]] = []
     found = measure(
-        in_turn(theirs), in_turn(ours), labelled, SMALL, batch, lambda _, done, total: seen.append((done, total))
+        in_turn(theirs),
+        in_turn(ours),
+        labelled,
+        SMALL,
+        batch,
+        lambda _, done, total: seen.append((done, total)),
     )
     assert found.images == 12
     assert found.reference_top1 == pytest.approx(top(theirs, labels, 1))
@@ -98,7 +103,9 @@ def test_limits() -> None:
     worse = accuracy(80, 79, 100, 97.5)
     worse.require()
     worse.require(1.0, 97.5)
-    with pytest.raises(GateError, match=r"top-1 falls by 1\.00 points, from 80\.00 to 79\.00 % on 100 images"):
+    with pytest.raises(
+        GateError, match=r"top-1 falls by 1\.00 points, from 80\.00 to 79\.00 % on 100 images"
+    ):
         worse.require(max_drop=0.99)
     with pytest.raises(GateError, match=r"agree on 97\.50 % of 100 images \(--min-agreement 98\)"):
         worse.require(min_agreement=98)
@@ -112,7 +119,9 @@ def test_a_limit_kept_exactly_is_kept() -> None:
     for count in range(5, 1000):
         accuracy(count, count - 5, 1000).require(max_drop=0.5)
         with pytest.raises(GateError):
-            accuracy(count, count - 6, 1000).require(max_drop=0.5) if count > 5 else accuracy(6, 0, 1000).require(0.5)
+            accuracy(count, count - 6, 1000).require(max_drop=0.5) if count > 5 else accuracy(
+                6, 0, 1000
+            ).require(0.5)
 
 
 def test_a_limit_of_nan_passes_nothing() -> None:
@@ -132,7 +141,11 @@ def labels_of(samples: Samples) -> dict[str, int]:
 def test_matched_by_name_in_any_order(make_image_folder: Callable[..., Path]) -> None:
     folder = ImageFolder(make_image_folder(("cat", "dog", "hen"), per_class=2))
     names = ["hen", "cat", "cow", "dog"]
-    assert labels_of(match_labels(folder, names, 4)) == {"hen": 0, "cat": 1, "dog": 3}  # one class may be missing
+    assert labels_of(match_labels(folder, names, 4)) == {
+        "hen": 0,
+        "cat": 1,
+        "dog": 3,
+    }  # one class may be missing
     assert len(match_labels(folder, names, 4)) == 6
 
 
@@ -147,14 +160,18 @@ def test_matched_by_order_where_no_name_is_a_folder(make_image_folder: Callable[
 def test_another_number_of_classes(make_image_folder: Callable[..., Path]) -> None:
     folder = ImageFolder(make_image_folder(("n01", "n02"), per_class=1))
     for names in (None, ["tench", "goldfish", "shark"]):
-        with pytest.raises(InputError, match=r"has 2 class folders, the model 3 classes; give a validation set"):
+        with pytest.raises(
+            InputError, match=r"has 2 class folders, the model 3 classes; give a validation set"
+        ):
             match_labels(folder, names, 3)
 
 
 def test_a_misspelt_folder_is_not_matched_by_order(make_image_folder: Callable[..., Path]) -> None:
     """By order, `brid` would be the first class and every label after it off by one, in silence."""
     folder = ImageFolder(make_image_folder(("brid", "cat", "dog"), per_class=1))
-    with pytest.raises(InputError, match=r"has no name for \(brid\) beside some that it has; rename or remove them"):
+    with pytest.raises(
+        InputError, match=r"has no name for \(brid\) beside some that it has; rename or remove them"
+    ):
         match_labels(folder, ["cat", "dog", "bird"], 3)
 
 

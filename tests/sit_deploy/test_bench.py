@@ -20,7 +20,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the timing was asked for; it answers that PyTorch takes 6, 8 and 10 ms a call and the engine 2 ms."""
     seen: dict[str, Any] = {}
 
-    def alternate(workers: dict[str, WorkerSpec], rounds: int, seconds: float, **_: Any) -> dict[str, WorkerResult]:
+    def alternate(
+        workers: dict[str, WorkerSpec], rounds: int, seconds: float, **_: Any
+    ) -> dict[str, WorkerResult]:
         seen.update(workers=workers, rounds=rounds, seconds=seconds)
         # the engine's file must still be there while it is timed
         seen["files"] = {name: Path(spec.args[1] or ".").exists() for name, spec in workers.items()}
@@ -38,7 +40,9 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     result = bench(load_bundle(trained.bundle), rounds=3, seconds=0.25, threads=1)
     assert (asked["rounds"], asked["seconds"]) == (3, 0.25)
     torch, ours = asked["workers"]["PyTorch"], asked["workers"]["onnxruntime"]
-    assert torch == WorkerSpec(TorchCall, (trained.bundle, None, 3, 1), 3)  # 3: what the batch range is tuned for
+    assert torch == WorkerSpec(
+        TorchCall, (trained.bundle, None, 3, 1), 3
+    )  # 3: what the batch range is tuned for
     assert ours == WorkerSpec(EngineCall, ("onnxruntime", trained.bundle / "engine.onnx", 3, 1), 3)
     assert result["speedup"] == {
         "engine": "onnxruntime", "over": "PyTorch", "median": pytest.approx(4), "per_round": pytest.approx([3, 4, 5]),
@@ -65,7 +69,9 @@ def test_a_tensorrt_bundle_on_this_cpu(nano_rtx: Path, asked: dict[str, Any]) ->
     assert list(result["results"]) == ["PyTorch", "onnxruntime"]
     path = asked["workers"]["onnxruntime"].args[1]
     assert asked["files"]["onnxruntime"] and not path.exists()
-    with pytest.raises(InputError, match=r"holds a tensorrt-rtx engine; --engine can be tensorrt-rtx or onnxruntime"):
+    with pytest.raises(
+        InputError, match=r"holds a tensorrt-rtx engine; --engine can be tensorrt-rtx or onnxruntime"
+    ):
         bench(load_bundle(nano_rtx), engine="tensorrt")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -26,7 +27,8 @@ class Adder(Runner):
 
     def __init__(self, batch: int | None) -> None:
         super().__init__(
-            (TensorSpec("images", (batch, 3, 2, 2), "float32"),), (TensorSpec("logits", (batch, 2), "float32"),)
+            (TensorSpec("images", (batch, 3, 2, 2), "float32"),),
+            (TensorSpec("logits", (batch, 2), "float32"),),
         )
         self.runs: list[int] = []
 
@@ -144,18 +146,30 @@ def test_public_names() -> None:
 def test_engines_of_a_bundle(nano_fp32: Path) -> None:
     with load(nano_fp32, "onnxruntime") as classify:
         assert classify.runner.outputs[0].shape == (1, 1000)
-    with pytest.raises(InputError, match=r"holds a onnxruntime engine, not tensorrt; build one with --engine tensorrt"):
+    with pytest.raises(
+        InputError, match=r"holds a onnxruntime engine, not tensorrt; build one with --engine tensorrt"
+    ):
         load(nano_fp32, "tensorrt")
     with pytest.raises(engines.EngineError, match=r"unknown engine 'onnxruntim'; did you mean onnxruntime\?"):
         load(nano_fp32, "onnxruntim")
 
 
-def test_a_tensorrt_bundle_on_a_cpu(nano_rtx: Path) -> None:
+def test_a_tensorrt_bundle_on_a_cpu(nano_rtx: Path, tmp_path: Path) -> None:
     """Its graph is FP16, which ONNX Runtime would compute in FP32: the rounding is simulated, and so is there."""
+    from sit_deploy.graph.simulate import simulate
+
     images, reference = load_bundle(nano_rtx).golden()
+    onnx.save(simulate(onnx.load(nano_rtx / "model.onnx")), tmp_path / "simulated.onnx")
+    runtime = engines.get("onnxruntime")
+    with Classifier(runtime.load(tmp_path / "simulated.onnx"), (1, 1)) as rounded:
+        expected = rounded.logits(images)
+    with Classifier(runtime.load(nano_rtx / "model.onnx"), (1, 1)) as unrounded:
+        other = unrounded.logits(images)
     with load(nano_rtx, "onnxruntime") as classify:
-        error = np.abs(classify.logits(images) - reference).max() / reference.std()
-    assert 5e-4 < error < 0.05
+        logits = classify.logits(images)
+    assert 0 < np.abs(logits - reference).max() < 0.05 * reference.std()
+    # a rounding may fall to the other side where kernels sum in another order, so equal is not asked
+    assert np.abs(logits - expected).mean() < 0.1 * np.abs(other - expected).mean()
 
 
 # --------------------------------------------------------------------------------------------------- top classes
@@ -164,7 +178,10 @@ def test_a_tensorrt_bundle_on_a_cpu(nano_rtx: Path) -> None:
 def test_top_classes_in_order_with_softmax() -> None:
     logits = np.array([[1.0, 3.0, 2.0], [0.0, 0.0, -1.0]], np.float32)
     found = top_classes(logits, ["a", "b", "c"], 2)
-    assert [[best["name"] for best in row] for row in found] == [["b", "c"], ["a", "b"]]  # ties: lower index first
+    assert [[best["name"] for best in row] for row in found] == [
+        ["b", "c"],
+        ["a", "b"],
+    ]  # ties: lower index first
     assert [[best["index"] for best in row] for row in found] == [[1, 2], [0, 1]]
     total = sum(np.exp([1.0, 3.0, 2.0]))
     assert found[0][0]["probability"] == pytest.approx(np.exp(3) / total)
@@ -180,5 +197,7 @@ def test_huge_logits_and_more_than_there_are() -> None:
 def test_logits_that_are_no_numbers(bad: float) -> None:
     logits: Any = np.zeros((3, 2), np.float32)
     logits[1, 1] = bad
-    with pytest.raises(GateError, match="NaN or infinite logits for 1 of 3 images; check it with sit-deploy validate"):
+    with pytest.raises(
+        GateError, match="NaN or infinite logits for 1 of 3 images; check it with sit-deploy validate"
+    ):
         top_classes(logits, ["a", "b"])

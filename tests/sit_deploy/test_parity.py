@@ -62,7 +62,9 @@ def test_nan_and_infinity_never_pass(bad: float, logits: np.ndarray) -> None:
     plain = hop.to_dict()
     assert (plain["error"], plain["compared"], plain["passed"]) == (None, True, False)
     json.dumps(plain, allow_nan=False)
-    with pytest.raises(GateError, match=r"x gives NaN or infinite logits for 2 of 6 images; nothing was written"):
+    with pytest.raises(
+        GateError, match=r"x gives NaN or infinite logits for 2 of 6 images; nothing was written"
+    ):
         require([hop])
 
 
@@ -79,7 +81,9 @@ def test_the_first_failure_is_the_one_reported(logits: np.ndarray) -> None:
     with pytest.raises(GateError) as caught:
         require([good, first, second])
     message = str(caught.value)
-    assert message.startswith(f"ONNX fp16 is {first.error:.2g} standard deviations of the logits off the PyTorch")
+    assert message.startswith(
+        f"ONNX fp16 is {first.error:.2g} standard deviations of the logits off the PyTorch"
+    )
     assert "(tolerance 0.05); nothing was written: try --precision bf16 or fp32" in message
     assert caught.value.exit_status == 1
     with pytest.raises(GateError, match=r"engine is .*; do not use it: this is a defect"):

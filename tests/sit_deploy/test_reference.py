@@ -11,7 +11,7 @@ import torch
 
 from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import InputError
-from sit_deploy.models.checkpoint import load_model
+from sit_deploy.models.load import load_model
 from sit_deploy.reference import reference_model, reference_weights
 from tests.sit_deploy.conftest import CLASSES, Trained
 

@@ -54,7 +54,9 @@ def hostile(value: Any) -> Any:
     return f'"><script>alert(1)</script>{value}' if isinstance(value, str) else value
 
 
-def test_the_page_is_well_formed_and_says_what_the_json_says(trained: Trained, report: dict[str, Any]) -> None:
+def test_the_page_is_well_formed_and_says_what_the_json_says(
+    trained: Trained, report: dict[str, Any]
+) -> None:
     html = (trained.bundle / "report.html").read_text(encoding="utf-8")
     assert html == render(report)
     page = Page(html)
@@ -97,7 +99,9 @@ def test_an_engine_that_was_not_run(report: dict[str, Any]) -> None:
     page = Page(render(changed))
     compared = len(changed["hops"]) - 1
     assert f"{compared} hops compared, all within tolerance." in page.text
-    assert "Not run on the machine that built it: tensorrt-rtx engine; validate it where a GPU is." in page.text
+    assert (
+        "Not run on the machine that built it: tensorrt-rtx engine; validate it where a GPU is." in page.text
+    )
 
 
 @pytest.mark.parametrize("error", [0.5, None])
@@ -113,7 +117,9 @@ def test_a_hop_out_of_tolerance_is_not_called_good(error: float | None, report: 
 
 def test_without_accuracy_and_with_nodes_held_back(report: dict[str, Any]) -> None:
     changed = {**report, "accuracy": None}
-    changed["plan"] = {"held_back": [{"node": "blocks.3/mlp/fc1", "op_type": "MatMul", "reason": "reaches 9e9"}]}
+    changed["plan"] = {
+        "held_back": [{"node": "blocks.3/mlp/fc1", "op_type": "MatMul", "reason": "reaches 9e9"}]
+    }
     page = Page(render(changed))
     assert "Not measured: no --val-data was given." in page.text
     assert "Kept in fp32" in page.text and "blocks.3/mlp/fc1" in page.text

@@ -16,7 +16,8 @@ from timm.layers import resample_abs_pos_embed
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, load_model, read_checkpoint
-from sit_deploy.models.checkpoint import filter_state_dict, identify
+from sit_deploy.models.fit import filter_state_dict
+from sit_deploy.models.load import identify
 from sit_deploy.models.sit import SiT
 from tests.helpers.models import images, named_model
 

@@ -8,9 +8,10 @@ import os
 import pickle
 import random
 import sys
+import tempfile
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -319,11 +320,39 @@ def test_unknown_model(state: State, save: Save) -> None:
         load_model("sit_nana", save(state))
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root reads every file")
-def test_file_without_permission(state: State, save: Save) -> None:
-    path = save(state)
-    path.chmod(0)
-    assert "Permission denied" in refusal(path)
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Run without root's right to read every file."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.fixture
+def guarded(state: State) -> Iterator[Path]:
+    """A folder that all may enter with a file that none may read, and a folder that none may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for file in ("sit.pth", "sit.safetensors"):
+            torch.save(state, folder / file)
+            (folder / file).chmod(0)
+        (folder / "closed").mkdir(mode=0)
+        yield folder
+        (folder / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["sit.pth", "sit.safetensors", "closed/sit.pth"])
+def test_files_that_may_not_be_read(name: str, guarded: Path, as_nobody: None) -> None:
+    assert "cannot be read (Permission denied)" in refusal(guarded / name)
+
+
+def test_names_that_no_file_can_have() -> None:
+    assert "cannot be read (File name too long)" in refusal("a" * 300)
+    with pytest.raises(InputError, match="does not exist"):
+        load_model("sit_nano", "a\0b")
 
 
 def test_a_refused_checkpoint_leaves_the_safe_list_as_it_was(state: State, save: Save) -> None:

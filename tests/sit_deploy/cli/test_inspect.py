@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from sit_deploy.graph.inspect import summarize
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Trained
+
+
+def graph_file(path: Path, shape: list[int] | None, node: str = "sum") -> Path:
+    """Write a graph that adds its input, of a shape that may be a scalar's or unknown, to itself."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b")]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "a"], ["b"], node)], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
+
+
+def test_a_bundle_and_its_graph_give_the_same(trained: Trained, cli: CommandLine) -> None:
+    of_bundle = cli("inspect", trained.bundle, "--json").json()
+    of_file = cli("inspect", trained.bundle / "model.onnx", "--json").json()
+    assert of_bundle["findings"] == []
+    assert of_bundle["summary"] == of_file["summary"]
+    summary = summarize(onnx.load(trained.bundle / "model.onnx")).to_dict()
+    assert of_bundle["summary"] == json.loads(json.dumps(summary))
+    assert of_bundle["target"] == str(trained.bundle)
+
+
+def test_for_people(nano_fp32: Path, trained: Trained, cli: CommandLine) -> None:
+    result = cli("inspect", nano_fp32)
+    assert result.err == ""
+    assert "input  images  float32 (1, 3, 112, 112)\n" in result.out
+    assert "output logits  float32 (1, 1000)\n" in result.out
+    assert "opset 20, " in result.out and "0.0% of them in 16 bits or fewer\n" in result.out
+    assert "✓ lint: " in result.out
+    assert "input  images  float32 (batch, 3, 112, 112)\n" in cli("inspect", trained.bundle).out
+
+
+def test_half_precision(nano_rtx: Path, cli: CommandLine) -> None:
+    assert "100.0% of them in 16 bits or fewer" in cli("inspect", nano_rtx).out
+
+
+def test_findings_are_listed_and_the_status_is_1(nano_fp32: Path, cli: CommandLine) -> None:
+    result = cli("inspect", nano_fp32, "--opset", "17", status=1)
+    assert "opset" in result.out
+    (line,) = result.complaints
+    assert line == f"Error: {nano_fp32} is not deployable: 1 problem"
+    found = cli("inspect", nano_fp32, "--opset", "17", "--json", status=1)
+    assert [finding["rule"] for finding in found.json()["findings"]] == ["opset"]
+
+
+def test_shapes_that_are_none(cli: CommandLine) -> None:
+    scalar = graph_file(cli.folder / "scalar.onnx", [])
+    assert "input  a  float32 ()\n" in cli("inspect", scalar).out
+    unknown = graph_file(cli.folder / "unknown.onnx", None)
+    result = cli("inspect", unknown, "--json", status=1).json()
+    assert result["summary"] is None
+    assert {finding["rule"] for finding in result["findings"]} == {"invalid", "unknown-shape"}
+
+
+def test_names_with_brackets(cli: CommandLine) -> None:
+    path = graph_file(cli.folder / "[red]m.onnx", None, node="[/b] :cow:")
+    result = cli("inspect", path, status=1)
+    assert "[red]m.onnx is not deployable" in result.err
+    twice = onnx.load(graph_file(cli.folder / "twice.onnx", [1], node="[/b] :cow:"))
+    twice.graph.node.append(helper.make_node("Add", ["a", "a"], ["c"], "[/b] :cow:"))
+    onnx.save(twice, cli.folder / "twice.onnx")
+    assert "[/b] :cow:" in cli("inspect", "twice.onnx", status=1).out
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is no model\n", b"\x08\x09garbage" * 50])
+def test_not_onnx(content: bytes, cli: CommandLine) -> None:
+    (cli.folder / "not.onnx").write_bytes(content)
+    assert "not.onnx is not a readable ONNX model" in cli.refuses("inspect", "not.onnx")
+
+
+def test_cut_short(nano_fp32: Path, cli: CommandLine) -> None:
+    (cli.folder / "cut.onnx").write_bytes((nano_fp32 / "model.onnx").read_bytes()[:100_000])
+    assert "not a readable ONNX model" in cli.refuses("inspect", "cut.onnx")
+
+
+def test_not_there(cli: CommandLine) -> None:
+    assert cli.refuses("inspect", "nowhere.onnx") == "nowhere.onnx: no such ONNX file"
+    assert "it has no manifest.json" in cli.refuses("inspect", "tmp")

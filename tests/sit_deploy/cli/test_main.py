@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from calibration.errors import CalibrationError
+from sit_deploy import __version__
+from sit_deploy.cli import COMMANDS, _Group, _os_error, cli, main
+from sit_deploy.errors import GateError
+from tests.helpers.command_line import CommandLine
+
+
+@pytest.fixture
+def models_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """A function that puts something else in the place of `sit-deploy models`."""
+    from sit_deploy.cli import models
+
+    return lambda work: monkeypatch.setattr(models.command, "callback", lambda as_json: work())
+
+
+def raiser(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+# ------------------------------------------------------------------------------------------------------------ help
+
+
+def test_help_lists_every_command(cli: CommandLine) -> None:
+    out = cli("--help").out
+    for name, line in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(line)}$", out, re.MULTILINE)
+    assert "Start with: sit-deploy build --model sit_s --precision fp16" in out
+    assert "Exit status: 0 good; 1 a check failed" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_examples_that_parse(name: str, cli: CommandLine) -> None:
+    out = cli(name, "-h").out
+    _, found, after = out.partition("Examples:\n")
+    lines = [line.strip() for line in after.splitlines()]
+    assert found and lines
+    command = _Group(params=[]).get_command(None, name)  # type: ignore[arg-type]
+    for line in lines:
+        assert line.startswith(f"sit-deploy {name}")
+        words = line.partition(" > ")[0].split()[2:]
+        command.make_context(
+            name, words, resilient_parsing=False
+        )  # raises for an unknown or malformed option
+    assert all(len(line) <= 110 for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
+)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = """
+import sys
+from sit_deploy.cli import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "timm", "onnx", "onnxruntime", "numpy", "PIL", "rich", "tensorrt_rtx"} & set(sys.modules)),
+          file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert "sit-deploy" in done.stdout
+
+
+def test_version(cli: CommandLine) -> None:
+    assert cli("--version").out == f"sit-deploy, version {__version__}\n"
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "sit_deploy", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"sit-deploy, version {__version__}\n")
+
+
+# ----------------------------------------------------------------------------------------------------------- usage
+
+
+def test_unknown_command_suggests_the_nearest(cli: CommandLine) -> None:
+    assert cli("biuld", status=2).the_error() == "No such command 'biuld'; did you mean 'build'?"
+    assert cli("xyzzy", status=2).the_error() == "No such command 'xyzzy'"
+
+
+def test_no_command_shows_the_help(cli: CommandLine) -> None:
+    result = cli(status=2)
+    assert result.out == "" and "Commands:" in result.err
+
+
+def test_unknown_option_suggests_the_nearest(cli: CommandLine) -> None:
+    assert "--precision" in cli("build", "--model", "sit_s", "--precison", "fp16", status=2).usage_error()
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (GateError("out of\ntolerance"), 1, "out of tolerance"),  # always one line
+        (CalibrationError("no images"), 2, "no images"),
+        (MemoryError(), 2, "out of memory; take a smaller model, image, batch or --calib-images"),
+        (
+            OSError(28, "No space left on device", "a.onnx"),
+            2,
+            "No space left on device (a.onnx); free some space or",
+        ),
+        (
+            OSError(30, "Read-only file system"),
+            2,
+            "Read-only file system; choose a folder on a writable file system",
+        ),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            2,
+            "Permission denied (x); check its permissions or choose",
+        ),
+        (OSError("something else"), 2, "something else; check the path"),
+        (KeyboardInterrupt(), 2, "interrupted; nothing was left half-written"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_foreseen_error_is_one_line(
+    error: BaseException, status: int, line: str, cli: CommandLine, models_does: Callable[..., None]
+) -> None:
+    models_does(raiser(error))
+    assert cli("models", status=status).the_error().startswith(line)
+
+
+def test_out_of_memory_in_torch_is_one_line(cli: CommandLine, models_does: Callable[..., None]) -> None:
+    import torch
+
+    models_does(lambda: torch.empty(2**60, dtype=torch.uint8))
+    assert cli("models", status=2).the_error().startswith("out of memory; take a smaller model")
+
+
+def test_a_defect_is_not_hidden(models_does: Callable[..., None], cli: CommandLine) -> None:
+    models_does(raiser(KeyError("a defect")))
+    with pytest.raises(KeyError, match="a defect"):
+        main(["models"])
+
+
+def test_os_errors_without_words() -> None:
+    assert _os_error(OSError()) == "; check the path"
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.usefixtures("ctrl_c")
+def test_signals_end_a_command_in_one_line(
+    name: str, cli: CommandLine, models_does: Callable[..., None]
+) -> None:
+    models_does(lambda: signal.raise_signal(getattr(signal, name)))
+    assert cli("models", status=2).the_error() == "interrupted; nothing was left half-written"
+
+
+def test_a_signal_that_is_ignored_stays_ignored(cli: CommandLine) -> None:
+    """`nohup sit-deploy build ... &` goes on when the terminal is closed."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the fixture puts it back
+    cli("models")
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+
+
+@pytest.mark.parametrize("words", [["models"], ["models", "--json"], ["doctor"]], ids=" ".join)
+def test_a_reader_that_has_gone(words: list[str]) -> None:
+    """As with `| head -1`: silent, and not status 1, which says that a check failed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "sit_deploy", *words], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_the_group_is_the_command_itself() -> None:
+    assert cli.name == "cli" and isinstance(cli, _Group)

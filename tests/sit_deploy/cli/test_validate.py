@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sit_deploy.bundle import load_bundle, write_manifest
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Trained
+
+
+def test_golden_outputs(nano_fp32: Path, cli: CommandLine) -> None:
+    found = cli("validate", nano_fp32, "--json").json()
+    assert (found["bundle"], found["engine"], found["accuracy"]) == (str(nano_fp32), "onnxruntime", None)
+    assert found["golden"]["passed"] and found["golden"]["error"] <= found["golden"]["tolerance"] == 1e-4
+    out = cli("validate", nano_fp32, "--threads", "1").out
+    assert f"{nano_fp32} on onnxruntime" in " ".join(out.split())
+    assert out.split()[-1] == "ok"
+
+
+def test_accuracy_with_limits_that_are_kept(trained: Trained, cli: CommandLine) -> None:
+    words = (
+        "validate",
+        trained.bundle,
+        "--data",
+        trained.images,
+        "--max-accuracy-drop",
+        0,
+        "--min-agreement",
+        100,
+    )
+    found = cli(*words, "--json").json()["accuracy"]
+    assert (found["images"], found["drop"], found["agreement"]) == (11, 0, 100)
+    assert (found["measured_on"], found["data"]) == ("onnxruntime", str(trained.images))
+    out = cli(*words).out
+    assert f"{found['engine_top1']:.2f}" in out and "Accuracy on 11 images" in out
+
+
+def worse(bundle: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Give a bundle's engine another head, its hashes in order: it is whole, and wrong."""
+    import onnx
+    from onnx import numpy_helper
+
+    engine = onnx.load(bundle / "engine.onnx")
+    (head,) = [
+        t
+        for t in engine.graph.initializer
+        if "head/weight" in t.name or tuple(t.dims) in ((7, 128), (128, 7))
+    ]
+    values = change(numpy_helper.to_array(head).copy()).astype(np.float32)
+    head.CopyFrom(numpy_helper.from_array(values, head.name))
+    onnx.save(engine, bundle / "engine.onnx")
+    manifest: dict[str, Any] = load_manifest(bundle)
+    write_manifest(bundle, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
+
+
+def load_manifest(bundle: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_an_engine_that_is_off(trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine) -> None:
+    bundle = copy_of(trained.bundle)
+    worse(bundle, lambda values: values * 1.01)
+    load_bundle(bundle)
+    result = cli("validate", bundle, status=1)
+    assert "failed" in result.out
+    (line,) = result.complaints
+    assert line.startswith("Error: golden output is ") and "; do not use this engine here: " in line
+    assert not cli("validate", bundle, "--json", status=1).json()["golden"]["passed"]
+
+
+def test_an_engine_that_gives_nan(
+    trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
+) -> None:
+    """JSON knows no NaN: the report must still be JSON, and say that it failed."""
+    bundle = copy_of(trained.bundle)
+    worse(bundle, lambda values: values * np.nan)
+    found = cli("validate", bundle, "--json", status=1).json()["golden"]
+    assert (found["error"], found["compared"], found["passed"], found["agreement"]) == (None, True, False, 0)
+    result = cli("validate", bundle, status=1)
+    assert "golden output: NaN or infinite logits for 4 of 4 images" in result.out
+    assert result.complaints[0].startswith(
+        "Error: golden output gives NaN or infinite logits for 4 of 4 images; do not"
+    )
+    assert (
+        "NaN or infinite logits for "
+        in cli("validate", bundle, "--data", trained.images, status=1).the_error()
+    )
+    assert (
+        "NaN or infinite logits for 11 of 11" in cli("predict", bundle, trained.images, status=1).the_error()
+    )
+
+
+def test_limits_that_are_not_kept(
+    trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
+) -> None:
+    """The golden outputs would say it first; the limits are what is tried here, so they are let through."""
+    from sit_deploy import validate
+
+    bundle = copy_of(trained.bundle)
+    worse(bundle, lambda values: -values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(validate.TOLERANCE, "fp32", 1e9)
+        words = ("validate", bundle, "--data", trained.images, "--json")
+        result = cli(*words, "--max-accuracy-drop", "5", status=1)
+        assert result.json()["accuracy"]["drop"] > 5
+        assert result.complaints[0].startswith("Error: top-1 falls by ")
+        assert "agree on " in cli(*words, "--min-agreement", "99", status=1).complaints[0]
+        cli(*words)  # no limit, no failure
+
+
+def test_moved_weights(trained: Trained, cli: CommandLine) -> None:
+    moved = shutil.copy(trained.checkpoint, cli.folder / "moved.pth")
+    words = ("validate", trained.bundle, "--data", trained.images, "--json", "--checkpoint")
+    assert cli(*words, moved).json()["accuracy"]["images"] == 11
+    assert "gone.pth is not there; pass --checkpoint FILE" in cli.refuses(*words, "gone.pth")
+
+
+def test_a_tensorrt_bundle_on_this_cpu(nano_rtx: Path, cli: CommandLine) -> None:
+    found = cli("validate", nano_rtx, "--engine", "onnxruntime", "--json").json()
+    assert found["engine"] == "onnxruntime"
+    assert found["golden"]["passed"] and found["golden"]["tolerance"] == 0.05
+
+
+def test_limits_need_data(nano_fp32: Path, cli: CommandLine) -> None:
+    for option in ("--max-accuracy-drop", "--min-agreement"):
+        message = cli.refuses("validate", nano_fp32, option, "1")
+        assert message.endswith("need images with labels; pass --data DIR")
+
+
+def test_data_that_does_not_fit(
+    trained: Trained, cli: CommandLine, make_image_folder: Callable[..., Path]
+) -> None:
+    other = make_image_folder(("kiwi", "plum"))
+    assert "2 class folders, the model 7 classes" in cli.refuses("validate", trained.bundle, "--data", other)
+    (cli.folder / "empty").mkdir()
+    assert "no class folders" in cli.refuses("validate", trained.bundle, "--data", "empty")
+    assert "no such folder" in cli.refuses("validate", trained.bundle, "--data", "nowhere")
