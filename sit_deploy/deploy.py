@@ -1,7 +1,7 @@
 """Deploy form: an exact rewrite of a SiT for inference, before anything is exported.
 
     BatchNorm → convolution · residual ÷ skip_lam → `proj` and `fc2` · attention scale → query rows of `qkv`
-    TSM scalar → its last Linear · class token and positions → one table, added to zero-padded tokens
+    TSM scalar → its last Linear, whose bias goes · class token and positions → one table, added to zero-padded tokens
     last block: only the prefix tokens (their query, their MLP) · reverse TSMs and the auxiliary head are gone
 
 Every fold is done in float64 and rounded once, so logits equal the plain model's within float rounding.
@@ -54,9 +54,11 @@ def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> nn.Linear:
 
 
 def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:
-    """Return the TSM's last Linear multiplied by its learned scalar."""
-    last, scale = tsm.weight[3], tsm.scale.double().flatten()
-    return _linear(last.weight.double() * scale, last.bias.double() * scale)
+    """Return the TSM's last Linear multiplied by its learned scalar, without its bias.
+
+    The softmax runs over the input tokens, to all of which the bias adds the same: it changes nothing.
+    """
+    return _linear(tsm.weight[3].weight.double() * tsm.scale.double().flatten(), None)
 
 
 def position_table(model: SiT) -> Tensor:

@@ -67,9 +67,12 @@ def test_attention_scale_is_folded_into_the_queries_alone(x: torch.Tensor) -> No
     close(v, expected[2])
 
 
-def test_tsm_scalar_is_folded(x: torch.Tensor) -> None:
+def test_tsm_scalar_is_folded_and_its_bias_dropped(x: torch.Tensor) -> None:
     tsm = randomise(TokenSlimming(32, 4))
-    close(deploy.fold_tsm_scale(tsm)(tsm.weight[:3](x)), tsm.weight(x) * tsm.scale)
+    assert tsm.weight[3].bias.abs().min() > 0
+    folded = deploy.fold_tsm_scale(tsm)
+    close(folded(tsm.weight[:3](x)), (tsm.weight(x) - tsm.weight[3].bias) * tsm.scale)
+    close(folded(tsm.weight[:3](x)).softmax(dim=1), (tsm.weight(x) * tsm.scale).softmax(dim=1))
 
 
 @pytest.mark.parametrize("dist_token", [False, True])
