@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +22,7 @@ from sit_deploy.build import build, export
 from sit_deploy.bundle import load_bundle, sha256
 from sit_deploy.data import list_images
 from sit_deploy.doctor import versions
-from sit_deploy.errors import GateError, InputError, SitDeployError
+from sit_deploy.errors import GateError, InputError
 from sit_deploy.parity import TOLERANCE
 from sit_deploy.request import BuildRequest
 from tests.helpers.command_line import snapshot
@@ -46,54 +43,6 @@ def refused(request: BuildRequest, error: type[Exception], match: str) -> None:
     assert snapshot(request.output.parent) == before
 
 
-# ------------------------------------------------------------------------------------------------------ requests
-
-BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
-    ({"model": "sit_nanu"}, r"unknown model 'sit_nanu'; did you mean 'sit_nano'\?"),
-    ({"model": "resnet50"}, r"unknown model 'resnet50'; `sit-deploy models` lists them all"),
-    ({"precision": "int4"}, "precision 'int4' is not offered; choose from fp32, fp16, bf16"),
-    ({"batch_size": 0}, "batch size must be at least 1, got 0; pass --batch-size 1 or more"),
-    ({"batch_size": -3}, "batch size must be at least 1, got -3"),
-    ({"batch_size": 2, "dynamic_batch": (1, 2, 4)}, "--batch-size 2 and --dynamic-batch exclude each other"),
-    ({"dynamic_batch": (0, 2, 4)}, "dynamic batch must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got 0:2:4"),
-    ({"dynamic_batch": (4, 2, 8)}, "got 4:2:8"),
-    ({"image_size": 100}, "image size 100 is not a positive multiple of 16; take 96 or 112"),
-    ({"image_size": 7}, "image size 7 is not a positive multiple of 16; take 16 or 32"),
-    ({"image_size": 0}, "image size 0 is not a positive multiple of 16; take 16 or 32"),
-    ({"image_size": -16}, "image size -16 is not a positive multiple of 16; take 16 or 32"),
-    ({"calib_images": 0}, "number of images must be at least 1, got 0; pass --calib-images 1 or more"),
-    ({"max_accuracy_drop": 0.5}, "--max-accuracy-drop needs images with labels; pass --val-data DIR"),
-    ({"optimization_level": 6}, "optimization level must be 0 to 5, got 6"),
-    ({"optimization_level": -1}, "optimization level must be 0 to 5, got -1"),
-    ({"threads": 0}, "threads must be at least 1, got 0"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("fields", "message"), BAD_REQUESTS, ids=lambda value: str(value)[:40])
-def test_bad_requests(fields: dict[str, Any], message: str, request_here: BuildRequest) -> None:
-    request = replace(request_here, **fields)
-    with pytest.raises((SitDeployError, EngineError), match=message) as caught:
-        request.check()
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_status == 2
-
-
-def test_bad_requests_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    code = """
-import sys
-from pathlib import Path
-from sit_deploy.build import build
-from sit_deploy.errors import InputError
-from sit_deploy.request import BuildRequest
-try:
-    build(BuildRequest("sit_nano", Path("out"), image_size=100))
-except InputError:
-    print("torch" in sys.modules, "onnx" in sys.modules, "numpy" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == "False False False\n", done.stderr
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -107,34 +56,6 @@ def test_what_onnxruntime_has_no_use_for(
     fields: dict[str, Any], message: str, request_here: BuildRequest
 ) -> None:
     refused(replace(request_here, **fields), InputError, message)
-
-
-def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option that is not its default, with absolute paths, quoted for a shell."""
-    monkeypatch.chdir(tmp_path)
-    request = BuildRequest(
-        "sit_lvvit_small", Path("out"), "fp16", Path("my weights.pth"), False, "auto", dynamic_batch=(1, 8, 32),
-        image_size=256, num_classes=10, labels=Path("l.txt"), calib_data=Path("calib"), calib_images=5,
-        val_data=Path("val"), max_accuracy_drop=0.5, opset=17, targets=("sm80", "sm89"), optimization_level=2,
-    )  # fmt: skip
-    words = shlex.split(request.command("tensorrt-rtx"))
-    assert words[:2] == ["sit-deploy", "build"] and words[-1] == "--no-ema"
-    pairs = list(zip(words[2:-1:2], words[3:-1:2], strict=True))
-    assert dict(pairs) == {
-        "--model": "sit_s", "--precision": "fp16", "--checkpoint": str(tmp_path / "my weights.pth"),
-        "--engine": "tensorrt-rtx", "--image-size": "256", "--num-classes": "10", "--labels": str(tmp_path / "l.txt"),
-        "--calib-data": str(tmp_path / "calib"), "--calib-images": "5", "--val-data": str(tmp_path / "val"),
-        "--max-accuracy-drop": "0.5", "--opset": "17", "--optimization-level": "2", "--dynamic-batch": "1:8:32",
-        "--target": "sm89",
-    }  # fmt: skip
-    assert [value for key, value in pairs if key == "--target"] == ["sm80", "sm89"]
-    assert "--batch-size 3" in BuildRequest("sit_s", Path("out"), batch_size=3).command("onnxruntime")
-    assert (
-        BuildRequest("sit_s", Path("out"), max_accuracy_drop=0.0)
-        .command("x")
-        .count("--max-accuracy-drop 0.0")
-        == 1
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- a bundle
