@@ -7,6 +7,7 @@ when its last reader has run. So memory depends on the batch and the model, neve
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from dataclasses import dataclass
 
@@ -122,6 +123,8 @@ class _Reducer:
     """A session that turns a run of images into the range of each tensor."""
 
     def __init__(self, model: onnx.ModelProto, names: list[str]) -> None:
+        # its official wheels report usage over the network
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         weights = {tensor.name for tensor in model.graph.initializer}

@@ -113,6 +113,14 @@ class Engine(ABC):
         """Say what this runtime can do here. Never raises: a broken install is an answer."""
 
     @abstractmethod
+    def check(self, options: BuildOptions) -> None:
+        """Refuse options that `build` would refuse, without a graph: callers ask before long work.
+
+        Raises:
+            EngineNotInstalledError, NoGpuError, EngineBuildError: as `build` does.
+        """
+
+    @abstractmethod
     def build(
         self,
         onnx_path: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,14 @@ class OnnxRuntime(Engine):
         reason = f"ONNX Runtime {ort.__version__} builds and runs here ({', '.join(known)})"
         return Support(self.kind, True, ort.__version__, True, True, reason)
 
+    def check(self, options: BuildOptions) -> None:
+        for name in _UNUSED_OPTIONS:
+            if getattr(options, name) not in (None, ()):
+                raise EngineBuildError(
+                    f"ONNX Runtime has no use for {name.replace('_', ' ')}; "
+                    "leave it out, or build with a TensorRT engine"
+                )
+
     def build(
         self,
         onnx_path: Path,
@@ -69,7 +78,7 @@ class OnnxRuntime(Engine):
         is only good on machines like it; `load` applies that rest where the engine runs.
         """
         ort = _import()
-        _refuse_unused(options)
+        self.check(options)
         provider = _provider(ort, options.device, EngineBuildError)
         started = time.perf_counter()
         if progress:
@@ -171,6 +180,8 @@ class OnnxRuntimeRunner(Runner):
 
 
 def _import() -> ModuleType:
+    # Its official wheels report usage over the network; a tool that deploys other people's models must not.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
     except ModuleNotFoundError as error:
@@ -223,15 +234,6 @@ def _provider(ort: ModuleType, device: str, error: type[EngineError]) -> str | t
             "install onnxruntime-gpu in place of onnxruntime, or use device cpu"
         )
     return (provider, {"device_id": index or "0"}) if name == "cuda" else provider
-
-
-def _refuse_unused(options: BuildOptions) -> None:
-    for name in _UNUSED_OPTIONS:
-        if getattr(options, name) not in (None, ()):
-            raise EngineBuildError(
-                f"ONNX Runtime has no use for {name.replace('_', ' ')}; "
-                "leave it out, or build with a TensorRT engine"
-            )
 
 
 def _tensor_spec(node: Any) -> TensorSpec:

@@ -53,6 +53,18 @@ class TensorRT(Engine):
         remedy = "copy the bundle to a machine with an NVIDIA GPU, or use --engine onnxruntime"
         return Support(self.kind, True, version, True, False, reason, remedy)
 
+    def check(self, options: BuildOptions) -> None:
+        status = find_gpus()
+        trt = import_module(self.flavour)
+        if self.flavour.needs_gpu_to_build and not status:
+            raise NoGpuError(
+                f"building a {self.flavour.title} engine needs an NVIDIA GPU and driver; none found here "
+                f"({status.reason}). Use --engine tensorrt-rtx, which builds without one"
+            )
+        from engines import tensorrt_build
+
+        tensorrt_build.targets(trt, self.flavour.title, options.compute_capabilities, bool(status))
+
     def build(
         self,
         onnx_path: Path,
@@ -69,14 +81,8 @@ class TensorRT(Engine):
         Ctrl-C cancels at the builder's next step. TensorRT-RTX spends most of a build in a single
         step, so that can take seconds.
         """
-        title = self.flavour.title
-        status = find_gpus()
-        trt = import_module(self.flavour)
-        if self.flavour.needs_gpu_to_build and not status:
-            raise NoGpuError(
-                f"building a {title} engine needs an NVIDIA GPU and driver; none found here "
-                f"({status.reason}). Use --engine tensorrt-rtx, which builds without one"
-            )
+        self.check(options)
+        title, status, trt = self.flavour.title, find_gpus(), import_module(self.flavour)
         from engines import tensorrt_build
 
         started = time.perf_counter()
@@ -125,9 +131,9 @@ class TensorRT(Engine):
             raise NoGpuError(
                 f"running a {title} engine needs an NVIDIA GPU and driver; none found here "
                 f"({status.reason}). Copy the bundle to a machine with one, "
-                "or build with --engine onnxruntime to run on this CPU"
+                "or pass --engine onnxruntime to use this CPU"
             )
         raise EngineLoadError(
             f"running a {title} engine is not supported by this version yet; the engine itself is "
-            "complete: run it with another TensorRT program, or build with --engine onnxruntime"
+            "complete: run it with another TensorRT program, or pass --engine onnxruntime"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines.gpu import find_gpus
 from sit_deploy.bundle import (
     GOLDEN,
     MODEL,
@@ -78,16 +79,12 @@ def export(request: BuildRequest, progress: Progress | None = None) -> dict[str,
 
 
 def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
-    if engine.kind != "onnxruntime":
-        return
-    if request.precision == "bf16":
+    """Refuse, before any work, what this engine cannot be built with."""
+    if engine.kind == "onnxruntime" and request.precision == "bf16":
         raise InputError(
             "ONNX Runtime has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"
         )
-    if request.targets or request.timing_cache or request.optimization_level is not None:
-        raise InputError(
-            "--target, --timing-cache and --optimization-level are for TensorRT engines; leave them out for onnxruntime"
-        )
+    engine.check(_engine_options(request))
 
 
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:
@@ -158,7 +155,8 @@ def _engine_options(request: BuildRequest) -> engines.BuildOptions:
 def _engine_hop(work: Work, engine: engines.Engine, engine_path: Path, made: Graph) -> None:
     name = f"{engine.kind} engine"
     if not engine.probe().can_run:
-        work.hops.append(Hop(name, note="built; run it where a GPU is"))
+        note = "built; this version does not run it" if find_gpus() else "built; to run, it needs a GPU"
+        work.hops.append(Hop(name, note=note))
         return
     from sit_deploy.inference import Classifier
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ ort = pytest.importorskip("onnxruntime")
 from engines.onnxruntime import OnnxRuntime  # noqa: E402
 
 OPTIONS = BuildOptions()
+ROOT = Path(__file__).resolve().parents[2]
 SATURATES_HERE = cpu.int8_saturates()
 
 
@@ -194,3 +197,18 @@ def test_int8_engine_gives_exact_numbers(
     with OnnxRuntime().load(target) as runner:
         got = runner.infer({"x": np.full((2, 64), 127, np.float32)})["y"]
     np.testing.assert_array_equal(got, np.full((2, 64), 64 * 127 * 127, np.float32))
+
+
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "1"), ("0", "0")])
+def test_usage_is_not_reported_unless_the_user_says_so(set_by_user: str | None, expected: str):
+    """ONNX Runtime reads the variable when it is imported, so it is looked at in a process of its own."""
+    program = (
+        "import os, engines; engines.get('onnxruntime').probe(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    if set_by_user is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = set_by_user
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == expected

@@ -92,7 +92,7 @@ def test_an_engine_that_cannot_run_here(cli: CommandLine, quick_graph: GraphMade
     ):
         pytest.skip("there is a GPU here and the engine was run")
     assert re.search(r"^ tensorrt-rtx engine +not run +$", out, re.MULTILINE)
-    assert "\ntensorrt-rtx engine: built; run it where a GPU is\n" in out
+    assert "\ntensorrt-rtx engine: built; to run, it needs a GPU\n" in out
     assert out.endswith(
         "Next: sit-deploy validate 'my bundle' on a machine with a GPU, "
         "or sit-deploy bench 'my bundle' --engine onnxruntime here\n"
