@@ -21,31 +21,16 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 TABLE = ("sit_t", "sit_xs", "sit_s", "sit_m", "sit_l", "lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l")
 
 
 def write_checkpoint(name: str, path: Path) -> None:
-    """Save weights of a model whose every foldable parameter is away from its initial value."""
-    import torch
     from safetensors.torch import save_file
 
-    from sit_deploy.models import create_model
-    from sit_deploy.models.tsm import TokenSlimming
+    from benchmarks.random_weights import random_model
 
-    torch.manual_seed(1)
-    model = create_model(name)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.05, 0.3)
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.2)
-        if isinstance(module, TokenSlimming):
-            module.weight[1].weight.data *= 6
-            module.weight[3].weight.data *= 6
-            module.scale.data.fill_(1.7)
-    save_file(model.state_dict(), path)
+    save_file(random_model(name).state_dict(), path)
 
 
 def build(name: str, precision: str, checkpoint: Path, folder: Path) -> dict:

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -33,37 +32,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.random_weights import random_model  # noqa: E402
 from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine, ratio  # noqa: E402
 
-if TYPE_CHECKING:
-    from sit_deploy.models.sit import SiT
-
 TOLERANCE = 1e-4  # largest difference from eager, in standard deviations of the logits
-
-
-def make_model(name: str) -> SiT:
-    """The plain model in eval mode with seeded random weights, its normalisations and TSMs away from where they start."""
-    import torch
-
-    from sit_deploy.models import create_model
-    from sit_deploy.models.tsm import TokenSlimming
-
-    torch.manual_seed(0)
-    model = create_model(name)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.05, 0.3)
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.2)
-        if isinstance(module, torch.nn.Linear) and module.bias is not None:
-            module.bias.data.normal_(0, 0.1)
-        if isinstance(module, TokenSlimming):
-            module.weight[1].weight.data *= 6
-            module.weight[3].weight.data *= 6
-            module.scale.data.fill_(1.7)
-    return model.eval()
 
 
 def random_images(batch: int, size: tuple[int, int]) -> np.ndarray:
@@ -75,7 +47,7 @@ def eager_call(name: str, batch: int, threads: int) -> Callable[[], np.ndarray]:
     import torch
 
     torch.set_num_threads(threads)
-    model = make_model(name)
+    model = random_model(name)
     images = torch.from_numpy(random_images(batch, model.img_size))
 
     def call() -> np.ndarray:
@@ -108,7 +80,7 @@ def prepare(name: str, batch: int, threads: int, folder: Path) -> tuple[dict[str
     from sit_deploy.deploy import to_deploy_form
     from sit_deploy.export import export_onnx
 
-    model = make_model(name)
+    model = random_model(name)
     images = random_images(batch, model.img_size)
     plain, ours, engine_path = folder / "plain.onnx", folder / "ours.onnx", folder / "engine.onnx"
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
