@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy.cli.common import (
-    DynamicBatch,
     console,
     emit_json,
     examples,
@@ -22,6 +21,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.cli.options import graph_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,54 +38,16 @@ ENGINES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
         "sit-deploy build --model sit_s --precision fp16 --dynamic-batch 1:8:32 --target sm80 --target sm89",
     ),
 )
-@click.option("--model", required=True, metavar="NAME", help="Model name; `sit-deploy models` lists them.")
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    metavar="fp32|fp16|bf16",
-    help="Type of products, GELU and sums.",
-)
-@click.option(
-    "--checkpoint",
-    type=path_type,
-    metavar="FILE",
-    help="Weights, .pth or .safetensors; random ones without it.",
-)
-@click.option(
-    "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
-)
+@graph_options
 @click.option(
     "--engine", default="auto", show_default=True, metavar="|".join(ENGINES), help="What to build for."
 )
-@click.option(
-    "--batch-size", default=1, show_default=True, type=int, metavar="N", help="Images a run of the engine."
-)
-@click.option(
-    "--dynamic-batch", type=DynamicBatch(), help="Let the engine take MIN to MAX images, tuned for OPT."
-)
-@click.option("--image-size", type=int, metavar="N", help="Pixels of the square input, divisible by 16.")
-@click.option(
-    "--num-classes", type=int, metavar="N", help="Classes of the head; read from the checkpoint by default."
-)
 @click.option("--labels", type=path_type, metavar="FILE", help="Class names, one a line in label order.")
-@click.option(
-    "--calib-data", type=path_type, metavar="DIR", help="Images for the comparisons and FP16 ranges."
-)
-@click.option("--calib-images", default=8, show_default=True, type=int, metavar="N", help="How many of them.")
 @click.option(
     "--val-data", type=path_type, metavar="DIR", help="Folder with one subfolder a class: measures accuracy."
 )
 @click.option(
     "--max-accuracy-drop", type=click.FloatRange(min=0), metavar="PTS", help="Fail if top-1 falls by more."
-)
-@click.option(
-    "--opset",
-    default=20,
-    show_default=True,
-    type=click.IntRange(17, 20),
-    metavar="17..20",
-    help="17 is the most TensorRT 8.6 reads.",
 )
 @click.option(
     "--target", "targets", multiple=True, metavar="smXY", help="GPU to build for (TensorRT-RTX); may repeat."

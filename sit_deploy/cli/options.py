@@ -1,0 +1,70 @@
+"""The options that say what graph to make: those that `build` and `export` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from sit_deploy.cli.common import DynamicBatch, path_type
+
+_OPTIONS = (
+    click.option(
+        "--model", required=True, metavar="NAME", help="Model name; `sit-deploy models` lists them."
+    ),
+    click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        metavar="fp32|fp16|bf16",
+        help="Type of products, GELU and sums.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=path_type,
+        metavar="FILE",
+        help="Weights, .pth or .safetensors; random ones without it.",
+    ),
+    click.option(
+        "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
+    ),
+    click.option("--image-size", type=int, metavar="N", help="Pixels of the square input, divisible by 16."),
+    click.option(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="Classes of the head; read from the checkpoint by default.",
+    ),
+    click.option(
+        "--batch-size",
+        default=1,
+        show_default=True,
+        type=int,
+        metavar="N",
+        help="Images a run of the engine.",
+    ),
+    click.option(
+        "--dynamic-batch", type=DynamicBatch(), help="Let the engine take MIN to MAX images, tuned for OPT."
+    ),
+    click.option(
+        "--opset",
+        default=20,
+        show_default=True,
+        type=click.IntRange(17, 20),
+        metavar="17..20",
+        help="17 is the most TensorRT 8.6 reads.",
+    ),
+    click.option(
+        "--calib-data", type=path_type, metavar="DIR", help="Images for the comparisons and FP16 ranges."
+    ),
+    click.option(
+        "--calib-images", default=8, show_default=True, type=int, metavar="N", help="How many of them."
+    ),
+)
+
+
+def graph_options(command: Callable) -> Callable:
+    """Add them to a command, which gets them as the fields of `BuildRequest`, but for `no_ema`."""
+    for option in reversed(_OPTIONS):  # as decorators: the last one applied is the first in the help text
+        command = option(command)
+    return command
