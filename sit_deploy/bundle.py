@@ -22,20 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.errors import InputError
+from sit_deploy.hashing import sha256
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def is_bundle(path: Path) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sit_deploy.bundle import Bundle, sha256
+from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
+from sit_deploy.hashing import sha256
 
 
 def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> Path | None:

@@ -10,8 +10,9 @@ from typing import Any
 import engines
 from sit_deploy.errors import InputError
 from sit_deploy.models.configs import get_config
+from sit_deploy.parity import TOLERANCE
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = tuple(TOLERANCE)
 
 
 @dataclass(frozen=True)

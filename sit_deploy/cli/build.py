@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines import KINDS
 from sit_deploy.cli.common import (
     console,
     emit_json,
@@ -26,7 +27,7 @@ from sit_deploy.cli.options import graph_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-ENGINES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+ENGINES = ("auto", *KINDS)
 
 
 @click.command(

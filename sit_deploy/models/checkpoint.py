@@ -6,7 +6,6 @@ Nothing is ever unpickled but tensors and plain containers (`weights_only=True`)
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import warnings
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sit_deploy.errors import InputError
+from sit_deploy.hashing import sha256
 
 StateDict = dict[str, Tensor]
 
@@ -53,8 +53,7 @@ def read_checkpoint(path: str | Path, ema: bool = True) -> Checkpoint:
             )
         if not path.stat().st_size:
             raise InputError(f"checkpoint {path} is empty; copy it again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+        digest = sha256(path)
     except OSError as error:
         raise InputError(
             f"checkpoint {path} cannot be read ({error.strerror}); check its path and its permissions"
@@ -64,7 +63,7 @@ def read_checkpoint(path: str | Path, ema: bool = True) -> Checkpoint:
     state = _strip_prefixes(state)
     for key, value in state.items():
         _check_values(key, value, path)
-    return Checkpoint(path, state, source, digest.hexdigest())
+    return Checkpoint(path, state, source, digest)
 
 
 def _check_values(key: str, value: Tensor, path: Path) -> None:
@@ -81,13 +80,6 @@ def _check_values(key: str, value: Tensor, path: Path) -> None:
         raise InputError(
             f"checkpoint {path} has {int((~finite).sum())} NaN or infinite values in '{key}'; its training diverged: take an earlier one"
         )
-
-
-def _digest(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest
 
 
 def _read_safetensors(path: Path) -> Any:
