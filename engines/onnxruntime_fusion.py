@@ -1,6 +1,6 @@
 """Graph fusions for ONNX Runtime on a CPU: exact, and applied to the engine file only.
 
-    attention  MatMul → Split → heads → QKᵀ → Softmax → ·V → heads joined   →  com.microsoft Attention
+    attention  MatMul (→ Add) → Split → heads → QKᵀ → Softmax → ·V → heads joined   →  com.microsoft Attention
     gelu       x · (½ · (1 + erf(x / √2))), as it is written below opset 20  →  com.microsoft Gelu
 
 ONNX Runtime's own fusions look for other spellings and leave both as they are. Attention reads its packed
@@ -39,7 +39,8 @@ def fuse_for_cpu(model: ModelProto) -> dict[str, int]:
 def fuse_attention(model: ModelProto) -> int:
     """Replace unmasked self-attention with packed float32 `qkv` weights and pre-scaled queries.
 
-    Matches x (B, N, K) @ W (K, 3·H·D), split in three equal parts of the last axis, each seen as (B, N, H, D).
+    Matches x (B, N, K) @ W (K, 3·H·D), plus a bias (3·H·D,) or none, split in three equal parts of the last axis, each
+    seen as (B, N, H, D).
     """
     graph = _Graph(model)
     shapes = _shapes(model)
@@ -93,7 +94,10 @@ def _match_attention(
     split = graph.producer(parts[0], "Split")
     if split is None or list(split.output) != parts:
         return None
-    project = graph.producer(split.input[0], "MatMul")
+    add = graph.producer(split.input[0], "Add")
+    biases = [name for name in add.input if graph.float32_shape(name)] if add else []
+    product = split.input[0] if add is None else _other(add, *biases) if len(biases) == 1 else None
+    project = graph.producer(product, "MatMul") if product else None
     if project is None or graph.float32_shape(project.input[1]) is None:
         return None
 
@@ -112,10 +116,13 @@ def _match_attention(
         return None
     if len(shapes.get(project.input[0], ())) != 3:
         return None
-    old = [project, split, *reshapes, *transposes, scores, softmax, context, joined, output]
+    if biases and graph.float32_shape(biases[0]) != (3 * number * size,):
+        return None
+    projection = [project, split] if add is None else [project, add, split]
+    old = [*projection, *reshapes, *transposes, scores, softmax, context, joined, output]
     attention = helper.make_node(
         "Attention",
-        [project.input[0], project.input[1]],
+        [project.input[0], project.input[1], *biases],
         [output.output[0]],
         name=softmax.name,
         domain=CONTRIB,

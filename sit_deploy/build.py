@@ -25,7 +25,6 @@ from sit_deploy.bundle import (
 )
 from sit_deploy.errors import InputError
 from sit_deploy.make_graph import REFERENCE_BATCH, Graph, Progress, Work, make_graph, torch_logits
-from sit_deploy.models.configs import get_config
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
 from sit_deploy.request import BuildRequest
 
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["BuildRequest", "build", "export"]
 
 GOLDEN_IMAGES = 4
+# fields of a configuration that a manifest has in other places
+_ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolation", "squash")
 
 
 def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
@@ -45,6 +46,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         GateError: a hop or the accuracy is out of tolerance; nothing is written.
         engines.EngineError: the engine is missing, or cannot be built.
     """
+    request = request.completed()
     request.check()
     check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
@@ -61,6 +63,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> dict[str,
     Raises:
         InputError, GateError: as `build`; the file appears whole or not at all.
     """
+    request = request.completed()
     request.check()
     path = request.output.absolute()
     if path.is_dir() or path.suffix != ".onnx":
@@ -202,7 +205,7 @@ def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> di
     from sit_deploy.graph.inspect import count_macs
 
     request, loaded, model = work.request, made.loaded, made.loaded.model
-    config = get_config(loaded.name)
+    config = loaded.config
     low, high = request.batch_range
     batch = (
         {"size": low}
@@ -212,13 +215,15 @@ def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> di
     return {
         "model": {
             "name": loaded.name,
+            "stages": list(model.stage_blocks),
+            "keeping_ratio": config.keeping_ratio,
             "image_size": list(model.img_size),
             "num_classes": model.num_classes,
             "dist_token": model.has_dist_token,
             "tokens": list(model.kept),
             "parameters": sum(p.numel() for p in model.parameters()),
             "macs": count_macs(made.graph) // (1 if request.dynamic_batch else request.batch_size),
-            "config": {k: v for k, v in asdict(config).items() if k not in ("name", "aliases", "top1")},
+            "config": {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
             "published_top1": config.top1,
         },
         "classes": made.classes,

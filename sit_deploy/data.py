@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,10 @@ class Preprocessing:
         if not _is_number(crop_pct, float) or not 0 < crop_pct <= 1:
             raise InputError(f"crop_pct must be above 0 and at most 1, got {crop_pct!r}")
         return cls((size, size), int(size / crop_pct), interpolation, tuple(mean), tuple(std))
+
+    def at(self, size: int) -> Preprocessing:
+        """The same for a `size` x `size` input: the crop keeps its share of the resized image."""
+        return replace(self, size=(size, size), resize=int(size * self.resize / max(self.size)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with every field."""

@@ -1,8 +1,8 @@
-"""Deploy form: an exact rewrite of a SiT for inference, before anything is exported.
+"""Deploy form: an exact rewrite of a model for inference, before anything is exported.
 
-    BatchNorm → convolution · residual ÷ skip_lam → `proj` and `fc2` · attention scale → query rows of `qkv`
-    TSM scalar → its last Linear, whose bias goes · class token and positions → one table, added to zero-padded tokens
-    last block: only the prefix tokens (their query, their MLP) · reverse TSMs and the auxiliary head are gone
+    BatchNorm → convolution · residual ÷ skip_lam, or LayerScale → `proj` and `fc2` · attention scale → query rows of `qkv`
+    TSM scalar → its last Linear, whose bias goes · prefix tokens and positions → one table, added to zero-padded tokens
+    last block: only the tokens that the head reads (their query, their MLP) · reverse TSMs and the auxiliary head are gone
 
 Every fold is done in float64 and rounded once, so logits equal the plain model's within float rounding.
 """
@@ -13,11 +13,18 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention as TimmAttention
+from timm.layers import LayerScale
+from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.sit import Attention, Block, ConvStem, SiT
+from sit_deploy.models.slim import SlimViT
 from sit_deploy.models.tsm import Mlp, TokenSlimming
+
+AnyModel = SiT | SlimViT
+AnyAttention = Attention | TimmAttention
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -40,17 +47,29 @@ def fold_batchnorm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     return folded
 
 
-def fold_skip(linear: nn.Linear, skip_lam: float) -> nn.Linear:
-    """Return a Linear that equals `linear(x) / skip_lam`."""
-    return _linear(linear.weight.double() / skip_lam, linear.bias.double() / skip_lam)
+def fold_gain(linear: nn.Linear, gain: Tensor | float) -> nn.Linear:
+    """Return a Linear that equals `gain * linear(x)`; the gain is one number, or one for each output."""
+    rows = torch.as_tensor(gain, dtype=torch.float64).reshape(-1, 1)
+    bias = None if linear.bias is None else linear.bias.double() * rows[:, 0]
+    return _linear(linear.weight.double() * rows, bias)
+
+
+def residual_gains(block: Block | TimmBlock) -> tuple[Tensor | float, Tensor | float]:
+    """Return what a block multiplies the results of its attention and of its MLP by: 1 / skip_lam, or LayerScale."""
+    if isinstance(block, Block):
+        return 1 / block.skip_lam, 1 / block.skip_lam
+    first, second = (
+        scale.gamma.double() if isinstance(scale, LayerScale) else 1.0 for scale in (block.ls1, block.ls2)
+    )
+    return first, second
 
 
 def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> nn.Linear:
     """Return a `qkv` whose queries are already multiplied by head_dim ** -0.5."""
     dim = qkv.in_features
-    weight = qkv.weight.double().clone()
-    weight[:dim] *= (dim // num_heads) ** -0.5
-    return _linear(weight, None)
+    scale = torch.ones(3 * dim, dtype=torch.float64)
+    scale[:dim] = (dim // num_heads) ** -0.5
+    return fold_gain(qkv, scale)
 
 
 def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:
@@ -61,22 +80,30 @@ def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:
     return _linear(tsm.weight[3].weight.double() * tsm.scale.double().flatten(), None)
 
 
-def position_table(model: SiT) -> Tensor:
+def position_table(model: AnyModel) -> Tensor:
     """Return what is added to the zero-padded patch tokens, (1, prefix + patches, dim): prefix tokens and positions."""
-    prefix, position = model.cls_token.double(), model.pos_embed.double()
+    position = model.pos_embed.double()
+    tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    prefix = torch.cat([position[:, :0], *(t.double() for t in tokens if t is not None)], dim=1)
     if model.has_dist_token:
-        prefix = torch.cat((prefix, model.dist_token.double()), dim=1)
         position = torch.cat((position[:, :1], model.dist_pos_embed.double(), position[:, 1:]), dim=1)
-    return torch.cat((prefix + position[:, : prefix.shape[1]], position[:, prefix.shape[1] :]), dim=1).float()
+    if getattr(model, "no_embed_class", False):  # the prefix has no positions
+        return torch.cat((prefix, position), dim=1).float()
+    n = prefix.shape[1]
+    return torch.cat((prefix + position[:, :n], position[:, n:]), dim=1).float()
 
 
-def merged_head(model: SiT) -> nn.Linear:
-    """Return one Linear over the concatenated prefix tokens that equals the head, or the mean of head and dist head."""
+def merged_head(model: AnyModel) -> nn.Linear:
+    """Return one Linear over the concatenated tokens that are read: the head, or the mean of head and dist head."""
     if not model.has_dist_token:
-        return _linear(model.head.weight.double(), model.head.bias.double())
+        return _linear(model.head.weight.double(), _double(model.head.bias))
     heads = (model.head, model.head_dist)
     weight = torch.cat([h.weight.double() / 2 for h in heads], dim=1)
     return _linear(weight, sum(h.bias.double() / 2 for h in heads))
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -92,10 +119,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
 
 
 class DeployStem(nn.Sequential):
-    """The convolutional stem with BatchNorm folded: (B, 3, H, W) → (B, dim, H/16, W/16)."""
+    """The convolutional stem with BatchNorm folded, or timm's patch convolution: (B, 3, H, W) → (B, dim, h, w)."""
 
-    def __init__(self, stem: ConvStem) -> None:
+    def __init__(self, stem: nn.Module) -> None:
         super().__init__()
+        if not isinstance(stem, ConvStem):
+            self.conv1 = stem.proj
+            return
         for i, (conv, bn) in enumerate(stem.layers(), 1):
             self.add_module(f"conv{i}", fold_batchnorm(conv, bn))
             if i < stem.depth:
@@ -103,55 +133,58 @@ class DeployStem(nn.Sequential):
 
 
 class DeployAttention(nn.Module):
-    """Attention with its scale and the residual divisor folded in: (B, N, dim) → (B, N, dim)."""
+    """Attention with its scale and the residual gain folded in: (B, N, dim) → (B, N, dim)."""
 
-    def __init__(self, attention: Attention, skip_lam: float) -> None:
+    def __init__(self, attention: AnyAttention, gain: Tensor | float) -> None:
         super().__init__()
         self.num_heads = attention.num_heads
         self.qkv = fold_attention_scale(attention.qkv, attention.num_heads)
-        self.proj = fold_skip(attention.proj, skip_lam)
+        self.proj = fold_gain(attention.proj, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return self.proj(_attend(q, k, v, self.num_heads))
 
 
-class PrefixAttention(nn.Module):
-    """The last block's attention: queries of the first `prefix` tokens only, (B, N, dim) → (B, prefix, dim)."""
+class FirstAttention(nn.Module):
+    """The last block's attention: queries of the `first` tokens only, (B, N, dim) → (B, first, dim)."""
 
-    def __init__(self, attention: Attention, skip_lam: float, prefix: int) -> None:
+    def __init__(self, attention: AnyAttention, gain: Tensor | float, first: int) -> None:
         super().__init__()
-        self.num_heads, self.prefix = attention.num_heads, prefix
+        self.num_heads, self.first = attention.num_heads, first
         qkv = fold_attention_scale(attention.qkv, attention.num_heads)
         dim = qkv.in_features
-        self.q = _linear(qkv.weight[:dim], None)
-        self.kv = _linear(qkv.weight[dim:], None)
-        self.proj = fold_skip(attention.proj, skip_lam)
+        self.q, self.kv = (
+            _linear(qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows])
+            for rows in (slice(dim), slice(dim, None))
+        )
+        self.proj = fold_gain(attention.proj, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         k, v = self.kv(x).chunk(2, dim=-1)
-        return self.proj(_attend(self.q(x[:, : self.prefix]), k, v, self.num_heads))
+        return self.proj(_attend(self.q(x[:, : self.first]), k, v, self.num_heads))
 
 
 class DeployBlock(nn.Module):
-    """A transformer block without division; given `prefix`, one that returns only the first `prefix` tokens."""
+    """A transformer block without residual gains; given `first`, one that returns only the `first` tokens."""
 
-    def __init__(self, block: Block, prefix: int | None = None) -> None:
+    def __init__(self, block: Block | TimmBlock, first: int | None = None) -> None:
         super().__init__()
-        self.prefix = prefix
+        self.first = first
+        attention_gain, mlp_gain = residual_gains(block)
         self.norm1 = block.norm1
         self.attn = (
-            DeployAttention(block.attn, block.skip_lam)
-            if prefix is None
-            else PrefixAttention(block.attn, block.skip_lam, prefix)
+            DeployAttention(block.attn, attention_gain)
+            if first is None
+            else FirstAttention(block.attn, attention_gain, first)
         )
         self.norm2 = block.norm2
         self.mlp = Mlp(block.mlp.fc1.in_features, block.mlp.fc1.out_features, block.mlp.fc2.out_features)
         self.mlp.fc1 = block.mlp.fc1
-        self.mlp.fc2 = fold_skip(block.mlp.fc2, block.skip_lam)
+        self.mlp.fc2 = fold_gain(block.mlp.fc2, mlp_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.prefix is None else x[:, : self.prefix]
+        residual = x if self.first is None else x[:, : self.first]
         x = residual + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -170,9 +203,10 @@ class DeployTSM(nn.Module):
         self.fc2 = fold_tsm_scale(tsm)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x[:, self.prefix :]
+        tokens = x[:, self.prefix :] if self.prefix else x
         assignment = self.fc2(self.act(self.fc1(self.norm(tokens)))).transpose(1, 2).softmax(dim=-1)
-        return torch.cat((x[:, : self.prefix], assignment @ tokens), dim=1)
+        slimmed = assignment @ tokens
+        return torch.cat((x[:, : self.prefix], slimmed), dim=1) if self.prefix else slimmed
 
 
 class DeployEmbedding(nn.Module):
@@ -182,51 +216,71 @@ class DeployEmbedding(nn.Module):
     no shape arithmetic in the graph.
     """
 
-    def __init__(self, model: SiT) -> None:
+    def __init__(self, model: AnyModel) -> None:
         super().__init__()
         self.prefix = model.num_prefix_tokens
         self.register_buffer("position", position_table(model))
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.pad(features.flatten(2).transpose(1, 2), (0, 0, self.prefix, 0)) + self.position
+        tokens = features.flatten(2).transpose(1, 2)
+        return (F.pad(tokens, (0, 0, self.prefix, 0)) if self.prefix else tokens) + self.position
 
 
 class DeployForm(nn.Module):
-    """A SiT or LV-ViT rewritten for inference: images (B, in_chans, H, W) float32 → logits (B, classes).
+    """A model rewritten for inference: images (B, in_chans, H, W) float32 → logits (B, classes).
 
-    Exact: see the module's docstring. Layers that need no folding are shared with the plain model.
+    Exact: see the module's docstring. Layers that need no folding are shared with the plain model. The head reads the
+    class token (and a dist token beside it), or the mean of the patch tokens.
 
     Raises:
         InputError: a model without a classifier, which has no logits to deploy.
     """
 
-    def __init__(self, model: SiT) -> None:
+    def __init__(self, model: AnyModel) -> None:
         super().__init__()
         if not isinstance(model.head, nn.Linear):
-            raise InputError("this model has no classifier (num_classes=0); deploy one with a head")
+            raise InputError(
+                "this model has no classifier (num_classes=0); deploy one with a head: pass --num-classes"
+            )
         prefix = model.num_prefix_tokens
+        self.average = getattr(model, "global_pool", "token") == "avg"
+        self.prefix = prefix
+        first = None if self.average else 1 + model.has_dist_token
         self.stem = DeployStem(model.patch_embed)
         self.embed = DeployEmbedding(model)
+        self.norm_pre = _kept_norm(model, "norm_pre")
         self.blocks = nn.ModuleList(
-            DeployBlock(block, prefix if i == model.depth - 1 else None)
+            DeployBlock(block, first if i == model.depth - 1 else None)
             for i, block in enumerate(model.blocks)
         )
         self.slim_after = dict(model.slim_after)
         self.tsm = nn.ModuleList(DeployTSM(tsm, prefix) for tsm in getattr(model, "tsm", ()))
-        self.norm = model.norm
+        self.norm = _kept_norm(model, "norm")
+        self.fc_norm = _kept_norm(model, "fc_norm")
         self.head = merged_head(model)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(self.stem(images))
+        x = self.norm_pre(x) if self.norm_pre else x
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.slim_after:
                 x = self.tsm[self.slim_after[i]](x)
-        return self.head(self.norm(x).flatten(1))
+        if self.average and self.prefix:
+            x = x[:, self.prefix :]
+        x = self.norm(x) if self.norm else x
+        x = x.mean(dim=1) if self.average else x.flatten(1)
+        return self.head(self.fc_norm(x) if self.fc_norm else x)
+
+
+def _kept_norm(model: AnyModel, name: str) -> nn.Module | None:
+    """Return a normalisation of the model, None where it has none: an Identity is not worth a module."""
+    norm = getattr(model, name, None)
+    return None if isinstance(norm, nn.Identity) else norm
 
 
 @torch.no_grad()
-def to_deploy_form(model: SiT) -> DeployForm:
+def to_deploy_form(model: AnyModel) -> DeployForm:
     """Return the deploy form of `model`, in eval mode, on the CPU in float32; `model` itself is not changed.
 
     Raises:

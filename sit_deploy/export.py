@@ -39,6 +39,7 @@ _ROLES = {
     "Div": ("value", "value"),
     "Reshape": ("", "shape"),
     "Pad": ("", "pads", "value"),
+    "ReduceMean": ("", "axes"),
     "Slice": ("", "starts", "ends", "axes", "steps"),
     "Split": ("", "sizes"),
 }
@@ -102,7 +103,8 @@ def _lower_opset(model: ModelProto, opset: int) -> None:
     """Declare a lower operator set after making every node valid in it (the checker proves that it is).
 
     onnx's converter has no adapter from 18 to 17 for Pad, whose only change is an optional input that is not used
-    here; Split's only change is an attribute that repeats the number of outputs.
+    here; Split's only change is an attribute that repeats the number of outputs, and ReduceMean's that its axes, an
+    attribute before, are an input.
     """
     (declared,) = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
     if declared.version == opset:
@@ -113,6 +115,13 @@ def _lower_opset(model: ModelProto, opset: int) -> None:
             kept = [a for a in node.attribute if a.name != "num_outputs"]
             del node.attribute[:]
             node.attribute.extend(kept)
+        if node.op_type == "ReduceMean" and len(schema.inputs) == 1 and len(node.input) == 2:
+            (axes,) = [t for t in model.graph.initializer if t.name == node.input[1]]
+            kept = [a for a in node.attribute if a.name == "keepdims"]
+            del node.attribute[:], node.input[1:]
+            node.attribute.extend(
+                [*kept, helper.make_attribute("axes", numpy_helper.to_array(axes).tolist())]
+            )
     declared.version = opset
 
 

@@ -93,17 +93,36 @@ def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
     from sit_deploy.accuracy import match_labels
     from sit_deploy.data import ImageFolder, Preprocessing, load_labels
     from sit_deploy.models.load import load_model
-    from sit_deploy.models.registry import CROP_PCT
 
     request = work.request
     loaded = load_model(
-        request.model, request.checkpoint, request.image_size, request.num_classes, request.ema
+        request.model,
+        request.checkpoint,
+        request.image_size,
+        request.num_classes,
+        request.ema,
+        stages=request.stages,
+        keeping_ratio=request.keeping_ratio,
     )
     work.notes += loaded.notes
-    classes = load_labels(request.labels, loaded.model.num_classes) if request.labels else None
+    card = request.card
+    classes = list(card.classes) if card and card.classes else None
+    if request.labels:
+        classes = load_labels(request.labels, loaded.model.num_classes)
     if request.val_data:
         work.samples = match_labels(ImageFolder(request.val_data), classes, loaded.model.num_classes)
-    return loaded, Preprocessing.for_model(loaded.model.img_size[0], CROP_PCT), classes
+    size = loaded.model.img_size[0]
+    if card:
+        return loaded, card.preprocessing.at(size), classes
+    config = loaded.config
+    if config.squash:
+        work.notes.append(
+            f"{config.name} was published for images squeezed into a square; here they are cropped at the centre"
+        )
+    preprocessing = Preprocessing.for_model(
+        size, config.crop_pct, config.interpolation, config.mean, config.std
+    )
+    return loaded, preprocessing, classes
 
 
 def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:

@@ -41,5 +41,12 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
     from sit_deploy.models.load import load_model
 
     facts, weights = bundle.manifest["model"], bundle.manifest["weights"]
-    size, classes = facts["image_size"][0], facts["num_classes"]
-    return load_model(facts["name"], path, size, classes, weights.get("ema", True)).model
+    return load_model(
+        facts["name"],
+        path,
+        facts["image_size"][0],
+        facts["num_classes"],
+        weights.get("ema", True),
+        stages=facts.get("stages"),
+        keeping_ratio=facts.get("keeping_ratio"),
+    ).model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import engines
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import get_config
+from sit_deploy.models.card import ModelCard, read_card
+from sit_deploy.models.configs import ModelConfig, get_config
 from sit_deploy.parity import TOLERANCE
 
 PRECISIONS = tuple(TOLERANCE)
@@ -19,11 +20,12 @@ PRECISIONS = tuple(TOLERANCE)
 class BuildRequest:
     """What to build; the fields are the options of `sit-deploy build`.
 
+    model: may be None where the checkpoint has a model card. stages, keeping_ratio: in place of the model's own.
     dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons and the
     ranges of FP16; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute capabilities.
     """
 
-    model: str
+    model: str | None
     output: Path
     precision: str = "fp32"
     checkpoint: Path | None = None
@@ -44,11 +46,65 @@ class BuildRequest:
     optimization_level: int | None = None
     threads: int | None = None
     force: bool = False
+    stages: tuple[int, ...] | None = None
+    keeping_ratio: float | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration.
+
+        Raises:
+            InputError: no model, an unknown one, or stages that do not fit it.
+        """
+        if self.model is None:
+            raise InputError("no model was named; pass --model NAME: `sit-deploy models` lists them")
+        return get_config(self.model, self.stages, self.keeping_ratio)
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The model card of the checkpoint, where it has one."""
+        return read_card(self.checkpoint) if self.checkpoint else None
+
+    def completed(self) -> BuildRequest:
+        """Return the request with what the checkpoint's model card says where it says nothing itself.
+
+        Raises:
+            InputError: a model that nobody names, or one that contradicts the card.
+        """
+        card = self.card
+        if card is None:
+            if self.model is None and self.checkpoint is not None:
+                found = (
+                    "has no model card" if self.checkpoint.is_file() else "does not exist or is not a file"
+                )
+                raise InputError(
+                    f"checkpoint {self.checkpoint} {found}; pass --model NAME with one that fits it"
+                )
+            return self
+        theirs = get_config(card.name, card.stages, card.keeping_ratio)
+        stages = card.stages if self.stages is None else self.stages
+        ratio = card.keeping_ratio if self.keeping_ratio is None else self.keeping_ratio
+        asked = (get_config(self.model).name if self.model else theirs.name, tuple(stages), ratio)
+        trained = (theirs.name, card.stages, card.keeping_ratio)
+        if asked != trained:
+            raise InputError(
+                f"checkpoint {self.checkpoint} is a {_spell(*trained)} by its model card, not the {_spell(*asked)} asked for; "
+                "leave out --model, --stages and --keeping-ratio"
+            )
+        return replace(
+            self,
+            model=theirs.name,
+            stages=card.stages,
+            keeping_ratio=card.keeping_ratio,
+            image_size=card.image_size if self.image_size is None else self.image_size,
+        )
 
     def command(self, engine: str) -> str:
         """Return the command that builds the same again, its paths absolute and the output folder left to the caller."""
         options: dict[str, Any] = {
-            "--model": get_config(self.model).name,
+            "--model": self.config.name,
+            "--stages": self.stages and ",".join(map(str, self.stages)),
+            "--keeping-ratio": self.keeping_ratio,
             "--precision": self.precision,
             "--checkpoint": self.checkpoint and self.checkpoint.absolute(),
             "--engine": engine,
@@ -83,7 +139,7 @@ class BuildRequest:
         Raises:
             InputError, engines.EngineError: an option that is unknown, out of range or in need of another.
         """
-        config = get_config(self.model)
+        config = self.config
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"precision '{self.precision}' is not offered; choose from {', '.join(PRECISIONS)}"
@@ -101,10 +157,11 @@ class BuildRequest:
                 f"number of images must be at least 1, got {self.calib_images}; pass --calib-images 1 or more"
             )
         size = config.image_size if self.image_size is None else self.image_size
-        if size < 16 or size % 16:
-            below = max(16, size // 16 * 16)
+        patch = config.patch_size
+        if size < patch or size % patch:
+            below = max(patch, size // patch * patch)
             raise InputError(
-                f"image size {size} is not a positive multiple of 16; take {below} or {below + 16}"
+                f"image size {size} is not a positive multiple of {patch}; take {below} or {below + patch}"
             )
         if self.max_accuracy_drop is not None and self.val_data is None:
             raise InputError("--max-accuracy-drop needs images with labels; pass --val-data DIR")
@@ -113,3 +170,7 @@ class BuildRequest:
             optimization_level=self.optimization_level,
             threads=self.threads,
         )
+
+
+def _spell(name: str, stages: tuple[int, ...], keeping_ratio: float) -> str:
+    return f"{name} of stages {','.join(map(str, stages))} and keeping ratio {keeping_ratio:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ ENGINES = ("auto", *KINDS)
         "sit-deploy build --model sit_s --checkpoint sit_s.pth --precision fp16 --val-data imagenet/val",
         "sit-deploy build --model sit_xs --engine onnxruntime --batch-size 8 -o xs-cpu",
         "sit-deploy build --model sit_s --precision fp16 --dynamic-batch 1:8:32 --target sm80 --target sm89",
+        "sit-deploy build --model deit_small_patch16_224 --stages 6,2,2,2 --precision fp16",
     ),
 )
 @graph_options
@@ -63,9 +65,7 @@ ENGINES = ("auto", *KINDS)
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @json_option
-def command(
-    model: str, precision: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any
-) -> None:
+def command(precision: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Build a bundle: a checked engine with its graph, its proof and its papers.
 
     Every hop (PyTorch, deploy form, ONNX, precision, engine) is compared with the one before and with the PyTorch
@@ -75,12 +75,10 @@ def command(
     from sit_deploy.request import BuildRequest
 
     request = BuildRequest(
-        model=model,
-        precision=precision,
-        output=output or Path(f"{model}-{precision}"),
-        ema=not no_ema,
-        **options,
-    )
+        precision=precision, output=output or Path(), ema=not no_ema, **options
+    ).completed()
+    if output is None:
+        request = replace(request, output=Path(f"{request.config.name}-{precision}"))
     with progress() as report:
         bundle = build(request, report)
     result = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))

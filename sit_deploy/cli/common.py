@@ -133,3 +133,19 @@ class DynamicBatch(click.ParamType):
         if not 1 <= low <= best <= high:
             self.fail(f"{value!r} must have 1 <= MIN <= OPT <= MAX; write for example 1:8:32", param, ctx)
         return low, best, high
+
+
+class Stages(click.ParamType):
+    """A,B,... → blocks of each stage."""
+
+    name = "A,B,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+            self.fail(f"{value!r} is not a list of block counts; write for example 6,2,2,2", param, ctx)
+        return tuple(map(int, parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ from sit_deploy.cli.options import graph_options
 @click.option("-o", "--output", type=path_type, metavar="FILE", help="The .onnx file.  [default: MODEL.onnx]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @json_option
-def command(model: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
+def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Write the ONNX graph alone: static, standard operators, linted and compared with PyTorch."""
     from sit_deploy.build import export
     from sit_deploy.cli.build import show_graph
     from sit_deploy.request import BuildRequest
 
-    request = BuildRequest(model=model, output=output or Path(f"{model}.onnx"), ema=not no_ema, **options)
+    request = BuildRequest(output=output or Path(), ema=not no_ema, **options).completed()
+    if output is None:
+        request = replace(request, output=Path(f"{request.config.name}.onnx"))
     with progress() as report:
         result = export(request, report)
     if as_json:

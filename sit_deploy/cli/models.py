@@ -14,8 +14,8 @@ from sit_deploy.models.cost import cost
 def command(as_json: bool) -> None:
     """List every model: parameters, multiply-accumulates, tokens of each stage, native resolution.
 
-    Parameters count the frozen auxiliary head and no reverse TSM; MACs are for one image. Top-1 is the published
-    ImageNet-1k accuracy.
+    Parameters count LV-ViT's frozen auxiliary head and no reverse TSM; MACs are for one image. Top-1 is the published
+    ImageNet-1k accuracy. Plain vision transformers of timm are models too, by their names there.
     """
     rows = []
     for config in CONFIGS.values():
@@ -50,5 +50,6 @@ def command(as_json: bool) -> None:
         )
     screen = console()
     screen.print(listing)
+    say(screen, "Any plain vision transformer of timm will do: --model NAME --stages A,B,C,D")
     aliases = ", ".join(f"{alias} = {row['name']}" for row in rows for alias in row["aliases"])
     say(screen, f"Other names for them: {aliases}")

@@ -6,11 +6,22 @@ from collections.abc import Callable
 
 import click
 
-from sit_deploy.cli.common import DynamicBatch, path_type
+from sit_deploy.cli.common import DynamicBatch, Stages, path_type
 
 _OPTIONS = (
     click.option(
-        "--model", required=True, metavar="NAME", help="Model name; `sit-deploy models` lists them."
+        "--model",
+        metavar="NAME",
+        help="One of `sit-deploy models`, or a plain vision transformer of timm. A checkpoint with a model card names it itself.",
+    ),
+    click.option(
+        "--stages", type=Stages(), help="Blocks of each stage, to slim another way than the model's own."
+    ),
+    click.option(
+        "--keeping-ratio",
+        type=float,
+        metavar="R",
+        help="Share of the patch tokens that each further stage keeps.",
     ),
     click.option(
         "--precision",
@@ -28,7 +39,9 @@ _OPTIONS = (
     click.option(
         "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
     ),
-    click.option("--image-size", type=int, metavar="N", help="Pixels of the square input, divisible by 16."),
+    click.option(
+        "--image-size", type=int, metavar="N", help="Pixels of the square input, divisible by the patch size."
+    ),
     click.option(
         "--num-classes",
         type=int,

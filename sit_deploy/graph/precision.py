@@ -42,6 +42,7 @@ _LOW_REASON = {
 }
 _FP32_REASON = {
     "LayerNormalization": "normalisation sums squares",
+    "ReduceMean": "mean sums tokens",
     "Softmax": "softmax sums exponentials",
 }
 # They copy values, so they compute nothing that a type could harm. Quantisation belongs here: the scale sets the type.

@@ -1,4 +1,4 @@
-"""The models: SiT and LV-ViT, their configurations, their cost, and checkpoint loading.
+"""The models: SiT, LV-ViT and slimmed vision transformers of timm; configurations, cost, checkpoints and model cards.
 
 Importing this package is quick; the modules that need torch and timm are imported at first use. `import
 sit_deploy.models.registry` registers every model with timm.
@@ -11,27 +11,39 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
 
 if TYPE_CHECKING:
+    from sit_deploy.models.card import ModelCard, read_card, save_weights
     from sit_deploy.models.checkpoint import read_checkpoint
-    from sit_deploy.models.load import load_model
+    from sit_deploy.models.load import fit_partly, load_model
     from sit_deploy.models.registry import create_model
     from sit_deploy.models.sit import FRDOutput, SiT
+    from sit_deploy.models.slim import SlimViT
 
 _LAZY = {
     "FRDOutput": "sit",
+    "ModelCard": "card",
     "SiT": "sit",
+    "SlimViT": "slim",
     "create_model": "registry",
+    "fit_partly": "load",
     "load_model": "load",
+    "read_card": "card",
     "read_checkpoint": "checkpoint",
+    "save_weights": "card",
 }
 __all__ = [
     "CONFIGS",
     "FRDOutput",
+    "ModelCard",
     "ModelConfig",
     "SiT",
+    "SlimViT",
     "create_model",
+    "fit_partly",
     "get_config",
     "load_model",
+    "read_card",
     "read_checkpoint",
+    "save_weights",
 ]
 
 

@@ -1,20 +1,22 @@
 """The named models as data: architecture, preprocessing and published accuracy. Imports nothing heavy.
 
-Figures are those of the paper and the official code (github.com/Sense-X/SiT); tests pin parameters and MACs.
+Figures are those of the paper and the official code (github.com/Sense-X/SiT); tests pin parameters and MACs. A name that is
+none of ours is looked up among timm's plain vision transformers, which does import timm.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from sit_deploy.errors import InputError, nearest
 
-PATCH = 16
-# (channels = dim / divisor, stride) of the stem's convolutions
+# (channels = dim / divisor, stride) of the stem's convolutions, which make patches of 16 pixels
 STEMS: dict[str, tuple[tuple[int, int], ...]] = {
     "4c": ((8, 2), (4, 2), (2, 2), (1, 2)),
     "6c": ((8, 2), (8, 1), (8, 1), (4, 2), (2, 2), (1, 2)),
 }
+PATCH = 16
 
 
 def kept_tokens(patches: int, stages: int, keeping_ratio: float) -> tuple[int, ...]:
@@ -22,12 +24,51 @@ def kept_tokens(patches: int, stages: int, keeping_ratio: float) -> tuple[int, .
     return tuple(int(patches * keeping_ratio**i) for i in range(stages))
 
 
+def token_schedule(
+    patches: int, stage_blocks: tuple[int, ...], keeping_ratio: float, kept: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """Return the patch tokens of each stage, `kept` itself where it is given.
+
+    Raises:
+        InputError: a stage without a block or a token, or more tokens in one than in the stage before.
+    """
+    stages = len(stage_blocks)
+    kept = tuple(kept) if kept else kept_tokens(patches, stages, keeping_ratio)
+    if len(kept) != stages or kept[0] != patches or min(kept) < 1 or min(stage_blocks) < 1:
+        raise InputError(
+            f"token schedule {kept} does not fit the {patches} patches and the blocks {stage_blocks}; every "
+            "stage must have a block and keep at least one token: use a larger image or a larger keeping ratio"
+        )
+    if any(after > before for before, after in itertools.pairwise(kept)):
+        raise InputError(
+            f"token schedule {kept} grows, and slimming must not: use a larger image or a keeping ratio of at most 1"
+        )
+    return kept
+
+
+def check_image_sides(sides: tuple[int, int], patch: int) -> None:
+    """Refuse sides in pixels that `patch` does not divide.
+
+    Raises:
+        InputError: names the sizes nearest to the first wrong side.
+    """
+    for side in sides:
+        if side < patch or side % patch:
+            below = max(1, side // patch) * patch
+            raise InputError(
+                f"image sides must be positive and divisible by {patch}, got {sides[0]}x{sides[1]}; take {below} or {below + patch}"
+            )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """One architecture.
+    """One architecture and how its images are prepared.
 
-    stage_blocks: blocks a stage. image_size: native height and width in pixels. skip_lam: what residual branches are
-    divided by. teacher: the unslimmed model it is distilled from. top1: published ImageNet-1k accuracy in percent.
+    stage_blocks: blocks a stage; one stage is the unslimmed model. image_size: native height and width in pixels.
+    base: the timm model that it is, or is made of; None for a SiT or LV-ViT, to which alone `stem` and `skip_lam` (what
+    residual branches are divided by) apply. teacher: the unslimmed model it is distilled from. top1: published
+    ImageNet-1k accuracy in percent. crop_pct: share of the resized shorter side that the centre crop keeps. squash:
+    its authors evaluate it on images squeezed into a square, which is not done here: they are cropped at the centre.
     """
 
     name: str
@@ -43,14 +84,30 @@ class ModelConfig:
     teacher: str | None = None
     top1: float | None = None
     aliases: tuple[str, ...] = ()
+    base: str | None = None
+    patch_size: int = PATCH
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.875  # official evaluation resizes the shorter side to size · 256/224
+    interpolation: str = "bicubic"
+    squash: bool = False
 
     @property
     def depth(self) -> int:
         return sum(self.stage_blocks)
 
+    @property
+    def title(self) -> str:
+        """Its name and, where that alone does not say how it slims, its stages: for messages."""
+        own = CONFIGS.get(self.name)
+        stages = own.stage_blocks if own else (self.depth,)
+        if stages == self.stage_blocks:
+            return self.name
+        return f"{self.name} of stages {','.join(map(str, self.stage_blocks))}"
+
     def tokens(self, image_size: int | None = None) -> tuple[int, ...]:
         """Return the patch tokens of each stage at `image_size` pixels (the native size by default)."""
-        side = (image_size or self.image_size) // PATCH
+        side = (image_size or self.image_size) // self.patch_size
         return kept_tokens(side * side, len(self.stage_blocks), self.keeping_ratio)
 
 
@@ -61,7 +118,14 @@ def _teacher(
     return replace(student, name=name, stage_blocks=stage, teacher=None, top1=top1, aliases=aliases)
 
 
+def _deit(name: str, dim: int, heads: int, base: str) -> ModelConfig:
+    return ModelConfig(
+        name, dim, heads, (6, 2, 2, 2), skip_lam=1.0, mlp_ratio=4.0, teacher=base, base=base, crop_pct=0.9
+    )
+
+
 _SIT_NANO = ModelConfig("sit_nano", 128, 4, (2, 2, 2, 2), image_size=112, teacher="lvvit_nano")
+_SIT_MICRO = ModelConfig("sit_micro", 96, 3, (1, 1, 1, 13), image_size=112, teacher="lvvit_micro")
 _SIT_T = ModelConfig(
     "sit_t", 320, 5, (1, 1, 1, 11), teacher="lvvit_t", top1=80.1, aliases=("sit_lvvit_tiny",)
 )
@@ -82,8 +146,11 @@ _SIT_L = ModelConfig(
 CONFIGS: dict[str, ModelConfig] = {
     c.name: c
     for c in (
-        _SIT_NANO, _SIT_T, _SIT_XS, _SIT_S, _SIT_M, _SIT_L,
+        _SIT_NANO, _SIT_MICRO, _SIT_T, _SIT_XS, _SIT_S, _SIT_M, _SIT_L,
+        _deit("sit_deit_s", 384, 6, "deit_small_patch16_224"),
+        _deit("sit_deit_b", 768, 12, "deit_base_patch16_224"),
         _teacher(_SIT_NANO, "lvvit_nano", None),
+        _teacher(_SIT_MICRO, "lvvit_micro", None),
         _teacher(_SIT_T, "lvvit_t", 81.8, ("lvvit_tiny",)),
         _teacher(_SIT_S, "lvvit_s", 83.1, ("lvvit_small",)),
         _teacher(_SIT_M, "lvvit_m", 84.0, ("lvvit_medium",)),
@@ -93,14 +160,60 @@ CONFIGS: dict[str, ModelConfig] = {
 _ALIASES = {alias: name for name, config in CONFIGS.items() for alias in (*config.aliases, name)}
 
 
-def get_config(name: str) -> ModelConfig:
-    """Return the configuration of a model by its name or official alias.
+def get_config(
+    name: str, stages: tuple[int, ...] | None = None, keeping_ratio: float | None = None
+) -> ModelConfig:
+    """Return the configuration of a model: by its name, an official alias, or its name in timm.
 
+    Args:
+        stages: blocks of each stage, in place of the model's own; one number is the unslimmed model.
+        keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
     Raises:
-        InputError: no such model; names the nearest.
+        InputError: no such model (names the nearest), one of timm's that cannot be slimmed, stages that do not add up to
+            its depth, or a ratio out of range.
     """
-    if name not in _ALIASES:
+    if name in _ALIASES:
+        config = CONFIGS[_ALIASES[name]]
+    else:
+        from sit_deploy.models.timm_vit import is_timm_model, timm_config, timm_names
+
+        if not is_timm_model(name):
+            raise InputError(
+                f"unknown model '{name}'{nearest(name, (*_ALIASES, *timm_names())) or ';'} `sit-deploy models` lists ours, "
+                "and timm's plain vision transformers will do too"
+            )
+        config = timm_config(name)
+    return _reschedule(config, stages, keeping_ratio)
+
+
+def _reschedule(
+    config: ModelConfig, stages: tuple[int, ...] | None, keeping_ratio: float | None
+) -> ModelConfig:
+    """Return `config` with other stages and another keeping ratio, `config` itself where they are its own."""
+    ratio = config.keeping_ratio if keeping_ratio is None else float(keeping_ratio)
+    blocks = config.stage_blocks if stages is None else tuple(stages)
+    if not 0 < ratio <= 1:
         raise InputError(
-            f"unknown model '{name}'{nearest(name, tuple(_ALIASES)) or ';'} `sit-deploy models` lists them all"
+            f"keeping ratio must be above 0 and at most 1, got {keeping_ratio}; pass for example --keeping-ratio 0.5"
         )
-    return CONFIGS[_ALIASES[name]]
+    if not blocks or min(blocks) < 1 or sum(blocks) != config.depth:
+        given, example = (",".join(map(str, b)) for b in (blocks, _example_stages(config.depth)))
+        raise InputError(
+            f"stages {given or 'of no number'} do not fit {config.name}: every stage must have a block, and they must add up to its "
+            f"depth of {config.depth}; pass for example --stages {example}"
+        )
+    if keeping_ratio is not None and stages is None and len(blocks) == 1:
+        example = ",".join(map(str, _example_stages(config.depth)))
+        raise InputError(
+            f"{config.name} slims nothing, so a keeping ratio changes nothing; pass its stages too, as --stages {example}"
+        )
+    if (blocks, ratio) == (config.stage_blocks, config.keeping_ratio):
+        return config
+    teacher = (config.teacher or config.name) if len(blocks) > 1 else None
+    return replace(config, stage_blocks=blocks, keeping_ratio=ratio, teacher=teacher, top1=None)
+
+
+def _example_stages(depth: int) -> tuple[int, ...]:
+    """Return stages for a depth in the proportion of 6,2,2,2 of 12."""
+    later = max(depth // 6, 1)
+    return (depth - 3 * later, *[later] * 3) if depth > 3 else (1,) * depth

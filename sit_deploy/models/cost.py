@@ -2,6 +2,8 @@
 
 Counted as fvcore counts them, which is how the paper's table was made: one per multiply-accumulate of convolutions,
 Linears and attention, 2 per element of a BatchNorm, 5 per element of a LayerNorm. Tests hold both to the real model.
+
+Of timm's models, it knows those that are as DeiT is: biases everywhere, a class token that the head reads, no LayerScale.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from sit_deploy.models.configs import PATCH, STEMS, ModelConfig
+from sit_deploy.errors import InputError
+from sit_deploy.models.configs import CONFIGS, STEMS, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,23 @@ class Cost:
 
 
 def cost(config: ModelConfig, image_size: int | None = None, num_classes: int | None = None) -> Cost:
-    """Return the cost of a model for one square RGB image of `image_size` pixels (the native size by default)."""
+    """Return the cost of one of our named models for one square RGB image of `image_size` pixels (native by default).
+
+    Raises:
+        InputError: another model of timm, whose make the closed form does not know.
+    """
+    if config.name not in CONFIGS:
+        raise InputError(f"the cost of {config.name} is not known before it is made; count it with timm")
     side = image_size or config.image_size
     classes = config.num_classes if num_classes is None else num_classes
     kept = config.tokens(side)
     total = _stem(config, side)
-    patches = (side // PATCH) ** 2
+    patches = kept[0]
     dim, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
     total = _add(total, ((patches + 2) * dim, 0))  # class token and positions
 
-    block = 2 * 2 * dim + 3 * dim * dim + _linear(dim, dim) + _linear(dim, hidden) + _linear(hidden, dim)
+    qkv = _linear(dim, 3 * dim) if config.base else 3 * dim * dim
+    block = 2 * 2 * dim + qkv + _linear(dim, dim) + _linear(dim, hidden) + _linear(hidden, dim)
     for blocks, patch_tokens in zip(config.stage_blocks, kept, strict=True):
         n = patch_tokens + 1
         macs = n * (4 * dim * dim + 2 * dim * hidden + 2 * 5 * dim) + 2 * n * n * dim
@@ -40,8 +50,9 @@ def cost(config: ModelConfig, image_size: int | None = None, num_classes: int | 
         parameters = 2 * dim + _linear(dim, half) + _linear(half, target) + 1
         macs = source * (5 * dim + dim * half + half * target) + target * source * dim
         total = _add(total, (parameters, macs))
-    # final norm over all tokens, head on the class token; the auxiliary head is counted though nothing reads it
-    total = _add(total, (2 * dim + 2 * _linear(dim, classes), (kept[-1] + 1) * 5 * dim + dim * classes))
+    # final norm over all tokens, head on the class token; LV-ViT's auxiliary head is counted though nothing reads it
+    heads = 1 if config.base else 2
+    total = _add(total, (2 * dim + heads * _linear(dim, classes), (kept[-1] + 1) * 5 * dim + dim * classes))
     return Cost(*total)
 
 
@@ -55,6 +66,10 @@ def _add(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 def _stem(config: ModelConfig, side: int) -> tuple[int, int]:
     parameters = macs = 0
+    if config.base:  # one convolution with bias, as large as its stride
+        inputs = 3 * config.patch_size**2
+        patches = (side // config.patch_size) ** 2
+        return _linear(inputs, config.embed_dim), patches * inputs * config.embed_dim
     channels = 3
     for divisor, stride in STEMS[config.stem]:
         out = config.embed_dim // divisor

@@ -12,6 +12,7 @@ StateDict = dict[str, Tensor]
 
 # trained but never needed for inference; absent or present without harm
 OPTIONAL_KEYS = re.compile(r"^(aux_head\.|rtsm\.)")
+_GAMMA = re.compile(r"(?<=\d)\.gamma_([12])$")  # blocks.3.gamma_1
 
 
 def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
@@ -21,22 +22,49 @@ def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
     the model has them, whose own stay where the state dict has none. An absent or unfitting aux head is replaced by the
     model's own, as nothing reads it.
     """
-    from timm.layers import resample_abs_pos_embed
-
     own = model.state_dict()
-    fitted = {k: v for k, v in state.items() if k in own or not OPTIONAL_KEYS.match(k)}
+    fitted = {k: v for k, v in _resample(state, model).items() if k in own or not OPTIONAL_KEYS.match(k)}
     recovers = has_reverse_tsms(fitted)
     for key, value in own.items():
         unfitting = key.startswith("aux_head.") and (key not in fitted or fitted[key].shape != value.shape)
         if unfitting or (key.startswith("rtsm.") and not recovers):
             fitted[key] = value
-    position, size = fitted.get("pos_embed"), own["pos_embed"].shape
-    side = grid_side(position)
-    if side and side * side + 1 != size[1] and position.shape[::2] == size[::2]:
-        fitted["pos_embed"] = resample_abs_pos_embed(
-            position.float(), list(model.grid_size), old_size=[side, side], num_prefix_tokens=1
-        )
     return {k: _cast(v, own[k].dtype) if k in own else v for k, v in fitted.items()}
+
+
+def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]]:
+    """Load what fits `model` by name and shape, positions resampled, and leave the rest of the model as it is.
+
+    This is how a student starts from its teacher: its TSMs, and a head of another class count, stay new.
+
+    Returns:
+        Names of the model that nothing was loaded into, and names of `state` that were left out.
+    """
+    own = model.state_dict()
+    given = {k: _cast(v, own[k].dtype) for k, v in _resample(state, model).items() if k in own}
+    taken = {k: v for k, v in given.items() if (v.shape, v.dtype) == (own[k].shape, own[k].dtype)}
+    model.load_state_dict(taken, strict=False)
+    return [k for k in own if k not in taken], [k for k in rename_keys(state) if k not in taken]
+
+
+def rename_keys(state: StateDict) -> StateDict:
+    """Return the state dict with the LayerScale of official DeiT III checkpoints under timm's names."""
+    return {_GAMMA.sub(r".ls\1.gamma", k): v for k, v in state.items()}
+
+
+def _resample(state: StateDict, model: nn.Module) -> StateDict:
+    """Return `state` with timm's names and positions of the model's grid."""
+    from timm.layers import resample_abs_pos_embed
+
+    fitted = rename_keys(state)
+    position, size = fitted.get("pos_embed"), model.state_dict()["pos_embed"].shape
+    prefix = position_prefix(model)
+    side = grid_side(position, prefix)
+    if side and side * side + prefix != size[1] and position.shape[::2] == size[::2]:
+        fitted["pos_embed"] = resample_abs_pos_embed(
+            position.float(), list(model.grid_size), old_size=[side, side], num_prefix_tokens=prefix
+        )
+    return fitted
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,9 +76,17 @@ def has_reverse_tsms(state: StateDict) -> bool:
     return any(k.startswith("rtsm.") for k in state)
 
 
-def grid_side(position: Tensor | None) -> int | None:
-    """Return the side of the square patch grid that (1, 1 + side², dim) positions are of, None where there is none."""
+def position_prefix(model: nn.Module) -> int:
+    """Return how many rows of the position embedding are not patches: a SiT's dist token has one of its own elsewhere."""
+    if getattr(model, "no_embed_class", False):
+        return 0
+    return model.num_prefix_tokens - model.has_dist_token
+
+
+def grid_side(position: Tensor | None, prefix: int = 1) -> int | None:
+    """Return the side of the square patch grid that (1, prefix + side², dim) positions are of, None where there is none."""
     if position is None or position.ndim != 3:
         return None
-    side = math.isqrt(max(position.shape[1] - 1, 0))
-    return side if side and side * side == position.shape[1] - 1 else None
+    patches = max(position.shape[1] - prefix, 0)
+    side = math.isqrt(patches)
+    return side if side and side * side == patches else None

@@ -12,9 +12,18 @@ from torch import nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
-from sit_deploy.models.configs import CONFIGS, PATCH, ModelConfig, get_config
-from sit_deploy.models.fit import StateDict, filter_state_dict, grid_side, has_reverse_tsms
+from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
+from sit_deploy.models.fit import (
+    StateDict,
+    filter_state_dict,
+    fit_partly,
+    grid_side,
+    has_reverse_tsms,
+    position_prefix,
+)
 from sit_deploy.models.registry import create_model
+
+__all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +31,13 @@ class LoadedModel:
     """A model in eval mode with its weights. notes: what a user should know of how they were fitted, a sentence each."""
 
     model: nn.Module
-    name: str
+    config: ModelConfig
     checkpoint: Checkpoint | None
     notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.config.name
 
 
 def load_model(
@@ -34,21 +47,24 @@ def load_model(
     num_classes: int | None = None,
     ema: bool = True,
     reverse_tsm: bool = False,
+    stages: tuple[int, ...] | None = None,
+    keeping_ratio: float | None = None,
 ) -> LoadedModel:
-    """Make the named model and load a checkpoint into it strictly; without one, random weights of seed 0.
+    """Make the named model (ours or timm's) and load a checkpoint into it strictly; without one, random weights of seed 0.
 
     Class count, dist token and the tokens that the TSMs keep are read from the checkpoint. A teacher's checkpoint is
-    not taken for its student: only training starts one from the other.
+    not taken for its student: only training starts one from the other (see `fit_partly`). Nothing is ever downloaded.
 
     Args:
-        image_size: pixels of the square input, divisible by 16; the native size by default.
+        image_size: pixels of the square input, divisible by the patch size; the native size by default.
         num_classes: the head's outputs; the checkpoint's own, or 1000, by default.
         ema: take the averaged weights where the file has them beside the plain ones.
         reverse_tsm: make the reverse TSMs of training; those of the checkpoint, or new ones.
+        stages, keeping_ratio: in place of the model's own; see `get_config`.
     Raises:
         InputError: unknown model, unreadable checkpoint, or one that does not fit: keys, shapes and remedy named.
     """
-    config = get_config(name)
+    config = get_config(name, stages, keeping_ratio)
     if num_classes is not None and num_classes < 1:
         raise InputError(f"class count must be at least 1, got {num_classes}; pass --num-classes 1 or more")
     size = config.image_size if image_size is None else image_size
@@ -56,9 +72,9 @@ def load_model(
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = create_model(name, num_classes=num_classes or config.num_classes, **options)
+            model = create_model(config, num_classes=num_classes or config.num_classes, **options)
         note = "random weights (seed 0): every accuracy is chance; give --checkpoint for a real model"
-        return LoadedModel(model.eval(), config.name, None, (note,))
+        return LoadedModel(model.eval(), config, None, (note,))
 
     read = read_checkpoint(checkpoint, ema)
     _check_architecture(read, config)
@@ -67,13 +83,13 @@ def load_model(
     options["dist_token"] = "dist_token" in read.state
     kept = _kept_of_checkpoint(read.state, config)
     if kept and kept != config.tokens(size)[1:]:
-        options["kept"] = ((size // PATCH) ** 2, *kept)
-    model = create_model(name, **options)
+        options["kept"] = ((size // config.patch_size) ** 2, *kept)
+    model = create_model(config, **options)
     state = filter_state_dict(read.state, model)
-    _check_fit(state, model, config.name, read)
+    _check_fit(state, model, config.title, read)
     model.load_state_dict(state)
 
-    side = grid_side(read.state["pos_embed"])
+    side = grid_side(read.state["pos_embed"], position_prefix(model))
     height, width = model.grid_size
     if side != height:
         notes.append(
@@ -82,43 +98,70 @@ def load_model(
     if "kept" in options:
         found, usual = ("/".join(map(str, tokens)) for tokens in (kept, config.tokens(size)[1:]))
         notes.append(
-            f"its TSMs keep {found} tokens, not the {usual} of {config.name} at {size} pixels; check its accuracy"
+            f"its TSMs keep {found} tokens, not the {usual} of {config.title} at {size} pixels; check its accuracy"
         )
     if has_reverse_tsms(state) and not has_reverse_tsms(read.state):
         notes.append("its reverse TSMs are new: the checkpoint has none; train them before they are of use")
-    return LoadedModel(model.eval(), config.name, read, tuple(notes))
+    return LoadedModel(model.eval(), config, read, tuple(notes))
 
 
 def identify(state: StateDict) -> tuple[str, ...]:
-    """Return the named models whose width, depth and slimming a state dict has.
+    """Return our named models whose family, width, depth and slimming a state dict has.
 
     sit_s and sit_xs differ in where they slim alone, which shows only in where their reverse TSMs begin.
     """
-    if "cls_token" not in state or state["cls_token"].ndim != 3:
-        return ()
-    dim = state["cls_token"].shape[-1]
-    blocks, tsms, rtsms = (
-        {int(k.split(".")[1]) for k in state if re.match(rf"{part}\.[0-9]{{1,3}}\.", k)}
-        for part in ("blocks", "tsm", "rtsm")
+    return tuple(c.name for c in CONFIGS.values() if _looks_like(state, c))
+
+
+def _looks_like(state: StateDict, config: ModelConfig) -> bool:
+    position = state.get("pos_embed")
+    if position is None or position.ndim != 3:
+        return False
+    blocks, tsms, rtsms = (_indices(state, part) for part in ("blocks", "tsm", "rtsm"))
+    return (
+        any(k.startswith("patch_embed.proj.") for k in state) == bool(config.base)
+        and (position.shape[-1], len(blocks)) == (config.embed_dim, config.depth)
+        and len(tsms) == len(config.stage_blocks) - 1
+        and (not rtsms or min(rtsms) == config.stage_blocks[0] - 1)
     )
-    return tuple(
-        c.name
-        for c in CONFIGS.values()
-        if (c.embed_dim, c.depth, len(c.stage_blocks) - 1) == (dim, len(blocks), len(tsms))
-        and (not rtsms or min(rtsms) == c.stage_blocks[0] - 1)
-    )
+
+
+def _indices(state: StateDict, part: str) -> set[int]:
+    return {int(k.split(".")[1]) for k in state if re.match(rf"{part}\.[0-9]{{1,3}}\.", k)}
 
 
 def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
-    fits = identify(read.state)
-    if not fits or config.name in fits:
+    """Refuse a checkpoint that is plainly of another model, in words rather than in names of weights."""
+    if config.base and any(k in read.state for k in ("dist_token", "head_dist.weight")):
+        raise InputError(
+            f"checkpoint {read.path} is of a distilled DeiT, whose dist token {config.name} has not; give a checkpoint of a plain one"
+        )
+    if _looks_like(read.state, config):
         return
-    remedy = f"pass --model {fits[0]}" if len(fits) == 1 else "pass the --model that it was trained as"
-    if config.teacher in fits:
-        remedy += f": a teacher must be distilled before it can be a {config.name}"
-    raise InputError(
-        f"checkpoint {read.path} does not fit {config.name}: it looks like {' or '.join(fits)}; {remedy}"
+    fits = identify(read.state)
+    if fits:
+        remedy = f"pass --model {fits[0]}" if len(fits) == 1 else "pass the --model that it was trained as"
+        if config.name in fits:
+            remedy = "leave out --stages"
+        if config.teacher in fits:
+            remedy += f": a teacher must be distilled before it can be a {config.name}"
+        raise InputError(
+            f"checkpoint {read.path} does not fit {config.title}: it looks like {' or '.join(fits)}; {remedy}"
+        )
+    blocks, tsms, wanted = (
+        len(_indices(read.state, "blocks")),
+        len(_indices(read.state, "tsm")),
+        config.stage_blocks,
     )
+    if blocks == config.depth and tsms != len(wanted) - 1:
+        remedy = (
+            "a teacher must be distilled before it can be slimmed: sit-deploy train"
+            if not tsms
+            else f"pass the {tsms + 1} --stages that it was trained with"
+        )
+        raise InputError(
+            f"checkpoint {read.path} does not fit {config.title}: it has {tsms} TSMs, not {len(wanted) - 1}; {remedy}"
+        )
 
 
 def _class_count(read: Checkpoint, config: ModelConfig, asked: int | None) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import timm
 from timm.models import build_model_with_cfg, register_model
 
+from sit_deploy.errors import InputError
 from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
 from sit_deploy.models.fit import filter_state_dict
 from sit_deploy.models.sit import SiT
-
-# official evaluation resizes the shorter side to size · 256/224, so crop_pct is 224/256
-CROP_PCT = 0.875
+from sit_deploy.models.slim import SlimViT, slim
 
 
 def _timm_cfg(config: ModelConfig) -> dict[str, Any]:
@@ -21,30 +21,54 @@ def _timm_cfg(config: ModelConfig) -> dict[str, Any]:
         "num_classes": config.num_classes,
         "input_size": (3, config.image_size, config.image_size),
         "pool_size": None,
-        "crop_pct": CROP_PCT,
-        "interpolation": "bicubic",
+        "crop_pct": config.crop_pct,
+        "interpolation": config.interpolation,
         "fixed_input_size": True,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.conv1",
+        "mean": config.mean,
+        "std": config.std,
+        "first_conv": "patch_embed.proj" if config.base else "patch_embed.conv1",
         "classifier": "head",
     }
 
 
+def _slim_vit(
+    base: str,
+    stage_blocks: tuple[int, ...],
+    keeping_ratio: float = 0.5,
+    kept: tuple[int, ...] | None = None,
+    reverse_tsm: bool = False,
+    dist_token: bool = False,
+    **kwargs: Any,
+) -> SlimViT:
+    """Make a timm model and arm it; `kwargs` are timm's own."""
+    if dist_token:
+        raise InputError(f"{base} takes no dist token; distil with one into a model of sit_* or lvvit_*")
+    model = timm.create_model(base, **kwargs)
+    return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm)
+
+
+def _arguments(config: ModelConfig) -> dict[str, Any]:
+    """Return what the constructor of a named model is given."""
+    slimming = {"stage_blocks": config.stage_blocks, "keeping_ratio": config.keeping_ratio}
+    if config.base:
+        return {"base": config.base, **slimming}
+    return {
+        "img_size": config.image_size,
+        "embed_dim": config.embed_dim,
+        "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_ratio,
+        "stem": config.stem,
+        "skip_lam": config.skip_lam,
+        **slimming,
+    }
+
+
 def _register(name: str, config: ModelConfig) -> None:
-    def build(pretrained: bool = False, **kwargs: Any) -> SiT:
-        arguments = {
-            "img_size": config.image_size,
-            "embed_dim": config.embed_dim,
-            "num_heads": config.num_heads,
-            "stage_blocks": config.stage_blocks,
-            "mlp_ratio": config.mlp_ratio,
-            "stem": config.stem,
-            "skip_lam": config.skip_lam,
-            "keeping_ratio": config.keeping_ratio,
-        }
+    make = _slim_vit if config.base else SiT
+
+    def build(pretrained: bool = False, **kwargs: Any) -> SiT | SlimViT:
         return build_model_with_cfg(
-            SiT, name, pretrained, pretrained_filter_fn=filter_state_dict, **{**arguments, **kwargs}
+            make, name, pretrained, pretrained_filter_fn=filter_state_dict, **{**_arguments(config), **kwargs}
         )
 
     build.__name__ = build.__qualname__ = name
@@ -63,12 +87,17 @@ for _config in CONFIGS.values():
         _register(_name, _config)
 
 
-def create_model(name: str, **kwargs: Any) -> SiT:
-    """Make a named model with random weights; `kwargs` go to `SiT`.
+def create_model(config: ModelConfig | str, **kwargs: Any) -> SiT | SlimViT:
+    """Make a model with random weights, by its configuration or its name (ours or timm's).
+
+    `kwargs` that every model takes: `img_size`, `num_classes`, `drop_path_rate`, `kept`, `reverse_tsm`, `dist_token`, and
+    `stage_blocks` and `keeping_ratio` over those of the configuration. Others go to `SiT`, or to timm.
 
     Raises:
-        InputError: unknown name, or an image size or schedule that does not fit.
+        InputError: unknown name, an image size or schedule that does not fit, or a dist token for a model of timm.
     """
-    import timm
-
-    return timm.create_model(get_config(name).name, **kwargs)
+    config = get_config(config) if isinstance(config, str) else config
+    slimming = {"stage_blocks": config.stage_blocks, "keeping_ratio": config.keeping_ratio}
+    if config.name in CONFIGS:
+        return timm.create_model(config.name, **{**slimming, **kwargs})
+    return _slim_vit(config.name, **{**slimming, **kwargs})

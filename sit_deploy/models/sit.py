@@ -6,7 +6,6 @@ Parameter names are those of the official checkpoints. A teacher is a SiT of one
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +15,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import PATCH, STEMS, kept_tokens
-from sit_deploy.models.tsm import Mlp, ReverseTokenSlimming, TokenSlimming
+from sit_deploy.models.configs import PATCH, STEMS, check_image_sides, token_schedule
+from sit_deploy.models.tsm import Mlp, TokenSlimming, init_linears, reverse_tsms, slim_after
+
+NO_REVERSE_TSMS = "this model has no reverse TSMs; create it with reverse_tsm=True to distil into it"
 
 
 @dataclass(frozen=True)
 class FRDOutput:
     """What distillation compares.
 
-    logits: (B, classes) of the class token. dist_logits: (B, classes) of the dist token, or None.
+    logits: (B, classes) of the head. dist_logits: (B, classes) of the dist token, or None.
     tokens: one (B, patches, dim) a block, the patch tokens after slimming and recovery.
     """
 
@@ -132,12 +133,7 @@ class SiT(nn.Module):
     ) -> None:
         super().__init__()
         height, width = to_2tuple(img_size)
-        for side in (height, width):
-            if side < PATCH or side % PATCH:
-                below = max(1, side // PATCH) * PATCH
-                raise InputError(
-                    f"image sides must be positive and divisible by {PATCH}, got {height}x{width}; take {below} or {below + PATCH}"
-                )
+        check_image_sides((height, width), PATCH)
         self.img_size = (height, width)
         self.grid_size = (height // PATCH, width // PATCH)
         self.num_classes = num_classes
@@ -147,22 +143,7 @@ class SiT(nn.Module):
         self.depth = sum(self.stage_blocks)
         self.grad_checkpointing = False
         patches = self.grid_size[0] * self.grid_size[1]
-        self.kept = tuple(kept) if kept else kept_tokens(patches, len(self.stage_blocks), keeping_ratio)
-        stages = len(self.stage_blocks)
-        if (
-            len(self.kept) != stages
-            or self.kept[0] != patches
-            or min(self.kept) < 1
-            or min(self.stage_blocks) < 1
-        ):
-            raise InputError(
-                f"token schedule {self.kept} does not fit the {patches} patches and the blocks {self.stage_blocks}; every "
-                "stage must have a block and keep at least one token: use a larger image or a larger keeping ratio"
-            )
-        if any(after > before for before, after in itertools.pairwise(self.kept)):
-            raise InputError(
-                f"token schedule {self.kept} grows, and slimming must not: use a larger image or a keeping ratio of at most 1"
-            )
+        self.kept = token_schedule(patches, self.stage_blocks, keeping_ratio, kept)
 
         self.patch_embed = ConvStem(in_chans, embed_dim, stem)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -175,12 +156,11 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, skip_lam, drop_rates[i]) for i in range(self.depth)
         )
-        # block index after which each TSM acts
-        self.slim_after = {sum(self.stage_blocks[:i]) - 1: i - 1 for i in range(1, len(self.stage_blocks))}
+        self.slim_after = slim_after(self.stage_blocks)
         if self.slim_after:
             self.tsm = nn.ModuleList(TokenSlimming(embed_dim, n) for n in self.kept[1:])
         if reverse_tsm:
-            self.rtsm = nn.ModuleList(self._reverse_tsm(i, patches) for i in range(self.depth))
+            self.rtsm = reverse_tsms(embed_dim, self.stage_blocks, self.kept)
         self.norm = nn.LayerNorm(embed_dim)
         self._make_heads(dist_token)
         self._init_weights()
@@ -193,10 +173,6 @@ class SiT(nn.Module):
     @property
     def has_dist_token(self) -> bool:
         return hasattr(self, "dist_token")
-
-    def _reverse_tsm(self, block: int, patches: int) -> nn.Module:
-        slimmed = sum(after <= block for after in self.slim_after)
-        return ReverseTokenSlimming(self.embed_dim, self.kept[slimmed], patches) if slimmed else nn.Identity()
 
     def _make_heads(self, dist_token: bool) -> None:
         def head() -> nn.Module:
@@ -212,11 +188,7 @@ class SiT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("_token", "pos_embed")):
                 trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -296,9 +268,7 @@ class SiT(nn.Module):
         """
         recover = getattr(self, "rtsm", None)
         if self.slim_after and recover is None:
-            raise InputError(
-                "this SiT has no reverse TSMs; create it with reverse_tsm=True to distil into it"
-            )
+            raise InputError(NO_REVERSE_TSMS)
         x = self.embed(x)
         tokens = []
         for i in range(self.depth):

@@ -6,7 +6,22 @@ Parameter names are those of the official checkpoints, so that these load as the
 from __future__ import annotations
 
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
+
+
+def slim_after(stage_blocks: tuple[int, ...]) -> dict[int, int]:
+    """Return block index → index of the TSM that acts after it: the last block of every stage but the final one."""
+    return {sum(stage_blocks[: i + 1]) - 1: i for i in range(len(stage_blocks) - 1)}
+
+
+def init_linears(module: nn.Module) -> None:
+    """Draw the weights of every Linear from a truncated normal of 0.02, and zero their biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 class Mlp(nn.Module):
@@ -57,3 +72,13 @@ class ReverseTokenSlimming(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mlp1(self.norm1(x).transpose(1, 2)).transpose(1, 2)
         return x + self.mlp2(self.norm2(x))
+
+
+def reverse_tsms(dim: int, stage_blocks: tuple[int, ...], kept: tuple[int, ...]) -> nn.ModuleList:
+    """Make one reverse TSM a block, Identity for the blocks before the first slimming, where nothing is to recover."""
+    slimmed_after = slim_after(stage_blocks)
+    made: list[nn.Module] = []
+    for block in range(sum(stage_blocks)):
+        times = sum(after <= block for after in slimmed_after)
+        made.append(ReverseTokenSlimming(dim, kept[times], kept[0]) if times else nn.Identity())
+    return nn.ModuleList(made)

@@ -21,6 +21,7 @@ TOKENS, HEADS, SIZE = 5, 2, 8
 DIM = HEADS * SIZE
 _random = np.random.default_rng(0)
 QKV = _random.standard_normal((DIM, 3 * DIM)).astype(np.float32) / 2
+BIAS = _random.standard_normal(3 * DIM).astype(np.float32)
 
 
 def _model(
@@ -48,6 +49,7 @@ def _attention(
     axis: int = -1,
     split_heads: tuple[int, ...] = (0, TOKENS, HEADS, SIZE),
     mask: bool = False,
+    bias: np.ndarray | None = None,
     order: str = "qkv",
     more_outputs: tuple[tuple[str, int], ...] = (),
 ) -> onnx.ModelProto:
@@ -55,8 +57,11 @@ def _attention(
     names = dict(zip(order, ("first", "second", "third"), strict=True))
     permutations = {"q": (0, 2, 1, 3), "k": (0, 2, 3, 1), "v": (0, 2, 1, 3)}
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["qkv"]),
-        helper.make_node("Split", ["qkv"], ["first", "second", "third"], axis=2),
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        *([] if bias is None else [helper.make_node("Add", ["bias", "product"], ["biased"])]),
+        helper.make_node(
+            "Split", ["product" if bias is None else "biased"], ["first", "second", "third"], axis=2
+        ),
     ]
     for part, permutation in permutations.items():
         nodes.append(helper.make_node("Reshape", [names[part], "heads"], [f"{part}4"]))
@@ -75,6 +80,7 @@ def _attention(
         "heads": np.array(split_heads),
         "tokens": np.array([0, TOKENS, DIM]),
         "mask": np.full((TOKENS, TOKENS), 0.5, np.float32),
+        **({} if bias is None else {"bias": bias}),
     }
     shape = [batch, TOKENS, DIM]
     return _model(nodes, shape, shape, constants, more_outputs)
@@ -123,6 +129,17 @@ def test_attention_is_one_operator_with_the_same_result(batch: int | str, sizes:
         np.testing.assert_allclose(_run(fused, x), _run(plain, x), rtol=0, atol=2e-6)
 
 
+def test_bias_of_the_projection_goes_with_it() -> None:
+    plain = _attention(2, bias=BIAS)
+    fused = _copy(plain)
+    assert fuse_for_cpu(fused) == {"attention": 1, "gelu": 0}
+    (attention,) = fused.graph.node
+    assert list(attention.input) == ["x", "w", "bias"]
+    x = _random_input(2, TOKENS, DIM)
+    np.testing.assert_allclose(_run(fused, x), _run(plain, x), rtol=0, atol=2e-6)
+    assert np.abs(_run(plain, x) - _run(_attention(2), x)).max() > 0.1
+
+
 def test_softmax_axis_3_is_the_last_one() -> None:
     assert fuse_attention(_attention(axis=3)) == 1
 
@@ -135,6 +152,9 @@ def test_softmax_axis_3_is_the_last_one() -> None:
         {"order": "kqv"},
         {"more_outputs": (("weights", 4),)},
         {"more_outputs": (("second", 3),)},
+        {"bias": BIAS[:1]},  # one number for all
+        {"bias": np.tile(BIAS, (TOKENS, 1))},  # one row a token: a position, not a bias
+        {"bias": BIAS, "more_outputs": (("product", 3),)},
         # the same sizes in another order: valid, and another meaning
         {"split_heads": (0, HEADS, TOKENS, SIZE)},
     ],

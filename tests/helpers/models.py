@@ -6,10 +6,13 @@ import math
 from typing import Any
 
 import torch
+from timm.layers import LayerScale
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sit_deploy.models import CONFIGS, create_model
 from sit_deploy.models.sit import SiT
+from sit_deploy.models.slim import SlimViT, slim
 from sit_deploy.models.tsm import TokenSlimming
 
 TINY: dict[str, Any] = {
@@ -19,7 +22,39 @@ TINY: dict[str, Any] = {
     "num_heads": 4,
     "stage_blocks": (2, 1, 1, 2),
 }
-SLIMMED = tuple(name for name, config in CONFIGS.items() if len(config.stage_blocks) > 1)
+SLIMMED = tuple(name for name, c in CONFIGS.items() if len(c.stage_blocks) > 1 and c.base is None)
+# a small vision transformer of timm, and one variation for each of its parts that slimming or deploying must know
+VIT: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 16,
+    "num_classes": 7,
+    "embed_dim": 32,
+    "depth": 6,
+    "num_heads": 4,
+}
+VIT_VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"init_values": 1e-5},
+    "no qkv bias": {"qkv_bias": False},
+    "no projection bias": {"proj_bias": False},
+    "registers": {"reg_tokens": 4},
+    "registers without positions": {"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5},
+    "class token without position": {"no_embed_class": True},
+    "average": {"global_pool": "avg"},
+    "average without class token": {"global_pool": "avg", "class_token": False},
+    "average with registers": {
+        "global_pool": "avg", "class_token": False, "reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5,
+    },
+    "average after the norm": {"global_pool": "avg", "fc_norm": False},
+    "norm after pooling": {"fc_norm": True},
+    "no last norm": {"final_norm": False},
+    "norm before the blocks": {"pre_norm": True},
+    "patches of 8": {"patch_size": 8, "img_size": 48},
+    "patches of 14": {"patch_size": 14, "img_size": 56},
+    "not square": {"img_size": (32, 80)},
+    "grey": {"in_chans": 1},
+    "wide mlp": {"mlp_ratio": 5.5, "num_heads": 2},
+}  # fmt: skip
 PUBLISHED = tuple(name for name in CONFIGS if "nano" not in name)
 
 
@@ -39,6 +74,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         if name.endswith(("_token", "pos_embed")):
             normal(parameter, 0.5)
     for module in model.modules():
+        if isinstance(module, LayerScale):
+            module.gamma.uniform_(0.3, 1.2, generator=generator)
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             normal(module.weight, 1 / math.sqrt(module.weight[0].numel()))
         if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
@@ -62,14 +99,28 @@ def tiny_model(seed: int = 0, **options: Any) -> SiT:
     return randomise(SiT(**{**TINY, **options}), seed).eval()
 
 
-def named_model(name: str, seed: int = 0, **options: Any) -> SiT:
+def plain_vit(seed: int = 0, **options: Any) -> VisionTransformer:
+    """Make a randomised vision transformer of timm in eval mode; `options` go to it over those of VIT."""
+    return randomise(VisionTransformer(**{**VIT, **options}), seed).eval()
+
+
+def tiny_vit(
+    variant: str = "plain", stage_blocks: tuple[int, ...] = (2, 1, 1, 2), seed: int = 0, **slimming: Any
+) -> SlimViT:
+    """Make a randomised slimmed vision transformer in eval mode, of one of VIT_VARIANTS; `slimming` goes to `slim`."""
+    options = {**VIT, **VIT_VARIANTS[variant], "depth": sum(stage_blocks)}
+    made = slim(VisionTransformer(**options), stage_blocks, **slimming)
+    return randomise(made, seed).eval()
+
+
+def named_model(name: str, seed: int = 0, **options: Any) -> Any:
     """Make a named model, randomised, in eval mode, without the cost of its own initialisation."""
     with torch.device("meta"):
         model = create_model(name, **options)
     return randomise(model.to_empty(device="cpu"), seed).eval()
 
 
-def images(model: SiT, batch: int = 2, seed: int = 1) -> torch.Tensor:
+def images(model: SiT | SlimViT, batch: int = 2, seed: int = 1) -> torch.Tensor:
     """Return random images (batch, in_chans, H, W) of the model's size."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, model.in_chans, *model.img_size, generator=generator)

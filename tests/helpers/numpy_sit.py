@@ -28,10 +28,10 @@ def linear(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
     return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0)
 
 
-def layer_norm(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+def layer_norm(w: Weights, name: str, x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
     centred = x - x.mean(axis=-1, keepdims=True)
     return (
-        centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * w[f"{name}.weight"]
+        centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * w[f"{name}.weight"]
         + w[f"{name}.bias"]
     )
 

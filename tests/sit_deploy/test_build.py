@@ -67,12 +67,13 @@ def test_manifest(trained: Trained) -> None:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     parameters = sum(value.numel() for key, value in weights.items() if not key.endswith(statistics))
     assert manifest["model"] | {"macs": None} == {
-        "name": "sit_nano", "image_size": [112, 112], "num_classes": 7, "dist_token": False, "tokens": [49, 24, 12, 6],
+        "name": "sit_nano", "stages": [2, 2, 2, 2], "keeping_ratio": 0.5, "image_size": [112, 112], "num_classes": 7, "dist_token": False, "tokens": [49, 24, 12, 6],
         "parameters": parameters,
         "macs": None, "published_top1": None,
         "config": {
             "embed_dim": 128, "num_heads": 4, "stage_blocks": [2, 2, 2, 2], "image_size": 112, "stem": "4c",
             "skip_lam": 2.0, "mlp_ratio": 3.0, "keeping_ratio": 0.5, "num_classes": 1000, "teacher": "lvvit_nano",
+            "base": None, "patch_size": 16,
         },
     }  # fmt: skip
     assert 30e6 < manifest["model"]["macs"] < 50e6  # of one image, not of the batch

@@ -16,7 +16,15 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS
 from sit_deploy.models.sit import Block, SiT
 from sit_deploy.models.tsm import TokenSlimming
-from tests.helpers.models import images, named_model, randomise, relative_error, tiny_model
+from tests.helpers.models import (
+    VIT_VARIANTS,
+    images,
+    named_model,
+    randomise,
+    relative_error,
+    tiny_model,
+    tiny_vit,
+)
 
 TOLERANCE = 2e-5  # of the logits' standard deviation
 
@@ -55,11 +63,19 @@ def test_batchnorm_is_folded(stride: int) -> None:
 @pytest.mark.parametrize("skip_lam", [2.0, 3.0])
 def test_residual_divisor_is_folded(skip_lam: float, x: torch.Tensor) -> None:
     linear = randomise(nn.Linear(32, 16))
-    close(deploy.fold_skip(linear, skip_lam)(x), linear(x) / skip_lam)
+    close(deploy.fold_gain(linear, 1 / skip_lam)(x), linear(x) / skip_lam)
 
 
-def test_attention_scale_is_folded_into_the_queries_alone(x: torch.Tensor) -> None:
-    qkv = randomise(nn.Linear(32, 96, bias=False))
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_scale_is_folded_output_by_output(bias: bool, x: torch.Tensor) -> None:
+    linear = randomise(nn.Linear(32, 16, bias=bias))
+    gamma = torch.linspace(-2, 2, 16)
+    close(deploy.fold_gain(linear, gamma)(x), gamma * linear(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_scale_is_folded_into_the_queries_alone(bias: bool, x: torch.Tensor) -> None:
+    qkv = randomise(nn.Linear(32, 96, bias=bias))
     q, k, v = deploy.fold_attention_scale(qkv, num_heads=4)(x).chunk(3, dim=-1)
     expected = qkv(x).chunk(3, dim=-1)
     close(q, expected[0] / 8**0.5)
@@ -92,13 +108,13 @@ def test_heads_are_merged(dist_token: bool, x: torch.Tensor) -> None:
 
 def test_attention_keeps_its_result(x: torch.Tensor) -> None:
     attention = tiny_model().blocks[0].attn
-    close(deploy.DeployAttention(attention, 3.0)(x), attention(x) / 3.0)
+    close(deploy.DeployAttention(attention, 1 / 3)(x), attention(x) / 3.0)
 
 
 @pytest.mark.parametrize("prefix", [1, 2])
 def test_last_attention_is_that_of_the_prefix_tokens(prefix: int, x: torch.Tensor) -> None:
     attention = tiny_model().blocks[0].attn
-    found = deploy.PrefixAttention(attention, 2.0, prefix)(x)
+    found = deploy.FirstAttention(attention, 0.5, prefix)(x)
     assert found.shape == (2, prefix, 32)
     close(found, attention(x)[:, :prefix] / 2.0)
 
@@ -199,6 +215,85 @@ def test_every_variation_keeps_its_logits(options: dict[str, Any]) -> None:
     expected = model(pixels)
     assert (form(pixels) - expected).abs().max() < TOLERANCE * max(expected.std(), 0.5)
     assert not any("rtsm" in n or "aux" in n for n, _ in form.named_modules())
+
+
+@pytest.mark.parametrize("stage_blocks", [(2, 1, 1, 2), (6,), (5, 1)])
+@pytest.mark.parametrize("variant", VIT_VARIANTS)
+def test_every_vision_transformer_keeps_its_logits(variant: str, stage_blocks: tuple[int, ...]) -> None:
+    model = tiny_vit(variant, stage_blocks, reverse_tsm=True)
+    pixels = images(model, batch=5)
+    expected = model(pixels)
+    assert expected.std() > 0.1
+    form = to_deploy_form(model)
+    assert relative_error(form(pixels), expected) < TOLERANCE
+    kinds = {type(m) for m in form.modules()}
+    assert not kinds & {nn.Identity, nn.Dropout}
+    assert not any("rtsm" in n or "ls" in n.split(".") for n, _ in form.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("variant", "into_last", "into_norm"),
+    # tokens of the last block's MLP and of the last norm: the class token, or all of them and then the patches
+    [("plain", 1, 1), ("registers", 1, 1), ("average after the norm", 1 + 2, 2), ("average with registers", 4 + 2, None)],
+)  # fmt: skip
+def test_last_block_computes_what_the_head_reads(variant: str, into_last: int, into_norm: int | None) -> None:
+    model = tiny_vit(variant)
+    form = to_deploy_form(model)
+    seen = tokens_into({"last": form.blocks[-1].mlp.fc1}, lambda: form(images(model)))
+    assert seen == {"last": into_last}
+    if into_norm is not None:
+        assert tokens_into({"norm": form.norm}, lambda: form(images(model))) == {"norm": into_norm}
+
+
+def _no_layer_scale(form: DeployForm, model: Any) -> None:
+    form.blocks[2].attn.proj = model.blocks[2].attn.proj
+
+
+def _no_layer_scale_of_the_bias(form: DeployForm, model: Any) -> None:
+    form.blocks[2].mlp.fc2.bias = model.blocks[2].mlp.fc2.bias
+
+
+def _no_scale_of_the_query_bias(form: DeployForm, model: Any) -> None:
+    form.blocks[1].attn.qkv.bias = model.blocks[1].attn.qkv.bias
+
+
+def _no_value_bias(form: DeployForm, model: Any) -> None:
+    form.blocks[0].attn.qkv.bias.data[64:] = 0
+
+
+def _registers_with_positions(form: DeployForm, model: Any) -> None:
+    form.embed.position[:, :4] += model.pos_embed[:, :4]
+
+
+def _registers_averaged(form: DeployForm, model: Any) -> None:
+    form.prefix = 0
+
+
+def _registers_slimmed(form: DeployForm, model: Any) -> None:
+    form.tsm[0].prefix = 3
+
+
+def _norm_before_the_mean(form: DeployForm, model: Any) -> None:
+    form.norm, form.fc_norm = form.fc_norm, None
+
+
+VIT_MUTATIONS = (
+    _no_layer_scale, _no_layer_scale_of_the_bias, _no_scale_of_the_query_bias, _no_value_bias, _registers_with_positions,
+    _registers_averaged, _registers_slimmed, _norm_before_the_mean,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", VIT_MUTATIONS, ids=lambda f: f.__name__.strip("_"))
+def test_the_comparison_sees_each_rewrite_of_a_vision_transformer(
+    mutate: Callable[[DeployForm, Any], None],
+) -> None:
+    model = tiny_vit("average with registers")
+    pixels = images(model)
+    expected = model(pixels)
+    form = to_deploy_form(model)
+    assert relative_error(form(pixels), expected) < TOLERANCE
+    mutate(form, copy.deepcopy(model))
+    assert relative_error(form(pixels), expected) > 10 * TOLERANCE
 
 
 def _slim_before_the_block(form: DeployForm, model: SiT) -> None:

@@ -27,7 +27,7 @@ from sit_deploy.export import DEFAULT_OPSET, OPSETS, export_onnx, set_batch
 from sit_deploy.graph.lint import lint
 from sit_deploy.models import create_model
 from sit_deploy.models.sit import SiT
-from tests.helpers.models import images, named_model, relative_error, tiny_model
+from tests.helpers.models import images, named_model, relative_error, tiny_model, tiny_vit
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # of the logits' standard deviation
@@ -341,3 +341,60 @@ def test_batches_below_one(batch: int, nano: SiT) -> None:
         InputError, match=rf"batch size must be at least 1, got {batch}; pass --batch-size 1 or more"
     ):
         export_onnx(to_deploy_form(nano), nano.img_size, batch=batch)
+
+
+# --- vision transformers of timm ---
+
+
+@pytest.mark.parametrize(
+    ("variant", "opset", "batch", "fused"),
+    # attention of the last block is fused where it computes all tokens, which is for the mean of them
+    [
+        ("layer scale", 20, 2, 2),
+        ("registers", 18, 3, 2),
+        ("norm before the blocks", 17, "batch", 2),
+        ("average with registers", 17, "batch", 3),
+        ("average without class token", 20, 1, 3),
+    ],
+)
+@torch.no_grad()
+def test_vision_transformers(variant: str, opset: int, batch: int | str, fused: int) -> None:
+    from engines.onnxruntime_fusion import fuse_for_cpu
+
+    model = tiny_vit(variant, (1, 1, 1))
+    pixels = images(model, batch=batch if isinstance(batch, int) else 3)
+    graph = export_onnx(to_deploy_form(model), model.img_size, batch=batch, opset=opset)
+    assert lint(graph, max_opset=opset, dynamic_batch=batch == "batch") == []
+    assert relative_error(run(graph, pixels), model(pixels)) < TOLERANCE
+    counts = Counter(n.op_type for n in graph.graph.node)
+    assert counts["ReduceMean"] == ("average" in variant)
+    assert not counts.keys() & {"Identity", "Constant", "Cast", "Shape", "Expand", "BatchNormalization"}
+    assert counts["Conv"] == 1
+    names = {n.name for n in graph.graph.node}
+    assert {"stem/conv1", "blocks.1/attn/qkv", "blocks.1/attn/qkv/bias", "tsm.0/fc2", "head"} <= names
+    assert fuse_for_cpu(graph)["attention"] == fused  # each with the bias of its projection
+    assert relative_error(run(graph, pixels), model(pixels)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_slimmed_vision_transformer_builds_on_tensorrt_rtx(tmp_path: Path) -> None:
+    """LayerScale, registers and the mean of the patches, strongly typed in both low precisions."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
+    import engines
+    from sit_deploy.graph.precision import to_precision
+    from sit_deploy.graph.simulate import simulate
+
+    model = tiny_vit("average with registers", (1, 1, 1))
+    pixels = images(model, batch=2)
+    graph = export_onnx(to_deploy_form(model), model.img_size, batch=2)
+    for precision, tolerance in (("fp16", 0.02), ("bf16", 0.2)):
+        low, plan = to_precision(graph, precision)
+        assert lint(low) == []
+        (mean,) = [node for node in plan.nodes if node.op_type == "ReduceMean"]
+        assert (mean.dtype, mean.reason) == ("float32", "mean sums tokens")
+        assert relative_error(run(simulate(low), pixels), model(pixels)) < tolerance
+        onnx.save(low, tmp_path / "model.onnx")
+        engines.get("tensorrt-rtx").build(
+            tmp_path / "model.onnx", tmp_path / "engine.plan", engines.BuildOptions()
+        )
+        assert (tmp_path / "engine.plan").stat().st_size > 10_000

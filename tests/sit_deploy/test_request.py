@@ -14,7 +14,12 @@ from sit_deploy.request import BuildRequest
 
 BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"model": "sit_nanu"}, r"unknown model 'sit_nanu'; did you mean 'sit_nano'\?"),
-    ({"model": "resnet50"}, r"unknown model 'resnet50'; `sit-deploy models` lists them all"),
+    ({"model": "resnet50"}, r"resnet50 is not supported, for it has another architecture \(resnet\.ResNet\)"),
+    ({"model": "qwertyuiop"}, r"unknown model 'qwertyuiop'; `sit-deploy models` lists ours"),
+    ({"model": None}, "no model was named; pass --model NAME: `sit-deploy models` lists them"),
+    ({"stages": (1, 2)}, "stages 1,2 do not fit sit_nano.*depth of 8; pass for example --stages 5,1,1,1"),
+    ({"keeping_ratio": 1.5}, "keeping ratio must be above 0 and at most 1, got 1.5"),
+    ({"model": "vit_small_patch14_dinov2", "image_size": 224 + 16}, "240 is not a positive multiple of 14; take 238 or 252"),
     ({"precision": "int4"}, "precision 'int4' is not offered; choose from fp32, fp16, bf16"),
     ({"batch_size": 0}, "batch size must be at least 1, got 0; pass --batch-size 1 or more"),
     ({"batch_size": -3}, "batch size must be at least 1, got -3"),
@@ -65,12 +70,13 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "sit_lvvit_small", Path("out"), "fp16", Path("my weights.pth"), False, "auto", dynamic_batch=(1, 8, 32),
         image_size=256, num_classes=10, labels=Path("l.txt"), calib_data=Path("calib"), calib_images=5,
         val_data=Path("val"), max_accuracy_drop=0.5, opset=17, targets=("sm80", "sm89"), optimization_level=2,
+        stages=(4, 4, 4, 4), keeping_ratio=0.7,
     )  # fmt: skip
     words = shlex.split(request.command("tensorrt-rtx"))
     assert words[:2] == ["sit-deploy", "build"] and words[-1] == "--no-ema"
     pairs = list(zip(words[2:-1:2], words[3:-1:2], strict=True))
     assert dict(pairs) == {
-        "--model": "sit_s", "--precision": "fp16", "--checkpoint": str(tmp_path / "my weights.pth"),
+        "--model": "sit_s", "--stages": "4,4,4,4", "--keeping-ratio": "0.7", "--precision": "fp16", "--checkpoint": str(tmp_path / "my weights.pth"),
         "--engine": "tensorrt-rtx", "--image-size": "256", "--num-classes": "10", "--labels": str(tmp_path / "l.txt"),
         "--calib-data": str(tmp_path / "calib"), "--calib-images": "5", "--val-data": str(tmp_path / "val"),
         "--max-accuracy-drop": "0.5", "--opset": "17", "--optimization-level": "2", "--dynamic-batch": "1:8:32",

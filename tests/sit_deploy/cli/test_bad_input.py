@@ -27,7 +27,11 @@ NANO = ("build", "--model", "sit_nano", "--engine", "onnxruntime", "-o", "new/ou
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "sit_nanu"], "unknown model 'sit_nanu'; did you mean 'sit_nano'? `sit-deploy models` lists them all"),
+        (["--model", "sit_nanu"], "unknown model 'sit_nanu'; did you mean 'sit_nano'? `sit-deploy models` lists ours"),
+        (["--model", "deit_small_distilled_patch16_224"], "for it has the distillation token of a distilled DeiT"),
+        (["--stages", "6,2,2,2"], "they must add up to its depth of 8; pass for example --stages 5,1,1,1"),
+        (["--keeping-ratio", "0"], "keeping ratio must be above 0 and at most 1, got 0.0; pass for example --keeping-ratio 0.5"),
+        (["--keeping-ratio", "0.1"], "token schedule (49, 4, 0, 0) does not fit"),
         (["--model", "sit_lvvit_smal"], "unknown model 'sit_lvvit_smal'; did you mean 'sit_lvvit_small'?"),
         (["--precision", "fp17"], "precision 'fp17' is not offered; choose from fp32, fp16, bf16"),
         (["--batch-size", "0"], "batch size must be at least 1, got 0; pass --batch-size 1 or more"),
@@ -63,6 +67,8 @@ def test_options(words: list[str], message: str, cli: CommandLine) -> None:
         (["--dynamic-batch", "8"], "Invalid value for '--dynamic-batch': '8' is not MIN:OPT:MAX; write for example 1:8:32"),
         (["--dynamic-batch", "4:2:8"], "'4:2:8' must have 1 <= MIN <= OPT <= MAX"),
         (["--dynamic-batch", "0:1:2"], "'0:1:2' must have 1 <= MIN <= OPT <= MAX"),
+        (["--stages", "2,2,x"], "Invalid value for '--stages': '2,2,x' is not a list of block counts; write for example 6,2,2,2"),
+        (["--stages", "8,0"], "'8,0' is not a list of block counts"),
         (["--opset", "16"], "Invalid value for '--opset': 16 is not in the range 17<=x<=20."),
         (["--batch-size", "two"], "Invalid value for '--batch-size': 'two' is not a valid integer."),
         (["--max-accuracy-drop", "-1"], "Invalid value for '--max-accuracy-drop'"),
@@ -77,8 +83,13 @@ def test_usage(words: list[str], message: str, cli: CommandLine) -> None:
 
 
 def test_no_model(cli: CommandLine) -> None:
-    assert cli("build", status=2).usage_error() == "Missing option '--model'."
-    assert cli("export", status=2).usage_error() == "Missing option '--model'."
+    wanted = "no model was named; pass --model NAME: `sit-deploy models` lists them"
+    assert cli.refuses("build") == cli.refuses("export") == wanted
+    assert cli.refuses("build", "--checkpoint", "gone.pth") == (
+        "checkpoint gone.pth does not exist or is not a file; pass --model NAME with one that fits it"
+    )
+    torch.save({}, cli.folder / "sit.pth")
+    assert "sit.pth has no model card; pass --model NAME" in cli.refuses("build", "--checkpoint", "sit.pth")
 
 
 def test_in_a_process_of_its_own(cli: CommandLine) -> None:
@@ -86,7 +97,7 @@ def test_in_a_process_of_its_own(cli: CommandLine) -> None:
     (cli.folder / "file").write_text("x")
     before = snapshot(cli.folder)
     for words, line in (
-        (["--model", "sit_nanu"], "unknown model 'sit_nanu'; did you mean 'sit_nano'? `sit-deploy models` lists them all"),
+        (["--model", "sit_nanu"], "unknown model 'sit_nanu'; did you mean 'sit_nano'? `sit-deploy models` lists ours, and timm's plain vision transformers will do too"),
         (["--model", "sit_nano", "--batch-size", "0"], "batch size must be at least 1, got 0; pass --batch-size 1 or more"),
         (["--model", "sit_nano", "-o", "file"], "output file is not a folder; choose another with -o"),
     ):  # fmt: skip

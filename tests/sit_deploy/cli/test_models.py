@@ -32,6 +32,7 @@ def test_table_has_every_model_and_its_figures(cli: CommandLine) -> None:
     assert list(rows) == list(CONFIGS)
     # as the paper's table has them
     assert rows["sit_s"] == ["sit_s", "25.63", "4.03", "224", "9,3,2,2", "196,98,49,24", "83.1"]
+    assert rows["sit_deit_s"] == ["sit_deit_s", "22.31", "3.01", "224", "6,2,2,2", "196,98,49,24"]
     assert rows["lvvit_l"] == ["lvvit_l", "147.17", "56.05", "288", "24", "324", "85.3"]
     for config in CONFIGS.values():
         assert all(f"{alias} = {config.name}" in result.out for alias in config.aliases)

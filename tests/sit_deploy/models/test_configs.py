@@ -23,6 +23,11 @@ ARCHITECTURES = {
     "lvvit_l": (768, 24, 12, (24,), 288, (324,), 3, "6c"),
     "sit_nano": (128, 8, 4, (2, 2, 2, 2), 112, (49, 24, 12, 6), 2, "4c"),
     "lvvit_nano": (128, 8, 4, (8,), 112, (49,), 2, "4c"),
+    "sit_micro": (96, 16, 3, (1, 1, 1, 13), 112, (49, 24, 12, 6), 2, "4c"),
+    "lvvit_micro": (96, 16, 3, (16,), 112, (49,), 2, "4c"),
+    # DeiT's residual branches are not divided, and it has one convolution for a stem
+    "sit_deit_s": (384, 12, 6, (6, 2, 2, 2), 224, (196, 98, 49, 24), 1, "4c"),
+    "sit_deit_b": (768, 12, 12, (6, 2, 2, 2), 224, (196, 98, 49, 24), 1, "4c"),
 }
 TEACHERS = {
     "sit_t": "lvvit_t",
@@ -31,6 +36,9 @@ TEACHERS = {
     "sit_m": "lvvit_m",
     "sit_l": "lvvit_l",
     "sit_nano": "lvvit_nano",
+    "sit_micro": "lvvit_micro",
+    "sit_deit_s": "deit_small_patch16_224",
+    "sit_deit_b": "deit_base_patch16_224",
 }
 TOP1 = {
     "sit_t": 80.1,
@@ -74,7 +82,8 @@ def test_architecture(name: str) -> None:
         c.stem,
     )
     assert found == ARCHITECTURES[name]
-    assert (c.mlp_ratio, c.keeping_ratio, c.num_classes) == (3.0, 0.5, 1000)
+    assert (c.mlp_ratio, c.keeping_ratio, c.num_classes) == (4.0 if "deit" in name else 3.0, 0.5, 1000)
+    assert c.patch_size == 16
 
 
 def test_teachers_and_published_accuracy() -> None:
@@ -111,7 +120,13 @@ def test_kept_tokens_of_another_ratio() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("sit_x", "'sit_xs'"), ("SIT_S", ""), ("deit_small", ""), ("lvvit_smal", "'lvvit_small'")],
+    [
+        ("sit_x", "'sit_xs'"),
+        ("SIT_S", ""),
+        ("lvvit_smal", "'lvvit_small'"),
+        ("deit_smal_patch16_224", "'deit_small_patch16_224'"),
+        ("vit_tiny_patch16_24", "'vit_tiny_patch16_224'"),
+    ],
 )
 def test_unknown_name_is_one_line_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -126,6 +141,60 @@ def test_unknown_name_is_one_line_with_the_nearest(name: str, hint: str) -> None
 def test_configs_and_cost_need_no_torch() -> None:
     code = (
         "import sys; from sit_deploy.models import CONFIGS, get_config; from sit_deploy.models.cost import cost;"
-        "cost(get_config('sit_s')); sys.exit(bool({'torch', 'timm', 'numpy', 'onnx'} & set(sys.modules)))"
+        "cost(get_config('sit_s')); cost(get_config('sit_deit_s', (3, 9), 0.7)); sys.exit(bool({'torch', 'timm', 'numpy', 'onnx'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------ other stages and ratios
+
+
+def test_other_stages_slim_a_teacher() -> None:
+    config = get_config("lvvit_s", (9, 3, 2, 2))
+    assert (config.name, config.teacher, config.top1) == ("lvvit_s", "lvvit_s", None)
+    assert config.tokens() == get_config("sit_s").tokens()
+    assert config.title == "lvvit_s of stages 9,3,2,2"
+
+
+def test_another_ratio_and_none() -> None:
+    assert get_config("sit_s", keeping_ratio=0.7).tokens() == (196, 137, 96, 67)
+    assert get_config("sit_s", (9, 3, 2, 2), 0.5) is get_config("sit_s")
+    teacher = get_config("sit_s", (16,))
+    assert (teacher.tokens(), teacher.teacher) == ((196,), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "message"),
+    [
+        (
+            "lvvit_s",
+            (9, 3, 2),
+            "stages 9,3,2 do not fit lvvit_s.*depth of 16; pass for example --stages 10,2,2,2",
+        ),
+        ("sit_deit_s", (6, 2, 2, 3), "depth of 12; pass for example --stages 6,2,2,2"),
+        ("sit_nano", (8, 0), "every stage must have a block.*depth of 8; pass for example --stages 5,1,1,1"),
+        ("sit_nano", (), "stages of no number do not fit"),
+    ],
+)
+def test_stages_that_do_not_fit(name: str, stages: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        get_config(name, stages)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])
+def test_ratios_out_of_range(ratio: float) -> None:
+    with pytest.raises(InputError, match="keeping ratio must be above 0 and at most 1, got"):
+        get_config("sit_s", keeping_ratio=ratio)
+
+
+def test_a_ratio_of_a_model_that_slims_nothing() -> None:
+    with pytest.raises(InputError, match=r"lvvit_s slims nothing.*--stages 10,2,2,2"):
+        get_config("lvvit_s", keeping_ratio=0.7)
+    assert get_config("lvvit_s", (16,), 0.7).tokens() == (196,)  # said of both: nothing is asked for in vain
+
+
+def test_every_example_fits_its_depth() -> None:
+    from sit_deploy.models.configs import _example_stages
+
+    for depth in range(1, 41):
+        assert sum(_example_stages(depth)) == depth and min(_example_stages(depth)) >= 1

@@ -9,9 +9,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 
+from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, create_model, get_config
 from sit_deploy.models.cost import Cost, cost
 from sit_deploy.models.sit import SiT
+from sit_deploy.models.slim import SlimViT
 
 logging.getLogger("fvcore").setLevel(logging.ERROR)
 
@@ -37,7 +39,7 @@ def _attention_macs(inputs: list, outputs: list) -> int:
     return 2 * batch * heads * n * n * size
 
 
-def measured(model: SiT) -> Cost:
+def measured(model: SiT | SlimViT) -> Cost:
     parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("rtsm."))
     image = torch.zeros(1, model.in_chans, *model.img_size, device=model.cls_token.device)
     count = FlopCountAnalysis(model.eval(), image)
@@ -65,12 +67,30 @@ def test_closed_form_is_the_real_model(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "classes"),
-    [("sit_nano", 128, 10), ("sit_l", 240, 21), ("lvvit_s", 64, 0), ("sit_s", 384, 1)],
+    [
+        ("sit_nano", 128, 10),
+        ("sit_l", 240, 21),
+        ("lvvit_s", 64, 0),
+        ("sit_s", 384, 1),
+        ("sit_deit_s", 256, 10),
+    ],
 )
 def test_at_another_size_and_class_count(name: str, size: int, classes: int) -> None:
     figures = cost(get_config(name), size, classes)
     assert figures == measured(empty(name, img_size=size, num_classes=classes))
     assert figures != cost(get_config(name))
+
+
+def test_other_stages_of_a_named_model() -> None:
+    config = get_config("sit_deit_s", (3, 3, 6), 0.7)
+    with torch.device("meta"):
+        model = create_model(config).to_empty(device="cpu")
+    assert cost(config) == measured(model) != cost(get_config("sit_deit_s"))
+
+
+def test_models_of_another_make_are_not_guessed_at() -> None:
+    with pytest.raises(InputError, match="cost of deit3_small_patch16_224 is not known"):
+        cost(get_config("deit3_small_patch16_224"))
 
 
 def test_reverse_tsms_cost_nothing_at_inference() -> None:

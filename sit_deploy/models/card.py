@@ -1,0 +1,200 @@
+"""The model card: what a trained model is, kept in the metadata of its safetensors file, so that the file suffices to deploy it.
+
+The metadata has one key, `sit_deploy`, whose text is JSON; a copy of it is written beside the weights for people.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.files import atomic_path
+from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sit_deploy.data import Preprocessing
+
+SCHEMA = 1
+KEY = "sit_deploy"
+_MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model as it was trained.
+
+    name: ours or timm's. stages, keeping_ratio: how it slims, and `tokens` the patch tokens that gives at `image_size`
+    pixels. classes: their names in label order, None where they have none. preprocessing: of evaluation.
+    metrics, training: what was reached and how, for people: any JSON.
+    """
+
+    name: str
+    stages: tuple[int, ...]
+    keeping_ratio: float
+    tokens: tuple[int, ...]
+    image_size: int
+    num_classes: int
+    preprocessing: Preprocessing
+    dist_token: bool = False
+    classes: tuple[str, ...] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with every field."""
+        return {
+            "schema": SCHEMA,
+            "model": {
+                "name": self.name,
+                "stages": list(self.stages),
+                "keeping_ratio": self.keeping_ratio,
+                "tokens": list(self.tokens),
+                "image_size": self.image_size,
+                "num_classes": self.num_classes,
+                "dist_token": self.dist_token,
+            },
+            "classes": None if self.classes is None else list(self.classes),
+            "preprocessing": self.preprocessing.to_dict(),
+            "metrics": self.metrics,
+            "training": self.training,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> ModelCard:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: a newer schema, or a missing, unknown or wrong field.
+        """
+        from sit_deploy.data import Preprocessing
+
+        if not isinstance(fields, dict) or not _is_int(fields.get("schema")):
+            raise InputError("it is no card of sit-deploy; save the model again")
+        if fields["schema"] > SCHEMA:
+            raise InputError(
+                f"it is of schema {fields['schema']}, newer than the {SCHEMA} known here; upgrade sit-deploy"
+            )
+        top = ("schema", "model", "classes", "preprocessing", "metrics", "training")
+        _check_fields(fields, top, "the card")
+        model, classes = fields["model"], fields["classes"]
+        _check_fields(model, tuple(_MODEL_FIELDS), "its model")
+        for name, (is_right, wanted) in _MODEL_FIELDS.items():
+            if not is_right(model[name]):
+                raise InputError(f"its {name} must be {wanted}, got {model[name]!r}")
+        if len(model["stages"]) != len(model["tokens"]):
+            raise InputError(
+                f"its tokens {model['tokens']} are not one for each of the stages {model['stages']}"
+            )
+        if classes is not None and not (
+            isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+        ):
+            raise InputError("its classes must be a list of names, or null")
+        if classes is not None and len(classes) != model["num_classes"]:
+            raise InputError(f"it has {len(classes)} class names for {model['num_classes']} classes")
+        for name in ("metrics", "training"):
+            if not isinstance(fields[name], dict):
+                raise InputError(f"its {name} must be named fields, got {fields[name]!r}")
+        preprocessing = Preprocessing.from_dict(fields["preprocessing"])
+        if preprocessing.size != (model["image_size"],) * 2:
+            raise InputError(
+                f"its preprocessing gives {preprocessing.size[0]}x{preprocessing.size[1]} pixels, its model takes {model['image_size']}"
+            )
+        return cls(
+            name=model["name"],
+            stages=tuple(model["stages"]),
+            keeping_ratio=float(model["keeping_ratio"]),
+            tokens=tuple(model["tokens"]),
+            image_size=model["image_size"],
+            num_classes=model["num_classes"],
+            preprocessing=preprocessing,
+            dist_token=model["dist_token"],
+            classes=None if classes is None else tuple(classes),
+            metrics=fields["metrics"],
+            training=fields["training"],
+        )
+
+
+def read_card(path: str | Path) -> ModelCard | None:
+    """Return the card of a safetensors file, None for a file without one or of another kind. Reads its header alone.
+
+    Raises:
+        InputError: a card that cannot be understood.
+    """
+    path = Path(path)
+    text = _header(path).get("__metadata__", {}).get(KEY)
+    if text is None:
+        return None
+    try:
+        return ModelCard.from_dict(json.loads(text))
+    except ValueError:
+        raise InputError(f"the model card of {path} is no JSON; save the model again") from None
+    except InputError as error:
+        raise InputError(f"the model card of {path} cannot be used: {error}") from None
+
+
+def save_weights(path: str | Path, state_dict: dict[str, Tensor], card: ModelCard) -> None:
+    """Write weights with their card as safetensors, whole or not at all, and a copy of the card beside (`.json`).
+
+    Tensors are written from the CPU; those that share memory are written each for itself.
+
+    Raises:
+        engines.EngineError: the folder does not exist or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    fields = card.to_dict()
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    with atomic_path(path) as temporary:
+        save_file(own, temporary, metadata={KEY: json.dumps(fields, ensure_ascii=False, allow_nan=False)})
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file: 8 bytes of length, little-endian, then JSON; empty for another file."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length <= _MAX_HEADER else {}
+    except (OSError, ValueError, struct.error):  # whoever reads the weights will say what is wrong
+        return {}
+    return header if isinstance(header, dict) and isinstance(header.get("__metadata__", {}), dict) else {}
+
+
+def _check_fields(fields: Any, wanted: tuple[str, ...], what: str) -> None:
+    if not isinstance(fields, dict):
+        raise InputError(f"{what} must be named fields, got {fields!r}")
+    for trouble, names in (
+        ("lacks", set(wanted) - fields.keys()),
+        ("has unknown", fields.keys() - set(wanted)),
+    ):
+        if names:
+            raise InputError(f"{what} {trouble} {', '.join(sorted(map(str, names)))}; save the model again")
+
+
+def _is_int(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_int, value))
+
+
+_MODEL_FIELDS = {
+    "name": (lambda v: isinstance(v, str) and bool(v), "the name of a model"),
+    "stages": (_is_counts, "blocks of each stage"),
+    "keeping_ratio": (lambda v: isinstance(v, int | float) and 0 < v <= 1, "above 0 and at most 1"),
+    "tokens": (_is_counts, "tokens of each stage"),
+    "image_size": (_is_int, "a number of pixels"),
+    "num_classes": (_is_int, "at least 1"),
+    "dist_token": (lambda v: isinstance(v, bool), "true or false"),
+}

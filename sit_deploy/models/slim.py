@@ -1,0 +1,162 @@
+"""Token slimming for any plain vision transformer of timm: TSMs between its blocks, reverse TSMs for its training.
+
+Parameter names stay timm's own, with `tsm.*` and `rtsm.*` beside them, so that timm's and DeiT's checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.configs import check_image_sides, token_schedule
+from sit_deploy.models.sit import NO_REVERSE_TSMS, FRDOutput
+from sit_deploy.models.timm_vit import check_supported
+from sit_deploy.models.tsm import TokenSlimming, init_linears, reverse_tsms, slim_after
+
+
+class SlimViT(VisionTransformer):
+    """A vision transformer of timm armed with TSMs; with one stage, the plain one. Made by `slim`, not by its constructor.
+
+    forward: images (B, in_chans, H, W) float → logits (B, num_classes). Head, classifier reset, weight-decay list and
+    parameter groups are timm's. The interface beyond timm's is that of `sit_deploy.models.sit.SiT`.
+
+    stage_blocks: blocks a stage. kept: patch tokens of each stage. slim_after: block index → index of the TSM after it.
+    """
+
+    stage_blocks: tuple[int, ...]
+    kept: tuple[int, ...]
+    slim_after: dict[int, int]
+    has_dist_token = False
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return tuple(self.patch_embed.img_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        return tuple(self.patch_embed.grid_size)
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) as the first block takes them."""
+        if x.shape[-2:] != self.img_size:
+            raise InputError(
+                f"this model takes images of {self.img_size}, got {tuple(x.shape[-2:])}; resize them"
+            )
+        return self.norm_pre(self._pos_embed(self.patch_embed(x)))
+
+    def _run_block(self, index: int, x: Tensor) -> Tensor:
+        """Run block `index` and, where a stage ends, its TSM on the patch tokens; the prefix tokens go round it."""
+        block = self.blocks[index]
+        again = self.grad_checkpointing and self.training
+        x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        if index in self.slim_after:
+            n = self.num_prefix_tokens
+            x = torch.cat((x[:, :n], self.tsm[self.slim_after[index]](x[:, n:])), dim=1)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
+        x = self.embed(x)
+        for i in range(self.depth):
+            x = self._run_block(i, x)
+        return self.norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_frd(self, x: Tensor) -> FRDOutput:
+        """Images → what FRD compares (section 3.3). A student needs `reverse_tsm=True`.
+
+        Raises:
+            InputError: a slimmed model without reverse TSMs, whose tokens no teacher can be compared with.
+        """
+        recover = getattr(self, "rtsm", None)
+        if self.slim_after and recover is None:
+            raise InputError(NO_REVERSE_TSMS)
+        x = self.embed(x)
+        tokens = []
+        for i in range(self.depth):
+            x = self._run_block(i, x)
+            patches = x[:, self.num_prefix_tokens :]
+            tokens.append(patches if recover is None else recover[i](patches))
+        return FRDOutput(self.forward_head(self.norm(x)), None, tokens)
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """As timm's, for an unslimmed model.
+
+        Raises:
+            InputError: a slimmed one, whose tokens have no place on a grid.
+        """
+        if self.slim_after:
+            raise InputError(
+                "slimmed tokens have no place on a grid; call forward_frd for the recovered ones"
+            )
+        return super().forward_intermediates(*args, **kwargs)
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: the token schedule belongs to the size it was made for.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("the size of a slimmed model is fixed; create it with another img_size")
+
+
+def slim(
+    model: VisionTransformer,
+    stage_blocks: tuple[int, ...],
+    keeping_ratio: float = 0.5,
+    *,
+    kept: tuple[int, ...] | None = None,
+    reverse_tsm: bool = False,
+) -> SlimViT:
+    """Return a copy of a timm vision transformer with a TSM after the last block of every stage but the final one.
+
+    Args:
+        model: not changed; its weights are copied.
+        stage_blocks: blocks of each stage; one stage is the plain model, a teacher.
+        keeping_ratio: share of the patch tokens that each further stage keeps.
+        kept: patch tokens of every stage, in place of those that `keeping_ratio` gives.
+        reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
+    Raises:
+        InputError: a model with a part that is not supported (named), stages that do not add up to its depth, an image
+            that its patches do not divide, or a schedule that leaves no token or grows.
+    """
+    check_supported(model, "this model")
+    stage_blocks = tuple(stage_blocks)
+    if sum(stage_blocks) != len(model.blocks):
+        raise InputError(
+            f"stages {stage_blocks} add up to {sum(stage_blocks)} blocks, and the model has {len(model.blocks)}; give a block to one stage each"
+        )
+    patch = model.patch_embed.patch_size[0]
+    check_image_sides(tuple(model.patch_embed.img_size), patch)
+    schedule = token_schedule(model.patch_embed.num_patches, stage_blocks, keeping_ratio, kept)
+    # The class of a copy is changed, as no constructor could make another of it: a model does not keep what it was made
+    # with. So all that timm knows of it (configuration, dropout, head, later versions' attributes) stays as it is.
+    slimmed = copy.deepcopy(model)
+    slimmed.__class__ = SlimViT
+    slimmed.stage_blocks, slimmed.kept = stage_blocks, schedule
+    slimmed.slim_after = slim_after(stage_blocks)
+    if slimmed.slim_after:
+        slimmed.tsm = _initialised(model, [TokenSlimming(model.embed_dim, n) for n in schedule[1:]])
+    if reverse_tsm:
+        slimmed.rtsm = _initialised(model, reverse_tsms(model.embed_dim, stage_blocks, schedule))
+    return slimmed
+
+
+def _initialised(model: nn.Module, modules: Iterable[nn.Module]) -> nn.ModuleList:
+    """Return new modules initialised as SiT's, on the device and in the type of the model that they join."""
+    made = nn.ModuleList(modules)
+    init_linears(made)
+    return made.to(next(model.parameters()))

@@ -1,0 +1,157 @@
+"""timm's vision transformers: which of them can be slimmed and deployed, and their configurations. Imports timm.
+
+Only what the deploy form reproduces exactly is let through; everything else is refused by the name of what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import GELU, Attention, LayerScale, Mlp, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.configs import ModelConfig
+
+
+def is_timm_model(name: str) -> bool:
+    """Say whether timm makes a model of this name, whatever it is; a tag may follow a dot."""
+    return timm.is_model(name)
+
+
+def timm_names() -> list[str]:
+    """Return timm's names for vision transformers, most of which can be slimmed."""
+    return [*timm.list_models(module="deit"), *timm.list_models(module="vision_transformer")]
+
+
+@lru_cache
+def timm_config(name: str) -> ModelConfig:
+    """Return the configuration of one of timm's plain vision transformers, unslimmed. Makes no weights.
+
+    Raises:
+        InputError: another kind of model, or a vision transformer with a part that is not supported; names it.
+    """
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:  # an unknown tag; timm says which
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"timm cannot make '{name}' ({reason}); leave out what follows the dot") from None
+    check_supported(model, name)
+    data = resolve_model_data_config(model)
+    block = model.blocks[0]
+    return ModelConfig(
+        name,
+        model.embed_dim,
+        block.attn.num_heads,
+        (len(model.blocks),),
+        image_size=model.patch_embed.img_size[0],
+        skip_lam=1.0,
+        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+        num_classes=model.num_classes,
+        base=name,
+        patch_size=model.patch_embed.patch_size[0],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+        squash=data["crop_mode"] == "squash",
+    )
+
+
+def check_supported(model: nn.Module, name: str) -> None:
+    """Refuse a model that cannot be slimmed and deployed exactly.
+
+    Raises:
+        InputError: names the first part that is not supported.
+    """
+    found = next(_obstacles(model), None)
+    if found:
+        raise InputError(
+            f"{name} is not supported, for it has {found}; take a plain vision transformer of timm, such as deit_small_patch16_224"
+        )
+
+
+def _obstacles(model: nn.Module) -> Iterator[str]:
+    """Yield what `model` has that neither slimming nor the deploy form knows."""
+    kind = type(model)
+    if kind.__name__ == "VisionTransformerDistilled":
+        yield "the distillation token of a distilled DeiT"
+    # a subclass may compute anything; ours is slimmed already
+    if kind is not VisionTransformer:
+        yield f"another architecture ({kind.__module__.split('.')[-1]}.{kind.__name__})"
+        return  # nothing below can be asked of it
+    if model.dynamic_img_size:
+        yield "images of any size (dynamic_img_size)"
+    if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
+        yield f"'{model.global_pool}' pooling"
+    if model.pool_include_prefix:
+        yield "pooling over its class and register tokens"
+    if not isinstance(model.patch_drop, nn.Identity):
+        yield "patch dropout"
+    if model.pos_embed is None:
+        yield "no position embedding"
+    yield from _embedding_obstacles(model.patch_embed)
+    for norm in (model.norm_pre, model.norm, model.fc_norm):
+        yield from _norm_obstacles(norm, optional=True)
+    if not isinstance(model.head, (nn.Linear, nn.Identity)):
+        yield f"a {type(model.head).__name__} head"
+    for block in model.blocks:
+        yield from _block_obstacles(block)
+
+
+def _embedding_obstacles(embed: nn.Module) -> Iterator[str]:
+    if type(embed) is not PatchEmbed:
+        yield f"a {type(embed).__name__} patch embedding"
+        return
+    size, proj = embed.patch_size, embed.proj
+    if proj.kernel_size != size or proj.stride != size or proj.padding != (0, 0):
+        yield "overlapping patches"
+    if size[0] != size[1]:
+        yield f"patches of {size[0]}x{size[1]} pixels"
+    if not isinstance(embed.norm, nn.Identity):
+        yield "a norm in its patch embedding"
+    if not embed.strict_img_size or embed.dynamic_img_pad or not embed.flatten:
+        yield "a patch embedding for images of any size"
+
+
+def _norm_obstacles(norm: nn.Module, optional: bool = False) -> Iterator[str]:
+    if optional and isinstance(norm, nn.Identity):
+        return
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
+        yield f"{type(norm).__name__} in place of a LayerNorm with weights"
+
+
+def _block_obstacles(block: nn.Module) -> Iterator[str]:
+    if type(block) is not Block:
+        yield f"{type(block).__name__} blocks"
+        return
+    yield from _norm_obstacles(block.norm1)
+    yield from _norm_obstacles(block.norm2)
+    for scale in (block.ls1, block.ls2):
+        if not isinstance(scale, (nn.Identity, LayerScale)):
+            yield f"{type(scale).__name__} in its blocks"
+    attention, mlp = block.attn, block.mlp
+    if type(attention) is not Attention:
+        yield f"{type(attention).__name__} in place of plain attention"
+        return
+    if not all(isinstance(norm, nn.Identity) for norm in (attention.q_norm, attention.k_norm)):
+        yield "normalised queries and keys (qk_norm)"
+    if not isinstance(getattr(attention, "norm", None), (nn.Identity, type(None))):
+        yield "a norm inside its attention (scale_norm)"
+    if getattr(attention, "gate", None) is not None:
+        yield "gated attention"
+    if attention.qkv.out_features != 3 * attention.proj.out_features:
+        yield "attention of another width than its tokens"
+    if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear):
+        yield f"{type(mlp).__name__} in place of a plain MLP"
+        return
+    if not isinstance(mlp.norm, nn.Identity):
+        yield "a norm inside its MLP (scale_norm)"
+    if not (isinstance(mlp.act, GELU) or (isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none")):
+        yield f"{type(mlp.act).__name__} in place of exact GELU"

@@ -1,0 +1,159 @@
+"""The model card: what it says survives the file, a bad one is refused in a line, and the file is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from engines.errors import EngineError
+from sit_deploy.data import Preprocessing
+from sit_deploy.errors import InputError
+from sit_deploy.models.card import KEY, ModelCard, read_card, save_weights
+
+CARD = ModelCard(
+    name="vit_tiny_patch16_224",
+    stages=(6, 2, 2, 2),
+    keeping_ratio=0.5,
+    tokens=(36, 18, 9, 4),
+    image_size=96,
+    num_classes=3,
+    preprocessing=Preprocessing((96, 96), 112, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.5, 0.75)),
+    classes=("cat", "Hündin", "cow"),
+    metrics={"top1": 71.5},
+    training={"epochs": 3, "teacher": None},
+)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    whole = torch.arange(12.0).reshape(3, 4)
+    return {"a": whole, "b": whole.T, "c": whole[1], "d": torch.ones(2, dtype=torch.float16)}
+
+
+def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(path, weights(), CARD)
+    assert read_card(path) == CARD
+    read = load_file(path)
+    assert read.keys() == weights().keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in weights().items())
+    with safe_open(path, "pt") as file:
+        assert list(file.metadata()) == [KEY]
+    assert json.loads((tmp_path / "model.json").read_text(encoding="utf-8")) == CARD.to_dict()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_what_it_is_written_as() -> None:
+    assert CARD.to_dict() == {
+        "schema": 1,
+        "model": {
+            "name": "vit_tiny_patch16_224", "stages": [6, 2, 2, 2], "keeping_ratio": 0.5, "tokens": [36, 18, 9, 4],
+            "image_size": 96, "num_classes": 3, "dist_token": False,
+        },
+        "classes": ["cat", "Hündin", "cow"],
+        "preprocessing": {
+            "size": [96, 96], "resize": 112, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.5, 0.75], "layout": "NCHW", "dtype": "float32",
+        },
+        "metrics": {"top1": 71.5},
+        "training": {"epochs": 3, "teacher": None},
+    }  # fmt: skip
+    assert ModelCard.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
+
+
+def test_files_without_a_card(tmp_path: Path) -> None:
+    plain, other, broken, short = (
+        tmp_path / n for n in ("a.safetensors", "b.pth", "c.safetensors", "d.safetensors")
+    )
+    save_file(weights() | {"b": torch.ones(1), "c": torch.ones(1)}, plain, metadata={"format": "pt"})
+    torch.save(weights(), other)
+    broken.write_bytes(struct.pack("<Q", 10) + b"[not json]")
+    short.write_bytes(b"abc")
+    for path in (plain, other, broken, short, tmp_path / "gone.safetensors", tmp_path):
+        assert read_card(path) is None
+
+
+def test_only_the_header_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(path, weights(), CARD)
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    path.write_bytes(content[: 8 + length])  # no weights left
+    assert read_card(path) == CARD
+
+
+def changed(path: str, value: Any = None, *, remove: bool = False) -> dict[str, Any]:
+    fields = json.loads(json.dumps(CARD.to_dict()))
+    *way, last = path.split(".")
+    place = fields
+    for part in way:
+        place = place[part]
+    if remove:
+        del place[last]
+    else:
+        place[last] = value
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["no", "card"], "no card of sit-deploy"),
+        (changed("schema", 2), "of schema 2, newer than the 1 known here; upgrade sit-deploy"),
+        (changed("schema", "1"), "no card of sit-deploy"),
+        (changed("classes", remove=True), "the card lacks classes"),
+        (changed("more", 1), "the card has unknown more"),
+        (changed("model.stages", remove=True), "its model lacks stages"),
+        (changed("model.depth", 12), "its model has unknown depth"),
+        (changed("model", "sit_s"), "its model must be named fields, got 'sit_s'"),
+        (changed("model.name", ""), "its name must be the name of a model, got ''"),
+        (changed("model.stages", [6, 0]), r"its stages must be blocks of each stage, got \[6, 0\]"),
+        (changed("model.stages", []), "its stages must be"),
+        (
+            changed("model.stages", [12]),
+            r"its tokens \[36, 18, 9, 4\] are not one for each of the stages \[12\]",
+        ),
+        (changed("model.keeping_ratio", 0), "its keeping_ratio must be above 0 and at most 1, got 0"),
+        (changed("model.image_size", 96.0), "its image_size must be a number of pixels, got 96.0"),
+        (changed("model.image_size", 112), "its preprocessing gives 96x96 pixels, its model takes 112"),
+        (changed("model.num_classes", True), "its num_classes must be at least 1, got True"),
+        (changed("model.num_classes", 4), "it has 3 class names for 4 classes"),
+        (changed("model.dist_token", 0), "its dist_token must be true or false, got 0"),
+        (changed("classes", [1, 2, 3]), "its classes must be a list of names, or null"),
+        (changed("metrics", []), r"its metrics must be named fields, got \[\]"),
+        (changed("preprocessing.mean", [0.5]), "preprocessing: mean must be three numbers"),
+        (changed("preprocessing.crop", 1), "preprocessing: unknown field crop"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_a_bad_card_is_refused_in_a_line(fields: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={KEY: json.dumps(fields)})
+    with pytest.raises(InputError, match=message) as caught:
+        read_card(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_card_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata={KEY: "{"})
+    with pytest.raises(InputError, match=r"model\.safetensors is no JSON"):
+        read_card(path)
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(path, weights(), CARD)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises((TypeError, AttributeError)):
+        save_weights(path, {"a": "no tensor"}, CARD)  # type: ignore[dict-item]
+    with pytest.raises(EngineError, match="does not exist"):
+        save_weights(tmp_path / "gone" / "model.safetensors", weights(), CARD)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

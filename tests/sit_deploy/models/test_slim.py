@@ -1,0 +1,372 @@
+"""Slimmed vision transformers of timm: what they compute, that timm's own are unchanged, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from torch import nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.models import create_model, get_config
+from sit_deploy.models.slim import SlimViT, slim
+from tests.helpers import numpy_vit
+from tests.helpers.models import VIT, VIT_VARIANTS, images, plain_vit, randomise, relative_error, tiny_vit
+
+
+def reference(model: SlimViT, x: torch.Tensor, variant: str) -> numpy_vit.Result:
+    options = {**VIT, **VIT_VARIANTS[variant]}
+    weights = {k: v.double().numpy() for k, v in model.state_dict().items()}
+    return numpy_vit.vit(
+        weights,
+        x.numpy(),
+        options["num_heads"],
+        model.stage_blocks,
+        average=options.get("global_pool") == "avg",
+        embed_class=not options.get("no_embed_class", False),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what they compute
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VIT_VARIANTS)
+def test_one_stage_is_timms_own_model_to_the_bit(variant: str) -> None:
+    plain = plain_vit(**VIT_VARIANTS[variant])
+    teacher = slim(plain, (6,))
+    x = images(teacher)
+    assert torch.equal(teacher(x), plain(x))
+    found = teacher.forward_frd(x)
+    assert torch.equal(found.logits, plain(x))
+    last = teacher.norm(torch.cat((torch.zeros(2, teacher.num_prefix_tokens, 32), found.tokens[-1]), dim=1))
+    expected = plain.forward_features(x)[:, plain.num_prefix_tokens :]
+    assert torch.equal(last[:, plain.num_prefix_tokens :], expected)
+    assert teacher.state_dict().keys() == plain.state_dict().keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage_blocks", [(2, 1, 1, 2), (1, 5)])
+@pytest.mark.parametrize("variant", VIT_VARIANTS)
+def test_slimmed_tokens_and_logits_are_the_formulas(variant: str, stage_blocks: tuple[int, ...]) -> None:
+    model = tiny_vit(variant, stage_blocks, reverse_tsm=True).double()
+    x = images(model).double()
+    expected = reference(model, x, variant)
+    found = model.forward_frd(x)
+    np.testing.assert_allclose(model(x).numpy(), expected.logits, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(model.forward_features(x).numpy(), expected.features, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(found.logits.numpy(), expected.logits, rtol=0, atol=1e-10)
+    assert found.dist_logits is None
+    patches = model.grid_size[0] * model.grid_size[1]
+    for tokens, wanted in zip(found.tokens, expected.tokens, strict=True):
+        assert tokens.shape == (2, patches, model.embed_dim)
+        np.testing.assert_allclose(tokens.numpy(), wanted, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_tsm_that_averages_gives_the_mean_of_the_patches() -> None:
+    """With its last Linear zero, every token it makes is the mean of its inputs; the prefix tokens are not in it."""
+    model = tiny_vit("registers", (1, 5))
+    nn.init.zeros_(model.tsm[0].weight[3].weight)
+    x = images(model)
+    first = model.blocks[0](model.embed(x))
+    slimmed = model._run_block(0, model.embed(x))
+    assert slimmed.shape == (2, 5 + 8, 32)
+    assert torch.equal(slimmed[:, :5], first[:, :5])
+    mean = first[:, 5:].mean(dim=1, keepdim=True).expand(-1, 8, -1)
+    torch.testing.assert_close(slimmed[:, 5:], mean)
+
+
+def test_each_block_sees_the_tokens_of_its_stage() -> None:
+    model = tiny_vit("registers")
+    seen: list[int] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1] - 5))
+    model(images(model))
+    assert seen == [16, 16, 8, 4, 2, 2]
+    assert (model.kept, model.slim_after) == ((16, 8, 4, 2), {1: 0, 2: 1, 3: 2})
+
+
+# --------------------------------------------------------------------------------------------------- how it is made
+
+
+def test_the_model_given_is_not_changed() -> None:
+    plain = plain_vit(reg_tokens=4)
+    before = {k: v.clone() for k, v in plain.state_dict().items()}
+    slimmed = slim(plain, (2, 1, 1, 2), reverse_tsm=True)
+    for parameter in slimmed.parameters():
+        nn.init.zeros_(parameter)
+    assert type(plain) is VisionTransformer
+    assert plain.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
+
+
+def test_names_are_timms_with_tsms_beside_them() -> None:
+    plain = plain_vit()
+    model = slim(plain, (2, 1, 1, 2), reverse_tsm=True)
+    added = model.state_dict().keys() - plain.state_dict().keys()
+    assert plain.state_dict().keys() <= model.state_dict().keys()
+    assert {".".join(k.split(".")[:2]) for k in added} == {
+        *("tsm.0", "tsm.1", "tsm.2"),
+        *("rtsm.1", "rtsm.2", "rtsm.3", "rtsm.4", "rtsm.5"),
+    }
+    assert isinstance(model.rtsm[0], nn.Identity)
+    assert [r.mlp1.fc1.in_features for r in model.rtsm[1:]] == [8, 4, 2, 2, 2]
+
+
+def test_interface_of_a_sit() -> None:
+    model = tiny_vit("registers without positions", keeping_ratio=0.7)
+    assert (model.img_size, model.grid_size, model.in_chans, model.num_classes) == ((64, 64), (4, 4), 3, 7)
+    assert (model.embed_dim, model.depth, model.stage_blocks) == (32, 6, (2, 1, 1, 2))
+    assert (model.kept, model.num_prefix_tokens, model.has_dist_token) == ((16, 11, 7, 5), 5, False)
+    assert tiny_vit(kept=(16, 9, 9, 1)).kept == (16, 9, 9, 1)
+
+
+def test_new_parts_are_initialised_as_a_sits() -> None:
+    torch.manual_seed(0)
+    model = slim(VisionTransformer(**VIT), (2, 1, 1, 2), reverse_tsm=True)
+    linears = [m for part in (model.tsm, model.rtsm) for m in part.modules() if isinstance(m, nn.Linear)]
+    assert all(0.01 < m.weight.std() < 0.03 for m in linears if m.weight.numel() > 30)
+    assert not any(m.bias.any() for m in linears)
+    assert all(t.scale.item() == 1 for t in model.tsm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_new_parts_are_of_the_models_type(dtype: torch.dtype) -> None:
+    model = slim(VisionTransformer(**VIT).to(dtype), (2, 1, 1, 2), reverse_tsm=True)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+# ------------------------------------------------------------------------------------------------- how it is trained
+
+
+def gradients(model: SlimViT, x: torch.Tensor, checkpointing: bool) -> dict[str, torch.Tensor]:
+    model.train().set_grad_checkpointing(checkpointing)
+    model.zero_grad()
+    torch.manual_seed(5)  # drop path
+    found = model.forward_frd(x)
+    (found.logits.square().sum() + sum(t.square().mean() for t in found.tokens)).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradients_reach_every_parameter_with_and_without_checkpointing() -> None:
+    model = slim(VisionTransformer(**VIT, drop_path_rate=0.5), (2, 1, 1, 2), reverse_tsm=True)
+    randomise(model)
+    runs: list[int] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+    x = images(model)
+    found = gradients(model, x, checkpointing=False)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert len(runs) == 6
+    recomputed = gradients(model, x, checkpointing=True)
+    assert len(runs) == 6 + 12
+    for name, gradient in found.items():
+        torch.testing.assert_close(recomputed[name], gradient, msg=name)
+
+
+def test_frd_needs_reverse_tsms_where_tokens_are_dropped() -> None:
+    model = tiny_vit()
+    with pytest.raises(InputError, match="reverse_tsm=True"):
+        model.forward_frd(images(model))
+
+
+def test_what_timm_does_with_a_model_still_works() -> None:
+    model = tiny_vit("registers", reverse_tsm=True)
+    assert model.no_weight_decay() >= {"pos_embed", "cls_token", "reg_token"}
+    groups = group_parameters(model, model.group_matcher())
+    assert {n for names in groups.values() for n in names} == {n for n, _ in model.named_parameters()}
+    model.reset_classifier(3)
+    assert model(images(model)).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(images(model)).shape == (2, 32)
+    copied = copy.deepcopy(model)
+    assert type(copied) is SlimViT and torch.equal(copied(images(model)), model(images(model)))
+    assert pickle.loads(pickle.dumps(model)).kept == model.kept
+
+
+def test_what_would_silently_skip_the_slimming_is_refused() -> None:
+    model = tiny_vit()
+    with pytest.raises(InputError, match=r"no place on a grid.*forward_frd"):
+        model.forward_intermediates(images(model))
+    with pytest.raises(InputError, match=r"no place on a grid"):
+        model.get_intermediate_layers(images(model))
+    with pytest.raises(InputError, match="another img_size"):
+        model.set_input_size((32, 32))
+    teacher = tiny_vit(stage_blocks=(6,))
+    assert len(teacher.forward_intermediates(images(teacher), intermediates_only=True)) == 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.03)])
+def test_half_precision(dtype: torch.dtype, tolerance: float) -> None:
+    model = tiny_vit("average with registers")
+    x = images(model)
+    expected = model(x)
+    found = model.to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    assert relative_error(found.float(), expected) < tolerance
+
+
+# ---------------------------------------------------------------------------------------------------- named ones
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "mean", "crop_pct"),
+    [
+        ("deit_small_patch16_224", (196, 98, 49, 24), (0.485, 0.456, 0.406), 0.9),
+        ("deit3_small_patch16_224", (196, 98, 49, 24), (0.485, 0.456, 0.406), 0.9),
+        ("vit_tiny_patch16_224", (196, 98, 49, 24), (0.5, 0.5, 0.5), 0.9),  # AugReg
+        ("vit_small_patch8_224", (784, 392, 196, 98), (0.485, 0.456, 0.406), 0.9),  # DINO
+        ("vit_base_patch32_224", (49, 24, 12, 6), (0.5, 0.5, 0.5), 0.9),
+        ("vit_base_patch16_384", (576, 288, 144, 72), (0.5, 0.5, 0.5), 1.0),
+        ("vit_medium_patch16_reg4_gap_256", (256, 128, 64, 32), (0.5, 0.5, 0.5), 0.95),
+        ("vit_small_patch14_reg4_dinov2", (1369, 684, 342, 171), (0.485, 0.456, 0.406), 1.0),
+        ("vit_base_patch16_clip_224", (196, 98, 49, 24), (0.48145466, 0.4578275, 0.40821073), 0.95),
+        ("vit_base_patch16_224.augreg_in1k", (196, 98, 49, 24), (0.5, 0.5, 0.5), 0.9),
+    ],
+)
+def test_models_of_timm_by_name(
+    name: str, tokens: tuple[int, ...], mean: tuple[float, ...], crop_pct: float
+) -> None:
+    config = get_config(name, (6, 2, 2, 2))
+    assert (config.name, config.teacher, config.base) == (name, name, name)
+    assert (config.tokens(), config.mean, config.crop_pct) == (tokens, mean, crop_pct)
+    with torch.device("meta"):
+        model = create_model(config, num_classes=9)
+        plain = timm.create_model(name, num_classes=9)
+        assert model(torch.zeros(2, 3, *model.img_size)).shape == (2, 9)
+        teacher = create_model(name, num_classes=9)
+    assert model.kept == tokens
+    shapes = {k: v.shape for k, v in plain.state_dict().items()}
+    assert {k: v.shape for k, v in teacher.state_dict().items()} == shapes
+    assert {k: v.shape for k, v in model.state_dict().items() if not k.startswith("tsm.")} == shapes
+
+
+def test_sit_deit_is_a_slimmed_deit() -> None:
+    with torch.device("meta"):
+        ours = create_model("sit_deit_b", reverse_tsm=True, drop_path_rate=0.1)
+        theirs = create_model(get_config("deit_base_patch16_224", (6, 2, 2, 2)), reverse_tsm=True)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    assert ours.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    assert get_config("sit_deit_b").teacher == "deit_base_patch16_224"
+    # as timm prepares DeiT's images, which is written down here a second time
+    teacher, config = get_config("deit_base_patch16_224"), get_config("sit_deit_b")
+    for field in (
+        "embed_dim",
+        "num_heads",
+        "depth",
+        "mlp_ratio",
+        "patch_size",
+        "mean",
+        "std",
+        "crop_pct",
+        "interpolation",
+    ):
+        assert getattr(config, field) == getattr(teacher, field), field
+
+
+def test_image_size_and_slimming_by_keyword() -> None:
+    with torch.device("meta"):
+        model = create_model("vit_tiny_patch16_224", img_size=96, stage_blocks=(6, 6), keeping_ratio=0.25)
+        assert (model.img_size, model.kept) == ((96, 96), (36, 9))
+        assert create_model("sit_deit_s", img_size=128, kept=(64, 40, 20, 10)).kept == (64, 40, 20, 10)
+
+
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deit_small_distilled_patch16_224", "distillation token of a distilled DeiT"),
+        ("resnet18", r"another architecture \(resnet\.ResNet\)"),
+        ("swin_tiny_patch4_window7_224", "another architecture"),
+        ("eva02_tiny_patch14_224", r"another architecture \(eva\.Eva\)"),
+        ("vit_base_patch16_siglip_224", "'map' pooling"),
+        ("vit_base_patch16_rpn_224", "ResPostBlock blocks"),
+        ("vit_tiny_r_s16_p8_224", "a HybridEmbed patch embedding"),
+        ("vit_base_patch32_clip_quickgelu_224", "QuickGELU in place of exact GELU"),
+        ("vit_base_patch16_224.nowhere", r"cannot make .*Invalid pretrained tag \(nowhere\)"),
+    ],
+)
+def test_models_of_timm_that_are_refused_by_name(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        get_config(name, (6, 2, 2, 2))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dynamic_img_size": True}, "dynamic_img_size"),
+        ({"dynamic_img_pad": True}, "images of any size"),
+        ({"global_pool": "map"}, "'map' pooling"),
+        ({"global_pool": "max"}, "'max' pooling"),
+        ({"global_pool": "avgmax"}, "'avgmax' pooling"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "pooling over its class and register tokens"),
+        ({"patch_drop_rate": 0.1}, "patch dropout"),
+        ({"pos_embed": "none"}, "no position embedding"),
+        ({"qk_norm": True}, "qk_norm"),
+        ({"scale_attn_norm": True}, "a norm inside its attention"),
+        ({"scale_mlp_norm": True}, "a norm inside its MLP"),
+        ({"attn_layer": "diff"}, "DiffAttention in place of plain attention"),
+        ({"block_fn": ResPostBlock}, "ResPostBlock blocks"),
+        ({"act_layer": "gelu_tanh"}, "GELUTanh in place of exact GELU"),
+        ({"act_layer": "relu"}, "ReLU in place of exact GELU"),
+        ({"norm_layer": "rmsnorm"}, "RmsNorm in place of a LayerNorm"),
+        ({"mlp_layer": timm.layers.SwiGLU}, "SwiGLU in place of a plain MLP"),
+        ({"embed_norm_layer": "layernorm"}, "a norm in its patch embedding"),
+        ({"patch_size": (16, 8)}, "patches of 16x8 pixels"),
+        ({"img_size": 72}, "divisible by 16, got 72x72; take 64 or 80"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_parts_that_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        slim(VisionTransformer(**{**VIT, **options}), (2, 1, 1, 2))
+    assert "\n" not in str(caught.value)
+
+
+def test_overlapping_patches_and_other_heads_are_refused() -> None:
+    model = plain_vit()
+    model.patch_embed.proj.stride = (8, 8)
+    with pytest.raises(InputError, match="overlapping patches"):
+        slim(model, (6,))
+    model = plain_vit()
+    model.head = nn.Sequential(nn.Linear(32, 7), nn.Tanh())
+    with pytest.raises(InputError, match="a Sequential head"):
+        slim(model, (6,))
+    with pytest.raises(InputError, match=r"another architecture .*SlimViT"):
+        slim(tiny_vit(), (6,))
+
+
+def test_stages_schedules_and_images_that_do_not_fit() -> None:
+    plain = plain_vit()
+    with pytest.raises(InputError, match=r"stages \(2, 2\) add up to 4 blocks, and the model has 6"):
+        slim(plain, (2, 2))
+    with pytest.raises(InputError, match=r"token schedule \(16, 1, 0, 0\) does not fit"):
+        slim(plain, (2, 1, 1, 2), 0.1)
+    with pytest.raises(InputError, match="grows"):
+        slim(plain, (2, 1, 1, 2), kept=(16, 4, 8, 2))
+    model = tiny_vit()
+    with pytest.raises(InputError, match=r"\(64, 64\), got \(64, 48\)"):
+        model(torch.zeros(1, 3, 64, 48))
+
+
+@pytest.mark.parametrize("name", ["sit_deit_s", "deit_small_patch16_224"])
+def test_a_dist_token_is_refused(name: str) -> None:
+    with torch.device("meta"):
+        create_model(name, dist_token=False)
+        with pytest.raises(InputError, match="deit_small_patch16_224 takes no dist token"):
+            create_model(name, dist_token=True)
