@@ -8,10 +8,13 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -c constraints.txt -e
 INPUTS  := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo quickstart test lint format clean
 
 demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle
 	$(BIN)/sit-deploy build --model sit_s --precision fp16 -o build/sit_s-fp16 --force
+
+quickstart: $(VENV)/installed ## train a small teacher, distil a SiT from it, build its engine, compare them
+	$(BIN)/sit-deploy quickstart -o build/quickstart
 
 test: $(VENV)/installed-test ## every test that this machine can run
 	$(BIN)/python -m pytest

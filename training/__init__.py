@@ -1,18 +1,44 @@
-"""Training: so far the loss of Feature Recalibration Distillation (FRD); the training loop is not part of this release."""
+"""Training: teachers by cross-entropy, and SiT students by Feature Recalibration Distillation (FRD) from them.
+
+From the command line: `sit-deploy train`, or `torchrun … -m training` for several GPUs.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.frd import FRDLoss, frd_loss
+    from training.loop import train
+    from training.recipes import Recipe
+    from training.request import TrainRequest
+    from training.result import Summary
+    from training.task import ClassificationTask, FRDTask
 
-__all__ = ["FRDLoss", "frd_loss"]
+_LAZY = {
+    "ClassificationTask": "task",
+    "FRDLoss": "frd",
+    "FRDTask": "task",
+    "Recipe": "recipes",
+    "Summary": "result",
+    "TrainRequest": "request",
+    "frd_loss": "frd",
+    "train": "loop",
+}
+__all__ = [
+    "ClassificationTask",
+    "FRDLoss",
+    "FRDTask",
+    "Recipe",
+    "Summary",
+    "TrainRequest",
+    "frd_loss",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from training import frd
-
-    return getattr(frd, name)
+    return getattr(import_module(f"training.{_LAZY[name]}"), name)

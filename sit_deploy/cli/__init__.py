@@ -18,6 +18,8 @@ from sit_deploy.errors import SitDeployError, nearest
 # name → one line of help; the module sit_deploy.cli.NAME has the click command `command`
 COMMANDS = {
     "models": "List every model: parameters, MACs, tokens, resolution.",
+    "quickstart": "The whole way in minutes: train, distil, build, compare.",
+    "train": "Train a teacher, or distil a SiT from one (FRD).",
     "build": "Build a bundle: checkpoint to a checked engine.",
     "export": "Write the ONNX graph alone.",
     "validate": "Check a bundle: golden outputs, accuracy, agreement.",

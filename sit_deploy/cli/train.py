@@ -1,0 +1,241 @@
+"""sit-deploy train, and `python -m training`"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sit_deploy.cli.common import (
+    Stages,
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    say,
+    table,
+)
+from training.recipes import Recipe, option_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def recipe_options(command: Callable) -> Callable:
+    """Add an option for every field of a recipe; one that is not given is None."""
+    for entry in reversed(fields(Recipe)):
+        text = f"{entry.metadata['help']}"
+        if entry.type == "bool":
+            name = option_name(entry.name)
+            option = click.option(f"{name}/--no-{name[2:]}", entry.name, default=None, help=text)
+        else:
+            kind = {"int": int, "float": float, "str": str}[str(entry.type)]
+            metavar = {"int": "N", "float": "X", "str": "NAME"}[str(entry.type)]
+            option = click.option(option_name(entry.name), entry.name, type=kind, metavar=metavar, help=text)
+        command = option(command)
+    return command
+
+
+@click.command(
+    "train",
+    epilog=examples(
+        "sit-deploy train --model lvvit_s --init lvvit_s.pth --data flowers/ -o runs/teacher",
+        "sit-deploy train --model sit_s --teacher runs/teacher/model.safetensors --data flowers/ -o runs/sit_s",
+        "sit-deploy train --model deit_small_patch16_224 --stages 6,2,2,2 --teacher deit.pth --data imagenet/",
+        "sit-deploy train --model lvvit_nano --data digits --epochs 5",
+    ),
+)
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="What to train; `sit-deploy models` lists them; any timm ViT.",
+)
+@click.option("--stages", type=Stages(), help="Blocks a stage, where tokens are slimmed between them.")
+@click.option(
+    "--keeping-ratio", type=float, metavar="R", help="Share of the tokens that each further stage keeps."
+)
+@click.option(
+    "--data", required=True, metavar="DIR|NAME",
+    help="Folder with train/ and val/, each with a folder a class; digits (built in); or timm's hfds/…, wds/…, torch/….",
+)  # fmt: skip
+@click.option("--data-dir", type=path_type, metavar="DIR", help="Where the data sets of timm lie.")
+@click.option("--train-split", metavar="NAME", help="Part to train on.  [default: train]")
+@click.option("--val-split", metavar="NAME", help="Part held out.  [default: val or validation]")
+@click.option("--num-classes", type=int, metavar="N", help="Classes of streamed data, which does not tell.")
+@click.option(
+    "--teacher", type=path_type, metavar="FILE", help="Checkpoint of the unslimmed model: distils by FRD."
+)
+@click.option(
+    "--init",
+    type=path_type,
+    metavar="FILE",
+    help="Checkpoint to start from; its head may have other classes.",
+)
+@click.option("--cnn-teacher", metavar="NAME", help="timm name of an extra teacher, for a dist token.")
+@click.option("--cnn-checkpoint", type=path_type, metavar="FILE", help="Its weights.")
+@click.option(
+    "-o", "--output", type=path_type, metavar="DIR", help="Folder of the run.  [default: runs/MODEL]"
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in that folder, or start it if there is none."
+)
+@click.option("--image-size", type=int, metavar="N", help="Pixels of the square input.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all random numbers.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to compute on."
+)
+@click.option(
+    "--amp",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|bf16|fp16",
+    help="Mixed precision; auto: off on a CPU.",
+)
+@click.option("--accumulate", type=int, default=1, show_default=True, metavar="N", help="Passes a step.")
+@click.option("--sync-batchnorm", is_flag=True, help="BatchNorm over the images of all processes.")
+@click.option("--channels-last", is_flag=True, help="Images and convolutions in NHWC.")
+@click.option("--compile", is_flag=True, help="Compile the models with torch.compile.")
+@click.option("--workers", type=int, metavar="N", help="Processes that decode images.  [default: by cores]")
+@click.option(
+    "--max-damaged",
+    type=int,
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Unreadable images to skip before giving up.",
+)
+@click.option(
+    "--save-every",
+    type=int,
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Steps between saved states, besides every epoch.",
+)
+@click.option(
+    "--log-every", type=int, default=10, show_default=True, metavar="N", help="Steps between rows of the log."
+)
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
+@recipe_options
+@json_option
+def command(model: str, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Train a teacher, or distil a SiT from one.
+
+    Without --teacher: cross-entropy, from scratch or from --init. With it: FRD (classification, token and logits losses),
+    the student starting from its teacher's weights. DIR/model.safetensors is the best epoch by held-out accuracy and
+    carries classes and preprocessing, so `sit-deploy build --checkpoint` needs no more. Options below --tensorboard
+    change the model's recipe, whose values are the defaults.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m training with the same options.
+    """
+    from training import TrainRequest, train
+
+    names = {f.name for f in fields(Recipe)}
+    overrides = tuple((k, v) for k, v in options.items() if k in names and v is not None)
+    rest = {k: v for k, v in options.items() if k not in names}
+    request = TrainRequest(model=model, output=output or Path("runs") / model, overrides=overrides, **rest)
+    if int(os.environ.get("RANK", 0)):
+        train(request)
+        return
+    with reporting() as reporter:
+        summary = train(request, reporter)
+    if as_json:
+        emit_json(summary.to_dict())
+    else:
+        show_summary(console(), summary)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[Any]:
+    """Give what shows a run on standard error: a bar for the epoch on a terminal, and a line for each epoch."""
+    screen = console(stderr=True)
+    reporter = _Reporter(screen)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+class _Reporter:
+    def __init__(self, screen: Console) -> None:
+        self.screen = screen
+        self.bars: Any = None
+        self.task: Any = None
+
+    def close(self) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def note(self, text: str) -> None:
+        say(self.screen, literal(text))
+
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        self._bar(f"epoch {epoch}  loss {loss:.3f}  {images_per_second:.0f} images/s", done, total)
+
+    def evaluating(self, done: int, total: int) -> None:
+        self._bar("validating", done, total)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        parts = [f"epoch {row['epoch']:>3}"]
+        if "train_loss" in row:
+            parts.append(f"loss {row['train_loss']:.3f}")
+        parts.append(f"top-1 {row['top1']:.2f} %")
+        if "images_per_second" in row:
+            parts.append(f"{row['images_per_second']:.0f} images/s")
+        if row.get("waiting_for_data", 0) > 0.1:
+            parts.append(f"[yellow]{row['waiting_for_data']:.0%} waiting for images[/]")
+        if row.get("damaged_images"):
+            parts.append(f"[yellow]{row['damaged_images']} unreadable images skipped[/]")
+        say(self.screen, "  ".join(parts))
+
+    def _bar(self, text: str, done: int, total: int) -> None:
+        if not self.screen.is_terminal:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.bars is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bars = Progress(*columns, console=self.screen, transient=True)
+            self.task = self.bars.add_task("")
+            self.bars.start()
+        self.bars.update(self.task, description=literal(text), completed=done, total=total)
+
+
+def show_summary(screen: Console, summary: Any) -> None:
+    """Print a finished run: teacher and student side by side, and what to do next."""
+    right = ("GMACs", "top-1 %", "top-5 %")
+    listing = table("", "model", *right, "tokens", title=f"On {summary.images} held-out images", right=right)
+    for role, side in (("teacher", summary.teacher), ("student" if summary.teacher else "", summary.student)):
+        if side is not None:
+            tokens = "/".join(map(str, side.tokens))
+            figures = (f"{side.macs / 1e9:.3f}", f"{side.top1:.2f}", f"{side.top5:.2f}")
+            listing.add_row(role, side.name, *figures, tokens)
+    screen.print(listing)
+    if summary.teacher:
+        ratio = summary.teacher.macs / summary.student.macs
+        say(
+            screen,
+            f"The student retains {summary.retained:.1f} % of the teacher's accuracy at {ratio:.1f}x fewer MACs; it agrees "
+            f"with it on {summary.agreement:.1f} % of the images (KL {summary.kl:.3f}).",
+        )
+    if summary.damaged_images:
+        say(screen, f"[yellow]{summary.damaged_images} images could not be read and were skipped.[/]")
+    say(
+        screen,
+        f"[green]✓[/] [bold]{literal(summary.weights)}[/]: epoch {summary.best_epoch} of {summary.epochs}, "
+        f"{summary.seconds:.0f} s of training; curves in {literal(summary.curves)}",
+    )
+    say(screen, f"Next: sit-deploy build --checkpoint {literal(summary.weights)} --precision fp16")

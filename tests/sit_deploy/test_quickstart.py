@@ -1,0 +1,101 @@
+"""The quickstart: every figure of its ledger against the files that it left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sit_deploy.accuracy import measure
+from sit_deploy.bundle import load_bundle
+from sit_deploy.data import ImageFolder
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.inference import Classifier, graph_on_onnxruntime
+from sit_deploy.make_graph import torch_logits
+from sit_deploy.models import load_model
+from sit_deploy.quickstart import quickstart, write_digits
+
+QUICK = (("epochs", 1), ("warmup_epochs", 0))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    return folder, quickstart(folder, overrides=QUICK)
+
+
+@pytest.mark.slow
+def test_ledger_is_what_the_files_say(made):
+    folder, ledger = made
+    teacher = load_model("lvvit_nano", folder / "teacher" / "model.safetensors").model
+    student = load_model("sit_nano", folder / "student" / "model.safetensors").model
+    bundle = load_bundle(folder / "bundle")
+    samples = ImageFolder(folder / "digits" / "val").samples
+    preprocessing = bundle.preprocessing()
+
+    def against_teacher(logits):
+        return measure(lambda images: torch_logits(teacher, images), logits, samples, preprocessing, 32)
+
+    of_student = against_teacher(lambda images: torch_logits(student, images))
+    with (
+        graph_on_onnxruntime(bundle.model_path) as runner,
+        Classifier(runner, bundle.batch_range) as classify,
+    ):
+        of_engine = against_teacher(classify.logits)
+    by_file = [
+        (of_student.reference_top1, 100.0),
+        (of_student.engine_top1, of_student.agreement),
+        (of_engine.engine_top1, of_engine.agreement),
+    ]
+    assert [(e.top1, e.agreement) for e in ledger.entries] == [pytest.approx(pair) for pair in by_file]
+    assert ledger.images == len(samples) == 360
+    assert ledger.entries[0].macs > 1.7 * ledger.entries[1].macs
+    assert ledger.entries[2].size == bundle.engine_path.stat().st_size
+    assert json.loads(json.dumps(ledger.to_dict()))["entries"][0]["what"] == "teacher"
+    assert all(curves.read_bytes().startswith(b"\x89PNG") for curves in ledger.curves)
+
+
+@pytest.mark.slow
+def test_started_again_it_trains_nothing_twice(made):
+    folder, ledger = made
+    runs = [folder / name / "last.pt" for name in ("teacher", "student")]
+    before = [run.stat().st_mtime_ns for run in runs]
+    again = quickstart(folder, overrides=QUICK)
+    assert [run.stat().st_mtime_ns for run in runs] == before
+    assert again.entries == ledger.entries
+
+
+@pytest.mark.slow
+def test_a_student_that_lost_too_much_fails(made, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = made
+    monkeypatch.setattr("sit_deploy.quickstart.MAX_DROP", -100.0)
+    with pytest.raises(GateError, match=r"the student lost -?\d+\.\d\d points of top-1, more than -100"):
+        quickstart(folder, overrides=QUICK)
+
+
+def test_digits_as_files_are_the_held_out_ones(tmp_path: Path):
+    import numpy as np
+    from PIL import Image
+
+    from training.datasets import open_data
+
+    val, calibration = write_digits(tmp_path)
+    data = open_data("digits")
+    files = sorted(val.glob("*/*.png"), key=lambda p: p.name)
+    assert len(files) == 360 and len(list(calibration.glob("*.png"))) == 32
+    for i in (0, 17, 359):
+        image, label = data.val[i]
+        assert files[i].parent.name == str(label)
+        assert np.array_equal(np.asarray(Image.open(files[i])), np.asarray(image))
+
+
+def test_taken_folder_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="not a folder"):
+        quickstart(tmp_path / "file")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="other files"):
+        quickstart(tmp_path)
+    assert not (tmp_path / "teacher").exists()

@@ -1,0 +1,344 @@
+"""The models of a run: where their weights come from, and teachers that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from sit_deploy.data import Preprocessing
+from sit_deploy.errors import InputError
+from sit_deploy.models import ModelCard, create_model, get_config, save_weights
+from tests.helpers.models import randomise, tiny_model
+from training.datasets import ArrayImages, Data
+from training.prepare import Models, _check_teacher, make_models
+from training.recipes import Recipe
+from training.request import TrainRequest
+from training.task import FRDTask
+
+SIZE = 48  # 9 patches, of which sit_nano keeps 9, 4, 2 and 1
+CLASSES = ["cat", "dog", "hen"]
+NO_IMAGES = ArrayImages(np.zeros((0, 8, 8), np.uint8), np.zeros(0, int))
+DATA = Data("pets", NO_IMAGES, NO_IMAGES, CLASSES, 3)
+RECIPE = Recipe(drop_path=0.1)
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """A function that writes a randomised model of a name as training leaves it, or as a plain checkpoint (card=False)."""
+
+    def save(
+        name: str = "lvvit_nano",
+        num_classes: int = 3,
+        card: bool = True,
+        size: int = SIZE,
+        classes: Any = None,
+        **options: Any,
+    ) -> Path:
+        config = get_config(name)
+        model = randomise(create_model(config, img_size=size, num_classes=num_classes, **options), seed=4)
+        path = (
+            tmp_path
+            / f"{name}-{num_classes}-{len(list(tmp_path.iterdir()))}.{'safetensors' if card else 'pth'}"
+        )
+        if not card:
+            torch.save({"model": model.state_dict()}, path)
+            return path
+        blocks = options.get("stage_blocks", config.stage_blocks)
+        fields = ModelCard(
+            name, blocks, config.keeping_ratio, tuple(model.kept), size, num_classes, Preprocessing.for_model(size),
+            classes=classes,
+        )  # fmt: skip
+        unused = ("aux_head.", "rtsm.")
+        save_weights(path, {k: v for k, v in model.state_dict().items() if not k.startswith(unused)}, fields)
+        return path
+
+    return save
+
+
+def make(model: str = "sit_nano", data: Data = DATA, recipe: Recipe = RECIPE, **options: Any) -> Models:
+    request = TrainRequest(model, "pets/", Path("out"), **{"image_size": SIZE, **options})
+    return make_models(request, recipe, data)
+
+
+def refusal(*args: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as error:
+        make(*args, **options)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 700
+    return message
+
+
+def state_of(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, weights_only=True)["model"]
+
+
+def trained_step(models: Models) -> None:
+    task = FRDTask(models.model, models.teacher, torch.device("cpu"))
+    images, targets = torch.randn(2, 3, SIZE, SIZE), torch.eye(3)[:2]
+    loss = task(images, targets)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+
+
+# ------------------------------------------------------------------------------------------------------------ starts
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_a_student_starts_from_its_teacher_bit_by_bit(card: bool, save: Save) -> None:
+    path = save(card=card)
+    models = make(teacher=path)
+    student, given = models.model.state_dict(), state_of(path)
+    assert {
+        "head.weight",
+        "blocks.7.mlp.fc2.bias",
+        "patch_embed.bn4.running_var",
+        "pos_embed",
+    } <= given.keys()
+    for name, value in given.items():
+        assert torch.equal(student[name], value), name
+    new = {name.split(".")[0] for name in student.keys() - given.keys()}
+    assert new == ({"tsm", "rtsm", "aux_head"} if card else {"tsm", "rtsm"})
+    assert models.config.name == "sit_nano" and models.teacher_config.name == "lvvit_nano"
+    assert models.start == f"the teacher's weights, {path}"
+    teacher = models.teacher.state_dict()
+    assert all(torch.equal(teacher[name], value) for name, value in given.items())
+    assert models.teacher.slim_after == {} and models.model.kept == (9, 4, 2, 1)
+    assert models.cnn is None
+    trained_step(models)
+
+
+def test_what_is_new_follows_from_the_seed(save: Save) -> None:
+    path = save()
+    tsm = [make(teacher=path, seed=seed).model.tsm[0].weight[1].weight for seed in (0, 0, 1)]
+    assert torch.equal(tsm[0], tsm[1]) and not torch.equal(tsm[0], tsm[2])
+    assert tsm[0].std() > 0.01
+
+
+def test_a_start_from_scratch_follows_from_the_seed() -> None:
+    weights = [make("lvvit_nano", seed=seed).model.blocks[0].attn.qkv.weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    models = make("lvvit_nano")
+    assert models.start == "scratch" and models.teacher is None and not hasattr(models.model, "rtsm")
+    assert models.model.num_classes == 3
+
+
+def test_the_recipe_s_drop_path_is_the_student_s_alone(save: Save) -> None:
+    models = make(teacher=save(), recipe=replace(RECIPE, drop_path=0.7))
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in models.model.blocks]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+    assert all(isinstance(block.drop_path, nn.Identity) for block in models.teacher.blocks)
+
+
+def test_preprocessing_is_the_model_s_unless_the_recipe_says_how_much_to_look_at() -> None:
+    assert make("lvvit_nano").preprocessing == Preprocessing.for_model(SIZE, 0.875)
+    whole = make("lvvit_nano", recipe=replace(RECIPE, crop_pct=1.0)).preprocessing
+    assert whole == Preprocessing.for_model(SIZE, 1.0)
+    assert make("lvvit_nano", image_size=None).preprocessing.size == (112, 112)
+
+
+def test_another_head_leaves_all_else(save: Save) -> None:
+    path = save(num_classes=5)
+    models = make("lvvit_nano", init=path)
+    state = models.model.state_dict()
+    for name, value in state_of(path).items():
+        if name.startswith("head."):
+            assert state[name].shape[0] == 3
+        else:
+            assert torch.equal(state[name], value), name
+    assert models.start == f"{path}, with a new head"
+    assert models.model.head.weight.std() > 0.01 and not models.model.head.bias.any()
+
+
+def test_the_same_classes_keep_their_head(save: Save) -> None:
+    path = save()
+    models = make("lvvit_nano", init=path)
+    assert torch.equal(models.model.head.weight, state_of(path)["head.weight"])
+    assert models.start == str(path)
+
+
+def test_a_student_may_start_from_another_student(save: Save) -> None:
+    """And be distilled from its teacher on."""
+    path, teacher = save("sit_nano", card=False, reverse_tsm=True), save()
+    models = make(teacher=teacher, init=path)
+    state = models.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in state_of(path).items())
+    assert models.start == str(path)
+    assert torch.equal(models.teacher.head.weight, state_of(teacher)["head.weight"])
+
+
+def test_positions_of_another_size_are_resampled_as_timm_does(save: Save) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    path = save(size=64)
+    models = make(teacher=path)
+    expected = resample_abs_pos_embed(state_of(path)["pos_embed"], [3, 3], [4, 4], num_prefix_tokens=1)
+    assert torch.equal(models.model.pos_embed, expected) and torch.equal(models.teacher.pos_embed, expected)
+
+
+@pytest.mark.parametrize("name", ["lvvit_nano", "deit_tiny_patch16_224"])
+def test_a_plain_model_is_slimmed_by_its_stages(name: str, save: Save) -> None:
+    """Of ours and of timm's; without a card, by the model's own name."""
+    depth = get_config(name).depth
+    path = save(name, card=False)
+    models = make(name, stages=(depth - 6, 2, 2, 2), keeping_ratio=0.6, teacher=path)
+    assert models.model.kept == (9, 5, 3, 1)
+    state = models.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in state_of(path).items())
+    assert models.teacher_config.name == name and models.teacher.kept == (9,)
+    trained_step(models)
+
+
+def test_a_vision_transformer_of_timm_as_timm_saves_it(save: Save, tmp_path: Path) -> None:
+    """With its 1000 classes, first a teacher for three, then that one's student."""
+    plain = timm.create_model("deit_tiny_patch16_224")
+    torch.save(plain.state_dict(), tmp_path / "deit.pth")
+    models = make("deit_tiny_patch16_224", init=tmp_path / "deit.pth", image_size=32)
+    state = models.model.state_dict()
+    assert state["pos_embed"].shape == (1, 5, 192)
+    for name, value in plain.state_dict().items():
+        if not name.startswith(("head.", "pos_embed")):
+            assert torch.equal(state[name], value), name
+    assert models.preprocessing.resize == int(32 / 0.9)  # DeiT's own share, not ours
+
+
+# ---------------------------------------------------------------------------------------------- what does not fit
+
+
+def test_a_checkpoint_of_another_model(save: Save, tmp_path: Path) -> None:
+    path = save("deit_tiny_patch16_224", card=False)
+    message = refusal("lvvit_nano", init=path)
+    assert f"checkpoint {path} does not fit lvvit_nano" in message and "width and depth" in message
+    (tmp_path / "no.pth").write_bytes(b"nothing")
+    assert str(tmp_path / "no.pth") in refusal("lvvit_nano", init=tmp_path / "no.pth")
+    assert "nowhere.pth" in refusal("lvvit_nano", init=tmp_path / "nowhere.pth")
+
+
+def test_weights_that_lack_are_counted_once(save: Save, tmp_path: Path) -> None:
+    state = state_of(save(card=False))
+    state["norm.weight"] = torch.ones(5)  # of another shape
+    del state["norm.bias"]
+    torch.save(state, tmp_path / "bad.pth")
+    message = refusal("lvvit_nano", init=tmp_path / "bad.pth")
+    assert "2 weights are missing, without a place or of another shape (norm.weight, norm.bias)" in message
+
+
+def test_a_teacher_of_another_width_and_depth(save: Save) -> None:
+    path = save("deit_tiny_patch16_224")
+    message = refusal(teacher=path)
+    assert f"teacher {path} does not fit sit_nano" in message
+    assert "width 192, not 128; depth 12, not 8" in message and "lvvit_nano" in message
+
+
+def test_a_teacher_of_other_tokens() -> None:
+    """Patches of another size: 16 tokens at 64 pixels against 4."""
+    request = TrainRequest("sit_nano", "pets/", Path("out"), teacher=Path("t.pth"))
+    config = get_config("sit_nano")
+    small, large = tiny_model(stage_blocks=(6,), img_size=32), tiny_model()
+    with pytest.raises(InputError, match="it has patch tokens 4, not 16; give a checkpoint of lvvit_nano"):
+        _check_teacher(small, large, request, config, DATA)
+
+
+def test_a_teacher_of_other_classes(save: Save) -> None:
+    path = save(num_classes=5)
+    message = refusal(teacher=path)
+    assert f"teacher {path} has 5 classes and pets has 3" in message
+    assert f"sit-deploy train --model lvvit_nano --init {path} --data pets/" in message
+    path = save(classes=("cat", "hen", "dog"))
+    assert "its class 1 is 'hen', here it is 'dog'" in refusal(teacher=path)
+    make(teacher=save(classes=("cat", "dog", "hen")))
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_a_teacher_that_is_slimmed_itself(card: bool, save: Save) -> None:
+    path = save("sit_nano", card=card)
+    message = refusal(teacher=path)
+    assert str(path) in message and "lvvit_nano" in message
+    assert not card or "is slimmed itself" in message
+
+
+def test_a_model_that_slims_nothing_needs_no_teacher(save: Save) -> None:
+    message = refusal("lvvit_nano", teacher=save())
+    assert "lvvit_nano slims nothing" in message and "--stages" in message
+
+
+def test_a_teacher_with_a_dist_token_teaches_a_student_without(save: Save) -> None:
+    """It has weights that the student has no use for; its class token's logits and its patch tokens are what counts."""
+    path = save(dist_token=True, card=False)
+    models = make(teacher=path)
+    state = models.model.state_dict()
+    left_out = {name for name in state_of(path) if name not in state}
+    assert left_out == {"dist_token", "dist_pos_embed", "head_dist.weight", "head_dist.bias"}
+    assert all(torch.equal(state[k], v) for k, v in state_of(path).items() if k not in left_out)
+    trained_step(models)
+
+
+def test_a_teacher_with_parts_that_the_student_has_not(save: Save) -> None:
+    """LayerScale and positions of another shape, at the same width, depth and tokens."""
+    path = save("deit3_small_patch16_224")
+    message = refusal("deit_small_patch16_224", stages=(9, 3), teacher=path)
+    assert "deit_small_patch16_224" in message and str(path) in message and "ls1.gamma" in message
+
+
+# --------------------------------------------------------------------------------------------------- the extra teacher
+
+
+def save_cnn(folder: Path, name: str = "test_resnet", num_classes: int = 3) -> Path:
+    torch.manual_seed(3)
+    torch.save(timm.create_model(name, num_classes=num_classes).state_dict(), folder / "cnn.pth")
+    return folder / "cnn.pth"
+
+
+def test_the_extra_teacher_and_its_normalisation(save: Save, tmp_path: Path) -> None:
+    path = save_cnn(tmp_path)
+    models = make(teacher=save(), cnn_teacher="test_resnet", cnn_checkpoint=path)
+    assert models.model.has_dist_token and not models.cnn.training
+    state = models.cnn.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in torch.load(path, weights_only=True).items())
+    pixels = torch.rand(2, 3, SIZE, SIZE)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    gain, offset = models.cnn_normalisation
+    # timm's test_resnet takes (x - 0.5) / 0.5
+    torch.testing.assert_close((pixels - mean) / std * gain + offset, (pixels - 0.5) / 0.5)
+    task = FRDTask(
+        models.model, models.teacher, torch.device("cpu"), cnn_teacher=models.cnn, cnn_normalisation=(gain, offset)
+    )  # fmt: skip
+    result = task((pixels - mean) / std, torch.eye(3)[:2])
+    with torch.no_grad():
+        wanted = models.cnn((pixels - 0.5) / 0.5).argmax(1)
+    result["loss"].backward()
+    assert result["hard"] > 0 and wanted.shape == (2,)
+
+
+def test_extra_teachers_that_do_not_fit(save: Save, tmp_path: Path) -> None:
+    teacher, cnn = save(), save_cnn(tmp_path, num_classes=4)
+    assert "unknown CNN teacher 'resnet_x'" in refusal(
+        teacher=teacher, cnn_teacher="resnet_x", cnn_checkpoint=cnn
+    )
+    message = refusal(teacher=teacher, cnn_teacher="test_resnet", cnn_checkpoint=cnn)
+    assert f"checkpoint {cnn} does not fit test_resnet with 3 classes" in message
+    path = save("deit_tiny_patch16_224")
+    message = refusal(
+        "deit_tiny_patch16_224", stages=(9, 3), teacher=path, cnn_teacher="test_resnet", cnn_checkpoint=cnn
+    )
+    assert "takes no dist token" in message
+
+
+def test_teacher_that_sees_other_pixels_is_refused(save: Save) -> None:
+    """timm's vit_tiny takes images normalised by 0.5; the card of this one says ImageNet's mean."""
+    name = "vit_tiny_patch16_224"
+    message = refusal(name, stages=(6, 6), teacher=save(name))
+    assert "sees images of mean (0.485, 0.456, 0.406)" in message
+    assert f"{name} of (0.5, 0.5, 0.5)" in message

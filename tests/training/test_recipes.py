@@ -1,0 +1,152 @@
+"""Recipes against the published ones, and values that no training can have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import pytest
+
+from sit_deploy.errors import InputError
+from training.recipes import DIGITS_STUDENT, DIGITS_TEACHER, STUDENTS, Recipe, option_name, recipe_for
+
+# arXiv 2111.12624, appendix, and the published scripts; the models differ in the two values below alone
+PAPER = {
+    "epochs": 125,
+    "cooldown_epochs": 10,
+    "warmup_epochs": 0,
+    "batch_size": 128,
+    "lr": 2e-4,
+    "min_lr": 1e-5,
+    "lr_per_step": False,
+    "rtsm_lr_scale": 5.0,
+    "weight_decay": 0.05,
+    "clip_grad": 0.0,
+    "ema_decay": 0.0,
+    "token_weight": 2.0,
+    "logits_weight": 2.0,
+    "temperature": 1.0,
+    "smoothing": 0.1,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "color_jitter": 0.4,
+    "erasing": 0.25,
+    "repeats": 3,
+    "flip": 0.5,
+    "min_scale": 0.08,
+    "min_ratio": 0.75,
+    "rotation": 0.0,
+    "crop_pct": 0.0,
+}
+ONE, THREE = "rand-m9-mstd0.5-inc1", "rand-n3-m9-mstd0.5-inc1"
+OWN = {
+    "sit_t": (0.0, ONE),
+    "sit_xs": (0.1, ONE),
+    "sit_s": (0.1, ONE),
+    "sit_m": (0.1, ONE),
+    "sit_l": (0.3, THREE),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_students_have_the_recipes_of_the_paper(name: str) -> None:
+    drop_path, policy = OWN[name]
+    recipe = recipe_for(name, distils=True, from_checkpoint=False, data="imagenet/")
+    assert asdict(recipe) == {**PAPER, "drop_path": drop_path, "auto_augment": policy}
+
+
+def test_a_student_without_a_recipe_takes_that_of_sit_s() -> None:
+    other = recipe_for("sit_deit_s", distils=True, from_checkpoint=True, data="flowers/")
+    assert other == STUDENTS["sit_s"]
+
+
+def test_teachers_learn_from_labels_as_deit_does() -> None:
+    """DeiT: 300 epochs, 5 of warm-up, 5e-4 at a total batch of 512."""
+    scratch = recipe_for("lvvit_s", distils=False, from_checkpoint=False, data="imagenet/")
+    assert (scratch.epochs, scratch.warmup_epochs, scratch.lr) == (300, 5, 5e-4)
+    tuned = recipe_for("lvvit_s", distils=False, from_checkpoint=True, data="imagenet/")
+    assert tuned.epochs < scratch.epochs and tuned.lr < scratch.lr
+
+
+def test_digits_have_recipes_of_their_own_that_keep_a_digit_what_it_is() -> None:
+    assert recipe_for("lvvit_nano", distils=False, from_checkpoint=True, data="digits") == DIGITS_TEACHER
+    assert recipe_for("sit_s", distils=True, from_checkpoint=False, data="digits") == DIGITS_STUDENT
+    for recipe in (DIGITS_TEACHER, DIGITS_STUDENT):
+        assert (recipe.flip, recipe.erasing, recipe.auto_augment) == (0, 0, "")
+        assert recipe.rotation < 20 and recipe.min_scale > 0.5  # a 6 stays a 6, and whole
+
+
+def test_every_shipped_recipe_passes_its_own_check() -> None:
+    for recipe in (*STUDENTS.values(), DIGITS_TEACHER, DIGITS_STUDENT):
+        recipe.check()
+    for from_checkpoint in (False, True):
+        recipe_for("lvvit_s", distils=False, from_checkpoint=from_checkpoint, data="imagenet/").check()
+
+
+@pytest.mark.parametrize("entry", fields(Recipe), ids=lambda f: f.name)
+def test_every_field_says_what_it_is(entry: Any) -> None:
+    text = entry.metadata["help"]
+    assert len(text) > 10 and text.endswith(".") and "\n" not in text
+    assert entry.type in ("int", "float", "str", "bool")  # what the command line has options for
+
+
+def test_option_names() -> None:
+    assert option_name("rtsm_lr_scale") == "--rtsm-lr-scale"
+
+
+NUMBERS = tuple(f.name for f in fields(Recipe) if f.type in ("int", "float"))
+SHARES = ("drop_path", "smoothing", "erasing", "flip", "ema_decay")
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(InputError) as error:
+        replace(Recipe(), **changes).check()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_negative_numbers_are_refused_by_name(name: str) -> None:
+    assert refusal(**{name: -1}).startswith(f"{option_name(name)} must be ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [f.name for f in fields(Recipe) if f.type == "float"])
+def test_what_is_no_finite_number_is_refused_by_name(name: str, value: float) -> None:
+    assert refusal(**{name: value}).startswith(f"{option_name(name)} must be ")
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_shares_are_below_one(name: str) -> None:
+    assert refusal(**{name: 1.0}) == f"{option_name(name)} must be from 0 to below 1, got 1"
+    replace(Recipe(), **{name: 0.999}).check()
+
+
+@pytest.mark.parametrize(
+    "name", ["epochs", "batch_size", "repeats", "lr", "temperature", "min_scale", "min_ratio"]
+)
+def test_zero_is_refused_where_nothing_would_be_learnt(name: str) -> None:
+    assert refusal(**{name: 0}).startswith(f"{option_name(name)} must be ")
+
+
+@pytest.mark.parametrize("name", ["min_scale", "min_ratio", "crop_pct"])
+def test_shares_of_a_picture_are_at_most_one(name: str) -> None:
+    message = refusal(**{name: 1.01})
+    assert message.startswith(f"{option_name(name)} must be ") and message.endswith("at most 1, got 1.01")
+    replace(Recipe(), **{name: 1.0}).check()
+
+
+def test_warm_up_must_leave_an_epoch() -> None:
+    message = refusal(epochs=3, warmup_epochs=3)
+    assert message == "--warmup-epochs 3 leaves none of the 3 epochs; pass fewer"
+    replace(Recipe(), epochs=3, warmup_epochs=2).check()
+
+
+@pytest.mark.parametrize("off", ["mixup", "cutmix"])
+def test_pictures_are_mixed_in_pairs(off: str) -> None:
+    """Either of the two is enough for a batch to be even."""
+    message = refusal(batch_size=5, **{off: 0.0})
+    assert re.match(r"--batch-size 5 is odd, .*--mixup 0 --cutmix 0$", message)
+    replace(Recipe(), batch_size=5, mixup=0.0, cutmix=0.0).check()

@@ -1,0 +1,152 @@
+"""What a run is asked to be: the recipe in it, what is refused at once, and what makes it the same run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sit_deploy.errors import InputError
+from training.recipes import DIGITS_STUDENT, DIGITS_TEACHER, STUDENTS, Recipe
+from training.request import TrainRequest
+
+BASE = TrainRequest("sit_s", "imagenet/", Path("runs/x"), teacher=Path("teacher.pth"))
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(InputError) as error:
+        replace(BASE, **changes).check()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_recipe_is_that_of_the_model_with_the_user_s_values_in_it() -> None:
+    assert BASE.recipe == STUDENTS["sit_s"]
+    asked = replace(BASE, model="sit_l", overrides=(("epochs", 3), ("lr_per_step", True)))
+    assert asked.recipe == replace(STUDENTS["sit_l"], epochs=3, lr_per_step=True)
+    assert replace(BASE, model="sit_lvvit_tiny").recipe == STUDENTS["sit_t"]  # the official name
+    deit = replace(BASE, model="deit_tiny_patch16_224", stages=(6, 2, 2, 2))
+    assert deit.recipe == STUDENTS["sit_s"]
+
+
+def test_the_recipe_of_a_teacher_depends_on_its_start() -> None:
+    scratch = replace(BASE, model="lvvit_s", teacher=None)
+    assert scratch.recipe.epochs == 300
+    assert replace(scratch, init=Path("lvvit_s.pth")).recipe.epochs < 300
+    assert replace(scratch, data="digits").recipe == DIGITS_TEACHER
+    assert replace(BASE, data="digits").recipe == DIGITS_STUDENT
+
+
+def test_an_unknown_value_of_the_recipe_is_named_with_the_nearest() -> None:
+    assert refusal(overrides=(("epoch", 3),)) == "a recipe has no 'epoch'; did you mean 'epochs'?"
+
+
+def test_good_requests_pass() -> None:
+    BASE.check()
+    replace(BASE, amp="bf16", accumulate=4, max_damaged=0, workers=0, seed=7).check()
+    replace(BASE, cnn_teacher="resnet50", cnn_checkpoint=Path("r.pth")).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"overrides": (("lr", 0.0),)}, "--lr must be above 0"),
+        ({"overrides": (("batch_size", 0),)}, "--batch-size must be at least 1, got 0"),
+        ({"amp": "int8"}, "--amp 'int8' is not offered; choose from auto, off, bf16, fp16"),
+        ({"accumulate": 0}, "--accumulate must be at least 1, got 0"),
+        ({"save_every": 0}, "--save-every must be at least 1, got 0"),
+        ({"log_every": -2}, "--log-every must be at least 1, got -2"),
+        ({"max_damaged": -1}, "--max-damaged must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"workers": -1}, "--workers must be at least 0, got -1"),
+        ({"cnn_teacher": "resnet50"}, "--cnn-teacher and --cnn-checkpoint go together"),
+        ({"cnn_checkpoint": Path("r.pth")}, "--cnn-teacher and --cnn-checkpoint go together"),
+        (
+            {"teacher": None, "cnn_teacher": "resnet50", "cnn_checkpoint": Path("r.pth")},
+            "--cnn-teacher is an extra teacher; pass the first one with --teacher",
+        ),
+        ({"model": "sit_x"}, "unknown model 'sit_x'"),
+        ({"stages": (9, 3)}, "do not fit sit_s"),
+        ({"keeping_ratio": 0.0}, "keeping ratio must be above 0"),
+    ],
+)
+def test_what_is_refused_at_once(changes: dict[str, Any], words: str) -> None:
+    assert words in refusal(**changes)
+
+
+# ------------------------------------------------------------------------------------------------------- the same run
+
+
+@pytest.fixture
+def request_with_files(tmp_path: Path) -> TrainRequest:
+    for name in ("teacher", "init", "cnn"):
+        (tmp_path / name).write_bytes(name.encode())
+    return replace(
+        BASE, teacher=tmp_path / "teacher", init=tmp_path / "init", cnn_teacher="resnet50", cnn_checkpoint=tmp_path / "cnn"
+    )  # fmt: skip
+
+
+def test_identity_is_plain_json(request_with_files: TrainRequest) -> None:
+    identity = request_with_files.identity(512)
+    assert json.loads(json.dumps(identity)) == identity
+    asked = replace(request_with_files, stages=(10, 2, 2, 2))
+    assert json.loads(json.dumps(asked.identity(512))) == asked.identity(512) != identity
+
+
+# what a run computes, and what it does not depend on
+SAME = {
+    "output": Path("elsewhere"), "data_dir": Path("d"), "accumulate": 4, "device": "cuda", "channels_last": True,
+    "compile": True, "workers": 3, "max_damaged": 5, "save_every": 7, "log_every": 7, "tensorboard": True, "resume": True,
+}  # fmt: skip
+OTHER = {
+    "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
+    "val_split": "b", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16",
+    "sync_batchnorm": True, "cnn_teacher": "resnet18", "teacher": None, "init": None, "cnn_checkpoint": None,
+}  # fmt: skip
+
+
+def test_every_field_is_either(request_with_files: TrainRequest) -> None:
+    assert SAME.keys() | OTHER.keys() == {f.name for f in fields(TrainRequest)}
+    assert not SAME.keys() & OTHER.keys()
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_where_and_how_fast_it_computes_may_differ(name: str, request_with_files: TrainRequest) -> None:
+    other = replace(request_with_files, **{name: SAME[name]})
+    assert other != request_with_files
+    assert other.identity(512) == request_with_files.identity(512)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_it_computes_may_not(name: str, request_with_files: TrainRequest) -> None:
+    other = replace(request_with_files, **{name: OTHER[name]})
+    assert other.identity(512) != request_with_files.identity(512)
+
+
+def test_a_value_of_the_recipe_that_differs_can_be_named(request_with_files: TrainRequest) -> None:
+    other = replace(request_with_files, overrides=(("smoothing", 0.2),)).identity(512)
+    same = request_with_files.identity(512)
+    assert {k: (same[k], other[k]) for k in same if same[k] != other[k]} == {"smoothing": (0.1, 0.2)}
+
+
+def test_nor_the_images_of_a_step(request_with_files: TrainRequest) -> None:
+    assert request_with_files.identity(512) != request_with_files.identity(256)
+
+
+def test_files_go_by_their_content(request_with_files: TrainRequest, tmp_path: Path) -> None:
+    moved = replace(request_with_files, teacher=tmp_path / "moved")
+    (tmp_path / "moved").write_bytes(b"teacher")
+    assert moved.identity(512) == request_with_files.identity(512)
+    (tmp_path / "moved").write_bytes(b"another")
+    assert moved.identity(512) != request_with_files.identity(512)
+
+
+def test_the_recipe_it_had_counts_and_not_how_it_was_asked_for(request_with_files: TrainRequest) -> None:
+    default = STUDENTS["sit_s"].lr
+    asked = replace(request_with_files, overrides=(("lr", default),))
+    assert asked.identity(512) == request_with_files.identity(512)
+    assert Recipe().lr == default

@@ -1,0 +1,306 @@
+"""The training loop, from the first step to the files that are left."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from sit_deploy.errors import InputError, SitDeployError
+from training.distributed import join_world
+from training.evaluate import Metrics, evaluate
+from training.loading import count_damaged
+from training.optimise import set_learning_rate
+from training.request import TrainRequest
+from training.result import Summary, finish, keep_best
+from training.run import Reporter, Run, Silent, set_up
+from training.seeding import STEP, seed_all
+
+
+class StoppedError(SitDeployError):
+    """The run was told to stop; its state is saved."""
+
+
+class DivergedError(SitDeployError):
+    """The loss or a weight is no finite number any more; the last good state is on disk."""
+
+
+def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
+    """Train as the request says; under torchrun, every process calls this.
+
+    Raises:
+        InputError: bad input: said before the first step wherever it can be.
+        StoppedError: by SIGINT or SIGTERM, after saving. DivergedError: after the last finite step, which is on disk.
+    """
+    request.check()
+    with join_world(request.device) as world:
+        run = set_up(request, world, reporter if reporter and world.is_main else Silent())
+        try:
+            run.open()
+            with _StopSignal() as stop:
+                if run.position.epoch == run.position.step == 0:
+                    _record_start(run, stop)
+                for epoch in range(run.position.epoch, run.epochs):
+                    trained = _train_epoch(run, epoch, stop)
+                    metrics = _validate(run, stop)
+                    _close_epoch(run, epoch, trained, metrics)
+            return finish(run)
+        except BaseException as error:
+            if not isinstance(error, DivergedError):  # whose log says how it came to that
+                run.clear_away()
+            if isinstance(error, (InputError, RuntimeError)):
+                raise _from_worker(error) from None
+            raise
+        finally:
+            if run.log is not None:
+                run.log.close()
+            del (
+                run.loaders
+            )  # the workers go with it, now: garbage collection would take seconds for each of them
+
+
+def _train_epoch(run: Run, epoch: int, stop: _StopSignal) -> dict[str, float]:
+    """Take the steps of one epoch that are left; return its means."""
+    recipe, request, world, task = run.recipe, run.request, run.world, run.task
+    task.train()
+    if run.loaders.order is None:  # streamed: timm's reader can only start an epoch from its beginning
+        run.position.step, run.position.sums = 0, {}
+    batches = _batches(run, epoch)
+    meter = _Meter(run, epoch)
+    # On a GPU, reading a loss waits for all that is queued; with several processes, so does asking them all to stop.
+    check_every = 1 if world.device.type == "cpu" and world.size == 1 else request.log_every
+    for step in range(run.position.step, run.loaders.steps):
+        set_learning_rate(run.schedule, recipe, epoch, step, run.loaders.steps)
+        for part in range(request.accumulate):
+            images, labels = meter.waiting(batches)
+            seed_all(STEP, request.seed, epoch, step, part, world.rank)
+            images, targets = run.mix(images, labels)
+            last = part == request.accumulate - 1
+            with nullcontext() if last else task.no_sync(), run.autocast():
+                result = task(images, targets)
+            run.scaler.scale(result["loss"] / request.accumulate).backward()
+            meter.add(result)
+        if recipe.clip_grad:
+            run.scaler.unscale_(run.optimiser)
+            clip_grad_norm_(task.model.parameters(), recipe.clip_grad)
+        run.scaler.step(run.optimiser)
+        run.scaler.update()
+        run.optimiser.zero_grad(set_to_none=True)
+        task.update_ema(epoch * run.loaders.steps + step + 1)
+
+        done = step + 1
+        at_end = done == run.loaders.steps
+        if done % check_every == 0 or done % request.save_every == 0 or at_end:
+            run.position.epoch, run.position.step = epoch, done
+            meter.check(done)
+            if done % request.log_every == 0 or at_end:
+                meter.log(done)
+            if world.any(stop.asked):
+                _stop(run, stop, meter)
+            if done % request.save_every == 0 and not at_end:
+                meter.require_finite_weights(done)
+                run.save()
+    meter.require_finite_weights(run.loaders.steps)
+    return meter.means()
+
+
+def _batches(run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this process's batches from the current step on, on its device."""
+    if run.loaders.order is not None:
+        run.loaders.order.set_position(epoch, run.position.step)
+    else:
+        run.data.train.set_epoch(epoch)
+    layout = torch.channels_last if run.request.channels_last else torch.contiguous_format
+    for images, labels in run.loaders.train:
+        yield (
+            images.to(run.world.device, non_blocking=True, memory_format=layout),
+            labels.to(run.world.device, non_blocking=True),
+        )
+
+
+class _Meter:
+    """Losses, speed and waiting of an epoch; losses stay on the device until they are looked at."""
+
+    def __init__(self, run: Run, epoch: int) -> None:
+        self.run, self.epoch = run, epoch
+        self.pending: list[dict[str, Tensor]] = []  # since the last check
+        self.first = run.position.step
+        self.waited = 0.0
+        self.started = self.logged = time.perf_counter()
+
+    def waiting(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the next batch, and count the time that it took to come."""
+        before = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            raise InputError("the data set ended before its epoch did; its length is not what it says")
+        self.waited += time.perf_counter() - before
+        return batch
+
+    def add(self, result: dict[str, Tensor]) -> None:
+        """Take note of the losses of a pass."""
+        self.pending.append({k: v.detach() for k, v in result.items() if k != "output"})
+
+    def check(self, done: int) -> None:
+        """Take in the losses since the last check, as means over all processes; every process must call it.
+
+        Raises:
+            DivergedError: one of them is no finite number.
+        """
+        position, accumulate = self.run.position, self.run.request.accumulate
+        names = list(self.pending[0])
+        values = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.pending])
+        values = (self.run.world.sum(values) / self.run.world.size).tolist()
+        self.pending = []
+        first = done - len(values) // accumulate
+        for i, row in enumerate(values):
+            if not math.isfinite(row[names.index("loss")]):
+                self._diverged("the loss is not finite", first + i // accumulate + 1)
+            for name, value in zip(names, row, strict=True):
+                for sums in (position.sums, position.window):
+                    sums[name] = sums.get(name, 0.0) + value / accumulate
+        position.window_steps += len(values) // accumulate
+
+    def require_finite_weights(self, done: int) -> None:
+        """Refuse to save what a resumed run could not use.
+
+        Raises:
+            DivergedError: a weight is no finite number, though every loss was.
+        """
+        finite = torch.stack([p.isfinite().all() for p in self.run.task.model.parameters()]).all()
+        if not finite:
+            self._diverged("a weight is not finite", done)
+
+    def _diverged(self, what: str, step: int) -> None:
+        run = self.run
+        where = f"{what} at step {step} of epoch {self.epoch + 1}"
+        good = f"the last good state is {run.last}" if run.last.exists() else "there is no earlier state"
+        raise DivergedError(f"{where}; {good}; start again with a smaller --lr, or with --clip-grad 1")
+
+    def rate(self) -> float:
+        """Images a second over all processes since the start of the epoch, or of the resumed rest of it."""
+        taken = self.run.position.step - self.first
+        return taken * self.run.total_batch / (time.perf_counter() - self.started)
+
+    def log(self, done: int) -> None:
+        """Write a row with the mean losses since the last one."""
+        run, position, now = self.run, self.run.position, time.perf_counter()
+        means = {name: value / position.window_steps for name, value in position.window.items()}
+        position.window, position.window_steps = {}, 0
+        position.seconds += now - self.logged
+        self.logged = now
+        if run.log is not None:
+            step = self.epoch * run.loaders.steps + done
+            run.log.write("step", step, **means, lr=_learning_rate(run))
+            run.reporter.steps(self.epoch + 1, done, run.loaders.steps, means["loss"], self.rate())
+
+    def means(self) -> dict[str, float]:
+        """Mean losses of the epoch, images a second, and the share of time spent waiting for images."""
+        position = self.run.position
+        losses = {f"train_{name}": value / position.step for name, value in position.sums.items()}
+        waited = self.waited / (time.perf_counter() - self.started)
+        return {**losses, "images_per_second": self.rate(), "waiting_for_data": waited}
+
+
+def _learning_rate(run: Run) -> float:
+    """Return the learning rate of all but the reverse TSMs."""
+    return max(g["lr"] for g in run.optimiser.param_groups if g["name"] != "reverse TSMs")
+
+
+def _validate(run: Run, stop: _StopSignal) -> Metrics:
+    """Measure the model on the held-out images."""
+    total = len(run.loaders.val)
+
+    def show(done: int) -> None:
+        run.reporter.evaluating(done, total)
+        if stop.asked and run.world.size == 1:  # several processes must agree, and do so at the next step
+            _stop(run, stop)
+
+    return evaluate(run.evaluated(), run.loaders.val, run.world, autocast=run.autocast, progress=show)
+
+
+def _record_start(run: Run, stop: _StopSignal) -> None:
+    """Say what is trained and how good it is before the first step."""
+    metrics = _validate(run, stop)
+    row = {"epoch": 0, **metrics.to_dict()}
+    if run.log is not None:
+        run.log.write("epoch", 0, **row)
+        run.reporter.note(f"Training {run.models.config.name} from {run.models.start}")
+        run.reporter.epoch(row)
+
+
+def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metrics) -> None:
+    """Log an epoch, keep its weights if they are the best, and save the state of the run."""
+    run.position.epoch, run.position.step, run.position.sums = epoch + 1, 0, {}
+    damaged = count_damaged(run.loaders, run.world)
+    row = {
+        "epoch": epoch + 1,
+        "lr": _learning_rate(run),
+        **trained,
+        **metrics.to_dict(),
+        "damaged_images": damaged,
+    }
+    keep_best(run, metrics, epoch + 1)
+    if run.log is not None:
+        run.log.write("epoch", (epoch + 1) * run.loaders.steps, **row)
+        run.reporter.epoch(row)
+    run.save()
+
+
+def _stop(run: Run, stop: _StopSignal, meter: _Meter | None = None) -> None:
+    if meter is not None:
+        meter.require_finite_weights(run.position.step)
+    run.save()
+    where = f"step {run.position.step} of epoch {run.position.epoch + 1}"
+    raise StoppedError(
+        f"stopped by {stop.name or 'a signal'} after {where}; saved {run.last}: go on with --resume"
+    )
+
+
+class _StopSignal:
+    """Takes note of SIGINT and SIGTERM while a run can still save its state; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.name)
+
+    def __enter__(self) -> _StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+def _from_worker(error: InputError | RuntimeError) -> Exception:
+    """Return the error as it was raised; a loader's worker hands it over with its whole traceback as the message."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        if not text.startswith("DataLoader worker"):
+            return error
+        return InputError(
+            f"a process that reads images has died ({text.splitlines()[0]}); pass fewer --workers, then go on with --resume"
+        )
+    if "Original Traceback" not in text:
+        return error
+    return InputError(text.rstrip().splitlines()[-1].split("InputError: ", 1)[-1])

@@ -1,0 +1,170 @@
+"""The models of a run with the weights they start from, and proof that teacher and student fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sit_deploy.data import Preprocessing
+from sit_deploy.errors import InputError
+from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
+from sit_deploy.models.card import read_card
+from sit_deploy.models.load import LoadedModel, fit_partly, load_model
+from training.datasets import Data
+from training.recipes import Recipe
+from training.request import TrainRequest
+from training.seeding import seed_all
+from training.start import initialise
+
+# what a checkpoint of an unslimmed model, or of one with other classes, need not have
+NEW_PARTS = ("tsm.", "rtsm.", "head.", "aux_head.", "head_dist.", "dist_token", "dist_pos_embed")
+
+
+@dataclass(frozen=True)
+class Models:
+    """model: what is trained. teacher, cnn: frozen, or None. cnn_normalisation: see `FRDTask`. start: where the weights
+    come from, in words."""
+
+    config: ModelConfig
+    model: nn.Module
+    preprocessing: Preprocessing
+    start: str
+    teacher: nn.Module | None = None
+    teacher_config: ModelConfig | None = None
+    cnn: nn.Module | None = None
+    cnn_normalisation: tuple[Tensor, Tensor] | None = None
+
+
+def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
+    """Make what is trained, and its teachers.
+
+    Raises:
+        InputError: a checkpoint that cannot be read or is of another model, a teacher that does not fit: what and why.
+    """
+    config = get_config(request.model, request.stages, request.keeping_ratio)
+    size = config.image_size if request.image_size is None else request.image_size
+    preprocessing = Preprocessing.for_model(
+        size, recipe.crop_pct or config.crop_pct, config.interpolation, config.mean, config.std
+    )
+    options: dict[str, Any] = {
+        "img_size": size,
+        "num_classes": data.num_classes,
+        "drop_path_rate": recipe.drop_path,
+        "reverse_tsm": request.teacher is not None,
+    }
+    if request.cnn_teacher:
+        options["dist_token"] = True
+    seed_all(request.seed)
+    model = create_model(config, **options)
+    if request.teacher is None:
+        if request.init is None:
+            initialise(model, request.seed)
+            return Models(config, model, preprocessing, "scratch")
+        return Models(config, model, preprocessing, _start_from_file(model, config, request.init))
+
+    loaded, seen = _load_teacher(request, config, size)
+    _check_teacher(loaded.model, model, request, config, data)
+    if (seen.mean, seen.std) != (preprocessing.mean, preprocessing.std):
+        raise InputError(
+            f"teacher {request.teacher} sees images of mean {seen.mean} and std {seen.std}, {config.name} of "
+            f"{preprocessing.mean} and {preprocessing.std}; take a student that is made of {loaded.name}"
+        )
+    teacher_config = loaded.config
+    start = _start_from_file(model, config, request.init or request.teacher)
+    if request.init is None:
+        start = f"the teacher's weights, {start}"
+    cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
+    return Models(config, model, preprocessing, start, loaded.model, teacher_config, cnn, normalisation)
+
+
+def _start_from_file(model: nn.Module, config: ModelConfig, path: Path) -> str:
+    """Load all that fits; only the head and what slimming adds may be new."""
+    missing, left_out = fit_partly(read_checkpoint(path).state, model)
+    lacking = [k for k in dict.fromkeys((*missing, *left_out)) if not k.startswith(NEW_PARTS)]
+    if lacking:
+        raise InputError(
+            f"checkpoint {path} does not fit {config.name}: {len(lacking)} weights are missing, without a place or of another shape "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); give one of the same width and depth"
+        )
+    new_head = any(k.startswith("head.") for k in (*missing, *left_out))
+    return f"{path}{', with a new head' if new_head else ''}"
+
+
+def _load_teacher(request: TrainRequest, config: ModelConfig, size: int) -> tuple[LoadedModel, Preprocessing]:
+    """Return the teacher, and the preprocessing that it was trained with."""
+    if len(config.stage_blocks) == 1:
+        raise InputError(
+            f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
+        )
+    card = read_card(request.teacher)
+    if card:
+        loaded = load_model(
+            card.name, request.teacher, size, stages=card.stages, keeping_ratio=card.keeping_ratio
+        )
+        return loaded, card.preprocessing
+    # an LV-ViT armed by --stages has its own name as its teacher's
+    loaded = load_model(config.teacher or config.name, request.teacher, size)
+    own = loaded.config
+    return loaded, Preprocessing.for_model(size, own.crop_pct, own.interpolation, own.mean, own.std)
+
+
+def _check_teacher(
+    teacher: nn.Module, student: nn.Module, request: TrainRequest, config: ModelConfig, data: Data
+) -> None:
+    path, unslimmed = request.teacher, config.teacher or config.name
+    if teacher.slim_after:
+        raise InputError(f"teacher {path} is slimmed itself; give the unslimmed {unslimmed}")
+    facts = (
+        ("width", teacher.embed_dim, student.embed_dim),
+        ("depth", teacher.depth, student.depth),
+        ("patch tokens", teacher.kept[0], student.kept[0]),
+    )
+    if differing := [f"{what} {theirs}, not {ours}" for what, theirs, ours in facts if theirs != ours]:
+        raise InputError(
+            f"teacher {path} does not fit {config.name}: it has {'; '.join(differing)}; give a checkpoint of "
+            f"{unslimmed}"
+        )
+    if teacher.num_classes != data.num_classes:
+        raise InputError(
+            f"teacher {path} has {teacher.num_classes} classes and {data.name} has {data.num_classes}; first train it on "
+            f"these: sit-deploy train --model {unslimmed} --init {path} --data {request.data}"
+        )
+    card = read_card(path)
+    if card and card.classes and data.classes and list(card.classes) != data.classes:
+        wrong = next(
+            i for i, pair in enumerate(zip(card.classes, data.classes, strict=True)) if pair[0] != pair[1]
+        )
+        raise InputError(
+            f"teacher {path} was trained on other classes: its class {wrong} is '{card.classes[wrong]}', here it is "
+            f"'{data.classes[wrong]}'; use the data set of its training"
+        )
+
+
+def _cnn_teacher(
+    request: TrainRequest, preprocessing: Preprocessing, data: Data
+) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return the extra teacher, and the gain and offset that take the student's normalised images to its own."""
+    import timm
+
+    name = str(request.cnn_teacher)
+    if not timm.is_model(name):
+        raise InputError(f"unknown CNN teacher '{name}'; take a name of timm.list_models()")
+    model = timm.create_model(name, num_classes=data.num_classes)
+    state = read_checkpoint(request.cnn_checkpoint).state
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"checkpoint {request.cnn_checkpoint} does not fit {name} with {data.num_classes} classes "
+            f"({' '.join(str(error).split())[:150]})"
+        ) from None
+    wanted = timm.data.resolve_model_data_config(model)
+    mean, std, their_mean, their_std = (
+        torch.tensor(v).view(1, 3, 1, 1)
+        for v in (preprocessing.mean, preprocessing.std, wanted["mean"], wanted["std"])
+    )
+    return model.eval(), (std / their_std, (mean - their_mean) / their_std)

@@ -1,0 +1,89 @@
+"""What a run leaves to look at: a JSONL log, TensorBoard where asked for, and a picture of the curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sit_deploy.errors import InputError
+
+LOG = "log.jsonl"
+CURVES = "curves.png"
+BOARD = "tensorboard"
+
+
+class Log:
+    """Rows of a run, one JSON object a line in log.jsonl: {"kind": "step" | "epoch" | "start", ...}."""
+
+    def __init__(self, folder: Path, length: int = 0, tensorboard: bool = False) -> None:
+        """Open the log, cut to `length` bytes: rows past a resumed state are of steps that will be taken again."""
+        self.path = folder / LOG
+        self.file = self.path.open("ab")
+        self.file.truncate(min(length, self.length))  # nothing is left of a log that was removed
+        self.board = _board(folder) if tensorboard else None
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Add a row. step: steps since the start of the run."""
+        row = {"kind": kind, "step": step, **values}
+        self.file.write((json.dumps(row) + "\n").encode())
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    @property
+    def length(self) -> int:
+        """Bytes written so far."""
+        return self.file.seek(0, 2)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs its package; pip install tensorboard") from None
+    return SummaryWriter(str(folder / BOARD))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> Path:
+    """Draw the loss of the steps and the accuracy of the epochs of a folder's log; return the PNG's path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_log(folder / LOG)
+    steps = [r for r in rows if r["kind"] == "step"]
+    epochs = [r for r in rows if r["kind"] == "epoch"]
+    per_epoch = max((r["step"] / r["epoch"] for r in epochs if r.get("epoch")), default=1) or 1
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    losses = ("loss", "classification", "tokens", "logits", "hard")
+    for name in (n for n in losses if any(n in r for r in steps)):
+        having = [r for r in steps if name in r]
+        left.plot([r["step"] / per_epoch for r in having], [r[name] for r in having], label=name, linewidth=1)
+    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    left.legend()
+    right.plot([r["epoch"] for r in epochs], [r["top1"] for r in epochs], marker=".", label="top-1")
+    if teacher_top1 is not None:
+        right.axhline(teacher_top1, color="grey", linestyle="--", label="teacher")
+    right.set(xlabel="epoch", ylabel="top-1 on held-out images, %")
+    right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    path = folder / CURVES
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

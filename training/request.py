@@ -1,0 +1,128 @@
+"""What to train: the options of `sit-deploy train` as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sit_deploy.errors import InputError, nearest
+from training.recipes import Recipe, recipe_for
+
+AMP = ("auto", "off", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train; the fields are the options of `sit-deploy train`.
+
+    teacher: checkpoint of the unslimmed model; without one, plain cross-entropy. init: checkpoint to start from, its head
+    replaced where the classes are others; a student starts from its teacher by default. overrides: fields of the recipe
+    that the user set. accumulate: passes a step.
+    """
+
+    model: str
+    data: str
+    output: Path
+    stages: tuple[int, ...] | None = None
+    keeping_ratio: float | None = None
+    teacher: Path | None = None
+    init: Path | None = None
+    cnn_teacher: str | None = None
+    cnn_checkpoint: Path | None = None
+    data_dir: Path | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    overrides: tuple[tuple[str, Any], ...] = ()
+    accumulate: int = 1
+    seed: int = 0
+    device: str = "auto"
+    amp: str = "auto"
+    sync_batchnorm: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    workers: int | None = None
+    max_damaged: int = 100
+    save_every: int = 1000
+    log_every: int = 10
+    tensorboard: bool = False
+    resume: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of this run, the user's own values in it."""
+        from sit_deploy.models import get_config
+
+        name = get_config(self.model, self.stages, self.keeping_ratio).name
+        base = recipe_for(
+            name, distils=self.teacher is not None, from_checkpoint=self.init is not None, data=self.data
+        )
+        unknown = [k for k, _ in self.overrides if k not in asdict(base)]
+        if unknown:
+            raise InputError(f"a recipe has no '{unknown[0]}'{nearest(unknown[0], tuple(asdict(base)))}")
+        return replace(base, **dict(self.overrides))
+
+    def check(self) -> None:
+        """Refuse what can be refused at once.
+
+        Raises:
+            InputError: an option that is unknown, out of range, or in need of another.
+        """
+        self.recipe.check()
+        if self.amp not in AMP:
+            raise InputError(f"--amp '{self.amp}' is not offered; choose from {', '.join(AMP)}")
+        for name, least in (
+            ("accumulate", 1),
+            ("save_every", 1),
+            ("log_every", 1),
+            ("max_damaged", 0),
+            ("seed", 0),
+            ("workers", 0),
+        ):
+            if (getattr(self, name) or 0) < least:
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}"
+                )
+        if self.cnn_teacher and not self.teacher:
+            raise InputError("--cnn-teacher is an extra teacher; pass the first one with --teacher")
+        if bool(self.cnn_teacher) != bool(self.cnn_checkpoint):
+            raise InputError("--cnn-teacher and --cnn-checkpoint go together; pass both or neither")
+
+    def identity(self, total_batch: int) -> dict[str, Any]:
+        """Return what must be the same for a run to be resumed, as JSON values.
+
+        Where and how fast it computes may differ, and in how many parts a step is taken; what it computes may not. Files
+        go by their content.
+        """
+        from sit_deploy.hashing import sha256
+
+        files = {
+            name: sha256(path) if path else None
+            for name, path in (
+                ("teacher", self.teacher),
+                ("init", self.init),
+                ("cnn_checkpoint", self.cnn_checkpoint),
+            )
+        }
+        same = (
+            "model",
+            "keeping_ratio",
+            "cnn_teacher",
+            "data",
+            "train_split",
+            "val_split",
+            "num_classes",
+            "image_size",
+            "seed",
+            "amp",
+            "sync_batchnorm",
+        )
+        return {
+            **{name: getattr(self, name) for name in same},
+            "stages": list(self.stages) if self.stages else None,
+            **files,
+            **{name: value for name, value in asdict(self.recipe).items() if name != "batch_size"},
+            "total_batch": total_batch,
+        }

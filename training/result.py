@@ -1,0 +1,191 @@
+"""What a run leaves behind: the best weights with their card, the curves, and a summary of teacher and student."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.models import CONFIGS, ModelConfig
+from sit_deploy.models.card import ModelCard, save_weights
+from sit_deploy.models.cost import cost
+from training.evaluate import Metrics, evaluate
+from training.record import draw_curves
+
+if TYPE_CHECKING:
+    from training.run import Run
+
+WEIGHTS = "model.safetensors"
+SUMMARY = "summary.json"
+# trained, or carried along, but not needed to run the model
+UNUSED = ("rtsm.", "aux_head.")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model of the summary: macs of one image; tokens of each stage; top1, top5 in percent."""
+
+    name: str
+    macs: int
+    tokens: tuple[int, ...]
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run. agreement, kl: of the student with its teacher (see `Metrics`). retained: percent of its top-1."""
+
+    weights: Path
+    curves: Path
+    images: int
+    best_epoch: int
+    epochs: int
+    seconds: float
+    damaged_images: int
+    student: Side
+    teacher: Side | None = None
+    agreement: float | None = None
+    kl: float | None = None
+
+    @property
+    def retained(self) -> float | None:
+        return 100 * self.student.top1 / self.teacher.top1 if self.teacher and self.teacher.top1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {**plain, "retained": self.retained}
+
+
+def keep_best(run: Run, metrics: Metrics, epoch: int) -> None:
+    """Write the weights of this epoch if they are the best so far: by top-1, then by loss."""
+    best = run.position.best
+    if best and (best["top1"], -best["loss"]) >= (metrics.top1, -metrics.loss):
+        return
+    run.position.best = {"epoch": epoch, **metrics.to_dict()}
+    if run.world.is_main:
+        _save(run, weights_of(run.evaluated().state_dict()), run.position.best)
+
+
+def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the part of a state dict that inference needs, on the CPU."""
+    return {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith(UNUSED)}
+
+
+def _save(run: Run, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
+    path = run.request.output / WEIGHTS
+    try:
+        save_weights(path, weights, _card(run, metrics))
+    except SafetensorError as error:  # of a full disk
+        raise InputError(
+            f"cannot write {path} ({error}); free some space, then go on with --resume"
+        ) from None
+
+
+def _card(run: Run, metrics: dict[str, Any]) -> ModelCard:
+    models, request = run.models, run.request
+    training = {
+        "data": run.data.name,
+        "start": models.start,
+        "teacher": str(request.teacher) if request.teacher else None,
+        "teacher_model": models.teacher_config.name if models.teacher_config else None,
+        "recipe": asdict(run.recipe),
+        "total_batch": run.total_batch,
+        "seed": request.seed,
+        "averaged": run.task.has_ema(),
+    }
+    return ModelCard(
+        name=models.config.name,
+        stages=models.config.stage_blocks,
+        keeping_ratio=models.config.keeping_ratio,
+        tokens=tuple(models.model.kept),
+        image_size=models.preprocessing.size[0],
+        num_classes=run.data.num_classes,
+        preprocessing=models.preprocessing,
+        dist_token=models.model.has_dist_token,
+        classes=tuple(run.data.classes) if run.data.classes else None,
+        metrics=metrics,
+        training=training,
+    )
+
+
+def count_macs(config: ModelConfig, model: nn.Module) -> int:
+    """Return the multiply-accumulates of one image: in closed form for named models, else products and convolutions."""
+    if config.name in CONFIGS:
+        return cost(config, model.img_size[0], model.num_classes).macs
+    from torch.utils.flop_counter import FlopCounterMode
+
+    mode, parameter = model.training, next(model.parameters())
+    image = torch.zeros(1, model.in_chans, *model.img_size, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
+    model.train(mode)
+    return counter.get_total_flops() // 2
+
+
+def finish(run: Run) -> Summary:
+    """Measure the best weights and the teacher on the held-out images; write summary, card and curves."""
+    from safetensors.torch import load_file
+
+    from training.loading import count_damaged
+
+    best, models = run.position.best, run.models
+    run.world.barrier()
+    path = run.request.output / WEIGHTS
+    model = run.task.model
+    model.load_state_dict({**model.state_dict(), **load_file(path)})
+    model.to(run.world.device)
+
+    teacher = run.models.teacher
+    metrics = evaluate(model, run.loaders.val, run.world, teacher, run.autocast)
+    teacher_metrics = None
+    if teacher is not None:
+        teacher_metrics = evaluate(teacher, run.loaders.val, run.world, autocast=run.autocast)
+    damaged = count_damaged(run.loaders, run.world)
+    sides = [
+        Side(
+            c.name,
+            count_macs(c, m),
+            tuple(m.kept),
+            scores.top1,
+            scores.top5,
+        )
+        for c, m, scores in (
+            (models.config, model, metrics),
+            (models.teacher_config, teacher, teacher_metrics),
+        )
+        if scores is not None
+    ]
+    summary = Summary(
+        weights=path,
+        curves=run.request.output / "curves.png",
+        images=metrics.images,
+        best_epoch=best["epoch"],
+        epochs=run.epochs,
+        seconds=round(run.position.seconds, 1),
+        damaged_images=damaged,
+        student=sides[0],
+        teacher=sides[1] if len(sides) > 1 else None,
+        agreement=metrics.agreement,
+        kl=metrics.kl,
+    )
+    if run.world.is_main:
+        figures = {**best, **metrics.to_dict()}
+        if teacher_metrics is not None:
+            figures |= {"teacher_top1": teacher_metrics.top1, "retained": summary.retained}
+        _save(run, load_file(path), figures)
+        draw_curves(
+            run.request.output,
+            f"{models.config.name} on {run.data.name}",
+            teacher_metrics.top1 if teacher_metrics else None,
+        )
+        text = json.dumps(summary.to_dict(), indent=2)
+        (run.request.output / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    run.world.barrier()
+    return summary

@@ -1,0 +1,261 @@
+"""Everything that one training run is made of, set up before its first step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from sit_deploy.errors import InputError
+from training.datasets import Data, open_data
+from training.distributed import World
+from training.loading import Loaders, make_loaders, make_mixing
+from training.optimise import make_optimiser, make_schedule
+from training.prepare import Models, make_models
+from training.recipes import Recipe
+from training.record import BOARD, LOG, Log
+from training.request import TrainRequest
+from training.result import WEIGHTS
+from training.state import LAST, Position, read_state, restore, save_state
+from training.sync_batchnorm import synchronise
+from training.task import ClassificationTask, FRDTask, Task
+
+
+class Reporter(Protocol):
+    """How a run is watched; of the main process only."""
+
+    def note(self, text: str) -> None:
+        """Say a sentence."""
+
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        """Show the steps of this epoch that are done."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show the batches of held-out images that are done."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show the figures of an epoch; epoch 0 is the start."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def note(self, text: str) -> None: ...
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None: ...
+    def evaluating(self, done: int, total: int) -> None: ...
+    def epoch(self, row: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Run:
+    """A run: what it computes, on what, and where it is."""
+
+    request: TrainRequest
+    recipe: Recipe
+    world: World
+    reporter: Reporter
+    data: Data
+    models: Models
+    loaders: Loaders
+    mix: Callable
+    task: Task
+    optimiser: Optimizer
+    schedule: Any
+    scaler: torch.amp.GradScaler
+    autocast: Callable[[], AbstractContextManager]
+    identity: dict[str, Any]
+    position: Position = field(default_factory=Position)
+    log: Log | None = None
+    absent: list[Path] = field(default_factory=list)  # of what it writes, what was not there before
+
+    @property
+    def epochs(self) -> int:
+        return self.recipe.epochs + self.recipe.cooldown_epochs
+
+    @property
+    def total_batch(self) -> int:
+        """Images of one step, over all processes."""
+        return self.recipe.batch_size * self.request.accumulate * self.world.size
+
+    @property
+    def last(self) -> Path:
+        return self.request.output / LAST
+
+    def parts(self) -> dict[str, Any]:
+        """Return what has a state to save."""
+        parts = {
+            "model": self.task.model,
+            "optimiser": self.optimiser,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
+        if self.task.has_ema():
+            parts["ema"] = self.task.get_eval_model(ema=True)
+        return parts
+
+    def open(self) -> None:
+        """Make the output folder and open the log in it, if this is the main process.
+
+        Raises:
+            InputError: it cannot be written to, or TensorBoard is asked for and not installed.
+        """
+        if not self.world.is_main:
+            return
+        folder = self.request.output
+        names = (LOG, BOARD, WEIGHTS, str(Path(WEIGHTS).with_suffix(".json")))
+        try:
+            places = (*reversed(folder.parents), folder, *(folder / name for name in names))
+            self.absent = [path for path in places if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.tmp")):
+                leftover.unlink()
+            self.log = Log(folder, self.position.log_bytes, self.request.tensorboard)
+        except OSError as error:
+            raise InputError(f"cannot write to {folder} ({error.strerror}); choose another -o") from None
+
+    def clear_away(self) -> None:
+        """Remove what a run has written that ended before its first state was saved."""
+        if self.last.exists():
+            return
+        for path in reversed(self.absent):
+            with suppress(OSError):  # not there, or a folder that somebody else has put something into
+                if path.name == BOARD:
+                    shutil.rmtree(path)
+                elif path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+
+    def save(self) -> None:
+        """Write last.pt, if this is the main process."""
+        if self.world.is_main:
+            self.position.log_bytes = self.log.length
+            save_state(self.last, self.identity, self.position, self.parts())
+        self.world.barrier()
+
+    def evaluated(self) -> torch.nn.Module:
+        """Return the model whose accuracy counts: the averaged one where there is one."""
+        return self.task.get_eval_model(ema=self.task.has_ema())
+
+
+def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
+    """Open the data, make the models, and go to where the run was left if it is to be resumed.
+
+    Raises:
+        InputError: bad input of any kind, before the first step is taken.
+    """
+    recipe = request.recipe
+    data = open_data(
+        request.data,
+        request.data_dir,
+        request.train_split,
+        request.val_split,
+        request.num_classes,
+        request.seed,
+    )
+    if recipe.repeats > 1 and data.streamed:
+        raise InputError("streamed data cannot be repeated in a batch; pass --repeats 1")
+    models = make_models(request, recipe, data)
+    workers = _workers(request, world)
+    loaders = make_loaders(
+        data, recipe, models.preprocessing, world,
+        accumulate=request.accumulate, workers=workers, seed=request.seed, max_damaged=request.max_damaged,
+    )  # fmt: skip
+    total_batch = recipe.batch_size * request.accumulate * world.size
+    identity = request.identity(total_batch)
+    resuming = _claim_folder(request, world)
+    states = None
+    position = Position()
+    if resuming:
+        position, states = read_state(request.output / LAST, identity)
+    task = _make_task(request, recipe, models, world)
+    optimiser = make_optimiser(task.model, recipe, total_batch)
+    schedule = make_schedule(optimiser, recipe, loaders.steps)
+    autocast, scaler = _precision(request.amp, world.device)
+    mix = make_mixing(recipe, data.num_classes, world.device)
+    run = Run(
+        request, recipe, world, reporter, data, models, loaders, mix, task,
+        optimiser, schedule, scaler, autocast, identity, position,
+    )  # fmt: skip
+    if states is not None:
+        restore(run.parts(), states)
+    if world.size > 1:  # last: what it wraps must have its weights, its device and its final form
+        device_ids = [world.device.index] if world.device.type == "cuda" else None
+        task.prepare_distributed(device_ids)
+    return run
+
+
+def _claim_folder(request: TrainRequest, world: World) -> bool:
+    """Return whether the output folder holds a run to be resumed; refuse to write over one that is not."""
+    folder, last = request.output, request.output / LAST
+    if last.exists() and not request.resume:
+        raise InputError(
+            f"{folder} holds a training run; pass --resume to go on with it, or choose another -o"
+        )
+    if not request.resume and (folder / WEIGHTS).exists():
+        raise InputError(f"{folder} holds a trained model; choose another -o")
+    resuming = last.exists()
+    world.barrier()  # every process has looked before the main one writes
+    return resuming
+
+
+def _workers(request: TrainRequest, world: World) -> int:
+    """Return how many processes decode images, a process of training."""
+    if request.workers is not None:
+        return request.workers
+    if request.data == "digits" and world.device.type == "cpu":
+        return 0  # small pictures in memory: handing them over costs more than making them
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(16, (os.cpu_count() or 1) // here - (0 if world.device.type == "cuda" else 1)))
+
+
+def _precision(
+    amp: str, device: torch.device
+) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
+    """Return what to compute the loss in, and the scaler that keeps FP16 gradients from vanishing."""
+    if amp == "auto":
+        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if amp == "fp16" and device.type == "cpu":
+        raise InputError("--amp fp16 is for GPUs; pass --amp off, or bf16")
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    if amp == "off":
+        return nullcontext, scaler
+    kind = torch.float16 if amp == "fp16" else torch.bfloat16
+    return partial(torch.autocast, device.type, kind), scaler
+
+
+def _make_task(request: TrainRequest, recipe: Recipe, models: Models, world: World) -> Task:
+    if request.sync_batchnorm:
+        synchronise(models.model)
+    task: Task
+    if models.teacher is None:
+        task = ClassificationTask(models.model, world.device)
+    else:
+        task = FRDTask(
+            models.model,
+            models.teacher,
+            world.device,
+            token_weight=recipe.token_weight,
+            logits_weight=recipe.logits_weight,
+            temperature=recipe.temperature,
+            cnn_teacher=models.cnn,
+            cnn_normalisation=models.cnn_normalisation,
+        )
+    task.to(world.device)
+    if request.channels_last:
+        for model in (models.model, models.teacher, models.cnn):
+            if model is not None:
+                model.to(memory_format=torch.channels_last)
+    if recipe.ema_decay:
+        task.setup_ema(recipe.ema_decay, use_warmup=True)
+    if request.compile:
+        task.compile()
+    return task

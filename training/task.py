@@ -1,0 +1,130 @@
+"""What one training step computes, as timm's `TrainingTask`: plain classification, or FRD with its frozen teachers.
+
+`TrainingTask` fits: it knows DDP, EMA, compilation and gradient accumulation, and leaves the loss to its subclass. What
+it calls the trainable module is here a thin wrapper whose forward is the one that training needs, so that DDP and
+torch.compile see it; `model` is the SiT inside, which is what gets evaluated and saved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from sit_deploy.models import FRDOutput
+from training.frd import frd_loss
+
+
+class Recovering(nn.Module):
+    """A SiT whose forward gives what FRD compares: images (B, 3, H, W) → FRDOutput, without tokens if none are wanted."""
+
+    def __init__(self, model: nn.Module, tokens: bool = True) -> None:
+        super().__init__()
+        self.model, self.tokens = model, tokens
+
+    def forward(self, images: Tensor) -> FRDOutput:
+        return self.model.forward_frd(images) if self.tokens else FRDOutput(self.model(images), None, [])
+
+
+class Task(TrainingTask):
+    """What both tasks share. forward: images (B, 3, H, W), soft targets (B, classes) → {"loss", "output", parts...}."""
+
+    def __init__(self, model: nn.Module, device: torch.device, tokens: bool = True) -> None:
+        super().__init__(device=device, verbose=False)
+        self.model = model
+        self.trainable_module = Recovering(model, tokens)
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> Task:
+        """Wrap what is trained, and only that, in DistributedDataParallel."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **kwargs: Any) -> nn.Module:
+        """Compile the forward pass of what is trained; evaluation stays as it is."""
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
+        return self.trainable_module
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """Return the SiT to evaluate and save: the trained one, or its average."""
+        if not ema:
+            return self.model
+        averaged = self.get_trainable_module(ema=True)
+        return None if averaged is None else averaged.module.model
+
+
+class ClassificationTask(Task):
+    """Cross-entropy."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__(model, device, tokens=False)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        output = self.trainable_module(input)
+        return {"loss": cross_entropy(output.logits, target), "output": output.logits}
+
+
+class FRDTask(Task):
+    """Feature Recalibration Distillation (arXiv 2111.12624, section 3.3).
+
+    The teachers are frozen, in eval mode whatever mode the task is in, under no_grad, and outside DDP.
+
+    Args:
+        student: a SiT with reverse TSMs. teacher: the unslimmed model.
+        cnn_teacher: an extra teacher whose class the student's dist token learns. cnn_normalisation: (gain, offset), each
+            (1, 3, 1, 1), that take the student's normalised images to the CNN's.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        device: torch.device,
+        *,
+        token_weight: float = 2.0,
+        logits_weight: float = 2.0,
+        temperature: float = 1.0,
+        cnn_teacher: nn.Module | None = None,
+        cnn_normalisation: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__(student, device)
+        self.weights = {
+            "token_weight": token_weight,
+            "logits_weight": logits_weight,
+            "temperature": temperature,
+        }
+        self.teacher = Recovering(teacher).requires_grad_(False)
+        self.cnn_teacher = cnn_teacher.requires_grad_(False) if cnn_teacher is not None else None
+        if cnn_normalisation is not None:
+            for name, value in zip(("cnn_gain", "cnn_offset"), cnn_normalisation, strict=True):
+                self.register_buffer(name, value, persistent=False)
+        self.train()
+
+    def train(self, mode: bool = True) -> FRDTask:
+        super().train(mode)
+        for teacher in (self.teacher, self.cnn_teacher):
+            if teacher is not None:
+                teacher.eval()
+        return self
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **kwargs: Any) -> nn.Module:
+        self.teacher = torch.compile(self.teacher, backend=backend, mode=mode, **kwargs)
+        return super().compile(backend, mode, **kwargs)
+
+    @torch.no_grad()
+    def _teach(self, images: Tensor) -> tuple[FRDOutput, Tensor | None]:
+        if self.cnn_teacher is None:
+            return self.teacher(images), None
+        return self.teacher(images), self.cnn_teacher(images * self.cnn_gain + self.cnn_offset)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        teacher, cnn_logits = self._teach(input)
+        student = self.trainable_module(input)
+        loss = frd_loss(student, teacher, target, cnn_logits, **self.weights)
+        parts = {name: value.detach() for name, value in loss._asdict().items() if name != "total"}
+        if cnn_logits is None:
+            del parts["hard"]
+        return {"loss": loss.total, "output": student.logits, **parts}
