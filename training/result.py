@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from engines.errors import EngineError
 from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, ModelConfig
 from sit_deploy.models.card import ModelCard, save_weights
@@ -82,10 +82,8 @@ def _save(run: Run, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None
     path = run.request.output / WEIGHTS
     try:
         save_weights(path, weights, _card(run, metrics))
-    except SafetensorError as error:  # of a full disk
-        raise InputError(
-            f"cannot write {path} ({error}); free some space, then go on with --resume"
-        ) from None
+    except EngineError as error:
+        raise InputError(f"{error}; free some space, then go on with --resume") from None
 
 
 def _card(run: Run, metrics: dict[str, Any]) -> ModelCard:

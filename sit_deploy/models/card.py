@@ -145,13 +145,16 @@ def save_weights(path: str | Path, state_dict: dict[str, Tensor], card: ModelCar
     Raises:
         engines.EngineError: the folder does not exist or cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     fields = card.to_dict()
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     with atomic_path(path) as temporary:
-        save_file(own, temporary, metadata={KEY: json.dumps(fields, ensure_ascii=False, allow_nan=False)})
+        # by way of bytes: written by the format's own library, the file would be closed to all but its owner
+        temporary.write_bytes(
+            save(own, metadata={KEY: json.dumps(fields, ensure_ascii=False, allow_nan=False)})
+        )
     with atomic_path(path.with_suffix(".json")) as temporary:
         text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")

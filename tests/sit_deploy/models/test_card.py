@@ -157,3 +157,11 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not exist"):
         save_weights(tmp_path / "gone" / "model.safetensors", weights(), CARD)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_weights_are_as_readable_as_any_other_file(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    save_weights(tmp_path / "model.safetensors", weights(), CARD)
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "model.safetensors", "model.json")}
+    assert len(modes) == 1
