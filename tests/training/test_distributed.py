@@ -84,7 +84,9 @@ def test_two_processes_and_one(
     first, second = finish(*start_world(tmp_path / "streams", 2, *two, file_limits={1: 4096}))
     assert_agree(tmp_path / "run", alone)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in alone.iterdir()}
-    assert (second.out, second.err) == ("", "")
+    # older PyTorch's gloo says on standard output that it has connected
+    said = [text for text in second.out.splitlines() if not text.startswith("[Gloo]")]
+    assert (said, second.err) == ([], "")
     assert "On 29 held-out images" in first.out
     assert all(row["images"] == 29 for row in log_rows(tmp_path / "run", "epoch"))
 
