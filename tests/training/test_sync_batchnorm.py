@@ -75,7 +75,7 @@ def a_process(rank: int, folder: str) -> None:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.start_processes(a_process, (str(folder),), PROCESSES, start_method="fork")
+    mp.start_processes(a_process, (str(folder),), PROCESSES, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
