@@ -115,6 +115,7 @@ def main(
             device=device, workers=workers, compile=compile,
         )  # fmt: skip
         run = set_up(request, world, Silent())
+        run.open()
         images, labels = next(iter(run.loaders.train))
         batch = run.mix(images.to(world.device), labels.to(world.device))
         steps = run.loaders.steps
