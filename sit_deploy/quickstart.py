@@ -138,19 +138,18 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
 
 def _agreement(bundle: Any, teacher: Path, val: Path) -> float:
     """Return the percent of held-out digits that the bundle's graph and the teacher give the same class."""
-    from sit_deploy.data import ImageFolder, batches
+    from sit_deploy.accuracy import measure
+    from sit_deploy.data import ImageFolder
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
     from sit_deploy.make_graph import torch_logits
     from sit_deploy.models import load_model
 
-    model = load_model(TEACHER, teacher).model
-    same = total = 0
+    model, samples = load_model(TEACHER, teacher).model, ImageFolder(val).samples
     with (
         graph_on_onnxruntime(bundle.model_path) as runner,
         Classifier(runner, bundle.batch_range) as classify,
     ):
-        for images, _ in batches(ImageFolder(val).samples, bundle.preprocessing(), 32):
-            classes = classify.logits(images).argmax(1)
-            same += int((classes == torch_logits(model, images).argmax(1)).sum())
-            total += len(images)
-    return 100 * same / total
+        accuracy = measure(
+            lambda images: torch_logits(model, images), classify.logits, samples, bundle.preprocessing(), 32
+        )
+    return accuracy.agreement
