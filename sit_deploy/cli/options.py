@@ -1,4 +1,4 @@
-"""The options that say what graph to make: those that `build` and `export` share."""
+"""The options that commands share: what model to take (`build`, `export`, `train`), and what graph to make of it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,7 @@ import click
 
 from sit_deploy.cli.common import DynamicBatch, Stages, path_type
 
-_OPTIONS = (
-    click.option(
-        "--model",
-        metavar="NAME",
-        help="One of `sit-deploy models`, or a plain vision transformer of timm. A checkpoint with a model card names it itself.",
-    ),
-    click.option(
-        "--stages", type=Stages(), help="Blocks of each stage, to slim another way than the model's own."
-    ),
-    click.option(
-        "--keeping-ratio",
-        type=float,
-        metavar="R",
-        help="Share of the patch tokens that each further stage keeps.",
-    ),
+_GRAPH_OPTIONS = (
     click.option(
         "--precision",
         default="fp32",
@@ -76,8 +62,38 @@ _OPTIONS = (
 )
 
 
+def model_options(*, required: bool) -> Callable[[Callable], Callable]:
+    """Make the decorator that adds what names a model and how it slims.
+
+    required: --model has to be given, as no checkpoint can name it.
+    """
+    card = "" if required else " A checkpoint with a model card names it itself."
+    options = (
+        click.option(
+            "--model",
+            required=required,
+            metavar="NAME",
+            help=f"One of `sit-deploy models`, or a plain vision transformer of timm.{card}",
+        ),
+        click.option(
+            "--stages", type=Stages(), help="Blocks of each stage, to slim another way than the model's own."
+        ),
+        click.option(
+            "--keeping-ratio",
+            type=float,
+            metavar="R",
+            help="Share of the patch tokens that each further stage keeps.",
+        ),
+    )
+    return lambda command: _add(options, command)
+
+
 def graph_options(command: Callable) -> Callable:
-    """Add them to a command, which gets them as the fields of `BuildRequest`, but for `no_ema`."""
-    for option in reversed(_OPTIONS):  # as decorators: the last one applied is the first in the help text
+    """Add what says which graph to make to a command, which gets it as the fields of `BuildRequest`, but for `no_ema`."""
+    return model_options(required=False)(_add(_GRAPH_OPTIONS, command))
+
+
+def _add(options: tuple[Callable, ...], command: Callable) -> Callable:
+    for option in reversed(options):  # as decorators: the last one applied is the first in the help text
         command = option(command)
     return command

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy.cli.common import (
-    Stages,
     console,
     emit_json,
     examples,
@@ -22,6 +21,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.cli.options import model_options
 from training.recipes import Recipe, option_name
 
 if TYPE_CHECKING:
@@ -52,16 +52,7 @@ def recipe_options(command: Callable) -> Callable:
         "sit-deploy train --model lvvit_nano --data digits --epochs 5",
     ),
 )
-@click.option(
-    "--model",
-    required=True,
-    metavar="NAME",
-    help="What to train; `sit-deploy models` lists them; any timm ViT.",
-)
-@click.option("--stages", type=Stages(), help="Blocks a stage, where tokens are slimmed between them.")
-@click.option(
-    "--keeping-ratio", type=float, metavar="R", help="Share of the tokens that each further stage keeps."
-)
+@model_options(required=True)
 @click.option(
     "--data", required=True, metavar="DIR|NAME",
     help="Folder with train/ and val/, each with a folder a class; digits (built in); or timm's hfds/…, wds/…, torch/….",

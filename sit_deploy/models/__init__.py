@@ -13,13 +13,14 @@ from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
 if TYPE_CHECKING:
     from sit_deploy.models.card import ModelCard, read_card, save_weights
     from sit_deploy.models.checkpoint import read_checkpoint
+    from sit_deploy.models.forward import FRDOutput
     from sit_deploy.models.load import fit_partly, load_model
     from sit_deploy.models.registry import create_model
-    from sit_deploy.models.sit import FRDOutput, SiT
+    from sit_deploy.models.sit import SiT
     from sit_deploy.models.slim import SlimViT
 
 _LAZY = {
-    "FRDOutput": "sit",
+    "FRDOutput": "forward",
     "ModelCard": "card",
     "SiT": "sit",
     "SlimViT": "slim",

@@ -6,32 +6,14 @@ Parameter names are those of the official checkpoints. A teacher is a SiT of one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, to_2tuple, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from sit_deploy.errors import InputError
 from sit_deploy.models.configs import PATCH, STEMS, check_image_sides, token_schedule
+from sit_deploy.models.forward import SlimmingForward
 from sit_deploy.models.tsm import Mlp, TokenSlimming, init_linears, reverse_tsms, slim_after
-
-NO_REVERSE_TSMS = "this model has no reverse TSMs; create it with reverse_tsm=True to distil into it"
-
-
-@dataclass(frozen=True)
-class FRDOutput:
-    """What distillation compares.
-
-    logits: (B, classes) of the head. dist_logits: (B, classes) of the dist token, or None.
-    tokens: one (B, patches, dim) a block, the patch tokens after slimming and recovery.
-    """
-
-    logits: Tensor
-    dist_logits: Tensor | None
-    tokens: list[Tensor]
 
 
 class ConvStem(nn.Module):
@@ -96,7 +78,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x))) / self.skip_lam
 
 
-class SiT(nn.Module):
+class SiT(SlimmingForward):
     """Self-slimmed Vision Transformer; with one stage, the unslimmed LV-ViT.
 
     forward: images (B, in_chans, H, W) float → logits (B, num_classes); with a dist token, the mean of both heads.
@@ -216,12 +198,7 @@ class SiT(nn.Module):
                 nn.init.zeros_(head.bias)
                 head.to(self.cls_token)  # its device and type
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) with positions added."""
-        if x.shape[-2:] != self.img_size:
-            raise InputError(
-                f"this model takes images of {self.img_size}, got {tuple(x.shape[-2:])}; resize them"
-            )
+    def _embed(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
         prefix, pos = self.cls_token, self.pos_embed
         if self.has_dist_token:
@@ -229,52 +206,13 @@ class SiT(nn.Module):
             pos = torch.cat((pos[:, :1], self.dist_pos_embed, pos[:, 1:]), dim=1)
         return torch.cat((prefix.expand(x.shape[0], -1, -1), x), dim=1) + pos
 
-    def _run_block(self, index: int, x: Tensor) -> Tensor:
-        """Run block `index` and, where a stage ends, its TSM on the patch tokens."""
-        block = self.blocks[index]
-        x = (
-            checkpoint(block, x, use_reentrant=False)
-            if self.grad_checkpointing and self.training
-            else block(x)
-        )
-        if index in self.slim_after:
-            n = self.num_prefix_tokens
-            x = torch.cat((x[:, :n], self.tsm[self.slim_after[index]](x[:, n:])), dim=1)
-        return x
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
-        x = self.embed(x)
-        for i in range(self.depth):
-            x = self._run_block(i, x)
-        return self.norm(x)
-
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Normalised tokens → logits (B, num_classes), or the class token's features."""
         if pre_logits:
             return x[:, 0]
-        if self.has_dist_token:
-            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
-        return self.head(x[:, 0])
+        logits, dist_logits = self._heads(x)
+        return logits if dist_logits is None else (logits + dist_logits) / 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def forward_frd(self, x: Tensor) -> FRDOutput:
-        """Images → what FRD compares (section 3.3). A student needs `reverse_tsm=True`.
-
-        Raises:
-            InputError: a slimmed model without reverse TSMs, whose tokens no teacher can be compared with.
-        """
-        recover = getattr(self, "rtsm", None)
-        if self.slim_after and recover is None:
-            raise InputError(NO_REVERSE_TSMS)
-        x = self.embed(x)
-        tokens = []
-        for i in range(self.depth):
-            x = self._run_block(i, x)
-            patches = x[:, self.num_prefix_tokens :]
-            tokens.append(patches if recover is None else recover[i](patches))
-        x = self.norm(x)
-        dist = self.head_dist(x[:, 1]) if self.has_dist_token else None
-        return FRDOutput(self.head(x[:, 0]), dist, tokens)
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        dist_logits = self.head_dist(x[:, 1]) if self.has_dist_token else None
+        return self.head(x[:, 0]), dist_logits

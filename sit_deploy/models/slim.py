@@ -9,30 +9,23 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.configs import check_image_sides, token_schedule
-from sit_deploy.models.sit import NO_REVERSE_TSMS, FRDOutput
+from sit_deploy.models.forward import SlimmingForward
 from sit_deploy.models.timm_vit import check_supported
 from sit_deploy.models.tsm import TokenSlimming, init_linears, reverse_tsms, slim_after
 
 
-class SlimViT(VisionTransformer):
+class SlimViT(SlimmingForward, VisionTransformer):
     """A vision transformer of timm armed with TSMs; with one stage, the plain one. Made by `slim`, not by its constructor.
 
     forward: images (B, in_chans, H, W) float → logits (B, num_classes). Head, classifier reset, weight-decay list and
     parameter groups are timm's. The interface beyond timm's is that of `sit_deploy.models.sit.SiT`.
-
-    stage_blocks: blocks a stage. kept: patch tokens of each stage. slim_after: block index → index of the TSM after it.
     """
 
-    stage_blocks: tuple[int, ...]
-    kept: tuple[int, ...]
-    slim_after: dict[int, int]
     has_dist_token = False
 
     @property
@@ -47,50 +40,8 @@ class SlimViT(VisionTransformer):
     def depth(self) -> int:
         return len(self.blocks)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) as the first block takes them."""
-        if x.shape[-2:] != self.img_size:
-            raise InputError(
-                f"this model takes images of {self.img_size}, got {tuple(x.shape[-2:])}; resize them"
-            )
+    def _embed(self, x: Tensor) -> Tensor:
         return self.norm_pre(self._pos_embed(self.patch_embed(x)))
-
-    def _run_block(self, index: int, x: Tensor) -> Tensor:
-        """Run block `index` and, where a stage ends, its TSM on the patch tokens; the prefix tokens go round it."""
-        block = self.blocks[index]
-        again = self.grad_checkpointing and self.training
-        x = checkpoint(block, x, use_reentrant=False) if again else block(x)
-        if index in self.slim_after:
-            n = self.num_prefix_tokens
-            x = torch.cat((x[:, :n], self.tsm[self.slim_after[index]](x[:, n:])), dim=1)
-        return x
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
-        x = self.embed(x)
-        for i in range(self.depth):
-            x = self._run_block(i, x)
-        return self.norm(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def forward_frd(self, x: Tensor) -> FRDOutput:
-        """Images → what FRD compares (section 3.3). A student needs `reverse_tsm=True`.
-
-        Raises:
-            InputError: a slimmed model without reverse TSMs, whose tokens no teacher can be compared with.
-        """
-        recover = getattr(self, "rtsm", None)
-        if self.slim_after and recover is None:
-            raise InputError(NO_REVERSE_TSMS)
-        x = self.embed(x)
-        tokens = []
-        for i in range(self.depth):
-            x = self._run_block(i, x)
-            patches = x[:, self.num_prefix_tokens :]
-            tokens.append(patches if recover is None else recover[i](patches))
-        return FRDOutput(self.forward_head(self.norm(x)), None, tokens)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """As timm's, for an unslimmed model.

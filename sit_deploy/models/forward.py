@@ -1,0 +1,97 @@
+"""The forward pass of a model whose tokens slim between its blocks, for inference and for distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sit_deploy.errors import InputError
+
+
+@dataclass(frozen=True)
+class FRDOutput:
+    """What distillation compares.
+
+    logits: (B, classes) of the head. dist_logits: (B, classes) of the dist token, or None.
+    tokens: one (B, patches, dim) a block, the patch tokens after slimming and recovery.
+    """
+
+    logits: Tensor
+    dist_logits: Tensor | None
+    tokens: list[Tensor]
+
+
+class SlimmingForward(nn.Module):
+    """What `SiT` and `SlimViT` do with their parts; to stand first among a model's bases, as timm's have a forward of their own.
+
+    A model brings img_size, depth, num_prefix_tokens and grad_checkpointing; the modules blocks and norm, tsm where it
+    slims, and rtsm to be distilled into; and the methods forward_head, _embed and, with more heads than one, _heads.
+
+    stage_blocks: blocks a stage. kept: patch tokens of each stage. slim_after: block index → index of the TSM after it.
+    """
+
+    stage_blocks: tuple[int, ...]
+    kept: tuple[int, ...]
+    slim_after: dict[int, int]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) as the first block takes them.
+
+        Raises:
+            InputError: images of another size than the model was made for.
+        """
+        if x.shape[-2:] != self.img_size:
+            raise InputError(
+                f"this model takes images of {self.img_size}, got {tuple(x.shape[-2:])}; resize them"
+            )
+        return self._embed(x)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Do what `embed` says, for images of the right size."""
+        raise NotImplementedError
+
+    def _run_block(self, index: int, x: Tensor) -> Tensor:
+        """Run block `index` and, where a stage ends, its TSM on the patch tokens; the prefix tokens go round it."""
+        block = self.blocks[index]
+        again = self.grad_checkpointing and self.training
+        x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        if index in self.slim_after:
+            n = self.num_prefix_tokens
+            x = torch.cat((x[:, :n], self.tsm[self.slim_after[index]](x[:, n:])), dim=1)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
+        x = self.embed(x)
+        for i in range(self.depth):
+            x = self._run_block(i, x)
+        return self.norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_frd(self, x: Tensor) -> FRDOutput:
+        """Images → what FRD compares (section 3.3). A student needs `reverse_tsm=True`.
+
+        Raises:
+            InputError: a slimmed model without reverse TSMs, whose tokens no teacher can be compared with.
+        """
+        recover = getattr(self, "rtsm", None)
+        if self.slim_after and recover is None:
+            raise InputError(
+                "this model has no reverse TSMs; create it with reverse_tsm=True to distil into it"
+            )
+        x = self.embed(x)
+        tokens = []
+        for i in range(self.depth):
+            x = self._run_block(i, x)
+            patches = x[:, self.num_prefix_tokens :]
+            tokens.append(patches if recover is None else recover[i](patches))
+        return FRDOutput(*self._heads(self.norm(x)), tokens)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised tokens → logits of the head, and those of the dist head or None."""
+        return self.forward_head(x), None
