@@ -68,13 +68,13 @@ def observe_ranges(
         CalibrationError: no image, a batch that does not fit the graph, an unknown tensor, or a graph that does not run.
     """
     names = observable(model) if tensors is None else list(tensors)
-    run = _Reducer(model, names)
+    session = ImageSession(reduced(model, names))
     total = len(batches) if isinstance(batches, Sized) else 0
     ranges = {name: TensorRange() for name in names}
     done = 0
     for done, batch in enumerate(batches, 1):
-        for images in run.fit(batch):
-            for name, seen in zip(names, run(images), strict=True):
+        for images in session.fit(batch):
+            for name, seen in zip(names, _ranges(session.run(images)), strict=True):
                 ranges[name] = ranges[name].merge(seen)
         if progress is not None:
             progress("Observing activations", done, total)
@@ -105,13 +105,10 @@ def reduced(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    known = set(observable(model))
+    names = list(names)
+    require_observable(set(observable(model)), names)
     del copy.graph.output[:]
     for index, name in enumerate(names):
-        if name not in known:
-            raise CalibrationError(
-                f"the graph has no float32 tensor '{name}' to observe; check that the graph is the one meant"
-            )
         for op_type in ("ReduceMin", "ReduceMax", "ReduceL1"):
             scalar = f"observed/{index}/{op_type}"
             copy.graph.node.append(helper.make_node(op_type, [name], [scalar], scalar, keepdims=0))
@@ -119,37 +116,64 @@ def reduced(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return copy
 
 
-class _Reducer:
-    """A session that turns a run of images into the range of each tensor."""
+def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """Return the graph's one input, the images.
 
-    def __init__(self, model: onnx.ModelProto, names: list[str]) -> None:
+    Raises:
+        CalibrationError: the graph has no input, or several.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise CalibrationError(f"the graph has {len(inputs)} inputs; calibration takes one, the images")
+    return inputs[0]
+
+
+def require_observable(known: Collection[str], names: Iterable[str]) -> None:
+    """Raise CalibrationError for a name that is not among those of `observable`."""
+    for name in names:
+        if name not in known:
+            raise CalibrationError(
+                f"the graph has no float32 tensor '{name}' to observe; check that the graph is the one meant"
+            )
+
+
+class ImageSession:
+    """An ONNX Runtime session on the CPU that takes runs of images, and holds an activation no longer than it must.
+
+    Args:
+        model: a graph with one input, (N, 3, H, W).
+        threads: ONNX Runtime's threads; its own choice if None.
+
+    Raises:
+        CalibrationError: the graph has another number of inputs, or does not load.
+    """
+
+    def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
         # its official wheels report usage over the network
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
-        weights = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in weights]
-        if len(inputs) != 1:
-            raise CalibrationError(f"the graph has {len(inputs)} inputs; calibration takes one, the images")
-        dims = inputs[0].type.tensor_type.shape.dim
-        self._input = inputs[0].name
+        images = image_input(model)
+        dims = images.type.tensor_type.shape.dim
+        self.input = images.name
         self._shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised; the log would only say it twice
+        if threads is not None:
+            options.intra_op_num_threads = threads
         # Reduce a tensor soon after it is made, and plan no second pool from the first run: for a SiT-S at batch 8 the
         # process then peaks at 1.1 GB, not 2.4.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = False
         try:
-            self._session = ort.InferenceSession(
-                reduced(model, names).SerializeToString(), options, ["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             reason = str(error).splitlines()[0]
             raise CalibrationError(f"ONNX Runtime cannot load the graph: {reason}") from error
 
     def fit(self, batch: np.ndarray) -> Iterator[np.ndarray]:
-        """Cut a batch into runs that the graph takes."""
+        """Cut a batch into runs that the graph takes; a short last run repeats its own images."""
         wanted, got = self._shape, tuple(batch.shape)
         fits = len(got) == len(wanted) and all(
             w in (None, g) for w, g in zip(wanted[1:], got[1:], strict=True)
@@ -164,12 +188,21 @@ class _Reducer:
             run = batch[start : start + size]
             yield run if len(run) == size else np.resize(run, (size, *run.shape[1:]))
 
-    def __call__(self, images: np.ndarray) -> Iterator[TensorRange]:
-        """Yield the range of each tensor over the images, in the order of the names."""
-        scalars = iter(self._session.run(None, {self._input: images}))
-        for low, high, norm in zip(scalars, scalars, scalars, strict=True):
-            # The norm of huge finite values may overflow to infinity; only the extremes tell of a true infinity.
-            if math.isnan(norm) or math.isinf(low) or math.isinf(high):
-                yield TensorRange(-math.inf, math.inf, True)
-            else:
-                yield TensorRange(float(low), float(high))
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return the graph's outputs for one run of images."""
+        try:
+            return self._session.run(None, {self.input: images})
+        except Exception as error:  # as above
+            reason = str(error).splitlines()[0]
+            raise CalibrationError(f"ONNX Runtime cannot run the graph: {reason}") from error
+
+
+def _ranges(scalars: Iterable[np.ndarray]) -> Iterator[TensorRange]:
+    """Yield the range of each tensor from the outputs of a `reduced` graph."""
+    values = iter(scalars)
+    for low, high, norm in zip(values, values, values, strict=True):
+        # The norm of huge finite values may overflow to infinity; only the extremes tell of a true infinity.
+        if math.isnan(norm) or math.isinf(low) or math.isinf(high):
+            yield TensorRange(-math.inf, math.inf, True)
+        else:
+            yield TensorRange(float(low), float(high))
