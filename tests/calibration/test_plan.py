@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from calibration.errors import CalibrationError
+from calibration.layers import GROUPS, Layer, find_layers
+from calibration.plan import DEFAULT_GROUPS, make_plan
+from tests.helpers.graphs import exported
+
+HIGH = {"stem", "head", "attention", "aggregation", "residual"}
+
+
+@pytest.fixture(scope="module")
+def layers() -> dict[str, Layer]:
+    return find_layers(exported("sit"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_default(layers: dict[str, Layer], precision: str) -> None:
+    plan = make_plan(layers, precision)
+    assert [layer.name for layer in plan.layers] == list(layers)
+    for layer in plan.layers:
+        assert layer.precision == ("high" if layer.group in HIGH else precision)
+        assert layer.macs == layers[layer.name].macs
+        assert layer.reason
+    assert plan.quantised == tuple(name for name, layer in layers.items() if layer.group not in HIGH)
+    reasons = {layer.group: layer.reason for layer in plan.layers if layer.group in HIGH}
+    assert len(set(reasons.values())) == len(HIGH)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_one_group(layers: dict[str, Layer], group: str) -> None:
+    plan = make_plan(layers, "int8", [group])
+    assert plan.quantised == tuple(name for name, layer in layers.items() if layer.group == group)
+
+
+def test_default_and_one_more(layers: dict[str, Layer]) -> None:
+    assert make_plan(layers, groups=["default"]) == make_plan(layers)
+    more = set(make_plan(layers, groups=["default", "head"]).quantised)
+    assert more == {*make_plan(layers).quantised, "head"}
+
+
+def test_all_is_every_layer_with_a_weight(layers: dict[str, Layer]) -> None:
+    expected = tuple(name for name, layer in layers.items() if layer.weight is not None)
+    assert make_plan(layers, "int8", ["all"]).quantised == expected
+
+
+def test_unnamed_products_are_quantised_and_convolutions_not() -> None:
+    found = {
+        name: Layer(name, op_type, name, (0,), ("x",), "w", 0, 1)
+        for name, op_type in (("linear", "MatMul"), ("conv", "Conv"))
+    }
+    assert make_plan(found).quantised == ("linear",)
+    assert make_plan(found, groups=["conv"]).quantised == ("conv",)
+    assert {*GROUPS, "linear"} - HIGH == DEFAULT_GROUPS
+
+
+def test_share_is_of_multiply_accumulates(layers: dict[str, Layer]) -> None:
+    total = sum(layer.macs for layer in layers.values())
+    kept = sum(layer.macs for layer in layers.values() if layer.group == "fc1")
+    assert make_plan(layers, "int8", ["fc1"]).share == pytest.approx(kept / total)
+    assert make_plan(layers, "int8", GROUPS).share == 1
+
+
+def test_keep_high(layers: dict[str, Layer]) -> None:
+    plan = make_plan(layers)
+    first, *rest = plan.quantised
+    kept = plan.keep_high({first: "costs 3 dB"})
+    assert kept.quantised == tuple(rest)
+    assert next(layer.reason for layer in kept.layers if layer.name == first) == "costs 3 dB"
+    assert [layer for layer in kept.layers if layer.name != first] == [
+        layer for layer in plan.layers if layer.name != first
+    ]
+    assert first in plan.quantised
+    with pytest.raises(CalibrationError, match="no layer 'nowhere'"):
+        plan.keep_high({"nowhere": "why not"})
+
+
+def test_plain_types(layers: dict[str, Layer]) -> None:
+    plain = json.loads(json.dumps(make_plan(layers).to_dict()))
+    assert plain["precision"] == "int8"
+    assert plain["layers"][0] == {
+        "name": "stem/conv1",
+        "group": "stem",
+        "precision": "high",
+        "reason": make_plan(layers).layers[0].reason,
+        "macs": layers["stem/conv1"].macs,
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "groups", "message"),
+    [
+        ("int4", None, "'int4' is not one of int8, fp8"),
+        ("int8", ["qvk"], "no layers are called 'qvk'; choose from stem, qkv, .*linear, conv"),
+        ("int8", [], "quantises no layer"),
+        ("int8", ["conv"], "quantises no layer"),
+    ],
+)
+def test_refusals(layers: dict[str, Layer], precision: str, groups: list[str] | None, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message) as raised:
+        make_plan(layers, precision, groups)
+    assert "\n" not in str(raised.value)
