@@ -107,12 +107,15 @@ class OnnxRuntime(Engine):
             if progress:
                 progress("checking the saved engine", 2, 3)
             optimised = read_model(temporary)
+        from engines.onnxruntime_int8 import int8_summary
+
         operators = Counter(node.op_type for node in optimised.graph.node)
         details: dict[str, Any] = {
             "optimisation": "extended",
             "nodes_before": nodes_before,
             "nodes": len(optimised.graph.node),
             "operators": dict(sorted(operators.items())),
+            "int8": int8_summary(optimised),
             "rewrites": {name: count for counts in applied for name, count in counts.items()},
         }
         if progress:
