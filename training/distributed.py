@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,13 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all must ask."""
         return bool(self._reduce(torch.tensor(int(flag), device=self.device), dist.ReduceOp.MAX))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value, which can be pickled, of every process, in their order; all must give theirs."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def _reduce(self, values: Tensor, how: dist.ReduceOp) -> Tensor:
         if self.size > 1:

@@ -19,6 +19,7 @@ from training.distributed import join_world
 from training.evaluate import Metrics, evaluate
 from training.loading import count_damaged
 from training.optimise import set_learning_rate
+from training.qat import in_float
 from training.request import TrainRequest
 from training.result import Summary, finish, keep_best
 from training.run import Reporter, Run, Silent, set_up
@@ -229,11 +230,19 @@ def _validate(run: Run, stop: _StopSignal) -> Metrics:
 
 def _record_start(run: Run, stop: _StopSignal) -> None:
     """Say what is trained and how good it is before the first step."""
+    start = f"Training {run.models.config.name} from {run.models.start}"
+    row: dict[str, Any] = {"epoch": 0}
+    if run.request.qat:
+        with in_float(run.evaluated()):
+            row["float_top1"] = _validate(run, stop).top1
+        start += f"; its top-1 is {row['float_top1']:.2f} % in float, and in INT8:"
     metrics = _validate(run, stop)
-    row = {"epoch": 0, **metrics.to_dict()}
+    row |= metrics.to_dict()
+    if run.request.qat:  # it may be as good as it gets
+        keep_best(run, metrics, 0)
     if run.log is not None:
         run.log.write("epoch", 0, **row)
-        run.reporter.note(f"Training {run.models.config.name} from {run.models.start}")
+        run.reporter.note(start)
         run.reporter.epoch(row)
 
 

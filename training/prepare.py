@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
-from sit_deploy.models.card import read_card
+from sit_deploy.models.card import ModelCard, read_card
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
 from training.datasets import Data
 from training.recipes import Recipe
@@ -20,8 +21,10 @@ from training.request import TrainRequest
 from training.seeding import seed_all
 from training.start import initialise
 
-# what a checkpoint of an unslimmed model, or of one with other classes, need not have
-NEW_PARTS = ("tsm.", "rtsm.", "head.", "aux_head.", "head_dist.", "dist_token", "dist_pos_embed")
+# what a trained model's checkpoint need not have
+UNDEPLOYED = ("rtsm.", "aux_head.")
+# and that of an unslimmed model, or of one with other classes
+NEW_PARTS = (*UNDEPLOYED, "tsm.", "head.", "head_dist.", "dist_token", "dist_pos_embed")
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,16 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         InputError: a checkpoint that cannot be read or is of another model, a teacher that does not fit: what and why.
     """
     config = get_config(request.model, request.stages, request.keeping_ratio)
-    size = config.image_size if request.image_size is None else request.image_size
-    preprocessing = Preprocessing.for_model(
-        size, recipe.crop_pct or config.crop_pct, config.interpolation, config.mean, config.std
-    )
+    card = read_card(request.init) if request.qat and request.init else None
+    native = card.image_size if card else config.image_size
+    size = native if request.image_size is None else request.image_size
+    if card:  # a model that is trained keeps what it was trained with
+        _check_classes("model", request.init, card, data)
+        preprocessing = card.preprocessing.at(size)
+    else:
+        preprocessing = Preprocessing.for_model(
+            size, recipe.crop_pct or config.crop_pct, config.interpolation, config.mean, config.std
+        )
     options: dict[str, Any] = {
         "img_size": size,
         "num_classes": data.num_classes,
@@ -64,7 +73,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         if request.init is None:
             initialise(model, request.seed)
             return Models(config, model, preprocessing, "scratch")
-        return Models(config, model, preprocessing, _start_from_file(model, config, request.init))
+        return Models(config, model, preprocessing, _start(model, config, request))
 
     loaded, seen = _load_teacher(request, config, size)
     _check_teacher(loaded.model, model, request, config, data)
@@ -74,16 +83,21 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
             f"{preprocessing.mean} and {preprocessing.std}; take a student that is made of {loaded.name}"
         )
     teacher_config = loaded.config
-    start = _start_from_file(model, config, request.init or request.teacher)
-    if request.init is None:
-        start = f"the teacher's weights, {start}"
+    start = _start(model, config, request)
     cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
     return Models(config, model, preprocessing, start, loaded.model, teacher_config, cnn, normalisation)
 
 
-def _start_from_file(model: nn.Module, config: ModelConfig, path: Path) -> str:
-    """Load all that fits; only the head and what slimming adds may be new."""
+def _start(model: nn.Module, config: ModelConfig, request: TrainRequest) -> str:
+    """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
+    path = request.init or request.teacher
     missing, left_out = fit_partly(read_checkpoint(path).state, model)
+    new = [k for k in missing if not k.startswith(UNDEPLOYED)]
+    if request.qat and new:
+        raise InputError(
+            f"--qat starts from a trained {config.name}, and {path} lacks or does not fit {len(new)} of its weights "
+            f"({', '.join(new[:3])}{', ...' if len(new) > 3 else ''}); train one without --qat, then pass it with --init"
+        )
     lacking = [k for k in dict.fromkeys((*missing, *left_out)) if not k.startswith(NEW_PARTS)]
     if lacking:
         raise InputError(
@@ -91,7 +105,8 @@ def _start_from_file(model: nn.Module, config: ModelConfig, path: Path) -> str:
             f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); give one of the same width and depth"
         )
     new_head = any(k.startswith("head.") for k in (*missing, *left_out))
-    return f"{path}{', with a new head' if new_head else ''}"
+    origin = "" if request.init else "the teacher's weights, "
+    return f"{origin}{path}{', with a new head' if new_head else ''}"
 
 
 def _load_teacher(request: TrainRequest, config: ModelConfig, size: int) -> tuple[LoadedModel, Preprocessing]:
@@ -133,14 +148,18 @@ def _check_teacher(
             f"teacher {path} has {teacher.num_classes} classes and {data.name} has {data.num_classes}; first train it on "
             f"these: sit-deploy train --model {unslimmed} --init {path} --data {request.data}"
         )
-    card = read_card(path)
-    if card and card.classes and data.classes and list(card.classes) != data.classes:
-        wrong = next(
-            i for i, pair in enumerate(zip(card.classes, data.classes, strict=True)) if pair[0] != pair[1]
-        )
+    if card := read_card(path):
+        _check_classes("teacher", path, card, data)
+
+
+def _check_classes(role: str, path: Path, card: ModelCard, data: Data) -> None:
+    if card.classes and data.classes and list(card.classes) != data.classes:
+        pairs = zip_longest(card.classes, data.classes)
+        wrong = next(i for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        theirs, here = (f"'{c[wrong]}'" if wrong < len(c) else "none" for c in (card.classes, data.classes))
         raise InputError(
-            f"teacher {path} was trained on other classes: its class {wrong} is '{card.classes[wrong]}', here it is "
-            f"'{data.classes[wrong]}'; use the data set of its training"
+            f"{role} {path} was trained on other classes: its class {wrong} is {theirs}, here it is {here}; "
+            "use the data set of its training"
         )
 
 

@@ -110,19 +110,38 @@ STUDENTS: dict[str, Recipe] = {
 }
 
 
-def recipe_for(model: str, *, distils: bool, from_checkpoint: bool, data: str) -> Recipe:
+def recipe_for(model: str, *, distils: bool, from_checkpoint: bool, data: str, qat: bool = False) -> Recipe:
     """Return the recipe of a run, before the user's own values.
 
     Args:
         model: a canonical model name; students without a recipe of their own take that of sit_s.
         distils: whether there is a teacher. from_checkpoint: whether the weights start from a checkpoint.
         data: what is trained on; the built-in digits have recipes of their own.
+        qat: whether a trained model gets used to INT8's rounding, which takes little.
     """
+    if qat:
+        return _recover(recipe_for(model, distils=distils, from_checkpoint=from_checkpoint, data=data))
     if data == "digits":
         return DIGITS_STUDENT if distils else DIGITS_TEACHER
     if distils:
         return STUDENTS.get(model, _STUDENT)
     return _FINE_TUNE if from_checkpoint else _TEACHER
+
+
+def _recover(recipe: Recipe) -> Recipe:
+    """Return the recipe by which a model that `recipe` trained recovers under rounding: a tenth of its learning rate, short."""
+    lr = recipe.lr / 10
+    return replace(
+        recipe,
+        epochs=max(2, recipe.epochs // 20),
+        cooldown_epochs=0,
+        warmup_epochs=0,
+        lr=lr,
+        min_lr=lr / 100,
+        lr_per_step=True,
+        clip_grad=1.0,
+        drop_path=0.0,
+    )
 
 
 # For 8x8 pictures of digits, some 1400 of them, enlarged; a mirrored or cropped digit is another one or none.

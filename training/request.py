@@ -10,6 +10,8 @@ from sit_deploy.errors import InputError, nearest
 from training.recipes import Recipe, recipe_for
 
 AMP = ("auto", "off", "bf16", "fp16")
+# layers that INT8 graphs keep high by default (`calibration.plan`), and QAT in float
+KEPT_HIGH = ("stem/*", "head")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class TrainRequest:
 
     teacher: checkpoint of the unslimmed model; without one, plain cross-entropy. init: checkpoint to start from, its head
     replaced where the classes are others; a student starts from its teacher by default. overrides: fields of the recipe
-    that the user set. accumulate: passes a step.
+    that the user set. accumulate: passes a step. qat: quantisation-aware, from the trained model in `init`, calibrated on
+    qat_images; qat_skip: patterns of names of layers that stay in float.
     """
 
     model: str
@@ -35,6 +38,9 @@ class TrainRequest:
     val_split: str | None = None
     num_classes: int | None = None
     image_size: int | None = None
+    qat: bool = False
+    qat_images: int = 256
+    qat_skip: tuple[str, ...] = KEPT_HIGH
     overrides: tuple[tuple[str, Any], ...] = ()
     accumulate: int = 1
     seed: int = 0
@@ -57,7 +63,11 @@ class TrainRequest:
 
         name = get_config(self.model, self.stages, self.keeping_ratio).name
         base = recipe_for(
-            name, distils=self.teacher is not None, from_checkpoint=self.init is not None, data=self.data
+            name,
+            distils=self.teacher is not None,
+            from_checkpoint=self.init is not None,
+            data=self.data,
+            qat=self.qat,
         )
         unknown = [k for k, _ in self.overrides if k not in asdict(base)]
         if unknown:
@@ -80,6 +90,7 @@ class TrainRequest:
             ("max_damaged", 0),
             ("seed", 0),
             ("workers", 0),
+            ("qat_images", 1),
         ):
             if (getattr(self, name) or 0) < least:
                 raise InputError(
@@ -89,6 +100,8 @@ class TrainRequest:
             raise InputError("--cnn-teacher is an extra teacher; pass the first one with --teacher")
         if bool(self.cnn_teacher) != bool(self.cnn_checkpoint):
             raise InputError("--cnn-teacher and --cnn-checkpoint go together; pass both or neither")
+        if self.qat and not self.init:
+            raise InputError("--qat starts from a trained model; pass its weights with --init")
 
     def identity(self, total_batch: int) -> dict[str, Any]:
         """Return what must be the same for a run to be resumed, as JSON values.
@@ -123,6 +136,7 @@ class TrainRequest:
             **{name: getattr(self, name) for name in same},
             "stages": list(self.stages) if self.stages else None,
             **files,
+            **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),
             **{name: value for name, value in asdict(self.recipe).items() if name != "batch_size"},
             "total_batch": total_batch,
         }

@@ -16,6 +16,7 @@ from sit_deploy.models import CONFIGS, ModelConfig
 from sit_deploy.models.card import ModelCard, save_weights
 from sit_deploy.models.cost import cost
 from training.evaluate import Metrics, evaluate
+from training.qat import GRID, THRESHOLD, thresholds_of
 from training.record import draw_curves
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run. agreement, kl: of the student with its teacher (see `Metrics`). retained: percent of its top-1."""
+    """A finished run.
+
+    agreement, kl: of the student with its teacher (see `Metrics`). retained: percent of its top-1. int8: whether the
+    student's figures are those of its fake-quantised form.
+    """
 
     weights: Path
     curves: Path
@@ -50,6 +55,7 @@ class Summary:
     seconds: float
     damaged_images: int
     student: Side
+    int8: bool = False
     teacher: Side | None = None
     agreement: float | None = None
     kl: float | None = None
@@ -75,7 +81,11 @@ def keep_best(run: Run, metrics: Metrics, epoch: int) -> None:
 
 def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the part of a state dict that inference needs, on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith(UNUSED)}
+    return {
+        k: v.detach().cpu().contiguous()
+        for k, v in state.items()
+        if not k.startswith(UNUSED) and not k.endswith(THRESHOLD)
+    }
 
 
 def _save(run: Run, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
@@ -98,6 +108,10 @@ def _card(run: Run, metrics: dict[str, Any]) -> ModelCard:
         "seed": request.seed,
         "averaged": run.task.has_ema(),
     }
+    quantization = None
+    if request.qat:
+        training |= {"qat_images": request.qat_images, "qat_skip": list(request.qat_skip)}
+        quantization = {"grid": GRID, "thresholds": thresholds_of(models.model)}
     return ModelCard(
         name=models.config.name,
         stages=models.config.stage_blocks,
@@ -110,6 +124,7 @@ def _card(run: Run, metrics: dict[str, Any]) -> ModelCard:
         classes=tuple(run.data.classes) if run.data.classes else None,
         metrics=metrics,
         training=training,
+        quantization=quantization,
     )
 
 
@@ -169,6 +184,7 @@ def finish(run: Run) -> Summary:
         seconds=round(run.position.seconds, 1),
         damaged_images=damaged,
         student=sides[0],
+        int8=run.request.qat,
         teacher=sides[1] if len(sides) > 1 else None,
         agreement=metrics.agreement,
         kl=metrics.kl,

@@ -20,6 +20,7 @@ from training.distributed import World
 from training.loading import Loaders, make_loaders, make_mixing
 from training.optimise import make_optimiser, make_schedule
 from training.prepare import Models, make_models
+from training.qat import quantise
 from training.recipes import Recipe
 from training.record import BOARD, LOG, Log
 from training.request import TrainRequest
@@ -38,6 +39,9 @@ class Reporter(Protocol):
     def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
         """Show the steps of this epoch that are done."""
 
+    def calibrating(self, done: int, total: int) -> None:
+        """Show the images that activations have been observed on."""
+
     def evaluating(self, done: int, total: int) -> None:
         """Show the batches of held-out images that are done."""
 
@@ -50,6 +54,7 @@ class Silent:
 
     def note(self, text: str) -> None: ...
     def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None: ...
+    def calibrating(self, done: int, total: int) -> None: ...
     def evaluating(self, done: int, total: int) -> None: ...
     def epoch(self, row: dict[str, Any]) -> None: ...
 
@@ -163,6 +168,10 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     )
     if recipe.repeats > 1 and data.streamed:
         raise InputError("streamed data cannot be repeated in a batch; pass --repeats 1")
+    if request.qat and data.streamed:
+        raise InputError(
+            "--qat calibrates on chosen images, and streamed data gives none; pass it as a folder"
+        )
     models = make_models(request, recipe, data)
     workers = _workers(request, world)
     loaders = make_loaders(
@@ -176,6 +185,8 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     position = Position()
     if resuming:
         position, states = read_state(request.output / LAST, identity)
+    if request.qat:
+        _quantise(request, models, data, loaders, world, reporter, resumed=states is not None)
     task = _make_task(request, recipe, models, world)
     optimiser = make_optimiser(task.model, recipe, total_batch)
     schedule = make_schedule(optimiser, recipe, loaders.steps)
@@ -205,6 +216,29 @@ def _claim_folder(request: TrainRequest, world: World) -> bool:
     resuming = last.exists()
     world.barrier()  # every process has looked before the main one writes
     return resuming
+
+
+def _quantise(
+    request: TrainRequest,
+    models: Models,
+    data: Data,
+    loaders: Loaders,
+    world: World,
+    reporter: Reporter,
+    resumed: bool,
+) -> None:
+    """Make the model round as INT8 does; a run that is resumed has its thresholds among its weights."""
+    from training.calibrate import calibrate
+
+    models.model.to(world.device)
+    thresholds = {}
+    if not resumed:
+        thresholds = calibrate(
+            models.model, data, models.preprocessing, world,
+            images=request.qat_images, seed=request.seed, damaged=loaders.damaged[0], max_damaged=request.max_damaged,
+            skip=request.qat_skip, progress=reporter.calibrating,
+        )  # fmt: skip
+    quantise(models.model, thresholds, request.qat_skip)
 
 
 def _workers(request: TrainRequest, world: World) -> int:

@@ -23,6 +23,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import model_options
 from training.recipes import Recipe, option_name
+from training.request import KEPT_HIGH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +50,7 @@ def recipe_options(command: Callable) -> Callable:
         "sit-deploy train --model lvvit_s --init lvvit_s.pth --data flowers/ -o runs/teacher",
         "sit-deploy train --model sit_s --teacher runs/teacher/model.safetensors --data flowers/ -o runs/sit_s",
         "sit-deploy train --model deit_small_patch16_224 --stages 6,2,2,2 --teacher deit.pth --data imagenet/",
+        "sit-deploy train --model sit_s --qat --init sit_s.safetensors --teacher lvvit_s.pth --data imagenet/",
         "sit-deploy train --model lvvit_nano --data digits --epochs 5",
     ),
 )
@@ -69,6 +71,27 @@ def recipe_options(command: Callable) -> Callable:
     type=path_type,
     metavar="FILE",
     help="Checkpoint to start from; its head may have other classes.",
+)
+@click.option(
+    "--qat",
+    is_flag=True,
+    help="Quantisation-aware: get the trained model of --init used to INT8's rounding.",
+)
+@click.option(
+    "--qat-images",
+    type=int,
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Training images to calibrate --qat on.",
+)
+@click.option(
+    "--qat-skip",
+    multiple=True,
+    default=KEPT_HIGH,
+    show_default=True,
+    metavar="PATTERN",
+    help="Layers that --qat leaves in float, as `sit-deploy inspect` names them; '' for none. Repeatable.",
 )
 @click.option("--cnn-teacher", metavar="NAME", help="timm name of an extra teacher, for a dist token.")
 @click.option("--cnn-checkpoint", type=path_type, metavar="FILE", help="Its weights.")
@@ -125,6 +148,10 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     carries classes and preprocessing, so `sit-deploy build --checkpoint` needs no more. Options below --tensorboard
     change the model's recipe, whose values are the defaults.
 
+    With --qat, the trained model of --init recovers under INT8's rounding, by FRD or without a teacher by cross-entropy;
+    accuracies are those of the INT8 model, and the ranges it was trained with are in the model card for
+    `sit-deploy build --precision int8`.
+
     On several GPUs: torchrun --nproc-per-node 8 -m training with the same options.
     """
     from training import TrainRequest, train
@@ -132,6 +159,7 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     names = {f.name for f in fields(Recipe)}
     overrides = tuple((k, v) for k, v in options.items() if k in names and v is not None)
     rest = {k: v for k, v in options.items() if k not in names}
+    rest["qat_skip"] = tuple(filter(None, rest["qat_skip"]))
     request = TrainRequest(model=model, output=output or Path("runs") / model, overrides=overrides, **rest)
     if int(os.environ.get("RANK", 0)):
         train(request)
@@ -171,6 +199,9 @@ class _Reporter:
     def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
         self._bar(f"epoch {epoch}  loss {loss:.3f}  {images_per_second:.0f} images/s", done, total)
 
+    def calibrating(self, done: int, total: int) -> None:
+        self._bar("calibrating", done, total)
+
     def evaluating(self, done: int, total: int) -> None:
         self._bar("validating", done, total)
 
@@ -209,7 +240,10 @@ def show_summary(screen: Console, summary: Any) -> None:
     """Print a finished run: teacher and student side by side, and what to do next."""
     right = ("GMACs", "top-1 %", "top-5 %")
     listing = table("", "model", *right, "tokens", title=f"On {summary.images} held-out images", right=right)
-    for role, side in (("teacher", summary.teacher), ("student" if summary.teacher else "", summary.student)):
+    student = "student" if summary.teacher else ""
+    if summary.int8:
+        student = f"{student} in INT8".strip()
+    for role, side in (("teacher", summary.teacher), (student, summary.student)):
         if side is not None:
             tokens = "/".join(map(str, side.tokens))
             figures = (f"{side.macs / 1e9:.3f}", f"{side.top1:.2f}", f"{side.top5:.2f}")
@@ -229,4 +263,5 @@ def show_summary(screen: Console, summary: Any) -> None:
         f"[green]✓[/] [bold]{literal(summary.weights)}[/]: epoch {summary.best_epoch} of {summary.epochs}, "
         f"{summary.seconds:.0f} s of training; curves in {literal(summary.curves)}",
     )
-    say(screen, f"Next: sit-deploy build --checkpoint {literal(summary.weights)} --precision fp16")
+    precision = "int8" if summary.int8 else "fp16"
+    say(screen, f"Next: sit-deploy build --checkpoint {literal(summary.weights)} --precision {precision}")

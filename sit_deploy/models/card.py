@@ -6,6 +6,7 @@ The metadata has one key, `sit_deploy`, whose text is JSON; a copy of it is writ
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,9 @@ class ModelCard:
 
     name: ours or timm's. stages, keeping_ratio: how it slims, and `tokens` the patch tokens that gives at `image_size`
     pixels. classes: their names in label order, None where they have none. preprocessing: of evaluation.
-    metrics, training: what was reached and how, for people: any JSON.
+    metrics, training: what was reached and how, for people: any JSON. quantization: what it was trained to be rounded
+    with, None for a model trained in float: {"grid": "int8", "thresholds": {node of the deployed graph: the |x| of its
+    input that has the largest code}}; other layers were trained in float.
     """
 
     name: str
@@ -44,10 +47,11 @@ class ModelCard:
     classes: tuple[str, ...] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with every field."""
-        return {
+        """Plain JSON values, with every field; without `quantization` where there is none, as readers of old know it."""
+        fields = {
             "schema": SCHEMA,
             "model": {
                 "name": self.name,
@@ -63,6 +67,7 @@ class ModelCard:
             "metrics": self.metrics,
             "training": self.training,
         }
+        return fields if self.quantization is None else {**fields, "quantization": self.quantization}
 
     @classmethod
     def from_dict(cls, fields: Any) -> ModelCard:
@@ -80,7 +85,7 @@ class ModelCard:
                 f"it is of schema {fields['schema']}, newer than the {SCHEMA} known here; upgrade sit-deploy"
             )
         top = ("schema", "model", "classes", "preprocessing", "metrics", "training")
-        _check_fields(fields, top, "the card")
+        _check_fields({k: v for k, v in fields.items() if k != "quantization"}, top, "the card")
         model, classes = fields["model"], fields["classes"]
         _check_fields(model, tuple(_MODEL_FIELDS), "its model")
         for name, (is_right, wanted) in _MODEL_FIELDS.items():
@@ -99,6 +104,8 @@ class ModelCard:
         for name in ("metrics", "training"):
             if not isinstance(fields[name], dict):
                 raise InputError(f"its {name} must be named fields, got {fields[name]!r}")
+        if "quantization" in fields:
+            _check_quantization(fields["quantization"])
         preprocessing = Preprocessing.from_dict(fields["preprocessing"])
         if preprocessing.size != (model["image_size"],) * 2:
             raise InputError(
@@ -116,6 +123,7 @@ class ModelCard:
             classes=None if classes is None else tuple(classes),
             metrics=fields["metrics"],
             training=fields["training"],
+            quantization=fields.get("quantization"),
         )
 
 
@@ -182,6 +190,18 @@ def _check_fields(fields: Any, wanted: tuple[str, ...], what: str) -> None:
     ):
         if names:
             raise InputError(f"{what} {trouble} {', '.join(sorted(map(str, names)))}; save the model again")
+
+
+def _check_quantization(fields: Any) -> None:
+    _check_fields(fields, ("grid", "thresholds"), "its quantization")
+    if fields["grid"] != "int8":
+        raise InputError(f"its quantization must be on the grid int8, got {fields['grid']!r}")
+    thresholds = fields["thresholds"]
+    if not isinstance(thresholds, dict) or not thresholds:
+        raise InputError(f"its thresholds must be numbers by node, got {thresholds!r}")
+    for node, value in thresholds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise InputError(f"its threshold of {node} must be above 0, got {value!r}")
 
 
 def _is_int(value: Any, least: int = 1) -> bool:

@@ -97,13 +97,14 @@ def test_identity_is_plain_json(request_with_files: TrainRequest) -> None:
     assert json.loads(json.dumps(asked.identity(512))) == asked.identity(512) != identity
 
 
-# what a run computes, and what it does not depend on
+# what a run computes, and what it does not depend on; what goes with --qat does not matter without
 SAME = {
+    "qat_images": 5, "qat_skip": ("head",),
     "output": Path("elsewhere"), "data_dir": Path("d"), "accumulate": 4, "device": "cuda", "channels_last": True,
     "compile": True, "workers": 3, "max_damaged": 5, "save_every": 7, "log_every": 7, "tensorboard": True, "resume": True,
 }  # fmt: skip
 OTHER = {
-    "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
+    "qat": True, "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
     "val_split": "b", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16",
     "sync_batchnorm": True, "cnn_teacher": "resnet18", "teacher": None, "init": None, "cnn_checkpoint": None,
 }  # fmt: skip

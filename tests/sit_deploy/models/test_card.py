@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ CARD = ModelCard(
     metrics={"top1": 71.5},
     training={"epochs": 3, "teacher": None},
 )
+ROUNDED: dict[str, Any] = {"grid": "int8", "thresholds": {"head": 1.5}}
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -65,6 +68,18 @@ def test_what_it_is_written_as() -> None:
         "training": {"epochs": 3, "teacher": None},
     }  # fmt: skip
     assert ModelCard.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
+
+
+def test_what_it_was_trained_to_be_rounded_with(tmp_path: Path) -> None:
+    """Read back to the bit. A card without it, such as those of before there was any, has None."""
+    thresholds = {"blocks.3/attn/qkv": float(torch.tensor(1 / 3)), "tsm.0/fc1": 127 * 0.25}
+    card = replace(CARD, quantization={"grid": "int8", "thresholds": thresholds})
+    save_weights(tmp_path / "model.safetensors", weights(), card)
+    read = read_card(tmp_path / "model.safetensors")
+    assert read == card != CARD
+    assert card.to_dict() == {**CARD.to_dict(), "quantization": card.quantization}
+    assert "quantization" not in CARD.to_dict()
+    assert ModelCard.from_dict(CARD.to_dict()).quantization is None
 
 
 def test_files_without_a_card(tmp_path: Path) -> None:
@@ -127,6 +142,27 @@ def changed(path: str, value: Any = None, *, remove: bool = False) -> dict[str, 
         (changed("model.dist_token", 0), "its dist_token must be true or false, got 0"),
         (changed("classes", [1, 2, 3]), "its classes must be a list of names, or null"),
         (changed("metrics", []), r"its metrics must be named fields, got \[\]"),
+        (changed("quantization", None), "its quantization must be named fields, got None"),
+        (changed("quantization", {"grid": "int8"}), "its quantization lacks thresholds"),
+        (changed("quantization", {**ROUNDED, "bits": 8}), "its quantization has unknown bits"),
+        (changed("quantization", {**ROUNDED, "grid": "int4"}), "must be on the grid int8, got 'int4'"),
+        (
+            changed("quantization", {**ROUNDED, "thresholds": {}}),
+            "its thresholds must be numbers by node, got {}",
+        ),
+        (changed("quantization", {**ROUNDED, "thresholds": [1.0]}), "its thresholds must be numbers by node"),
+        (
+            changed("quantization", {**ROUNDED, "thresholds": {"head": 0.0}}),
+            "its threshold of head must be above 0, got 0.0",
+        ),
+        (
+            changed("quantization", {**ROUNDED, "thresholds": {"head": "1"}}),
+            "its threshold of head must be above 0, got '1'",
+        ),
+        (
+            changed("quantization", {**ROUNDED, "thresholds": {"head": math.nan}}),
+            "its threshold of head must be above 0",
+        ),
         (changed("preprocessing.mean", [0.5]), "preprocessing: mean must be three numbers"),
         (changed("preprocessing.crop", 1), "preprocessing: unknown field crop"),
     ],
