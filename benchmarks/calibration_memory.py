@@ -234,6 +234,10 @@ def main(model: str, few: int, many: int, peer_images: int, rounds: int, threads
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
     show(result)
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.documents import write_between
+
+    write_between("quantization.md", "memory", table(result))
     if above > LIMIT_MB or statistics.median(ratios) > LIMIT_RATIO:
         raise click.ClickException(
             f"observing may take {LIMIT_MB:.0f} MB above inference and {LIMIT_RATIO} times as long"
@@ -250,6 +254,27 @@ def show(result: dict[str, Any]) -> None:
     print(f"{'ours over plain':28} {result['time_over_inference']['median']:7.2f}×")
     curve = runs["ours_long"]["resident_mb_after_images"]
     print("ours, resident after images:", ", ".join(f"{n}: {mb:.0f} MB" for n, mb in curve.items()))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown, for docs/quantization.md."""
+    runs, peaks = result["runs"], list(result["peak_mb"].values())
+    times = [statistics.median(run["ms_per_image"] for run in runs[key]) for key in ("plain", "ours")]
+    times += [runs["ours_long"]["ms_per_image"], runs["onnxruntime"]["ms_per_image"]]
+    lines = ["| | peak memory MB | ms an image |", "|---|---:|---:|"]
+    for label, peak, taken in zip(result["peak_mb"], peaks, times, strict=True):
+        lines.append(f"| {label} | {peak:.0f} | {taken:.1f} |")
+    curve = ", ".join(
+        f"{mb:.0f} after {n}" for n, mb in runs["ours_long"]["resident_mb_after_images"].items()
+    )
+    return (
+        f"Observing {result['model']} at {result['image_size'][0]}×{result['image_size'][1]}, `python "
+        f"benchmarks/calibration_memory.py`, {result['date']}, {result['machine']['cpu_model']}, {result['threads']} threads, ONNX "
+        f"Runtime {result['versions']['onnxruntime']}; “plain” is inference, “onnxruntime” its entropy calibrator. A pass over the "
+        f"images takes {result['time_over_inference']['median']:.2f} times inference.\n\n"
+        + "\n".join(lines)
+        + f"\n\nResident memory in MB over the images: {curve}."
+    )
 
 
 if __name__ == "__main__":
