@@ -166,8 +166,6 @@ class ImageSession:
         # process then peaks at 1.1 GB, not 2.4.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = False
-        # between runs NumPy works on what came out; threads that spin meanwhile would take its cores
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own

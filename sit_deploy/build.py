@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.gpu import find_gpus
 from sit_deploy.bundle import (
+    CALIBRATION,
     GOLDEN,
     MODEL,
     Bundle,
@@ -23,10 +24,11 @@ from sit_deploy.bundle import (
     staging,
     write_manifest,
 )
+from sit_deploy.eight_bits import NoGainError, compare_speed, fp8_targets, settle
 from sit_deploy.errors import InputError
 from sit_deploy.make_graph import REFERENCE_BATCH, Graph, Progress, Work, make_graph, torch_logits
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
-from sit_deploy.request import BuildRequest
+from sit_deploy.request import EIGHT_BITS, BuildRequest
 
 if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel
@@ -50,11 +52,28 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     request.check()
     check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
+    asked, request = request, _for_engine(request, engine)
+    request.check()
     _check_engine(request, engine)
-    work = Work(request, progress or (lambda *_: None))
+    report = progress or (lambda *_: None)
     with staging(request.output, request.force) as folder:
-        _make_bundle(work, engine, why, folder)
+        work = Work(request, report)
+        try:
+            _make_bundle(work, engine, why, folder)
+        except NoGainError as gave_up:
+            for path in folder.iterdir():
+                path.unlink()
+            higher = replace(request.in_high_precision(), targets=asked.targets)
+            _make_bundle(_instead(work, higher, gave_up), engine, why, folder)
     return load_bundle(request.output)
+
+
+def _instead(work: Work, higher: BuildRequest, gave_up: NoGainError) -> Work:
+    """Return the work of building without 8 bits what was not worth building with them; the time spent counts."""
+    note = str(gave_up)
+    if work.request.precision in higher.output.name:
+        note += f" (the folder's name is as it was asked for: {higher.output.name} holds {higher.precision})"
+    return Work(higher, work.progress, seconds=work.seconds, notes=[*work.notes, note])
 
 
 def export(request: BuildRequest, progress: Progress | None = None) -> dict[str, Any]:
@@ -77,8 +96,20 @@ def export(request: BuildRequest, progress: Progress | None = None) -> dict[str,
     work = Work(request, progress or (lambda *_: None))
     with scratch(path) as folder:
         made = make_graph(work, folder)
+        require(work.hops)
         (folder / MODEL).replace(path)
     return _graph_report(work, made)
+
+
+def _for_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
+    """Return the request with what 8 bits leave to the engine: the type of the rest, and targets that have FP8."""
+    if request.precision not in EIGHT_BITS:
+        return request
+    if request.rest is None:
+        request = replace(request, rest="fp32" if engine.kind == "onnxruntime" else "fp16")
+    if request.precision == "fp8" and engine.kind != "onnxruntime":  # which has none at all: `_check_engine`
+        request = replace(request, targets=fp8_targets(engine.kind, request.targets))
+    return request
 
 
 def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
@@ -86,6 +117,10 @@ def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
     if engine.kind == "onnxruntime" and request.precision == "bf16":
         raise InputError(
             "ONNX Runtime has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"
+        )
+    if engine.kind == "onnxruntime" and request.precision == "fp8":
+        raise InputError(
+            "ONNX Runtime has no fp8 kernels for a CPU; pass --engine tensorrt-rtx, or --precision int8"
         )
     engine.check(_engine_options(request))
 
@@ -96,17 +131,25 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     from sit_deploy.report import write_report
 
     made = make_graph(work, folder)
+    eight = None
+    if made.lowered.quantiser is not None:
+        made, eight = settle(work, made, folder)
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, _engine_options(work.request), report)
     _engine_hop(work, engine, engine_path, made)
     accuracy = _accuracy(work, engine, folder, made) if work.samples else None
+    if eight is not None:
+        eight["speed"] = compare_speed(work, engine, engine_path, made, _engine_options(work.request))
+        if made.lowered.calibration is not None:
+            made.lowered.calibration.save(folder / CALIBRATION)
 
     np.savez(folder / GOLDEN, images=made.images[:GOLDEN_IMAGES], logits=made.reference[:GOLDEN_IMAGES])
     manifest = _manifest(work, made, info, why)
     report = {
         **manifest,
         **_graph_report(work, made),
+        "quantization": eight,
         "accuracy": accuracy,
         "seconds": work.seconds,
     }
@@ -120,13 +163,13 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
 
     return {
         "weights": _weights(work.request, made.loaded),
-        "notes": work.notes,
+        "notes": list(dict.fromkeys(work.notes)),
         "compared_on": made.image_source,
         "hops": [hop.to_dict() for hop in work.hops],
         "plan": {
-            "counts": made.plan.counts,
-            "held_back": [asdict(node) for node in made.plan.held_back],
-            "casts": made.plan.casts,
+            "counts": made.lowered.plan.counts,
+            "held_back": [asdict(node) for node in made.lowered.plan.held_back],
+            "casts": made.lowered.plan.casts,
         },
         "graph": summarize(made.graph).to_dict(),
     }
@@ -200,6 +243,24 @@ def _accuracy(work: Work, engine: engines.Engine, folder: Path, made: Graph) -> 
     return {**accuracy.to_dict(), "measured_on": measured_on, "data": str(work.request.val_data)}
 
 
+def _calibration(made: Graph) -> dict[str, Any] | None:
+    """Return how a graph in 8 bits came by its ranges, None for one that is not."""
+    lowered = made.lowered
+    if lowered.quantiser is None:
+        return None
+    if lowered.calibration is None:
+        return {"method": "trained", "file": None}
+    images = lowered.calibration.images
+    return {
+        "method": lowered.quantiser.method,
+        "file": CALIBRATION,
+        "images": images.count,
+        "source": images.description,
+        "images_key": images.key,
+        "graph": lowered.calibration.graph,
+    }
+
+
 def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> dict[str, Any]:
     from sit_deploy.doctor import versions
     from sit_deploy.graph.inspect import count_macs
@@ -241,7 +302,7 @@ def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> di
             "details": info.details,
         },
         "weights": _weights(request, loaded),
-        "calibration": None,
+        "calibration": _calibration(made),
         "compared_on": made.image_source,
         "versions": versions(),
         "command": request.command(info.kind),

@@ -28,6 +28,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+CALIBRATION = "calibration.json"
 
 
 def is_bundle(path: Path) -> bool:

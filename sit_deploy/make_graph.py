@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
 from sit_deploy.bundle import MODEL
-from sit_deploy.errors import GateError, InputError
+from sit_deploy.errors import InputError
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
-from sit_deploy.request import BuildRequest
+from sit_deploy.request import COMPARED_IMAGES, EIGHT_BITS, BuildRequest
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
     from sit_deploy.data import Preprocessing
+    from sit_deploy.lower import Exported, Lowered
     from sit_deploy.models.load import LoadedModel
 
 Progress = Callable[[str, int, int], None]
@@ -44,14 +45,16 @@ class Work:
         started = time.perf_counter()
         self.progress(text, 0, 0)
         # one more than the inner total: the step ends with its block, not with the inner work
-        yield lambda _, done, total: self.progress(text, done, total + 1)
+        yield lambda _, done, total: self.progress(text, done if total else 0, total + 1 if total else 0)
         self.progress(text, 1, 1)
-        self.seconds[text] = round(time.perf_counter() - started, 2)
+        seconds = time.perf_counter() - started
+        self.seconds[text] = round(self.seconds.get(text, 0.0) + seconds, 2)  # a step may be taken again
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What export gives: the model, the images it was compared on, its reference logits, and the graph with its own."""
+    """What export gives: the model, the images it was compared on with its reference logits, the float32 graph, and the
+    one in the precision asked for."""
 
     loaded: LoadedModel
     preprocessing: Preprocessing
@@ -59,14 +62,33 @@ class Graph:
     images: np.ndarray
     image_source: str
     reference: np.ndarray
-    graph: onnx.ModelProto
-    plan: Any
-    logits: np.ndarray
+    exported: Exported
+    lowered: Lowered | None = None
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The graph in the precision asked for."""
+        return self.lowered.graph
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Its logits on the images."""
+        return self.lowered.logits
 
 
 def make_graph(work: Work, folder: Path) -> Graph:
-    """Write model.onnx into `folder`, every hop up to it compared."""
+    """Write model.onnx, in the precision asked for, into `folder`, every hop up to it compared."""
+    from sit_deploy.lower import lower
+
+    made = make_float_graph(work, folder)
+    return replace(made, lowered=lower(work, made.exported, made.preprocessing, folder))
+
+
+def make_float_graph(work: Work, folder: Path) -> Graph:
+    """Write the float32 graph into `folder` as model.onnx, every hop up to it compared."""
     import numpy as np
+
+    from sit_deploy.lower import Exported
 
     request = work.request
     with work.step(f"Loading {request.model}"):
@@ -84,9 +106,9 @@ def make_graph(work: Work, folder: Path) -> Graph:
     with work.step("Exporting to ONNX"):
         graph = _export(request, loaded, deploy)
         del deploy
-        exported = _check_graph(work, graph, folder, images, logits, reference)
-    graph, plan, logits = _lower(work, graph, folder, images, exported, reference)
-    return Graph(loaded, preprocessing, classes, images, image_source, reference, graph, plan, logits)
+        logits = _check_graph(work, graph, folder, images, logits, reference)
+    exported = Exported(graph, images, logits, reference)
+    return Graph(loaded, preprocessing, classes, images, image_source, reference, exported)
 
 
 def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
@@ -127,16 +149,16 @@ def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
 
 def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     """Return the images that the comparisons run on, float32 (n, 3, H, W), and where they are from."""
+    from sit_deploy.calibrate import spread
     from sit_deploy.data import batches, list_images
     from sit_deploy.sample_images import sample_images
 
-    count = request.calib_images
+    count = request.calib_images or COMPARED_IMAGES
+    if request.precision in EIGHT_BITS:  # --calib-images is for the calibration, which holds a few at a time
+        count = COMPARED_IMAGES
     if request.calib_data:
         found = list_images(request.calib_data)
-        # spread over the folder, so that a sorted data set does not give one class only
-        sources: list[Any] = [
-            found[i * len(found) // min(count, len(found))] for i in range(min(count, len(found)))
-        ]
+        sources: list[Any] = spread(found, count)
         origin = f"{len(sources)} of {len(found)} images in {request.calib_data}"
     else:
         sources = sample_images(count)
@@ -187,10 +209,10 @@ def _check_graph(
     lint.check(graph, max_opset=work.request.opset, dynamic_batch=bool(work.request.dynamic_batch))
     write_graph(graph, folder / MODEL)
     smallest, largest = work.request.batch_range
-    logits = _graph_logits(folder / MODEL, images, (smallest, largest))
+    logits = graph_logits(folder / MODEL, images, (smallest, largest))
     work.hops.append(compare("ONNX fp32", logits, previous, reference, TOLERANCE["fp32"]))
     if smallest != largest:
-        single = _graph_logits(folder / MODEL, images, (smallest, smallest))
+        single = graph_logits(folder / MODEL, images, (smallest, smallest))
         work.hops.append(
             compare(f"ONNX fp32, batch {smallest}", single, logits, reference, TOLERANCE["fp32"])
         )
@@ -198,62 +220,12 @@ def _check_graph(
     return logits
 
 
-def _lower(
-    work: Work,
-    graph: onnx.ModelProto,
-    folder: Path,
-    images: np.ndarray,
-    exported: np.ndarray,
-    reference: np.ndarray,
-) -> tuple[onnx.ModelProto, Any, np.ndarray]:
-    """Write the precision into the graph, compare it with its rounding simulated, and save it as model.onnx."""
-    import numpy as np
-
-    from sit_deploy.graph import lint
-    from sit_deploy.graph.precision import to_precision
-    from sit_deploy.graph.simulate import first_non_finite, simulate
-
-    precision = work.request.precision
-    if precision == "fp32":
-        return *to_precision(graph, "fp32"), exported
-    ranges = None
-    if precision == "fp16":  # bf16 has the range of float32
-        with work.step("Observing ranges") as report:
-            ranges = _ranges(graph, images, work.request.batch_range[1], report)
-    with work.step(f"Writing {precision} into the graph"):
-        low, plan = to_precision(graph, precision, ranges)
-        del graph
-        lint.check(low, max_opset=work.request.opset, dynamic_batch=bool(work.request.dynamic_batch))
-        write_graph(simulate(low), folder / "simulated.onnx")
-        logits = _graph_logits(folder / "simulated.onnx", images, work.request.batch_range)
-        (folder / "simulated.onnx").unlink()
-        if not np.isfinite(logits).all():
-            raise GateError(f"{first_non_finite(low, images)}; nothing was written")
-        work.hops.append(
-            compare(
-                f"ONNX {precision}", logits, exported, reference, TOLERANCE[precision], "rounding simulated"
-            )
-        )
-        require(work.hops)
-        write_graph(low, folder / MODEL)
-    return low, plan, logits
-
-
-def _ranges(graph: onnx.ModelProto, images: np.ndarray, largest: int, progress: Progress) -> dict[str, Any]:
-    from calibration.ranges import observe_ranges
-
-    step = max(1, min(largest, REFERENCE_BATCH))
-    return observe_ranges(
-        graph, [images[i : i + step] for i in range(0, len(images), step)], progress=progress
-    )
-
-
 def write_graph(graph: onnx.ModelProto, path: Path) -> None:
     """Write a graph, the same bytes for the same graph."""
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def _graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
+def graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
     from sit_deploy.inference import Classifier
 
     with Classifier(engines.get("onnxruntime").load(path), batch) as classifier:

@@ -56,6 +56,7 @@ def render(report: dict[str, Any]) -> str:
         "deviations of the reference logits; “step” is against the hop before.</p>",
         _hops(report["hops"]),
         _accuracy(report["accuracy"]),
+        _quantization(report),
         _held_back(report["plan"]["held_back"]),
         "<h2>Facts</h2>",
         _table(("", ""), [(escape(k), f"<code>{escape(str(v))}</code>") for k, v in facts]),
@@ -141,6 +142,31 @@ def _accuracy(accuracy: dict[str, Any] | None) -> str:
     ]
     where = f"<p class=dim>{accuracy['images']} images of {escape(accuracy['data'])}</p>"
     return "<h2>Accuracy</h2>" + where + _table(("", "top-1 %", "top-5 %", "agreement %"), rows)
+
+
+def _quantization(report: dict[str, Any]) -> str:
+    found = report.get("quantization")
+    if not found:
+        return ""
+    low = [row for row in found["layers"] if row["precision"] != "high"]
+    text = (
+        f"{len(low)} of {len(found['layers'])} layers, {found['share_of_macs']:.1%} of the work, in {report['precision']}; the "
+        f"rest in {found['rest']}. Calibrated by {found['method']}. "
+    )
+    speed = found["speed"]
+    if speed:
+        text += f"{speed['ratio']:.2f}× as fast as {speed['over']} at batch {speed['batch_size']}."
+    else:
+        text += "Speed was not measured: the engine does not run on the machine that built it."
+    columns = [("alone dB", "alone_db")] if any("alone_db" in row for row in low) else []
+    rows = []
+    for row in found["layers"]:
+        figures = [_figure(row["scale"], ".3g"), str(row["shift"] or "—"), _figure(row["sqnr_db"], ".1f")]
+        figures += [_figure(row.get(key), ".1f") for _, key in columns]
+        why = escape(row["reason"])
+        rows.append((escape(row["layer"]), escape(row["precision"]), *figures, why))
+    head = ("layer", "runs in", "scale", "shift", "SQNR dB", *(title for title, _ in columns), "why")
+    return f"<h2>8 bits</h2><p>{escape(text)}</p>" + _table(head, rows)
 
 
 def _held_back(nodes: list[dict[str, Any]]) -> str:

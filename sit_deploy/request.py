@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,11 @@ from sit_deploy.models.configs import ModelConfig, get_config
 from sit_deploy.parity import TOLERANCE
 
 PRECISIONS = tuple(TOLERANCE)
+EIGHT_BITS = ("int8", "fp8")
+CALIBRATION_PERCENTILE = 99.99
+OLDEST_FP8_OPSET = 19  # of ONNX: QuantizeLinear to E4M3, and from FP16
+CALIBRATION_IMAGES = 256  # images that 8 bits are calibrated on by default
+COMPARED_IMAGES = 8  # images that hops are compared on, and FP16 ranges observed, by default
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,10 @@ class BuildRequest:
     """What to build; the fields are the options of `sit-deploy build`.
 
     model: may be None where the checkpoint has a model card. stages, keeping_ratio: in place of the model's own.
-    dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons and the
-    ranges of FP16; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute capabilities.
+    dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons, the ranges
+    of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute
+    capabilities. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
+    beside, "fp32" or "fp16"; None for what the engine likes. sensitivity: measure every layer alone.
     """
 
     model: str | None
@@ -37,7 +45,13 @@ class BuildRequest:
     num_classes: int | None = None
     labels: Path | None = None
     calib_data: Path | None = None
-    calib_images: int = 8
+    calib_images: int | None = None
+    calib_method: str = "auto"
+    calib_percentile: float = CALIBRATION_PERCENTILE
+    calib_cache: Path | None = None
+    quantize: tuple[str, ...] | None = None
+    rest: str | None = None
+    sensitivity: bool = False
     val_data: Path | None = None
     max_accuracy_drop: float | None = None
     opset: int = 20
@@ -113,6 +127,7 @@ class BuildRequest:
             "--labels": self.labels and self.labels.absolute(),
             "--calib-data": self.calib_data and self.calib_data.absolute(),
             "--calib-images": self.calib_images,
+            **(self._eight_bit_options() if self.precision in EIGHT_BITS else {}),
             "--val-data": self.val_data and self.val_data.absolute(),
             "--max-accuracy-drop": self.max_accuracy_drop,
             "--opset": self.opset,
@@ -124,7 +139,45 @@ class BuildRequest:
             options["--batch-size"] = self.batch_size
         words = [str(w) for pair in options.items() if pair[1] is not None for w in pair]
         words += [w for target in self.targets for w in ("--target", target)]
+        words += ["--sensitivity"] if self.sensitivity else []
         return shlex.join(["sit-deploy", "build", *words, *([] if self.ema else ["--no-ema"])])
+
+    def _eight_bit_options(self) -> dict[str, Any]:
+        return {
+            "--calib-method": self.calib_method,
+            "--calib-percentile": self.calib_percentile if self.calib_method == "percentile" else None,
+            "--calib-cache": self.calib_cache and self.calib_cache.absolute(),
+            "--quantize": self.quantize and ",".join(self.quantize),
+            "--rest": self.rest,
+        }
+
+    def in_high_precision(self) -> BuildRequest:
+        """Return the request for what 8 bits are measured against: the precision of their rest for the whole graph."""
+        return replace(
+            self,
+            precision=self.high,
+            calib_images=None,
+            calib_method="auto",
+            calib_percentile=CALIBRATION_PERCENTILE,
+            calib_cache=None,
+            quantize=None,
+            rest=None,
+            sensitivity=False,
+        )
+
+    @property
+    def high(self) -> str:
+        """The precision of what is not in 8 bits."""
+        return self.rest or "fp32"
+
+    @property
+    def trained_thresholds(self) -> dict[str, float] | None:
+        """The model's own thresholds by layer where it was trained in this precision (`train --qat`) and nothing asks for
+        others."""
+        trained = self.card.quantization if self.card else None
+        if not trained or trained["grid"] != self.precision or self.calib_cache or self.quantize:
+            return None
+        return trained["thresholds"]
 
     @property
     def batch_range(self) -> tuple[int, int]:
@@ -152,10 +205,11 @@ class BuildRequest:
             raise InputError(
                 f"--batch-size {self.batch_size} and --dynamic-batch exclude each other; pass one of them"
             )
-        if self.calib_images < 1:
+        if self.calib_images is not None and self.calib_images < 1:
             raise InputError(
                 f"number of images must be at least 1, got {self.calib_images}; pass --calib-images 1 or more"
             )
+        self._check_eight_bits()
         size = config.image_size if self.image_size is None else self.image_size
         patch = config.patch_size
         if size < patch or size % patch:
@@ -170,6 +224,63 @@ class BuildRequest:
             optimization_level=self.optimization_level,
             threads=self.threads,
         )
+
+    def _check_eight_bits(self) -> None:
+        if self.precision not in EIGHT_BITS:
+            given = [
+                f"--{name.replace('_', '-')}"
+                for name in ("calib_cache", "quantize", "rest", "sensitivity")
+                if getattr(self, name)
+            ]
+            given += ["--calib-method"] if self.calib_method != "auto" else []
+            given += ["--calib-percentile"] if self.calib_percentile != CALIBRATION_PERCENTILE else []
+            if given:
+                raise InputError(f"{given[0]} is for 8 bits; pass --precision int8 or fp8 with it")
+            return
+        from calibration.thresholds import METHODS_OF
+
+        methods = ("auto", *METHODS_OF[self.precision])
+        if self.calib_method not in methods:
+            raise InputError(
+                f"{self.precision} has no calibration method '{self.calib_method}'; choose from {', '.join(methods)}"
+            )
+        if self.precision == "fp8" and self.opset < OLDEST_FP8_OPSET:
+            raise InputError(
+                f"fp8 needs opset {OLDEST_FP8_OPSET}, got {self.opset}; leave --opset out, or pass --precision int8"
+            )
+        if self.rest not in (None, "fp32", "fp16"):
+            raise InputError(f"--rest {self.rest} is not offered; choose fp32 or fp16")
+        if self.rest == "fp16" and self.opset < OLDEST_FP8_OPSET:
+            raise InputError(
+                f"int8 beside fp16 needs opset {OLDEST_FP8_OPSET}, got {self.opset}; leave --opset out, or pass --rest fp32"
+            )
+        if not 0 < self.calib_percentile <= 100:
+            raise InputError(
+                f"--calib-percentile must be above 0 and at most 100, got {self.calib_percentile:g}"
+            )
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        """Refuse a request that nothing says the ranges of, or nothing can be measured on."""
+        if self.calib_cache and not self.calib_cache.exists():
+            if not self.calib_data:
+                raise InputError(
+                    f"calibration cache {self.calib_cache} does not exist; make one with sit-deploy calibrate, or pass "
+                    "--calib-data DIR too"
+                )
+            folder = self.calib_cache.absolute().parent
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise InputError(
+                    f"folder {folder} of the calibration cache does not exist or cannot be written; choose another place"
+                )
+        if self.checkpoint and not (self.calib_data or self.calib_cache or self.trained_thresholds):
+            raise InputError(
+                f"{self.precision} needs images to calibrate on; pass --calib-data DIR with some hundred pictures "
+                "like those to come, or --calib-cache FILE from sit-deploy calibrate"
+            )
+        synthetic = not (self.checkpoint or self.calib_cache)
+        if self.sensitivity and not (self.calib_data or self.val_data or synthetic):
+            raise InputError("--sensitivity needs images; pass --calib-data DIR or --val-data DIR")
 
 
 def _spell(name: str, stages: tuple[int, ...], keeping_ratio: float) -> str:

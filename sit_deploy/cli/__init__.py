@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "Train a teacher, or distil a SiT from one (FRD).",
     "build": "Build a bundle: checkpoint to a checked engine.",
     "export": "Write the ONNX graph alone.",
+    "calibrate": "Observe a graph's ranges on images, for int8 and fp8.",
     "validate": "Check a bundle: golden outputs, accuracy, agreement.",
     "bench": "Time a bundle's engine against PyTorch.",
     "inspect": "Lint and summarise an ONNX graph or a bundle.",

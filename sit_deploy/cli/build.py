@@ -38,6 +38,8 @@ ENGINES = ("auto", *KINDS)
         "sit-deploy build --model sit_s --checkpoint sit_s.pth --precision fp16 --val-data imagenet/val",
         "sit-deploy build --model sit_xs --engine onnxruntime --batch-size 8 -o xs-cpu",
         "sit-deploy build --model sit_s --precision fp16 --dynamic-batch 1:8:32 --target sm80 --target sm89",
+        "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-data train --val-data val",
+        "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-cache s.json --calib-data train",
         "sit-deploy build --model deit_small_patch16_224 --stages 6,2,2,2 --precision fp16",
     ),
 )
@@ -50,7 +52,15 @@ ENGINES = ("auto", *KINDS)
     "--val-data", type=path_type, metavar="DIR", help="Folder with one subfolder a class: measures accuracy."
 )
 @click.option(
-    "--max-accuracy-drop", type=click.FloatRange(min=0), metavar="PTS", help="Fail if top-1 falls by more."
+    "--max-accuracy-drop",
+    type=click.FloatRange(min=0),
+    metavar="PTS",
+    help="Fail if top-1 falls by more; int8 and fp8 keep layers high instead, or give way to fp16 or fp32.",
+)
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Also quantise one layer at a time and report what each costs (int8, fp8).",
 )
 @click.option(
     "--target", "targets", multiple=True, metavar="smXY", help="GPU to build for (TensorRT-RTX); may repeat."
@@ -93,6 +103,14 @@ def show(report: dict[str, Any], bundle: Any) -> None:
     screen = console()
     show_graph(screen, report)
     say(screen, f"Engine: {literal(report['engine']['why'])}")
+    if report["quantization"]:
+        show_quantization(screen, report["quantization"], report["precision"])
+        if kernels := report["engine"]["details"].get("int8"):
+            kinds = ", ".join(f"{name} {count}" for name, count in kernels["operators"].items())
+            say(
+                screen,
+                f"{kernels['products']} of {kernels['of']} products with weights run in INT8 kernels ({kinds})",
+            )
     if report["accuracy"]:
         screen.print(accuracy_table(report["accuracy"]))
     files = ", ".join(
@@ -117,6 +135,28 @@ def show_graph(screen: Console, report: dict[str, Any]) -> None:
     show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")
     for node in report["plan"]["held_back"]:
         say(screen, f"Kept in fp32: {literal(node['node'])} ({literal(node['reason'])})")
+
+
+def show_quantization(screen: Console, quantization: dict[str, Any], precision: str) -> None:
+    """Print what a report says of 8 bits: how much runs in them, and whether they are faster."""
+    low = [row for row in quantization["layers"] if row["precision"] != "high"]
+    worst = min(
+        (row for row in low if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"], default=None
+    )
+    text = (
+        f"{precision}: {len(low)} of {len(quantization['layers'])} layers, {quantization['share_of_macs']:.1%} of the work, "
+        f"calibrated by {quantization['method']}"
+    )
+    if worst:
+        text += f"; worst by itself {worst['layer']}, {worst['sqnr_db']:.1f} dB"
+    say(screen, literal(text))
+    if quantization["speed"]:
+        speed = quantization["speed"]
+        times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in speed["p50_ms"].items())
+        say(
+            screen,
+            f"{speed['ratio']:.2f}x as fast as {speed['over']} at batch {speed['batch_size']} ({times})",
+        )
 
 
 def show_hops(screen: Console, hops: list[dict[str, Any]], title: str) -> None:

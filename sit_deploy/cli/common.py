@@ -149,3 +149,19 @@ class Stages(click.ParamType):
         if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
             self.fail(f"{value!r} is not a list of block counts; write for example 6,2,2,2", param, ctx)
         return tuple(map(int, parts))
+
+
+class Groups(click.ParamType):
+    """A,B,... → names of groups of layers; which there are, `calibration.plan` knows."""
+
+    name = "A,B,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = tuple(part.strip() for part in str(value).split(","))
+        if not all(parts):
+            self.fail(f"{value!r} is not a list of groups; write for example qkv,fc1,fc2", param, ctx)
+        return parts

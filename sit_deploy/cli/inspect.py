@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +24,10 @@ from sit_deploy.errors import GateError
 if TYPE_CHECKING:
     import onnx
 
+    from sit_deploy.bundle import Bundle
+
+_REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "macs")
+
 
 @click.command(
     "inspect",
@@ -40,7 +45,9 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     from sit_deploy.graph.inspect import summarize
     from sit_deploy.graph.lint import lint
 
-    graph = _read(load_bundle(target).model_path if target.is_dir() else target)
+    bundle = load_bundle(target) if target.is_dir() else None
+    graph = _read(bundle.model_path if bundle else target)
+    layers = quantised_layers(graph, _reported(bundle))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
     open_batch = any(not d.HasField("dim_value") for d in dims)
     findings = lint(graph, max_opset=opset, dynamic_batch=open_batch)
@@ -49,11 +56,13 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     )
     if as_json:
         found = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
-        emit_json({"target": str(target), "findings": found, "summary": summary})
+        emit_json({"target": str(target), "findings": found, "summary": summary, "layers": layers})
     else:
         screen = console()
         if summary:
             _show(summary)
+        if any(row["precision"] != "high" for row in layers):
+            _show_layers(layers)
         for finding in findings:
             say(screen, f"[red]{finding.rule}[/] {literal(finding.where)}: {literal(finding.message)}")
         if not findings:
@@ -64,6 +73,51 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     if findings:
         plural = "problem" if len(findings) == 1 else "problems"
         raise GateError(f"{target} is not deployable: {len(findings)} {plural}")
+
+
+def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
+    """Return what a bundle's report says of its layers, nothing for one without 8 bits."""
+    if bundle is None:
+        return []
+    report = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))
+    return (report.get("quantization") or {}).get("layers", [])
+
+
+def quantised_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the layers of a graph with what they run in and their scales, as the graph itself has them, and with why and
+    with what error, as the report has it."""
+    from calibration.read import read_layers
+
+    known = {row["layer"]: row for row in reported}
+    rows = []
+    for row in read_layers(graph):
+        told = known.get(row["layer"], {})
+        rows.append({**{k: told.get(k) for k in _REPORTED if k in told}, **row})
+    return rows
+
+
+def _show_layers(layers: list[dict[str, Any]]) -> None:
+    right = (
+        "scale",
+        "shift",
+        "SQNR dB",
+        *(("alone dB",) if any("alone_db" in row for row in layers) else ()),
+    )
+    listing = table("layer", "runs in", *right, "why", right=right)
+    for row in layers:
+        low = row["precision"] != "high"
+        figures = ["" if row["scale"] is None else f"{row['scale']:.3g}", str(row["shift"] or "")]
+        figures += [
+            f"{row[key]:.1f}" if row.get(key) is not None else ""
+            for key in ("sqnr_db", "alone_db")[: len(right) - 2]
+        ]
+        listing.add_row(
+            literal(row["layer"]),
+            row["precision"] if low else "high",
+            *figures,
+            literal(row.get("reason", "")),
+        )
+    console().print(listing)
 
 
 def _read(path: Path) -> onnx.ModelProto:

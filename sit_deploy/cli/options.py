@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import click
 
-from sit_deploy.cli.common import DynamicBatch, Stages, path_type
+from sit_deploy.cli.common import DynamicBatch, Groups, Stages, path_type
 
 _GRAPH_OPTIONS = (
     click.option(
         "--precision",
         default="fp32",
         show_default=True,
-        metavar="fp32|fp16|bf16",
-        help="Type of products, GELU and sums.",
+        metavar="fp32|fp16|bf16|int8|fp8",
+        help="Type of products, GELU and sums; of the blocks' Linear layers for int8 and fp8.",
     ),
     click.option(
         "--checkpoint",
@@ -54,10 +54,48 @@ _GRAPH_OPTIONS = (
         help="17 is the most TensorRT 8.6 reads.",
     ),
     click.option(
-        "--calib-data", type=path_type, metavar="DIR", help="Images for the comparisons and FP16 ranges."
+        "--calib-data",
+        type=path_type,
+        metavar="DIR",
+        help="Images for the comparisons, FP16 ranges and calibration.",
     ),
     click.option(
-        "--calib-images", default=8, show_default=True, type=int, metavar="N", help="How many of them."
+        "--calib-images",
+        type=int,
+        metavar="N",
+        help="How many of them.  [default: 8; for int8 and fp8 up to 256]",
+    ),
+    click.option(
+        "--calib-method",
+        default="auto",
+        show_default=True,
+        metavar="M",
+        help="minmax, average, percentile, entropy (int8), mse; auto takes the one that hurts the logits least.",
+    ),
+    click.option(
+        "--calib-percentile",
+        default=99.99,
+        show_default=True,
+        type=float,
+        metavar="P",
+        help="Of the method percentile.",
+    ),
+    click.option(
+        "--calib-cache",
+        type=path_type,
+        metavar="FILE",
+        help="Calibration to use; made if there is none and --calib-data is given.",
+    ),
+    click.option(
+        "--quantize",
+        type=Groups(),
+        metavar="GROUPS",
+        help="Layers for 8 bits: qkv, proj, fc1, fc2, tsm (these by default), stem, head, attention, aggregation, residual, all.",
+    ),
+    click.option(
+        "--rest",
+        metavar="fp32|fp16",
+        help="What an int8 or fp8 graph holds besides.  [default: fp32 for ONNX Runtime, fp16 for TensorRT]",
     ),
 )
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,141 @@ def trained_graph(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = onnx.load(trained.bundle / "model.onnx")
     monkeypatch.setattr("sit_deploy.make_graph._export", lambda *_: model)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """sit_nano of ten classes with a model card, pictures of digits, and the first half of an int8 build with them.
+
+    images: labelled ones, each in the folder of the class that the model puts it in. made: the float graph and what was
+    found on the way to it; `hops` and `notes` as a build has them.
+    """
+
+    checkpoint: Path
+    images: Path
+    made: Any
+    hops: list[Any]
+    notes: list[str]
+
+    def request(self, output: Path, **fields: Any) -> BuildRequest:
+        """Return a request for int8 on ONNX Runtime, the method given, so that none need be compared."""
+        common = {"precision": "int8", "engine": "onnxruntime", "calib_method": "minmax"}
+        common |= {"checkpoint": self.checkpoint, "calib_data": self.images}
+        return BuildRequest(None, output, **(common | fields)).completed()
+
+    def words(self, *more: Any) -> list[Any]:
+        """Return the words of `sit-deploy build` for the same."""
+        options = ("--checkpoint", self.checkpoint, "--precision", "int8", "--engine", "onnxruntime")
+        return ["build", *options, *more]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """Do not write into it."""
+    import torch
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from sit_deploy.data import Preprocessing
+    from sit_deploy.make_graph import Work, make_float_graph
+    from sit_deploy.models.card import ModelCard, save_weights
+    from tests.helpers.models import named_model
+
+    folder = tmp_path_factory.mktemp("digits")
+    model, prepare = named_model("sit_nano", num_classes=10), Preprocessing.for_model(112)
+    pictures = [
+        Image.fromarray((grey * 15.9).astype(np.uint8)).resize((112, 112)).convert("RGB")
+        for grey in load_digits().images[:20]
+    ]
+    batch = torch.from_numpy(np.stack([prepare(picture) for picture in pictures]))
+    with torch.no_grad():
+        model.head.bias -= model(batch).mean(0)  # so that every class comes up
+        likeliest = model(batch).argmax(1).tolist()
+    for index, (picture, best) in enumerate(zip(pictures, likeliest, strict=True)):
+        place = folder / "images" / str(best)
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / f"{index:02}.png")
+    names = tuple(map(str, range(10)))
+    card = ModelCard("sit_nano", (2, 2, 2, 2), 0.5, (49, 24, 12, 6), 112, 10, prepare, classes=names)
+    save_weights(folder / "nano.safetensors", model.state_dict(), card)
+    request = BuildRequest(
+        None, folder, "int8", folder / "nano.safetensors", calib_data=folder / "images"
+    ).completed()
+    (folder / "work").mkdir()
+    work = Work(request, lambda *_: None)
+    made = make_float_graph(work, folder / "work")
+    return Digits(request.checkpoint, request.calib_data, made, work.hops, work.notes)
+
+
+def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch, made: Any = None) -> None:
+    """Let every build take a float graph made once, its own where none is given: exporting takes seconds."""
+
+    def stand_in(work: Any, folder: Path) -> Any:
+        from sit_deploy.accuracy import match_labels
+        from sit_deploy.data import ImageFolder
+        from sit_deploy.make_graph import write_graph
+
+        chosen = digits.made if made is None else made
+        work.hops += digits.hops
+        work.notes += digits.notes
+        write_graph(chosen.exported.graph, folder / "model.onnx")
+        if work.request.val_data:
+            work.samples = match_labels(ImageFolder(work.request.val_data), chosen.classes, 10)
+        return chosen
+
+    monkeypatch.setattr("sit_deploy.make_graph.make_float_graph", stand_in)
+
+
+def trained_checkpoint(digits: Digits, folder: Path, thresholds: dict[str, float]) -> Path:
+    """Write the checkpoint of `digits` with a card that says it was trained in int8, with these thresholds by layer."""
+    from safetensors.torch import load_file
+
+    from sit_deploy.models.card import read_card, save_weights
+
+    card = replace(read_card(digits.checkpoint), quantization={"grid": "int8", "thresholds": thresholds})
+    save_weights(folder / "qat.safetensors", load_file(digits.checkpoint), card)
+    return folder / "qat.safetensors"
+
+
+@pytest.fixture
+def quick_float(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> Digits:
+    """Let every build of this test take the float graph of `digits`, and time nothing."""
+    stand_in_for_the_float_graph(digits, monkeypatch)
+    monkeypatch.setattr("sit_deploy.build.compare_speed", lambda *_: None)
+    return digits
+
+
+@pytest.fixture(scope="session")
+def nano_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits` in INT8 for ONNX Runtime, with all that belongs to it, the timing and the accuracy included."""
+    path = tmp_path_factory.mktemp("bundles") / "nano-int8"
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in_for_the_float_graph(digits, patch)
+        patch.setattr("sit_deploy.eight_bits.ROUNDS", 2)
+        patch.setattr("sit_deploy.eight_bits.SECONDS", 0.1)
+        build(digits.request(path, calib_method="auto", val_data=digits.images))
+    return path
+
+
+def _for_tensorrt(digits: Digits, path: Path, precision: str) -> Path:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in_for_the_float_graph(digits, patch)
+        patch.setattr("sit_deploy.build.compare_speed", lambda *_: None)
+        build(digits.request(path, precision=precision, engine="tensorrt-rtx", calib_images=8))
+    return path
+
+
+@pytest.fixture(scope="session")
+def rtx_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits` in INT8 for TensorRT-RTX, the rest FP16. Do not write into it."""
+    return _for_tensorrt(digits, tmp_path_factory.mktemp("bundles") / "rtx-int8", "int8")
+
+
+@pytest.fixture(scope="session")
+def rtx_fp8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits` in FP8 for TensorRT-RTX, the rest FP16. Do not write into it."""
+    return _for_tensorrt(digits, tmp_path_factory.mktemp("bundles") / "rtx-fp8", "fp8")
 
 
 @pytest.fixture

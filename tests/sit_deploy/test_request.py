@@ -90,3 +90,31 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         .count("--max-accuracy-drop 0.0")
         == 1
     )
+
+
+def test_command_of_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = BuildRequest(
+        "sit_nano", Path("out"), "int8", calib_cache=Path("c.json"), calib_method="percentile", calib_percentile=99.5,
+        quantize=("fc1", "head"), rest="fp16", sensitivity=True, ema=False,
+    )  # fmt: skip
+    words = shlex.split(request.command("tensorrt-rtx"))
+    assert words[-2:] == ["--sensitivity", "--no-ema"]
+    pairs = dict(zip(words[2:-2:2], words[3:-2:2], strict=True))
+    assert {name: pairs[name] for name in pairs if name.startswith(("--calib", "--quantize", "--rest"))} == {
+        "--calib-method": "percentile", "--calib-percentile": "99.5", "--calib-cache": str(tmp_path / "c.json"),
+        "--quantize": "fc1,head", "--rest": "fp16",
+    }  # fmt: skip
+    assert "--calib-percentile" not in BuildRequest("sit_nano", Path("out"), "int8").command("onnxruntime")
+
+
+def test_without_8_bits() -> None:
+    """What is built in their place has no options of theirs left, which would be refused."""
+    request = BuildRequest(
+        "sit_nano", Path("out"), "int8", calib_images=99, calib_method="percentile", calib_percentile=99.0,
+        calib_cache=Path("c.json"), quantize=("fc1",), rest="fp16", sensitivity=True, batch_size=3,
+    )  # fmt: skip
+    higher = request.in_high_precision()
+    higher.check()
+    assert higher == BuildRequest("sit_nano", Path("out"), "fp16", batch_size=3)
+    assert BuildRequest("sit_nano", Path("out"), "int8").in_high_precision().precision == "fp32"

@@ -1,0 +1,136 @@
+"""sit-deploy calibrate"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sit_deploy.cli.common import (
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+    table,
+)
+from sit_deploy.cli.options import model_options
+from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from calibration.cache import Calibration
+
+
+@click.command(
+    "calibrate",
+    epilog=examples(
+        "sit-deploy calibrate --checkpoint s.safetensors --calib-data train -o s.json",
+        "sit-deploy calibrate --checkpoint s.safetensors --calib-data train --calib-images 512 -o s.json",
+    ),
+)
+@model_options(required=False)
+@click.option("--checkpoint", type=path_type, metavar="FILE", help="Weights; random ones without it.")
+@click.option(
+    "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
+)
+@click.option("--image-size", type=int, metavar="N", help="Pixels of the square input.")
+@click.option("--num-classes", type=int, metavar="N", help="Classes of the head.")
+@click.option(
+    "--opset",
+    default=20,
+    show_default=True,
+    type=click.IntRange(17, 20),
+    metavar="17..20",
+    help="As of the build.",
+)
+@click.option(
+    "--precision", default="int8", show_default=True, metavar="int8|fp8", help="Codes to calibrate for."
+)
+@click.option(
+    "--calib-data", required=True, type=path_type, metavar="DIR", help="Folder of images like those to come."
+)
+@click.option("--calib-images", type=int, metavar="N", help="How many of them.  [default: up to 256]")
+@click.option(
+    "--calib-method",
+    default="auto",
+    show_default=True,
+    metavar="M",
+    help="minmax, average, percentile, entropy (int8), mse; auto takes the one that hurts the logits least.",
+)
+@click.option(
+    "--calib-percentile",
+    default=99.99,
+    show_default=True,
+    type=float,
+    metavar="P",
+    help="Of the method percentile.",
+)
+@click.option("-o", "--output", type=path_type, required=True, metavar="FILE", help="The calibration, JSON.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@json_option
+def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: Any) -> None:
+    """Observe the ranges of a model's activations on images, in constant memory, and write them down.
+
+    The file is keyed to the graph, the images and their preprocessing; `build --calib-cache` refuses it for any other.
+    Started by torchrun (torchrun --nproc-per-node 8 -m sit_deploy calibrate ...), every process takes a share of the
+    images, and the result is the same to the last digit.
+    """
+    from sit_deploy.lower import calibrate_alone
+    from sit_deploy.request import EIGHT_BITS, BuildRequest
+    from training.distributed import join_world
+
+    request = BuildRequest(output=output, ema=not no_ema, **options).completed()
+    if request.precision not in EIGHT_BITS:
+        raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
+    request.check()
+    folder = output.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"folder {folder} does not exist or cannot be written; choose another with -o")
+    if output.is_dir() or (output.exists() and not force):
+        what = "is a folder;" if output.is_dir() else "exists; pass --force to replace it, or"
+        raise InputError(f"output {output} {what} choose another -o")
+    with join_world("cpu") as world:
+
+        def gather(seen: Any) -> Any:
+            return reduce(lambda a, b: a.merge(b), world.gather(seen))
+
+        with progress() if world.is_main else contextlib.nullcontext(lambda *_: None) as report:
+            found, notes = calibrate_alone(request, output, report, gather, world.rank, world.size)
+    if world.is_main:
+        _show(found, notes, output, as_json)
+
+
+def _show(found: Calibration, notes: list[str], output: Path, as_json: bool) -> None:
+    if as_json:
+        emit_json(
+            {
+                "calibration": str(output.absolute()),
+                "method": found.method,
+                "grid": found.grid,
+                "images": found.images.count,
+                "tensors": len(found.tensors),
+                "notes": notes,
+            }
+        )
+        return
+    screen = console()
+    for note in notes:
+        say(screen, f"Note: {literal(note)}")
+    methods = list(next(iter(found.tensors.values())).thresholds)
+    listing = table("tensor", "smallest", "largest", *methods, right=("smallest", "largest", *methods))
+    for name, seen in found.tensors.items():
+        figures = (seen.min, seen.max, *(seen.thresholds[method] for method in methods))
+        listing.add_row(literal(name), *(f"{figure:.3g}" for figure in figures))
+    screen.print(listing)
+    say(
+        screen,
+        f"[green]✓[/] [bold]{literal(output)}[/]: {len(found.tensors)} tensors on {literal(found.images.description)}, "
+        f"method {found.method}",
+    )

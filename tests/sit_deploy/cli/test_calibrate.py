@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration.cache import Calibration
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Digits
+
+
+def words(digits: Digits, *more: Any) -> list[Any]:
+    given = ("--checkpoint", digits.checkpoint, "--calib-data", digits.images, "--calib-images", 6)
+    return ["calibrate", *given, *more]
+
+
+def test_it_writes_what_a_build_takes(quick_float: Digits, cli: CommandLine) -> None:
+    result = cli(*words(quick_float, "--calib-method", "mse", "-o", "c.json"))
+    found = Calibration.load(cli.folder / "c.json")
+    assert (found.method, found.grid, found.images.count) == ("mse", "int8", 6)
+    assert {path.name for path in cli.folder.iterdir()} == {"c.json", "tmp"}
+    for name, seen in found.tensors.items():
+        (line,) = [line for line in result.out.splitlines() if line.strip().startswith(f"{name} ")]
+        assert line.split()[1:3] == [f"{seen.min:.3g}", f"{seen.max:.3g}"]
+    assert (
+        f"✓ c.json: {len(found.tensors)} tensors on 6 of 20 images in {quick_float.images}, method mse"
+        in result.out
+    )
+    build = quick_float.words(
+        "--calib-data", quick_float.images, "--calib-images", 6, "--calib-cache", "c.json"
+    )
+    report = cli(*build, "-o", "b", "--json").json()
+    assert f"calibrated by c.json, made from 6 of 20 images in {quick_float.images}" in report["notes"]
+    assert report["calibration"]["method"] == "mse"
+
+
+def test_json(quick_float: Digits, cli: CommandLine) -> None:
+    found = cli(*words(quick_float, "--precision", "fp8", "-o", "c.json", "--json")).json()
+    made = Calibration.load(cli.folder / "c.json")
+    assert found == {
+        "calibration": str(cli.folder / "c.json"), "method": made.method, "grid": "fp8", "images": 6,
+        "tensors": len(made.tensors), "notes": quick_float.notes,
+    }  # fmt: skip
+    assert "entropy" not in next(iter(made.tensors.values())).thresholds
+
+
+def test_what_is_there_is_replaced_only_by_force(quick_float: Digits, cli: CommandLine) -> None:
+    (cli.folder / "c.json").write_text("precious")
+    (cli.folder / "folder").mkdir()
+    command = words(quick_float, "--calib-method", "minmax")
+    assert cli.refuses(*command, "-o", "c.json") == (
+        "output c.json exists; pass --force to replace it, or choose another -o"
+    )
+    assert cli.refuses(*command, "-o", "folder", "--force") == "output folder is a folder; choose another -o"
+    cli(*command, "-o", "c.json", "--force")
+    Calibration.load(cli.folder / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--precision", "fp32"], "precision 'fp32' needs no calibration; choose int8 or fp8"),
+        (["--precision", "int4"], "precision 'int4' needs no calibration; choose int8 or fp8"),
+        (["--precision", "fp8", "--calib-method", "entropy"], "fp8 has no calibration method 'entropy'"),
+        (["--calib-percentile", "0"], "--calib-percentile must be above 0 and at most 100, got 0"),
+        (["--calib-images", "0"], "number of images must be at least 1, got 0"),
+        (["-o", "nowhere/c.json"], "nowhere does not exist or cannot be written; choose another with -o"),
+        (["-o", "file/c.json"], "file does not exist or cannot be written; choose another with -o"),
+        (["--image-size", "100"], "image size 100 is not a positive multiple of 16"),
+    ],
+)
+def test_refused_before_any_work(
+    more: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sit_deploy.make_graph.make_float_graph", lambda *_: pytest.fail("the work was begun")
+    )
+    (cli.folder / "file").write_text("x")
+    assert message in cli.refuses(*words(digits, "-o", "c.json"), *more)
+
+
+def test_images(quick_float: Digits, cli: CommandLine, make_image_folder: Callable[..., Path]) -> None:
+    command = (
+        "calibrate",
+        "--checkpoint",
+        quick_float.checkpoint,
+        "-o",
+        "c.json",
+        "--calib-method",
+        "minmax",
+    )
+    assert "Missing option '--calib-data'" in cli(*command, status=2).usage_error()
+    some = make_image_folder(per_class=1)
+    message = cli.refuses(*command, "--calib-data", some, "--calib-images", 3)
+    assert message == f"{some} has 2 images and --calib-images asks for 3; add images or ask for fewer"
+    broken = some / "dog" / "000.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert f"{broken}: cannot decode the image" in cli.refuses(*command, "--calib-data", some)
+    (some / "cat" / "000.jpg").rename(broken)
+    same = broken.with_name("001.jpg")
+    same.write_bytes(broken.read_bytes())
+    note = "Note: all 2 calibration images are the same picture; give pictures as the model will see them\n"
+    assert note in cli(*command, "--calib-data", some).out
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c(quick_float: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calibration.observers import TensorObserver
+
+    (cli.folder / "c.json").write_text("precious")
+    monkeypatch.setattr(TensorObserver, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+    message = cli.refuses(*words(quick_float, "-o", "c.json", "--force"))
+    assert message == "interrupted; nothing was left half-written"
+
+
+def test_more_processes_than_images(
+    quick_float: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sit_deploy.errors import InputError
+    from sit_deploy.lower import calibrate_alone
+
+    request = quick_float.request(cli.folder / "c.json", calib_images=2)
+    with pytest.raises(InputError, match=r"^2 calibration images for 3 processes; start fewer$"):
+        calibrate_alone(request, cli.folder / "c.json", lambda *_: None, lambda seen: seen, 0, 3)
+
+
+# The command line with a float graph that is there already, the first argument: exporting takes seconds.
+GRAPH_GIVEN = """
+import sys, types, onnx
+import sit_deploy.make_graph
+from sit_deploy.data import Preprocessing
+exported = types.SimpleNamespace(graph=onnx.load(sys.argv.pop(1)))
+made = types.SimpleNamespace(preprocessing=Preprocessing.for_model(112), exported=exported)
+sit_deploy.make_graph.make_float_graph = lambda *_: made
+from sit_deploy.cli import main
+main()
+"""
+
+
+def test_two_processes_write_the_file_of_one(digits: Digits, cli: CommandLine) -> None:
+    """Real ones, as torchrun starts them, that talk over gloo; 7 images, so that the shares are not equal."""
+    command = [*words(digits), "--calib-images", 7, "-o"]
+    graph = cli.folder / "graph.onnx"
+    graph.write_bytes(digits.made.exported.graph.SerializeToString())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", GRAPH_GIVEN, str(graph), *map(str, command), "two.json", "--json"],
+            cwd=cli.folder,
+            env={
+                **common,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "PYTHONPATH": str(Path(__file__).parents[3]),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    assert json.loads(ended[0][0])["images"] == 7
+    assert ended[1][0] == ""  # the first one speaks for all
+    assert "Traceback" not in ended[0][1] + ended[1][1]
+    with pytest.MonkeyPatch.context() as patch:
+        from tests.sit_deploy.conftest import stand_in_for_the_float_graph
+
+        stand_in_for_the_float_graph(digits, patch)
+        cli(*command, "one.json")
+    assert (cli.folder / "one.json").read_bytes() == (cli.folder / "two.json").read_bytes()
