@@ -92,10 +92,6 @@ class _Writer:
                 f"'{layer.name}' has no weight that takes the shift of '{', '.join(layer.inputs)}' back; "
                 "scale its operands without a shift"
             )
-        if layer.weight is None and any(self.scales.shifts.get(name) for name in layer.inputs):
-            raise CalibrationError(
-                f"'{layer.name}' multiplies or adds two activations, which cannot be shifted: no bias takes it back"
-            )
         if layer.weight is not None:
             codes, scale = self._weight(layer, node)
             if shift:

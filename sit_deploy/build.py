@@ -43,6 +43,9 @@ _ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolati
 def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     """Build a bundle, checked hop by hop, and move it into place whole.
 
+    A build in 8 bits is timed in spawned processes where its engine runs: a script that calls this needs
+    `if __name__ == "__main__":`.
+
     Raises:
         InputError: bad input: see each option's own checks; nothing is written.
         GateError: a hop or the accuracy is out of tolerance; nothing is written.

@@ -129,8 +129,9 @@ def show(report: dict[str, Any], bundle: Any) -> None:
 
 def show_graph(screen: Console, report: dict[str, Any]) -> None:
     """Print what a report says of the graph: notes on its weights, every hop, and the nodes kept in fp32."""
-    kind = "[bold yellow]Warning:[/]" if report["weights"]["source"] == "random" else "Note:"
     for note in report["notes"]:
+        warns = note.startswith(("random weights", "do not ship"))
+        kind = "[bold yellow]Warning:[/]" if warns else "Note:"
         say(screen, f"{kind} {literal(note)}")
     show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")
     for node in report["plan"]["held_back"]:
