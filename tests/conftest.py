@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing.util
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -19,6 +20,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A run in the background inherits that, and its children from it; the tests of Ctrl-C send them a real one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Made now and remembered by the process: tests have temporary folders of their own, and a socket that a data loader's worker
+# cannot make there, since the path is too long (107 characters) or its folder has gone, leaves the loader waiting for ever.
+multiprocessing.util.get_temp_dir()
 
 
 def _why_no_gpu() -> str | None:

@@ -126,8 +126,7 @@ def test_overridden_values_reach_the_run(pictures: Path, cli: CommandLine) -> No
     assert rows[0]["lr"] == pytest.approx(0.0123 * 48 / 512) and len(rows) == 2
 
 
-def test_damaged_images(pictures: Path, cli: CommandLine) -> None:
-    # a short name: workers talk over a socket below the test's folder, whose path may have 107 characters
+def test_damaged_images_are_counted(pictures: Path, cli: CommandLine) -> None:
     data = damaged_copy(pictures, cli.folder / "data", train=3, val=2)
     for workers in (0, 2):
         options = ("--epochs", 1, "--max-damaged", 3, "--workers", workers, "-o", f"run{workers}")
