@@ -143,12 +143,12 @@ def _match_attention(graph: Graph, shapes: dict[str, Shape], softmax: NodeProto)
 
 
 def _attention_node(graph: Graph, match: _Attention, name: str) -> NodeProto:
+    # QAttention has no form without a bias, and Attention's crashes the process in ONNX Runtime 1.23 and older
+    zeros = np.zeros(match.width, np.float32)
+    bias = match.bias or graph.add_constant(f"zero_bias/{match.width}", zeros)
     if match.product is None:
-        inputs = [*match.project.input, *([match.bias] if match.bias else [])]
+        inputs = [*match.project.input, bias]
     else:
-        # QAttention has no form without a bias
-        zeros = np.zeros(match.width, np.float32)
-        bias = match.bias or graph.add_constant(f"zero_bias/{match.width}", zeros)
         p = match.product.operands(graph)
         inputs = [
             p["codes"],

@@ -17,6 +17,7 @@ from sit_deploy.parity import TOLERANCE
 PRECISIONS = tuple(TOLERANCE)
 EIGHT_BITS = ("int8", "fp8")
 CALIBRATION_PERCENTILE = 99.99
+OLDEST_ONNXRUNTIME = (1, 26)  # for 8 bits
 OLDEST_FP8_OPSET = 19  # of ONNX: QuantizeLinear to E4M3, and from FP16
 CALIBRATION_IMAGES = 256  # images that 8 bits are calibrated on by default
 COMPARED_IMAGES = 8  # images that hops are compared on, and FP16 ranges observed, by default
@@ -237,6 +238,7 @@ class BuildRequest:
             if given:
                 raise InputError(f"{given[0]} is for 8 bits; pass --precision int8 or fp8 with it")
             return
+        _check_onnxruntime()
         from calibration.thresholds import METHODS_OF
 
         methods = ("auto", *METHODS_OF[self.precision])
@@ -281,6 +283,16 @@ class BuildRequest:
         synthetic = not (self.checkpoint or self.calib_cache)
         if self.sensitivity and not (self.calib_data or self.val_data or synthetic):
             raise InputError("--sensitivity needs images; pass --calib-data DIR or --val-data DIR")
+
+
+def _check_onnxruntime() -> None:
+    """Refuse 8 bits with a release that runs their graphs wrongly: it fuses Q/DQ otherwise, and loads no FP8 weights."""
+    found = engines.get("onnxruntime").probe().version or "none"
+    if not found[:1].isdigit() or tuple(int(part) for part in found.split(".")[:2]) < OLDEST_ONNXRUNTIME:
+        raise InputError(
+            f"int8 and fp8 need ONNX Runtime {'.'.join(map(str, OLDEST_ONNXRUNTIME))} or newer to be measured with, and {found} "
+            "is installed; run `pip install -U onnxruntime` (with Python 3.11 or newer)"
+        )
 
 
 def _spell(name: str, stages: tuple[int, ...], keeping_ratio: float) -> str:

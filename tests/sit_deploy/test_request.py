@@ -3,11 +3,13 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import engines
 from engines import EngineError
 from sit_deploy.errors import SitDeployError
 from sit_deploy.request import BuildRequest
@@ -118,3 +120,14 @@ def test_without_8_bits() -> None:
     higher.check()
     assert higher == BuildRequest("sit_nano", Path("out"), "fp16", batch_size=3)
     assert BuildRequest("sit_nano", Path("out"), "int8").in_high_precision().precision == "fp32"
+
+
+def test_eight_bits_need_a_newer_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, seen = BuildRequest("sit_nano", Path("out"), "int8"), engines.get("onnxruntime").probe()
+    runtime = engines.get("onnxruntime")
+    monkeypatch.setattr(type(runtime), "probe", lambda _: replace(seen, version="1.26.0"))
+    asked.check()
+    monkeypatch.setattr(type(runtime), "probe", lambda _: replace(seen, version="1.25.1"))
+    with pytest.raises(SitDeployError, match=r"need ONNX Runtime 1\.26 or newer .* 1\.25\.1 is installed"):
+        asked.check()
+    BuildRequest("sit_nano", Path("out"), "fp16").check()
