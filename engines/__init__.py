@@ -10,13 +10,14 @@ Importing this package loads no runtime; `get` and `probe` do.
 
 from __future__ import annotations
 
-from engines.base import BuildOptions, Engine, EngineInfo, Runner, Support, TensorSpec
+from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Runner, Support, TensorSpec
 from engines.errors import (
     EngineBuildError,
     EngineError,
     EngineInputError,
     EngineLoadError,
     EngineNotInstalledError,
+    EngineRunError,
     NoGpuError,
 )
 
@@ -30,6 +31,8 @@ __all__ = [
     "EngineInputError",
     "EngineLoadError",
     "EngineNotInstalledError",
+    "EngineOrigin",
+    "EngineRunError",
     "NoGpuError",
     "Runner",
     "Support",

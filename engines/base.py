@@ -90,6 +90,31 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class EngineOrigin:
+    """What an engine says of its own making, where that is known (a bundle's manifest): stale ones are refused by it.
+
+    Attributes:
+        version, target, details: as in the `EngineInfo` of its build.
+        rebuild: the command that builds it again.
+    """
+
+    version: str
+    target: str
+    details: dict[str, Any] = field(default_factory=dict)
+    rebuild: str = "sit-deploy build"
+
+    @property
+    def compute_capabilities(self) -> tuple[str, ...]:
+        """The targets ("sm80", ...) without the name of the GPU that the engine was tuned on."""
+        return tuple(self.target.partition(" (")[0].split(","))
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU that the engine was tuned on, None where there was none."""
+        return self.target.partition(" (")[2].removesuffix(")") or None
+
+
+@dataclass(frozen=True)
 class Support:
     """What a runtime can do on this machine; `remedy` says how to get what is missing."""
 
@@ -137,8 +162,21 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def load(self, engine_path: Path, *, threads: int | None = None, device: str = "cpu") -> Runner:
+    def load(
+        self,
+        engine_path: Path,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> Runner:
         """Open a built engine for inference.
+
+        Args:
+            threads: CPU threads; None leaves the choice to the runtime.
+            device: "cpu", "cuda" or "cuda:N"; None is what the runtime is for: the CPU for ONNX Runtime, the first GPU
+                for the TensorRT family.
+            origin: how the engine was built, to refuse one that cannot run here before it is opened.
 
         Raises:
             EngineNotInstalledError: the runtime is missing.

@@ -42,3 +42,7 @@ class EngineLoadError(EngineError):
 
 class EngineInputError(EngineError):
     """The arrays given to `Runner.infer` are not what the engine takes."""
+
+
+class EngineRunError(EngineError):
+    """An engine failed while it ran."""

@@ -6,6 +6,8 @@ TensorRT must not be asked: without a device its runtime hands back garbage obje
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -49,6 +51,49 @@ def find_gpus() -> GpuStatus:
         return GpuStatus((), f"the NVIDIA driver reports {_error_name(cuda, status)}")
     gpus = tuple(_describe(cuda, ordinal) for ordinal in range(count.value))
     return GpuStatus(gpus, "" if gpus else "the NVIDIA driver lists no device")
+
+
+_TELEMETRY = {
+    "name": str,
+    "driver_version": str,
+    "clocks.sm": float,
+    "clocks.max.sm": float,
+    "clocks.mem": float,
+    "power.draw": float,
+    "power.limit": float,
+    "temperature.gpu": float,
+    "memory.total": float,
+}
+
+
+def telemetry(number: int = 0) -> dict[str, str | float | None] | None:
+    """What a GPU is doing now, by nvidia-smi; None where that is missing.
+
+    Keys are nvidia-smi's with dots turned to underscores: clocks in MHz, power in watts, temperature in °C, memory in MiB;
+    a value that the device does not tell is None. `number` counts as nvidia-smi does, where CUDA_VISIBLE_DEVICES hides none.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    chosen = visible[number].strip() if number < len(visible) and visible[number].strip() else str(number)
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={','.join(_TELEMETRY)}",
+        "--format=csv,noheader,nounits",
+        f"--id={chosen}",
+    ]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = [value.strip() for value in answer.strip().split(",")]
+    if len(values) != len(_TELEMETRY):
+        return None
+    told: dict[str, str | float | None] = {}
+    for (key, kind), value in zip(_TELEMETRY.items(), values, strict=True):
+        try:
+            told[key.replace(".", "_")] = kind(value)
+        except ValueError:  # "[N/A]"
+            told[key.replace(".", "_")] = None
+    return told
 
 
 def _describe(cuda: ctypes.CDLL, ordinal: int) -> Gpu:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import cpu
-from engines.base import BuildOptions, Engine, EngineInfo, Progress, Runner, Support, TensorSpec
+from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Progress, Runner, Support, TensorSpec
 from engines.errors import (
     EngineBuildError,
     EngineError,
@@ -131,9 +131,16 @@ class OnnxRuntime(Engine):
         )
 
     def load(
-        self, engine_path: Path, *, threads: int | None = None, device: str = "cpu"
+        self,
+        engine_path: Path,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
     ) -> OnnxRuntimeRunner:
+        """Open an engine; every release reads the files of older ones, so `origin` does not matter."""
         ort = _import()
+        device = device or "cpu"
         provider = _provider(ort, device, EngineLoadError)
         if threads is not None and threads < 1:
             raise EngineLoadError(f"threads must be at least 1, got {threads}")

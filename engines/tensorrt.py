@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from engines.base import BuildOptions, Engine, EngineInfo, Progress, Runner, Support
+from engines import cuda, tensorrt_load
+from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Progress, Support
 from engines.errors import (
     EngineError,
     EngineLoadError,
@@ -20,7 +21,11 @@ from engines.errors import (
 from engines.files import atomic_path
 from engines.gpu import find_gpus
 from engines.graph import check_batch, input_specs, output_specs, read_model
+from engines.tensorrt_cache import RuntimeCache, cache_path
+from engines.tensorrt_features import Features
 from engines.tensorrt_flavours import FLAVOURS, import_module
+from engines.tensorrt_messages import Messages, make_logger
+from engines.tensorrt_runtime import TensorRTRunner
 
 
 class TensorRT(Engine):
@@ -43,8 +48,13 @@ class TensorRT(Engine):
         status = find_gpus()
         version = trt.__version__
         if status:
-            reason = f"{title} {version} builds here; running is not supported by this version yet"
-            return Support(self.kind, True, version, True, False, reason)
+            try:
+                cuda.import_driver()
+            except EngineError as error:
+                reason = f"{title} {version} builds here, and does not run: {error}"
+                return Support(self.kind, True, version, True, False, reason, getattr(error, "remedy", None))
+            reason = f"{title} {version} builds and runs here, on {status.gpus[0].name}"
+            return Support(self.kind, True, version, True, True, reason)
         if self.flavour.needs_gpu_to_build:
             reason = f"{title} {version} needs an NVIDIA GPU to build: {status.reason}"
             remedy = "build on the machine that will run the engine, or use --engine tensorrt-rtx"
@@ -121,19 +131,66 @@ class TensorRT(Engine):
             details=details,
         )
 
-    def load(self, engine_path: Path, *, threads: int | None = None, device: str = "cuda") -> Runner:
-        """Not possible yet: says what is missing, a GPU first of all."""
+    def load(
+        self,
+        engine_path: Path,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
+        contexts: int = 1,
+        cuda_graph: bool = True,
+    ) -> TensorRTRunner:
+        """Open an engine on a GPU.
+
+        Args:
+            threads: accepted for the sake of the other runtimes; no CPU thread takes part in a run.
+            device: "cuda" or "cuda:N"; the first GPU by default.
+            contexts: calls of `infer` that can run at once, each with memory of its own.
+            cuda_graph: replay a shape seen before as one launch.
+
+        An engine built without weights takes those of `model.onnx` beside it.
+        """
         title = self.flavour.title
         if not engine_path.is_file():
             raise EngineLoadError(f"{engine_path}: no such engine file")
+        number = cuda.ordinal(device)
         status = find_gpus()
-        if not status:
+        if not status:  # asked before TensorRT is touched, which hands back garbage without a device
             raise NoGpuError(
                 f"running a {title} engine needs an NVIDIA GPU and driver; none found here "
                 f"({status.reason}). Copy the bundle to a machine with one, "
                 "or pass --engine onnxruntime to use this CPU"
             )
-        raise EngineLoadError(
-            f"running a {title} engine is not supported by this version yet; the engine itself is "
-            "complete: run it with another TensorRT program, or pass --engine onnxruntime"
-        )
+        trt = import_module(self.flavour)
+        gpu = cuda.Gpu(number)
+        if origin is not None:
+            tensorrt_load.check_origin(title, trt.__version__, gpu, origin)
+        features, plan, messages = Features.of(trt), engine_path.read_bytes(), Messages()
+        logger = make_logger(trt, messages)
+        with gpu.current():
+            runtime, engine = tensorrt_load.deserialize(
+                trt, title, features, plan, engine_path, gpu, logger, messages
+            )
+            try:
+                if origin is not None and origin.details.get("strip_weights"):
+                    weights = engine_path.with_name("model.onnx")
+                    tensorrt_load.refit(trt, title, features, engine, weights, logger, messages)
+                cache = (
+                    RuntimeCache(cache_path(plan, gpu.name, trt.__version__))
+                    if features.runtime_cache
+                    else None
+                )
+                return TensorRTRunner(
+                    trt,
+                    title,
+                    gpu,
+                    engine,
+                    messages,
+                    keep=(runtime, logger),
+                    cache=cache,
+                    contexts=contexts,
+                    cuda_graph=cuda_graph,
+                )
+            finally:
+                del engine, runtime  # in this order: an engine must not outlive its runtime

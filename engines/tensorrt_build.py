@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import BuildOptions, Progress, TensorSpec
 from engines.errors import EngineBuildError, NoGpuError
 from engines.files import atomic_path
-from engines.tensorrt_messages import Messages, builder_problems, facts, parser_problems
+from engines.tensorrt_messages import Messages, builder_problems, facts, make_logger, parser_problems
 
 if TYPE_CHECKING:
     from engines.tensorrt_flavours import Flavour
@@ -90,7 +90,7 @@ def build_plan(
     """
     title = flavour.title
     messages = Messages()
-    logger = _make_logger(trt, messages)
+    logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     if options.threads is not None:
         builder.max_threads = options.threads
@@ -296,25 +296,6 @@ def _layer_types(network: Any) -> dict[str, int]:
 
 def _dtype(dtype: Any) -> str:
     return _DTYPES.get(dtype.name, dtype.name.lower())
-
-
-def _make_logger(trt: ModuleType, messages: Messages) -> Any:
-    """A logger that collects; the library's own prints to stderr."""
-    severity = trt.ILogger.Severity
-
-    class Collector(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, level: Any, text: str) -> None:
-            if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                messages.errors.append(text)
-            elif level == severity.WARNING:
-                messages.warnings.append(text)
-            elif level == severity.INFO:
-                messages.notes.append(text)
-
-    return Collector()
 
 
 def _make_monitor(trt: ModuleType) -> Any:

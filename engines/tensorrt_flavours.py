@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from engines.errors import EngineNotInstalledError
+from engines.tensorrt_features import Features
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,9 @@ def import_module(flavour: Flavour) -> ModuleType:
             f"the package {flavour.module} is installed but has no builder (lean runtime?)",
             flavour.install,
         )
-    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    if not typed and hasattr(trt.BuilderFlag, "FP16"):
+    lacks = Features.of(trt).unsupported
+    if lacks:
         raise EngineNotInstalledError(
-            f"{flavour.title} {trt.__version__} has no strongly typed networks",
-            "install TensorRT 10 or later",
+            f"{flavour.title} {trt.__version__} {lacks}", "install TensorRT 8.6 or newer"
         )
     return trt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 _SOURCE = re.compile(r"\s*\.?\s*In \w+ at \S+?:\d+")
@@ -32,6 +33,25 @@ class Messages:
 
     def clear_errors(self) -> None:
         self.errors.clear()
+
+
+def make_logger(trt: ModuleType, messages: Messages) -> Any:
+    """A logger that collects; the library's own prints to stderr."""
+    severity = trt.ILogger.Severity
+
+    class Collector(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, text: str) -> None:
+            if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                messages.errors.append(text)
+            elif level == severity.WARNING:
+                messages.warnings.append(text)
+            elif level == severity.INFO:
+                messages.notes.append(text)
+
+    return Collector()
 
 
 def clean(text: str) -> str:

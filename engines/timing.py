@@ -8,14 +8,13 @@ quiet. Machines drift (heat, neighbours), so candidates are compared within a ro
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import pickle
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,60 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 from engines import cpu
 from engines.errors import EngineError
+from engines.latency import LatencyStats
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-    from engines.base import Progress
+    from engines.base import EngineOrigin, Progress
 
 _UNTIMED_CALLS = 2  # at the start of a slice: the caches hold the other worker's data
 _MIN_CALLS = 3  # in a slice, however slow a call is
 _QUIET_WAIT_SECONDS = 2.0
 _STOP_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class LatencyStats:
-    """Latency of one call in milliseconds; images/s is batch size over the mean latency."""
-
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    mean_ms: float
-    min_ms: float
-    iterations: int
-    images_per_second: float
-
-    @classmethod
-    def from_seconds(cls, samples: Sequence[float], batch_size: int = 1) -> LatencyStats:
-        """Summarise the seconds each call took.
-
-        Raises:
-            EngineError: no samples, or a batch size below 1.
-        """
-        if not samples:
-            raise EngineError("no latency samples; time at least one call")
-        if batch_size < 1:
-            raise EngineError(f"batch size must be at least 1, got {batch_size}")
-        ordered = sorted(samples)
-        mean = statistics.fmean(ordered)
-        return cls(
-            p50_ms=1e3 * percentile(ordered, 50),
-            p90_ms=1e3 * percentile(ordered, 90),
-            p99_ms=1e3 * percentile(ordered, 99),
-            mean_ms=1e3 * mean,
-            min_ms=1e3 * ordered[0],
-            iterations=len(ordered),
-            images_per_second=batch_size / mean if mean > 0 else math.inf,
-        )
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The percentile of values in ascending order, linear between neighbours as in numpy."""
-    position = (len(ordered) - 1) * percent / 100
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 @dataclass(frozen=True)
@@ -86,6 +42,7 @@ class WorkerSpec:
     Attributes:
         factory: module-level callable, called with `args` in the worker; it returns a callable
             without arguments to time. If that has a `close()`, it is called at the end.
+            It may have an attribute `last_gpu_seconds`: what its last call took on a GPU, transfers left out.
         batch_size: images a call.
         cpus: CPUs to pin the worker to; None leaves it free.
     """
@@ -107,6 +64,8 @@ class WorkerResult:
             the system does not tell.
         cpus: the CPUs it was allowed to run on; None where the system does not tell.
         quiet: its threads went idle after every slice; if not, they may have slowed the others.
+        gpu: the same calls by the GPU's own clock, transfers left out; None where there is no GPU.
+        gpu_round_medians_ms: the median of each round by that clock.
     """
 
     stats: LatencyStats
@@ -114,6 +73,8 @@ class WorkerResult:
     threads: int | None
     cpus: tuple[int, ...] | None
     quiet: bool
+    gpu: LatencyStats | None = None
+    gpu_round_medians_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,6 +148,7 @@ def alternate(
     total = len(workers) * (1 + rounds)
     running: dict[str, _Worker] = {}
     samples: dict[str, list[list[float]]] = {name: [] for name in workers}
+    gpu_samples: dict[str, list[list[float]]] = {name: [] for name in workers}
     quiet = dict.fromkeys(workers, True)
     finished = False
     try:
@@ -198,8 +160,10 @@ def alternate(
             for place, (name, worker) in enumerate(running.items()):
                 if progress:
                     progress(f"timing {name}", len(workers) * (1 + turn) + place, total)
-                seconds, went_quiet = worker.time(seconds_per_round)
+                seconds, gpu_seconds, went_quiet = worker.time(seconds_per_round)
                 samples[name].append(seconds)
+                if gpu_seconds:
+                    gpu_samples[name].append(gpu_seconds)
                 quiet[name] = quiet[name] and went_quiet
         finished = True
     finally:
@@ -209,16 +173,24 @@ def alternate(
         progress("timing", total, total)
     return {
         name: WorkerResult(
-            stats=LatencyStats.from_seconds(
-                [second for slice_ in samples[name] for second in slice_], spec.batch_size
-            ),
-            round_medians_ms=tuple(1e3 * statistics.median(slice_) for slice_ in samples[name]),
+            stats=_stats(samples[name], spec.batch_size),
+            round_medians_ms=_medians_ms(samples[name]),
             threads=running[name].threads,
             cpus=running[name].cpus,
             quiet=quiet[name],
+            gpu=_stats(gpu_samples[name], spec.batch_size) if gpu_samples[name] else None,
+            gpu_round_medians_ms=_medians_ms(gpu_samples[name]),
         )
         for name, spec in workers.items()
     }
+
+
+def _stats(slices: list[list[float]], batch_size: int) -> LatencyStats:
+    return LatencyStats.from_seconds([second for slice_ in slices for second in slice_], batch_size)
+
+
+def _medians_ms(slices: list[list[float]]) -> tuple[float, ...]:
+    return tuple(1e3 * statistics.median(slice_) for slice_ in slices)
 
 
 class EngineCall:
@@ -233,13 +205,14 @@ class EngineCall:
         engine_path: Path,
         batch_size: int = 1,
         threads: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
     ) -> None:
         import numpy as np
 
         import engines
 
-        self._runner = engines.get(kind).load(engine_path, threads=threads, device=device)
+        self._runner = engines.get(kind).load(engine_path, threads=threads, device=device, origin=origin)
         random = np.random.default_rng(0)
         self._feeds = {
             spec.name: random.standard_normal(
@@ -247,6 +220,10 @@ class EngineCall:
             ).astype(spec.dtype)
             for spec in self._runner.inputs
         }
+
+    @property
+    def last_gpu_seconds(self) -> float | None:
+        return getattr(self._runner, "last_gpu_seconds", None)
 
     def __call__(self) -> None:
         self._runner.infer(self._feeds)
@@ -281,8 +258,8 @@ class _Worker:
             self.stop(gently=False)
             raise
 
-    def time(self, seconds: float) -> tuple[list[float], bool]:
-        """Let the worker run for a slice; returns the seconds of each call, and if it is quiet."""
+    def time(self, seconds: float) -> tuple[list[float], list[float], bool]:
+        """Let the worker run for a slice: the seconds of each call, those on the GPU, and if it is quiet."""
         try:
             self._connection.send(seconds)
         except OSError:
@@ -337,7 +314,7 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
             seconds = connection.recv()
             _run(call, 0.0)
             timed = _run(call, seconds)
-            connection.send(("value", (timed, _become_quiet())))
+            connection.send(("value", (*timed, _become_quiet())))
     except (EOFError, BrokenPipeError):  # the parent has finished with us
         close = getattr(call, "close", None)
         if close is not None:
@@ -346,9 +323,10 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
         connection.send(("error", _one_line(error)))
 
 
-def _run(call: Callable[[], object], seconds: float) -> list[float]:
-    """Call until `seconds` have passed; the seconds each call took."""
+def _run(call: Callable[[], object], seconds: float) -> tuple[list[float], list[float]]:
+    """Call until `seconds` have passed; the seconds each call took, and on the GPU, where it has one."""
     calls: list[float] = []
+    on_gpu: list[float] = []
     least = _MIN_CALLS if seconds else _UNTIMED_CALLS
     start = time.perf_counter()
     before = start
@@ -356,8 +334,11 @@ def _run(call: Callable[[], object], seconds: float) -> list[float]:
         call()
         after = time.perf_counter()
         calls.append(after - before)
-        before = after
-    return calls
+        gpu_seconds = getattr(call, "last_gpu_seconds", None)
+        if gpu_seconds is not None:
+            on_gpu.append(gpu_seconds)
+        before = time.perf_counter()
+    return calls, on_gpu
 
 
 def _become_quiet() -> bool:

@@ -1,7 +1,12 @@
-"""`sit-deploy bench`: a bundle's engine and the PyTorch reference timed turn about, each in a process of its own."""
+"""`sit-deploy bench`: a bundle's engine and the PyTorch reference timed turn about, each in a process of its own.
+
+On a GPU both sides run there, with PyTorch in the type of the bundle, and two times are told apart: from images in host memory
+to logits in host memory, and the GPU's own clock with the transfers left out.
+"""
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,31 +14,66 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from engines.timing import EngineCall, WorkerSpec, alternate, machine, ratio
+from engines.gpu import telemetry
+from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine, ratio
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
 from sit_deploy.reference import reference_model, reference_weights
 
+# What PyTorch runs in on a GPU beside an engine of each precision: its own fastest type of no more rounding, or FP16
+# where the engine has 8 bits, which eager PyTorch has not.
+_TORCH_TYPE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float16", "fp8": "float16"}
+
 
 class TorchCall:
-    """A worker's callable that runs the bundle's PyTorch model on one random batch, on the CPU."""
+    """A worker's callable that runs the bundle's PyTorch model on one random batch, from host memory to host memory.
 
-    def __init__(self, bundle: Path, checkpoint: Path | None, batch_size: int, threads: int | None) -> None:
+    Args (all picklable): device: "cpu" or "cuda:N". dtype: of weights and activations; images and logits stay float32 on
+    the host, as with the engine.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        checkpoint: Path | None,
+        batch_size: int,
+        threads: int | None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
         import torch
 
         if threads:
             torch.set_num_threads(threads)
-        self._model = reference_model(load_bundle(bundle), checkpoint)
-        self._images = torch.randn(
-            batch_size, 3, *self._model.img_size, generator=torch.Generator().manual_seed(0)
-        )
+        self._device, self._dtype = torch.device(device), getattr(torch, dtype)
+        model = reference_model(load_bundle(bundle), checkpoint)
+        self._model = model.to(self._device, self._dtype)
+        images = torch.randn(batch_size, 3, *model.img_size, generator=torch.Generator().manual_seed(0))
+        self.last_gpu_seconds: float | None = None
+        self._events: tuple[Any, Any] | None = None
+        if self._device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False  # as the engine: float32 means float32
+            torch.backends.cudnn.allow_tf32 = False
+            images = images.pin_memory()
+            self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        self._images = images
 
     def __call__(self) -> None:
         import torch
 
         with torch.inference_mode():
-            self._model(self._images)
+            images = self._images.to(self._device, non_blocking=True)
+            if self._events is None:
+                self._model(images.to(self._dtype))
+                return
+            started, ended = self._events
+            started.record()
+            logits = self._model(images.to(self._dtype)).float()
+            ended.record()
+            logits.cpu()  # waits
+            ended.synchronize()
+            self.last_gpu_seconds = started.elapsed_time(ended) / 1e3
 
 
 def bench(
@@ -45,6 +85,8 @@ def bench(
     seconds: float = 1.0,
     threads: int | None = None,
     checkpoint: Path | None = None,
+    device: str | None = None,
+    teacher: Bundle | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time the engine against PyTorch eager; return statistics of both, their ratio by round, and the machine.
@@ -53,37 +95,59 @@ def bench(
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU instead of its engine.
         batch_size: images a run, within what the engine takes; what it is tuned for by default.
         rounds, seconds: turns of each side, and the length of a turn.
+        device: where both sides run; by default where the engine is for.
+        teacher: a bundle for the same engine to be timed too, for the realised speed-up over it.
     Raises:
-        InputError: a batch that the engine does not take, or reference weights that are not there.
+        InputError: a batch that an engine does not take, a teacher of another engine, or reference weights that are not
+            there.
         engines.NoGpuError: an engine that needs a GPU, without one.
         engines.EngineError: arguments out of range, or a worker that failed.
     """
     batch = bundle.batch_size if batch_size is None else batch_size
-    low, high = bundle.batch_range
-    if not low <= batch <= high:
-        takes = str(low) if low == high else f"{low} to {high}"
-        raise InputError(
-            f"the engine of {bundle.path} takes batches of {takes}, not {batch}; pass such a --batch-size"
-        )
+    _require_batch(bundle, batch)
+    if teacher is not None:
+        _require_batch(teacher, batch)
+        theirs, ours = (b.manifest["engine"]["kind"] for b in (teacher, bundle))
+        if theirs != ours or engine not in (None, ours):
+            raise InputError(
+                f"the teacher {teacher.path} has a {theirs} engine, to be timed against {engine or ours}; "
+                "give two bundles of the same engine, and no --engine"
+            )
     kind = bundle.manifest["engine"]["kind"]
     checkpoint = checkpoint and checkpoint.absolute()
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
-        path = bundle.engine_path
+        path, origin = bundle.engine_path, bundle.origin
         if engine not in (None, kind):
             if engine != "onnxruntime":
                 raise InputError(
                     f"{bundle.path} holds a {kind} engine; --engine can be {kind} or onnxruntime"
                 )
-            kind, path = engine, Path(folder) / "engine.onnx"
-            engines.get(kind).build(bundle.model_path, path, engines.BuildOptions(threads=threads))
+            kind, path, origin = engine, Path(folder) / "engine.onnx", None
+            options = engines.BuildOptions(threads=threads, device=device or "cpu")
+            engines.get(kind).build(bundle.model_path, path, options)
         # says at once, and not from inside a worker, that the weights are gone or the engine cannot run here
         reference_weights(bundle, checkpoint)
-        engines.get(kind).load(path, threads=threads).close()
+        engines.get(kind).load(path, threads=threads, device=device, origin=origin).close()
         workers = {
-            "PyTorch": WorkerSpec(TorchCall, (bundle.path.absolute(), checkpoint, batch, threads), batch),
-            kind: WorkerSpec(EngineCall, (kind, path.absolute(), batch, threads), batch),
+            "PyTorch": WorkerSpec(
+                TorchCall,
+                (
+                    bundle.path.absolute(),
+                    checkpoint,
+                    batch,
+                    threads,
+                    *_torch_device(kind, device, bundle.manifest["precision"]),
+                ),
+                batch,
+            ),
+            kind: WorkerSpec(EngineCall, (kind, path.absolute(), batch, threads, device, origin), batch),
         }
+        if teacher is not None:
+            job = (kind, teacher.engine_path.absolute(), batch, threads, device, teacher.origin)
+            workers["teacher"] = WorkerSpec(EngineCall, job, batch)
+        gpu_before = telemetry()
         results = alternate(workers, rounds, seconds, progress=progress)
+        gpu_after = telemetry()
     speedup = ratio(results["PyTorch"], results[kind])
     return {
         "bundle": str(bundle.path),
@@ -98,6 +162,53 @@ def bench(
             "median": speedup.median,
             "per_round": list(speedup.per_round),
         },
+        "gpu_speedup": _gpu_speedup(results["PyTorch"], results[kind]),
+        "over_teacher": _over_teacher(bundle, teacher, results["teacher"], results[kind])
+        if teacher
+        else None,
+        "pytorch": dict(zip(("device", "dtype"), workers["PyTorch"].args[4:], strict=True)),
+        "gpu": {"before": gpu_before, "after": gpu_after},
         "machine": asdict(machine()),
         "versions": versions(),
     }
+
+
+def _require_batch(bundle: Bundle, batch: int) -> None:
+    low, high = bundle.batch_range
+    if not low <= batch <= high:
+        takes = str(low) if low == high else f"{low} to {high}"
+        raise InputError(
+            f"the engine of {bundle.path} takes batches of {takes}, not {batch}; pass such a --batch-size"
+        )
+
+
+def _over_teacher(
+    bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: WorkerResult
+) -> dict[str, Any]:
+    """Return how much faster the engine is than the teacher's, beside how much less it computes."""
+    measured = ratio(theirs, ours)
+    student, unslimmed = (b.manifest["model"] for b in (bundle, teacher))
+    return {
+        "bundle": str(teacher.path),
+        "model": unslimmed["name"],
+        "median": measured.median,
+        "per_round": list(measured.per_round),
+        "gpu": _gpu_speedup(theirs, ours),
+        "macs_ratio": unslimmed["macs"] / student["macs"],
+    }
+
+
+def _torch_device(kind: str, device: str | None, precision: str) -> tuple[str, str]:
+    """Return where PyTorch runs and in what type, to be compared with an engine."""
+    on_gpu = kind != "onnxruntime" or (device or "cpu").startswith("cuda")
+    if not on_gpu:
+        return "cpu", "float32"
+    number = (device or "cuda").partition(":")[2] or "0"
+    return f"cuda:{number}", _TORCH_TYPE[precision]
+
+
+def _gpu_speedup(reference: WorkerResult, engine: WorkerResult) -> float | None:
+    """Return the median of the rounds' ratios by the GPU's clock, None where one side has none."""
+    pairs = zip(reference.gpu_round_medians_ms, engine.gpu_round_medians_ms, strict=False)
+    ratios = [theirs / ours for theirs, ours in pairs]
+    return statistics.median(ratios) if ratios else None

@@ -140,8 +140,9 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, _engine_options(work.request), report)
-    _engine_hop(work, engine, engine_path, made)
-    accuracy = _accuracy(work, engine, folder, made) if work.samples else None
+    origin = engines.EngineOrigin(info.version, info.target, info.details)
+    _engine_hop(work, engine, engine_path, made, origin)
+    accuracy = _accuracy(work, engine, folder, made, origin) if work.samples else None
     if eight is not None:
         eight["speed"] = compare_speed(work, engine, engine_path, made, _engine_options(work.request))
         if made.lowered.calibration is not None:
@@ -201,16 +202,18 @@ def _engine_options(request: BuildRequest) -> engines.BuildOptions:
     )
 
 
-def _engine_hop(work: Work, engine: engines.Engine, engine_path: Path, made: Graph) -> None:
+def _engine_hop(
+    work: Work, engine: engines.Engine, engine_path: Path, made: Graph, origin: engines.EngineOrigin
+) -> None:
     name = f"{engine.kind} engine"
     if not engine.probe().can_run:
-        note = "built; this version does not run it" if find_gpus() else "built; to run, it needs a GPU"
+        note = "built; to run, it needs pycuda" if find_gpus() else "built; to run, it needs a GPU"
         work.hops.append(Hop(name, note=note))
         return
     from sit_deploy.inference import Classifier
 
     with work.step(f"Running the {name}"):
-        runner = engine.load(engine_path, threads=work.request.threads)
+        runner = engine.load(engine_path, threads=work.request.threads, origin=origin)
         with Classifier(runner, work.request.batch_range) as classifier:
             logits = classifier.logits(made.images)
         tolerance = TOLERANCE[work.request.precision]
@@ -218,7 +221,9 @@ def _engine_hop(work: Work, engine: engines.Engine, engine_path: Path, made: Gra
         require(work.hops)
 
 
-def _accuracy(work: Work, engine: engines.Engine, folder: Path, made: Graph) -> dict[str, Any]:
+def _accuracy(
+    work: Work, engine: engines.Engine, folder: Path, made: Graph, origin: engines.EngineOrigin
+) -> dict[str, Any]:
     """Measure both sides on labelled images; where the engine cannot run here, its graph stands in, and says so."""
     from sit_deploy.accuracy import measure
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
@@ -227,7 +232,7 @@ def _accuracy(work: Work, engine: engines.Engine, folder: Path, made: Graph) -> 
     runs_here = engine.probe().can_run
     with work.step("Measuring accuracy") as report, contextlib.ExitStack() as stack:
         if runs_here:
-            runner = engine.load(folder / engine.filename, threads=work.request.threads)
+            runner = engine.load(folder / engine.filename, threads=work.request.threads, origin=origin)
         else:
             runner = stack.enter_context(graph_on_onnxruntime(folder / MODEL))
         classifier = stack.enter_context(Classifier(runner, work.request.batch_range))

@@ -190,6 +190,19 @@ class Bundle:
         return self.path / self.manifest["engine"]["file"]
 
     @property
+    def origin(self) -> Any:
+        """How the engine was built, as `engines.EngineOrigin`: an engine that is stale here is refused by it."""
+        from engines import EngineOrigin
+
+        engine = self.manifest["engine"]
+        return EngineOrigin(
+            engine["version"],
+            engine["target"],
+            engine.get("details", {}),
+            self.manifest.get("command", "sit-deploy build"),
+        )
+
+    @property
     def classes(self) -> list[str]:
         """Class names in label order; their numbers where the bundle has no names."""
         return self.manifest["classes"] or [str(i) for i in range(self.manifest["model"]["num_classes"])]

@@ -77,22 +77,29 @@ class Classifier:
 
 
 def load(
-    bundle: str | Path | Bundle, engine: str | None = None, *, threads: int | None = None, device: str = "cpu"
+    bundle: str | Path | Bundle,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
 ) -> Classifier:
     """Open a bundle for inference: `sit_deploy.load("sit_s-fp32")(images)` gives logits.
 
     Args:
         engine: run the bundle's graph on another engine than the one it was built for; only "onnxruntime" can.
         threads: CPU threads; the runtime's choice by default.
-        device: "cpu", or "cuda" for ONNX Runtime with CUDA.
+        device: "cpu", "cuda" or "cuda:N"; by default the CPU for ONNX Runtime and the first GPU for TensorRT.
     Raises:
         InputError: not a whole and unchanged bundle, or a graph that the engine asked for cannot run.
         engines.NoGpuError: its engine needs a GPU that is not here.
+        engines.EngineLoadError: its engine was built for another release or another GPU.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     kind = bundle.manifest["engine"]["kind"]
     if engine in (None, kind):
-        runner = engines.get(kind).load(bundle.engine_path, threads=threads, device=device)
+        runner = engines.get(kind).load(
+            bundle.engine_path, threads=threads, device=device, origin=bundle.origin
+        )
         return Classifier(runner, bundle.batch_range, bundle)
     if engine != "onnxruntime":
         engines.get(engine)
@@ -105,7 +112,7 @@ def load(
 
 @contextlib.contextmanager
 def graph_on_onnxruntime(
-    model: Path, *, threads: int | None = None, device: str = "cpu"
+    model: Path, *, threads: int | None = None, device: str | None = None
 ) -> Iterator[engines.Runner]:
     """Give a graph optimised for ONNX Runtime and loaded; the caller closes the runner.
 
@@ -114,7 +121,7 @@ def graph_on_onnxruntime(
     """
     import onnx
 
-    runtime = engines.get("onnxruntime")
+    runtime, device = engines.get("onnxruntime"), device or "cpu"
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         source = model
         if device == "cpu" and _is_low_precision(model):

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from sit_deploy.cli.common import (
+    Sizes,
     console,
+    device_option,
     emit_json,
     examples,
     json_option,
@@ -18,12 +20,15 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.errors import InputError
 
 
 @click.command(
     "bench",
     epilog=examples(
-        "sit-deploy bench sit_s-fp32", "sit-deploy bench sit_s-fp16 --engine onnxruntime --threads 2 --json"
+        "sit-deploy bench sit_s-fp32",
+        "sit-deploy bench sit_s-fp16 --batch-sizes 1,8,32 --teacher lvvit_s-fp16",
+        "sit-deploy bench sit_s-fp16 --engine onnxruntime --threads 2 --json",
     ),
 )
 @click.argument("bundle", type=path_type)
@@ -53,37 +58,90 @@ from sit_deploy.cli.common import (
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
 )
+@device_option
+@click.option(
+    "--batch-sizes", type=Sizes(), metavar="N,N,...", help="Time several batch sizes, one after another."
+)
+@click.option(
+    "--teacher", type=path_type, metavar="BUNDLE", help="Time the teacher's engine too: realised speed-up."
+)
 @json_option
-def command(bundle: Path, as_json: bool, **options: Any) -> None:
+def command(
+    bundle: Path,
+    batch_size: int | None,
+    batch_sizes: tuple[int, ...] | None,
+    teacher: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Time a bundle's engine against PyTorch eager.
 
-    The two run turn about, each in a process of its own; the speed-up is the median of the rounds' ratios.
+    The two run turn about, each in a process of its own; the speed-up is the median of the rounds' ratios. On a GPU there
+    are two times: end to end with transfers, and the GPU's own without them.
     """
     from sit_deploy.bench import bench
     from sit_deploy.bundle import load_bundle
 
+    if batch_size and batch_sizes:
+        raise InputError("--batch-size and --batch-sizes exclude each other; pass one of them")
     opened = load_bundle(bundle)
+    options["teacher"] = load_bundle(teacher) if teacher else None
+    results = []
     with progress() as report:
-        # the two sides take turns: one bar of all turns says more than one for each
-        result = bench(opened, **options, progress=lambda _, done, total: report("Timing", done, total))
+        for size in batch_sizes or (batch_size,):
+            text = f"Timing batch {size}" if batch_sizes else "Timing"
+
+            # the sides take turns: one bar of all turns says more than one for each
+            def show(_: str, done: int, total: int, text: str = text) -> None:
+                report(text, done, total)
+
+            results.append(bench(opened, batch_size=size, **options, progress=show))
     if as_json:
-        emit_json(result)
+        emit_json({"sweep": results} if batch_sizes else results[0])
         return
+    for result in results:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
     columns = ("p50 ms", "p90 ms", "p99 ms", "images/s", "runs")
     title = f"{result['model']} {result['precision']}, batch {result['batch_size']}"
     listing = table("", *columns, title=title, right=columns)
     for name, found in result["results"].items():
-        stats = found["stats"]
-        figures = (f"{stats[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-        listing.add_row(name, *figures, f"{stats['images_per_second']:.1f}", str(stats["iterations"]))
+        for suffix, key in (("", "stats"), (", GPU time", "gpu")):
+            stats = found[key]
+            if stats is None:
+                continue
+            figures = (f"{stats[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
+            listing.add_row(
+                name + suffix, *figures, f"{stats['images_per_second']:.1f}", str(stats["iterations"])
+            )
     screen = console()
     screen.print(listing)
-    speedup, machine = result["speedup"], result["machine"]
+    speedup, machine, torch = result["speedup"], result["machine"], result["pytorch"]
     low, high = min(speedup["per_round"]), max(speedup["per_round"])
+    gpu = result["gpu"]["after"] if torch["device"] != "cpu" else None
+    where = gpu["name"] if gpu else f"{machine['cpu_model']}, {machine['usable_cpus']} CPUs"
+    alone = f", {result['gpu_speedup']:.2f}× by GPU time" if result["gpu_speedup"] else ""
+    kind = "eager" if torch["dtype"] == "float32" else f"eager in {torch['dtype']}"
     say(
         screen,
-        f"{speedup['engine']} is [bold]{speedup['median']:.2f}×[/] as fast as PyTorch eager "
-        f"(rounds {low:.2f} to {high:.2f}) on {literal(machine['cpu_model'])}, {machine['usable_cpus']} CPUs.",
+        f"{speedup['engine']} is [bold]{speedup['median']:.2f}×[/] as fast as PyTorch {kind} "
+        f"(rounds {low:.2f} to {high:.2f}){alone} on {literal(where)}.",
     )
+    over = result["over_teacher"]
+    if over:
+        alone = f", {over['gpu']:.2f}× by GPU time" if over["gpu"] else ""
+        say(
+            screen,
+            f"It is [bold]{over['median']:.2f}×[/] as fast as its teacher {literal(over['model'])}{alone}, "
+            f"at {over['macs_ratio']:.2f}× fewer MACs.",
+        )
+    if gpu:
+        say(
+            screen,
+            f"GPU after the runs: {gpu['clocks_sm']} of {gpu['clocks_max_sm']} MHz, {gpu['power_draw']} of "
+            f"{gpu['power_limit']} W, {gpu['temperature_gpu']} °C.",
+        )
     if (machine["load_average"] or 0) > machine["usable_cpus"] + 0.5:
         say(screen, "[yellow]Other programs are using this machine: take the figures with care.[/]")

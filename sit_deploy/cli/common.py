@@ -20,6 +20,9 @@ Progress = Callable[[str, int, int], None]
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."
 )
+device_option = click.option(
+    "--device", metavar="cpu|cuda[:N]", help="Where the engine runs; by default what it is for."
+)
 # existence is checked where the path is used, so that every way in gives the same message
 path_type = click.Path(path_type=Path)
 
@@ -133,6 +136,22 @@ class DynamicBatch(click.ParamType):
         if not 1 <= low <= best <= high:
             self.fail(f"{value!r} must have 1 <= MIN <= OPT <= MAX; write for example 1:8:32", param, ctx)
         return low, best, high
+
+
+class Sizes(click.ParamType):
+    """N,N,... → batch sizes."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+            self.fail(f"{value!r} is not a list of batch sizes; write for example 1,8,32", param, ctx)
+        return tuple(map(int, parts))
 
 
 class Stages(click.ParamType):

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from sit_deploy.cli.common import console, emit_json, examples, json_option, literal, path_type, table
+from sit_deploy.cli.common import (
+    console,
+    device_option,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    table,
+)
 
 
 @click.command(
@@ -27,9 +36,16 @@ from sit_deploy.cli.common import console, emit_json, examples, json_option, lit
 )
 @click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@device_option
 @json_option
 def command(
-    bundle: Path, images: tuple[Path, ...], top: int, engine: str | None, threads: int | None, as_json: bool
+    bundle: Path,
+    images: tuple[Path, ...],
+    top: int,
+    engine: str | None,
+    threads: int | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Classify image files, or all images below folders, with a bundle."""
     from sit_deploy.bundle import load_bundle
@@ -38,7 +54,7 @@ def command(
 
     files = list_images(images)
     opened = load_bundle(bundle)
-    with load(opened, engine, threads=threads) as classify:
+    with load(opened, engine, threads=threads, device=device) as classify:
         results = top_classes(classify(files), opened.classes, top)
     if as_json:
         emit_json(

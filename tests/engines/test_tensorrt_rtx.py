@@ -18,7 +18,7 @@ trt = pytest.importorskip("tensorrt_rtx")
 
 from engines import tensorrt_build  # noqa: E402
 from engines.tensorrt import TensorRT  # noqa: E402
-from engines.tensorrt_messages import Messages  # noqa: E402
+from engines.tensorrt_messages import Messages, make_logger  # noqa: E402
 
 OPTIONS = BuildOptions()
 
@@ -128,7 +128,7 @@ def test_timing_cache_is_written_and_a_damaged_one_replaced(tmp_path: Path, capl
     # The library keeps the calls though it times nothing, so full TensorRT's path runs here too.
     # (Without a GPU it takes any cache for a damaged one, so reading a good one is not tested.)
     path, messages = tmp_path / "timing.cache", Messages()
-    logger = tensorrt_build._make_logger(trt, messages)
+    logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

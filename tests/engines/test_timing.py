@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from engines import BuildOptions, EngineError
+from engines.latency import LatencyStats, percentile
 from engines.timing import (
     EngineCall,
-    LatencyStats,
     WorkerResult,
     WorkerSpec,
     alternate,
     machine,
-    percentile,
     ratio,
 )
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import engines
-from engines.timing import EngineCall, LatencyStats, WorkerResult, WorkerSpec
+from engines.latency import LatencyStats
+from engines.timing import EngineCall, WorkerResult, WorkerSpec
 from sit_deploy import bench as module
 from sit_deploy.bench import TorchCall, bench
 from sit_deploy.bundle import load_bundle
@@ -40,10 +41,10 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     result = bench(load_bundle(trained.bundle), rounds=3, seconds=0.25, threads=1)
     assert (asked["rounds"], asked["seconds"]) == (3, 0.25)
     torch, ours = asked["workers"]["PyTorch"], asked["workers"]["onnxruntime"]
-    assert torch == WorkerSpec(
-        TorchCall, (trained.bundle, None, 3, 1), 3
-    )  # 3: what the batch range is tuned for
-    assert ours == WorkerSpec(EngineCall, ("onnxruntime", trained.bundle / "engine.onnx", 3, 1), 3)
+    # 3: what the batch range is tuned for
+    assert torch == WorkerSpec(TorchCall, (trained.bundle, None, 3, 1, "cpu", "float32"), 3)
+    engine = ("onnxruntime", trained.bundle / "engine.onnx", 3, 1, None, load_bundle(trained.bundle).origin)
+    assert ours == WorkerSpec(EngineCall, engine, 3)
     assert result["speedup"] == {
         "engine": "onnxruntime", "over": "PyTorch", "median": pytest.approx(4), "per_round": pytest.approx([3, 4, 5]),
     }  # fmt: skip

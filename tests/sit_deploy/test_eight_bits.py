@@ -18,7 +18,8 @@ from onnx import numpy_helper
 from calibration.read import read_layers
 from engines import BuildOptions
 from engines.gpu import Gpu, GpuStatus
-from engines.timing import LatencyStats, WorkerResult
+from engines.latency import LatencyStats
+from engines.timing import WorkerResult
 from sit_deploy.build import build
 from sit_deploy.bundle import load_bundle
 from sit_deploy.eight_bits import NoGainError, compare_speed, fp8_targets

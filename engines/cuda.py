@@ -1,0 +1,212 @@
+"""Device memory, streams, events and graphs of one GPU: PyCUDA for all but graphs, which it does not know.
+
+Everything lives in the device's primary context, the one that PyTorch uses too, so device pointers can be exchanged. A thread
+has to make the context current before any call here (`Gpu.current`); TensorRT takes the current context as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import EngineLoadError, EngineNotInstalledError, EngineRunError, NoGpuError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_INSTALL = "run `pip install sit-deploy[tensorrt]` (pycuda is compiled and needs the CUDA toolkit's headers)"
+
+# Primary contexts retained by this process, by ordinal. Each is kept to the end: PyCUDA's `detach` leaves a primary
+# context on the thread's stack, and a context that another thread made current cannot be detached at all.
+_contexts: dict[int, Any] = {}
+_contexts_lock = threading.Lock()
+
+
+def ordinal(device: str | None) -> int:
+    """The number of a device: "cuda:1" is 1; "cuda", "gpu" and None are the first.
+
+    Raises:
+        EngineLoadError: it is no CUDA device.
+    """
+    kind, _, number = (device or "cuda").partition(":")
+    if kind not in ("cuda", "gpu") or not (number or "0").isdecimal():
+        raise EngineLoadError(f"TensorRT engines run on a GPU, not on {device!r}; pass cuda or cuda:N")
+    return int(number or 0)
+
+
+def import_driver() -> ModuleType:
+    """Import PyCUDA's driver module, initialised.
+
+    Raises:
+        EngineNotInstalledError: PyCUDA is missing or cannot be imported.
+        NoGpuError: the driver has no device.
+    """
+    try:
+        driver = importlib.import_module("pycuda.driver")
+    except Exception as error:  # a broken extension may raise anything while it loads
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "pycuda":
+            raise EngineNotInstalledError("running TensorRT engines needs PyCUDA", _INSTALL) from None
+        raise EngineNotInstalledError(
+            f"PyCUDA is installed but cannot be imported ({' '.join(str(error).split())})",
+            "install the NVIDIA driver, or reinstall pycuda",
+        ) from error
+    try:
+        driver.init()
+    except driver.Error as error:
+        raise NoGpuError(f"the NVIDIA driver does not start: {error}; check nvidia-smi") from error
+    return driver
+
+
+class Gpu:
+    """One device and its primary context.
+
+    Raises:
+        NoGpuError: there is no such device. EngineNotInstalledError: PyCUDA is missing.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.driver = import_driver()
+        count = self.driver.Device.count()
+        if number >= count:
+            raise NoGpuError(
+                f"there is no GPU {number}; this machine has {count}, numbered from 0; pass --device cuda:N"
+            )
+        self.number = number
+        device = self.driver.Device(number)
+        self.name: str = device.name()
+        self.compute_capability = "sm{}{}".format(*device.compute_capability())
+        with _contexts_lock:
+            if number not in _contexts:
+                try:
+                    _contexts[number] = device.retain_primary_context()
+                except self.driver.Error as error:
+                    raise NoGpuError(f"GPU {number} ({self.name}) cannot be used: {error}") from error
+        self._context = _contexts[number]
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context current in this thread for a block."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.driver.Context.pop()
+
+    def allocate(self, byte_count: int, what: str, remedy: str) -> Any:
+        """Device memory; `int()` of it is the address, `free()` gives it back.
+
+        Raises:
+            EngineLoadError: there is not enough; says how much, and the remedy.
+        """
+        try:
+            return self.driver.mem_alloc(byte_count)
+        except self.driver.MemoryError as error:
+            raise self.out_of_memory(what, byte_count, remedy) from error
+
+    def allocate_host(self, shape: tuple[int, ...], dtype: str, what: str, remedy: str) -> np.ndarray:
+        """Page-locked host memory as an array; `array.base.free()` gives it back.
+
+        Raises:
+            EngineLoadError: there is not enough.
+        """
+        import numpy as np
+
+        try:
+            return self.driver.pagelocked_empty(shape, np.dtype(dtype))
+        except self.driver.MemoryError as error:
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            raise EngineLoadError(
+                f"{_size(size)} of page-locked memory for {what} are not to be had; {remedy}"
+            ) from error
+
+    def out_of_memory(self, what: str, byte_count: int | None, remedy: str) -> EngineLoadError:
+        """The error of too little device memory, with what is free."""
+        free, total = self.driver.mem_get_info()
+        needed = "" if byte_count is None else f" needs {_size(byte_count)} and"
+        return EngineLoadError(
+            f"out of memory on {self.name}: {what}{needed} finds {_size(free)} of {_size(total)} free; {remedy}"
+        )
+
+    def lost(self, error: Exception) -> EngineRunError:
+        """The error of a device that failed in the middle of a run: nothing in its context works any more."""
+        return EngineRunError(
+            f"{self.name} failed during a run ({' '.join(str(error).split())}); every later call in this process "
+            "would fail too: start the program again, and check nvidia-smi and the kernel's log if it happens again"
+        )
+
+
+class Graph:
+    """A captured CUDA graph of what one stream did.
+
+    Of cuda-bindings, since PyCUDA has no graphs.
+    """
+
+    def __init__(self, api: ModuleType, executable: Any) -> None:
+        self._api = api
+        self._executable = executable
+
+    def launch(self, stream: Any) -> None:
+        """Enqueue everything captured, as one call.
+
+        Raises:
+            GraphError: the driver refuses.
+        """
+        _checked(self._api, self._api.cuGraphLaunch(self._executable, stream.handle))
+
+    def close(self) -> None:
+        _checked(self._api, self._api.cuGraphExecDestroy(self._executable))
+
+
+class GraphError(Exception):
+    """A CUDA graph could not be captured or launched; the work can always be done without one."""
+
+
+def import_graphs() -> ModuleType | None:
+    """Import the driver bindings that know graphs; None where they are missing."""
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except ImportError:
+        return None
+
+
+@contextmanager
+def capture(api: ModuleType, stream: Any) -> Iterator[list[Graph]]:
+    """Capture what a block enqueues on `stream`, which then does not run; the list gets the graph.
+
+    The capture is thread-local: other threads go on using the device meanwhile.
+
+    Raises:
+        GraphError: the block did something that cannot be captured.
+    """
+    captured: list[Graph] = []
+    mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    _checked(api, api.cuStreamBeginCapture(stream.handle, mode))
+    try:
+        yield captured
+    except BaseException:
+        # Ends the capture, else the stream stays unusable; what it was capturing is invalid by now.
+        status, graph = api.cuStreamEndCapture(stream.handle)
+        if int(status) == 0:
+            api.cuGraphDestroy(graph)
+        raise
+    graph = _checked(api, api.cuStreamEndCapture(stream.handle))
+    try:
+        captured.append(Graph(api, _checked(api, api.cuGraphInstantiate(graph, 0))))
+    finally:
+        _checked(api, api.cuGraphDestroy(graph))
+
+
+def _checked(api: ModuleType, answer: tuple[Any, ...]) -> Any:
+    status, *values = answer
+    if int(status) != 0:
+        raise GraphError(getattr(status, "name", None) or f"CUDA error {int(status)}")
+    return values[0] if values else None
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,54 @@
+"""Statistics of repeated calls."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engines.errors import EngineError
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Latency of one call in milliseconds; images/s is batch size over the mean latency."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    min_ms: float
+    iterations: int
+    images_per_second: float
+
+    @classmethod
+    def from_seconds(cls, samples: Sequence[float], batch_size: int = 1) -> LatencyStats:
+        """Summarise the seconds each call took.
+
+        Raises:
+            EngineError: no samples, or a batch size below 1.
+        """
+        if not samples:
+            raise EngineError("no latency samples; time at least one call")
+        if batch_size < 1:
+            raise EngineError(f"batch size must be at least 1, got {batch_size}")
+        ordered = sorted(samples)
+        mean = statistics.fmean(ordered)
+        return cls(
+            p50_ms=1e3 * percentile(ordered, 50),
+            p90_ms=1e3 * percentile(ordered, 90),
+            p99_ms=1e3 * percentile(ordered, 99),
+            mean_ms=1e3 * mean,
+            min_ms=1e3 * ordered[0],
+            iterations=len(ordered),
+            images_per_second=batch_size / mean if mean > 0 else math.inf,
+        )
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The percentile of values in ascending order, linear between neighbours as in numpy."""
+    position = (len(ordered) - 1) * percent / 100
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)

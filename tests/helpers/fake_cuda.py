@@ -1,0 +1,320 @@
+"""A GPU that is not there: PyCUDA's driver module and the graph calls of cuda-bindings over host memory, which fail on misuse.
+
+Work on a stream runs only when the stream is waited for, so a result read too early is seen to be stale; memory that is
+freed while work on it is pending, a call without a current context, or a wait during a capture is a `MisuseError`.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+
+class MisuseError(AssertionError):
+    """The documented order of calls was not kept."""
+
+
+class Error(Exception):
+    """PyCUDA's root of driver errors."""
+
+
+class OutOfMemoryError(Error):
+    """pycuda.driver.MemoryError."""
+
+
+class FakeGpu:
+    """One device. `driver` stands for pycuda.driver, `graphs` for cuda.bindings.driver."""
+
+    def __init__(
+        self, memory: int = 1 << 30, name: str = "Fake GPU", capability: tuple[int, int] = (8, 9)
+    ) -> None:
+        self.name, self.capability, self.memory = name, capability, memory
+        self.device: dict[int, np.ndarray] = {}
+        self.host: dict[int, np.ndarray] = {}
+        self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+        self.live_graphs: set[int] = set()
+        self.violations: list[str] = []
+        self.launches = 0  # of captured graphs
+        self.refuse_capture = False
+        self.fail_with: str | None = None  # the next wait raises it, and so does everything after
+        self.largest_use = 0
+        self._numbers = itertools.count(1)
+        self._current = threading.local()
+        self._lock = threading.RLock()
+        self.driver = self._make_driver()
+        self.graphs = self._make_graphs()
+
+    # -- checks
+
+    def stack(self) -> list[Any]:
+        if not hasattr(self._current, "stack"):
+            self._current.stack = []
+        return self._current.stack
+
+    def need_context(self, what: str) -> None:
+        if not self.stack():
+            raise MisuseError(f"{what} without a current context in this thread")
+        if self.fail_with and self.fail_with.startswith("!"):
+            raise Error(self.fail_with[1:])
+
+    def assert_clean(self) -> None:
+        """Everything was given back and nothing was misused."""
+        assert not self.violations, self.violations
+        left = {"device": self.device, "host": self.host, "streams": self.streams, "graphs": self.live_graphs}
+        assert not any(left.values()), {key: len(value) for key, value in left.items() if value}
+        assert not self.stack(), "a context is still current"
+
+    def memory_at(self, address: int, byte_count: int, what: str) -> np.ndarray:
+        """The bytes of an address, which must lie within one live allocation."""
+        for start, data in self.device.items():
+            if start <= address and address + byte_count <= start + data.size:
+                return data[address - start : address - start + byte_count]
+        raise MisuseError(f"{what}: {byte_count} bytes at {address:#x} are not allocated")
+
+    # -- pycuda.driver
+
+    def _make_driver(self) -> SimpleNamespace:
+        gpu = self
+
+        class Context:
+            def push(self) -> None:
+                gpu.stack().append(self)
+
+            @staticmethod
+            def pop() -> None:
+                if not gpu.stack():
+                    raise MisuseError("pop of a context that is not current")
+                gpu.stack().pop()
+
+        class Device:
+            def __init__(self, number: int) -> None:
+                if number != 0:
+                    raise Error("invalid device ordinal")
+
+            @staticmethod
+            def count() -> int:
+                return 1
+
+            def name(self) -> str:
+                return gpu.name
+
+            def compute_capability(self) -> tuple[int, int]:
+                return gpu.capability
+
+            def retain_primary_context(self) -> Context:
+                return Context()
+
+        class DeviceAllocation:
+            def __init__(self, address: int) -> None:
+                self._address: int | None = address
+
+            def __int__(self) -> int:
+                if self._address is None:
+                    raise MisuseError("address of freed memory")
+                return self._address
+
+            def free(self) -> None:
+                gpu.need_context("mem_free")
+                if self._address is None:
+                    raise MisuseError("memory freed twice")
+                if any(stream.pending for stream in list(gpu.streams.values())):
+                    gpu.violations.append("device memory was freed while work was pending")
+                del gpu.device[self._address]
+                self._address = None
+
+        class HostAllocation:
+            def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+                self._data = np.zeros(shape, dtype)
+                self.__array_interface__ = self._data.__array_interface__
+                gpu.host[id(self)] = self._data
+
+            def free(self) -> None:
+                gpu.need_context("mem_host_free")
+                if gpu.host.pop(id(self), None) is None:
+                    raise MisuseError("host memory freed twice")
+
+        def mem_alloc(byte_count: int) -> DeviceAllocation:
+            gpu.need_context("mem_alloc")
+            with gpu._lock:
+                used = sum(data.size for data in gpu.device.values())
+                if used + byte_count > gpu.memory:
+                    raise OutOfMemoryError("cuMemAlloc failed: out of memory")
+                address = 0x7F0000000000 + next(gpu._numbers) * (1 << 32)
+                gpu.device[address] = np.full(byte_count, 0xAB, np.uint8)
+                gpu.largest_use = max(gpu.largest_use, used + byte_count)
+            return DeviceAllocation(address)
+
+        def pagelocked_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            gpu.need_context("pagelocked_empty")
+            return np.asarray(HostAllocation(shape, np.dtype(dtype)))
+
+        def locked(array: np.ndarray, what: str) -> None:
+            if not array.flags.c_contiguous:
+                raise MisuseError(f"{what} of an array that is not contiguous")
+            if not any(np.shares_memory(array, whole) for whole in gpu.host.values()):
+                raise MisuseError(f"{what} of memory that is not page-locked does not run beside the CPU")
+
+        def memcpy_htod_async(dest: Any, src: np.ndarray, stream: Stream) -> None:
+            gpu.need_context("memcpy_htod_async")
+            locked(src, "memcpy_htod_async")
+            address = int(dest)
+            gpu.memory_at(address, src.nbytes, "memcpy_htod_async")
+
+            def copy() -> None:
+                gpu.memory_at(address, src.nbytes, "memcpy")[:] = src.reshape(-1).view(np.uint8)
+
+            stream.enqueue(copy)
+
+        def memcpy_dtoh_async(dest: np.ndarray, src: Any, stream: Stream) -> None:
+            gpu.need_context("memcpy_dtoh_async")
+            locked(dest, "memcpy_dtoh_async")
+            address = int(src)
+            gpu.memory_at(address, dest.nbytes, "memcpy_dtoh_async")
+
+            def copy() -> None:
+                dest.reshape(-1).view(np.uint8)[:] = gpu.memory_at(address, dest.nbytes, "memcpy")
+
+            stream.enqueue(copy)
+
+        def mem_get_info() -> tuple[int, int]:
+            gpu.need_context("mem_get_info")
+            return gpu.memory - sum(data.size for data in gpu.device.values()), gpu.memory
+
+        return SimpleNamespace(
+            Error=Error,
+            MemoryError=OutOfMemoryError,
+            Context=Context,
+            Device=Device,
+            Stream=lambda flags=0: Stream(gpu, flags),
+            Event=lambda flags=0: Event(gpu, flags),
+            init=lambda: None,
+            mem_alloc=mem_alloc,
+            pagelocked_empty=pagelocked_empty,
+            memcpy_htod_async=memcpy_htod_async,
+            memcpy_dtoh_async=memcpy_dtoh_async,
+            mem_get_info=mem_get_info,
+        )
+
+    # -- cuda.bindings.driver
+
+    def _make_graphs(self) -> SimpleNamespace:
+        gpu = self
+        graphs: dict[int, list[Callable[[], None]]] = {}
+
+        class CUresult(enum.IntEnum):
+            CUDA_SUCCESS = 0
+            CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+        class CUstreamCaptureMode(enum.IntEnum):
+            CU_STREAM_CAPTURE_MODE_GLOBAL = 0
+            CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+
+        good = CUresult.CUDA_SUCCESS
+
+        def begin(handle: int, mode: CUstreamCaptureMode) -> tuple:
+            stream = gpu.streams[handle]
+            if stream.captured is not None:
+                raise MisuseError("a capture was begun within a capture")
+            stream.captured = []
+            stream.invalid = gpu.refuse_capture
+            return (good,)
+
+        def end(handle: int) -> tuple:
+            stream = gpu.streams[handle]
+            if stream.captured is None:
+                raise MisuseError("a capture was ended that was not begun")
+            captured, stream.captured = stream.captured, None
+            if stream.invalid:
+                return (CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None)
+            graph = next(gpu._numbers)
+            graphs[graph] = captured
+            gpu.live_graphs.add(graph)
+            return good, graph
+
+        def instantiate(graph: int, flags: int) -> tuple:
+            made = next(gpu._numbers)
+            graphs[made] = graphs[graph]
+            gpu.live_graphs.add(made)
+            return good, made
+
+        def launch(executable: int, handle: int) -> tuple:
+            if executable not in gpu.live_graphs:
+                raise MisuseError("a destroyed graph was launched")
+            gpu.launches += 1
+            for work in graphs[executable]:
+                gpu.streams[handle].enqueue(work)
+            return (good,)
+
+        def destroy(graph: int) -> tuple:
+            gpu.live_graphs.remove(graph)
+            return (good,)
+
+        return SimpleNamespace(
+            CUstreamCaptureMode=CUstreamCaptureMode,
+            cuStreamBeginCapture=begin,
+            cuStreamEndCapture=end,
+            cuGraphInstantiate=instantiate,
+            cuGraphLaunch=launch,
+            cuGraphDestroy=destroy,
+            cuGraphExecDestroy=destroy,
+        )
+
+
+class Stream:
+    """Work that waits. `handle` is what TensorRT is given."""
+
+    def __init__(self, gpu: FakeGpu, flags: int) -> None:
+        gpu.need_context("Stream")
+        self.gpu, self.handle = gpu, 0x5000 + next(gpu._numbers)
+        self.pending: list[Callable[[], None]] = []
+        self.captured: list[Callable[[], None]] | None = None
+        self.invalid = False
+        gpu.streams[self.handle] = self
+
+    def enqueue(self, work: Callable[[], None]) -> None:
+        (self.pending if self.captured is None else self.captured).append(work)
+
+    def synchronize(self) -> None:
+        self.gpu.need_context("synchronize")
+        if self.captured is not None:
+            self.invalid = True
+            raise MisuseError("a stream was waited for while it captures")
+        if self.gpu.fail_with:
+            message = self.gpu.fail_with
+            self.gpu.fail_with = "!" + message
+            self.pending.clear()
+            raise Error(message)
+        while self.pending:
+            self.pending.pop(0)()
+
+
+class Event:
+    """A mark in a stream's work, timed when the work before it is done."""
+
+    def __init__(self, gpu: FakeGpu, flags: int) -> None:
+        gpu.need_context("Event")
+        self.gpu = gpu
+        self.seconds: float | None = None
+
+    def record(self, stream: Stream) -> Event:
+        self.gpu.need_context("Event.record")
+        self.seconds = None
+
+        def mark() -> None:
+            self.seconds = time.perf_counter()
+
+        stream.enqueue(mark)
+        return self
+
+    def time_till(self, later: Event) -> float:
+        if self.seconds is None or later.seconds is None:
+            raise MisuseError("the time of an event was asked for before it happened")
+        return 1e3 * (later.seconds - self.seconds)

@@ -1,0 +1,45 @@
+"""A machine with a GPU and a TensorRT that are not there, for everything that runs engines."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engines.gpu import Gpu, GpuStatus
+from engines.tensorrt import TensorRT
+from tests.helpers.fake_cuda import FakeGpu
+from tests.helpers.fake_tensorrt import FakeTensorRT
+
+# recorded releases (tests/engines/api); every runtime test passes on each
+RELEASES = ("tensorrt-8.6.0", "tensorrt-10.0.1", "tensorrt-10.16.1", "tensorrt-11.4.0", "tensorrt-rtx-1.7.1")
+
+
+@dataclass
+class Rig:
+    """The engine under test, on the fakes that it sees."""
+
+    engine: TensorRT
+    gpu: FakeGpu
+    trt: FakeTensorRT
+
+    @property
+    def version(self) -> str:
+        return self.trt.module.__version__
+
+
+def make_rig(monkeypatch: pytest.MonkeyPatch, cache: Path, release: str) -> Rig:
+    """Put the fakes where the packages would be, until the test ends."""
+    gpu = FakeGpu()
+    trt = FakeTensorRT(release, gpu)
+    kind = "tensorrt-rtx" if "rtx" in release else "tensorrt"
+    monkeypatch.setitem(sys.modules, kind.replace("-", "_"), trt.module)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.driver)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.graphs)
+    monkeypatch.setattr("engines.cuda._contexts", {})
+    monkeypatch.setenv("SIT_DEPLOY_CACHE", str(cache))
+    status = GpuStatus((Gpu(gpu.name, "sm{}{}".format(*gpu.capability)),), "")
+    monkeypatch.setattr("engines.tensorrt.find_gpus", lambda: status)
+    return Rig(TensorRT(kind), gpu, trt)
