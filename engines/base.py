@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+PROFILING = ("none", "names", "detailed")
 Progress = Callable[[str, int, int], None]
 
 
@@ -41,6 +42,11 @@ class BuildOptions:
         timing_cache: file of kernel timings, read if present and written after the build.
         compute_capabilities: GPUs to build for ("sm80", ...); empty is the engine's default.
         workspace_bytes: limit on scratch memory of one layer.
+        hardware_compatibility: "ampere_plus" or "same_compute_capability": the engine runs on other GPUs too (TensorRT).
+        version_compatible: the engine runs on later releases too (TensorRT).
+        strip_weights: the engine holds no weights; it is given those of the ONNX file when it is loaded.
+        refit: weights of the engine can be replaced.
+        profiling: what the engine tells of its layers: "none", "names" or "detailed".
         threads: CPU threads, at least 1; None leaves the choice to the runtime.
         device: "cpu", "cuda" or "cuda:N", for the runtimes that know both.
 
@@ -53,6 +59,11 @@ class BuildOptions:
     timing_cache: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
     workspace_bytes: int | None = None
+    hardware_compatibility: str | None = None
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refit: bool = False
+    profiling: str = "detailed"
     threads: int | None = None
     device: str = "cpu"
 
@@ -70,6 +81,8 @@ class BuildOptions:
                 f"workspace must be at least 1 byte, got {self.workspace_bytes}; "
                 "leave it out for the engine's default"
             )
+        if self.profiling not in PROFILING:
+            raise EngineBuildError(f"profiling must be {' or '.join(PROFILING)}, got {self.profiling!r}")
         if self.threads is not None and self.threads < 1:
             raise EngineBuildError(
                 f"threads must be at least 1, got {self.threads}; leave it out for the runtime's default"

@@ -53,6 +53,17 @@ def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return _specs(model.graph.output)
 
 
+def tensor_types(model: onnx.ModelProto) -> set[str]:
+    """The types that weights, inputs, outputs, casts and quantisation give the graph, by numpy's names."""
+    from onnx import helper
+
+    graph = model.graph
+    found = {tensor.data_type for tensor in graph.initializer}
+    found |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    found |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    return {helper.tensor_dtype_to_np_dtype(kind).name for kind in found if kind}
+
+
 def check_batch(
     inputs: tuple[TensorSpec, ...], dynamic_batch: tuple[int, int, int] | None, *, required: bool
 ) -> None:

@@ -31,7 +31,16 @@ Rewrite = Callable[["onnx.ModelProto"], Mapping[str, int]]
 
 _ERROR = 3  # ONNX Runtime's severity: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_UNUSED_OPTIONS = ("optimization_level", "timing_cache", "compute_capabilities", "workspace_bytes")
+_UNUSED_OPTIONS = (
+    "optimization_level",
+    "timing_cache",
+    "compute_capabilities",
+    "workspace_bytes",
+    "hardware_compatibility",
+    "version_compatible",
+    "strip_weights",
+    "refit",
+)
 
 
 class OnnxRuntime(Engine):
@@ -59,7 +68,8 @@ class OnnxRuntime(Engine):
 
     def check(self, options: BuildOptions) -> None:
         for name in _UNUSED_OPTIONS:
-            if getattr(options, name) not in (None, ()):
+            value = getattr(options, name)
+            if value is not None and value is not False and value != ():  # 0 is a value
                 raise EngineBuildError(
                     f"ONNX Runtime has no use for {name.replace('_', ' ')}; "
                     "leave it out, or build with a TensorRT engine"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from engines import cuda, tensorrt_load
+from engines import cuda, tensorrt_config, tensorrt_load
 from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Progress, Support
 from engines.errors import (
     EngineError,
@@ -20,7 +20,7 @@ from engines.errors import (
 )
 from engines.files import atomic_path
 from engines.gpu import find_gpus
-from engines.graph import check_batch, input_specs, output_specs, read_model
+from engines.graph import check_batch, input_specs, output_specs, read_model, tensor_types
 from engines.tensorrt_cache import RuntimeCache, cache_path
 from engines.tensorrt_features import Features
 from engines.tensorrt_flavours import FLAVOURS, import_module
@@ -71,9 +71,8 @@ class TensorRT(Engine):
                 f"building a {self.flavour.title} engine needs an NVIDIA GPU and driver; none found here "
                 f"({status.reason}). Use --engine tensorrt-rtx, which builds without one"
             )
-        from engines import tensorrt_build
-
-        tensorrt_build.targets(trt, self.flavour.title, options.compute_capabilities, bool(status))
+        tensorrt_config.targets(trt, self.flavour.title, options.compute_capabilities, bool(status))
+        tensorrt_config.check_options(self.flavour, Features.of(trt), options, bool(status))
 
     def build(
         self,
@@ -99,10 +98,10 @@ class TensorRT(Engine):
         if progress:
             progress("reading ONNX", 0, 1)
         model = read_model(onnx_path)
-        inputs, outputs = input_specs(model), output_specs(model)
+        inputs, outputs, types = input_specs(model), output_specs(model), tensor_types(model)
         del model
         check_batch(inputs, options.dynamic_batch, required=True)
-        targets = tensorrt_build.targets(trt, title, options.compute_capabilities, bool(status))
+        targets = tensorrt_config.targets(trt, title, options.compute_capabilities, bool(status))
         with atomic_path(engine_path) as temporary:
             plan, details = tensorrt_build.build_plan(
                 trt,
@@ -110,6 +109,7 @@ class TensorRT(Engine):
                 onnx_path,
                 inputs,
                 outputs,
+                types,
                 options,
                 targets,
                 progress,
@@ -120,7 +120,7 @@ class TensorRT(Engine):
         elif self.flavour.needs_gpu_to_build:
             target = f"{status.gpus[0].compute_capability} ({status.gpus[0].name})"
         else:
-            target = tensorrt_build.default_target(trt)
+            target = tensorrt_config.default_target(trt)
         return EngineInfo(
             kind=self.kind,
             version=trt.__version__,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -11,65 +10,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from engines.base import BuildOptions, Progress, TensorSpec
-from engines.errors import EngineBuildError, NoGpuError
-from engines.files import atomic_path
+from engines.errors import EngineBuildError
+from engines.tensorrt_config import attach_timing_cache, batch_profile, configure, save_timing_cache
+from engines.tensorrt_features import Features
 from engines.tensorrt_messages import Messages, builder_problems, facts, make_logger, parser_problems
+from engines.tensorrt_types import constrain, network_flags, numpy_type, require_types
 
 if TYPE_CHECKING:
     from engines.tensorrt_flavours import Flavour
 
-_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _SHOWN_PROBLEMS = 3
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "float8_e4m3fn",
-    "INT4": "int4",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
-
-
-def targets(trt: ModuleType, title: str, asked: tuple[str, ...], gpu_present: bool) -> tuple[str, ...]:
-    """Check compute capabilities such as "sm80" against the library's; "current" is this GPU.
-
-    Raises:
-        EngineBuildError: an unknown one, or a library that cannot be told.
-        NoGpuError: "current" without a GPU.
-    """
-    if not asked:
-        return ()
-    if not hasattr(trt.IBuilderConfig, "set_compute_capability"):
-        raise EngineBuildError(
-            f"{title} builds for the GPU it runs on and cannot be given compute capabilities; "
-            "leave them out, or use --engine tensorrt-rtx"
-        )
-    valid = [name.lower() for name in trt.ComputeCapability.__members__ if name != "NONE"]
-    chosen = tuple(dict.fromkeys(name.lower() for name in asked))
-    for name in chosen:
-        if name not in valid:
-            raise EngineBuildError(
-                f"unknown compute capability {name!r} for {title}; valid: {', '.join(valid)}"
-            )
-    if "current" in chosen and len(chosen) > 1:
-        raise EngineBuildError("compute capability current cannot be combined with others")
-    if "current" in chosen and not gpu_present:
-        raise NoGpuError(
-            "compute capability current needs an NVIDIA GPU and driver; none found here. "
-            "Name the target instead, for example sm89"
-        )
-    return chosen
-
-
-def default_target(trt: ModuleType) -> str:
-    """What an engine built with no compute capability runs on: all from Ampere (sm80) on."""
-    names = [name.lower() for name in trt.ComputeCapability.__members__]
-    return ",".join(name for name in names if name[2:].isdecimal() and int(name[2:]) >= 80)
 
 
 def build_plan(
@@ -78,6 +29,7 @@ def build_plan(
     onnx_path: Path,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
+    types: set[str],
     options: BuildOptions,
     compute_capabilities: tuple[str, ...],
     progress: Progress | None,
@@ -88,25 +40,28 @@ def build_plan(
         EngineBuildError: the parser or the builder refuses the graph, or an option.
         KeyboardInterrupt: Ctrl-C; the builder has stopped by then.
     """
-    title = flavour.title
+    title, features = flavour.title, Features.of(trt)
+    require_types(title, features, types)
     messages = Messages()
     logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     if options.threads is not None:
         builder.max_threads = options.threads
-    network = builder.create_network(_network_flags(trt))
+    network = builder.create_network(network_flags(trt, features))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         _refuse(f"{title} cannot read {onnx_path}", parser_problems(parser, title))
-    _check_types(trt, title, network, inputs, outputs)
+    _check_types(trt, title, features, network, inputs, outputs)
 
     config = builder.create_builder_config()
-    _configure(trt, builder, network, config, options, compute_capabilities)
+    configure(trt, features, builder, network, config, options, compute_capabilities)
+    constrained = None if features.strong_typing else constrain(trt, network, config, types)
     cache = None
     if options.timing_cache is not None and flavour.has_timing_cache:
         cache = attach_timing_cache(config, options.timing_cache, messages)
-    monitor = _make_monitor(trt)
-    config.progress_monitor = monitor
+    monitor = _make_monitor(trt, features)
+    if features.progress_monitor:
+        config.progress_monitor = monitor
     messages.clear_errors()  # a parser that succeeds may still have logged some
     plan = _build(builder, network, config, monitor, progress)
     if plan is None:
@@ -115,10 +70,17 @@ def build_plan(
     details: dict[str, Any] = {
         "layers": network.num_layers,
         "layer_output_types": _layer_types(network),
-        "profile": _profile(inputs, options),
+        "typing": "strong" if features.strong_typing else f"weak, {constrained} layers told their types",
+        "profile": batch_profile(inputs, options),
         "flags": [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)],
         "compute_capabilities": list(compute_capabilities) or "default",
         "optimization_level": config.builder_optimization_level,
+        "hardware_compatibility": options.hardware_compatibility,
+        "version_compatible": options.version_compatible,
+        "strip_weights": options.strip_weights,
+        "refit": options.refit,
+        "profiling": options.profiling,
+        "workspace_bytes": options.workspace_bytes,
         "warnings": messages.warnings,
         **facts(messages.notes),
     }
@@ -131,100 +93,25 @@ def build_plan(
     return memoryview(plan), details
 
 
-def attach_timing_cache(config: Any, path: Path, messages: Messages) -> dict[str, Any]:
-    """Give the builder the cache in `path`; a missing, damaged or foreign one starts empty.
-
-    Returns what was found, for `save_timing_cache`.
-    """
-    data = path.read_bytes() if path.is_file() else b""
-    seen = len(messages.errors), len(messages.warnings)
-    cache = config.create_timing_cache(data)
-    usable = cache is not None and config.set_timing_cache(cache, False)
-    # A damaged cache is replaced by an empty one, with nothing but a message to tell.
-    complaints = [*messages.errors[seen[0] :], *messages.warnings[seen[1] :]]
-    damaged = any("timing cache" in line.lower() for line in complaints)
-    if data and (damaged or not usable):
-        warning = f"timing cache {path} is damaged or from another GPU or version; starting anew"
-        _log.warning(warning)
-        messages.warnings.append(warning)
-        data = b""
-        cache = config.create_timing_cache(b"")
-        usable = cache is not None and config.set_timing_cache(cache, False)
-    if not usable:
-        raise EngineBuildError(f"the builder takes no timing cache; build without {path}")
-    return {"loaded": bool(data), "entries_before": _entries(cache)}
-
-
-def save_timing_cache(config: Any, path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Write the builder's cache to `path`, whole or not at all; returns `found` and the growth."""
-    cache = config.get_timing_cache()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(memoryview(cache.serialize()))
-    return {**found, "entries_after": _entries(cache)}
-
-
-def _entries(cache: Any) -> int | None:
-    return len(cache.queryKeys()) if hasattr(cache, "queryKeys") else None
-
-
-def _network_flags(trt: ModuleType) -> int:
-    """Strongly typed, where that has to be said; later libraries know nothing else."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
 def _check_types(
     trt: ModuleType,
     title: str,
+    features: Features,
     network: Any,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
 ) -> None:
-    """Inputs and outputs keep the ONNX graph's types, and the network is strongly typed."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if flag is not None and not network.get_flag(flag):
+    """Inputs and outputs keep the ONNX graph's types, and the network is strongly typed where it can be."""
+    if features.typing_flag and not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
         raise EngineBuildError(f"{title} made a weakly typed network; its types would not be ours")
     found = [network.get_input(i) for i in range(network.num_inputs)]
     found += [network.get_output(i) for i in range(network.num_outputs)]
-    got = {tensor.name: _dtype(tensor.dtype) for tensor in found}
+    got = {tensor.name: numpy_type(tensor.dtype) for tensor in found}
     for spec in (*inputs, *outputs):
         if got.get(spec.name) != spec.dtype:
             raise EngineBuildError(
                 f"{title} took {spec.name} for {got.get(spec.name, 'nothing')}, "
                 f"the ONNX graph says {spec.dtype}"
-            )
-
-
-def _configure(
-    trt: ModuleType,
-    builder: Any,
-    network: Any,
-    config: Any,
-    options: BuildOptions,
-    compute_capabilities: tuple[str, ...],
-) -> None:
-    # TF32 rounds FP32 matmuls to 10 bits of mantissa, is on by default, and is not in the graph:
-    # float32 there has to mean float32 here.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if compute_capabilities:
-        config.num_compute_capabilities = len(compute_capabilities)
-        for index, name in enumerate(compute_capabilities):
-            capability = trt.ComputeCapability.__members__[name.upper()]
-            if not config.set_compute_capability(capability, index):
-                raise EngineBuildError(f"the builder refuses compute capability {name}")
-    if options.dynamic_batch is not None:
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            rest = tuple(tensor.shape)[1:]
-            profile.set_shape(tensor.name, *((size, *rest) for size in options.dynamic_batch))
-        if config.add_optimization_profile(profile) < 0:
-            raise EngineBuildError(
-                f"the builder refuses the batch range {':'.join(map(str, options.dynamic_batch))}"
             )
 
 
@@ -275,34 +162,28 @@ def _refuse(what: str, problems: tuple[str, ...]) -> None:
     raise EngineBuildError(f"{what}: {shown}" + (f"; and {more} more" if more > 0 else ""), problems)
 
 
-def _profile(inputs: tuple[TensorSpec, ...], options: BuildOptions) -> dict[str, Any] | None:
-    if options.dynamic_batch is None:
-        return None
-    return {
-        spec.name: {
-            bound: [size, *spec.shape[1:]]
-            for bound, size in zip(("min", "opt", "max"), options.dynamic_batch, strict=True)
-        }
-        for spec in inputs
-    }
-
-
 def _layer_types(network: Any) -> dict[str, int]:
     """How many layers put out each type: a look at where the graph is low precision."""
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    counts = Counter(_dtype(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)
+    counts = Counter(numpy_type(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)
     return dict(sorted(counts.items()))
 
 
-def _dtype(dtype: Any) -> str:
-    return _DTYPES.get(dtype.name, dtype.name.lower())
+class _Silent:
+    """The monitor of a library that has none: nothing is told, and nothing can be cancelled."""
+
+    latest: tuple[str, int, int] | None = None
+    cancelled = False
 
 
-def _make_monitor(trt: ModuleType) -> Any:
+def _make_monitor(trt: ModuleType, features: Features) -> Any:
     """A progress monitor: `latest` is (phase, done, total), `cancelled` stops the build.
 
     The builder calls from threads of its own; both attributes are set in one assignment.
     """
+
+    if not features.progress_monitor:
+        return _Silent()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -20,17 +20,21 @@ class Flavour:
     install: str
     needs_gpu_to_build: bool
     has_timing_cache: bool  # TensorRT-RTX keeps the calls and makes them do nothing
+    has_hardware_levels: bool  # TensorRT-RTX keeps the setter and warns that it is unsupported
 
 
 FLAVOURS = {
     flavour.kind: flavour
     for flavour in (
-        Flavour("tensorrt", "TensorRT", "tensorrt", "run `pip install sit-deploy[tensorrt]`", True, True),
+        Flavour(
+            "tensorrt", "TensorRT", "tensorrt", "run `pip install sit-deploy[tensorrt]`", True, True, True
+        ),
         Flavour(
             "tensorrt-rtx",
             "TensorRT-RTX",
             "tensorrt_rtx",
             "run `pip install tensorrt-rtx`",
+            False,
             False,
             False,
         ),

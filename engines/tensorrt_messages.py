@@ -105,4 +105,8 @@ def _parser_problem(error: Any, title: str) -> str:
     if code == "UNSUPPORTED_NODE" and text in ("", "false"):
         # The parser's table of operators says no more than that it has no importer.
         text = f"operator {operator or 'of this node'} is not supported by {title}"
-    return f"{where}: {text or code.replace('_', ' ').lower()}"
+    text = text or code.replace("_", " ").lower()
+    if operator == "Gelu" or re.search(r"\bGelu\b", text):
+        # One operator from opset 20 on; TensorRT 8.6 knows it as the Erf that opset 17 has.
+        text += "; build with --opset 17"
+    return f"{where}: {text}"

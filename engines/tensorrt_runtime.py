@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from engines import cuda
 from engines.base import Runner, TensorSpec, format_shape
 from engines.errors import EngineInputError, EngineLoadError, EngineRunError
-from engines.tensorrt_build import _dtype as numpy_type
 from engines.tensorrt_lane import Lane
+from engines.tensorrt_types import numpy_type
 
 if TYPE_CHECKING:
     import numpy as np

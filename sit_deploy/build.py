@@ -125,7 +125,7 @@ def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
         raise InputError(
             "ONNX Runtime has no fp8 kernels for a CPU; pass --engine tensorrt-rtx, or --precision int8"
         )
-    engine.check(_engine_options(request))
+    engine.check(request.engine_options())
 
 
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:
@@ -139,12 +139,12 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         made, eight = settle(work, made, folder)
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
-        info = engine.build(folder / MODEL, engine_path, _engine_options(work.request), report)
+        info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
     origin = engines.EngineOrigin(info.version, info.target, info.details)
     _engine_hop(work, engine, engine_path, made, origin)
     accuracy = _accuracy(work, engine, folder, made, origin) if work.samples else None
     if eight is not None:
-        eight["speed"] = compare_speed(work, engine, engine_path, made, _engine_options(work.request))
+        eight["speed"] = compare_speed(work, engine, engine_path, made, work.request.engine_options())
         if made.lowered.calibration is not None:
             made.lowered.calibration.save(folder / CALIBRATION)
 
@@ -190,16 +190,6 @@ def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
         "entry": checkpoint.source,
         "ema": request.ema,
     }
-
-
-def _engine_options(request: BuildRequest) -> engines.BuildOptions:
-    return engines.BuildOptions(
-        dynamic_batch=request.dynamic_batch,
-        optimization_level=request.optimization_level,
-        timing_cache=request.timing_cache,
-        compute_capabilities=request.targets,
-        threads=request.threads,
-    )
 
 
 def _engine_hop(

@@ -30,7 +30,7 @@ class BuildRequest:
     model: may be None where the checkpoint has a model card. stages, keeping_ratio: in place of the model's own.
     dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons, the ranges
     of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute
-    capabilities. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
+    capabilities. workspace: MiB of scratch memory of one layer. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
     beside, "fp32" or "fp16"; None for what the engine likes. sensitivity: measure every layer alone.
     """
 
@@ -59,6 +59,12 @@ class BuildRequest:
     targets: tuple[str, ...] = ()
     timing_cache: Path | None = None
     optimization_level: int | None = None
+    workspace: int | None = None
+    hardware_compatibility: str | None = None
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refit: bool = False
+    profiling: str = "detailed"
     threads: int | None = None
     force: bool = False
     stages: tuple[int, ...] | None = None
@@ -133,6 +139,9 @@ class BuildRequest:
             "--max-accuracy-drop": self.max_accuracy_drop,
             "--opset": self.opset,
             "--optimization-level": self.optimization_level,
+            "--workspace": self.workspace,
+            "--hardware-compatibility": self.hardware_compatibility,
+            "--profiling": self.profiling if self.profiling != "detailed" else None,
         }
         if self.dynamic_batch:
             options["--dynamic-batch"] = ":".join(map(str, self.dynamic_batch))
@@ -140,7 +149,8 @@ class BuildRequest:
             options["--batch-size"] = self.batch_size
         words = [str(w) for pair in options.items() if pair[1] is not None for w in pair]
         words += [w for target in self.targets for w in ("--target", target)]
-        words += ["--sensitivity"] if self.sensitivity else []
+        for name in ("sensitivity", "version_compatible", "strip_weights", "refit"):
+            words += [f"--{name.replace('_', '-')}"] if getattr(self, name) else []
         return shlex.join(["sit-deploy", "build", *words, *([] if self.ema else ["--no-ema"])])
 
     def _eight_bit_options(self) -> dict[str, Any]:
@@ -220,9 +230,25 @@ class BuildRequest:
             )
         if self.max_accuracy_drop is not None and self.val_data is None:
             raise InputError("--max-accuracy-drop needs images with labels; pass --val-data DIR")
-        engines.BuildOptions(  # raises for values that no engine takes
+        self.engine_options()  # raises for values that no engine takes
+
+    def engine_options(self) -> engines.BuildOptions:
+        """The options that the engine is built with.
+
+        Raises:
+            engines.EngineBuildError: a value that no engine takes.
+        """
+        return engines.BuildOptions(
             dynamic_batch=self.dynamic_batch,
             optimization_level=self.optimization_level,
+            timing_cache=self.timing_cache,
+            compute_capabilities=self.targets,
+            workspace_bytes=None if self.workspace is None else self.workspace << 20,
+            hardware_compatibility=self.hardware_compatibility,
+            version_compatible=self.version_compatible,
+            strip_weights=self.strip_weights,
+            refit=self.refit,
+            profiling=self.profiling,
             threads=self.threads,
         )
 

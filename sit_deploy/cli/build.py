@@ -69,6 +69,26 @@ ENGINES = ("auto", *KINDS)
     "--timing-cache", type=path_type, metavar="FILE", help="Kernel timings kept between builds (TensorRT)."
 )
 @click.option("--optimization-level", type=int, metavar="0..5", help="Builder effort (TensorRT).")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory of one layer (TensorRT)."
+)
+@click.option(
+    "--hardware-compatibility",
+    metavar="LEVEL",
+    help="ampere_plus or same_compute_capability: runs on other GPUs than this one (TensorRT).",
+)
+@click.option("--version-compatible", is_flag=True, help="Runs on later releases too (TensorRT).")
+@click.option(
+    "--strip-weights", is_flag=True, help="Leave the weights to model.onnx beside the engine (TensorRT)."
+)
+@click.option("--refit", is_flag=True, help="Weights of the engine can be replaced (TensorRT).")
+@click.option(
+    "--profiling",
+    default="detailed",
+    show_default=True,
+    metavar="none|names|detailed",
+    help="What the engine tells of its layers (TensorRT).",
+)
 @click.option("--threads", type=int, metavar="N", help="CPU threads (ONNX Runtime).")
 @click.option(
     "-o", "--output", type=path_type, metavar="DIR", help="Folder of the bundle.  [default: MODEL-PRECISION]"

@@ -146,6 +146,10 @@ def test_unknown_device(make_mlp, device: str):
         BuildOptions(compute_capabilities=("sm80",)),
         BuildOptions(timing_cache=Path("cache")),
         BuildOptions(workspace_bytes=1),
+        BuildOptions(hardware_compatibility="ampere_plus"),
+        BuildOptions(version_compatible=True),
+        BuildOptions(strip_weights=True),
+        BuildOptions(refit=True),
     ],
 )
 def test_options_it_cannot_honour_are_refused(make_mlp, tmp_path: Path, options: BuildOptions):

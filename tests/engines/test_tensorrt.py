@@ -10,7 +10,7 @@ from engines import BuildOptions, EngineLoadError, NoGpuError
 from engines.errors import EngineBuildError, EngineError
 from engines.gpu import Gpu, GpuStatus
 from engines.tensorrt import TensorRT
-from engines.tensorrt_build import targets
+from engines.tensorrt_config import targets
 from engines.tensorrt_messages import Messages, builder_problems, clean, facts
 
 KINDS = ("tensorrt", "tensorrt-rtx")

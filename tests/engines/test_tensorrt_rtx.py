@@ -16,7 +16,7 @@ from engines.gpu import GpuStatus
 
 trt = pytest.importorskip("tensorrt_rtx")
 
-from engines import tensorrt_build  # noqa: E402
+from engines import tensorrt_config  # noqa: E402
 from engines.tensorrt import TensorRT  # noqa: E402
 from engines.tensorrt_messages import Messages, make_logger  # noqa: E402
 
@@ -136,10 +136,10 @@ def test_timing_cache_is_written_and_a_damaged_one_replaced(tmp_path: Path, capl
             if content is not None:
                 path.write_bytes(content)
             config = builder.create_builder_config()
-            found = tensorrt_build.attach_timing_cache(config, path, messages)
+            found = tensorrt_config.attach_timing_cache(config, path, messages)
             assert found == {"loaded": False, "entries_before": 0}
             assert ("is damaged" in caplog.text) == (content is not None)
-            assert tensorrt_build.save_timing_cache(config, path, found)["entries_after"] == 0
+            assert tensorrt_config.save_timing_cache(config, path, found)["entries_after"] == 0
             assert path.stat().st_size > 0 and path.read_bytes() != content
     assert list(tmp_path.iterdir()) == [path]
 
@@ -165,6 +165,40 @@ def test_an_exception_in_progress_cancels_the_build(attention_chain, target: Pat
     with pytest.raises(KeyboardInterrupt):
         build(source, target, progress=interrupt)
     assert list(target.parent.iterdir()) == [source]
+
+
+def test_the_same_build_twice_is_the_same_bytes(make_mlp, tmp_path: Path):
+    source = make_mlp("float16")
+    plans = [tmp_path / f"{turn}.plan" for turn in range(2)]
+    for plan in plans:
+        build(source, plan)
+    assert plans[0].read_bytes() == plans[1].read_bytes()
+
+
+def test_profiling_levels_reach_the_plan(make_mlp, tmp_path: Path):
+    source, plans = make_mlp("float16"), {}
+    for level in ("none", "names", "detailed"):
+        info = build(source, tmp_path / f"{level}.plan", BuildOptions(profiling=level))
+        assert info.details["profiling"] == level
+        plans[level] = (tmp_path / f"{level}.plan").read_bytes()
+    assert len(set(plans.values())) == 3
+
+
+def test_too_little_workspace_is_the_builder_s_own_word(make_mlp, target: Path):
+    with pytest.raises(EngineBuildError, match="workspace"):
+        build(make_mlp("float16"), target, BuildOptions(workspace_bytes=1))
+    assert not target.exists()
+
+
+def test_what_this_library_does_not_do_is_refused_at_once(make_mlp, target: Path, monkeypatch):
+    monkeypatch.setattr("engines.tensorrt.find_gpus", lambda: GpuStatus((), "none"))
+    with pytest.raises(NoGpuError, match="can be refitted only beside a GPU"):
+        build(make_mlp("float16"), target, BuildOptions(strip_weights=True))
+    with pytest.raises(EngineBuildError, match="name the GPUs with --target"):
+        build(make_mlp("float16"), target, BuildOptions(hardware_compatibility="ampere_plus"))
+    # its wheel lacks the lean runtime that such an engine would carry
+    with pytest.raises(EngineBuildError, match="libnvinfer_lean"):
+        build(make_mlp("float16"), target, BuildOptions(version_compatible=True))
 
 
 SCRIPT = """
