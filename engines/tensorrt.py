@@ -115,9 +115,9 @@ class TensorRT(Engine):
                 progress,
             )
             temporary.write_bytes(plan)
-        if targets:
+        if targets and targets != ("current",):
             target = ",".join(targets)
-        elif self.flavour.needs_gpu_to_build:
+        elif targets or self.flavour.needs_gpu_to_build:
             target = f"{status.gpus[0].compute_capability} ({status.gpus[0].name})"
         else:
             target = tensorrt_config.default_target(trt)
@@ -165,7 +165,7 @@ class TensorRT(Engine):
         trt = import_module(self.flavour)
         gpu = cuda.Gpu(number)
         if origin is not None:
-            tensorrt_load.check_origin(title, trt.__version__, gpu, origin)
+            tensorrt_load.check_origin(title, trt.__version__, gpu, origin, Features.of(trt).engine_validity)
         features, plan, messages = Features.of(trt), engine_path.read_bytes(), Messages()
         logger = make_logger(trt, messages)
         with gpu.current():

@@ -16,12 +16,17 @@ from engines.tensorrt_messages import Messages, builder_problems
 _log = logging.getLogger(__name__)
 
 
-def check_origin(title: str, version: str, gpu: cuda.Gpu, origin: EngineOrigin) -> None:
+def check_origin(
+    title: str, version: str, gpu: cuda.Gpu, origin: EngineOrigin, judges_itself: bool = False
+) -> None:
     """Refuse an engine that was built for another library or GPU, before TensorRT sees a byte of it.
 
     A plan is bound to the release that wrote it unless it was built version-compatible, and to the compute capabilities
     it was built for unless it was built hardware-compatible (NVIDIA TensorRT developer guide, "Version compatibility" and
     "Hardware compatibility").
+
+    Args:
+        judges_itself: the library can say whether a plan runs on a GPU that was not among its targets, so it is left to it.
 
     Raises:
         EngineLoadError: says what was built for what, and how to build it again.
@@ -34,6 +39,9 @@ def check_origin(title: str, version: str, gpu: cuda.Gpu, origin: EngineOrigin) 
         )
     here = gpu.compute_capability
     if here not in origin.compute_capabilities and not _compatible(here, origin):
+        if judges_itself:
+            _log.warning("the engine was built for %s, and GPU %d is %s", origin.target, gpu.number, here)
+            return
         built_for = ", ".join(origin.compute_capabilities)
         raise EngineLoadError(
             f"the engine was built for {built_for}, and GPU {gpu.number} here is {here} ({gpu.name}); build it again "

@@ -274,6 +274,16 @@ def test_engine_for_another_gpu(rig10: Rig, plan: Path, target: str, level: str 
         rig10.engine.load(plan, origin=stale)
 
 
+def test_rtx_judges_gpus_that_it_was_not_built_for(rtx: Rig, plan: Path, caplog: pytest.LogCaptureFixture):
+    stale = origin(rtx, target="sm80,sm86")
+    with caplog.at_level(logging.WARNING):
+        rtx.engine.load(plan, origin=stale).close()
+    assert "built for sm80,sm86, and GPU 0 is sm89" in caplog.text
+    rtx.trt.validity = EngineValidity.INVALID
+    with pytest.raises(EngineLoadError, match="not an engine that TensorRT-RTX can run here"):
+        rtx.engine.load(plan, origin=stale)
+
+
 def test_another_gpu_of_the_same_kind_is_warned_of(rig10: Rig, plan: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         rig10.engine.load(plan, origin=origin(rig10, target="sm89 (Other GPU)")).close()
