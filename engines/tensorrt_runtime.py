@@ -64,7 +64,7 @@ class TensorRTRunner(Runner):
         self.gpu = gpu
         self.last_gpu_seconds: float | None = None
         self.notes: list[str] = []
-        self._trt = trt
+        self.trt = trt
         self._engine = engine
         self._keep = keep
         self.messages = messages
@@ -148,7 +148,7 @@ class TensorRTRunner(Runner):
         with self._lane() as lane:
             inspector = self._engine.create_engine_inspector()
             inspector.execution_context = lane.context
-            return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+            return inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
 
     def profile_layers(self, feeds: Mapping[str, np.ndarray], profiler: Any, runs: int = 10) -> None:
         """Run some times with an `IProfiler`, which collects the time of every layer; slower than `infer`."""

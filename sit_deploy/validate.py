@@ -8,6 +8,7 @@ from typing import Any
 
 from sit_deploy.accuracy import Accuracy, match_labels, measure
 from sit_deploy.bundle import Bundle
+from sit_deploy.errors import InputError
 from sit_deploy.parity import TOLERANCE, Hop, compare
 
 
@@ -46,3 +47,58 @@ def check_accuracy(
         batch,
         progress,
     )
+
+
+def check_layers(bundle: Bundle, classifier: Any, runs: int = 10) -> dict[str, Any]:
+    """Ask a TensorRT engine for its layers: types and time of each, and whether products run in the types of the graph.
+
+    The engine's own report of itself, on the golden images; JSON values.
+    """
+    import onnx
+
+    from engines import tensorrt_layers as reader
+
+    runner = classifier.runner
+    layers = reader.read_layers(runner.inspect_layers())
+    asked = reader.asked_types(onnx.load(bundle.model_path, load_external_data=False))
+    found = reader.check_precision(layers, asked)
+    profiler = reader.make_profiler(runner.trt)
+    images = bundle.golden()[0][:1].repeat(classifier.batch[0], axis=0)
+    runner.profile_layers({runner.inputs[0].name: images}, profiler, runs)
+    milliseconds = {name: total / profiler.runs[name] for name, total in profiler.milliseconds.items()}
+    return {
+        "kept": list(found.kept),
+        "raised": list(found.raised),
+        "untold": list(found.untold),
+        "layers": reader.table(layers, milliseconds),
+    }
+
+
+def compare_layers(bundle: Bundle) -> Any:
+    """Compare TensorRT with ONNX Runtime tensor by tensor on the first golden image: an `engines.layerwise.LayerComparison`.
+
+    Raises:
+        InputError: not a TensorRT bundle.
+        engines.NoGpuError, engines.EngineNotInstalledError: no GPU, or no Polygraphy.
+    """
+    import tempfile
+
+    import onnx
+
+    from engines import layerwise
+    from sit_deploy.graph.simulate import simulate
+
+    kind = bundle.manifest["engine"]["kind"]
+    if kind == "onnxruntime":
+        raise InputError(
+            f"--debug compares TensorRT with ONNX Runtime, and {bundle.path} is built for ONNX Runtime; leave it out"
+        )
+    graph = onnx.load(bundle.model_path)
+    feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}
+    theirs = layerwise.tensorrt_outputs(kind, bundle.model_path, feeds)
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
+        # a CPU computes 16-bit graphs in float32, so their rounding is written out
+        reference = Path(folder) / "reference.onnx"
+        onnx.save(simulate(graph), reference)
+        ours = layerwise.onnxruntime_outputs(reference, feeds)
+    return layerwise.compare_layers(graph, ours, theirs, TOLERANCE[bundle.manifest["precision"]])

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sit_deploy.cli.common import console, emit_json, examples, json_option, path_type, progress
+from sit_deploy.cli.common import (
+    console,
+    device_option,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+    table,
+)
 from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from engines.layerwise import LayerComparison
+
+_SHOWN = 15  # layers, the slowest or the worst; --json has all
 
 
 @click.command(
@@ -32,6 +51,15 @@ from sit_deploy.errors import InputError
     "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the engine.")
+@device_option
+@click.option(
+    "--layers", is_flag=True, help="Types and time of each layer, as the engine tells them (TensorRT)."
+)
+@click.option(
+    "--debug",
+    is_flag=True,
+    help="Compare TensorRT with ONNX Runtime tensor by tensor: which is the first bad one?",
+)
 @json_option
 def command(
     bundle: Path,
@@ -41,6 +69,9 @@ def command(
     min_agreement: float | None,
     checkpoint: Path | None,
     threads: int | None,
+    device: str | None,
+    layers: bool,
+    debug: bool,
     as_json: bool,
 ) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
@@ -51,23 +82,76 @@ def command(
     from sit_deploy.cli.build import accuracy_table, show_hops
     from sit_deploy.inference import load
     from sit_deploy.parity import require
-    from sit_deploy.validate import check_accuracy, check_golden
+    from sit_deploy.validate import check_accuracy, check_golden, check_layers, compare_layers
 
     if data is None and (max_accuracy_drop is not None or min_agreement is not None):
         raise InputError("--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR")
     opened = load_bundle(bundle)
     kind = engine or opened.manifest["engine"]["kind"]
-    with progress() as report, load(opened, engine, threads=threads) as classifier:
+    if layers and kind == "onnxruntime":
+        raise InputError("--layers is for TensorRT engines; for the graph see `sit-deploy inspect`")
+    compared = compare_layers(opened) if debug else None
+    with progress() as report, load(opened, engine, threads=threads, device=device) as classifier:
         hop = check_golden(opened, classifier)
+        told = check_layers(opened, classifier) if layers else None
         accuracy = check_accuracy(opened, classifier, data, checkpoint, report) if data else None
     measured = {**accuracy.to_dict(), "measured_on": kind, "data": str(data)} if accuracy else None
     if as_json:
-        emit_json({"bundle": str(bundle), "engine": kind, "golden": hop.to_dict(), "accuracy": measured})
+        emit_json(
+            {
+                "bundle": str(bundle),
+                "engine": kind,
+                "golden": hop.to_dict(),
+                "accuracy": measured,
+                "layers": told,
+                "debug": compared.to_dict() if compared else None,
+            }
+        )
     else:
         screen = console()
         show_hops(screen, [hop.to_dict()], f"{bundle} on {kind}")
         if measured:
             screen.print(accuracy_table(measured))
+        if told:
+            _show_layers(screen, told)
+        if compared:
+            _show_debug(screen, compared)
     require([hop], "do not use this engine here")
     if accuracy:
         accuracy.require(max_accuracy_drop, min_agreement)
+
+
+def _show_layers(screen: Console, told: dict[str, Any]) -> None:
+    listing = table("layer", "types", "ms", "share", right=("ms", "share"), fold=("layer",))
+    for row in told["layers"][:_SHOWN]:
+        ms = "" if row["ms"] is None else f"{row['ms']:.4f}"
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        listing.add_row(literal(row["layer"]), ", ".join(row["types"]), ms, share)
+    screen.print(listing)
+    say(
+        screen,
+        f"{len(told['kept'])} low-precision products run in the types of the graph, {len(told['raised'])} do not, of "
+        f"{len(told['untold'])} the engine does not tell.",
+    )
+    for node in told["raised"]:
+        say(screen, f"[yellow]not in the type of the graph:[/] {literal(node)}")
+
+
+def _show_debug(screen: Console, compared: LayerComparison) -> None:
+    listing = table(
+        "tensor", "operator", "error", "SQNR dB", "", right=("error", "SQNR dB"), fold=("tensor",)
+    )
+    for row in compared.worst(_SHOWN):
+        error = "not finite" if row.error is None else f"{row.error:.1e}"
+        sqnr = "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
+        state = "[green]ok[/]" if row.passed else "[red]out of tolerance[/]"
+        listing.add_row(literal(row.tensor), row.operator, error, sqnr, state)
+    screen.print(listing)
+    first = compared.first_bad
+    if first:
+        say(
+            screen,
+            f"[red]first bad layer:[/] {literal(first.node)} ({first.operator}), tensor {literal(first.tensor)}",
+        )
+    else:
+        say(screen, f"[green]✓[/] {len(compared.tensors)} tensors, all within {compared.tolerance:g}")

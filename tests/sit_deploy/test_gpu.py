@@ -30,6 +30,6 @@ def test_parity(model: str, precision: str, kind: str, cli: CommandLine, tmp_pat
     built = cli(
         "build", "--model", model, "--precision", precision, "--engine", kind, "-o", bundle, "--json", *target
     )
-    hops = {hop["name"]: hop for hop in built.json["hops"]}
+    hops = {hop["name"]: hop for hop in built.json()["hops"]}
     assert hops[f"{kind} engine"]["compared"] and hops[f"{kind} engine"]["passed"]
-    assert cli("validate", bundle, "--json").json["golden"]["passed"]
+    assert cli("validate", bundle, "--json").json()["golden"]["passed"]
