@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,14 @@ class Rig:
     engine: TensorRT
     gpu: FakeGpu
     trt: FakeTensorRT
+
+    @contextmanager
+    def engine_context(self) -> Iterator[None]:
+        """A device context that is current for a block, for what a test does itself."""
+        context = self.gpu.driver.Device(0).retain_primary_context()
+        context.push()
+        yield
+        self.gpu.driver.Context.pop()
 
     @property
     def version(self) -> str:
