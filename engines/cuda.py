@@ -6,6 +6,7 @@ has to make the context current before any call here (`Gpu.current`); TensorRT t
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import math
 import threading
@@ -25,6 +26,13 @@ _INSTALL = "run `pip install sit-deploy[tensorrt]` (pycuda is compiled and needs
 # context on the thread's stack, and a context that another thread made current cannot be detached at all.
 _contexts: dict[int, Any] = {}
 _contexts_lock = threading.Lock()
+
+
+@atexit.register
+def _release_contexts() -> None:
+    """Give the contexts back by name: PyCUDA's destructor takes a primary context for one of its own, and warns."""
+    while _contexts:
+        _contexts.popitem()[1].detach()
 
 
 def ordinal(device: str | None) -> int:

@@ -450,6 +450,17 @@ def test_the_fake_notices_misuse(rig10: Rig, plan: Path):
     runner.close()
 
 
+def test_a_process_gives_its_context_back_once(rig10: Rig, plan: Path):
+    from engines.cuda import _release_contexts
+
+    for _ in range(3):
+        rig10.engine.load(plan).close()
+    assert rig10.gpu.detached == 0  # kept for the next
+    _release_contexts()
+    _release_contexts()
+    assert rig10.gpu.detached == 1
+
+
 class Tensor:
     """What the runner asks of a PyTorch tensor on the GPU, over the fake's memory; stream order is recorded."""
 

@@ -42,6 +42,7 @@ class FakeGpu:
         self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.live_graphs: set[int] = set()
         self.violations: list[str] = []
+        self.detached = 0
         self.launches = 0  # of captured graphs
         self.refuse_capture = False
         self.fail_with: str | None = None  # the next wait raises it, and so does everything after
@@ -87,6 +88,9 @@ class FakeGpu:
         class Context:
             def push(self) -> None:
                 gpu.stack().append(self)
+
+            def detach(self) -> None:
+                gpu.detached += 1
 
             @staticmethod
             def pop() -> None:
