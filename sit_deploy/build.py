@@ -141,7 +141,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
     origin = engines.EngineOrigin(info.version, info.target, info.details)
-    _engine_hop(work, engine, engine_path, made, origin)
+    layers = _engine_hop(work, engine, engine_path, made, origin)
     accuracy = _accuracy(work, engine, folder, made, origin) if work.samples else None
     if eight is not None:
         eight["speed"] = compare_speed(work, engine, engine_path, made, work.request.engine_options())
@@ -154,6 +154,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         **manifest,
         **_graph_report(work, made),
         "quantization": eight,
+        "engine_layers": layers,
         "accuracy": accuracy,
         "seconds": work.seconds,
     }
@@ -194,21 +195,26 @@ def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
 
 def _engine_hop(
     work: Work, engine: engines.Engine, engine_path: Path, made: Graph, origin: engines.EngineOrigin
-) -> None:
+) -> dict[str, Any] | None:
+    """Compare the engine, where it runs here; returns what a TensorRT engine then tells of its layers."""
     name = f"{engine.kind} engine"
     if not engine.probe().can_run:
         note = "built; to run, it needs pycuda" if find_gpus() else "built; to run, it needs a GPU"
         work.hops.append(Hop(name, note=note))
-        return
+        return None
     from sit_deploy.inference import Classifier
+    from sit_deploy.validate import check_layers
 
     with work.step(f"Running the {name}"):
         runner = engine.load(engine_path, threads=work.request.threads, origin=origin)
         with Classifier(runner, work.request.batch_range) as classifier:
             logits = classifier.logits(made.images)
+            tells = engine.kind != "onnxruntime" and work.request.profiling != "none"
+            layers = check_layers(engine_path.with_name(MODEL), classifier, made.images) if tells else None
         tolerance = TOLERANCE[work.request.precision]
         work.hops.append(compare(name, logits, made.logits, made.reference, tolerance))
         require(work.hops)
+    return layers
 
 
 def _accuracy(

@@ -58,6 +58,7 @@ def render(report: dict[str, Any]) -> str:
         _accuracy(report["accuracy"]),
         _quantization(report),
         _held_back(report["plan"]["held_back"]),
+        _engine_layers(report.get("engine_layers")),
         "<h2>Facts</h2>",
         _table(("", ""), [(escape(k), f"<code>{escape(str(v))}</code>") for k, v in facts]),
         "<h2>Time of each step</h2>",
@@ -167,6 +168,30 @@ def _quantization(report: dict[str, Any]) -> str:
         rows.append((escape(row["layer"]), escape(row["precision"]), *figures, why))
     head = ("layer", "runs in", "scale", "shift", "SQNR dB", *(title for title, _ in columns), "why")
     return f"<h2>8 bits</h2><p>{escape(text)}</p>" + _table(head, rows)
+
+
+def _engine_layers(told: dict[str, Any] | None) -> str:
+    """What a TensorRT engine tells of itself, where it could be run."""
+    if not told:
+        return ""
+    text = (
+        f"{len(told['kept'])} low-precision products run in the types of the graph, {len(told['raised'])} do not"
+        f"{': ' + ', '.join(told['raised']) if told['raised'] else ''}; of {len(told['untold'])} the engine does not tell. "
+        "Times are with a profiler attached, one image or the smallest batch."
+    )
+    rows = [
+        (
+            escape(row["layer"]),
+            _figure(row["ms"], ".4f"),
+            _figure(row["share"], ".1%"),
+            escape(", ".join(row["types"]) or "not told"),
+            escape(row["tactic"]),
+        )
+        for row in told["layers"]
+    ]
+    return f"<h2>Layers of the engine</h2><p>{escape(text)}</p>" + _table(
+        ("layer", "ms", "share", "types", "tactic"), rows
+    )
 
 
 def _held_back(nodes: list[dict[str, Any]]) -> str:

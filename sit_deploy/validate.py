@@ -49,10 +49,13 @@ def check_accuracy(
     )
 
 
-def check_layers(bundle: Bundle, classifier: Any, runs: int = 10) -> dict[str, Any]:
+def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> dict[str, Any]:
     """Ask a TensorRT engine for its layers: types and time of each, and whether products run in the types of the graph.
 
-    The engine's own report of itself, on the golden images; JSON values.
+    Args:
+        model: the engine's graph. classifier: the open engine. images: float32 (n, 3, H, W), of which the first is run.
+    Returns:
+        JSON values: `kept`, `raised` and `untold` products by ONNX node, and `layers`, the slowest first.
     """
     import onnx
 
@@ -60,11 +63,11 @@ def check_layers(bundle: Bundle, classifier: Any, runs: int = 10) -> dict[str, A
 
     runner = classifier.runner
     layers = reader.read_layers(runner.inspect_layers())
-    asked = reader.asked_types(onnx.load(bundle.model_path, load_external_data=False))
+    asked = reader.asked_types(onnx.load(model, load_external_data=False))
     found = reader.check_precision(layers, asked)
     profiler = reader.make_profiler(runner.trt)
-    images = bundle.golden()[0][:1].repeat(classifier.batch[0], axis=0)
-    runner.profile_layers({runner.inputs[0].name: images}, profiler, runs)
+    batch = images[:1].repeat(classifier.batch[0], axis=0)
+    runner.profile_layers({runner.inputs[0].name: batch}, profiler, runs)
     milliseconds = {name: total / profiler.runs[name] for name, total in profiler.milliseconds.items()}
     return {
         "kept": list(found.kept),

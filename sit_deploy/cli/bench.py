@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sit_deploy.cli.common import (
-    Sizes,
+    Counts,
     console,
     device_option,
     emit_json,
@@ -60,7 +60,10 @@ from sit_deploy.errors import InputError
 )
 @device_option
 @click.option(
-    "--batch-sizes", type=Sizes(), metavar="N,N,...", help="Time several batch sizes, one after another."
+    "--batch-sizes",
+    type=Counts("batch sizes", "1,8,32"),
+    metavar="N,N,...",
+    help="Time several batch sizes, one after another.",
 )
 @click.option(
     "--teacher", type=path_type, metavar="BUNDLE", help="Time the teacher's engine too: realised speed-up."

@@ -138,27 +138,14 @@ class DynamicBatch(click.ParamType):
         return low, best, high
 
 
-class Sizes(click.ParamType):
-    """N,N,... → batch sizes."""
-
-    name = "N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-            self.fail(f"{value!r} is not a list of batch sizes; write for example 1,8,32", param, ctx)
-        return tuple(map(int, parts))
-
-
-class Stages(click.ParamType):
-    """A,B,... → blocks of each stage."""
+class Counts(click.ParamType):
+    """A,B,... → positive numbers of something."""
 
     name = "A,B,..."
 
+    def __init__(self, what: str, example: str) -> None:
+        self.what, self.example = what, example
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
@@ -166,7 +153,7 @@ class Stages(click.ParamType):
             return value
         parts = str(value).split(",")
         if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-            self.fail(f"{value!r} is not a list of block counts; write for example 6,2,2,2", param, ctx)
+            self.fail(f"{value!r} is not a list of {self.what}; write for example {self.example}", param, ctx)
         return tuple(map(int, parts))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from sit_deploy.cli.common import DynamicBatch, Groups, Stages, path_type
+from sit_deploy.cli.common import Counts, DynamicBatch, Groups, path_type
 
 _GRAPH_OPTIONS = (
     click.option(
@@ -114,7 +114,9 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
             help=f"One of `sit-deploy models`, or a plain vision transformer of timm.{card}",
         ),
         click.option(
-            "--stages", type=Stages(), help="Blocks of each stage, to slim another way than the model's own."
+            "--stages",
+            type=Counts("block counts", "6,2,2,2"),
+            help="Blocks of each stage, to slim another way than the model's own.",
         ),
         click.option(
             "--keeping-ratio",

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import engines
+from engines import timing
 from engines.latency import LatencyStats
 from engines.timing import EngineCall, WorkerResult, WorkerSpec
 from sit_deploy import bench as module
-from sit_deploy.bench import TorchCall, bench
+from sit_deploy.bench import TorchCall, _gpu_speedup, bench
 from sit_deploy.bundle import load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -89,3 +91,40 @@ def test_what_cannot_be_timed_is_said_before_anything_is_started(
     with pytest.raises(engines.NoGpuError):
         bench(load_bundle(trained.bundle))
     assert not asked
+
+
+def test_the_teacher_is_timed_too(trained: Trained, nano_rtx: Path, asked: dict[str, Any]) -> None:
+    bundle = load_bundle(trained.bundle)
+    result = bench(bundle, teacher=bundle)
+    assert list(asked["workers"]) == ["PyTorch", "onnxruntime", "teacher"]
+    assert asked["workers"]["teacher"] == asked["workers"]["onnxruntime"]
+    over = result["over_teacher"]
+    assert over["macs_ratio"] == 1 and over["model"] == "sit_nano" and over["gpu"] is None
+    with pytest.raises(InputError, match="give two bundles of the same engine"):
+        bench(bundle, teacher=load_bundle(trained.bundle), engine="tensorrt")
+
+
+def test_gpu_time_is_compared_where_both_have_it() -> None:
+    def timed(*medians: float) -> WorkerResult:
+        stats = LatencyStats.from_seconds([1.0])
+        return WorkerResult(stats, (1.0,), 1, None, True, stats if medians else None, medians)
+
+    assert _gpu_speedup(timed(4, 6, 9), timed(2, 2, 3)) == 3
+    assert _gpu_speedup(timed(4, 6, 9), timed()) is None
+
+
+class OnGpu:
+    """A call that takes 1 ms and says that 0.25 ms of them were on a GPU."""
+
+    last_gpu_seconds: float | None = None
+
+    def __call__(self) -> None:
+        time.sleep(0.001)
+        self.last_gpu_seconds = 0.00025
+
+
+def test_gpu_time_comes_back_from_a_worker() -> None:
+    result = timing.alternate({"a": WorkerSpec(OnGpu, batch_size=2)}, 2, 0.02, 0.0)["a"]
+    assert result.gpu.p50_ms == 0.25 and result.gpu.images_per_second == pytest.approx(8000)
+    assert result.gpu_round_medians_ms == (0.25, 0.25)
+    assert result.gpu.iterations == result.stats.iterations and result.stats.p50_ms >= 1

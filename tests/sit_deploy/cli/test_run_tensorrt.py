@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import sit_deploy
+from engines import BuildOptions, EngineInfo
+from engines.tensorrt import TensorRT
 from sit_deploy.bundle import load_bundle, write_manifest
 from tests.helpers.command_line import CommandLine
 from tests.helpers.fake_tensorrt import make_plan
@@ -137,3 +139,40 @@ def test_a_truncated_plan_is_found_by_its_hash(bundle: Path, cli: CommandLine):
 def test_doctor_says_that_it_runs(rig: Rig, cli: CommandLine):
     found = {row["kind"]: row for row in cli("doctor", "--json").json()["engines"]}
     assert found[rig.engine.kind]["can_run"]
+
+
+def test_a_build_where_a_gpu_is_runs_its_engine(rig: Rig, cli: CommandLine, monkeypatch: pytest.MonkeyPatch):
+    """The builder is stood in for; everything after it is what a build does: compare, ask for layers, report."""
+
+    def build(
+        self: TensorRT, source: Path, target: Path, options: BuildOptions, progress: object = None
+    ) -> EngineInfo:
+        target.write_bytes(make_plan(source.read_bytes()))
+        return EngineInfo(rig.engine.kind, rig.version, target.name, 1, 0.5, "sm89 (Fake GPU)", {})
+
+    monkeypatch.setattr(TensorRT, "build", build)
+    monkeypatch.setattr(TensorRT, "check", lambda self, options: None)
+    rig.trt.inspector = json.dumps({"Layers": ["<b>whole graph", "head"], "Bindings": []})
+    cli("build", "--model", "sit_nano", "--engine", rig.engine.kind, "-o", "made")
+    report = json.loads((cli.folder / "made" / "report.json").read_text())
+    hop = report["hops"][-1]
+    assert hop["name"] == f"{rig.engine.kind} engine" and hop["compared"] and hop["passed"]
+    assert {row["layer"] for row in report["engine_layers"]["layers"]} == {
+        "<b>whole graph",
+        "head",
+        "whole graph",
+    }
+    page = (cli.folder / "made" / "report.html").read_text()
+    assert "Layers of the engine" in page and "&lt;b&gt;whole graph" in page and "<b>whole" not in page
+    rig.gpu.assert_clean()
+
+
+def test_speed_is_measured_on_the_engine_s_device(rig: Rig, bundle: Path):
+    from sit_deploy.bench import _torch_device
+
+    kind = rig.engine.kind
+    assert _torch_device(kind, None, "fp16") == ("cuda:0", "float16")
+    assert _torch_device(kind, "cuda:1", "int8") == ("cuda:1", "float16")
+    assert _torch_device(kind, None, "fp32") == ("cuda:0", "float32")
+    assert _torch_device("onnxruntime", None, "fp16") == ("cpu", "float32")
+    assert _torch_device("onnxruntime", "cuda", "bf16") == ("cuda:0", "bfloat16")
