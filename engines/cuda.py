@@ -134,7 +134,8 @@ class Gpu:
 
     def out_of_memory(self, what: str, byte_count: int | None, remedy: str) -> EngineLoadError:
         """The error of too little device memory, with what is free."""
-        free, total = self.driver.mem_get_info()
+        with self.current():  # a caller may have left it by now
+            free, total = self.driver.mem_get_info()
         needed = "" if byte_count is None else f" needs {_size(byte_count)} and"
         return EngineLoadError(
             f"out of memory on {self.name}: {what}{needed} finds {_size(free)} of {_size(total)} free; {remedy}"

@@ -53,7 +53,8 @@ class RuntimeCache:
         """Write the cache if something was compiled since it was read."""
         if self._cache is None:
             return
-        data = bytes(memoryview(self._cache.serialize()))
+        made = self._cache.serialize()
+        data = b"" if made is None else bytes(memoryview(made))
         if not data or data == self._before:
             return
         try:

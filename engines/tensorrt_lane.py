@@ -109,6 +109,8 @@ class Lane:
 
     def close(self) -> None:
         """Free everything; a lane that never got all it asked for too."""
+        if self._stream is not None:  # `run_on_device` waits for nothing
+            self._stream.synchronize()
         with suppress(cuda.GraphError):  # on a device that failed there is nothing left to destroy
             self._drop_graph()
         self.context = None

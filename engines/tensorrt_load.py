@@ -82,7 +82,7 @@ def deserialize(
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
             raise EngineLoadError(
-                f"{path} is not an engine that {title} can run here ({_said(messages)}; diagnostics {diagnostics:#x}); "
+                f"{path} is not an engine that {title} can run here ({_said(messages)}; diagnostics {diagnostics}); "
                 "build it again"
             )
         if validity == trt.EngineValidity.SUBOPTIMAL:

@@ -14,6 +14,9 @@ _PREFIX = re.compile(r"^\[[\w.:]+(?:: \w+)?\]\s*")
 # Without a driver the library mentions it at every turn; it has no part in what went wrong.
 _NO_DRIVER = "cudaError"
 
+# of warnings and of notes each: an engine may serve for months
+_KEPT = 1000
+
 _FACTS = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
@@ -48,8 +51,10 @@ def make_logger(trt: ModuleType, messages: Messages) -> Any:
                 messages.errors.append(text)
             elif level == severity.WARNING:
                 messages.warnings.append(text)
+                del messages.warnings[:-_KEPT]
             elif level == severity.INFO:
                 messages.notes.append(text)
+                del messages.notes[:-_KEPT]
 
     return Collector()
 

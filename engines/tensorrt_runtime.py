@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +191,9 @@ class TensorRTRunner(Runner):
         for _ in self._lanes:
             self._free.get()  # calls that run in other threads end first
         self._free.put(None)
-        with self.gpu.current():
+        # on a device that failed nothing can be freed, and that must not hide why it failed
+        forgiven = suppress(self.gpu.driver.Error) if self._broken else nullcontext()
+        with forgiven, self.gpu.current():
             if self._cache is not None and not self._broken:
                 self._cache.save()
             self._release()

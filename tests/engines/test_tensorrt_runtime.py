@@ -322,6 +322,37 @@ def test_a_gpu_lost_in_a_run(rig: Rig, plan: Path):
         runner.infer({"x": images()})
 
 
+def test_memory_that_runs_out_in_a_run(rig: Rig, plan: Path, tmp_path: Path):
+    with rig.engine.load(plan) as runner:
+        rig.gpu.exhausted = True
+        with pytest.raises(
+            EngineLoadError, match=r"out of memory on Fake GPU: a run finds 1\.00 GiB of 1\.00 GiB free"
+        ):
+            runner.infer({"x": images()})
+        rig.gpu.exhausted = False
+        np.testing.assert_array_equal(runner.infer({"x": images()})["y"], expected(tmp_path, images()))
+    rig.gpu.assert_clean()
+
+
+def test_closing_after_a_loss_hides_nothing(rig: Rig, plan: Path):
+    """The error that a `with` block ends with is the loss, not what closing then meets."""
+    with pytest.raises(EngineRunError, match="unspecified launch failure"), rig.engine.load(plan) as runner:
+        for _ in range(3):  # a graph is there to be destroyed
+            runner.infer({"x": images()})
+        rig.gpu.fail_with = "unspecified launch failure"
+        runner.infer({"x": images()})
+
+
+def test_messages_of_a_long_life_are_bounded(rig10: Rig, plan: Path):
+    with rig10.engine.load(plan) as runner:
+        logger = runner._keep[1]
+        for number in range(5000):
+            logger.log(2, f"warning {number}")
+            logger.log(3, f"note {number}")
+        assert len(runner.messages.warnings) <= 1000 and len(runner.messages.notes) <= 1000
+        assert runner.messages.warnings[-1] == "warning 4999"
+
+
 def test_weights_come_from_the_graph(make_mlp: Callable[..., Path], tmp_path: Path, rig10: Rig):
     graph = make_mlp(name="model")
     path = tmp_path / "engine.plan"
@@ -520,6 +551,12 @@ def test_torch_tensors_are_used_where_they_are(
         # back to its own memory, graph and all
         for _ in range(4):
             np.testing.assert_array_equal(runner.infer({"x": x})["y"], expected(tmp_path, x, "open"))
+
+
+def test_closing_waits_for_what_runs_on_torch_tensors(rig10: Rig, open_plan: Path, torch_cuda: list[str]):
+    with rig10.engine.load(open_plan) as runner:
+        runner.infer_device({"x": Tensor(rig10, images(2))})
+    assert rig10.gpu.violations == []
 
 
 def test_torch_tensors_that_cannot_be_used(rig10: Rig, open_plan: Path, torch_cuda: list[str]):

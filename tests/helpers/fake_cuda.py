@@ -43,6 +43,7 @@ class FakeGpu:
         self.live_graphs: set[int] = set()
         self.violations: list[str] = []
         self.detached = 0
+        self.exhausted = False  # no copy finds the memory it needs
         self.launches = 0  # of captured graphs
         self.refuse_capture = False
         self.fail_with: str | None = None  # the next wait raises it, and so does everything after
@@ -168,6 +169,8 @@ class FakeGpu:
 
         def memcpy_htod_async(dest: Any, src: np.ndarray, stream: Stream) -> None:
             gpu.need_context("memcpy_htod_async")
+            if gpu.exhausted:
+                raise OutOfMemoryError("cuMemcpyHtoDAsync failed: out of memory")
             locked(src, "memcpy_htod_async")
             address = int(dest)
             gpu.memory_at(address, src.nbytes, "memcpy_htod_async")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  before a fake is in place of cuda.bindings, which PyTorch imports for itself
 
 from engines.gpu import Gpu, GpuStatus
 from engines.tensorrt import TensorRT
