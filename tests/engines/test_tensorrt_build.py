@@ -10,6 +10,7 @@ import pytest
 
 from engines import BuildOptions, EngineBuildError, NoGpuError
 from engines.gpu import Gpu, GpuStatus
+from engines.graph import read_model, tensor_types
 from engines.tensorrt import TensorRT
 from engines.tensorrt_config import check_options, configure
 from engines.tensorrt_features import Features
@@ -218,3 +219,22 @@ def test_probe_takes_every_full_release(release: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pycuda.driver", SimpleNamespace(init=lambda: None))
     answer = TensorRT("tensorrt").probe()
     assert answer.can_build and answer.can_run
+
+
+def test_types_that_a_graph_holds(make_mlp, int8_model):
+    """What decides the builder flags of a weakly typed library."""
+    assert tensor_types(read_model(make_mlp())) == {"float32"}
+    assert tensor_types(read_model(make_mlp("float16"))) == {"float16"}
+    assert tensor_types(read_model(int8_model)) == {"float32", "int8"}
+
+
+def test_casts_count_as_types():
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["low"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    assert tensor_types(helper.make_model(graph)) == {"float32", "bfloat16"}
