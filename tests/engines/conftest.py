@@ -1,4 +1,4 @@
-"""Small ONNX models, made by hand."""
+"""Small ONNX models, made by hand, and machines with a GPU that is not there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.helpers.fake_tensorrt import make_plan
+from tests.helpers.trt_rig import RELEASES, Rig, make_rig
 
 _ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
@@ -131,4 +134,35 @@ def damaged_onnx(request: pytest.FixtureRequest, tmp_path: Path, make_mlp: Calla
     }
     path = tmp_path / "damaged.onnx"
     path.write_bytes(content[request.param])
+    return path
+
+
+@pytest.fixture(params=RELEASES)
+def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
+    return make_rig(monkeypatch, tmp_path / "cache", request.param)
+
+
+@pytest.fixture
+def rig10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
+    return make_rig(monkeypatch, tmp_path / "cache", "tensorrt-10.16.1")
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
+    return make_rig(monkeypatch, tmp_path / "cache", "tensorrt-rtx-1.7.1")
+
+
+@pytest.fixture
+def plan(make_mlp: Callable[..., Path], tmp_path: Path) -> Path:
+    """Batch 2, fixed."""
+    path = tmp_path / "engine.plan"
+    path.write_bytes(make_plan(make_mlp().read_bytes()))
+    return path
+
+
+@pytest.fixture
+def open_plan(make_mlp: Callable[..., Path], tmp_path: Path) -> Path:
+    """Batches of 1 to 8."""
+    path = tmp_path / "open.plan"
+    path.write_bytes(make_plan(make_mlp(batch="batch", name="open").read_bytes(), batch=(1, 4, 8)))
     return path

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch  # noqa: F401  before a fake is in place of cuda.bindings, which PyTorch imports for itself
 
@@ -54,3 +56,13 @@ def make_rig(monkeypatch: pytest.MonkeyPatch, cache: Path, release: str) -> Rig:
     status = GpuStatus((Gpu(gpu.name, "sm{}{}".format(*gpu.capability)),), "")
     monkeypatch.setattr("engines.tensorrt.find_gpus", lambda: status)
     return Rig(TensorRT(kind), gpu, trt)
+
+
+def images(batch: int = 2, seed: int = 0) -> np.ndarray:
+    """Input of the MLP of tests/engines/conftest.py: float32 (batch, 8)."""
+    return np.random.default_rng(seed).standard_normal((batch, 8)).astype(np.float32)
+
+
+def expected(tmp_path: Path, x: np.ndarray, name: str = "mlp") -> np.ndarray:
+    """What ONNX Runtime says to `x`."""
+    return ort.InferenceSession(tmp_path / f"{name}.onnx").run(None, {"x": x})[0]
