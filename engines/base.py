@@ -101,6 +101,11 @@ class EngineInfo:
     target: str
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def origin(self) -> EngineOrigin:
+        """What `Engine.load` wants to know of it."""
+        return EngineOrigin(self.version, self.target, self.details)
+
 
 @dataclass(frozen=True)
 class EngineOrigin:

@@ -140,11 +140,12 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
-    origin = engines.EngineOrigin(info.version, info.target, info.details)
-    layers = _engine_hop(work, engine, engine_path, made, origin)
-    accuracy = _accuracy(work, engine, folder, made, origin) if work.samples else None
+    layers = _engine_hop(work, engine, engine_path, made, info.origin)
+    accuracy = _accuracy(work, engine, folder, made, info.origin) if work.samples else None
     if eight is not None:
-        eight["speed"] = compare_speed(work, engine, engine_path, made, work.request.engine_options())
+        eight["speed"] = compare_speed(
+            work, engine, engine_path, made, work.request.engine_options(), info.origin
+        )
         if made.lowered.calibration is not None:
             made.lowered.calibration.save(folder / CALIBRATION)
 

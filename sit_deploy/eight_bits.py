@@ -183,12 +183,17 @@ def _graph_accuracy(work: Work, made: Graph, folder: Path, reference: _Remembere
 
 
 def compare_speed(
-    work: Work, engine: engines.Engine, engine_path: Path, made: Graph, options: engines.BuildOptions
+    work: Work,
+    engine: engines.Engine,
+    engine_path: Path,
+    made: Graph,
+    options: engines.BuildOptions,
+    origin: engines.EngineOrigin,
 ) -> dict[str, Any] | None:
     """Time the engine against one without 8 bits, turn about; None where the engine cannot run here, which a note says.
 
     Args:
-        options: that the engine was built with; the other is built with them too.
+        options: that the engine was built with; the other is built with them too. origin: of the engine.
     Raises:
         NoGainError: it is no faster, and an accuracy budget was given: then only speed could have made up for the loss.
     """
@@ -214,10 +219,15 @@ def compare_speed(
         if request.high == "fp16":
             ranges = float16_ranges(float_graph, made.images, request.batch_range[1])
         write_graph(to_precision(float_graph, request.high, ranges)[0], source)
-        engine.build(source, higher, options)
+        theirs = engine.build(source, higher, options).origin
         workers = {
-            name: WorkerSpec(EngineCall, (engine.kind, path.absolute(), batch, request.threads), batch)
-            for name, path in ((request.high, higher), (request.precision, engine_path))
+            name: WorkerSpec(
+                EngineCall, (engine.kind, path.absolute(), batch, request.threads, None, made_from), batch
+            )
+            for name, path, made_from in (
+                (request.high, higher, theirs),
+                (request.precision, engine_path, origin),
+            )
         }
         results = alternate(workers, ROUNDS, SECONDS, progress=report)
     gain = ratio(results[request.high], results[request.precision])

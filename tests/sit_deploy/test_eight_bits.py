@@ -16,7 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 from calibration.read import read_layers
-from engines import BuildOptions
+from engines import BuildOptions, EngineInfo, EngineOrigin
 from engines.gpu import Gpu, GpuStatus
 from engines.latency import LatencyStats
 from engines.timing import WorkerResult
@@ -294,8 +294,11 @@ def timed(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], 
         def alternate(workers: Any, *_: Any, **__: Any) -> dict[str, WorkerResult]:
             results = {}
             for name, spec in workers.items():
-                kind, path, batch, threads = spec.args
-                seen[name] = SimpleNamespace(graph=onnx.load(path), batch=batch, threads=threads, kind=kind)
+                kind, path, batch, threads, device, origin = spec.args
+                assert device is None  # what the engine is for
+                seen[name] = SimpleNamespace(
+                    graph=onnx.load(path), batch=batch, threads=threads, kind=kind, origin=origin
+                )
                 milliseconds = 4.0 / (gain if name == "int8" else 1)
                 stats = LatencyStats.from_seconds([milliseconds / 1e3])
                 results[name] = WorkerResult(stats, (milliseconds,) * 3, None, None, True)
@@ -361,25 +364,32 @@ class Spy:
     def probe(self) -> Any:
         return SimpleNamespace(can_run=True)
 
-    def build(self, source: Path, target: Path, options: BuildOptions) -> None:
+    def build(self, source: Path, target: Path, options: BuildOptions) -> EngineInfo:
         self.built.append((onnx.load(source), options))
         target.write_bytes(source.read_bytes())
+        return EngineInfo(self.kind, "1", target.name, 1, 0.0, "sm80", {"strip_weights": True})
 
 
 def test_the_other_engine_is_of_the_precision_of_the_rest_and_built_alike(
     timed: Callable[[float], dict[str, Any]], digits: Digits, tmp_path: Path
 ) -> None:
     """INT8 with FP16 is measured against FP16, at the same batch and effort, and not against FP32."""
-    timed(3.0)
+    asked = timed(3.0)
     request = digits.request(tmp_path, engine="tensorrt-rtx", rest="fp16", dynamic_batch=(1, 4, 8))
     (tmp_path / "int8.plan").write_bytes(digits.made.exported.graph.SerializeToString())
     spy, options = Spy(), BuildOptions(dynamic_batch=(1, 4, 8), optimization_level=2)
-    speed = compare_speed(Work(request, lambda *_: None), spy, tmp_path / "int8.plan", digits.made, options)
+    plan, origin = tmp_path / "int8.plan", EngineOrigin("1", "sm80")
+    speed = compare_speed(Work(request, lambda *_: None), spy, plan, digits.made, options, origin)
     ((graph, given),) = spy.built
     assert given == options
     types = {t.name: t.data_type for t in graph.graph.initializer}
     assert types["blocks.0/mlp/fc1/weight"] == onnx.TensorProto.FLOAT16
     assert (speed["over"], speed["batch_size"], speed["ratio"]) == ("fp16", 4, 3.0)
+    # how each was made goes with it: one without weights is given them only by that
+    assert [worker.origin for worker in asked.values()] == [
+        EngineOrigin("1", "sm80", {"strip_weights": True}),
+        origin,
+    ]
 
 
 def test_an_engine_that_does_not_run_here(
@@ -388,7 +398,7 @@ def test_an_engine_that_does_not_run_here(
     spy = Spy()
     monkeypatch.setattr(spy, "probe", lambda: SimpleNamespace(can_run=False))
     work = Work(digits.request(tmp_path, engine="tensorrt-rtx", rest="fp16"), lambda *_: None)
-    assert compare_speed(work, spy, tmp_path, digits.made, BuildOptions()) is None
+    assert compare_speed(work, spy, tmp_path, digits.made, BuildOptions(), EngineOrigin("1", "sm80")) is None
     assert work.notes == ["whether int8 is faster than fp16 was not measured: the engine does not run here"]
     assert spy.built == []
 
