@@ -3,23 +3,25 @@
  * Work on a stream waits until the stream is waited for. Every call that needs a current context fails without one (201,
  * CUDA_ERROR_INVALID_CONTEXT). Device memory is limited to 1 MiB, so that running out of it can be seen.
  */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 typedef unsigned long long device_pointer;
-enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_READY = 600 };
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_READY = 600, CAPTURE_UNSUPPORTED = 900 };
 #define NEED_CONTEXT if (!depth) return INVALID_CONTEXT
 
 static const size_t limit = 1 << 20;
 static size_t used;
-static long device_blocks, host_blocks, streams, events, retained;
+static long device_blocks, host_blocks, streams, events, graphs, launches, retained;
 static _Thread_local long depth;
 static _Thread_local void *stack[16];
 
 void stand_in_counts(long *out) {
-    long counts[] = {device_blocks, host_blocks, streams, events, retained, depth};
+    long counts[] = {device_blocks, host_blocks, streams, events, graphs, launches, retained, depth};
     memcpy(out, counts, sizeof counts);
 }
 
@@ -72,16 +74,24 @@ struct work {
     double *event;
     struct work *next;
 };
-struct stream {
+struct queue {
     struct work *first, *last;
 };
-static int enqueue(struct stream *stream, struct work work) {
+struct stream {
+    struct queue pending, captured;
+    int capturing;
+};
+static int append(struct queue *queue, struct work work) {
     struct work *copy = malloc(sizeof work);
     *copy = work;
-    if (stream->last) stream->last->next = copy;
-    else stream->first = copy;
-    stream->last = copy;
+    copy->next = NULL;
+    if (queue->last) queue->last->next = copy;
+    else queue->first = copy;
+    queue->last = copy;
     return 0;
+}
+static int enqueue(struct stream *stream, struct work work) {
+    return append(stream->capturing ? &stream->captured : &stream->pending, work);
 }
 void stand_in_enqueue(struct stream *stream, void (*call)(void *)) { enqueue(stream, (struct work){.call = call}); }
 
@@ -95,8 +105,9 @@ int cuStreamCreate(struct stream **stream, unsigned flags) {
 int cuStreamDestroy_v2(struct stream *stream) { streams--; free(stream); return 0; }
 int cuStreamSynchronize(struct stream *stream) {
     NEED_CONTEXT;
-    struct work *work = stream->first;
-    stream->first = stream->last = NULL;
+    if (stream->capturing) return CAPTURE_UNSUPPORTED;
+    struct work *work = stream->pending.first;
+    stream->pending = (struct queue){0};
     while (work) {
         struct work *next = work->next;
         if (work->call) work->call(NULL);
@@ -131,5 +142,46 @@ int cuEventElapsedTime_v2(float *milliseconds, double *from, double *to) {
     return 0;
 }
 int cuEventElapsedTime(float *milliseconds, double *from, double *to) { return cuEventElapsedTime_v2(milliseconds, from, to); }
+
+/* graphs, by the names that cuda-bindings asks for through cuGetProcAddress */
+static void copy_work(struct queue *to, const struct queue *from) {
+    for (struct work *work = from->first; work; work = work->next) append(to, *work);
+}
+int cuStreamBeginCapture_v2(struct stream *stream, int mode) {
+    if (mode != 1 || stream->capturing) return INVALID_VALUE; /* thread-local, so that other threads go on */
+    stream->capturing = 1;
+    stream->captured = (struct queue){0};
+    return 0;
+}
+int cuStreamEndCapture(struct stream *stream, struct queue **graph) {
+    if (!stream->capturing) return INVALID_VALUE;
+    stream->capturing = 0;
+    *graph = calloc(1, sizeof **graph);
+    copy_work(*graph, &stream->captured);
+    graphs++;
+    return 0;
+}
+int cuGraphInstantiateWithFlags(struct queue **executable, struct queue *graph, unsigned long long flags) {
+    *executable = calloc(1, sizeof **executable);
+    copy_work(*executable, graph);
+    graphs++;
+    return 0;
+}
+int cuGraphLaunch(struct queue *executable, struct stream *stream) {
+    NEED_CONTEXT;
+    launches++;
+    copy_work(&stream->pending, executable);
+    return 0;
+}
+int cuGraphDestroy(struct queue *graph) { graphs--; free(graph); return 0; }
+int cuGraphExecDestroy(struct queue *executable) { graphs--; free(executable); return 0; }
+int cuGetProcAddress_v2(const char *name, void **function, int version, unsigned long long flags, int *status) {
+    char newest[128];
+    snprintf(newest, sizeof newest, "%s_v2", name);
+    *function = dlsym(RTLD_DEFAULT, newest);
+    if (!*function) *function = dlsym(RTLD_DEFAULT, name);
+    if (status) *status = *function ? 0 : 1;
+    return 0;
+}
 
 /* what else the PyCUDA at hand links against follows, each a function that names itself and ends the process */
