@@ -193,6 +193,13 @@ def _medians_ms(slices: list[list[float]]) -> tuple[float, ...]:
     return tuple(1e3 * statistics.median(slice_) for slice_ in slices)
 
 
+def _random(random: Any, shape: list[int], dtype: str) -> Any:
+    """Pixels for an engine that takes bytes, else values as normalised images have them."""
+    if dtype == "uint8":
+        return random.integers(0, 256, shape, dtype)
+    return random.standard_normal(shape).astype(dtype)
+
+
 class EngineCall:
     """A worker's callable that runs an engine on one random batch.
 
@@ -215,9 +222,9 @@ class EngineCall:
         self._runner = engines.get(kind).load(engine_path, threads=threads, device=device, origin=origin)
         random = np.random.default_rng(0)
         self._feeds = {
-            spec.name: random.standard_normal(
-                [batch_size if size is None else size for size in spec.shape]
-            ).astype(spec.dtype)
+            spec.name: _random(
+                random, [batch_size if size is None else size for size in spec.shape], spec.dtype
+            )
             for spec in self._runner.inputs
         }
 

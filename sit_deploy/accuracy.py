@@ -12,7 +12,8 @@ from sit_deploy.errors import GateError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from sit_deploy.data import ImageFolder, Preprocessing
+    from sit_deploy.data import ImageFolder
+    from sit_deploy.preprocessing import Preprocessing
 
 Logits = Callable[["np.ndarray"], "np.ndarray"]
 
@@ -100,7 +101,8 @@ def measure(
     """Classify labelled images with both sides. Memory does not grow with their number.
 
     Args:
-        reference, engine: preprocessed images float32 (n, 3, H, W) → logits (n, classes).
+        reference: normalised images float32 (n, 3, H, W) → logits (n, classes).
+        engine: images as the preprocessing gives them → logits.
     Raises:
         InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
         GateError: the engine gives NaN or infinite logits; the image is named.
@@ -112,7 +114,8 @@ def measure(
     counts = np.zeros(5, np.int64)
     done = 0
     for images, labels in batches(samples, preprocessing, batch_size):
-        ours, theirs = engine(images), reference(images)
+        normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
+        ours, theirs = engine(images), reference(normalised)
         _require_finite(theirs, samples[done:], InputError, "the PyTorch model itself")
         _require_finite(ours, samples[done:], GateError, "the engine")
         counts += [

@@ -26,7 +26,15 @@ from sit_deploy.bundle import (
 )
 from sit_deploy.eight_bits import NoGainError, compare_speed, fp8_targets, settle
 from sit_deploy.errors import InputError
-from sit_deploy.make_graph import REFERENCE_BATCH, Graph, Progress, Work, make_graph, torch_logits
+from sit_deploy.make_graph import (
+    REFERENCE_BATCH,
+    Graph,
+    Progress,
+    Work,
+    make_graph,
+    torch_logits,
+    with_input,
+)
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
 from sit_deploy.request import EIGHT_BITS, BuildRequest
 
@@ -98,7 +106,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> dict[str,
         raise InputError(f"folder {path.parent} does not exist or cannot be written; choose another with -o")
     work = Work(request, progress or (lambda *_: None))
     with scratch(path) as folder:
-        made = make_graph(work, folder)
+        made = with_input(work, make_graph(work, folder), folder)
         require(work.hops)
         (folder / MODEL).replace(path)
     return _graph_report(work, made)
@@ -137,6 +145,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     eight = None
     if made.lowered.quantiser is not None:
         made, eight = settle(work, made, folder)
+    made = with_input(work, made, folder)
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
@@ -149,7 +158,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         if made.lowered.calibration is not None:
             made.lowered.calibration.save(folder / CALIBRATION)
 
-    np.savez(folder / GOLDEN, images=made.images[:GOLDEN_IMAGES], logits=made.reference[:GOLDEN_IMAGES])
+    np.savez(folder / GOLDEN, images=made.inputs[:GOLDEN_IMAGES], logits=made.reference[:GOLDEN_IMAGES])
     manifest = _manifest(work, made, info, why)
     report = {
         **manifest,
@@ -209,9 +218,9 @@ def _engine_hop(
     with work.step(f"Running the {name}"):
         runner = engine.load(engine_path, threads=work.request.threads, origin=origin)
         with Classifier(runner, work.request.batch_range) as classifier:
-            logits = classifier.logits(made.images)
+            logits = classifier.logits(made.inputs)
             tells = engine.kind != "onnxruntime" and work.request.profiling != "none"
-            layers = check_layers(engine_path.with_name(MODEL), classifier, made.images) if tells else None
+            layers = check_layers(engine_path.with_name(MODEL), classifier, made.inputs) if tells else None
         tolerance = TOLERANCE[work.request.precision]
         work.hops.append(compare(name, logits, made.logits, made.reference, tolerance))
         require(work.hops)

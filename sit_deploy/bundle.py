@@ -221,12 +221,13 @@ class Bundle:
 
     def preprocessing(self) -> Any:
         """Return the `sit_deploy.data.Preprocessing` of the manifest."""
-        from sit_deploy.data import Preprocessing
+        from sit_deploy.preprocessing import Preprocessing
 
         return Preprocessing.from_dict(self.manifest["preprocessing"])
 
     def golden(self) -> tuple[Any, Any]:
-        """Return images float32 (n, 3, H, W), already preprocessed, and reference logits float32 (n, classes)."""
+        """Return images as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3), and the reference's logits,
+        float32 (n, classes)."""
         import numpy as np
 
         with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:

@@ -29,7 +29,8 @@ from sit_deploy.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-    from sit_deploy.data import Preprocessing, Source
+    from sit_deploy.data import Source
+    from sit_deploy.preprocessing import Preprocessing
 
 Progress = Callable[[str, int, int], None]
 Gather = Callable[[Observations], Observations]

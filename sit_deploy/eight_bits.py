@@ -198,6 +198,7 @@ def compare_speed(
         NoGainError: it is no faster, and an accuracy budget was given: then only speed could have made up for the loss.
     """
     from engines.timing import EngineCall, WorkerSpec, alternate, ratio
+    from sit_deploy.graph.pixels import take_pixels
     from sit_deploy.graph.precision import to_precision
     from sit_deploy.lower import float16_ranges
     from sit_deploy.make_graph import write_graph
@@ -218,7 +219,10 @@ def compare_speed(
         ranges = None
         if request.high == "fp16":
             ranges = float16_ranges(float_graph, made.images, request.batch_range[1])
-        write_graph(to_precision(float_graph, request.high, ranges)[0], source)
+        graph = to_precision(float_graph, request.high, ranges)[0]
+        if made.preprocessing.takes_pixels:
+            graph = take_pixels(graph, made.preprocessing)
+        write_graph(graph, source)
         theirs = engine.build(source, higher, options).origin
         workers = {
             name: WorkerSpec(

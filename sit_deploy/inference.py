@@ -29,7 +29,8 @@ class Classifier:
         self.bundle = bundle
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return logits float32 (n, classes) of preprocessed images float32 (n, 3, H, W), n at least 1.
+        """Return logits float32 (n, classes) of preprocessed images, n at least 1: float32 (n, 3, H, W), or uint8
+        (n, H, W, 3) for an engine that normalises by itself.
 
         Raises:
             engines.EngineInputError: wrong dtype or image shape.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from calibration.cache import Calibration
     from sit_deploy.calibrate import ImageStream
-    from sit_deploy.data import Preprocessing
     from sit_deploy.graph.precision import PrecisionPlan
     from sit_deploy.make_graph import Work
+    from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.quantize import Quantiser
 
 RANGES_BATCH = 8  # images that ranges are observed on at once

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from sit_deploy.data import Preprocessing
     from sit_deploy.lower import Exported, Lowered
     from sit_deploy.models.load import LoadedModel
+    from sit_deploy.preprocessing import Preprocessing
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,11 +54,16 @@ class Work:
 @dataclass(frozen=True)
 class Graph:
     """What export gives: the model, the images it was compared on with its reference logits, the float32 graph, and the
-    one in the precision asked for."""
+    one in the precision asked for.
+
+    preprocessing: up to what the graph takes. pixels, images: the same pictures as uint8 (n, H, W, 3) and normalised,
+    float32 (n, 3, H, W).
+    """
 
     loaded: LoadedModel
     preprocessing: Preprocessing
     classes: list[str] | None
+    pixels: np.ndarray
     images: np.ndarray
     image_source: str
     reference: np.ndarray
@@ -74,6 +79,11 @@ class Graph:
     def logits(self) -> np.ndarray:
         """Its logits on the images."""
         return self.lowered.logits
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """The images as the graph takes them."""
+        return self.pixels if self.preprocessing.takes_pixels else self.images
 
 
 def make_graph(work: Work, folder: Path) -> Graph:
@@ -94,7 +104,8 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
     with work.step(f"Loading {request.model}"):
         loaded, preprocessing, classes = _load(work)
     with work.step("Preparing images"):
-        images, image_source = _images(request, preprocessing)
+        pixels, image_source = _images(request, preprocessing.raw)
+        images = preprocessing.normalise(pixels)
     with work.step("PyTorch reference"):
         reference = torch_logits(loaded.model, images)
         if not np.isfinite(reference).all():
@@ -108,13 +119,37 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
         del deploy
         logits = _check_graph(work, graph, folder, images, logits, reference)
     exported = Exported(graph, images, logits, reference)
-    return Graph(loaded, preprocessing, classes, images, image_source, reference, exported)
+    return Graph(loaded, preprocessing, classes, pixels, images, image_source, reference, exported)
+
+
+def with_input(work: Work, made: Graph, folder: Path) -> Graph:
+    """Return the graph with the input asked for: uint8 puts the normalisation into model.onnx and compares it again."""
+    from sit_deploy.graph import lint
+    from sit_deploy.graph.pixels import take_pixels
+    from sit_deploy.graph.simulate import simulate
+
+    request = work.request
+    if request.input == "float32":
+        return made
+    with work.step("Putting the normalisation into the graph"):
+        graph = take_pixels(made.graph, made.preprocessing)
+        lint.check(graph, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
+        write_graph(simulate(graph), folder / "simulated.onnx")  # as the graph before it was compared
+        logits = graph_logits(folder / "simulated.onnx", made.pixels, request.batch_range)
+        (folder / "simulated.onnx").unlink()
+        write_graph(graph, folder / MODEL)
+        tolerance = TOLERANCE[request.precision]
+        work.hops.append(compare("uint8 input", logits, made.logits, made.reference, tolerance))
+        require(work.hops)
+    lowered = replace(made.lowered, graph=graph, logits=logits)
+    return replace(made, lowered=lowered, preprocessing=made.preprocessing.raw)
 
 
 def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
     from sit_deploy.accuracy import match_labels
-    from sit_deploy.data import ImageFolder, Preprocessing, load_labels
+    from sit_deploy.data import ImageFolder, load_labels
     from sit_deploy.models.load import load_model
+    from sit_deploy.preprocessing import Preprocessing
 
     request = work.request
     loaded = load_model(
@@ -148,7 +183,7 @@ def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
 
 
 def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
-    """Return the images that the comparisons run on, float32 (n, 3, H, W), and where they are from."""
+    """Return the images that the comparisons run on, as the preprocessing gives them, and where they are from."""
     from sit_deploy.calibrate import spread
     from sit_deploy.data import batches, list_images
     from sit_deploy.sample_images import sample_images

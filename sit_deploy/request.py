@@ -16,6 +16,7 @@ from sit_deploy.parity import TOLERANCE
 
 PRECISIONS = tuple(TOLERANCE)
 EIGHT_BITS = ("int8", "fp8")
+INPUTS = ("float32", "uint8")
 CALIBRATION_PERCENTILE = 99.99
 OLDEST_ONNXRUNTIME = (1, 26)  # for 8 bits
 OLDEST_FP8_OPSET = 19  # of ONNX: QuantizeLinear to E4M3, and from FP16
@@ -31,7 +32,7 @@ class BuildRequest:
     dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons, the ranges
     of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute
     capabilities. workspace: MiB of scratch memory of one layer. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
-    beside, "fp32" or "fp16"; None for what the engine likes. sensitivity: measure every layer alone.
+    beside, "fp32" or "fp16"; None for what the engine likes. input: "uint8" for a graph that takes pixels and normalises by itself. sensitivity: measure every layer alone.
     """
 
     model: str | None
@@ -52,6 +53,7 @@ class BuildRequest:
     calib_cache: Path | None = None
     quantize: tuple[str, ...] | None = None
     rest: str | None = None
+    input: str = "float32"
     sensitivity: bool = False
     val_data: Path | None = None
     max_accuracy_drop: float | None = None
@@ -137,6 +139,7 @@ class BuildRequest:
             **(self._eight_bit_options() if self.precision in EIGHT_BITS else {}),
             "--val-data": self.val_data and self.val_data.absolute(),
             "--max-accuracy-drop": self.max_accuracy_drop,
+            "--input": self.input if self.input != "float32" else None,
             "--opset": self.opset,
             "--optimization-level": self.optimization_level,
             "--workspace": self.workspace,
@@ -208,6 +211,8 @@ class BuildRequest:
             raise InputError(
                 f"precision '{self.precision}' is not offered; choose from {', '.join(PRECISIONS)}"
             )
+        if self.input not in INPUTS:
+            raise InputError(f"--input {self.input} is not offered; choose {' or '.join(INPUTS)}")
         if self.batch_size < 1:
             raise InputError(
                 f"batch size must be at least 1, got {self.batch_size}; pass --batch-size 1 or more"

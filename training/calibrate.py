@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from calibration.grids import GRIDS, float16_scale
 from calibration.observers import TensorObserver
 from calibration.thresholds import threshold
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing
 from training.datasets import Data
 from training.distributed import World
 from training.loading import read_sample

@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sit_deploy.data import ImageFolder, load_image, to_rgb
+from sit_deploy.data import ImageFolder
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import load_image, to_rgb
 
 # what people call the folder, or the split, of held-out images
 VAL_NAMES = ("val", "valid", "validation", "eval", "test")

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing
 from training.datasets import Data
 from training.distributed import World
 from training.recipes import Recipe

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
 from sit_deploy.models.card import ModelCard, read_card
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
+from sit_deploy.preprocessing import Preprocessing
 from training.datasets import Data
 from training.recipes import Recipe
 from training.request import TrainRequest

@@ -46,6 +46,13 @@ _GRAPH_OPTIONS = (
         "--dynamic-batch", type=DynamicBatch(), help="Let the engine take MIN to MAX images, tuned for OPT."
     ),
     click.option(
+        "--input",
+        default="float32",
+        show_default=True,
+        metavar="float32|uint8",
+        help="uint8: the graph takes pixels, NHWC, and normalises them.",
+    ),
+    click.option(
         "--opset",
         default=20,
         show_default=True,

@@ -18,7 +18,7 @@ from sit_deploy.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sit_deploy.data import Preprocessing
+    from sit_deploy.preprocessing import Preprocessing
 
 SCHEMA = 1
 KEY = "sit_deploy"
@@ -76,7 +76,7 @@ class ModelCard:
         Raises:
             InputError: a newer schema, or a missing, unknown or wrong field.
         """
-        from sit_deploy.data import Preprocessing
+        from sit_deploy.preprocessing import Preprocessing
 
         if not isinstance(fields, dict) or not _is_int(fields.get("schema")):
             raise InputError("it is no card of sit-deploy; save the model again")

@@ -86,7 +86,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """sit_nano of seven classes, with weights that matter; see `Trained`. Do not write into it."""
     import torch
 
-    from sit_deploy.data import Preprocessing
+    from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.sample_images import sample_images
     from tests.helpers.models import named_model
 
@@ -208,9 +208,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from sit_deploy.data import Preprocessing
     from sit_deploy.make_graph import Work, make_float_graph
     from sit_deploy.models.card import ModelCard, save_weights
+    from sit_deploy.preprocessing import Preprocessing
     from tests.helpers.models import named_model
 
     folder = tmp_path_factory.mktemp("digits")

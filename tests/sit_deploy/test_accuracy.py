@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sit_deploy.accuracy import Accuracy, match_labels, measure
-from sit_deploy.data import ImageFolder, Preprocessing
+from sit_deploy.data import ImageFolder
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.preprocessing import Preprocessing
 
 SMALL = Preprocessing.for_model(32)
 Samples = list[tuple[Path, int]]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, get_config
 from sit_deploy.models.card import ModelCard, save_weights
+from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.reference import reference_model
 from sit_deploy.request import BuildRequest
 from sit_deploy.sample_images import sample_images

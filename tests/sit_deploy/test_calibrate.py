@@ -14,8 +14,9 @@ from calibration import CalibrationError
 from calibration.observe import Observations
 from sit_deploy import calibrate as module
 from sit_deploy.calibrate import ImageStream, calibrate, calibration_images, graph_key, images_key, spread
-from sit_deploy.data import Preprocessing, list_images
+from sit_deploy.data import list_images
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing
 from tests.sit_deploy.conftest import Digits
 
 PREPARE = Preprocessing.for_model(112)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
@@ -12,13 +11,12 @@ from PIL import Image
 from sit_deploy import data
 from sit_deploy.data import (
     ImageFolder,
-    Preprocessing,
     batches,
     list_images,
-    load_image,
     load_labels,
 )
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing, load_image
 
 SMALL = Preprocessing.for_model(32)
 
@@ -30,217 +28,6 @@ def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
 
 def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(noise(width, height))
-
-
-# ---------------------------------------------------------------------------------------------------- preprocessing
-
-SHAPES = [
-    (500, 375),  # landscape
-    (375, 500),  # portrait
-    (256, 256),  # nothing to resize
-    (257, 256),
-    (255, 257),
-    (224, 224),  # smaller than the resized length
-    (61, 37),  # smaller than the crop
-    (37, 61),
-    (1, 1),
-    (1, 50),
-    (901, 33),  # a strip
-    (333, 1001),
-]
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-@pytest.mark.parametrize("size", [224, 288, 65])
-def test_pixels_and_values_equal_timm(shape: tuple[int, int], size: int) -> None:
-    from timm.data import create_transform
-
-    options = {"input_size": size, "crop_pct": 0.875, "interpolation": "bicubic"}
-    image = picture(*shape)
-    ours = Preprocessing.for_model(size)
-
-    stage = create_transform(**options, is_training=False, normalize=False)(image)
-    np.testing.assert_array_equal(ours.pixels(image).transpose(2, 0, 1), stage.numpy())
-    values = create_transform(**options, is_training=False)(image)
-    got = ours(image)
-    assert got.dtype == np.float32 and got.flags.c_contiguous
-    np.testing.assert_allclose(got, values.numpy(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize("crop_pct", [0.9, 1.0])
-def test_other_models_settings_equal_timm(interpolation: str, crop_pct: float) -> None:
-    from timm.data import create_transform
-
-    moments = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
-    reference = create_transform(
-        96, is_training=False, crop_pct=crop_pct, interpolation=interpolation, **moments
-    )
-    ours = Preprocessing.for_model(96, crop_pct, interpolation, **moments)
-    image = picture(131, 97)
-    np.testing.assert_allclose(ours(image), reference(image).numpy(), rtol=0, atol=2e-6)
-
-
-def test_a_crop_that_is_not_square_equals_torchvision() -> None:
-    from torchvision import transforms
-    from torchvision.transforms import InterpolationMode
-
-    ours = Preprocessing(size=(40, 63), resize=71)
-    reference = transforms.Compose(
-        [transforms.Resize(71, InterpolationMode.BICUBIC), transforms.CenterCrop((40, 63))]
-    )
-    image = picture(120, 90)
-    np.testing.assert_array_equal(ours.pixels(image), np.asarray(reference(image)))
-
-
-def test_resize_length_is_the_official_one_for_every_size() -> None:
-    for size in range(16, 1025):
-        assert Preprocessing.for_model(size).resize == int(size * 256 / 224)
-
-
-def test_dictionary_round_trip_through_json() -> None:
-    ours = Preprocessing.for_model(288, 0.95, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
-    fields = json.loads(json.dumps(ours.to_dict()))
-    assert Preprocessing.from_dict(fields) == ours
-    assert fields["size"] == [288, 288] and fields["layout"] == "NCHW"
-
-
-@pytest.mark.parametrize(
-    ("change", "names"),
-    [
-        ({"size": [224]}, "size"),
-        ({"size": [224, 0]}, "size"),
-        ({"size": [224.0, 224]}, "size"),
-        ({"resize": 223}, "resize"),
-        ({"resize": "256"}, "resize"),
-        ({"interpolation": "cubic"}, "interpolation"),
-        ({"mean": [0.5, 0.5]}, "mean"),
-        ({"mean": [0.5, 0.5, float("nan")]}, "mean"),
-        ({"std": [0.5, 0.5, 0]}, "std"),
-        ({"std": [0.5, 0.5, True]}, "std"),
-        ({"layout": "NHWC"}, "layout"),
-        ({"dtype": "float16"}, "dtype"),
-        ({"gamma": 2}, "unknown field gamma"),
-    ],
-)
-def test_a_wrong_field_is_refused_by_name(change: dict, names: str) -> None:
-    with pytest.raises(InputError, match=names):
-        Preprocessing.from_dict(Preprocessing.for_model(224).to_dict() | change)
-
-
-def test_missing_fields_and_no_fields_are_refused() -> None:
-    fields = Preprocessing.for_model(224).to_dict()
-    del fields["std"], fields["mean"]
-    with pytest.raises(InputError, match="missing fields mean, std"):
-        Preprocessing.from_dict(fields)
-    with pytest.raises(InputError, match="named fields"):
-        Preprocessing.from_dict([1])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("crop_pct", [0, -1, 1.01, float("nan"), "0.9"])
-def test_crop_fraction_out_of_range(crop_pct: object) -> None:
-    with pytest.raises(InputError, match="crop_pct"):
-        Preprocessing.for_model(224, crop_pct)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("size", [0, -5, 2.5, True])
-def test_image_size_out_of_range(size: object) -> None:
-    with pytest.raises(InputError, match="image size"):
-        Preprocessing.for_model(size)  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------------------------------------------------ modes
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [
-        ("RGB", ".png"),
-        ("L", ".png"),
-        ("1", ".png"),
-        ("P", ".png"),
-        ("LA", ".png"),
-        ("RGBA", ".png"),
-        ("RGB", ".jpg"),
-        ("CMYK", ".jpg"),
-        ("L", ".jpg"),
-        ("RGB", ".webp"),
-        ("CMYK", ".tif"),
-    ],
-)
-def test_every_mode_decodes_as_torchvisions_loader_does(mode: str, suffix: str, tmp_path: Path) -> None:
-    from torchvision.datasets.folder import pil_loader
-
-    path = tmp_path / f"image{suffix}"
-    picture(40, 31).convert(mode).save(path)
-    with Image.open(path) as stored:
-        assert stored.mode == mode  # else the file is no test of this mode
-    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(pil_loader(path)))
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_grey_keeps_its_range(suffix: str, tmp_path: Path) -> None:
-    values = np.array([[0, 255, 256, 0x7FFF, 0x8000, 0xFFFF]], np.uint16)
-    path = tmp_path / f"deep{suffix}"
-    Image.fromarray(values).save(path)
-    got = np.asarray(load_image(path))
-    assert got.shape == (1, 6, 3)
-    assert got[0, :, 1].tolist() == [0, 0, 1, 127, 128, 255]
-
-
-def test_32_bit_samples_are_refused_by_file_name(tmp_path: Path) -> None:
-    path = tmp_path / "float.tif"
-    Image.fromarray(np.ones((4, 4), np.float32)).save(path)
-    with pytest.raises(InputError, match=r"float\.tif.*32-bit"):
-        load_image(path)
-
-
-def test_exif_orientation_is_left_alone_as_in_training(tmp_path: Path) -> None:
-    from torchvision.datasets.folder import pil_loader
-
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to view
-    picture(40, 20).save(path, exif=exif)
-    got = load_image(path)
-    assert got.size == (40, 20)
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(pil_loader(path)))
-
-
-# ------------------------------------------------------------------------------------------------------------ files
-
-
-@pytest.mark.parametrize("cut", [10, 300, 1000])
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_truncated_image_names_its_file(cut: int, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"half{suffix}"
-    picture(60, 50).save(path)
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InputError, match=rf"half\{suffix}: .*(remove|replace)"):
-        load_image(path)
-
-
-def test_a_damaged_png_names_its_file(tmp_path: Path) -> None:
-    path = tmp_path / "bad.png"
-    picture(60, 50).save(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.png: cannot decode"):
-        load_image(path)
-
-
-def test_an_image_too_large_to_trust_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "bomb.png"
-    picture(60, 50).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match=r"bomb\.png"):
-        load_image(path)
-
-
-def test_a_missing_image_names_its_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.jpg: no such image file"):
-        load_image(tmp_path / "gone.jpg")
 
 
 def test_image_folder_equals_torchvisions(make_image_folder) -> None:

@@ -16,9 +16,10 @@ import engines
 import sit_deploy
 from engines import Runner, TensorSpec
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data import list_images, load_image
+from sit_deploy.data import list_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, load, top_classes
+from sit_deploy.preprocessing import load_image
 from tests.sit_deploy.conftest import CLASSES, Trained
 
 

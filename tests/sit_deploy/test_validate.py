@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data import ImageFolder, load_image
+from sit_deploy.data import ImageFolder
 from sit_deploy.errors import InputError
 from sit_deploy.inference import load
 from sit_deploy.make_graph import torch_logits
+from sit_deploy.preprocessing import load_image
 from sit_deploy.reference import reference_model
 from sit_deploy.validate import check_accuracy, check_golden
 from tests.sit_deploy.conftest import CLASSES, Trained

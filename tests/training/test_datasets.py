@@ -315,7 +315,7 @@ def open_shards(root: Path, seed: int = 0, **parts: tuple[int, ...]) -> Data:
 
 
 def loaders(data: Data, world: World = ALONE, **options: Any) -> Loaders:
-    from sit_deploy.data import Preprocessing
+    from sit_deploy.preprocessing import Preprocessing
 
     even = Preprocessing((32, 32), 32, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
     return make_loaders(data, PLAIN, even, world, **options)

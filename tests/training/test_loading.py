@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing
 from training.datasets import ArrayImages, Data, open_data
 from training.distributed import World
 from training.loading import (

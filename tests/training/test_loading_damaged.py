@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing
 from training.datasets import open_data
 from training.distributed import World
 from training.loading import Augmented, HeldOut, Loaders, count_damaged, make_loaders, train_transform

@@ -13,9 +13,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelCard, create_model, get_config, save_weights
+from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.models import randomise, tiny_model
 from training.datasets import ArrayImages, Data
 from training.prepare import Models, _check_teacher, make_models

@@ -19,12 +19,12 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from calibration import thresholds as methods
-from sit_deploy.data import Preprocessing
 from sit_deploy.deploy import DeployForm, to_deploy_form
 from sit_deploy.errors import InputError
 from sit_deploy.export import export_onnx
 from sit_deploy.models import load_model, read_card
 from sit_deploy.models.card import save_weights
+from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.models import VIT_VARIANTS, images, named_model, tiny_model, tiny_vit
 from tests.helpers.train import PLAIN, RICH, assert_same_run, log_rows, read_parts, start, start_world, words
 from training import Summary, TrainRequest, calibrate, qat, train

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, safe_open
 from torchvision import transforms
 
-from sit_deploy.data import Preprocessing
 from sit_deploy.models import create_model, get_config
 from sit_deploy.models.card import read_card
 from sit_deploy.models.cost import cost
+from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts
 from training import Summary, TrainRequest, train
 from training.loading import make_mixing

@@ -136,7 +136,7 @@ def test_more_processes_than_images(
 GRAPH_GIVEN = """
 import sys, types, onnx
 import sit_deploy.make_graph
-from sit_deploy.data import Preprocessing
+from sit_deploy.preprocessing import Preprocessing
 exported = types.SimpleNamespace(graph=onnx.load(sys.argv.pop(1)))
 made = types.SimpleNamespace(preprocessing=Preprocessing.for_model(112), exported=exported)
 sit_deploy.make_graph.make_float_graph = lambda *_: made

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engines.errors import EngineError
-from sit_deploy.data import Preprocessing
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import KEY, ModelCard, read_card, save_weights
+from sit_deploy.preprocessing import Preprocessing
 
 CARD = ModelCard(
     name="vit_tiny_patch16_224",

@@ -1,0 +1,211 @@
+"""From an image to what a network takes, exactly as it was trained: the official evaluation (Pillow and NumPy only).
+
+The preprocessing is data, not code: `Preprocessing` goes into a bundle's manifest as a dictionary, and whatever embeds
+the engine (Python, C++, Triton) follows the same few numbers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# relative: a Triton repository takes this file and errors.py along, without the package around them
+from .errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_FORMS = (("NCHW", "float32"), ("NHWC", "uint8"))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to a network's input: resize the shorter side, crop the centre, scale to [0, 1], normalise.
+
+    Equal to torchvision's `Resize(resize, interpolation)`, `CenterCrop(size)`, `ToTensor()`, `Normalize(mean, std)` on
+    Pillow images, and so to timm's evaluation transform of a square input. Resizing is antialiased.
+
+    size: crop in pixels, (height, width).  resize: length in pixels that the shorter side gets.
+    mean, std: per channel R, G, B, of values in [0, 1].
+    layout, dtype: what the network takes: NCHW float32, normalised here, or NHWC uint8, pixels that it normalises itself.
+    """
+
+    size: tuple[int, int]
+    resize: int
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    layout: str = "NCHW"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not (_is_row(self.size, 2, int) and min(self.size) >= 1):
+            raise InputError(f"preprocessing: size must be (height, width) in pixels, got {self.size!r}")
+        if not _is_number(self.resize, int) or self.resize < max(self.size):
+            raise InputError(
+                f"preprocessing: resize must be at least the crop size {max(self.size)}, got {self.resize!r}"
+            )
+        if self.interpolation not in _RESAMPLING:
+            raise InputError(
+                f"preprocessing: interpolation must be one of {', '.join(_RESAMPLING)}, got {self.interpolation!r}"
+            )
+        if not _is_row(self.mean, 3, float) or not np.isfinite(self.mean).all():
+            raise InputError(f"preprocessing: mean must be three numbers, got {self.mean!r}")
+        if not _is_row(self.std, 3, float) or not np.isfinite(self.std).all() or min(self.std) <= 0:
+            raise InputError(f"preprocessing: std must be three numbers above 0, got {self.std!r}")
+        if (self.layout, self.dtype) not in _FORMS:
+            raise InputError(
+                "preprocessing: layout and dtype must be NCHW and float32, or NHWC and uint8, "
+                f"got {self.layout!r} and {self.dtype!r}"
+            )
+
+    @classmethod
+    def for_model(
+        cls,
+        size: int,
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> Preprocessing:
+        """The official evaluation of a model with a `size` x `size` input.
+
+        The shorter side becomes floor(size / crop_pct) pixels; 0.875 is the official int(size * 256 / 224).
+        """
+        if not _is_number(size, int) or size < 1:
+            raise InputError(f"image size must be at least 1 pixel, got {size!r}")
+        if not _is_number(crop_pct, float) or not 0 < crop_pct <= 1:
+            raise InputError(f"crop_pct must be above 0 and at most 1, got {crop_pct!r}")
+        return cls((size, size), int(size / crop_pct), interpolation, tuple(mean), tuple(std))
+
+    def at(self, size: int) -> Preprocessing:
+        """The same for a `size` x `size` input: the crop keeps its share of the resized image."""
+        return replace(self, size=(size, size), resize=int(size * self.resize / max(self.size)))
+
+    @property
+    def raw(self) -> Preprocessing:
+        """The same for a network that normalises by itself: it ends with the pixels."""
+        return replace(self, layout="NHWC", dtype="uint8")
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the network takes pixels and normalises them by itself."""
+        return self.dtype == "uint8"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image as the network takes it."""
+        return (*self.size, 3) if self.takes_pixels else (3, *self.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with every field."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`. Raises InputError for a missing, unknown or wrong field."""
+        if not isinstance(fields, dict):
+            raise InputError(f"preprocessing: expected named fields, got {fields!r}")
+        known = cls.__dataclass_fields__
+        for what, names in (("missing", known.keys() - fields), ("unknown", fields.keys() - known)):
+            if names:
+                raise InputError(
+                    f"preprocessing: {what} field{'s' * (len(names) > 1)} {', '.join(sorted(map(str, names)))}"
+                )
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The resized and cropped image, uint8 (H, W, 3): the stage before any floating point."""
+        image = to_rgb(image)
+        width, height = image.size
+        shorter, longer = min(width, height), max(width, height)
+        # Rounding down the longer side, and rounding half to even below, are torchvision's.
+        scaled = (self.resize, int(self.resize * longer / shorter))
+        target = scaled if width <= height else scaled[::-1]
+        if image.size != target:
+            image = image.resize(target, _RESAMPLING[self.interpolation])
+        crop_height, crop_width = self.size
+        left = round((image.width - crop_width) / 2)
+        top = round((image.height - crop_height) / 2)
+        return np.asarray(image.crop((left, top, left + crop_width, top + crop_height)))
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 (..., H, W, 3), scaled to [0, 1] and normalised: float32 (..., 3, H, W), contiguous."""
+        scaled = np.moveaxis(pixels, -1, -3).astype(np.float32) / np.float32(255)
+        mean = np.array(self.mean, np.float32).reshape(3, 1, 1)
+        std = np.array(self.std, np.float32).reshape(3, 1, 1)
+        return np.ascontiguousarray((scaled - mean) / std)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """The network's input for one image: float32 (3, H, W), or uint8 (H, W, 3) where it normalises by itself."""
+        pixels = self.pixels(image)
+        return pixels if self.takes_pixels else self.normalise(pixels)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Eight-bit RGB, converted as torchvision's loader does it, with 16-bit grey scaled instead of saturated.
+
+    An EXIF orientation is *not* applied: neither torchvision nor timm applies it, so the models were trained and
+    measured on pixels as they are stored. Transparency is dropped, not blended. Integer or float samples of 32 bits
+    have no agreed range and are refused.
+    """
+    if image.mode == "RGB":
+        return image
+    # Pillow before 11.1 decodes 16-bit grey PNG to mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # The high byte: what Pillow itself keeps of 16-bit colour.
+        grey = np.right_shift(np.asarray(image), 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"image has 32-bit samples (mode {image.mode}), whose range is unknown; convert it to 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode one file to RGB. Raises InputError, naming the file, where it is missing, damaged or no image."""
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such image file; check the path")
+    return _decode(path, f"{path}: ", "remove it or move it elsewhere", "replace the file or remove it")
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode the bytes of an image file to RGB. Raises InputError where they are damaged or no image."""
+    return _decode(io.BytesIO(data), "", "send the bytes of an image file", "send it again")
+
+
+def _decode(source: Any, where: str, foreign: str, damaged: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        raise InputError(f"{where}not an image that Pillow can read; {foreign}") from None
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
+    # Pillow's decoders raise any of these for damaged data.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}cannot decode the image ({error}); {damaged}") from None
+
+
+def _is_number(value: object, kind: type) -> bool:
+    kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _is_row(value: object, length: int, kind: type) -> bool:
+    return isinstance(value, tuple) and len(value) == length and all(_is_number(item, kind) for item in value)
