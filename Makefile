@@ -16,8 +16,12 @@ demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with P
 quickstart: $(VENV)/installed ## train a small teacher, distil a SiT from it, build its engine, compare them
 	$(BIN)/sit-deploy quickstart -o build/quickstart
 
-test: $(VENV)/installed-test ## every test that this machine can run
+test: $(VENV)/installed-test $(VENV)/triton/backends ## every test that this machine can run
 	$(BIN)/python -m pytest
+
+# a Triton server for the tests, in an environment of its own
+$(VENV)/triton/backends: | $(VENV)/installed-test
+	$(BIN)/sit-deploy serve --install --server-folder $(VENV)/triton
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -93,7 +93,7 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
     check_destination(destination, force)
     with scratch(destination) as folder:
         yield folder
-        with _no_interrupts():
+        with uninterrupted():
             check_destination(destination, force)  # someone may have put something there meanwhile
             _swap(folder, destination.absolute())
 
@@ -116,7 +116,7 @@ def scratch(path: Path) -> Iterator[Path]:
             raise InputError(f"cannot write to {path.parent} ({reason}); choose another -o") from None
         yield folder
     finally:
-        with _no_interrupts():
+        with uninterrupted():
             shutil.rmtree(folder, ignore_errors=True)
             for parent in made:  # those that something was put into stay
                 with contextlib.suppress(OSError):
@@ -124,7 +124,7 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Ignore Ctrl-C and its like for a moment: a second press must not stop the cleaning up after the first."""
     if threading.current_thread() is not threading.main_thread():  # they never reach another thread
         yield

@@ -1,0 +1,114 @@
+"""sit-deploy package"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sit_deploy.cli.common import Counts, console, emit_json, examples, json_option, literal, path_type, say
+
+
+@click.group(
+    "package",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples("sit-deploy package triton sit_s-fp16 -o models"),
+)
+def command() -> None:
+    """Package bundles for what serves them."""
+
+
+@command.command(
+    "triton",
+    epilog=examples(
+        "sit-deploy package triton sit_s-fp16 -o models",
+        "sit-deploy package triton sit_s-fp32 -o models --backend python --ensemble",
+        "sit-deploy package triton sit_xs-fp16 sit_s-fp16 -o models",
+        "sit-deploy package triton retrained -o models --name sit_s_fp16 --version 2",
+    ),
+)
+@click.argument("bundles", type=path_type, nargs=-1, required=True)
+@click.option("-o", "--output", type=path_type, required=True, metavar="REPO", help="Model repository.")
+@click.option("--name", metavar="NAME", help="Of the model in Triton.  [default: MODEL_PRECISION]")
+@click.option(
+    "--version",
+    default=1,
+    show_default=True,
+    type=int,
+    metavar="N",
+    help="Of the model; the newest is served.",
+)
+@click.option(
+    "--backend",
+    metavar="tensorrt|onnxruntime|python",
+    help="What runs it: that of the bundle's engine, or our Python model, for any CPU.",
+)
+@click.option("--ensemble", is_flag=True, help="Also a model that takes image files: NAME_images.")
+@click.option(
+    "--max-queue-delay",
+    default=100,
+    show_default=True,
+    type=int,
+    metavar="US",
+    help="Microseconds that a request may wait for others.",
+)
+@click.option(
+    "--instances", default=1, show_default=True, type=int, metavar="N", help="Copies that run at a time."
+)
+@click.option(
+    "--gpus", type=Counts("GPU numbers", "0,1"), help="GPUs to run on.  [default: all, for TensorRT]"
+)
+@click.option(
+    "--threads",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="CPU threads of a copy (Python backend).",
+)
+@click.option("--force", is_flag=True, help="Replace versions that are there.")
+@json_option
+def triton(
+    bundles: tuple[Path, ...],
+    output: Path,
+    name: str | None,
+    version: int,
+    backend: str | None,
+    ensemble: bool,
+    max_queue_delay: int,
+    instances: int,
+    gpus: tuple[int, ...] | None,
+    threads: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a Triton model repository, or add models to one.
+
+    Each bundle becomes a model with its configuration, labels and a README that says which container fits it.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.errors import InputError
+    from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.repository import serving_for, write_repository
+
+    if name is not None and len(bundles) > 1:
+        raise InputError(
+            "--name is for one bundle; leave it out, and each gets the name of its model and precision"
+        )
+    common = Serving(
+        "",
+        version=version,
+        max_queue_delay=max_queue_delay,
+        instances=instances,
+        gpus=gpus or (),
+        threads=threads,
+        ensemble=ensemble,
+    )
+    opened = [load_bundle(path) for path in bundles]
+    made = write_repository(
+        [(bundle, serving_for(bundle, common, name, backend)) for bundle in opened], output, force
+    )
+    if as_json:
+        emit_json({"repository": str(output.absolute()), "models": made, "version": version})
+        return
+    say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(made))}")
+    say(console(), literal(f"Next: tritonserver --model-repository {output.absolute()}"))

@@ -1,0 +1,142 @@
+"""sit-deploy serve"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sit_deploy.cli.common import (
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+)
+
+_WATCH_SECONDS = 0.5
+
+
+@click.command(
+    "serve",
+    epilog=examples(
+        "sit-deploy serve --install",
+        "sit-deploy serve sit_s-fp32",
+        "sit-deploy serve sit_s-fp32 --http-port 9000 --grpc-port 9001 --metrics-port 9002",
+    ),
+)
+@click.argument("bundle", type=path_type, required=False)
+@click.option("--install", is_flag=True, help="Install the server first, where it is not (0.4 GB).")
+@click.option(
+    "--server-folder",
+    type=path_type,
+    metavar="DIR",
+    help="Where the server is installed.  [default: ~/.cache/sit-deploy/triton]",
+)
+@click.option("--name", metavar="NAME", help="Of the model.  [default: MODEL_PRECISION]")
+@click.option("--http-port", default=8000, show_default=True, type=click.IntRange(1, 65535), metavar="P")
+@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), metavar="P")
+@click.option("--metrics-port", default=8002, show_default=True, type=click.IntRange(1, 65535), metavar="P")
+@click.option("--max-queue-delay", default=100, show_default=True, type=int, metavar="US")
+@click.option("--instances", default=1, show_default=True, type=int, metavar="N")
+@click.option(
+    "--threads", default=0, type=click.IntRange(min=0), metavar="N", help="CPU threads of an instance."
+)
+@json_option
+def command(
+    bundle: Path | None,
+    install: bool,
+    server_folder: Path | None,
+    name: str | None,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Serve a bundle with Triton on this machine's CPU, until Ctrl-C.
+
+    Its Python backend runs the bundle's graph on ONNX Runtime, and takes tensors as well as image files. For a GPU, package
+    the bundle (`sit-deploy package triton`) and serve it in NVIDIA's container.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.triton import server
+    from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.repository import serving_for, write_repository
+
+    if install:
+        folder = server_folder or server.default_folder()
+        with progress() as report:
+            server.install_server(folder, report)
+        server.find_server(folder)
+        if bundle is None:
+            say(console(), f"[green]✓[/] Triton is installed in [bold]{literal(folder)}[/]")
+            return
+    if bundle is None:
+        raise click.UsageError("Missing argument 'BUNDLE'.")
+    opened = load_bundle(bundle)
+    serving = serving_for(opened, Serving("", ensemble=True, **options), name, "python")
+    ports = server.Ports(http_port, grpc_port, metrics_port)
+    ports.check()
+    found = server.find_server(server_folder)
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as work:
+        repository, log = Path(work) / "models", Path(work) / "triton.log"
+        with progress() as report:
+            report("Writing the model repository", 0, 0)
+            write_repository([(opened, serving)], repository)
+            report("Writing the model repository", 1, 1)
+        try:
+            with server.running(found, repository, log, ports) as process:
+                _announce(serving, ports, log, as_json)
+                while process.poll() is None:
+                    _sleep()
+                raise server.ServerError(f"Triton stopped by itself: {server.last_words(log)}")
+        except KeyboardInterrupt:  # the way to end it
+            say(console(stderr=True), "Stopped.")
+
+
+def _sleep() -> None:
+    import time
+
+    time.sleep(_WATCH_SECONDS)
+
+
+def curl_line(name: str, http_port: int, image: str = "photo.jpg") -> str:
+    """Return a command line that classifies an image file with the ensemble `name`."""
+    before = '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES","data":["'
+    after = '"]}],"outputs":[{"name":"logits","parameters":{"classification":5}}]}'
+    # printf and the pipe are the shell's own: an image is too long for an argument of a program
+    return (
+        f"(printf '{before}'; base64 -w0 {shlex.quote(image)}; printf '{after}') | "
+        f"curl -s --data-binary @- http://localhost:{http_port}/v2/models/{name}/infer"
+    )
+
+
+def _announce(serving: Any, ports: Any, log: Path, as_json: bool) -> None:
+    line = curl_line(serving.images, ports.http)
+    if as_json:
+        emit_json(
+            {
+                "models": [serving.name, serving.decoder, serving.images],
+                "http": ports.http,
+                "grpc": ports.grpc,
+                "metrics": ports.metrics,
+                "log": str(log),
+                "curl": line,
+            }
+        )
+        return
+    screen = console()
+    say(
+        screen,
+        f"[green]✓[/] [bold]{literal(serving.name)}[/] (tensors) and [bold]{literal(serving.images)}[/] (image files) on "
+        f"HTTP {ports.http}, gRPC {ports.grpc}, metrics {ports.metrics}. Ctrl-C stops.",
+    )
+    say(screen, "Classify a picture of yours:")
+    click.echo(line)

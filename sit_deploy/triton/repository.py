@@ -1,0 +1,297 @@
+"""Writes Triton model repositories: a folder a model, whole or not at all, beside the models that are there already.
+
+REPO/sit_s/          config.pbtxt · labels.txt · README.md · 1/model.plan, 1/model.onnx, or 1/model.py with engine.onnx
+REPO/sit_s_decode/   config.pbtxt · 1/model.py          encoded images → what the network takes (--ensemble)
+REPO/sit_s_images/   config.pbtxt · labels.txt · 1/     the ensemble of the two
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import engines
+from sit_deploy.bundle import Bundle, scratch, uninterrupted
+from sit_deploy.errors import InputError
+from sit_deploy.triton.config import (
+    BACKENDS,
+    LABELS,
+    Serving,
+    decode_config,
+    ensemble_config,
+    network_config,
+    parse,
+    protobuf,
+    text,
+)
+from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for
+
+_CONFIG = "config.pbtxt"
+# Triton takes names as they are; these are the ones that need no escaping in a URL, a shell or a path
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_PARTS = "sit_deploy_parts"  # what the Python models import, beside them
+_MODELS = Path(__file__).parent / "python_models"
+
+
+def choose_backend(bundle: Bundle, backend: str | None) -> str:
+    """Return the backend for a bundle: the one asked for, or the one of its engine.
+
+    Raises:
+        InputError: the bundle has no engine for it.
+    """
+    kind, precision = bundle.manifest["engine"]["kind"], bundle.manifest["precision"]
+    if backend is None:
+        if kind == "tensorrt-rtx":
+            raise InputError(
+                f"{bundle.path} holds a tensorrt-rtx engine, which Triton has no backend for; pass --backend python or "
+                "onnxruntime to serve its graph, or build with --engine tensorrt"
+            )
+        backend = kind
+    if backend not in BACKENDS:
+        raise InputError(f"--backend {backend} is not offered; choose {', '.join(BACKENDS)}")
+    if backend == "tensorrt" and kind != "tensorrt":
+        raise InputError(
+            f"{bundle.path} holds a {kind} engine, not tensorrt; build one with --engine tensorrt"
+        )
+    if backend == "tensorrt" and bundle.manifest["engine"].get("details", {}).get("strip_weights"):
+        raise InputError(
+            f"the engine of {bundle.path} holds no weights, and Triton cannot give it any; build it without --strip-weights"
+        )
+    if backend == "python" and precision in ("bf16", "fp8"):
+        raise InputError(
+            f"{bundle.path} is in {precision}, which ONNX Runtime has no CPU kernels for; build one in fp32, fp16 or int8"
+        )
+    return backend
+
+
+def write_repository(
+    packages: Sequence[tuple[Bundle, Serving]], repository: Path, force: bool = False
+) -> list[str]:
+    """Add models to a repository, which is made where there is none; returns their names.
+
+    A model that is there already gets another version, if it takes and gives the same.
+
+    Args:
+        force: replace versions that are there.
+    Raises:
+        InputError: a name Triton has trouble with, a version that is there, a folder that is no repository, or a bundle
+            that its backend cannot serve; nothing is changed.
+    """
+    protobuf()
+    for bundle, serving in packages:
+        _check_serving(bundle, serving)
+    _check_repository(repository)
+    with scratch(repository) as folder:
+        for bundle, serving in packages:
+            for name in _write_models(bundle, serving, folder):
+                _check_model(folder / name, repository / name, serving.version, force)
+        made = sorted(path.name for path in folder.iterdir())
+        with uninterrupted():
+            repository.mkdir(parents=True, exist_ok=True)
+            for name in made:
+                _place(folder / name, repository / name)
+    return made
+
+
+def _check_serving(bundle: Bundle, serving: Serving) -> None:
+    if not _NAME.fullmatch(serving.name):
+        raise InputError(
+            f"model name '{serving.name}' is not allowed: use letters, digits, '_', '-' and '.'; pass another --name"
+        )
+    if serving.version < 1:
+        raise InputError(f"a model's version is 1 or more, got {serving.version}; pass --version 1")
+    if serving.instances < 1:
+        raise InputError(f"a model has 1 instance or more, got {serving.instances}; pass --instances 1")
+    if serving.max_queue_delay < 0:
+        raise InputError(f"--max-queue-delay must be 0 or more microseconds, got {serving.max_queue_delay}")
+    if serving.gpus and serving.backend == "python":
+        raise InputError(
+            "the Python backend's models run on the CPU; leave --gpus out, or pass another --backend"
+        )
+    choose_backend(bundle, serving.backend)
+
+
+def _check_repository(repository: Path) -> None:
+    """Refuse what is no place for models."""
+    if not repository.exists():
+        return
+    if not repository.is_dir():
+        raise InputError(f"output {repository} is not a folder; choose another with -o")
+    foreign = [p.name for p in repository.iterdir() if p.is_dir() and not (p / _CONFIG).is_file()]
+    foreign += [p.name for p in repository.iterdir() if not p.is_dir()]
+    if foreign:
+        raise InputError(
+            f"{repository} is no model repository: it has {', '.join(sorted(foreign)[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}; choose an empty or new folder with -o"
+        )
+    if not os.access(repository, os.W_OK | os.X_OK):
+        raise InputError(f"repository {repository} cannot be written; choose another with -o")
+
+
+def _check_model(made: Path, there: Path, version: int, force: bool) -> None:
+    """Refuse to replace a version, or to give a model a version that takes or gives something else."""
+    if not there.exists():
+        return
+    if (there / str(version)).exists() and not force:
+        raise InputError(
+            f"{there} has a version {version} already; pass --version {_next_version(there)}, another --name, or --force to "
+            "replace it"
+        )
+    new, old = (parse((path / _CONFIG).read_text(encoding="utf-8")) for path in (made, there))
+    others = {p.name for p in there.iterdir() if p.name.isdigit()} - {str(version)}
+    if others and _contract(new) != _contract(old):
+        raise InputError(
+            f"{there} takes or gives something else ({_contract_text(old)}, now {_contract_text(new)}), and versions of a "
+            "model share one configuration; pass another --name"
+        )
+
+
+def _contract(config: Any) -> tuple[Any, ...]:
+    """What versions of a model have to have in common."""
+    ends = [
+        (t.name, t.data_type, tuple(t.dims)) for tensors in (config.input, config.output) for t in tensors
+    ]
+    return config.backend, config.platform, config.max_batch_size, tuple(ends)
+
+
+def _contract_text(config: Any) -> str:
+    given, made = config.input[0], config.output[0]
+    pb = protobuf()
+    types = [pb.DataType.Name(t.data_type).removeprefix("TYPE_").lower() for t in (given, made)]
+    return (
+        f"{config.backend or config.platform}, {types[0]} {list(given.dims)} to {types[1]} {list(made.dims)}, "
+        f"batches up to {config.max_batch_size}"
+    )
+
+
+def _next_version(model: Path) -> int:
+    return max((int(p.name) for p in model.iterdir() if p.name.isdigit()), default=0) + 1
+
+
+def _place(made: Path, there: Path) -> None:
+    """Move a model to its place; into the one that is there, its version first and the configuration last."""
+    if not there.exists():
+        made.rename(there)
+        return
+    for version in (p for p in made.iterdir() if p.is_dir()):
+        target = there / version.name
+        if target.exists():
+            target.rename(made / f"{version.name}.old")  # goes with the scratch folder
+        version.rename(target)
+    for file in sorted((p for p in made.iterdir() if p.is_file()), key=lambda p: p.name == _CONFIG):
+        file.replace(there / file.name)
+
+
+def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:
+    """Write the models of one bundle into an empty folder; returns their names."""
+    configs = {serving.name: network_config(bundle, serving)}
+    if serving.ensemble:
+        configs[serving.decoder] = decode_config(bundle, serving)
+        configs[serving.images] = ensemble_config(bundle, serving)
+    for name, config in configs.items():
+        with contextlib.suppress(FileExistsError):
+            (folder / name).mkdir()
+        model, version = folder / name, folder / name / str(serving.version)
+        if version.exists():
+            raise InputError(
+                f"two bundles would be version {serving.version} of model {name}; give each its own --name"
+            )
+        version.mkdir()
+        (model / _CONFIG).write_text(text(config), encoding="utf-8")
+        if any(output.label_filename for output in config.output):
+            (model / LABELS).write_text(_labels(bundle), encoding="utf-8")
+    _write_network(bundle, serving, folder / serving.name / str(serving.version))
+    (folder / serving.name / "README.md").write_text(_readme(bundle, serving), encoding="utf-8")
+    if serving.ensemble:
+        _write_python(
+            folder / serving.decoder / str(serving.version),
+            "decode.py",
+            [_package("preprocessing.py"), _package("errors.py")],
+        )
+        # git and archives drop empty folders, and Triton wants the version's
+        (folder / serving.images / str(serving.version) / ".keep").touch()
+    return list(configs)
+
+
+def _write_network(bundle: Bundle, serving: Serving, version: Path) -> None:
+    if serving.backend == "tensorrt":
+        shutil.copyfile(bundle.engine_path, version / "model.plan")
+    elif serving.backend == "onnxruntime":
+        shutil.copyfile(
+            bundle.model_path, version / "model.onnx"
+        )  # standard operators: any release optimises it itself
+    else:
+        _write_python(version, "network.py", [Path(engines.__file__).parent / "cpu.py"])
+        if bundle.manifest["engine"]["kind"] == "onnxruntime":
+            shutil.copyfile(bundle.engine_path, version / "engine.onnx")
+        else:
+            engines.get("onnxruntime").build(
+                bundle.model_path, version / "engine.onnx", engines.BuildOptions()
+            )
+
+
+def _write_python(version: Path, model: str, parts: Sequence[Path]) -> None:
+    shutil.copyfile(_MODELS / model, version / "model.py")
+    folder = version / _PARTS
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for part in parts:
+        shutil.copyfile(part, folder / part.name)
+
+
+def _package(name: str) -> Path:
+    return Path(__file__).parents[1] / name
+
+
+def _labels(bundle: Bundle) -> str:
+    """One class a line; Triton knows no other way, so a line break in a name becomes a space."""
+    return "".join(" ".join(name.split()) + "\n" for name in bundle.classes)
+
+
+def _readme(bundle: Bundle, serving: Serving) -> str:
+    manifest = bundle.manifest
+    engine = manifest["engine"]
+    preprocessing = manifest["preprocessing"]
+    lines = [
+        f"# {serving.name}",
+        "",
+        f"{manifest['model']['name']} in {manifest['precision']}, made by sit-deploy from bundle {manifest['digest'][:12]}.",
+        "",
+    ]
+    if serving.backend == "tensorrt":
+        image = image_for(engine["version"])
+        where = f"`{image}`" if image else f"the container with that release ({SUPPORT_MATRIX})"
+        lines += [
+            f"The engine runs in TensorRT {engine['version']} only, on {engine['target']}: serve it in {where}.",
+            "",
+        ]
+    elif serving.backend == "python":
+        need = "NumPy, ONNX Runtime" + (" and Pillow" if serving.ensemble else "")
+        lines += [f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}.", ""]
+    else:
+        lines += ["Runs in Triton's ONNX Runtime backend, which any of its containers has.", ""]
+    shape = ", ".join(map(str, bundle.preprocessing().shape))
+    lines += [
+        f"- `{serving.name}`: `images` {preprocessing['dtype']} (n, {shape}), prepared as the bundle's manifest says "
+        f"→ `logits` float32 (n, {manifest['model']['num_classes']})"
+    ]
+    if serving.ensemble:
+        lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → `logits`"]
+    lines += ["", "Ask for `classification` of `logits` to get the names of the best classes.", ""]
+    return "\n".join(lines)
+
+
+def default_name(bundle: Bundle) -> str:
+    """Return the name of a bundle's model in Triton: its model and precision."""
+    return f"{bundle.manifest['model']['name']}_{bundle.manifest['precision']}".replace("-", "_")
+
+
+def serving_for(bundle: Bundle, serving: Serving, name: str | None, backend: str | None) -> Serving:
+    """Return how one of several bundles is served: with its own name and backend where none is asked for."""
+    return replace(serving, name=name or default_name(bundle), backend=choose_backend(bundle, backend))

@@ -1,0 +1,273 @@
+"""A Triton server on this machine: found or installed, started with a repository, stopped without leaving anything.
+
+NVIDIA's `nvidia-pytriton` wheel carries the server with its Python backend. It is installed into an environment of its own
+with NumPy 1 (with NumPy 2 this backend garbles tensors), beside what our Python models import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sit_deploy.bundle import scratch
+from sit_deploy.errors import InputError, SitDeployError
+
+WHEEL = "nvidia-pytriton==0.7.0"  # Triton 2.51
+_BESIDE = ("numpy>=1.26,<2", "onnxruntime>=1.22", "pillow>=10.0")
+_PYTHONS = ((3, 10), (3, 13))  # that the wheel has a backend for, and NumPy 1 and ONNX Runtime wheels
+_STUB = "triton_python_backend_stub"
+_STOP_SECONDS = 15
+_ERROR = re.compile(r"E\d{4} \S+ \d+ \S+\] (.*)")  # month and day, time, thread, place
+
+
+class ServerError(SitDeployError):
+    """The server did not start, or stopped by itself; the message has its last words."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A server that is there. executable: tritonserver. backends: folder of backends, None for the server's own.
+    environment: what its processes need besides."""
+
+    executable: Path
+    backends: Path | None
+    environment: dict[str, str]
+
+
+def default_folder() -> Path:
+    """Where a server is installed: below SIT_DEPLOY_CACHE, else below the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sit-deploy"
+    return Path(os.environ.get("SIT_DEPLOY_CACHE") or home) / "triton"
+
+
+def find_server(folder: Path | None = None) -> Installation:
+    """Return the server installed in `folder` or, where none is named, in the default folder or on the PATH.
+
+    Raises:
+        InputError: there is none, or a library that it needs is missing.
+    """
+    where = folder or default_folder()
+    if (where / "backends").is_dir():
+        found = _installed(where)
+        _check_libraries(found)
+        return found
+    on_path = None if folder else shutil.which("tritonserver")
+    if on_path:
+        return Installation(Path(on_path), None, {})
+    raise InputError(
+        f"no Triton server in {where}{'' if folder else ' or on the PATH'}; run `sit-deploy serve --install` (0.4 GB), or "
+        "package the bundle and serve it in NVIDIA's container"
+    )
+
+
+def install_server(folder: Path, progress: Callable[[str, int, int], None]) -> None:
+    """Install the server into a folder, whole or not at all; one that is there is left alone.
+
+    Raises:
+        InputError: another Python or system than the wheel is for, a folder in use, or a package that cannot be installed.
+    """
+    version = sys.version_info[:2]
+    if sys.platform != "linux" or not _PYTHONS[0] <= version <= _PYTHONS[1]:
+        low, high = (".".join(map(str, v)) for v in _PYTHONS)
+        raise InputError(
+            f"the Triton wheel is for Linux with Python {low} to {high}, and this is {sys.platform} with "
+            f"{version[0]}.{version[1]}; package the bundle and serve it in NVIDIA's container"
+        )
+    if (folder / "backends").is_dir():
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} has other files in it; name an empty or new one with --server-folder")
+    # not moved there when it is ready, as other folders are: an environment knows its own place
+    try:
+        progress("Making a virtual environment", 0, 0)
+        venv.create(folder / "venv", with_pip=True)
+        progress("Making a virtual environment", 1, 1)
+        for text, arguments in (
+            ("Installing Triton", ["--no-deps", WHEEL]),
+            ("Installing NumPy, ONNX Runtime and Pillow", list(_BESIDE)),
+        ):
+            progress(text, 0, 0)
+            _pip(folder, arguments)
+            progress(text, 1, 1)
+        _make_backends(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _pip(folder: Path, arguments: Sequence[str]) -> None:
+    command = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "pip failed")
+        raise InputError(
+            f"{arguments[-1]} cannot be installed ({last.strip()}); check the network and pip's settings"
+        )
+
+
+def _make_backends(folder: Path) -> None:
+    """Put the Python backend together: the wheel keeps its per-Python part elsewhere."""
+    wheel = _packages(folder) / "pytriton/tritonserver"
+    version = "{}.{}".format(*sys.version_info[:2])
+    with scratch(folder / "backends") as made:
+        shutil.copytree(wheel / "backends/python", made / "python")
+        shutil.copy2(wheel / "python_backend_stubs" / version / _STUB, made / "python" / _STUB)
+        (made / "python" / _STUB).chmod(0o755)
+        made.rename(folder / "backends")
+
+
+def _packages(folder: Path) -> Path:
+    return next((folder / "venv/lib").glob("python3.*")) / "site-packages"
+
+
+def _installed(folder: Path) -> Installation:
+    packages = _packages(folder)
+    real = (folder / "venv/bin/python").resolve()  # an environment's libpython is its base's
+    libraries = [packages / "nvidia_pytriton.libs", real.parents[1] / "lib"]
+    environment = {
+        "LD_LIBRARY_PATH": os.pathsep.join(
+            map(str, [*libraries, *_split(os.environ.get("LD_LIBRARY_PATH"))])
+        ),
+        "PATH": os.pathsep.join([str(folder / "venv/bin"), os.environ.get("PATH", "")]),
+        "VIRTUAL_ENV": str(folder / "venv"),
+    }
+    executable = packages / "pytriton/tritonserver/bin/tritonserver"
+    return Installation(executable, folder / "backends", environment)
+
+
+def _split(value: str | None) -> list[str]:
+    return [part for part in (value or "").split(os.pathsep) if part]
+
+
+def _check_libraries(found: Installation) -> None:
+    """Refuse a backend with a library missing: the server would wait for it for ever."""
+    stub = found.backends / "python" / _STUB
+    listing = subprocess.run(
+        ["ldd", str(stub)], capture_output=True, text=True, env={**os.environ, **found.environment}
+    )
+    missing = [line.split()[0] for line in listing.stdout.splitlines() if "not found" in line]
+    if missing:
+        raise InputError(
+            f"Triton's Python backend lacks {', '.join(missing)}; install it (on Debian or Ubuntu: apt-get install "
+            f"libpython3.{sys.version_info[1]}), or put its folder into LD_LIBRARY_PATH"
+        )
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def check(self) -> None:
+        """Refuse ports that are taken, before a server says so in many lines.
+
+        Raises:
+            InputError: one of them is taken, or two are the same.
+        """
+        named = {"--http-port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
+        if len(set(named.values())) < len(named):
+            raise InputError(f"the ports must differ, got {', '.join(map(str, named.values()))}")
+        for option, port in named.items():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("", port))
+                except OSError as error:
+                    raise InputError(
+                        f"port {port} cannot be used ({error.strerror}); pass another {option}"
+                    ) from None
+
+
+@contextlib.contextmanager
+def running(
+    found: Installation,
+    repository: Path,
+    log: Path,
+    ports: Ports,
+    arguments: Sequence[str] = (),
+    seconds: float = 120,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends; it is ready, with every model loaded, when the block begins.
+
+    Args:
+        log: file that gets what it prints. arguments: of tritonserver, besides those given here. seconds: to start in.
+    Raises:
+        InputError: a port is taken. ServerError: it did not start, a model of it did not load, or it took too long.
+    """
+    ports.check()
+    command = [
+        str(found.executable),
+        f"--model-repository={repository.absolute()}",
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        "--disable-auto-complete-config",  # our configurations say all
+        "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
+        *([f"--backend-directory={found.backends}"] if found.backends else []),
+        *arguments,
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **found.environment},
+            start_new_session=True,  # Ctrl-C is ours to pass on, and the backend's processes go with the server
+        )
+        try:
+            _wait_ready(process, ports.http, log, seconds)
+            yield process
+        finally:
+            _stop(process)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"Triton did not start: {last_words(log)}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise ServerError(f"Triton was not ready after {seconds:.0f} s: {last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    """Return why a server ended: the first error that it logged of a model, else of itself, else its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [found[1].strip('"') for line in lines if (found := _ERROR.match(line))]
+    # which it logs on every machine without a GPU
+    errors = [error for error in errors if "CudaDriverHelper" not in error]
+    of_models = [error for error in errors if "failed to load" in error or "Poll failed" in error]
+    return (of_models or errors or lines[-1:] or ["it said nothing"])[0]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to end, and after a while end it, with all that it started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Trained
+
+pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install 'sit-deploy[triton]'")
+
+
+def test_a_repository_of_several_bundles(nano_fp32: Path, nano_rtx: Path, cli: CommandLine) -> None:
+    out = cli(
+        "package", "triton", nano_fp32, nano_rtx, "-o", "models", "--backend", "python", "--ensemble"
+    ).out
+    for name in ("sit_nano_fp32", "sit_nano_fp16"):
+        assert f"{name}, {name}_decode, {name}_images" in out
+        assert (cli.folder / "models" / name / "1/engine.onnx").is_file()
+    found = cli("package", "triton", nano_fp32, "-o", "models", "--name", "again", "--json").json()
+    assert found == {"repository": str(cli.folder / "models"), "models": ["again"], "version": 1}
+    config = (cli.folder / "models/again/config.pbtxt").read_text()
+    assert 'backend: "onnxruntime"' in config and "max_batch_size" not in config
+
+
+def test_settings_reach_the_configuration(trained: Trained, cli: CommandLine) -> None:
+    cli(
+        *("package", "triton", trained.bundle, "-o", "models", "--name", "net", "--version", 7, "--backend", "python"),
+        *("--max-queue-delay", 900, "--instances", 3, "--threads", 2),
+    )  # fmt: skip
+    config = (cli.folder / "models/net/config.pbtxt").read_text()
+    assert "max_queue_delay_microseconds: 900" in config and "count: 3" in config
+    assert (cli.folder / "models/net/7/model.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--name", "a/b"], "model name 'a/b' is not allowed: use letters, digits"),
+        (
+            ["--backend", "tensorrt"],
+            "holds a onnxruntime engine, not tensorrt; build one with --engine tensorrt",
+        ),
+        (["--backend", "torch"], "--backend torch is not offered; choose tensorrt, onnxruntime, python"),
+        (["--version", "0"], "version is 1 or more, got 0; pass --version 1"),
+        (["--ensemble"], "takes a fixed batch, which an ensemble cannot feed"),
+    ],
+)
+def test_bad_usage(options: list[str], message: str, nano_fp32: Path, cli: CommandLine) -> None:
+    assert message in cli.refuses("package", "triton", nano_fp32, "-o", "models", *options)
+
+
+def test_bad_places(nano_fp32: Path, nano_rtx: Path, cli: CommandLine, copy_of: Callable[..., Path]) -> None:
+    assert "is not a bundle: no such folder" in cli.refuses("package", "triton", "gone", "-o", "models")
+    assert "--name is for one bundle" in cli.refuses(
+        "package", "triton", nano_fp32, nano_fp32, "-o", "models", "--name", "x"
+    )
+    assert "which Triton has no backend for" in cli.refuses("package", "triton", nano_rtx, "-o", "models")
+    cli("package", "triton", nano_fp32, "-o", "models")
+    assert "has a version 1 already; pass --version 2" in cli.refuses(
+        "package", "triton", nano_fp32, "-o", "models"
+    )
+    broken = copy_of(nano_fp32, "broken")
+    (broken / "engine.onnx").write_bytes(b"cut off")
+    assert "was changed: engine.onnx does not match its hash" in cli.refuses(
+        "package", "triton", broken, "-o", "models"
+    )
+
+
+def test_without_the_client_library(
+    nano_fp32: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tritonclient.grpc", None)
+    assert "run `pip install 'sit-deploy[triton]'`" in cli.refuses(
+        "package", "triton", nano_fp32, "-o", "models"
+    )

@@ -1,0 +1,150 @@
+"""`sit-deploy serve` as people start and stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sit_deploy.data import list_images
+from sit_deploy.triton import server
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import CLASSES, Trained
+from tests.sit_deploy.triton.conftest import free_ports, installation
+
+__all__ = ["installation"]  # the fixture
+
+
+def start(cli: CommandLine, *words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sit_deploy", "serve", *map(str, words)],
+        cwd=cli.folder,
+        env={**os.environ, "TMPDIR": str(cli.folder / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def options(installed: server.Installation, ports: server.Ports) -> list[Any]:
+    return [
+        *("--server-folder", installed.backends.parent, "--threads", 1),
+        *("--http-port", ports.http, "--grpc-port", ports.grpc, "--metrics-port", ports.metrics),
+    ]
+
+
+def read_object(stream: Any) -> dict[str, Any]:
+    """Read one JSON object from a stream that stays open."""
+    text = ""
+    for line in stream:
+        text += line
+        if line == "}\n":
+            return json.loads(text)
+    raise AssertionError(f"no JSON, but {text!r}")
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_line_that_is_printed_works(
+    installation: server.Installation, trained: Trained, cli: CommandLine
+) -> None:
+    image = list_images(trained.images)[0]
+    best = cli("predict", trained.bundle, image, "--json").json()[0]["classes"][0]
+    process = start(cli, trained.bundle, "--json", *options(installation, free_ports()))
+    try:
+        told = read_object(process.stdout)
+        shutil.copy(image, cli.folder / "photo.jpg")
+        done = subprocess.run(["sh", "-c", told["curl"]], cwd=cli.folder, capture_output=True, text=True)
+        (output,) = json.loads(done.stdout)["outputs"]
+        _, number, name = output["data"][0].split(":", 2)
+        assert (int(number), name) == (best["index"], CLASSES[best["index"]])
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and err.endswith("Stopped.\n")
+    assert list((cli.folder / "tmp").iterdir()) == []
+    with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
+        probe.connect(("127.0.0.1", told["http"]))
+
+
+def test_a_server_that_dies_is_told_of(
+    installation: server.Installation, trained: Trained, cli: CommandLine
+) -> None:
+    process = start(cli, trained.bundle, "--json", *options(installation, free_ports()))
+    try:
+        told = read_object(process.stdout)
+        folder = str(Path(told["log"]).parent)
+        found = subprocess.run(["pgrep", "-f", f"tritonserver.*{folder}"], capture_output=True, text=True)
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith("Error: Triton stopped by itself: ")
+    time.sleep(0.2)
+    assert not subprocess.run(["pgrep", "-f", folder], capture_output=True).stdout
+
+
+def test_nothing_to_serve(cli: CommandLine, trained: Trained) -> None:
+    assert "Missing argument 'BUNDLE'" in cli("serve", status=2).usage_error()
+    assert "is not a bundle" in cli.refuses("serve", "gone")
+    assert "no Triton server in nowhere; run `sit-deploy serve --install`" in cli.refuses(
+        "serve", trained.bundle, "--server-folder", "nowhere"
+    )
+
+
+def test_a_port_that_is_taken(cli: CommandLine, trained: Trained) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert (
+            f"port {port} cannot be used (Address already in use); pass another --http-port"
+            in cli.refuses("serve", trained.bundle, "--http-port", port)
+        )
+
+
+def test_an_installation_goes_into_no_other_folder(cli: CommandLine) -> None:
+    (cli.folder / "mine").mkdir()
+    (cli.folder / "mine/thesis.tex").touch()
+    assert "mine has other files in it; name an empty or new one with --server-folder" in cli.refuses(
+        "serve", "--install", "--server-folder", "mine"
+    )
+
+
+def test_an_installation_that_fails_leaves_nothing(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WHEEL", "no-such-wheel-of-anyone==0.0.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    message = cli.refuses("serve", "--install", "--server-folder", "triton")
+    assert "no-such-wheel-of-anyone==0.0.0 cannot be installed (ERROR: " in message
+
+
+def test_an_installation_that_is_there_is_left_alone(
+    installation: server.Installation, cli: CommandLine
+) -> None:
+    before = installation.backends.stat().st_mtime_ns
+    assert (
+        "Triton is installed in"
+        in cli("serve", "--install", "--server-folder", installation.backends.parent).out
+    )
+    assert installation.backends.stat().st_mtime_ns == before
+
+
+def test_a_library_that_is_missing_is_named(
+    installation: server.Installation, monkeypatch: pytest.MonkeyPatch, cli: CommandLine, trained: Trained
+) -> None:
+    """The server would wait for ever for a backend process that cannot start."""
+    listing = "\tlibpython3.11.so.1.0 => not found\n\tlibc.so.6 => /lib/libc.so.6 (0x0)\n"
+    done = subprocess.CompletedProcess([], 0, listing, "")
+    monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(server.InputError, match=r"lacks libpython3\.11\.so\.1\.0; install it"):
+        server.find_server(installation.backends.parent)

@@ -1,0 +1,113 @@
+"""A real Triton server, where one is installed: `make test` installs it beside the tests' own environment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.errors import InputError
+from sit_deploy.triton import server
+from sit_deploy.triton.config import Serving
+
+pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install 'sit-deploy[triton]'")
+
+
+def free_ports() -> server.Ports:
+    """Three ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in sockets:
+            each.bind(("", 0))
+        return server.Ports(*(each.getsockname()[1] for each in sockets))
+
+
+@pytest.fixture(scope="session")
+def installation() -> server.Installation:
+    """The server in this environment's folder `triton` or in the user's cache."""
+    beside = Path(sys.prefix) / "triton"
+    try:
+        return server.find_server(beside if beside.is_dir() else None)
+    except InputError as error:
+        pytest.skip(f"needs a Triton server: {error}")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running server and clients of it."""
+
+    ports: server.Ports
+    process: Any
+    log: Path
+
+    @contextlib.contextmanager
+    def client(self, protocol: str) -> Iterator[Any]:
+        """A client of tritonclient.http or tritonclient.grpc."""
+        if protocol == "http":
+            import tritonclient.http as module
+
+            made = module.InferenceServerClient(f"localhost:{self.ports.http}", concurrency=4)
+        else:
+            import tritonclient.grpc as module
+
+            made = module.InferenceServerClient(f"localhost:{self.ports.grpc}")
+        try:
+            yield made
+        finally:
+            made.close()
+
+    def infer(
+        self,
+        client: Any,
+        model: str,
+        array: np.ndarray,
+        name: str = "images",
+        classes: int = 0,
+        version: str = "",
+    ) -> np.ndarray:
+        """Send one tensor to a model; returns its `logits`, or with `classes` the strings of the best ones."""
+        module = sys.modules[type(client).__module__.removesuffix("._client")]
+        from tritonclient.utils import np_to_triton_dtype
+
+        given = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        given.set_data_from_numpy(array)
+        wanted = module.InferRequestedOutput("logits", class_count=classes)
+        return client.infer(model, [given], outputs=[wanted], model_version=version).as_numpy("logits")
+
+
+@pytest.fixture(scope="session")
+def run_server(installation: server.Installation) -> Callable[..., Any]:
+    """A function that runs a server on a repository: `with run_server(repository) as running`."""
+
+    @contextlib.contextmanager
+    def run(repository: Path, *arguments: str) -> Iterator[Running]:
+        ports, log = free_ports(), repository.with_name(f"{repository.name}.log")
+        with server.running(installation, repository, log, ports, arguments) as process:
+            yield Running(ports, process, log)
+
+    return run
+
+
+def as_tensorrt(folder: Path, version: str = "10.9.0.34", **batch: int) -> Bundle:
+    """Rewrite a bundle's manifest as if full TensorRT had built its engine: its configuration can be checked without one."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["engine"] |= {"kind": "tensorrt", "version": version, "target": "sm89 (NVIDIA L4)"}
+    if batch:
+        manifest["batch"] = batch
+    manifest["digest"] = digest(manifest)
+    path.write_text(json.dumps(manifest))
+    return load_bundle(folder)
+
+
+def serving(name: str = "net", **fields: Any) -> Serving:
+    return Serving(name, **{"threads": 1, **fields})

@@ -1,0 +1,322 @@
+"""The real server: golden outputs, batching, refusals, labels, image files, reloading, and ten thousand requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sit_deploy.build import build
+from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.data import list_images
+from sit_deploy.inference import load
+from sit_deploy.parity import TOLERANCE, compare
+from sit_deploy.request import BuildRequest
+from sit_deploy.triton import server
+from sit_deploy.triton.repository import write_repository
+from tests.sit_deploy.conftest import CLASSES, Trained
+from tests.sit_deploy.triton.conftest import Running, as_tensorrt, free_ports, serving
+
+PROTOCOLS = ["http", "grpc"]
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """sit_nano of open batch that takes pixels: the smallest requests there are."""
+    path = tmp_path_factory.mktemp("pixels") / "bundle"
+    return build(
+        BuildRequest(
+            "sit_nano", path, engine="onnxruntime", dynamic_batch=(1, 4, 8), input="uint8", num_classes=5
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def triton(
+    trained: Trained,
+    nano_rtx: Path,
+    pixels: Bundle,
+    run_server: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    repository = tmp_path_factory.mktemp("triton") / "models"
+    write_repository(
+        [
+            (load_bundle(trained.bundle), serving("net", ensemble=True, max_queue_delay=50_000)),
+            (load_bundle(nano_rtx), serving("half")),
+            (pixels, serving("pixels")),
+        ],
+        repository,
+    )
+    with run_server(repository) as started:
+        yield started
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", ["net", "half", "pixels"])
+def test_golden_outputs(
+    model: str, protocol: str, triton: Running, trained: Trained, nano_rtx: Path, pixels: Bundle
+) -> None:
+    """Of a float bundle, of an FP16 one built for TensorRT, and of one that takes pixels."""
+    bundle = {"net": load_bundle(trained.bundle), "half": load_bundle(nano_rtx), "pixels": pixels}[model]
+    images, reference = bundle.golden()
+    with triton.client(protocol) as client:
+        logits = np.concatenate([triton.infer(client, model, image[None]) for image in images])
+    hop = compare("Triton", logits, reference, reference, TOLERANCE[bundle.manifest["precision"]])
+    assert hop.passed, hop
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_every_batch_is_what_the_engine_gives(size: int, triton: Running, trained: Trained) -> None:
+    """The engine takes batches of 2 to 4; a single image is filled up."""
+    images, _ = load_bundle(trained.bundle).golden()
+    with load(trained.bundle) as classify, triton.client("grpc") as client:
+        assert np.allclose(
+            triton.infer(client, "net", images[:size]), classify.logits(images[:size]), atol=1e-5
+        )
+
+
+def statistics(client: Any, model: str) -> Any:
+    return client.get_inference_statistics(model, as_json=True)["model_stats"][0]
+
+
+def test_concurrent_requests_are_batched_and_not_mixed_up(triton: Running, trained: Trained) -> None:
+    images, _ = load_bundle(trained.bundle).golden()
+    with load(trained.bundle) as classify:
+        expected = classify.logits(images)
+    with triton.client("grpc") as client:
+        before = statistics(client, "net")
+
+        def one(index: int) -> np.ndarray:
+            return triton.infer(client, "net", images[index % 4 : index % 4 + 1])
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(one, range(64)))
+        after = statistics(client, "net")
+    for index, answer in enumerate(answers):
+        assert np.allclose(answer[0], expected[index % 4], atol=1e-5)
+    requests = int(after["inference_count"]) - int(before["inference_count"])
+    runs = int(after["execution_count"]) - int(before["execution_count"])
+    assert requests == 64
+    assert runs <= 48, f"{requests} requests took {runs} runs"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((1, 3, 112, 111), np.float32), "unexpected shape"),
+        (np.zeros((1, 112, 112, 3), np.float32), "unexpected shape"),
+        (np.zeros((5, 3, 112, 112), np.float32), "batch-size must be <= 4|batch size"),
+        (np.zeros((1, 3, 112, 112), np.uint8), "data-type|data type"),
+    ],
+)
+def test_what_does_not_fit_is_the_clients_fault(
+    array: np.ndarray, message: str, protocol: str, triton: Running
+) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    with triton.client(protocol) as client:
+        with pytest.raises(InferenceServerException, match=message) as caught:
+            triton.infer(client, "net", array)
+        assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+        assert client.is_server_ready()
+
+
+def test_class_names_come_back(triton: Running, trained: Trained) -> None:
+    bundle = load_bundle(trained.bundle)
+    images, logits = bundle.golden()
+    with triton.client("http") as client:
+        rows = triton.infer(client, "net", images, classes=3)
+    for row, scores in zip(rows, logits, strict=True):
+        for text, index in zip(row, np.argsort(-scores)[:3], strict=True):
+            value, number, name = text.decode().split(":", 2)
+            assert (int(number), name) == (index, CLASSES[index])
+            assert float(value) == pytest.approx(scores[index], rel=1e-3, abs=1e-3)
+
+
+def encoded(*contents: bytes) -> np.ndarray:
+    return np.array(contents, dtype=object).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_image_files_give_what_predict_gives(protocol: str, triton: Running, trained: Trained) -> None:
+    files = list_images(trained.images)[:4]
+    jpeg = io.BytesIO()
+    with Image.open(files[0]) as image:
+        image.resize((301, 200)).save(jpeg, "jpeg")
+    (Path(triton.log).parent / "other.jpg").write_bytes(jpeg.getvalue())
+    files[0] = triton.log.parent / "other.jpg"  # another format and another size in the same request
+    with load(trained.bundle) as classify, triton.client(protocol) as client:
+        given = triton.infer(client, "net_images", encoded(*(f.read_bytes() for f in files)), "image")
+        assert np.allclose(given, classify(files), atol=1e-5)
+        text = base64.b64encode(files[0].read_bytes())
+        assert np.allclose(triton.infer(client, "net_images", encoded(text), "image"), given[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "data", [b"no image", b"", b"\x89PNG\r\n\x1a\n cut off", base64.b64encode(b"no image")]
+)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_cannot_be_decoded_fails_alone(
+    protocol: str, data: bytes, triton: Running, trained: Trained
+) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    good = list_images(trained.images)[0].read_bytes()
+    with triton.client(protocol) as client:
+        with pytest.raises(InferenceServerException, match="image") as caught:
+            triton.infer(client, "net_images", encoded(good, data), "image")
+        assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+        assert triton.infer(client, "net_images", encoded(good), "image").shape == (1, len(CLASSES))
+
+
+def test_a_new_version_takes_over_without_a_failed_request(
+    trained: Trained, run_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    repository, first = tmp_path / "models", load_bundle(trained.bundle)
+    second = build(
+        BuildRequest(
+            "sit_nano",
+            tmp_path / "second",
+            engine="onnxruntime",
+            dynamic_batch=(2, 3, 4),
+            num_classes=len(CLASSES),
+        )
+    )
+    write_repository([(first, serving())], repository)
+    images, old = first.golden()
+    with load(second) as classify:
+        new = classify.logits(images)
+    answers: list[np.ndarray] = []
+    done = threading.Event()
+
+    def ask(running: Running) -> None:
+        with running.client("grpc") as client:
+            while not done.is_set():
+                answers.append(running.infer(client, "net", images[:1])[0])
+
+    with (
+        run_server(repository, "--model-control-mode=explicit", "--load-model=net") as running,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        asking = [pool.submit(ask, running) for _ in range(3)]
+        try:
+            _wait_for(lambda: len(answers) > 30)
+            write_repository([(second, serving(version=2))], repository)
+            with running.client("http") as client:
+                client.load_model("net")
+            seen = len(answers)
+            _wait_for(lambda: len(answers) > seen + 30)
+        finally:
+            done.set()
+        for each in asking:
+            each.result()  # a failed request raises here
+    is_old, is_new = ([np.allclose(a, logits[0], atol=1e-4) for a in answers] for logits in (old, new))
+    assert all(a or b for a, b in zip(is_old, is_new, strict=True))
+    assert is_old[0] and is_new[-1] and not is_old[-1]
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the server does not answer"
+        time.sleep(0.02)
+
+
+def memory(process: Any) -> int:
+    """Resident bytes of a process and all below it that are its own."""
+    pids, total = [process.pid], 0
+    while pids:
+        pid = pids.pop()
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        pids += [int(child) for child in children.read_text().split()]
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Private_Clean", "Private_Dirty")):
+                total += int(line.split()[1]) << 10
+    return total
+
+
+def test_ten_thousand_requests_lose_none_and_take_no_memory(triton: Running, pixels: Bundle) -> None:
+    images, _ = pixels.golden()
+    with load(pixels) as classify:
+        expected = classify.logits(images)
+    with triton.client("grpc") as client:
+        before = statistics(client, "pixels")["inference_stats"]
+
+        def ask(count: int) -> int:
+            wrong = 0
+            for index in range(count):
+                answer = triton.infer(client, "pixels", images[index % 4 : index % 4 + 1])
+                wrong += not np.allclose(answer[0], expected[index % 4], atol=1e-5)
+            return wrong
+
+        def send(each: int) -> None:
+            with ThreadPoolExecutor(4) as pool:
+                assert sum(pool.map(ask, [each] * 4)) == 0
+
+        send(500)
+        settled = memory(triton.process)
+        send(2000)
+        grown = memory(triton.process) - settled
+        after = statistics(client, "pixels")["inference_stats"]
+    assert int(after["success"]["count"]) - int(before["success"]["count"]) == 10_000
+    assert int(after.get("fail", {}).get("count", 0)) == 0
+    assert grown < 16 << 20, f"{grown / 1e6:.1f} MB more after 8000 requests"
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
+def test_the_server_accepts_the_configuration_of_backends_it_lacks(
+    backend: str, nano_rtx: Path, run_server: Callable[..., Any], copy_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It reads a configuration whole before it looks for the backend, so what it then misses is the backend alone."""
+    from tritonclient.utils import InferenceServerException
+
+    repository = tmp_path / "models"
+    bundle = as_tensorrt(copy_of(nano_rtx), min=1, opt=4, max=8)
+    write_repository([(bundle, serving("net", backend=backend))], repository)
+    with run_server(repository, "--model-control-mode=explicit") as running, running.client("http") as client:
+        with pytest.raises(
+            InferenceServerException, match=f"unable to find backend library for backend '{backend}'"
+        ):
+            client.load_model("net")
+        config = repository / "net/config.pbtxt"
+        config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: -8"))
+        with pytest.raises(InferenceServerException, match="failed to poll"):
+            client.load_model("net")
+        assert "'max_batch_size' must be non-negative value for net" in running.log.read_text()
+
+
+def test_a_damaged_graph_says_so_at_the_start(
+    trained: Trained, installation: server.Installation, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    write_repository([(load_bundle(trained.bundle), serving())], repository)
+    (repository / "net/1/engine.onnx").write_bytes(b"no graph")
+    with (
+        pytest.raises(server.ServerError, match=r"failed to load 'net' version 1: .*engine\.onnx") as caught,
+        server.running(installation, repository, tmp_path / "log", free_ports()),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert not subprocess.run(["pgrep", "-f", str(repository)], capture_output=True).stdout
+
+
+def test_ports_that_cannot_be_used(triton: Running) -> None:
+    other = free_ports()
+    with pytest.raises(
+        server.InputError, match=rf"port {triton.ports.http} cannot be used .* pass another --http-port"
+    ):
+        server.Ports(triton.ports.http, other.grpc, other.metrics).check()
+    with pytest.raises(server.InputError, match="the ports must differ"):
+        server.Ports(9000, 9000, 9002).check()
