@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed ## train a small teacher, distil a SiT from it, bu
 	$(BIN)/sit-deploy quickstart -o build/quickstart
 
 test: $(VENV)/installed-test $(VENV)/triton/backends ## every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # a Triton server for the tests, in an environment of its own
 $(VENV)/triton/backends: | $(VENV)/installed-test

@@ -1,0 +1,54 @@
+// A bundle of sit-deploy: what an engine is, what it takes, and that nothing in it was changed. See docs/bundle.md.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace sit_deploy {
+
+/// From an image to what the network takes: resize the shorter side, crop the centre, scale to [0, 1], normalise.
+struct Preprocessing {
+    std::size_t height = 0, width = 0;  ///< of the crop, in pixels
+    std::size_t resize = 0;             ///< pixels that the shorter side gets
+    std::string interpolation;          ///< "bilinear", "bicubic" or "lanczos", antialiased as Pillow does it
+    std::array<float, 3> mean{}, std{};  ///< of R, G and B in [0, 1]
+    bool pixels = false;  ///< the network takes uint8 (n, H, W, 3) and normalises by itself; else float32 (n, 3, H, W)
+
+    /// Bytes of one image as the network takes it.
+    [[nodiscard]] std::size_t bytes() const { return 3 * height * width * (pixels ? 1 : sizeof(float)); }
+};
+
+/// Images and the reference's logits, to check an engine with: `images` as the network takes them.
+struct Golden {
+    std::size_t count = 0;
+    std::vector<std::uint8_t> images;
+    std::vector<float> logits;
+};
+
+/// An open bundle. Immutable, so any thread may read it.
+class Bundle {
+public:
+    /// Read the manifest and verify it and every file against their SHA-256.
+    /// Throws Error: not a bundle, of a newer schema, or with something missing or changed.
+    static Bundle open(const std::filesystem::path& folder);
+
+    std::filesystem::path path;
+    std::string model, precision;
+    std::string engine_kind, engine_version, engine_target;
+    std::filesystem::path engine_file, model_file;  ///< full paths; model_file is the ONNX graph
+    std::vector<std::string> classes;               ///< names in label order; their numbers where there are none
+    std::size_t batch_min = 1, batch_best = 1, batch_max = 1;
+    Preprocessing preprocessing;
+
+    /// Read golden.npz. Throws Error if it is damaged or does not fit the manifest.
+    [[nodiscard]] Golden golden() const;
+
+    /// Largest difference of logits from the reference, in its standard deviations, that its precision is allowed.
+    [[nodiscard]] float tolerance() const;
+};
+
+}  // namespace sit_deploy

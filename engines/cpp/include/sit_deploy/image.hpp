@@ -1,0 +1,35 @@
+// Images: decoded from JPEG and PNG, and prepared exactly as the training did it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "sit_deploy/bundle.hpp"
+
+namespace sit_deploy {
+
+/// Eight-bit RGB, rows from the top: 3 * width * height bytes.
+struct Image {
+    std::size_t width = 0, height = 0;
+    std::vector<std::uint8_t> rgb;
+};
+
+/// Decode a JPEG or PNG. Grey becomes RGB, 16 bits their high byte, transparency is dropped; an EXIF orientation is not
+/// applied, as in training. Throws Error: damaged, truncated, of another format, CMYK, or too large to trust.
+Image decode(const std::uint8_t* data, std::size_t size);
+
+/// Decode a file; the error names it.
+Image load_image(const std::filesystem::path& path);
+
+/// Resize to width x height as Image.resize of Pillow 13 does, to the bit. filter: "bilinear", "bicubic" or "lanczos".
+Image resize(const Image& image, std::size_t width, std::size_t height, const std::string& filter);
+
+/// The resized and cropped image: 3 * H * W bytes, (H, W, 3).
+std::vector<std::uint8_t> crop_pixels(const Image& image, const Preprocessing& how);
+
+/// Write what the network takes of an image: how.bytes() bytes at `out`, equal to the Python preprocessing to the bit.
+void prepare(const Image& image, const Preprocessing& how, void* out);
+
+}  // namespace sit_deploy

@@ -1,0 +1,92 @@
+// What the Python tests ask the library: one verb a process, raw bytes on standard output.
+//   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT | hammer BUNDLE THREADS CONTEXTS
+//   open BUNDLE | tensorrt BUNDLE
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+
+#include "sit_deploy/classifier.hpp"
+
+namespace {
+
+using namespace sit_deploy;
+
+void put(const void* data, std::size_t size) { std::fwrite(data, 1, size, stdout); }
+
+void put(const Image& image) {
+    std::printf("%zu %zu\n", image.width, image.height);
+    put(image.rgb.data(), image.rgb.size());
+}
+
+/// Every thread runs the golden images one by one and must get what the first run gave.
+int hammer(const char* bundle, int threads, int contexts) {
+    Options options;
+    options.contexts = contexts;
+    options.threads = 1;
+    const Classifier classifier(bundle, options);
+    const Golden golden = classifier.bundle().golden();
+    const std::size_t bytes = classifier.bundle().preprocessing.bytes();
+    std::vector<std::vector<float>> expected;
+    for (std::size_t i = 0; i < golden.count; ++i) expected.push_back(classifier.infer(golden.images.data() + i * bytes, 1));
+    std::atomic<int> wrong = 0;
+    std::vector<std::thread> running;
+    for (int t = 0; t < threads; ++t)
+        running.emplace_back([&, t] {
+            for (std::size_t k = 0; k < 25; ++k) {
+                const std::size_t i = (k + static_cast<std::size_t>(t)) % golden.count;
+                if (classifier.infer(golden.images.data() + i * bytes, 1) != expected[i]) ++wrong;
+            }
+        });
+    for (std::thread& each : running) each.join();
+    std::printf("%d wrong\n", wrong.load());
+    return wrong == 0 ? 0 : 1;
+}
+
+int run(int argc, char** argv) {
+    const std::string verb = argc > 1 ? argv[1] : "";
+    if (verb == "decode" && argc == 3) {
+        put(load_image(argv[2]));
+    } else if (verb == "resize" && argc == 6) {
+        put(resize(load_image(argv[5]), std::stoul(argv[3]), std::stoul(argv[4]), argv[2]));
+    } else if (verb == "prepare" && argc == 4) {
+        const Bundle bundle = Bundle::open(argv[2]);
+        std::vector<char> out(bundle.preprocessing.bytes());
+        prepare(load_image(argv[3]), bundle.preprocessing, out.data());
+        put(out.data(), out.size());
+    } else if (verb == "infer" && argc == 5) {
+        const Classifier classifier(argv[2]);
+        std::ifstream file(argv[3], std::ios::binary);
+        const std::vector<char> raw{std::istreambuf_iterator<char>(file), {}};
+        const std::vector<float> logits = classifier.infer(raw.data(), std::stoul(argv[4]));
+        put(logits.data(), logits.size() * sizeof(float));
+    } else if (verb == "hammer" && argc == 5) {
+        return hammer(argv[2], std::stoi(argv[3]), std::stoi(argv[4]));
+    } else if (verb == "open" && argc == 3) {
+        const Bundle bundle = Bundle::open(argv[2]);
+        const Golden golden = bundle.golden();
+        for (const std::string& name : bundle.classes) std::printf("%s\n", name.c_str());
+        std::printf("%zu %zu %zu %zu\n", bundle.batch_min, bundle.batch_best, bundle.batch_max, golden.count);
+    } else if (verb == "tensorrt" && argc == 3) {
+        Options options;
+        options.backend = Backend::tensorrt;
+        const Classifier classifier(argv[2], options);
+    } else {
+        std::fprintf(stderr, "no such verb\n");
+        return 3;
+    }
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+    return run(argc, argv);
+} catch (const sit_deploy::Error& error) {
+    std::fprintf(stderr, "Error: %s\n", error.what());
+    return 2;
+}

@@ -1,0 +1,103 @@
+"""The C++ library, compiled by the real compiler: once as users get it, once with sanitizers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SOURCES = Path(__file__).parents[3] / "engines/cpp"
+# what a sanitizer would find in OpenVINO and libjpeg is not ours; what it finds in our code still ends the program
+_SANITIZERS = {
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TBB_ENABLE_SANITIZERS": "1",  # else TBB loads a library in a way that AddressSanitizer refuses
+}
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A build of the library: its folder, and how to run what is in it."""
+
+    folder: Path
+
+    def run(self, program: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+        import os
+
+        command = [str(self.folder / program), *map(str, words)]
+        return subprocess.run(command, capture_output=True, env={**os.environ, **_SANITIZERS}, timeout=300)
+
+    def output(self, program: str, *words: object) -> bytes:
+        """What a program prints, which must end well."""
+        done = self.run(program, *words)
+        assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()[-2000:]
+        return done.stdout
+
+    def refusal(self, program: str, *words: object) -> str:
+        """The one line that a program refuses with."""
+        done = self.run(program, *words)
+        assert (done.returncode, done.stdout) == (2, b""), done.stderr.decode()[-2000:]
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith("Error: ")
+        return line.removeprefix("Error: ")
+
+    def image(self, *words: object) -> np.ndarray:
+        """The image that sit_probe prints: uint8 (H, W, 3)."""
+        size, _, data = self.output("sit_probe", *words).partition(b"\n")
+        width, height = map(int, size.split())
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def cmake_arguments() -> list[str]:
+    """Where OpenVINO is; skips the test where something to compile with is missing."""
+    for command, package in (("cmake", "cmake"), ("c++", "g++")):
+        if not shutil.which(command):
+            pytest.skip(f"needs {command}: apt-get install {package}")
+    for header, package in (
+        ("jpeglib.h", "libjpeg-dev"),
+        ("png.h", "libpng-dev"),
+        ("openssl/evp.h", "libssl-dev"),
+    ):
+        found = subprocess.run(
+            ["c++", "-E", "-x", "c++", "-"],
+            input=f"#include <cstdio>\n#include <{header}>\n",
+            text=True,
+            capture_output=True,
+        )
+        if found.returncode:
+            pytest.skip(f"needs {header}: apt-get install {package}")
+    utils = pytest.importorskip("openvino.utils", reason="needs OpenVINO: pip install openvino")
+    return [f"-DOpenVINO_DIR={utils.get_cmake_path()}", f"-DPython3_EXECUTABLE={sys.executable}"]
+
+
+def compiled(folder: Path, *options: str) -> Programs:
+    """Configure and build the library into a folder; a warning is an error."""
+    configure = [
+        *("cmake", "-S", str(SOURCES), "-B", str(folder), *cmake_arguments()),
+        *("-DSIT_DEPLOY_WARNINGS_AS_ERRORS=ON", "-DSIT_DEPLOY_TESTS=ON", *options),
+    ]  # fmt: skip
+    for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return Programs(folder)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The library as users build it."""
+    return compiled(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The library with AddressSanitizer and UndefinedBehaviorSanitizer, which end a program at what they find."""
+    return compiled(
+        tmp_path_factory.mktemp("checked"),
+        "-DSIT_DEPLOY_SANITIZE=address,undefined",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+    )

@@ -1,0 +1,459 @@
+"""The C++ library against the Python side: pixels, golden outputs, classes, and what it refuses. One file, so that it is
+compiled once."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from sit_deploy.build import build
+from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.hashing import sha256
+from sit_deploy.inference import load
+from sit_deploy.preprocessing import load_image
+from sit_deploy.request import BuildRequest
+from sit_deploy.sample_images import sample_images
+from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments
+from tests.sit_deploy.conftest import CLASSES, Trained, copy_of, nano_fp32, nano_rtx, trained
+
+__all__ = ["copy_of", "nano_fp32", "nano_rtx", "trained"]  # fixtures
+
+if int(PIL.__version__.split(".")[0]) < 13:
+    pytest.skip("older Pillow resizes tall images in another order", allow_module_level=True)
+
+RESAMPLING = {name: getattr(Image.Resampling, name.upper()) for name in ("bilinear", "bicubic", "lanczos")}
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Noise over a gradient: every value, and every kind of edge."""
+    made = np.random.default_rng(width * 1009 + height).integers(0, 256, (height, width, 3))
+    ramp = np.linspace(0, 255, width)[None, :, None]
+    return Image.fromarray(((made + 2 * ramp) / 3).astype(np.uint8)).convert(mode)
+
+
+@pytest.fixture(scope="module")
+def pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The trained model, taking pixels."""
+    return build(
+        BuildRequest(
+            "sit_nano",
+            tmp_path_factory.mktemp("pixels") / "bundle",
+            engine="onnxruntime",
+            checkpoint=trained.checkpoint,
+            labels=trained.labels,
+            calib_data=trained.images,
+            input="uint8",
+        )
+    )
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change a manifest as someone who can compute hashes would."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    manifest["digest"] = digest(manifest)
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------ pixels
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((500, 375), (341, 256)),
+        ((375, 500), (256, 341)),
+        ((61, 37), (422, 256)),  # larger
+        ((256, 256), (256, 256)),  # nothing to do
+        ((256, 300), (256, 256)),  # one direction
+        ((300, 256), (256, 256)),
+        ((1, 1), (16, 16)),
+        ((1, 50), (128, 6400)),
+        ((901, 33), (17, 5)),
+        ((64, 64), (63, 65)),
+        ((333, 1001), (128, 384)),  # tall: down first
+        ((100, 150), (50, 50)),  # on either side of where Pillow changes the order
+        ((100, 151), (50, 50)),
+        ((100, 60), (150, 59)),
+    ],
+)
+def test_resizing_is_pillows_to_the_bit(
+    name: str, source: tuple[int, int], target: tuple[int, int], checked: Programs, tmp_path: Path
+) -> None:
+    image = picture(*source)
+    image.save(tmp_path / "image.png")
+    ours = checked.image("resize", name, *target, tmp_path / "image.png")
+    assert np.array_equal(ours, np.asarray(image.resize(target, RESAMPLING[name])))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(500, 375), (375, 500), (128, 128), (129, 128), (255, 257), (61, 37), (1, 1), (1, 50), (333, 1001)],
+)
+def test_preparing_is_pythons_to_the_bit(
+    shape: tuple[int, int], checked: Programs, trained: Trained, pixels: Bundle, tmp_path: Path
+) -> None:
+    picture(*shape).save(tmp_path / "image.png")
+    for bundle in (load_bundle(trained.bundle), pixels):
+        expected = bundle.preprocessing()(load_image(tmp_path / "image.png"))
+        ours = checked.output("sit_probe", "prepare", bundle.path, tmp_path / "image.png")
+        assert np.array_equal(np.frombuffer(ours, expected.dtype).reshape(expected.shape), expected)
+
+
+JPEGS = [
+    ("RGB", {"quality": 95, "subsampling": 0}),
+    ("RGB", {"quality": 75, "subsampling": 1}),
+    ("RGB", {"quality": 75, "subsampling": 2}),
+    ("RGB", {"quality": 30, "progressive": True}),
+    ("L", {"quality": 80}),
+]
+
+
+@pytest.mark.parametrize(("mode", "options"), JPEGS, ids=str)
+@pytest.mark.parametrize("shape", [(160, 120), (61, 37), (17, 8)])
+def test_jpegs_decode_as_pillow_decodes_them(
+    mode: str, options: dict[str, Any], shape: tuple[int, int], checked: Programs, tmp_path: Path
+) -> None:
+    picture(*shape, mode).save(tmp_path / "image.jpg", **options)
+    assert np.array_equal(
+        checked.image("decode", tmp_path / "image.jpg"), np.asarray(load_image(tmp_path / "image.jpg"))
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "P+", "L", "LA", "1", "I;16"])
+def test_pngs_decode_as_pillow_decodes_them(mode: str, checked: Programs, tmp_path: Path) -> None:
+    if mode == "I;16":
+        Image.fromarray(np.arange(60 * 50, dtype=np.uint16).reshape(50, 60) * 21).save(tmp_path / "image.png")
+    elif mode == "P+":
+        picture(60, 50, "P").save(tmp_path / "image.png", transparency=3)
+    else:
+        picture(60, 50, mode).save(tmp_path / "image.png")
+    assert np.array_equal(
+        checked.image("decode", tmp_path / "image.png"), np.asarray(load_image(tmp_path / "image.png"))
+    )
+
+
+def encoded(form: str, mode: str = "RGB", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture(60, 50, mode).save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "neither JPEG nor PNG; convert it"),
+        (b"no image", "neither JPEG nor PNG; convert it"),
+        (encoded("bmp"), "neither JPEG nor PNG; convert it"),
+        (encoded("jpeg", "CMYK"), "a CMYK image; convert it to RGB"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 50, "cannot decode the image ("),
+        (encoded("png").replace(b"IHDR\0\0\0", b"IHDR\x7f\xff\0", 1), "cannot decode the image ("),
+    ],
+)
+def test_what_is_no_image_is_named(data: bytes, message: str, checked: Programs, tmp_path: Path) -> None:
+    (tmp_path / "bad.img").write_bytes(data)
+    line = checked.refusal("sit_probe", "decode", tmp_path / "bad.img")
+    assert line.startswith(f"{tmp_path / 'bad.img'}: {message}")
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_truncated_and_damaged_images_never_crash(form: str, checked: Programs, tmp_path: Path) -> None:
+    whole, path = encoded(form), tmp_path / "cut"
+    for cut in range(1, len(whole) - 20, len(whole) // 12):
+        path.write_bytes(whole[:cut])
+        checked.refusal("sit_probe", "decode", path)
+    for place in range(20, len(whole), len(whole) // 12):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+        done = checked.run("sit_probe", "decode", path)
+        assert done.returncode in (0, 2), done.stderr.decode()[-2000:]
+
+
+# ----------------------------------------------------------------------------------------------------------- running
+
+
+def test_golden_outputs(
+    checked: Programs, release: Programs, trained: Trained, nano_rtx: Path, pixels: Bundle
+) -> None:
+    """Of a float bundle, of an FP16 one built for TensorRT, and of one that takes pixels."""
+    for path in (trained.bundle, nano_rtx, pixels.path):
+        for programs in (checked, release):
+            out = programs.output("sit_check", path).decode()
+            assert out.startswith("sit_nano on OpenVINO") and out.endswith(": good\n")
+
+
+def test_golden_outputs_that_are_not_met(
+    release: Programs, trained: Trained, copy_of: Callable[..., Path]
+) -> None:
+    folder = copy_of(trained.bundle)
+    with np.load(folder / "golden.npz") as arrays:
+        np.savez(folder / "golden.npz", images=arrays["images"], logits=arrays["logits"] * np.float32(1.01))
+    rewrite(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256(folder / "golden.npz")))
+    done = release.run("sit_check", folder)
+    assert done.returncode == 1 and done.stdout.endswith(b": out of tolerance\n")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
+def test_any_number_of_images(count: int, checked: Programs, trained: Trained, tmp_path: Path) -> None:
+    """The engine takes 2 to 4: fewer are filled up, more are cut."""
+    images = np.random.default_rng(count).standard_normal((count, 3, 112, 112), np.float32)
+    images.tofile(tmp_path / "raw")
+    out = checked.output("sit_probe", "infer", trained.bundle, tmp_path / "raw", count)
+    with load(trained.bundle) as classify:
+        expected = classify.logits(images)
+    assert np.allclose(np.frombuffer(out, np.float32).reshape(count, -1), expected, atol=1e-4)
+
+
+def test_the_best_class_of_a_hundred_images(
+    release: Programs, trained: Trained, pixels: Bundle, tmp_path: Path
+) -> None:
+    files = []
+    for index, image in enumerate(sample_images(100, size=(160, 128))):
+        files.append(tmp_path / f"{index:03}.{'jpg' if index % 2 else 'png'}")
+        image.save(files[-1])
+    for path in (trained.bundle, pixels.path):
+        with load(path) as classify:
+            best = classify(files).argmax(1).tolist()
+        lines = release.output("sit_classify", path, *files).decode().splitlines()
+        top = len(CLASSES[:5])
+        rows = [line.split("\t") for line in lines[::top]]
+        assert [row[0] for row in rows] == [str(f) for f in files]
+        assert [int(row[1]) for row in rows] == best
+        assert [row[3] for row in rows] == [CLASSES[i] for i in best]
+
+
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_four_threads(contexts: int, checked: Programs, trained: Trained) -> None:
+    assert checked.output("sit_probe", "hammer", trained.bundle, 4, contexts) == b"0 wrong\n"
+
+
+def test_latency_program(release: Programs, trained: Trained) -> None:
+    told = json.loads(release.output("sit_latency", trained.bundle, 0.2, 1))
+    assert (
+        told["batch"] == 3 and 0 < told["p50_ms"] <= told["p90_ms"] <= told["p99_ms"] and told["first_ms"] > 0
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- bundles
+
+
+def test_a_manifest_of_any_text(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
+    """The digest is over Python's spelling of it: escapes, other scripts, numbers, nesting, keys in another order."""
+    odd = ["naïve", "東京 🗼", 'quote " and \\', "tab\tbell\x07", "\u2028", "</script>", ""]
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["classes"] = odd + [str(i) for i in range(1000 - len(odd))]
+        manifest |= {
+            "żółw": {"b": [1e-05, -0.0, 1.5e300, 12345678901234567890], "a": [[], {}, None, True]},
+            "Z": 1,
+            "a\n": 2,
+        }
+
+    folder = rewrite(copy_of(nano_fp32), change)
+    lines = checked.output("sit_probe", "open", folder).decode()
+    assert lines.startswith("\n".join(odd) + "\n")
+    assert lines.splitlines()[-1] == "1 1 1 4"
+    escaped = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(
+        json.dumps(escaped), encoding="utf-8"
+    )  # the same in ASCII and on one line
+    assert checked.output("sit_probe", "open", folder).decode() == lines
+
+
+def test_bundles_that_were_changed(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
+    def refusal(name: str, change: Callable[[Path], object]) -> str:
+        folder = copy_of(nano_fp32, name)
+        change(folder)
+        return checked.refusal("sit_probe", "open", folder)
+
+    def edit(folder: Path) -> None:
+        path = folder / "manifest.json"
+        path.write_text(path.read_text().replace('"resize": 128', '"resize": 129'))
+
+    assert "no such" in checked.refusal(
+        "sit_probe", "open", nano_fp32 / "gone"
+    ) or "is not a bundle" in checked.refusal("sit_probe", "open", nano_fp32 / "gone")
+    assert "was changed: it does not match its digest" in refusal("edited", edit)
+    assert "model.onnx does not match its hash" in refusal(
+        "cut", lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:-1])
+    )
+    assert "lacks its file engine.onnx" in refusal("less", lambda f: (f / "engine.onnx").unlink())
+    assert "is not a bundle: it has no manifest.json" in refusal(
+        "none", lambda f: (f / "manifest.json").unlink()
+    )
+    assert "not JSON at byte" in refusal("empty", lambda f: (f / "manifest.json").write_text(""))
+    assert "is of a newer schema; upgrade" in refusal(
+        "newer", lambda f: rewrite(f, lambda m: m.update(schema=2))
+    )
+    assert "lacks its file ../x" in refusal(
+        "outside", lambda f: rewrite(f, lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 0}}))
+    )
+    assert "lists no hash for model.onnx" in refusal(
+        "unlisted", lambda f: rewrite(f, lambda m: m["files"].pop("model.onnx"))
+    )
+    for key in ("model", "preprocessing", "batch", "engine", "files", "digest"):
+        message = refusal(f"no-{key}", lambda f, key=key: _without(f, key))
+        assert "lacks" in message and "build the bundle again" in message, message
+    assert "contradicts itself" in refusal(
+        "classes", lambda f: rewrite(f, lambda m: m.update(classes=["only one"]))
+    )
+    assert "lacks an entry" in refusal(
+        "mean", lambda f: rewrite(f, lambda m: m["preprocessing"].update(mean=[0.5]))
+    )
+
+
+def _without(folder: Path, key: str) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[key]
+    if key != "digest":
+        manifest["digest"] = digest(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_cut_off_manifests_and_archives_never_crash(
+    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
+) -> None:
+    folder = copy_of(nano_fp32)
+    whole = (folder / "manifest.json").read_bytes()
+    for cut in range(0, len(whole), len(whole) // 25):
+        (folder / "manifest.json").write_bytes(whole[:cut])
+        checked.refusal("sit_probe", "open", folder)
+    (folder / "manifest.json").write_bytes(b"[" * 100_000)
+    assert "not JSON" in checked.refusal("sit_probe", "open", folder)
+    (folder / "manifest.json").write_bytes(whole)
+    golden = (folder / "golden.npz").read_bytes()
+    for cut in (0, 10, 100, len(golden) // 2, len(golden) - 1):
+        (folder / "golden.npz").write_bytes(golden[:cut])
+        rewrite(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256(folder / "golden.npz")))
+        assert "golden.npz: " in checked.refusal("sit_probe", "open", folder)
+
+
+def test_golden_arrays_of_another_kind(
+    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
+) -> None:
+    folder = copy_of(nano_fp32)
+    with np.load(folder / "golden.npz") as arrays:
+        images, logits = arrays["images"], arrays["logits"]
+    for save, given in (
+        (np.savez_compressed, {"images": images, "logits": logits}),
+        (np.savez, {"images": images.astype(np.float64), "logits": logits}),
+        (np.savez, {"images": images[:2], "logits": logits}),
+        (np.savez, {"images": images}),
+    ):
+        save(folder / "golden.npz", **given)
+        rewrite(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256(folder / "golden.npz")))
+        assert "golden.npz: " in checked.refusal("sit_probe", "open", folder)
+
+
+def test_a_backend_that_is_not_compiled_in(checked: Programs, nano_rtx: Path, nano_fp32: Path) -> None:
+    assert "built without TensorRT; configure again with -DTENSORRT_ROOT" in checked.refusal(
+        "sit_probe", "tensorrt", nano_rtx
+    )
+    assert "holds a onnxruntime engine, not TensorRT; build one with --engine tensorrt" in checked.refusal(
+        "sit_probe", "tensorrt", nano_fp32
+    )
+
+
+def test_a_graph_openvino_cannot_read(
+    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
+) -> None:
+    folder = copy_of(nano_fp32)
+    (folder / "model.onnx").write_bytes(b"no graph")
+    rewrite(folder, lambda m: m["files"]["model.onnx"].update(sha256=sha256(folder / "model.onnx")))
+    done = checked.run("sit_check", folder)  # what OpenVINO's own readers print comes before
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1].startswith("Error: OpenVINO cannot load ")
+
+
+def test_usage(release: Programs) -> None:
+    for program in ("sit_classify", "sit_check", "sit_latency"):
+        done = release.run(program)
+        assert done.returncode == 2 and done.stderr.startswith(f"Usage: {program} BUNDLE".encode())
+
+
+# ---------------------------------------------------------------------------------------------------------- embedding
+
+MAIN = """
+#include <cstdio>
+#include <sit_deploy/classifier.hpp>
+
+int main(int, char** argv) {
+    const sit_deploy::Classifier classifier(argv[1]);
+    std::printf("%zu\\n", classifier.bundle().classes.size());
+}
+"""
+FOUND = "find_package(SitDeploy REQUIRED)"
+FETCHED = (
+    f"include(FetchContent)\nFetchContent_Declare(sit SOURCE_DIR {SOURCES})\nFetchContent_MakeAvailable(sit)"
+)
+
+
+def test_an_installed_library_is_found_by_cmake(release: Programs, trained: Trained, tmp_path: Path) -> None:
+    subprocess.run(
+        ["cmake", "--install", str(release.folder), "--prefix", str(tmp_path / "prefix")],
+        check=True,
+        capture_output=True,
+    )
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "main.cpp").write_text(MAIN)
+    (project / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.18)\nproject(user CXX)\n{FOUND}\nadd_executable(user main.cpp)\n"
+        "target_link_libraries(user sit_deploy::sit_deploy)\n"
+    )
+    for command in (
+        [
+            "cmake",
+            "-S",
+            project,
+            "-B",
+            project / "build",
+            f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}",
+            *cmake_arguments(),
+        ],
+        ["cmake", "--build", project / "build"],
+    ):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    out = subprocess.run([project / "build/user", trained.bundle], capture_output=True, text=True)
+    assert out.stdout == f"{len(CLASSES)}\n", out.stderr
+
+
+def test_a_project_that_fetches_the_sources_configures(tmp_path: Path) -> None:
+    (tmp_path / "main.cpp").write_text(MAIN)
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.18)\nproject(user CXX)\n{FETCHED}\nadd_executable(user main.cpp)\n"
+        "target_link_libraries(user sit_deploy::sit_deploy)\n"
+    )
+    configure = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build"), *cmake_arguments()]
+    done = subprocess.run(configure, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    helped = subprocess.run(
+        ["cmake", "--build", str(tmp_path / "build"), "--target", "help"], capture_output=True, text=True
+    )
+    assert "user" in helped.stdout and "sit_classify" not in helped.stdout
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    """Configuring on a machine without libjpeg's headers."""
+    arguments = [*cmake_arguments(), "-DCMAKE_DISABLE_FIND_PACKAGE_JPEG=ON"]
+    done = subprocess.run(
+        ["cmake", "-S", str(SOURCES), "-B", str(tmp_path / "build"), *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and "apt-get install libjpeg-dev" in " ".join(done.stderr.split())
+    shutil.rmtree(tmp_path / "build", ignore_errors=True)
