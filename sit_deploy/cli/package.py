@@ -12,7 +12,9 @@ from sit_deploy.cli.common import Counts, console, emit_json, examples, json_opt
 @click.group(
     "package",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=examples("sit-deploy package triton sit_s-fp16 -o models"),
+    epilog=examples(
+        "sit-deploy package triton sit_s-fp16 -o models", "sit-deploy package cpp sit_s-fp32 -o classify"
+    ),
 )
 def command() -> None:
     """Package bundles for what serves them."""
@@ -112,3 +114,26 @@ def triton(
         return
     say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(made))}")
     say(console(), literal(f"Next: tritonserver --model-repository {output.absolute()}"))
+
+
+@command.command("cpp", epilog=examples("sit-deploy package cpp sit_s-fp32 -o classify && classify/build.sh"))
+@click.argument("bundle", type=path_type)
+@click.option("-o", "--output", type=path_type, required=True, metavar="DIR", help="Folder of the project.")
+@json_option
+def cpp(bundle: Path, output: Path, as_json: bool) -> None:
+    """Write a C++ project: the bundle, the library's sources and a program, built by its build.sh.
+
+    It runs the bundle's graph on OpenVINO (CPU), or its engine on TensorRT (GPU).
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.cpp_project import write_project
+
+    write_project(load_bundle(bundle), output)
+    if as_json:
+        emit_json({"project": str(output.absolute())})
+        return
+    say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: build.sh, main.cpp, bundle, sit_deploy")
+    say(
+        console(),
+        literal(f"Next: {output / 'build.sh'} && {output / 'build/classify'} {output / 'bundle'} photo.jpg"),
+    )

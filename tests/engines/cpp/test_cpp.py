@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from PIL import Image
 
 from sit_deploy.build import build
 from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.cpp_project import write_project
+from sit_deploy.data import list_images
 from sit_deploy.hashing import sha256
 from sit_deploy.inference import load
 from sit_deploy.preprocessing import load_image
@@ -457,3 +461,37 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode and "apt-get install libjpeg-dev" in " ".join(done.stderr.split())
     shutil.rmtree(tmp_path / "build", ignore_errors=True)
+
+
+def test_a_packaged_project_builds_with_one_command(trained: Trained, tmp_path: Path) -> None:
+    """As its README says, in a folder whose name is no help."""
+    cmake_arguments()
+    folder = tmp_path / "my project"
+    write_project(load_bundle(trained.bundle), folder)
+    built = subprocess.run(
+        [str(folder / "build.sh")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    image = list_images(trained.images)[0]
+    with load(trained.bundle) as classify:
+        best = int(classify(image).argmax())
+    out = subprocess.run(
+        ["build/classify", "bundle", str(image)], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.splitlines()[0].split("\t")[1::2] == [str(best), CLASSES[best]]
+    assert subprocess.run(["build/check", "bundle"], cwd=folder, capture_output=True).returncode == 0
+
+
+def test_a_packaged_project_without_openvino_says_what_to_do(trained: Trained, tmp_path: Path) -> None:
+    write_project(load_bundle(trained.bundle), tmp_path / "project")
+    done = subprocess.run(
+        [str(tmp_path / "project/build.sh")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": "false"},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no OpenVINO for false: run pip install openvino, or pass -DTENSORRT_ROOT=...\n"

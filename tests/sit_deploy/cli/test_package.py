@@ -75,3 +75,22 @@ def test_without_the_client_library(
     assert "run `pip install 'sit-deploy[triton]'`" in cli.refuses(
         "package", "triton", nano_fp32, "-o", "models"
     )
+
+
+def test_a_cpp_project(nano_fp32: Path, cli: CommandLine) -> None:
+    """What is in it; tests/engines/cpp builds one."""
+    assert cli("package", "cpp", nano_fp32, "-o", "deep/project", "--json").json() == {
+        "project": str(cli.folder / "deep/project")
+    }
+    project = cli.folder / "deep/project"
+    assert {p.name for p in project.iterdir()} == {
+        *("build.sh", "main.cpp", "CMakeLists.txt", "README.md", "bundle", "sit_deploy")
+    }
+    assert {p.name: p.read_bytes() for p in (project / "bundle").iterdir()} == {
+        p.name: p.read_bytes() for p in nano_fp32.iterdir()
+    }
+    assert not (project / "sit_deploy/tests").exists()
+    assert "deep/project has files in it; choose a new or empty folder" in cli.refuses(
+        "package", "cpp", nano_fp32, "-o", "deep/project"
+    )
+    assert "is not a bundle" in cli.refuses("package", "cpp", "gone", "-o", "other")

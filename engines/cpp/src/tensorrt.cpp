@@ -1,0 +1,205 @@
+// A bundle's plan on TensorRT 10, 11 or TensorRT-RTX: whichever headers it is compiled with.
+#include <NvInfer.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+#include <mutex>
+
+#include "backends.hpp"
+#include "files.hpp"
+#include "sit_deploy/error.hpp"
+
+namespace sit_deploy {
+namespace {
+
+#ifdef SIT_DEPLOY_TENSORRT_RTX
+constexpr char kind[] = "tensorrt-rtx", title[] = "TensorRT-RTX";
+#else
+constexpr char kind[] = "tensorrt", title[] = "TensorRT";
+#endif
+
+void check(cudaError_t status, const char* what) {
+    if (status == cudaSuccess) return;
+    std::string text = std::string(what) + ": " + cudaGetErrorString(status);
+    if (status == cudaErrorMemoryAllocation) text += "; free GPU memory, or open fewer contexts or a smaller batch";
+    throw Error(text);
+}
+
+struct DeviceFree {
+    void operator()(void* memory) const { cudaFree(memory); }
+};
+struct HostFree {
+    void operator()(void* memory) const { cudaFreeHost(memory); }
+};
+struct StreamDestroy {
+    void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+};
+using DeviceMemory = std::unique_ptr<void, DeviceFree>;
+using HostMemory = std::unique_ptr<void, HostFree>;
+using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, StreamDestroy>;
+
+DeviceMemory device_memory(std::size_t bytes) {
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, bytes), "GPU memory");
+    return DeviceMemory(memory);
+}
+
+HostMemory host_memory(std::size_t bytes) {
+    void* memory = nullptr;
+    check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "page-locked memory");
+    return HostMemory(memory);
+}
+
+Stream make_stream() {
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a CUDA stream");
+    return Stream(stream);
+}
+
+/// Keeps the library's last error for the message of ours, and prints nothing.
+class Logger final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, const char* message) noexcept override {
+        if (severity > Severity::kERROR) return;
+        const std::lock_guard lock(mutex_);
+        std::strncpy(last_, message, sizeof last_ - 1);
+    }
+
+    std::string last() {
+        const std::lock_guard lock(mutex_);
+        return last_[0] ? last_ : "no reason given";
+    }
+
+private:
+    std::mutex mutex_;
+    char last_[400] = "";
+};
+
+/// One execution context with memory of its own for the largest batch.
+struct Context {
+    std::unique_ptr<nvinfer1::IExecutionContext> execution;
+    Stream stream;
+    DeviceMemory device_in, device_out;
+    HostMemory host_in, host_out;
+};
+
+/// Before anything of TensorRT: without a device its runtime hands back pointers to nothing.
+void require_device(int device) {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || count == 0)
+        throw Error(std::string("needs an NVIDIA GPU and its driver (") +
+                    (status == cudaSuccess ? "no device" : cudaGetErrorString(status)) + "); open it with Backend::openvino instead");
+    if (device < 0 || device >= count)
+        throw Error("GPU " + std::to_string(device) + " is not here; there are " + std::to_string(count));
+    check(cudaSetDevice(device), "the GPU");
+}
+
+class TensorRt final : public Engine {
+public:
+    TensorRt(const Bundle& bundle, const Options& options)
+        : device_(options.device),
+          bytes_(bundle.preprocessing.bytes()),
+          classes_(bundle.classes.size()),
+          low_(bundle.batch_min),
+          high_(bundle.batch_max),
+          how_(bundle.preprocessing) {
+        if (bundle.engine_kind != kind)
+            throw Error(bundle.path.string() + " holds a " + bundle.engine_kind + " engine, and this program has " + title);
+        require_device(device_);
+        if (getInferLibVersion() != NV_TENSORRT_VERSION)
+            throw Error(std::string(title) + " " + std::to_string(getInferLibVersion()) + " is loaded, and this program was compiled for " +
+                        std::to_string(NV_TENSORRT_VERSION) + "; put the right one first into LD_LIBRARY_PATH");
+        runtime_.reset(nvinfer1::createInferRuntime(logger_));
+        if (!runtime_) throw Error(std::string(title) + " cannot start: " + logger_.last());
+        const std::vector<std::uint8_t> plan = read_file(bundle.engine_file);
+        engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+        if (!engine_)
+            throw Error(bundle.engine_file.string() + " was built by " + title + " " + bundle.engine_version + " for " +
+                        bundle.engine_target + ", and cannot be opened here: " + logger_.last() + "; build it again here");
+        find_tensors(bundle);
+        for (int i = 0; i < options.contexts; ++i) pool_.add(make_context());
+    }
+
+    ~TensorRt() override { cudaSetDevice(device_); }
+
+    void infer(const void* images, std::size_t batch, float* logits) override {
+        if (batch < low_ || batch > high_)
+            throw Error("the engine takes batches of " + std::to_string(low_) + " to " + std::to_string(high_) + ", got " +
+                        std::to_string(batch));
+        check(cudaSetDevice(device_), "the GPU");  // which is each thread's own
+        pool_.with([&](Context& context) { run(context, images, batch, logits); });
+    }
+
+    [[nodiscard]] std::string name() const override {
+        return std::string(title) + " " + std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + "." +
+               std::to_string(NV_TENSORRT_PATCH);
+    }
+
+private:
+    /// The names of input and output, whose types the bundle has told.
+    void find_tensors(const Bundle& bundle) {
+        for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
+            const char* tensor = engine_->getIOTensorName(i);
+            const bool input = engine_->getTensorIOMode(tensor) == nvinfer1::TensorIOMode::kINPUT;
+            const auto expected = input && how_.pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT;
+            std::string& place = input ? input_ : output_;
+            if (!place.empty() || engine_->getTensorDataType(tensor) != expected)
+                throw Error(bundle.engine_file.string() + " has inputs or outputs that its manifest does not tell of");
+            place = tensor;
+        }
+        if (input_.empty() || output_.empty()) throw Error(bundle.engine_file.string() + " has no input or no output");
+    }
+
+    std::unique_ptr<Context> make_context() {
+        auto context = std::make_unique<Context>();
+        context->execution.reset(engine_->createExecutionContext());
+        if (!context->execution) throw Error(std::string(title) + " gives no execution context: " + logger_.last());
+        const std::size_t in = high_ * bytes_, out = high_ * classes_ * sizeof(float);
+        context->stream = make_stream();
+        context->device_in = device_memory(in);
+        context->device_out = device_memory(out);
+        context->host_in = host_memory(in);
+        context->host_out = host_memory(out);
+        if (!context->execution->setTensorAddress(input_.c_str(), context->device_in.get()) ||
+            !context->execution->setTensorAddress(output_.c_str(), context->device_out.get()))
+            throw Error(std::string(title) + " takes no memory for its tensors: " + logger_.last());
+        return context;
+    }
+
+    void run(Context& context, const void* images, std::size_t batch, float* logits) {
+        const auto n = static_cast<std::int64_t>(batch), h = static_cast<std::int64_t>(how_.height),
+                   w = static_cast<std::int64_t>(how_.width);
+        nvinfer1::Dims shape{};
+        shape.nbDims = 4;
+        const std::int64_t extents[] = {n, how_.pixels ? h : 3, how_.pixels ? w : h, how_.pixels ? 3 : w};
+        std::copy(std::begin(extents), std::end(extents), shape.d);
+        if (!context.execution->setInputShape(input_.c_str(), shape))
+            throw Error(std::string(title) + " refuses a batch of " + std::to_string(batch) + ": " + logger_.last());
+        const std::size_t in = batch * bytes_, out = batch * classes_ * sizeof(float);
+        cudaStream_t stream = context.stream.get();
+        std::memcpy(context.host_in.get(), images, in);
+        check(cudaMemcpyAsync(context.device_in.get(), context.host_in.get(), in, cudaMemcpyHostToDevice, stream), "images to the GPU");
+        if (!context.execution->enqueueV3(stream)) throw Error(std::string(title) + " failed while running: " + logger_.last());
+        check(cudaMemcpyAsync(context.host_out.get(), context.device_out.get(), out, cudaMemcpyDeviceToHost, stream), "logits from the GPU");
+        check(cudaStreamSynchronize(stream), "the GPU");
+        std::memcpy(logits, context.host_out.get(), out);
+    }
+
+    int device_;
+    std::size_t bytes_, classes_, low_, high_;
+    Preprocessing how_;
+    Logger logger_;
+    std::string input_, output_;
+    std::unique_ptr<nvinfer1::IRuntime> runtime_;  // outlives the engine, as the engine does its contexts
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    Pool<Context> pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> open_tensorrt(const Bundle& bundle, const Options& options) {
+    return std::make_unique<TensorRt>(bundle, options);
+}
+
+}  // namespace sit_deploy

@@ -1,0 +1,82 @@
+"""A C++ project of a bundle: the bundle, the library's sources, a program, and one command that builds them.
+
+DIR/  build.sh · CMakeLists.txt · main.cpp · README.md · bundle/ · sit_deploy/ (the library, from engines/cpp)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import engines
+from sit_deploy.bundle import Bundle, scratch, uninterrupted
+from sit_deploy.errors import InputError
+
+_SOURCES = Path(engines.__file__).parent / "cpp"
+
+_BUILD = """\
+#!/bin/sh
+# Builds build/classify. Takes options for cmake, as -DTENSORRT_ROOT=/usr/local/tensorrt. OpenVINO is found through Python,
+# which has it by `pip install openvino`; PYTHON says which Python.
+set -e
+cd "$(dirname "$0")"
+openvino=$("${PYTHON:-python3}" -c 'import openvino.utils as u; print(u.get_cmake_path())' 2>/dev/null) || openvino=
+case "$openvino $*" in
+" "*TENSORRT_ROOT* | [!\\ ]*) ;;
+*) echo "no OpenVINO for ${PYTHON:-python3}: run pip install openvino, or pass -DTENSORRT_ROOT=..." >&2; exit 1 ;;
+esac
+cmake -S . -B build ${openvino:+"-DOpenVINO_DIR=$openvino"} "$@"
+cmake --build build --parallel
+"""
+
+_CMAKE = """\
+cmake_minimum_required(VERSION 3.18)
+project(classify LANGUAGES CXX)
+add_subdirectory(sit_deploy)
+add_executable(classify main.cpp)
+target_link_libraries(classify PRIVATE sit_deploy::sit_deploy)
+add_executable(check sit_deploy/examples/sit_check.cpp)
+target_link_libraries(check PRIVATE sit_deploy::sit_deploy)
+"""
+
+_README = """\
+# {model} in {precision}, in C++
+
+    ./build.sh                          # OpenVINO on a CPU: pip install openvino
+    ./build.sh -DTENSORRT_ROOT=DIR      # TensorRT on a GPU, for a bundle built for it
+    build/check bundle                  # does it give what was validated?
+    build/classify bundle photo.jpg
+
+Needs a C++17 compiler, CMake 3.18, and libjpeg, libpng and OpenSSL with their headers (on Debian or Ubuntu: apt-get install
+g++ cmake libjpeg-dev libpng-dev libssl-dev). `main.cpp` is yours to change; `sit_deploy/include` has the interface.
+Made by sit-deploy from bundle {digest}.
+"""
+
+
+def write_project(bundle: Bundle, folder: Path) -> None:
+    """Write the project into a folder that is new or empty, whole or not at all.
+
+    Raises:
+        InputError: the folder has something in it, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not a folder" if not folder.is_dir() else "has files in it"
+        raise InputError(f"output {folder} {what}; choose a new or empty folder with -o")
+    with scratch(folder) as made:
+        shutil.copytree(bundle.path, made / "bundle")
+        shutil.copytree(_SOURCES, made / "sit_deploy", ignore=shutil.ignore_patterns("tests"))
+        shutil.copyfile(_SOURCES / "examples/sit_classify.cpp", made / "main.cpp")
+        (made / "CMakeLists.txt").write_text(_CMAKE, encoding="utf-8")
+        (made / "build.sh").write_text(_BUILD, encoding="utf-8")
+        (made / "build.sh").chmod(0o755)
+        facts = bundle.manifest
+        (made / "README.md").write_text(
+            _README.format(
+                model=facts["model"]["name"], precision=facts["precision"], digest=facts["digest"][:12]
+            ),
+            encoding="utf-8",
+        )
+        with uninterrupted():
+            if folder.exists():
+                folder.rmdir()
+            made.rename(folder.absolute())
