@@ -21,6 +21,7 @@ from sit_deploy.cli.common import (
 )
 
 _WATCH_SECONDS = 0.5
+_PORT = click.IntRange(1, 65535)
 
 
 @click.command(
@@ -40,11 +41,20 @@ _WATCH_SECONDS = 0.5
     help="Where the server is installed.  [default: ~/.cache/sit-deploy/triton]",
 )
 @click.option("--name", metavar="NAME", help="Of the model.  [default: MODEL_PRECISION]")
-@click.option("--http-port", default=8000, show_default=True, type=click.IntRange(1, 65535), metavar="P")
-@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535), metavar="P")
-@click.option("--metrics-port", default=8002, show_default=True, type=click.IntRange(1, 65535), metavar="P")
-@click.option("--max-queue-delay", default=100, show_default=True, type=int, metavar="US")
-@click.option("--instances", default=1, show_default=True, type=int, metavar="N")
+@click.option("--http-port", default=8000, show_default=True, type=_PORT, metavar="P", help="For HTTP.")
+@click.option("--grpc-port", default=8001, show_default=True, type=_PORT, metavar="P", help="For gRPC.")
+@click.option("--metrics-port", default=8002, show_default=True, type=_PORT, metavar="P", help="For metrics.")
+@click.option(
+    "--max-queue-delay",
+    default=100,
+    show_default=True,
+    type=int,
+    metavar="US",
+    help="Microseconds that a request may wait for others.",
+)
+@click.option(
+    "--instances", default=1, show_default=True, type=int, metavar="N", help="Copies that run at a time."
+)
 @click.option(
     "--threads", default=0, type=click.IntRange(min=0), metavar="N", help="CPU threads of an instance."
 )

@@ -9,7 +9,8 @@ SUPPORT_MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix
 
 # the newest container of each release of TensorRT
 _CONTAINERS = {
-    "8.6.1": "24.04",
+    "8.6.1": "24.01",
+    "8.6.3": "24.04",
     "10.0.1": "24.05",
     "10.1.0": "24.06",
     "10.2.0": "24.07",

@@ -268,7 +268,8 @@ def _readme(bundle: Bundle, serving: Serving) -> str:
         image = image_for(engine["version"])
         where = f"`{image}`" if image else f"the container with that release ({SUPPORT_MATRIX})"
         lines += [
-            f"The engine runs in TensorRT {engine['version']} only, on {engine['target']}: serve it in {where}.",
+            f"The engine runs in TensorRT {engine['version']} only, on {engine['target']}: serve it in {where}. "
+            f"If Triton cannot deserialize it there, compare the container's TensorRT in the release notes: {SUPPORT_MATRIX}",
             "",
         ]
     elif serving.backend == "python":

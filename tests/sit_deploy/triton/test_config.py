@@ -82,7 +82,7 @@ def test_text_and_message_are_the_same(trained: Trained) -> None:
 
 @pytest.mark.parametrize(
     ("version", "tag"),
-    [("8.6.1", "24.04"), ("10.9.0.34", "25.04"), ("10.10.0.31", "25.05"), ("11.4.0", None)],
+    [("8.6.1", "24.01"), ("10.9.0.34", "25.04"), ("10.10.0.31", "25.05"), ("11.4.0", None)],
 )
 def test_containers(version: str, tag: str | None) -> None:
     assert image_for(version) == (tag and f"nvcr.io/nvidia/tritonserver:{tag}-py3")
