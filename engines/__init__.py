@@ -23,6 +23,7 @@ from engines.errors import (
 
 __all__ = [
     "KINDS",
+    "ON_CPU",
     "BuildOptions",
     "Engine",
     "EngineBuildError",
@@ -42,7 +43,8 @@ __all__ = [
     "support",
 ]
 
-KINDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+KINDS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
+ON_CPU = ("onnxruntime", "openvino")  # what these build is for a CPU
 
 
 def get(kind: str) -> Engine:
@@ -55,6 +57,10 @@ def get(kind: str) -> Engine:
         from engines.onnxruntime import OnnxRuntime
 
         return OnnxRuntime()
+    if kind == "openvino":
+        from engines.openvino import OpenVino
+
+        return OpenVino()
     if kind in ("tensorrt", "tensorrt-rtx"):
         from engines.tensorrt import TensorRT
 
@@ -70,7 +76,7 @@ def select(kind: str = "auto") -> tuple[Engine, str]:
     """Choose an engine to build with, and say why in one plain sentence.
 
     `auto` takes TensorRT where it and a GPU are there, else TensorRT-RTX where it is installed
-    (it builds without a GPU), else ONNX Runtime. Any other kind is taken as asked for, if it can
+    (it builds without a GPU), else ONNX Runtime, else OpenVINO. Any other kind is taken as asked for, if it can
     build here.
 
     Raises:

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+_GPU_OPTIONS = (
+    "optimization_level",
+    "timing_cache",
+    "compute_capabilities",
+    "workspace_bytes",
+    "hardware_compatibility",
+    "version_compatible",
+    "strip_weights",
+    "refit",
+)
 PROFILING = ("none", "names", "detailed")
 Progress = Callable[[str, int, int], None]
 
@@ -253,6 +263,20 @@ class Runner(ABC):
         expected = {spec.name for spec in self.inputs}
         if set(feeds) != expected:
             raise EngineInputError(f"expected inputs {_join(expected)}, got {_join(feeds) or 'none'}")
+
+
+def refuse_gpu_options(options: BuildOptions, runtime: str) -> None:
+    """Refuse what only the TensorRT family has a use for.
+
+    Raises:
+        EngineBuildError: names the first such option that was given.
+    """
+    for name in _GPU_OPTIONS:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != ():  # 0 is a value
+            raise EngineBuildError(
+                f"{runtime} has no use for {name.replace('_', ' ')}; leave it out, or build with a TensorRT engine"
+            )
 
 
 def format_shape(shape: tuple[int | None, ...]) -> str:

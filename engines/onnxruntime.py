@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import cpu
-from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Progress, Runner, Support, TensorSpec
+from engines.base import (
+    BuildOptions,
+    Engine,
+    EngineInfo,
+    EngineOrigin,
+    Progress,
+    Runner,
+    Support,
+    TensorSpec,
+    refuse_gpu_options,
+)
 from engines.errors import (
     EngineBuildError,
     EngineError,
@@ -31,16 +41,6 @@ Rewrite = Callable[["onnx.ModelProto"], Mapping[str, int]]
 
 _ERROR = 3  # ONNX Runtime's severity: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_UNUSED_OPTIONS = (
-    "optimization_level",
-    "timing_cache",
-    "compute_capabilities",
-    "workspace_bytes",
-    "hardware_compatibility",
-    "version_compatible",
-    "strip_weights",
-    "refit",
-)
 
 
 class OnnxRuntime(Engine):
@@ -67,13 +67,7 @@ class OnnxRuntime(Engine):
         return Support(self.kind, True, ort.__version__, True, True, reason)
 
     def check(self, options: BuildOptions) -> None:
-        for name in _UNUSED_OPTIONS:
-            value = getattr(options, name)
-            if value is not None and value is not False and value != ():  # 0 is a value
-                raise EngineBuildError(
-                    f"ONNX Runtime has no use for {name.replace('_', ' ')}; "
-                    "leave it out, or build with a TensorRT engine"
-                )
+        refuse_gpu_options(options, "ONNX Runtime")
 
     def build(
         self,

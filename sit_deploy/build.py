@@ -117,21 +117,24 @@ def _for_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
     if request.precision not in EIGHT_BITS:
         return request
     if request.rest is None:
-        request = replace(request, rest="fp32" if engine.kind == "onnxruntime" else "fp16")
-    if request.precision == "fp8" and engine.kind != "onnxruntime":  # which has none at all: `_check_engine`
+        request = replace(request, rest="fp32" if engine.kind in engines.ON_CPU else "fp16")
+    if (
+        request.precision == "fp8" and engine.kind not in engines.ON_CPU
+    ):  # which has none at all: `_check_engine`
         request = replace(request, targets=fp8_targets(engine.kind, request.targets))
     return request
 
 
 def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
     """Refuse, before any work, what this engine cannot be built with."""
-    if engine.kind == "onnxruntime" and request.precision == "bf16":
+    name = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(engine.kind)
+    if name and request.precision == "bf16":
         raise InputError(
-            "ONNX Runtime has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"
+            f"{name} has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"
         )
-    if engine.kind == "onnxruntime" and request.precision == "fp8":
+    if name and request.precision == "fp8":
         raise InputError(
-            "ONNX Runtime has no fp8 kernels for a CPU; pass --engine tensorrt-rtx, or --precision int8"
+            f"{name} has no fp8 kernels for a CPU; pass --engine tensorrt-rtx, or --precision int8"
         )
     engine.check(request.engine_options())
 
@@ -219,7 +222,7 @@ def _engine_hop(
         runner = engine.load(engine_path, threads=work.request.threads, origin=origin)
         with Classifier(runner, work.request.batch_range) as classifier:
             logits = classifier.logits(made.inputs)
-            tells = engine.kind != "onnxruntime" and work.request.profiling != "none"
+            tells = engine.kind not in engines.ON_CPU and work.request.profiling != "none"
             layers = check_layers(engine_path.with_name(MODEL), classifier, made.inputs) if tells else None
         tolerance = TOLERANCE[work.request.precision]
         work.hops.append(compare(name, logits, made.logits, made.reference, tolerance))

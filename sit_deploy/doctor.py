@@ -16,6 +16,7 @@ PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "numpy",

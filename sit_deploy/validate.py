@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import engines
 from sit_deploy.accuracy import Accuracy, match_labels, measure
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
@@ -92,9 +93,9 @@ def compare_layers(bundle: Bundle) -> Any:
     from sit_deploy.graph.simulate import simulate
 
     kind = bundle.manifest["engine"]["kind"]
-    if kind == "onnxruntime":
+    if kind in engines.ON_CPU:
         raise InputError(
-            f"--debug compares TensorRT with ONNX Runtime, and {bundle.path} is built for ONNX Runtime; leave it out"
+            f"--debug compares TensorRT with ONNX Runtime, and {bundle.path} is built for {kind}; leave it out"
         )
     graph = onnx.load(bundle.model_path)
     feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines import ON_CPU
 from sit_deploy.cli.common import (
     console,
     device_option,
@@ -88,7 +89,7 @@ def command(
         raise InputError("--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR")
     opened = load_bundle(bundle)
     kind = engine or opened.manifest["engine"]["kind"]
-    if layers and kind == "onnxruntime":
+    if layers and kind in ON_CPU:
         raise InputError("--layers is for TensorRT engines; for the graph see `sit-deploy inspect`")
     compared = compare_layers(opened) if debug else None
     with progress() as report, load(opened, engine, threads=threads, device=device) as classifier:

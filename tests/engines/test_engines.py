@@ -60,7 +60,7 @@ def test_asking_for_a_missing_runtime_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch):
-    for name in ("tensorrt", "tensorrt_rtx", "onnxruntime"):
+    for name in ("tensorrt", "tensorrt_rtx", "onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(engines.EngineNotInstalledError, match="pip install onnxruntime"):
         engines.select()

@@ -1,4 +1,4 @@
-// model.onnx on OpenVINO's CPU plugin.
+// A bundle's graph on OpenVINO's CPU plugin: model.onnx, or what an OpenVINO bundle holds of it in OpenVINO's own format.
 #include <openvino/openvino.hpp>
 
 #include <cstring>
@@ -21,9 +21,10 @@ public:
     OpenVino(const Bundle& bundle, const Options& options)
         : classes_(bundle.classes.size()), how_(bundle.preprocessing), low_(bundle.batch_min), high_(bundle.batch_max) {
         try {
-            auto model = core_.read_model(bundle.model_file.string());
+            const std::string file = (bundle.engine_kind == "openvino" ? bundle.engine_file : bundle.model_file).string();
+            const auto model = core_.read_model(file);
             if (model->inputs().size() != 1 || model->outputs().size() != 1)
-                throw Error(bundle.model_file.string() + " must have one input and one output");
+                throw Error(file + " must have one input and one output");
             ov::AnyMap settings = {
                 // on some CPUs it would round to bfloat16 by itself: what was validated is what runs
                 ov::hint::inference_precision(ov::element::f32),

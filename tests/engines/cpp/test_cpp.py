@@ -198,6 +198,13 @@ def test_golden_outputs(
             assert out.startswith("sit_nano on OpenVINO") and out.endswith(": good\n")
 
 
+def test_an_openvino_bundle_runs_as_it_was_built(checked: Programs, tmp_path: Path) -> None:
+    bundle = build(BuildRequest("sit_nano", tmp_path / "bundle", engine="openvino"))
+    assert checked.output("sit_check", bundle.path).endswith(b": good\n")
+    (bundle.path / "model.onnx").unlink()  # not what is run; and what is, is checked
+    assert "lacks its file model.onnx" in checked.refusal("sit_check", bundle.path)
+
+
 def test_golden_outputs_that_are_not_met(
     release: Programs, trained: Trained, copy_of: Callable[..., Path]
 ) -> None:

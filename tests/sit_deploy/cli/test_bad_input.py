@@ -44,7 +44,7 @@ NANO = ("build", "--model", "sit_nano", "--engine", "onnxruntime", "-o", "new/ou
         (["--calib-images", "0"], "number of images must be at least 1, got 0"),
         (["--max-accuracy-drop", "1"], "--max-accuracy-drop needs images with labels; pass --val-data DIR"),
         (["--engine", "tensorflow"], "unknown engine 'tensorflow'; did you mean tensorrt"),
-        (["--engine", "openvino"], "unknown engine 'openvino' (engines: tensorrt, tensorrt-rtx, onnxruntime)"),
+        (["--engine", "ncnn"], "unknown engine 'ncnn' (engines: tensorrt, tensorrt-rtx, onnxruntime, openvino)"),
         (["--precision", "bf16"], "ONNX Runtime has no bf16 kernels for a CPU; pass --engine tensorrt-rtx"),
         (["--optimization-level", "6"], "optimization level must be 0 to 5, got 6"),
         (["--optimization-level", "3"], "leave it out, or build with a TensorRT engine"),
