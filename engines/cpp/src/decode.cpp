@@ -45,7 +45,6 @@ public:
     }
     Jpeg(const Jpeg&) = delete;
     Jpeg& operator=(const Jpeg&) = delete;
-    ~Jpeg() { jpeg_destroy_decompress(&info_); }
 
     Image read() {
         check_size(info_.image_width, info_.image_height);
@@ -78,7 +77,15 @@ private:
         work();
     }
 
-    jpeg_decompress_struct info_{};
+    /// A member of its own, so that libjpeg's memory goes where the constructor throws too.
+    struct Owned : jpeg_decompress_struct {
+        Owned() : jpeg_decompress_struct{} {}
+        Owned(const Owned&) = delete;
+        Owned& operator=(const Owned&) = delete;
+        ~Owned() { jpeg_destroy_decompress(this); }
+    };
+
+    Owned info_;
     Errors errors_{};
 };
 
