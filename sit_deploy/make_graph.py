@@ -102,7 +102,7 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
 
     request = work.request
     with work.step(f"Loading {request.model}"):
-        loaded, preprocessing, classes = _load(work)
+        loaded, preprocessing, classes = load_request(work)
     with work.step("Preparing images"):
         pixels, image_source = _images(request, preprocessing.raw)
         images = preprocessing.normalise(pixels)
@@ -145,7 +145,7 @@ def with_input(work: Work, made: Graph, folder: Path) -> Graph:
     return replace(made, lowered=lowered, preprocessing=made.preprocessing.raw)
 
 
-def _load(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
+def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
     from sit_deploy.accuracy import match_labels
     from sit_deploy.data import ImageFolder, load_labels
     from sit_deploy.models.load import load_model

@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": "Time a bundle's engine against PyTorch.",
     "inspect": "Lint and summarise an ONNX graph or a bundle.",
     "predict": "Classify image files with a bundle.",
+    "visualize": "Draw which patches each slimmed token gathers.",
     "package": "Write a Triton model repository, or a C++ project.",
     "serve": "Serve a bundle with Triton on this machine.",
     "doctor": "Say what each engine can do on this machine.",

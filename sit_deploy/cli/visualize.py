@@ -1,0 +1,127 @@
+"""sit-deploy visualize"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sit_deploy.cli.common import (
+    Counts,
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+)
+from sit_deploy.errors import InputError
+
+
+@click.command(
+    "visualize",
+    epilog=examples(
+        "sit-deploy visualize sit_s-fp16 cat.jpg -o pictures",
+        "sit-deploy visualize model.safetensors photos/ -o pictures",
+        "sit-deploy visualize sit_s.pth --model sit_s cat.jpg",
+    ),
+)
+@click.argument("source", type=path_type, metavar="BUNDLE-OR-CHECKPOINT")
+@click.argument("images", type=path_type, nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=path_type,
+    default=Path(),
+    metavar="DIR",
+    help="Folder of the pictures.  [default: here]",
+)
+@click.option("--model", metavar="NAME", help="Of a checkpoint without a model card.")
+@click.option(
+    "--stages", type=Counts("block counts", "6,2,2,2"), help="Of a checkpoint without a model card."
+)
+@click.option(
+    "--checkpoint", type=path_type, metavar="FILE", help="A bundle's weights, if they moved since the build."
+)
+@click.option("--force", is_flag=True, help="Replace pictures that are there.")
+@json_option
+def command(
+    source: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    model: str | None,
+    stages: tuple[int, ...] | None,
+    checkpoint: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Draw which patches of a picture each slimmed token gathers, stage by stage.
+
+    Writes NAME-tokens.png for each image: the picture, and for each stage every patch in the colour of the token that has
+    most of it, and how much each patch counts. The weights are the bundle's reference weights, in PyTorch.
+    """
+    from sit_deploy.data import list_images
+
+    files = list_images(images)
+    twice = [name for name, count in Counter(path.stem for path in files).items() if count > 1]
+    if twice:
+        raise InputError(f"several images are called {twice[0]}; draw them into different folders with -o")
+    targets = [output / f"{path.stem}-tokens.png" for path in files]
+    if there := [path for path in targets if path.exists() and not force]:
+        raise InputError(f"{there[0]} exists; pass --force to replace it, or choose another folder with -o")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output {output} is not a folder; choose another with -o")
+    with progress() as report:
+        report("Loading the model", 0, 0)
+        network, preprocessing = _load(source, model, stages, checkpoint)
+        report("Loading the model", 1, 1)
+        drawn = _draw(network, preprocessing, files, targets, report)
+    if as_json:
+        emit_json(drawn)
+        return
+    for row in drawn:
+        say(console(), f"[green]✓[/] [bold]{literal(row['picture'])}[/]")
+
+
+def _load(
+    source: Path, model: str | None, stages: tuple[int, ...] | None, checkpoint: Path | None
+) -> tuple[Any, Any]:
+    """Return the plain PyTorch model and its preprocessing."""
+    if source.is_dir():
+        from sit_deploy.bundle import load_bundle
+        from sit_deploy.reference import reference_model
+
+        if model or stages:
+            raise InputError(f"{source} is a bundle, which knows its model; leave out --model and --stages")
+        bundle = load_bundle(source)
+        return reference_model(bundle, checkpoint), bundle.preprocessing()
+    from sit_deploy.make_graph import Work, load_request
+    from sit_deploy.request import BuildRequest
+
+    if checkpoint:
+        raise InputError("--checkpoint says where a bundle's weights are; leave it out")
+    request = BuildRequest(model, Path(), checkpoint=source, stages=stages).completed()
+    loaded, preprocessing, _ = load_request(Work(request, lambda *_: None))
+    return loaded.model, preprocessing
+
+
+def _draw(
+    network: Any, preprocessing: Any, files: list[Path], targets: list[Path], report: Any
+) -> list[dict[str, Any]]:
+    from sit_deploy.preprocessing import load_image
+    from sit_deploy.visualize import draw, patch_shares, save
+
+    rows = []
+    for done, (path, target) in enumerate(zip(files, targets, strict=True)):
+        report("Drawing", done, len(files))
+        pixels = preprocessing.pixels(load_image(path))
+        shares = [share[0] for share in patch_shares(network, preprocessing.normalise(pixels)[None])]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(draw(pixels, shares, network.grid_size), target)
+        rows.append({"image": str(path), "picture": str(target), "tokens": list(network.kept)})
+    report("Drawing", len(files), len(files))
+    return rows

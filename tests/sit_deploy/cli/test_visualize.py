@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sit_deploy.data import list_images
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Trained
+
+
+def test_a_bundle_and_its_checkpoint_draw_the_same(trained: Trained, cli: CommandLine) -> None:
+    files = list_images(trained.images)[:2]
+    rows = cli("visualize", trained.bundle, *files, "-o", "a/b", "--json").json()
+    assert [row["image"] for row in rows] == [str(f) for f in files]
+    assert rows[0]["tokens"] == [49, 24, 12, 6]
+    out = cli("visualize", trained.checkpoint, "--model", "sit_nano", *files, "-o", "c").out
+    for path in files:
+        name = f"{path.stem}-tokens.png"
+        assert f"c/{name}" in out
+        assert (cli.folder / "a/b" / name).read_bytes() == (cli.folder / "c" / name).read_bytes()
+
+
+def test_a_bundle_that_takes_pixels(trained: Trained, cli: CommandLine) -> None:
+    cli(
+        *("build", "--model", "sit_nano", "--engine", "onnxruntime", "--input", "uint8", "-o", "pixels"),
+        *("--checkpoint", trained.checkpoint),
+    )
+    image = list_images(trained.images)[0]
+    cli("visualize", "pixels", image, "-o", "a")
+    cli("visualize", trained.bundle, image, "-o", "b")
+    name = f"{image.stem}-tokens.png"
+    assert (cli.folder / "a" / name).read_bytes() == (cli.folder / "b" / name).read_bytes()
+
+
+def test_bad_input(trained: Trained, cli: CommandLine) -> None:
+    image = list_images(trained.images)[0]
+    assert "no such file or folder" in cli.refuses("visualize", trained.bundle, "gone.jpg")
+    assert "has no model card; pass --model NAME" in cli.refuses("visualize", trained.checkpoint, image)
+    assert "does not exist or is not a file" in cli.refuses("visualize", "gone.pth", image)
+    assert "leave out --model and --stages" in cli.refuses(
+        "visualize", trained.bundle, image, "--model", "sit_nano"
+    )
+    assert "--checkpoint says where a bundle's weights are" in cli.refuses(
+        "visualize", trained.checkpoint, image, "--checkpoint", trained.checkpoint
+    )
+    other = cli.folder / "other"
+    other.mkdir()
+    shutil.copy(image, other / f"{image.stem}.jpg")
+    assert f"several images are called {image.stem}" in cli.refuses("visualize", trained.bundle, image, other)
+    cli("visualize", trained.bundle, image)
+    assert "exists; pass --force to replace it" in cli.refuses("visualize", trained.bundle, image)
+    cli("visualize", trained.bundle, image, "--force")
+    (cli.folder / "file").write_text("")
+    assert "output file is not a folder" in cli.refuses("visualize", trained.bundle, image, "-o", "file")
+
+
+def test_a_teacher_has_nothing_to_draw(trained: Trained, cli: CommandLine) -> None:
+    cli("build", "--model", "lvvit_nano", "--engine", "onnxruntime", "-o", "teacher")
+    message = cli("visualize", "teacher", list_images(trained.images)[0], status=2).the_error()
+    assert "does not slim its tokens" in message
+    assert not list(Path(cli.folder).glob("*.png"))
