@@ -118,9 +118,8 @@ def _for_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
         return request
     if request.rest is None:
         request = replace(request, rest="fp32" if engine.kind in engines.ON_CPU else "fp16")
-    if (
-        request.precision == "fp8" and engine.kind not in engines.ON_CPU
-    ):  # which has none at all: `_check_engine`
+    # engines for a CPU have no FP8 at all, which `_check_engine` says
+    if request.precision == "fp8" and engine.kind not in engines.ON_CPU:
         request = replace(request, targets=fp8_targets(engine.kind, request.targets))
     return request
 

@@ -47,9 +47,9 @@ def choose_backend(bundle: Bundle, backend: str | None) -> str:
     """
     kind, precision = bundle.manifest["engine"]["kind"], bundle.manifest["precision"]
     if backend is None:
-        if kind == "tensorrt-rtx":
+        if kind not in BACKENDS:
             raise InputError(
-                f"{bundle.path} holds a tensorrt-rtx engine, which Triton has no backend for; pass --backend python or "
+                f"{bundle.path} holds an engine of {kind}, which is served by no backend here; pass --backend python or "
                 "onnxruntime to serve its graph, or build with --engine tensorrt"
             )
         backend = kind
@@ -57,7 +57,7 @@ def choose_backend(bundle: Bundle, backend: str | None) -> str:
         raise InputError(f"--backend {backend} is not offered; choose {', '.join(BACKENDS)}")
     if backend == "tensorrt" and kind != "tensorrt":
         raise InputError(
-            f"{bundle.path} holds a {kind} engine, not tensorrt; build one with --engine tensorrt"
+            f"{bundle.path} holds an engine of {kind}, not of tensorrt; build one with --engine tensorrt"
         )
     if backend == "tensorrt" and bundle.manifest["engine"].get("details", {}).get("strip_weights"):
         raise InputError(

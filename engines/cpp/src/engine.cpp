@@ -41,7 +41,7 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const Options& options
     if (options.threads < 0) throw Error("threads must be 0 or more, got " + std::to_string(options.threads));
     const bool has_plan = bundle.engine_kind.rfind("tensorrt", 0) == 0;
     if (options.backend == Backend::tensorrt && !has_plan)
-        throw Error(bundle.path.string() + " holds a " + bundle.engine_kind + " engine, not TensorRT; build one with --engine tensorrt");
+        throw Error(bundle.path.string() + " holds an engine of " + bundle.engine_kind + ", not of TensorRT; build one with --engine tensorrt");
     if (options.backend == Backend::tensorrt) return open_tensorrt(bundle, options);
     if (options.backend == Backend::automatic && has_plan && has_backend(Backend::tensorrt)) return open_tensorrt(bundle, options);
     return open_openvino(bundle, options);

@@ -105,7 +105,7 @@ public:
           high_(bundle.batch_max),
           how_(bundle.preprocessing) {
         if (bundle.engine_kind != kind)
-            throw Error(bundle.path.string() + " holds a " + bundle.engine_kind + " engine, and this program has " + title);
+            throw Error(bundle.path.string() + " holds an engine of " + bundle.engine_kind + ", and this program has " + title);
         require_device(device_);
         if (getInferLibVersion() != NV_TENSORRT_VERSION)
             throw Error(std::string(title) + " " + std::to_string(getInferLibVersion()) + " is loaded, and this program was compiled for " +

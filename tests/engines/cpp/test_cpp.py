@@ -373,8 +373,9 @@ def test_a_backend_that_is_not_compiled_in(checked: Programs, nano_rtx: Path, na
     assert "built without TensorRT; configure again with -DTENSORRT_ROOT" in checked.refusal(
         "sit_probe", "tensorrt", nano_rtx
     )
-    assert "holds a onnxruntime engine, not TensorRT; build one with --engine tensorrt" in checked.refusal(
-        "sit_probe", "tensorrt", nano_fp32
+    assert (
+        "holds an engine of onnxruntime, not of TensorRT; build one with --engine tensorrt"
+        in checked.refusal("sit_probe", "tensorrt", nano_fp32)
     )
 
 

@@ -64,7 +64,9 @@ def test_without_a_gpu_it_says_so_before_it_calls_the_library(
     if "tensorrt_rtx" in str(linked.folder):
         assert message.startswith("needs an NVIDIA GPU and its driver (")
     else:
-        assert "holds a tensorrt-rtx engine, and this program has TensorRT" in message
-    assert "holds a onnxruntime engine, not TensorRT" in linked.refusal("sit_probe", "tensorrt", nano_fp32)
+        assert "holds an engine of tensorrt-rtx, and this program has TensorRT" in message
+    assert "holds an engine of onnxruntime, not of TensorRT" in linked.refusal(
+        "sit_probe", "tensorrt", nano_fp32
+    )
     # a bundle for ONNX Runtime goes to OpenVINO all the same
     assert linked.output("sit_check", nano_fp32).endswith(b": good\n")

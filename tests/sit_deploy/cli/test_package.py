@@ -40,7 +40,7 @@ def test_settings_reach_the_configuration(trained: Trained, cli: CommandLine) ->
         (["--name", "a/b"], "model name 'a/b' is not allowed: use letters, digits"),
         (
             ["--backend", "tensorrt"],
-            "holds a onnxruntime engine, not tensorrt; build one with --engine tensorrt",
+            "holds an engine of onnxruntime, not of tensorrt; build one with --engine tensorrt",
         ),
         (["--backend", "torch"], "--backend torch is not offered; choose tensorrt, onnxruntime, python"),
         (["--version", "0"], "version is 1 or more, got 0; pass --version 1"),
@@ -56,7 +56,7 @@ def test_bad_places(nano_fp32: Path, nano_rtx: Path, cli: CommandLine, copy_of: 
     assert "--name is for one bundle" in cli.refuses(
         "package", "triton", nano_fp32, nano_fp32, "-o", "models", "--name", "x"
     )
-    assert "which Triton has no backend for" in cli.refuses("package", "triton", nano_rtx, "-o", "models")
+    assert "which is served by no backend here" in cli.refuses("package", "triton", nano_rtx, "-o", "models")
     cli("package", "triton", nano_fp32, "-o", "models")
     assert "has a version 1 already; pass --version 2" in cli.refuses(
         "package", "triton", nano_fp32, "-o", "models"

@@ -143,7 +143,7 @@ def test_names_that_make_trouble(name: str, bundle: Bundle, tmp_path: Path) -> N
         ({"backend": "vllm"}, "--backend vllm is not offered; choose tensorrt, onnxruntime, python"),
         (
             {"backend": "tensorrt"},
-            "holds a onnxruntime engine, not tensorrt; build one with --engine tensorrt",
+            "holds an engine of onnxruntime, not of tensorrt; build one with --engine tensorrt",
         ),
         ({"backend": "onnxruntime"}, "batches of 2 to 4, and Triton makes smaller ones"),
     ],
@@ -182,10 +182,13 @@ def test_which_backend_serves_a_bundle(nano_rtx: Path, copy_of: Copy, bundle: Bu
     assert choose_backend(bundle, None) == "onnxruntime"
     rtx = load_bundle(nano_rtx)
     with pytest.raises(
-        InputError, match="tensorrt-rtx engine, which Triton has no backend for; pass --backend"
+        InputError, match="an engine of tensorrt-rtx, which is served by no backend here; pass --backend"
     ):
         choose_backend(rtx, None)
     assert choose_backend(rtx, "python") == "python"
+    rtx.manifest["engine"]["kind"] = "openvino"
+    with pytest.raises(InputError, match="an engine of openvino, which is served by no backend here"):
+        choose_backend(rtx, None)
     full = as_tensorrt(copy_of(nano_rtx))
     assert choose_backend(full, None) == "tensorrt"
     full.manifest["engine"]["details"]["strip_weights"] = True
