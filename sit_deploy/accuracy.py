@@ -22,7 +22,8 @@ Logits = Callable[["np.ndarray"], "np.ndarray"]
 class Accuracy:
     """Shares of `images` in percent: top1, top5 of each side; agreement: same top class on both.
 
-    drop: reference top1 − engine top1, in points.
+    drop: reference top1 − engine top1, in points. lost, gained: images that only the reference, and only the engine,
+    classifies right.
     """
 
     images: int
@@ -31,11 +32,28 @@ class Accuracy:
     engine_top1: float
     engine_top5: float
     agreement: float
+    lost: int = 0
+    gained: int = 0
 
     @property
     def drop(self) -> float:
         # shares of whole images: what is beyond 9 digits is rounding, and must not break a limit kept exactly
         return round(self.reference_top1 - self.engine_top1, 9)
+
+    @property
+    def p_value(self) -> float:
+        """Of the paired test whether the two differ in top-1: McNemar's, exact. Below 0.05 the difference is no chance."""
+        from scipy.stats import binomtest
+
+        discordant = self.lost + self.gained
+        return float(binomtest(self.lost, discordant).pvalue) if discordant else 1.0
+
+    def interval(self, top1: float) -> tuple[float, float]:
+        """Return the 95 % interval of a top-1 of these images, in percent (Wilson's)."""
+        from scipy.stats import binomtest
+
+        found = binomtest(round(top1 * self.images / 100), self.images).proportion_ci(0.95, "wilson")
+        return 100 * float(found.low), 100 * float(found.high)
 
     def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
         """Hold the engine to a largest drop of top-1, in points, and a smallest agreement, in percent.
@@ -56,7 +74,13 @@ class Accuracy:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "drop": self.drop}
+        return {
+            **asdict(self),
+            "drop": self.drop,
+            "reference_top1_interval": list(self.interval(self.reference_top1)),
+            "engine_top1_interval": list(self.interval(self.engine_top1)),
+            "p_value": self.p_value,
+        }
 
 
 def match_labels(folder: ImageFolder, classes: list[str] | None, num_classes: int) -> list[tuple[Path, int]]:
@@ -111,21 +135,23 @@ def measure(
 
     from sit_deploy.data import batches
 
-    counts = np.zeros(5, np.int64)
+    counts = np.zeros(7, np.int64)
     done = 0
     for images, labels in batches(samples, preprocessing, batch_size):
         normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
         ours, theirs = engine(images), reference(normalised)
         _require_finite(theirs, samples[done:], InputError, "the PyTorch model itself")
         _require_finite(ours, samples[done:], GateError, "the engine")
-        counts += [
-            *(int(n) for logits in (theirs, ours) for n in _hits(logits, labels)),
-            int((ours.argmax(1) == theirs.argmax(1)).sum()),
-        ]
+        (their_best, their_five), (our_best, our_five) = (_hits(logits, labels) for logits in (theirs, ours))
+        agree = ours.argmax(1) == theirs.argmax(1)
+        lost, gained = their_best & ~our_best, our_best & ~their_best
+        columns = (their_best, their_five, our_best, our_five, agree, lost, gained)
+        counts += [int(column.sum()) for column in columns]
         done += len(images)
         if progress:
             progress("measuring accuracy", done, len(samples))
-    return Accuracy(done, *(100.0 * count / done for count in counts.tolist()))
+    *shares, lost, gained = counts.tolist()
+    return Accuracy(done, *(100.0 * count / done for count in shares), lost, gained)
 
 
 def _require_finite(
@@ -141,14 +167,14 @@ def _require_finite(
             )
 
 
-def _hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
-    """Count the rows whose label is the best, and among the five best, of its logits."""
+def _hits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Say of each row whether its label is the best, and among the five best, of its logits."""
     target = logits[range(len(labels)), labels][:, None]
     # ties go to the lower index, as argmax has it
     better = (logits > target).sum(1)
     ties_before = ((logits == target) & (_columns(logits) < labels[:, None])).sum(1)
     rank = better + ties_before
-    return int((rank < 1).sum()), int((rank < 5).sum())
+    return rank < 1, rank < 5
 
 
 def _columns(logits: np.ndarray) -> np.ndarray:

@@ -132,17 +132,16 @@ def _figure(value: float | None, form: str) -> str:
 def _accuracy(accuracy: dict[str, Any] | None) -> str:
     if accuracy is None:
         return "<h2>Accuracy</h2><p class=dim>Not measured: no --val-data was given.</p>"
-    rows = [
-        ("PyTorch", f"{accuracy['reference_top1']:.2f}", f"{accuracy['reference_top5']:.2f}", ""),
-        (
-            escape(accuracy["measured_on"]),
-            f"{accuracy['engine_top1']:.2f}",
-            f"{accuracy['engine_top5']:.2f}",
-            f"{accuracy['agreement']:.2f}",
-        ),
-    ]
+    rows = []
+    for who, side, agreement in (
+        ("PyTorch", "reference", ""),
+        (escape(accuracy["measured_on"]), "engine", f"{accuracy['agreement']:.2f}"),
+    ):
+        low, high = accuracy[f"{side}_top1_interval"]
+        top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
+        rows.append((who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", f"{top5:.2f}", agreement))
     where = f"<p class=dim>{accuracy['images']} images of {escape(accuracy['data'])}</p>"
-    return "<h2>Accuracy</h2>" + where + _table(("", "top-1 %", "top-5 %", "agreement %"), rows)
+    return "<h2>Accuracy</h2>" + where + _table(("", "top-1 %", "95 %", "top-5 %", "agreement %"), rows)
 
 
 def _quantization(report: dict[str, Any]) -> str:

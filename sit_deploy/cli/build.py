@@ -214,14 +214,28 @@ def _state(hop: dict[str, Any]) -> str:
 
 
 def accuracy_table(accuracy: dict[str, Any]) -> Any:
-    right = ("top-1 %", "top-5 %", "agree %")
+    right = ("top-1 %", "95 %", "top-5 %", "agree %")
     title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
-    listing = table("", "top-1 %", "top-5 %", "agree %", title=literal(title), right=right)
-    listing.add_row("PyTorch", f"{accuracy['reference_top1']:.2f}", f"{accuracy['reference_top5']:.2f}", "")
-    listing.add_row(
-        accuracy["measured_on"],
-        f"{accuracy['engine_top1']:.2f}",
-        f"{accuracy['engine_top5']:.2f}",
-        f"{accuracy['agreement']:.2f}",
-    )
+    listing = table("", *right, title=literal(title), right=right)
+    for who, side, agreement in (
+        ("PyTorch", "reference", ""),
+        (accuracy["measured_on"], "engine", f"{accuracy['agreement']:.2f}"),
+    ):
+        low, high = accuracy[f"{side}_top1_interval"]
+        top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
+        listing.add_row(who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", f"{top5:.2f}", agreement)
+    listing.caption = difference(accuracy)
+    listing.caption_justify, listing.caption_style = "left", ""
     return listing
+
+
+def difference(accuracy: dict[str, Any]) -> str:
+    """Say in a sentence what the paired test of both sides found."""
+    lost, gained = accuracy["lost"], accuracy["gained"]
+    if not lost + gained:
+        return "Both are right on the same images."
+    chance = "may be chance" if accuracy["p_value"] >= 0.05 else "is no chance"
+    return (
+        f"Only PyTorch is right on {lost}, only the engine on {gained}: the difference {chance} "
+        f"(p = {accuracy['p_value']:.2g})."
+    )

@@ -93,6 +93,48 @@ def test_no_images() -> None:
         measure(in_turn(np.zeros((0, 3))), in_turn(np.zeros((0, 3))), [], SMALL)
 
 
+# --------------------------------------------------------------------------------------------------------- evidence
+
+
+def test_images_that_only_one_side_gets_right(samples: Samples) -> None:
+    labels = [(path, 0) for path, _ in samples[:6]]
+    right, wrong = np.float32([1, 0]), np.float32([0, 1])
+    reference = np.stack([right, right, right, right, wrong, wrong])
+    engine = np.stack([right, wrong, wrong, wrong, right, wrong])
+    found = measure(in_turn(reference), in_turn(engine), labels, SMALL, 6)
+    assert (found.lost, found.gained) == (3, 1)
+    assert found.drop == pytest.approx(100 * (found.lost - found.gained) / 6)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p_value"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (5, 0, 2 / 2**5),
+        (0, 5, 2 / 2**5),
+        (8, 2, 2 * (1 + 10 + 45) / 2**10),  # twice the tail of a fair coin: 0, 1 or 2 of 10
+    ],
+)
+def test_the_paired_test_is_a_fair_coins(lost: int, gained: int, p_value: float) -> None:
+    found = Accuracy(1000, 80.0, 95.0, 80.0 - (lost - gained) / 10, 95.0, 99.0, lost, gained)
+    assert found.p_value == pytest.approx(p_value)
+    assert found.to_dict()["p_value"] == found.p_value
+
+
+@pytest.mark.parametrize("hits", [0, 1, 40, 50])
+def test_intervals_are_wilsons(hits: int) -> None:
+    n, z = 50, 1.959963984540054
+    share = hits / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    found = accuracy(hits, 50, n).to_dict()
+    assert found["reference_top1_interval"] == pytest.approx(
+        [100 * (centre - half), 100 * (centre + half)], abs=1e-9
+    )
+    assert found["engine_top1_interval"][1] == pytest.approx(100)
+
+
 # --------------------------------------------------------------------------------------------------------- limits
 
 

@@ -52,7 +52,9 @@ def test_the_manifests_own_command_builds_the_same_graph(trained: Trained, cli: 
     assert "Note: model weights of nano.pth\n" in result.out and "Warning" not in result.out
     assert f"Against PyTorch, on 8 of 11 images in {trained.images}" in " ".join(result.out.split())
     assert re.search(r"^ ONNX fp32, batch 2 .* 100% +ok", result.out, re.MULTILINE)
-    assert re.search(r"^ onnxruntime engine +\d\d\.\d\d +\d+\.\d\d +100\.00", result.out, re.MULTILINE)
+    assert re.search(
+        r"^ onnxruntime engine +\d\d\.\d\d +\d+\.\d to \d+\.\d +\d+\.\d\d +100\.00", result.out, re.MULTILINE
+    )
     assert "\nEngine: onnxruntime was asked for: " in result.out
     assert re.search(
         r"✓ again: engine\.onnx \d\.\d MB, golden\.npz \d\.\d MB, .*report\.json \d\.\d kB\n", result.out
