@@ -134,12 +134,12 @@ def test_what_contradicts_the_card_is_refused(made: WithCard, fields: dict[str, 
 
 
 def test_labels_and_image_size_override_the_card(made: WithCard, tmp_path: Path) -> None:
-    from sit_deploy.make_graph import Work, _load
+    from sit_deploy.make_graph import Work, load_request
 
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     asked = request(made, labels=tmp_path / "labels.txt", image_size=96).completed()
     work = Work(asked, lambda *_: None)
-    loaded, preprocessing, classes = _load(work)
+    loaded, preprocessing, classes = load_request(work)
     assert (loaded.model.img_size, classes) == ((96, 96), ["a", "b", "c"])
     # the crop keeps its share: 64 of 80, and 96 of 120
     assert preprocessing == replace(made.card.preprocessing, size=(96, 96), resize=120)
@@ -162,18 +162,18 @@ def test_the_command_line_takes_the_name_from_the_card(
 
 
 def test_without_a_card_the_preprocessing_is_timms(tmp_path: Path) -> None:
-    from sit_deploy.make_graph import Work, _load
+    from sit_deploy.make_graph import Work, load_request
 
     work = Work(BuildRequest(NAME, tmp_path, image_size=32, num_classes=4), lambda *_: None)
-    loaded, preprocessing, classes = _load(work)
+    loaded, preprocessing, classes = load_request(work)
     assert preprocessing == Preprocessing((32, 32), 35, "bicubic", (0.5,) * 3, (0.5,) * 3)
     assert (loaded.model.kept, classes) == ((4,), None)
     assert len(work.notes) == 1 and "random weights (seed 0)" in work.notes[0]
 
 
 def test_images_that_were_squeezed_are_told_of(tmp_path: Path) -> None:
-    from sit_deploy.make_graph import Work, _load
+    from sit_deploy.make_graph import Work, load_request
 
     work = Work(BuildRequest("vit_medium_patch16_gap_384", tmp_path, image_size=32), lambda *_: None)
-    _load(work)
+    load_request(work)
     assert "published for images squeezed into a square; here they are cropped" in work.notes[1]
