@@ -41,6 +41,13 @@ _PORT = click.IntRange(1, 65535)
     help="Where the server is installed.  [default: ~/.cache/sit-deploy/triton]",
 )
 @click.option("--name", metavar="NAME", help="Of the model.  [default: MODEL_PRECISION]")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Interface to listen on; 0.0.0.0 answers other machines too.",
+)
 @click.option("--http-port", default=8000, show_default=True, type=_PORT, metavar="P", help="For HTTP.")
 @click.option("--grpc-port", default=8001, show_default=True, type=_PORT, metavar="P", help="For gRPC.")
 @click.option("--metrics-port", default=8002, show_default=True, type=_PORT, metavar="P", help="For metrics.")
@@ -64,6 +71,7 @@ def command(
     install: bool,
     server_folder: Path | None,
     name: str | None,
+    host: str,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
@@ -92,7 +100,7 @@ def command(
         raise click.UsageError("Missing argument 'BUNDLE'.")
     opened = load_bundle(bundle)
     serving = serving_for(opened, Serving("", ensemble=True, **options), name, "python")
-    ports = server.Ports(http_port, grpc_port, metrics_port)
+    ports = server.Ports(http_port, grpc_port, metrics_port, host)
     ports.check()
     found = server.find_server(server_folder)
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as work:
@@ -117,19 +125,19 @@ def _sleep() -> None:
     time.sleep(_WATCH_SECONDS)
 
 
-def curl_line(name: str, http_port: int, image: str = "photo.jpg") -> str:
-    """Return a command line that classifies an image file with the ensemble `name`."""
+def curl_line(name: str, server: str, image: str = "photo.jpg") -> str:
+    """Return a command line that classifies an image file with the ensemble `name` of a server at HOST:PORT."""
     before = '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES","data":["'
     after = '"]}],"outputs":[{"name":"logits","parameters":{"classification":5}}]}'
     # printf and the pipe are the shell's own: an image is too long for an argument of a program
     return (
         f"(printf '{before}'; base64 -w0 {shlex.quote(image)}; printf '{after}') | "
-        f"curl -s --data-binary @- http://localhost:{http_port}/v2/models/{name}/infer"
+        f"curl -s --data-binary @- http://{server}/v2/models/{name}/infer"
     )
 
 
 def _announce(serving: Any, ports: Any, log: Path, as_json: bool) -> None:
-    line = curl_line(serving.images, ports.http)
+    line = curl_line(serving.images, f"{ports.reached_at}:{ports.http}")
     if as_json:
         emit_json(
             {
@@ -146,7 +154,7 @@ def _announce(serving: Any, ports: Any, log: Path, as_json: bool) -> None:
     say(
         screen,
         f"[green]✓[/] [bold]{literal(serving.name)}[/] (tensors) and [bold]{literal(serving.images)}[/] (image files) on "
-        f"HTTP {ports.http}, gRPC {ports.grpc}, metrics {ports.metrics}. Ctrl-C stops.",
+        f"{ports.host}: HTTP {ports.http}, gRPC {ports.grpc}, metrics {ports.metrics}. Ctrl-C stops.",
     )
     say(screen, "Classify a picture of yours:")
     click.echo(line)

@@ -168,11 +168,12 @@ def _check_libraries(found: Installation) -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server listens."""
+    """Where a server listens. host: address of the interface; by default nobody outside this machine is answered."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    host: str = "127.0.0.1"
 
     def check(self) -> None:
         """Refuse ports that are taken, before a server says so in many lines.
@@ -187,11 +188,17 @@ class Ports:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind(("", port))
-                except OSError as error:
+                    probe.bind((self.host, port))
+                except OSError as error:  # of a host that is no address, too
                     raise InputError(
-                        f"port {port} cannot be used ({error.strerror}); pass another {option}"
+                        f"port {port} of {self.host} cannot be used ({error.strerror or error}); "
+                        f"pass another {option} or --host"
                     ) from None
+
+    @property
+    def reached_at(self) -> str:
+        """The host by which this machine reaches the server."""
+        return "localhost" if self.host in ("127.0.0.1", "0.0.0.0") else self.host
 
 
 @contextlib.contextmanager
@@ -214,6 +221,7 @@ def running(
     command = [
         str(found.executable),
         f"--model-repository={repository.absolute()}",
+        *(f"--{kind}-address={ports.host}" for kind in ("http", "grpc", "metrics")),
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
@@ -233,19 +241,19 @@ def running(
             start_new_session=True,  # Ctrl-C is ours to pass on, and the backend's processes go with the server
         )
         try:
-            _wait_ready(process, ports.http, log, seconds)
+            _wait_ready(process, ports, log, seconds)
             yield process
         finally:
             _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], ports: Ports, log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(f"Triton did not start: {last_words(log)}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5):
+            with urllib.request.urlopen(f"http://{ports.reached_at}:{ports.http}/v2/health/ready", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

@@ -108,7 +108,7 @@ def test_a_port_that_is_taken(cli: CommandLine, trained: Trained) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert (
-            f"port {port} cannot be used (Address already in use); pass another --http-port"
+            f"port {port} of 127.0.0.1 cannot be used (Address already in use); pass another --http-port"
             in cli.refuses("serve", trained.bundle, "--http-port", port)
         )
 

@@ -315,8 +315,27 @@ def test_a_damaged_graph_says_so_at_the_start(
 def test_ports_that_cannot_be_used(triton: Running) -> None:
     other = free_ports()
     with pytest.raises(
-        server.InputError, match=rf"port {triton.ports.http} cannot be used .* pass another --http-port"
+        server.InputError,
+        match=rf"port {triton.ports.http} of 127.0.0.1 cannot be used .* pass another --http-port",
     ):
         server.Ports(triton.ports.http, other.grpc, other.metrics).check()
     with pytest.raises(server.InputError, match="the ports must differ"):
         server.Ports(9000, 9000, 9002).check()
+
+
+def test_nobody_outside_is_answered(triton: Running) -> None:
+    """Every socket of the server is bound to this machine's own interface."""
+    listening = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        address, _, port = local.partition(":")
+        if state == "0A" and int(port, 16) in (triton.ports.http, triton.ports.grpc, triton.ports.metrics):
+            listening.append(address)
+    assert listening and set(listening) == {"0100007F"}  # 127.0.0.1, little-endian
+
+
+def test_a_host_that_is_no_address() -> None:
+    with pytest.raises(server.InputError, match=r"port \d+ of nowhere\.invalid cannot be used .* or --host"):
+        server.Ports(
+            *(getattr(free_ports(), n) for n in ("http", "grpc", "metrics")), "nowhere.invalid"
+        ).check()
