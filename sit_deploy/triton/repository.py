@@ -179,7 +179,7 @@ def _place(made: Path, there: Path) -> None:
     if not there.exists():
         made.rename(there)
         return
-    for version in (p for p in made.iterdir() if p.is_dir()):
+    for version in [p for p in made.iterdir() if p.is_dir()]:  # whole before the first is moved
         target = there / version.name
         if target.exists():
             target.rename(made / f"{version.name}.old")  # goes with the scratch folder
