@@ -21,10 +21,11 @@ _BUILD = """\
 set -e
 cd "$(dirname "$0")"
 openvino=$("${PYTHON:-python3}" -c 'import openvino.utils as u; print(u.get_cmake_path())' 2>/dev/null) || openvino=
-case "$openvino $*" in
-" "*TENSORRT_ROOT* | [!\\ ]*) ;;
-*) echo "no OpenVINO for ${PYTHON:-python3}: run pip install openvino, or pass -DTENSORRT_ROOT=..." >&2; exit 1 ;;
-esac
+case "$*" in *TENSORRT_ROOT*) tensorrt=yes ;; *) tensorrt= ;; esac
+if [ -z "$openvino$tensorrt" ]; then
+    echo "no OpenVINO for ${PYTHON:-python3}: run pip install openvino, or pass -DTENSORRT_ROOT=..." >&2
+    exit 1
+fi
 cmake -S . -B build ${openvino:+"-DOpenVINO_DIR=$openvino"} "$@"
 cmake --build build --parallel
 """
