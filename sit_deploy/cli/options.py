@@ -1,4 +1,5 @@
-"""The options that commands share: what model to take (`build`, `export`, `train`), and what graph to make of it."""
+"""The options that commands share: what model to take (`build`, `export`, `train`), what graph to make of it, and how to
+serve it."""
 
 from __future__ import annotations
 
@@ -106,6 +107,28 @@ _GRAPH_OPTIONS = (
     ),
 )
 
+_SERVING_OPTIONS = (
+    click.option("--name", metavar="NAME", help="Of the model in Triton.  [default: MODEL_PRECISION]"),
+    click.option(
+        "--max-queue-delay",
+        default=100,
+        show_default=True,
+        type=int,
+        metavar="US",
+        help="Microseconds that a request may wait for others.",
+    ),
+    click.option(
+        "--instances", default=1, show_default=True, type=int, metavar="N", help="Copies that run at a time."
+    ),
+    click.option(
+        "--threads",
+        default=0,
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="CPU threads of a copy (Python backend).",
+    ),
+)
+
 
 def model_options(*, required: bool) -> Callable[[Callable], Callable]:
     """Make the decorator that adds what names a model and how it slims.
@@ -138,6 +161,11 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
 def graph_options(command: Callable) -> Callable:
     """Add what says which graph to make to a command, which gets it as the fields of `BuildRequest`, but for `no_ema`."""
     return model_options(required=False)(_add(_GRAPH_OPTIONS, command))
+
+
+def serving_options(command: Callable) -> Callable:
+    """Add how Triton is to run a model: `name`, and fields of `sit_deploy.triton.config.Serving`."""
+    return _add(_SERVING_OPTIONS, command)
 
 
 def _add(options: tuple[Callable, ...], command: Callable) -> Callable:

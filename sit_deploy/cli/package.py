@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sit_deploy.cli.common import Counts, console, emit_json, examples, json_option, literal, path_type, say
+from sit_deploy.cli.options import serving_options
 
 
 @click.group(
@@ -31,7 +32,6 @@ def command() -> None:
 )
 @click.argument("bundles", type=path_type, nargs=-1, required=True)
 @click.option("-o", "--output", type=path_type, required=True, metavar="REPO", help="Model repository.")
-@click.option("--name", metavar="NAME", help="Of the model in Triton.  [default: MODEL_PRECISION]")
 @click.option(
     "--version",
     default=1,
@@ -46,26 +46,9 @@ def command() -> None:
     help="What runs it: that of the bundle's engine, or our Python model, for any CPU.",
 )
 @click.option("--ensemble", is_flag=True, help="Also a model that takes image files: NAME_images.")
-@click.option(
-    "--max-queue-delay",
-    default=100,
-    show_default=True,
-    type=int,
-    metavar="US",
-    help="Microseconds that a request may wait for others.",
-)
-@click.option(
-    "--instances", default=1, show_default=True, type=int, metavar="N", help="Copies that run at a time."
-)
+@serving_options
 @click.option(
     "--gpus", type=Counts("GPU numbers", "0,1"), help="GPUs to run on.  [default: all, for TensorRT]"
-)
-@click.option(
-    "--threads",
-    default=0,
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="CPU threads of a copy (Python backend).",
 )
 @click.option("--force", is_flag=True, help="Replace versions that are there.")
 @json_option

@@ -19,6 +19,7 @@ from sit_deploy.cli.common import (
     progress,
     say,
 )
+from sit_deploy.cli.options import serving_options
 
 _WATCH_SECONDS = 0.5
 _PORT = click.IntRange(1, 65535)
@@ -40,7 +41,6 @@ _PORT = click.IntRange(1, 65535)
     metavar="DIR",
     help="Where the server is installed.  [default: ~/.cache/sit-deploy/triton]",
 )
-@click.option("--name", metavar="NAME", help="Of the model.  [default: MODEL_PRECISION]")
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -51,20 +51,7 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--http-port", default=8000, show_default=True, type=_PORT, metavar="P", help="For HTTP.")
 @click.option("--grpc-port", default=8001, show_default=True, type=_PORT, metavar="P", help="For gRPC.")
 @click.option("--metrics-port", default=8002, show_default=True, type=_PORT, metavar="P", help="For metrics.")
-@click.option(
-    "--max-queue-delay",
-    default=100,
-    show_default=True,
-    type=int,
-    metavar="US",
-    help="Microseconds that a request may wait for others.",
-)
-@click.option(
-    "--instances", default=1, show_default=True, type=int, metavar="N", help="Copies that run at a time."
-)
-@click.option(
-    "--threads", default=0, type=click.IntRange(min=0), metavar="N", help="CPU threads of an instance."
-)
+@serving_options
 @json_option
 def command(
     bundle: Path | None,

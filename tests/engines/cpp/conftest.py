@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +72,7 @@ def cmake_arguments() -> list[str]:
         if found.returncode:
             pytest.skip(f"needs {header}: apt-get install {package}")
     utils = pytest.importorskip("openvino.utils", reason="needs OpenVINO: pip install openvino")
-    return [f"-DOpenVINO_DIR={utils.get_cmake_path()}", f"-DPython3_EXECUTABLE={sys.executable}"]
+    return [f"-DOpenVINO_DIR={utils.get_cmake_path()}"]
 
 
 def compiled(folder: Path, *options: str) -> Programs:
