@@ -70,9 +70,9 @@ class Judge:
     def __init__(self, graph: Any, val: Path, made: Any) -> None:
         import numpy as np
 
-        from sit_deploy.accuracy import match_labels
         from sit_deploy.calibrate import ImageStream, run_logits
         from sit_deploy.data import ImageFolder
+        from sit_deploy.labelled import match_labels
 
         samples = match_labels(ImageFolder(val), made.classes, made.loaded.model.num_classes)
         self.labels = np.array([label for _, label in samples])

@@ -1,21 +1,29 @@
-"""Top-1 and top-5 of a reference and an engine on the same pixels, and how often the two agree."""
+"""Top-1 and top-5 of a reference and an engine on the same pixels, how often the two agree, and where they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.errors import GateError, InputError
+from sit_deploy.errors import GateError
+from sit_deploy.evaluate import Logits, Progress, evaluate
+from sit_deploy.tally import Flip, Tally
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from sit_deploy.data import ImageFolder
     from sit_deploy.preprocessing import Preprocessing
 
-Logits = Callable[["np.ndarray"], "np.ndarray"]
+ENGINE = "the engine"  # as messages call it
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """What became of the images of one class: how many there are, and how many each side has right."""
+
+    label: int
+    images: int
+    reference: int
+    engine: int
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,9 @@ class Accuracy:
     """Shares of `images` in percent: top1, top5 of each side; agreement: same top class on both.
 
     drop: reference top1 − engine top1, in points. lost, gained: images that only the reference, and only the engine,
-    classifies right.
+    classifies right. sqnr_db: power of the reference's logits over that of the difference; None where there is none. cosine,
+    lowest_cosine: of the two sides' logits, mean and least. by_class: classes that one side has more images of right, the
+    worst for the engine first. flips: images whose class changed, those where the reference was surest.
     """
 
     images: int
@@ -34,6 +44,30 @@ class Accuracy:
     agreement: float
     lost: int = 0
     gained: int = 0
+    sqnr_db: float | None = None
+    cosine: float = 1.0
+    lowest_cosine: float = 1.0
+    by_class: tuple[ClassDrop, ...] = ()
+    flips: tuple[Flip, ...] = ()
+
+    @classmethod
+    def of(cls, tally: Tally) -> Accuracy:
+        """Return what a tally of at least one image says."""
+        names = ("reference_top1", "reference_top5", "top1", "top5", "agree")
+        shares = (100.0 * tally.counts[name] / tally.images for name in names)
+        changed = [ClassDrop(label, *row) for label, row in tally.by_class.items() if row[1] != row[2]]
+        changed.sort(key=lambda row: (row.engine - row.reference, row.label))
+        return cls(
+            tally.images,
+            *shares,
+            tally.counts["lost"],
+            tally.counts["gained"],
+            tally.sqnr_db,
+            tally.cosine / tally.images,
+            tally.lowest_cosine,
+            tuple(changed),
+            tuple(tally.flips),
+        )
 
     @property
     def drop(self) -> float:
@@ -73,111 +107,39 @@ class Accuracy:
                 f"(--min-agreement {min_agreement:g}); try a higher precision"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return JSON values. classes: names in label order, to go with the labels."""
+
+        def name(label: int) -> str:
+            return classes[label] if classes else str(label)
+
         return {
             **asdict(self),
             "drop": self.drop,
             "reference_top1_interval": list(self.interval(self.reference_top1)),
             "engine_top1_interval": list(self.interval(self.engine_top1)),
             "p_value": self.p_value,
+            "by_class": [{"name": name(row.label), **asdict(row)} for row in self.by_class],
+            "flips": [
+                {
+                    **asdict(flip),
+                    **{
+                        f"{side}_name": name(getattr(flip, side)) for side in ("label", "reference", "engine")
+                    },
+                }
+                for flip in self.flips
+            ],
         }
-
-
-def match_labels(folder: ImageFolder, classes: list[str] | None, num_classes: int) -> list[tuple[Path, int]]:
-    """Return (path, label) samples numbered as the model's classes are.
-
-    Folders called as the model's classes are matched by name, and some classes may be missing. Where no folder bears a
-    class's name (ImageNet's are numbers), the sorted folders must be the model's classes in order, and as many.
-
-    Raises:
-        InputError: folders that are not classes of the model, or of another number.
-    """
-    strange = sorted(set(folder.classes) - set(classes or ()))
-    if strange and len(strange) < len(folder.classes):
-        raise InputError(
-            f"{folder.root} has class folders that the model has no name for ({', '.join(strange[:3])}"
-            f"{', ...' if len(strange) > 3 else ''}) beside some that it has; rename or remove them"
-        )
-    if not strange:
-        if len(set(classes)) != len(classes):
-            raise InputError(
-                f"some of the model's class names are the same, so the folders of {folder.root} cannot be matched by "
-                "name; make the names differ, or name the folders by number (0000, 0001, ...) in label order"
-            )
-        label = [classes.index(name) for name in folder.classes]
-        return [(path, label[i]) for path, i in folder.samples]
-    if len(folder.classes) != num_classes:
-        raise InputError(
-            f"{folder.root} has {len(folder.classes)} class folders, the model {num_classes} classes; "
-            "give a validation set of the same classes"
-        )
-    return folder.samples
 
 
 def measure(
     reference: Logits,
     engine: Logits,
-    samples: Sequence[tuple[Path, int]],
+    samples: Sequence[tuple[Any, int]],
     preprocessing: Preprocessing,
     batch_size: int = 8,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
-    """Classify labelled images with both sides. Memory does not grow with their number.
-
-    Args:
-        reference: normalised images float32 (n, 3, H, W) → logits (n, classes).
-        engine: images as the preprocessing gives them → logits.
-    Raises:
-        InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
-        GateError: the engine gives NaN or infinite logits; the image is named.
-    """
-    import numpy as np
-
-    from sit_deploy.data import batches
-
-    counts = np.zeros(7, np.int64)
-    done = 0
-    for images, labels in batches(samples, preprocessing, batch_size):
-        normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
-        ours, theirs = engine(images), reference(normalised)
-        _require_finite(theirs, samples[done:], InputError, "the PyTorch model itself")
-        _require_finite(ours, samples[done:], GateError, "the engine")
-        (their_best, their_five), (our_best, our_five) = (_hits(logits, labels) for logits in (theirs, ours))
-        agree = ours.argmax(1) == theirs.argmax(1)
-        lost, gained = their_best & ~our_best, our_best & ~their_best
-        columns = (their_best, their_five, our_best, our_five, agree, lost, gained)
-        counts += [int(column.sum()) for column in columns]
-        done += len(images)
-        if progress:
-            progress("measuring accuracy", done, len(samples))
-    *shares, lost, gained = counts.tolist()
-    return Accuracy(done, *(100.0 * count / done for count in shares), lost, gained)
-
-
-def _require_finite(
-    logits: np.ndarray, samples: Sequence[tuple[Path, int]], error: type[Exception], who: str
-) -> None:
-    """Refuse NaN, which compares with nothing and so would count as the best class."""
-    import numpy as np
-
-    for (path, _), finite in zip(samples, np.isfinite(logits).all(axis=1), strict=False):
-        if not finite:
-            raise error(
-                f"{who} gives NaN or infinite logits for {path}; check the weights, or try a higher precision"
-            )
-
-
-def _hits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Say of each row whether its label is the best, and among the five best, of its logits."""
-    target = logits[range(len(labels)), labels][:, None]
-    # ties go to the lower index, as argmax has it
-    better = (logits > target).sum(1)
-    ties_before = ((logits == target) & (_columns(logits) < labels[:, None])).sum(1)
-    rank = better + ties_before
-    return rank < 1, rank < 5
-
-
-def _columns(logits: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    return np.arange(logits.shape[1])[None, :]
+    """Classify labelled images with a reference and an engine; arguments and errors as `evaluate`."""
+    found = evaluate(reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress)
+    return Accuracy.of(found.tallies[ENGINE])

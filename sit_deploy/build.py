@@ -193,7 +193,7 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
 
 
 def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
-    """Return where the weights came from; `ema`: whether averaged ones were to be preferred."""
+    """Return where the weights came from; `ema`: whether averaged ones were to be preferred; `top1`: of their training."""
     checkpoint = loaded.checkpoint
     if checkpoint is None:
         return {"source": "random", "seed": 0}
@@ -202,6 +202,7 @@ def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "entry": checkpoint.source,
         "ema": request.ema,
+        "top1": request.card.metrics.get("top1") if request.card else None,
     }
 
 
@@ -233,7 +234,9 @@ def _accuracy(
     work: Work, engine: engines.Engine, folder: Path, made: Graph, origin: engines.EngineOrigin
 ) -> dict[str, Any]:
     """Measure both sides on labelled images; where the engine cannot run here, its graph stands in, and says so."""
-    from sit_deploy.accuracy import measure
+    from sit_deploy.accuracy import ENGINE, Accuracy
+    from sit_deploy.baseline import baseline_warning
+    from sit_deploy.evaluate import evaluate
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
 
     model = made.loaded.model
@@ -244,19 +247,26 @@ def _accuracy(
         else:
             runner = stack.enter_context(graph_on_onnxruntime(folder / MODEL))
         classifier = stack.enter_context(Classifier(runner, work.request.batch_range))
-        accuracy = measure(
+        found = evaluate(
             lambda images: torch_logits(model, images),
-            classifier.logits,
+            {ENGINE: classifier.logits},
             work.samples,
             made.preprocessing,
             REFERENCE_BATCH,
             report,
         )
+    accuracy = Accuracy.of(found.tallies[ENGINE])
+    facts = {
+        "weights": _weights(work.request, made.loaded),
+        "model": {"published_top1": made.loaded.config.top1, "num_classes": model.num_classes},
+    }
+    if warning := baseline_warning(accuracy, facts, found.guesses):
+        work.notes.append(warning)
     limit = work.request.max_accuracy_drop
     if limit is not None:
         accuracy.require(limit)
     measured_on = f"{engine.kind} engine" if runs_here else f"{MODEL} on ONNX Runtime"
-    return {**accuracy.to_dict(), "measured_on": measured_on, "data": str(work.request.val_data)}
+    return {**accuracy.to_dict(made.classes), "measured_on": measured_on, "data": str(work.request.val_data)}
 
 
 def _calibration(made: Graph) -> dict[str, Any] | None:

@@ -129,7 +129,8 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | list[Source]]]:
     """Decode and preprocess in a few threads, in order, holding at most two batches and one image a thread.
 
-    samples: paths or Pillow images, or pairs of one with its label (`ImageFolder.samples`).
+    samples: paths or Pillow images, or pairs of one with its label (`ImageFolder.samples`); any sequence, whose items are
+        fetched by several threads.
     Yields (images (n, *preprocessing.shape) of its dtype, labels int64 (n,)), or the sources themselves in place of labels where there
     are none. The last batch may be short. Raises InputError for no samples, a batch size below 1 or a bad image.
     """
@@ -150,29 +151,32 @@ def _batches(
     workers: int,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     labelled = isinstance(samples[0], tuple)
-    sources = (sample[0] if labelled else sample for sample in samples)
 
-    def prepare(source: Source) -> np.ndarray:
+    def prepare(index: int) -> tuple[np.ndarray, Any]:
+        # fetched here: a data set that is no list of files decodes its image when it is asked for it
+        sample = samples[index]
+        source, label = sample if labelled else (sample, sample)
         image = source if isinstance(source, Image.Image) else load_image(source)
-        return preprocessing(image)
+        return preprocessing(image), label
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    pending: deque[Future[np.ndarray]] = deque()
+    pending: deque[Future[tuple[np.ndarray, Any]]] = deque()
+    indices = iter(range(len(samples)))
     try:
         for start in range(0, len(samples), batch_size):
-            part = samples[start : start + batch_size]
-            images = np.empty((len(part), *preprocessing.shape), preprocessing.dtype)
-            for row in range(len(part)):
+            size = min(batch_size, len(samples) - start)
+            images, labels = np.empty((size, *preprocessing.shape), preprocessing.dtype), []
+            for row in range(size):
                 while len(pending) < batch_size + workers:
-                    source = next(sources, None)
-                    if source is None:
+                    index = next(indices, None)
+                    if index is None:
                         break
-                    pending.append(pool.submit(prepare, source))
-                images[row] = pending.popleft().result()
+                    pending.append(pool.submit(prepare, index))
+                images[row], label = pending.popleft().result()
+                labels.append(label)
             if progress:
-                progress("loading images", start + len(part), len(samples))
-            labels = np.array([label for _, label in part], np.int64) if labelled else list(part)
-            yield images, labels
+                progress("loading images", start + size, len(samples))
+            yield images, np.array(labels, np.int64) if labelled else labels
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

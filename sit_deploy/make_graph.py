@@ -146,8 +146,8 @@ def with_input(work: Work, made: Graph, folder: Path) -> Graph:
 
 
 def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
-    from sit_deploy.accuracy import match_labels
     from sit_deploy.data import ImageFolder, load_labels
+    from sit_deploy.labelled import match_labels
     from sit_deploy.models.load import load_model
     from sit_deploy.preprocessing import Preprocessing
 

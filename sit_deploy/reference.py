@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.hashing import sha256
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> Path | None:
@@ -50,3 +54,21 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         stages=facts.get("stages"),
         keeping_ratio=facts.get("keeping_ratio"),
     ).model
+
+
+def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from normalised images float32 (n, 3, H, W) to logits (n, classes) in float32, on a device."""
+    from sit_deploy.make_graph import torch_logits
+
+    if device == "cpu":
+        return lambda images: torch_logits(model, images)
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = model.to(device)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).to(device)).cpu().numpy()
+
+    return run

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import engines
-from sit_deploy.accuracy import Accuracy, match_labels, measure
+from sit_deploy.accuracy import ENGINE, Accuracy
+from sit_deploy.baseline import baseline_warning
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
+from sit_deploy.evaluate import Notebook, Part, evaluate, run_key
+from sit_deploy.labelled import Samples, open_labelled
 from sit_deploy.parity import TOLERANCE, Hop, compare
 
 
@@ -20,34 +25,74 @@ def check_golden(bundle: Bundle, classifier: Any) -> Hop:
     return compare("golden output", classifier.logits(images), reference, reference, TOLERANCE[precision])
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What labelled images say of an engine. warning: why the comparison itself is doubtful, or None."""
+
+    accuracy: Accuracy
+    warning: str | None
+    samples: Samples
+
+
 def check_accuracy(
     bundle: Bundle,
     classifier: Any,
-    data: Path,
+    data: Path | str,
     checkpoint: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Accuracy:
-    """Measure reference and engine on an ImageFolder.
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    images: int | None = None,
+    resume: Path | None = None,
+    world: Any = None,
+    reference_device: str = "cpu",
+) -> Checked | None:
+    """Measure reference and engine on labelled images, which `open_labelled` takes.
 
+    Args:
+        images: of so many of them, evenly spread; all by default.
+        resume: a file that says how far a run has come; every process but the first appends its number.
+        world: the processes that share the images, a `training.distributed.World`; all but the first get None back.
+        reference_device: where PyTorch runs.
     Raises:
-        InputError: a data set that does not fit the classes, or reference weights that are not there.
+        InputError: a data set that does not fit the classes, reference weights that are not there, or --resume of another
+            run.
+        GateError: an engine that gives NaN or infinity.
     """
-    from sit_deploy.data import ImageFolder
-    from sit_deploy.make_graph import torch_logits
-    from sit_deploy.reference import reference_model
+    from sit_deploy.reference import reference_logits, reference_model
 
-    classes = bundle.manifest["classes"]
-    samples = match_labels(ImageFolder(data), classes, bundle.manifest["model"]["num_classes"])
+    manifest = bundle.manifest
+    samples = open_labelled(
+        data, manifest["classes"], manifest["model"]["num_classes"], root=root, split=split
+    )
+    if images is not None and images < len(samples):
+        samples = Part(samples, [i * len(samples) // images for i in range(images)])
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    notebook = None
+    if resume is not None:
+        kind = type(classifier.runner).__name__
+        facts = (manifest["digest"], kind, str(data), str(root), split, len(samples), rank, size)
+        named = samples if isinstance(samples, list) else None
+        notebook = Notebook(resume if rank == 0 else Path(f"{resume}.{rank}"), run_key(facts, named))
     model = reference_model(bundle, checkpoint)
-    batch = max(8, bundle.batch_range[0])
-    return measure(
-        lambda images: torch_logits(model, images),
-        classifier.logits,
+    found = evaluate(
+        reference_logits(model, reference_device),
+        {ENGINE: classifier.logits},
         samples,
         bundle.preprocessing(),
-        batch,
+        max(8, bundle.batch_size),
         progress,
+        notebook=notebook,
+        rank=rank,
+        size=size,
     )
+    if world:
+        found = reduce(lambda a, b: a.merge(b), world.gather(found))
+        if not world.is_main:
+            return None
+    accuracy = Accuracy.of(found.tallies[ENGINE])
+    return Checked(accuracy, baseline_warning(accuracy, manifest, found.guesses), samples)
 
 
 def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> dict[str, Any]:

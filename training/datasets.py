@@ -14,10 +14,9 @@ from typing import Any
 
 from sit_deploy.data import ImageFolder
 from sit_deploy.errors import InputError
+from sit_deploy.labelled import VAL_NAMES
 from sit_deploy.preprocessing import load_image, to_rgb
 
-# what people call the folder, or the split, of held-out images
-VAL_NAMES = ("val", "valid", "validation", "eval", "test")
 STREAMED = ("wds", "hfids", "tfds")
 _PREFIXES = ("torch", "hfds", *STREAMED)
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
@@ -117,10 +116,10 @@ def open_data(
     Raises:
         InputError: missing, empty, of one class, or with parts whose classes differ.
     """
-    prefix = name.split("/", 1)[0].lower()
+    prefix = _prefix(name)
     if name == "digits":
         data = _digits()
-    elif prefix in _PREFIXES and "/" in name and not Path(name).is_dir():
+    elif is_named(name) and not Path(name).is_dir():
         data = _timm_data(name, prefix, root, train_split or "train", val_split, num_classes, seed)
     else:
         data = _folder(Path(name), train_split, val_split)
@@ -131,6 +130,34 @@ def open_data(
             f"{name} has one class only: there is nothing to tell apart; add images of another class"
         )
     return data
+
+
+def is_named(name: str) -> bool:
+    """Whether this names a data set, and no folder."""
+    return name == "digits" or (_prefix(name) in _PREFIXES and "/" in name)
+
+
+def open_held_out(name: str, root: Path | None = None, split: str | None = None) -> Data:
+    """Open the held-out images of a named data set alone, to measure on: `val` of what it returns; `train` is the same.
+
+    Raises:
+        InputError: as `open_data`, and one that can only be streamed.
+    """
+    if name == "digits":
+        return _digits()
+    prefix = _prefix(name)
+    if prefix in STREAMED:
+        raise InputError(
+            f"{name} can only be streamed, and accuracy is measured image by image; pass a folder, or torch/… or hfds/…"
+        )
+    made = _open_part(name, prefix, root, split or "validation", False, 0)
+    classes = _class_names(made)
+    images = TimmImages(made, name)
+    return Data(name, images, images, classes, len(classes) if classes else _highest_label(made) + 1)
+
+
+def _prefix(name: str) -> str:
+    return name.split("/", 1)[0].lower()
 
 
 def _digits() -> Data:
@@ -186,31 +213,11 @@ def _timm_data(
     num_classes: int | None,
     seed: int,
 ) -> Data:
-    from timm.data import create_dataset
-
-    package = _PACKAGES.get(prefix)
-    if package and find_spec(package) is None:
-        raise InputError(f"{name} needs the package {package}; pip install {package}")
     streamed = prefix in STREAMED
     if streamed and num_classes is None:
         raise InputError(f"{name} is streamed and does not tell its classes; pass --num-classes")
-
-    def part(split: str, training: bool) -> Any:
-        try:
-            made = create_dataset(
-                name, root=str(root) if root else None, split=split, is_training=training, seed=seed
-            )
-        except ImportError as error:
-            raise InputError(f"{name} needs another package ({error}); install it") from None
-        # of a missing file, a wrong name, no network, a wrong split: each reader raises what it likes
-        except Exception as error:
-            raise InputError(
-                f"{name}, split '{split}', cannot be opened ({type(error).__name__}: {error}); check --data, --data-dir, "
-                "and --train-split or --val-split"
-            ) from None
-        return made
-
-    train, val = part(train_split, True), part(val_split or "validation", False)
+    train = _open_part(name, prefix, root, train_split, True, seed)
+    val = _open_part(name, prefix, root, val_split or "validation", False, seed)
     if streamed:
         return Data(name, train, val, None, int(num_classes or 0), streamed=True)
     classes = _class_names(train)
@@ -221,6 +228,26 @@ def _timm_data(
         )
     count = num_classes or (len(classes) if classes else _highest_label(train) + 1)
     return Data(name, TimmImages(train, name), TimmImages(val, name), classes, count)
+
+
+def _open_part(name: str, prefix: str, root: Path | None, split: str, training: bool, seed: int) -> Any:
+    from timm.data import create_dataset
+
+    package = _PACKAGES.get(prefix)
+    if package and find_spec(package) is None:
+        raise InputError(f"{name} needs the package {package}; pip install {package}")
+    try:
+        return create_dataset(
+            name, root=str(root) if root else None, split=split, is_training=training, seed=seed
+        )
+    except ImportError as error:
+        raise InputError(f"{name} needs another package ({error}); install it") from None
+    # of a missing file, a wrong name, no network, a wrong split: each reader raises what it likes
+    except Exception as error:
+        raise InputError(
+            f"{name}, split '{split}', cannot be opened ({type(error).__name__}: {error}); check --data, --data-dir, "
+            "and the names of its splits"
+        ) from None
 
 
 def _class_names(dataset: Any) -> list[str] | None:

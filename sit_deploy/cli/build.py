@@ -150,7 +150,7 @@ def show(report: dict[str, Any], bundle: Any) -> None:
 def show_graph(screen: Console, report: dict[str, Any]) -> None:
     """Print what a report says of the graph: notes on its weights, every hop, and the nodes kept in fp32."""
     for note in report["notes"]:
-        warns = note.startswith(("random weights", "do not ship"))
+        warns = note.startswith(("random weights", "do not ship", "the PyTorch reference itself"))
         kind = "[bold yellow]Warning:[/]" if warns else "Note:"
         say(screen, f"{kind} {literal(note)}")
     show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")

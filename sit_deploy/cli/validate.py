@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from engines.layerwise import LayerComparison
 
 _SHOWN = 15  # layers, the slowest or the worst; --json has all
+_SHOWN_FEW = 5  # classes and images; --json has all
 
 
 @click.command(
@@ -35,11 +38,27 @@ _SHOWN = 15  # layers, the slowest or the worst; --json has all
     epilog=examples(
         "sit-deploy validate sit_s-fp32",
         "sit-deploy validate sit_s-fp32 --data imagenet/val --max-accuracy-drop 0.5 --min-agreement 98",
+        "sit-deploy validate sit_s-fp16 --data imagenet/val --resume progress.json",
+        "torchrun --nproc-per-node 8 -m sit_deploy validate sit_s-fp16 --data imagenet/val",
     ),
 )
 @click.argument("bundle", type=path_type)
 @click.option(
-    "--data", type=path_type, metavar="DIR", help="Folder with one subfolder a class: measures accuracy."
+    "--data",
+    metavar="DIR-or-NAME",
+    help="Folder with one subfolder a class, or one with such a folder called val, or digits, or a data set of timm: "
+    "measures accuracy.",
+)
+@click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies.")
+@click.option("--split", metavar="NAME", help="The part of --data to take.  [default: val, validation, test]")
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many of the images, evenly spread.  [default: all]",
+)
+@click.option(
+    "--resume", type=path_type, metavar="FILE", help="Note progress in FILE, and go on from what it says."
 )
 @click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
 @click.option(
@@ -64,63 +83,164 @@ _SHOWN = 15  # layers, the slowest or the worst; --json has all
 @json_option
 def command(
     bundle: Path,
-    data: Path | None,
+    data: str | None,
     engine: str | None,
     max_accuracy_drop: float | None,
     min_agreement: float | None,
-    checkpoint: Path | None,
     threads: int | None,
     device: str | None,
     layers: bool,
     debug: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
-    Exit status 1 if the golden outputs are out of tolerance or a limit is not kept.
+    Exit status 1 if the golden outputs are out of tolerance or a limit is not kept. Started by torchrun, the processes share
+    the images.
     """
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.cli.build import accuracy_table, show_hops
     from sit_deploy.inference import load
     from sit_deploy.parity import require
-    from sit_deploy.validate import check_accuracy, check_golden, check_layers, compare_layers
+    from sit_deploy.validate import check_golden, check_layers, compare_layers
 
-    if data is None and (max_accuracy_drop is not None or min_agreement is not None):
+    limits = {"--max-accuracy-drop": max_accuracy_drop, "--min-agreement": min_agreement}
+    if data is None and any(limit is not None for limit in limits.values()):
         raise InputError("--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR")
+    if data is None and (given := [name for name in _OF_DATA if options[name] is not None]):
+        raise InputError(f"--{given[0].replace('_', '-')} is for images with labels; pass --data DIR")
     opened = load_bundle(bundle)
     kind = engine or opened.manifest["engine"]["kind"]
     if layers and kind in ON_CPU:
         raise InputError("--layers is for TensorRT engines; for the graph see `sit-deploy inspect`")
     compared = compare_layers(opened) if debug else None
-    with progress() as report, load(opened, engine, threads=threads, device=device) as classifier:
-        hop = check_golden(opened, classifier)
-        accuracy = check_accuracy(opened, classifier, data, checkpoint, report) if data else None
-        # last: a context that was profiled stays slow
-        told = check_layers(opened.model_path, classifier, opened.golden()[0]) if layers else None
-    measured = {**accuracy.to_dict(), "measured_on": kind, "data": str(data)} if accuracy else None
+    with _world(data) as world:
+        main = world is None or world.is_main
+        if world and world.size > 1 and device is None and kind not in ON_CPU:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        shown = progress() if main else contextlib.nullcontext(lambda *_: None)
+        with shown as report, load(opened, engine, threads=threads, device=device) as classifier:
+            hop = check_golden(opened, classifier)
+            checked = _measure(opened, classifier, data, kind, device, world, report, options)
+            # last: a context that was profiled stays slow
+            told = check_layers(opened.model_path, classifier, opened.golden()[0]) if layers else None
+    if not main:
+        return
+    measured = None
+    if checked:
+        measured = {
+            **checked.accuracy.to_dict(opened.classes),
+            "measured_on": kind,
+            "data": str(data),
+            "warning": checked.warning,
+        }
+    found = {
+        "bundle": str(bundle),
+        "engine": kind,
+        "golden": hop.to_dict(),
+        "accuracy": measured,
+        "layers": told,
+        "debug": compared.to_dict() if compared else None,
+    }
     if as_json:
-        emit_json(
-            {
-                "bundle": str(bundle),
-                "engine": kind,
-                "golden": hop.to_dict(),
-                "accuracy": measured,
-                "layers": told,
-                "debug": compared.to_dict() if compared else None,
-            }
-        )
+        emit_json(found)
     else:
-        screen = console()
-        show_hops(screen, [hop.to_dict()], f"{bundle} on {kind}")
-        if measured:
-            screen.print(accuracy_table(measured))
-        if told:
-            _show_layers(screen, told)
-        if compared:
-            _show_debug(screen, compared)
+        _show(found, compared)
     require([hop], "do not use this engine here")
-    if accuracy:
-        accuracy.require(max_accuracy_drop, min_agreement)
+    if checked:
+        checked.accuracy.require(max_accuracy_drop, min_agreement)
+
+
+_OF_DATA = ("data_dir", "split", "images", "resume")
+
+
+def _world(data: str | None) -> Any:
+    """Join the processes that torchrun started, where there is something to share; PyTorch is imported only then."""
+    if data is None:
+        return contextlib.nullcontext(None)
+    from training.distributed import join_world
+
+    return join_world("cpu")  # they exchange counts alone
+
+
+def _measure(
+    bundle: Any,
+    classifier: Any,
+    data: str | None,
+    kind: str,
+    device: str | None,
+    world: Any,
+    report: Any,
+    options: dict[str, Any],
+) -> Any:
+    if data is None:
+        return None
+    import torch
+
+    from sit_deploy.validate import check_accuracy
+
+    on_gpu = (device or ("cpu" if kind in ON_CPU else "cuda")).startswith(
+        "cuda"
+    ) and torch.cuda.is_available()
+    return check_accuracy(
+        bundle,
+        classifier,
+        data,
+        options["checkpoint"],
+        report,
+        root=options["data_dir"],
+        split=options["split"],
+        images=options["images"],
+        resume=options["resume"],
+        world=world,
+        reference_device=(device or "cuda") if on_gpu else "cpu",
+    )
+
+
+def _show(found: dict[str, Any], compared: LayerComparison | None) -> None:
+    from sit_deploy.cli.build import accuracy_table, show_hops
+
+    screen = console()
+    show_hops(screen, [found["golden"]], f"{found['bundle']} on {found['engine']}")
+    measured = found["accuracy"]
+    if measured:
+        screen.print(accuracy_table(measured))
+        _show_differences(screen, measured)
+    if found["layers"]:
+        _show_layers(screen, found["layers"])
+    if compared:
+        _show_debug(screen, compared)
+
+
+def _show_differences(screen: Console, measured: dict[str, Any]) -> None:
+    """Print how near the logits are, the classes that lost most, and the images whose class changed."""
+    sqnr = "exact" if measured["sqnr_db"] is None else f"{measured['sqnr_db']:.1f} dB"
+    say(
+        screen,
+        f"Logits: SQNR {sqnr}; cosine {measured['cosine']:.6f}, least {measured['lowest_cosine']:.6f}.",
+    )
+    worst = [row for row in measured["by_class"] if row["engine"] < row["reference"]][:_SHOWN_FEW]
+    if worst:
+        listing = table("class", "images", "PyTorch", "engine", right=("images", "PyTorch", "engine"))
+        listing.title, listing.title_justify = "Classes that lost most, images right", "left"
+        for row in worst:
+            listing.add_row(
+                literal(row["name"]), str(row["images"]), str(row["reference"]), str(row["engine"])
+            )
+        screen.print(listing)
+    if measured["flips"]:
+        columns = ("image", "is", "PyTorch", "engine")
+        listing = table(*columns, title="Surest of the images whose class changed", fold=columns)
+        for flip in measured["flips"][:_SHOWN_FEW]:
+            listing.add_row(
+                literal(flip["image"]),
+                literal(flip["label_name"]),
+                literal(f"{flip['reference_name']} {flip['reference_probability']:.0%}"),
+                literal(f"{flip['engine_name']} {flip['engine_probability']:.0%}"),
+            )
+        screen.print(listing)
+    if measured["warning"]:
+        say(screen, f"[bold yellow]Warning:[/] {literal(measured['warning'])}")
 
 
 def _show_layers(screen: Console, told: dict[str, Any]) -> None:

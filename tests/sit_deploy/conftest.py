@@ -243,8 +243,8 @@ def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch
     """Let every build take a float graph made once, its own where none is given: exporting takes seconds."""
 
     def stand_in(work: Any, folder: Path) -> Any:
-        from sit_deploy.accuracy import match_labels
         from sit_deploy.data import ImageFolder
+        from sit_deploy.labelled import match_labels
         from sit_deploy.make_graph import write_graph
 
         chosen = digits.made if made is None else made

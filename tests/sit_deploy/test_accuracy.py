@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sit_deploy.accuracy import Accuracy, match_labels, measure
+from sit_deploy.accuracy import Accuracy, measure
 from sit_deploy.data import ImageFolder
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.preprocessing import Preprocessing
@@ -172,56 +172,3 @@ def test_a_limit_of_nan_passes_nothing() -> None:
         accuracy(80, 80, 100).require(max_drop=float("nan"))
     with pytest.raises(GateError):
         accuracy(80, 80, 100).require(min_agreement=float("nan"))
-
-
-# --------------------------------------------------------------------------------------------------------- labels
-
-
-def labels_of(samples: Samples) -> dict[str, int]:
-    return {path.parent.name: label for path, label in samples}
-
-
-def test_matched_by_name_in_any_order(make_image_folder: Callable[..., Path]) -> None:
-    folder = ImageFolder(make_image_folder(("cat", "dog", "hen"), per_class=2))
-    names = ["hen", "cat", "cow", "dog"]
-    assert labels_of(match_labels(folder, names, 4)) == {
-        "hen": 0,
-        "cat": 1,
-        "dog": 3,
-    }  # one class may be missing
-    assert len(match_labels(folder, names, 4)) == 6
-
-
-def test_matched_by_order_where_no_name_is_a_folder(make_image_folder: Callable[..., Path]) -> None:
-    """ImageNet: folders are WordNet numbers, labels are words."""
-    folder = ImageFolder(make_image_folder(("n02", "n01", "n03"), per_class=1))
-    expected = {"n01": 0, "n02": 1, "n03": 2}
-    assert labels_of(match_labels(folder, ["tench", "goldfish", "shark"], 3)) == expected
-    assert labels_of(match_labels(folder, None, 3)) == expected
-
-
-def test_another_number_of_classes(make_image_folder: Callable[..., Path]) -> None:
-    folder = ImageFolder(make_image_folder(("n01", "n02"), per_class=1))
-    for names in (None, ["tench", "goldfish", "shark"]):
-        with pytest.raises(
-            InputError, match=r"has 2 class folders, the model 3 classes; give a validation set"
-        ):
-            match_labels(folder, names, 3)
-
-
-def test_a_misspelt_folder_is_not_matched_by_order(make_image_folder: Callable[..., Path]) -> None:
-    """By order, `brid` would be the first class and every label after it off by one, in silence."""
-    folder = ImageFolder(make_image_folder(("brid", "cat", "dog"), per_class=1))
-    with pytest.raises(
-        InputError, match=r"has no name for \(brid\) beside some that it has; rename or remove them"
-    ):
-        match_labels(folder, ["cat", "dog", "bird"], 3)
-
-
-def test_names_that_are_not_unique(make_image_folder: Callable[..., Path]) -> None:
-    """ImageNet has two cranes. Folders by name cannot tell them apart; folders by number can."""
-    names = ["crane", "cat", "crane"]
-    with pytest.raises(InputError, match=r"class names are the same.*name the folders by number"):
-        match_labels(ImageFolder(make_image_folder(("cat", "crane"), per_class=1)), names, 3)
-    by_number = ImageFolder(make_image_folder(("0000", "0001", "0002"), per_class=1))
-    assert labels_of(match_labels(by_number, names, 3)) == {"0000": 0, "0001": 1, "0002": 2}

@@ -53,7 +53,7 @@ def test_accuracy_equals_a_count_by_hand(trained: Trained) -> None:
     with load(bundle) as classifier:
         found = check_accuracy(
             bundle, classifier, trained.images, progress=lambda _, done, total: seen.append((done, total))
-        )
+        ).accuracy
     assert found.images == len(labels) == 11
     assert (found.reference_top1, found.reference_top5) == (pytest.approx(top1), pytest.approx(top5))
     assert (found.engine_top1, found.agreement, found.drop) == (pytest.approx(top1), 100, 0)

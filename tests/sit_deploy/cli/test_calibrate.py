@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import pytest
 
 from calibration.cache import Calibration
 from tests.helpers.command_line import CommandLine
+from tests.helpers.ranks import run_ranks
 from tests.sit_deploy.conftest import Digits
 
 
@@ -150,31 +147,11 @@ def test_two_processes_write_the_file_of_one(digits: Digits, cli: CommandLine) -
     command = [*words(digits), "--calib-images", 7, "-o"]
     graph = cli.folder / "graph.onnx"
     graph.write_bytes(digits.made.exported.graph.SerializeToString())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", GRAPH_GIVEN, str(graph), *map(str, command), "two.json", "--json"],
-            cwd=cli.folder,
-            env={
-                **common,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "PYTHONPATH": str(Path(__file__).parents[3]),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ended = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ended
-    assert json.loads(ended[0][0])["images"] == 7
-    assert ended[1][0] == ""  # the first one speaks for all
-    assert "Traceback" not in ended[0][1] + ended[1][1]
+    first, second = run_ranks(cli.folder, graph, *command, "two.json", "--json", program=GRAPH_GIVEN)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert json.loads(first[1])["images"] == 7
+    assert second[1] == ""  # the first one speaks for all
+    assert "Traceback" not in first[2] + second[2]
     with pytest.MonkeyPatch.context() as patch:
         from tests.sit_deploy.conftest import stand_in_for_the_float_graph
 

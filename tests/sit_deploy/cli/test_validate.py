@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from sit_deploy.bundle import load_bundle, write_manifest
 from tests.helpers.command_line import CommandLine
+from tests.helpers.ranks import run_ranks
 from tests.sit_deploy.conftest import Trained
 
 
@@ -59,8 +61,6 @@ def worse(bundle: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
 
 
 def load_manifest(bundle: Path) -> dict[str, Any]:
-    import json
-
     return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -142,3 +142,72 @@ def test_data_that_does_not_fit(
     (cli.folder / "empty").mkdir()
     assert "no class folders" in cli.refuses("validate", trained.bundle, "--data", "empty")
     assert "no such folder" in cli.refuses("validate", trained.bundle, "--data", "nowhere")
+
+
+# --------------------------------------------------------------------------------------------------------- evidence
+
+
+def test_differences_are_shown(trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine) -> None:
+    """Class names are hostile on purpose: they must come through as they are."""
+    from sit_deploy import validate
+
+    bundle = copy_of(trained.bundle)
+    worse(bundle, lambda values: values[::-1] if values.shape[0] == 7 else values[:, ::-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(validate.TOLERANCE, "fp32", 1e9)
+        found = cli("validate", bundle, "--data", trained.images, "--json").json()["accuracy"]
+        out = cli("validate", bundle, "--data", trained.images).out
+    assert (
+        found["agreement"] < 100 and found["sqnr_db"] < 20 and found["lowest_cosine"] <= found["cosine"] < 1
+    )
+    assert (
+        sum(row["engine"] - row["reference"] for row in found["by_class"]) == found["gained"] - found["lost"]
+    )
+    flip = found["flips"][0]
+    assert Path(flip["image"]).is_file() and Path(flip["image"]).parent.name == flip["label_name"]
+    assert "Classes that lost most" in out and "Surest of the images whose class changed" in out
+    assert f"SQNR {found['sqnr_db']:.1f} dB; cosine {found['cosine']:.6f}" in out
+    assert flip["engine_name"] in "".join(out.split())
+
+
+def test_some_of_the_images(trained: Trained, cli: CommandLine) -> None:
+    found = cli("validate", trained.bundle, "--data", trained.images, "--images", 4, "--json").json()
+    assert found["accuracy"]["images"] == 4
+    found = cli("validate", trained.bundle, "--data", trained.images, "--images", 400, "--json").json()
+    assert found["accuracy"]["images"] == 11
+
+
+def test_resumed(trained: Trained, cli: CommandLine, copy_of: Callable[[Path], Path]) -> None:
+    words = ("validate", trained.bundle, "--data", trained.images, "--resume", "progress.json", "--json")
+    first = cli(*words).json()
+    note = (cli.folder / "progress.json").read_bytes()
+    assert cli(*words).json() == first and (cli.folder / "progress.json").read_bytes() == note
+    other = ("validate", trained.bundle, "--data", trained.images, "--images", 3, "--resume", "progress.json")
+    assert "progress.json is of another run" in cli.refuses(*other)
+    assert (cli.folder / "progress.json").read_bytes() == note
+
+
+def test_options_of_data_need_data(nano_fp32: Path, cli: CommandLine) -> None:
+    for words in (("--images", 3), ("--resume", "x.json"), ("--split", "val"), ("--data-dir", "x")):
+        message = cli.refuses("validate", nano_fp32, *words)
+        assert message == f"{words[0]} is for images with labels; pass --data DIR"
+
+
+def test_a_truncated_image(trained: Trained, cli: CommandLine) -> None:
+    images = Path(shutil.copytree(trained.images, cli.folder / "images"))
+    damaged = next(images.rglob("*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    assert damaged.name in cli.refuses("validate", trained.bundle, "--data", images)
+
+
+def test_two_processes_count_what_one_does(trained: Trained, cli: CommandLine) -> None:
+    words = ("validate", trained.bundle, "--data", trained.images, "--threads", 1, "--json")
+    first, second = run_ranks(cli.folder, *words, "--resume", "progress.json")
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert second[1] == "" and "Traceback" not in first[2] + second[2]
+    shared, alone = json.loads(first[1])["accuracy"], cli(*words).json()["accuracy"]
+    for figure in ("sqnr_db", "cosine", "lowest_cosine"):
+        # batches are cut otherwise, and so may the last digits be
+        assert shared.pop(figure) == pytest.approx(alone.pop(figure), rel=1e-2)
+    assert shared == alone
+    assert {path.name for path in cli.folder.glob("progress*")} == {"progress.json", "progress.json.1"}

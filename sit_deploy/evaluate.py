@@ -1,0 +1,193 @@
+"""Running a reference and what is to be like it over labelled images: once over the data, in constant memory, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.tally import Tally
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sit_deploy.preprocessing import Preprocessing
+
+Logits = Callable[["np.ndarray"], "np.ndarray"]
+Progress = Callable[[str, int, int], None]
+
+SAVE_SECONDS = 20.0  # between two notes of how far a run has come
+_SCHEMA = 1
+
+
+@dataclass
+class Evaluation:
+    """What was counted over the first `done` images.
+
+    tallies: of every candidate. guesses: how many images of a label the reference took for a class, by (label, class).
+    """
+
+    tallies: dict[str, Tally]
+    guesses: Counter[tuple[int, int]] = field(default_factory=Counter)
+    done: int = 0
+
+    def merge(self, other: Evaluation) -> Evaluation:
+        """Return the evaluation of the images of both."""
+        tallies = {name: tally.merge(other.tallies[name]) for name, tally in self.tallies.items()}
+        return Evaluation(tallies, self.guesses + other.guesses, self.done + other.done)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tallies": {name: tally.to_dict() for name, tally in self.tallies.items()},
+            "guesses": [[*pair, count] for pair, count in self.guesses.items()],
+            "done": self.done,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Evaluation:
+        return cls(
+            {name: Tally.from_dict(tally) for name, tally in fields["tallies"].items()},
+            Counter({(label, best): count for label, best, count in fields["guesses"]}),
+            fields["done"],
+        )
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A file that says how far a run has come.
+
+    path: the file; made at the first note. key: what the run is of; a file of another run is refused.
+    """
+
+    path: Path
+    key: str
+
+    def read(self) -> Evaluation | None:
+        """Return what an earlier run of the same left, None where there is no file.
+
+        Raises:
+            InputError: a file that is no such note, or of another run.
+        """
+        try:
+            fields = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} cannot be read ({error}); pass another --resume FILE") from None
+        if not isinstance(fields, dict) or fields.get("schema") != _SCHEMA or "evaluation" not in fields:
+            raise InputError(f"{self.path} is no record of a validation; pass another --resume FILE")
+        if fields["key"] != self.key:
+            raise InputError(
+                f"{self.path} is of another run: its bundle, engine, weights or images differ; remove it, or pass another "
+                "--resume FILE"
+            )
+        return Evaluation.from_dict(fields["evaluation"])
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Note how far the run has come: whole or not at all."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        text = json.dumps({"schema": _SCHEMA, "key": self.key, "evaluation": evaluation.to_dict()})
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def run_key(*parts: Any) -> str:
+    """Return what a `Notebook` knows a run by: SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def describe(samples: Sequence[Any], index: int) -> str:
+    """Return what to call an image: its path, or what a data set without files says."""
+    tell = getattr(samples, "describe", None)
+    return tell(index) if tell else str(samples[index][0])
+
+
+def evaluate(
+    reference: Logits,
+    candidates: Mapping[str, Logits],
+    samples: Sequence[tuple[Any, int]],
+    preprocessing: Preprocessing,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+    *,
+    notebook: Notebook | None = None,
+    rank: int = 0,
+    size: int = 1,
+) -> Evaluation:
+    """Classify labelled images with the reference and every candidate. Memory does not grow with their number.
+
+    Args:
+        reference: normalised images float32 (n, 3, H, W) → logits (n, classes).
+        candidates: images as the preprocessing gives them → logits; by name, which messages use.
+        samples: (source, label) pairs, a source being a path or a Pillow image.
+        notebook: how far an earlier run came, to go on from; noted every 20 seconds and at the end.
+        rank, size: this process among those that take a share of the images each.
+    Raises:
+        InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
+        GateError: a candidate gives NaN or infinite logits; the image is named.
+    """
+    from sit_deploy.data import batches
+
+    mine = range(rank, len(samples), size)
+    found = (notebook.read() if notebook else None) or Evaluation({name: Tally() for name in candidates})
+    noted = time.monotonic()
+    part = samples if (found.done, size) == (0, 1) else Part(samples, mine[found.done :])
+    if found.done and not len(part):
+        return found
+    for images, labels in batches(part, preprocessing, batch_size):
+        indices = mine[found.done : found.done + len(images)]
+        names = [describe(samples, index) for index in indices]
+        normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
+        theirs = reference(normalised)
+        _require_finite(theirs, names, InputError, "the PyTorch model itself")
+        ours = {name: logits(images) for name, logits in candidates.items()}
+        for name, logits in ours.items():
+            _require_finite(logits, names, GateError, name)
+        for name, logits in ours.items():
+            found.tallies[name].add(theirs, logits, labels, names, indices)
+        found.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
+        found.done += len(images)
+        if progress:
+            progress("measuring accuracy", found.done, len(mine))
+        # only here is every image counted whole or not at all; a run that is stopped loses what came after the last note
+        if notebook and (time.monotonic() - noted > SAVE_SECONDS or found.done == len(mine)):
+            notebook.write(found)
+            noted = time.monotonic()
+    return found
+
+
+class Part(Sequence):
+    """Some of a data set's samples, fetched when they are asked for."""
+
+    def __init__(self, samples: Sequence[Any], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[self._indices[index]]
+
+    def describe(self, index: int) -> str:
+        return describe(self._samples, self._indices[index])
+
+
+def _require_finite(logits: np.ndarray, names: Sequence[str], error: type[Exception], who: str) -> None:
+    """Refuse NaN, which compares with nothing and so would count as the best class."""
+    import numpy as np
+
+    for name, finite in zip(names, np.isfinite(logits).all(axis=1), strict=True):
+        if not finite:
+            raise error(
+                f"{who} gives NaN or infinite logits for {name}; check the weights, or try a higher precision"
+            )
