@@ -52,3 +52,28 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often calls took how long: `counts[i]` of them between `edges_ms[i]` and the next; the last also what is beyond."""
+
+    edges_ms: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_seconds(cls, samples: Sequence[float], bins: int = 40) -> Histogram:
+        """Count the seconds each call took in bins of one width, from the fastest to the 99th percentile.
+
+        Raises:
+            EngineError: no samples.
+        """
+        if not samples:
+            raise EngineError("no latency samples; time at least one call")
+        ordered = sorted(1e3 * second for second in samples)
+        low, high = ordered[0], percentile(ordered, 99)
+        width = (high - low) / bins or 1e-3
+        counts = [0] * bins
+        for ms in ordered:
+            counts[min(int((ms - low) / width), bins - 1)] += 1
+        return cls(tuple(low + i * width for i in range(bins + 1)), tuple(counts))

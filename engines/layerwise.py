@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,9 +119,13 @@ def _difference(reference: np.ndarray, candidate: np.ndarray) -> tuple[float | N
     return float(np.abs(difference).max()) / spread, 10 * math.log10(power / noise) if power else None
 
 
-def onnxruntime_outputs(model: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def onnxruntime_outputs(
+    model: Path, feeds: Mapping[str, np.ndarray], tensors: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Every tensor of a graph on ONNX Runtime's CPU, without its optimisations, so that each is there.
 
+    Args:
+        tensors: the names of those to return, all by default.
     Raises:
         EngineNotInstalledError: Polygraphy is missing. EngineError: the graph does not run.
     """
@@ -132,7 +136,7 @@ def onnxruntime_outputs(model: Path, feeds: Mapping[str, np.ndarray]) -> dict[st
     from polygraphy.backend.onnx import modify_outputs
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
-    marked = modify_outputs(onnx.load(model), outputs=constants.MARK_ALL)
+    marked = modify_outputs(onnx.load(model), outputs=list(tensors) if tensors else constants.MARK_ALL)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -150,13 +150,10 @@ class OnnxRuntime(Engine):
             raise EngineLoadError(f"threads must be at least 1, got {threads}")
         if not engine_path.is_file():
             raise EngineLoadError(f"{engine_path}: no such engine file")
-        session_options = _session_options(ort, threads)
-        session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        if cpu.int8_saturates():
-            # Exact and slower INT8 kernels; decided here, as the engine may come from another CPU.
-            session_options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            session = ort.InferenceSession(str(engine_path), session_options, providers=[provider])
+            session = ort.InferenceSession(
+                str(engine_path), running_options(ort, threads), providers=[provider]
+            )
         except Exception as error:  # as in build
             raise EngineLoadError(
                 f"{engine_path} is not an engine ONNX Runtime can load: {_one_line(error)}"
@@ -222,6 +219,16 @@ def _rewrites_for(device: str) -> tuple[Rewrite, ...]:
     from engines.onnxruntime_fusion import fuse_for_cpu
 
     return (fuse_for_cpu,)
+
+
+def running_options(ort: ModuleType, threads: int | None) -> Any:
+    """Return the session options that an engine runs with, on this machine."""
+    options = _session_options(ort, threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if cpu.int8_saturates():
+        # Exact and slower INT8 kernels; decided here, as the engine may come from another CPU.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def _session_options(ort: ModuleType, threads: int | None) -> Any:

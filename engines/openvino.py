@@ -52,7 +52,7 @@ class OpenVino(Engine):
 
     def probe(self) -> Support:
         try:
-            version = _version(_import())
+            version = _version(import_openvino())
         except EngineNotInstalledError as error:
             return Support(self.kind, False, None, False, False, error.reason, error.remedy)
         return Support(
@@ -71,7 +71,7 @@ class OpenVino(Engine):
         progress: Progress | None = None,
     ) -> EngineInfo:
         """Convert, compile once to see that it can be, and save; both files appear whole or not at all."""
-        ov = _import()
+        ov = import_openvino()
         self.check(options)
         started = time.perf_counter()
         report = progress or (lambda *_: None)
@@ -85,7 +85,7 @@ class OpenVino(Engine):
             core = ov.Core()
             model = core.read_model(str(onnx_path))
             report("compiling for this CPU", 1, 3)
-            core.compile_model(model, "CPU", _settings(ov, options.threads))
+            core.compile_model(model, "CPU", settings(ov, options.threads))
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot build {onnx_path}: {_one_line(error)}") from error
         report("saving the engine", 2, 3)
@@ -111,7 +111,7 @@ class OpenVino(Engine):
         origin: EngineOrigin | None = None,
     ) -> OpenVinoRunner:
         """Open an engine; newer releases read the files of older ones, and say so where they do not."""
-        ov = _import()
+        ov = import_openvino()
         _require_cpu(device or "cpu", EngineLoadError)
         if threads is not None and threads < 1:
             raise EngineLoadError(f"threads must be at least 1, got {threads}")
@@ -119,7 +119,7 @@ class OpenVino(Engine):
             if not path.is_file():
                 raise EngineLoadError(f"{path}: no such engine file")
         try:
-            compiled = ov.Core().compile_model(str(engine_path), "CPU", _settings(ov, threads))
+            compiled = ov.Core().compile_model(str(engine_path), "CPU", settings(ov, threads))
         except RuntimeError as error:
             raise EngineLoadError(
                 f"{engine_path} is not an engine OpenVINO can load: {_one_line(error)}"
@@ -151,7 +151,7 @@ class OpenVinoRunner(Runner):
         self._request = None
 
 
-def _import() -> ModuleType:
+def import_openvino() -> ModuleType:
     try:
         import openvino as ov
     except ModuleNotFoundError as error:
@@ -174,7 +174,7 @@ def _version(ov: ModuleType) -> str:
     return ov.__version__.split("-")[0]
 
 
-def _settings(ov: ModuleType, threads: int | None) -> dict[Any, Any]:
+def settings(ov: ModuleType, threads: int | None) -> dict[Any, Any]:
     """Latency first, and float32 as it is written: on some CPUs it would round to bfloat16 by itself."""
     hint = ov.properties.hint
     settings = {

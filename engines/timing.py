@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import cpu
 from engines.errors import EngineError
-from engines.latency import LatencyStats
+from engines.latency import Histogram, LatencyStats
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -66,6 +66,7 @@ class WorkerResult:
         quiet: its threads went idle after every slice; if not, they may have slowed the others.
         gpu: the same calls by the GPU's own clock, transfers left out; None where there is no GPU.
         gpu_round_medians_ms: the median of each round by that clock.
+        histogram: of every timed call.
     """
 
     stats: LatencyStats
@@ -75,6 +76,7 @@ class WorkerResult:
     quiet: bool
     gpu: LatencyStats | None = None
     gpu_round_medians_ms: tuple[float, ...] = ()
+    histogram: Histogram | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def alternate(
             quiet=quiet[name],
             gpu=_stats(gpu_samples[name], spec.batch_size) if gpu_samples[name] else None,
             gpu_round_medians_ms=_medians_ms(gpu_samples[name]),
+            histogram=Histogram.from_seconds([second for slice_ in samples[name] for second in slice_]),
         )
         for name, spec in workers.items()
     }

@@ -47,9 +47,10 @@ class TorchCall:
         if threads:
             torch.set_num_threads(threads)
         self._device, self._dtype = torch.device(device), getattr(torch, dtype)
-        model = reference_model(load_bundle(bundle), checkpoint)
-        self._model = model.to(self._device, self._dtype)
-        images = torch.randn(batch_size, 3, *model.img_size, generator=torch.Generator().manual_seed(0))
+        opened = load_bundle(bundle)
+        self._model = self.make_model(opened, checkpoint).to(self._device, self._dtype)
+        size = opened.manifest["model"]["image_size"]
+        images = torch.randn(batch_size, 3, *size, generator=torch.Generator().manual_seed(0))
         self.last_gpu_seconds: float | None = None
         self._events: tuple[Any, Any] | None = None
         if self._device.type == "cuda":
@@ -58,6 +59,11 @@ class TorchCall:
             images = images.pin_memory()
             self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
         self._images = images
+
+    @staticmethod
+    def make_model(bundle: Bundle, checkpoint: Path | None) -> Any:
+        """Return the model to time, in eval mode."""
+        return reference_model(bundle, checkpoint)
 
     def __call__(self) -> None:
         import torch
@@ -136,7 +142,7 @@ def bench(
                     checkpoint,
                     batch,
                     threads,
-                    *_torch_device(kind, device, bundle.manifest["precision"]),
+                    *torch_device(kind, device, bundle.manifest["precision"]),
                 ),
                 batch,
             ),
@@ -198,7 +204,7 @@ def _over_teacher(
     }
 
 
-def _torch_device(kind: str, device: str | None, precision: str) -> tuple[str, str]:
+def torch_device(kind: str, device: str | None, precision: str) -> tuple[str, str]:
     """Return where PyTorch runs and in what type, to be compared with an engine."""
     on_gpu = kind not in engines.ON_CPU or (device or "cpu").startswith("cuda")
     if not on_gpu:

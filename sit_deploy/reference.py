@@ -56,6 +56,39 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
     ).model
 
 
+def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
+    """Return the unslimmed model that a bundle's model was distilled from, for the same images, in eval mode.
+
+    Args:
+        source: a checkpoint, or a bundle of the teacher's. name: of a checkpoint without a model card.
+    Raises:
+        InputError: not there, not readable, or of another class count.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.models.load import load_model
+    from sit_deploy.request import BuildRequest
+
+    facts = bundle.manifest["model"]
+    if source.is_dir():
+        model = reference_model(load_bundle(source))
+    else:
+        request = BuildRequest(name, Path(), checkpoint=source).completed()
+        model = load_model(
+            request.model,
+            source,
+            facts["image_size"][0],
+            stages=request.stages,
+            keeping_ratio=request.keeping_ratio,
+        ).model
+    theirs = (list(model.img_size), model.num_classes)
+    if theirs != (facts["image_size"], facts["num_classes"]):
+        raise InputError(
+            f"the teacher {source} takes {theirs[0][0]} pixels and has {theirs[1]} classes, the model of {bundle.path} "
+            f"{facts['image_size'][0]} and {facts['num_classes']}; give the teacher that it was distilled from"
+        )
+    return model
+
+
 def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from normalised images float32 (n, 3, H, W) to logits (n, classes) in float32, on a device."""
     from sit_deploy.make_graph import torch_logits

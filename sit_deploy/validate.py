@@ -123,11 +123,38 @@ def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> d
     }
 
 
-def compare_layers(bundle: Bundle) -> Any:
-    """Compare TensorRT with ONNX Runtime tensor by tensor on the first golden image: an `engines.layerwise.LayerComparison`.
+def time_layers(bundle: Bundle, threads: int | None = None, runs: int = 20) -> dict[str, Any]:
+    """Ask the runtime of a CPU engine for the time of each layer, on the golden images.
 
+    Returns:
+        JSON values as `check_layers`, without what only TensorRT tells; `types` has the operator.
+    """
+    from engines.layer_times import layer_times
+
+    images = bundle.golden()[0]
+    batch = images[[i % len(images) for i in range(bundle.batch_size)]]
+    kind = bundle.manifest["engine"]["kind"]
+    with engines.get(kind).load(bundle.engine_path, threads=threads, origin=bundle.origin) as runner:
+        feeds = {runner.inputs[0].name: batch}
+    found = layer_times(kind, bundle.engine_path, feeds, runs, threads)
+    whole = sum(layer.ms for layer in found)
+    rows = [
+        {"layer": row.layer, "types": [row.operator], "ms": row.ms, "share": row.ms / whole, "tactic": ""}
+        for row in sorted(found, key=lambda row: -row.ms)
+    ]
+    return {"kept": None, "raised": None, "untold": None, "layers": rows}
+
+
+def compare_layers(bundle: Bundle, kind: str, checkpoint: Path | None = None) -> Any:
+    """Find the first layer that drifts, on the golden images: an `engines.layerwise.LayerComparison`.
+
+    A TensorRT engine is compared with its graph on ONNX Runtime, tensor by tensor; on a CPU the bundle's graph with the
+    float32 graph, along the residual stream.
+
+    Args:
+        kind: the engine to debug, the bundle's own or one for a CPU.
     Raises:
-        InputError: not a TensorRT bundle.
+        InputError: the weights of a CPU bundle are not there.
         engines.NoGpuError, engines.EngineNotInstalledError: no GPU, or no Polygraphy.
     """
     import tempfile
@@ -135,13 +162,11 @@ def compare_layers(bundle: Bundle) -> Any:
     import onnx
 
     from engines import layerwise
+    from sit_deploy.drift import debug_on_cpu
     from sit_deploy.graph.simulate import simulate
 
-    kind = bundle.manifest["engine"]["kind"]
     if kind in engines.ON_CPU:
-        raise InputError(
-            f"--debug compares TensorRT with ONNX Runtime, and {bundle.path} is built for {kind}; leave it out"
-        )
+        return debug_on_cpu(bundle, checkpoint)
     graph = onnx.load(bundle.model_path)
     feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}
     theirs = layerwise.tensorrt_outputs(kind, bundle.model_path, feeds)

@@ -73,12 +73,12 @@ _SHOWN_FEW = 5  # classes and images; --json has all
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the engine.")
 @device_option
 @click.option(
-    "--layers", is_flag=True, help="Types and time of each layer, as the engine tells them (TensorRT)."
+    "--layers", is_flag=True, help="Time of each layer, as the engine tells it; of TensorRT types too."
 )
 @click.option(
     "--debug",
     is_flag=True,
-    help="Compare TensorRT with ONNX Runtime tensor by tensor: which is the first bad one?",
+    help="Which layer drifts first? TensorRT against its graph, or a CPU engine's graph against FP32.",
 )
 @json_option
 def command(
@@ -102,7 +102,7 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.inference import load
     from sit_deploy.parity import require
-    from sit_deploy.validate import check_golden, check_layers, compare_layers
+    from sit_deploy.validate import check_golden, check_layers, compare_layers, time_layers
 
     limits = {"--max-accuracy-drop": max_accuracy_drop, "--min-agreement": min_agreement}
     if data is None and any(limit is not None for limit in limits.values()):
@@ -111,9 +111,9 @@ def command(
         raise InputError(f"--{given[0].replace('_', '-')} is for images with labels; pass --data DIR")
     opened = load_bundle(bundle)
     kind = engine or opened.manifest["engine"]["kind"]
-    if layers and kind in ON_CPU:
-        raise InputError("--layers is for TensorRT engines; for the graph see `sit-deploy inspect`")
-    compared = compare_layers(opened) if debug else None
+    if layers and engine not in (None, opened.manifest["engine"]["kind"]):
+        raise InputError("--layers is of the bundle's own engine; leave --engine out")
+    compared = compare_layers(opened, kind, options["checkpoint"]) if debug else None
     with _world(data) as world:
         main = world is None or world.is_main
         if world and world.size > 1 and device is None and kind not in ON_CPU:
@@ -123,7 +123,11 @@ def command(
             hop = check_golden(opened, classifier)
             checked = _measure(opened, classifier, data, kind, device, world, report, options)
             # last: a context that was profiled stays slow
-            told = check_layers(opened.model_path, classifier, opened.golden()[0]) if layers else None
+            told = None
+            if layers and kind not in ON_CPU:
+                told = check_layers(opened.model_path, classifier, opened.golden()[0])
+        if layers and kind in ON_CPU and main:
+            told = time_layers(opened, threads)
     if not main:
         return
     measured = None
@@ -250,6 +254,9 @@ def _show_layers(screen: Console, told: dict[str, Any]) -> None:
         share = "" if row["share"] is None else f"{row['share']:.1%}"
         listing.add_row(literal(row["layer"]), ", ".join(row["types"]), ms, share)
     screen.print(listing)
+    if told["kept"] is None:
+        say(screen, f"{len(told['layers'])} layers, the profiler attached; --json has all.")
+        return
     say(
         screen,
         f"{len(told['kept'])} low-precision products run in the types of the graph, {len(told['raised'])} do not, of "

@@ -69,8 +69,15 @@ def test_what_it_has_no_use_for(bundle: Path, cli: CommandLine) -> None:
     assert "OpenVINO has no bf16 kernels for a CPU" in cli.refuses(*build, "--precision", "bf16")
     assert "OpenVINO has no fp8 kernels for a CPU" in cli.refuses(*build, "--precision", "fp8")
     assert "OpenVINO has no use for compute capabilities" in cli.refuses(*build, "--target", "sm89")
-    assert "--layers is for TensorRT engines" in cli.refuses("validate", bundle, "--layers")
-    assert "is built for openvino; leave it out" in cli.refuses("validate", bundle, "--debug")
+
+
+def test_its_layers(bundle: Path, cli: CommandLine) -> None:
+    """Real ones, from OpenVINO's profiler: where the time goes is in products, whatever the machine."""
+    found = cli("validate", bundle, "--layers", "--json").json()["layers"]["layers"]
+    assert sum(row["share"] for row in found) == pytest.approx(1)
+    assert [row["ms"] for row in found] == sorted((row["ms"] for row in found), reverse=True)
+    kinds = {row["types"][0] for row in found}
+    assert "Convolution" in kinds and kinds & {"FullyConnected", "MatMul"}, kinds
 
 
 def test_a_file_of_the_engine_that_was_changed(bundle: Path, cli: CommandLine, copy_of) -> None:
