@@ -6,7 +6,6 @@ TensorRT's engines tell it themselves: see `tensorrt_layers`.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 from collections import defaultdict
@@ -59,7 +58,7 @@ def _onnxruntime(
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         options = running_options(ort, threads)
         options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(folder, "profile")
+        options.profile_file_prefix = str(Path(folder) / "profile")
         try:
             session = ort.InferenceSession(str(engine_path), options, providers=["CPUExecutionProvider"])
             for _ in range(_WARM_UP + runs):
@@ -95,7 +94,7 @@ def _openvino(
             if run < _WARM_UP:
                 continue
             for info in request.profiling_info:
-                if info.real_time.total_seconds() > 0:
+                if info.status == ov.ProfilingInfo.Status.EXECUTED:
                     found[info.node_name, info.node_type].append(1e3 * info.real_time.total_seconds())
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot profile {engine_path}: {error}") from error

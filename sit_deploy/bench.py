@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -172,10 +173,53 @@ def bench(
         "over_teacher": _over_teacher(bundle, teacher, results["teacher"], results[kind])
         if teacher
         else None,
+        "around": time_around(bundle),
         "pytorch": dict(zip(("device", "dtype"), workers["PyTorch"].args[4:], strict=True)),
         "gpu": {"before": gpu_before, "after": gpu_after},
         "machine": asdict(machine()),
         "versions": versions(),
+    }
+
+
+AROUND_SIZE = (
+    375,
+    500,
+)  # height and width of the JPEG that the steps around the engine are timed on: ImageNet's mean
+
+
+def time_around(bundle: Bundle, runs: int = 20) -> dict[str, Any]:
+    """Time what comes before and after the engine for one image, on one thread.
+
+    Returns:
+        Medians in milliseconds: `decode_ms` of a JPEG file, `prepare_ms` of the preprocessing, `classes_ms` from logits to
+        the five best classes; and `image`, its size.
+    """
+    import numpy as np
+
+    from sit_deploy.inference import top_classes
+    from sit_deploy.preprocessing import load_image
+    from sit_deploy.sample_images import sample_images
+
+    preprocessing, classes = bundle.preprocessing(), bundle.classes
+    logits = np.random.default_rng(0).standard_normal((1, len(classes))).astype(np.float32)
+    seconds: dict[str, list[float]] = {"decode_ms": [], "prepare_ms": [], "classes_ms": []}
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
+        path = Path(folder) / "image.jpg"
+        sample_images(1, size=AROUND_SIZE)[0].save(path, quality=90)
+        for _ in range(runs):
+            times = [time.perf_counter()]
+            image = load_image(path)
+            times.append(time.perf_counter())
+            preprocessing(image)
+            times.append(time.perf_counter())
+            top_classes(logits, classes)
+            times.append(time.perf_counter())
+            for name, start, end in zip(seconds, times, times[1:], strict=False):
+                seconds[name].append(end - start)
+    height, width = AROUND_SIZE
+    return {
+        **{name: 1e3 * statistics.median(values) for name, values in seconds.items()},
+        "image": f"JPEG {width}×{height}",
     }
 
 

@@ -182,6 +182,13 @@ class Part(Sequence):
         return describe(self._samples, self._indices[index])
 
 
+def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """Return `count` of the samples, evenly spread, or all: a sorted data set then does not give one class only."""
+    if count is None or count >= len(samples):
+        return samples
+    return Part(samples, [i * len(samples) // count for i in range(count)])
+
+
 def _require_finite(logits: np.ndarray, names: Sequence[str], error: type[Exception], who: str) -> None:
     """Refuse NaN, which compares with nothing and so would count as the best class."""
     import numpy as np

@@ -12,8 +12,7 @@ import engines
 from sit_deploy.accuracy import ENGINE, Accuracy
 from sit_deploy.baseline import baseline_warning
 from sit_deploy.bundle import Bundle
-from sit_deploy.errors import InputError
-from sit_deploy.evaluate import Notebook, Part, evaluate, run_key
+from sit_deploy.evaluate import Notebook, evaluate, run_key, spread_over
 from sit_deploy.labelled import Samples, open_labelled
 from sit_deploy.parity import TOLERANCE, Hop, compare
 
@@ -66,8 +65,7 @@ def check_accuracy(
     samples = open_labelled(
         data, manifest["classes"], manifest["model"]["num_classes"], root=root, split=split
     )
-    if images is not None and images < len(samples):
-        samples = Part(samples, [i * len(samples) // images for i in range(images)])
+    samples = spread_over(samples, images)
     rank, size = (world.rank, world.size) if world else (0, 1)
     notebook = None
     if resume is not None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "calibrate": "Observe a graph's ranges on images, for int8 and fp8.",
     "validate": "Check a bundle: golden outputs, accuracy, agreement.",
     "bench": "Time a bundle's engine against PyTorch.",
+    "report": "Ship it or not: measure bundles, write one page.",
     "inspect": "Lint and summarise an ONNX graph or a bundle.",
     "predict": "Classify image files with a bundle.",
     "visualize": "Draw which patches each slimmed token gathers.",

@@ -214,6 +214,8 @@ def _state(hop: dict[str, Any]) -> str:
 
 
 def accuracy_table(accuracy: dict[str, Any]) -> Any:
+    from sit_deploy.report.view import difference
+
     right = ("top-1 %", "95 %", "top-5 %", "agree %")
     title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
     listing = table("", *right, title=literal(title), right=right)
@@ -227,15 +229,3 @@ def accuracy_table(accuracy: dict[str, Any]) -> Any:
     listing.caption = difference(accuracy)
     listing.caption_justify, listing.caption_style = "left", ""
     return listing
-
-
-def difference(accuracy: dict[str, Any]) -> str:
-    """Say in a sentence what the paired test of both sides found."""
-    lost, gained = accuracy["lost"], accuracy["gained"]
-    if not lost + gained:
-        return "Both are right on the same images."
-    chance = "may be chance" if accuracy["p_value"] >= 0.05 else "is no chance"
-    return (
-        f"Only PyTorch is right on {lost}, only the engine on {gained}: the difference {chance} "
-        f"(p = {accuracy['p_value']:.2g})."
-    )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy.report.view import file_size as file_size
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -113,10 +115,6 @@ def progress() -> Iterator[Progress]:
             bars.update(tasks[text], completed=done, total=total or None)
 
         yield update
-
-
-def file_size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 class DynamicBatch(click.ParamType):

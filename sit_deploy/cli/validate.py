@@ -218,11 +218,9 @@ def _show(found: dict[str, Any], compared: LayerComparison | None) -> None:
 
 def _show_differences(screen: Console, measured: dict[str, Any]) -> None:
     """Print how near the logits are, the classes that lost most, and the images whose class changed."""
-    sqnr = "exact" if measured["sqnr_db"] is None else f"{measured['sqnr_db']:.1f} dB"
-    say(
-        screen,
-        f"Logits: SQNR {sqnr}; cosine {measured['cosine']:.6f}, least {measured['lowest_cosine']:.6f}.",
-    )
+    from sit_deploy.report.view import logits_words
+
+    say(screen, logits_words(measured))
     worst = [row for row in measured["by_class"] if row["engine"] < row["reference"]][:_SHOWN_FEW]
     if worst:
         listing = table("class", "images", "PyTorch", "engine", right=("images", "PyTorch", "engine"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engines import BuildOptions, EngineError
-from engines.latency import LatencyStats, percentile
+from engines.latency import Histogram, LatencyStats, percentile
 from engines.timing import (
     EngineCall,
     WorkerResult,
@@ -180,3 +180,29 @@ def test_ctrl_c_takes_the_workers_down(tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+# -------------------------------------------------------------------------------------------------------- histograms
+
+
+def test_a_histogram_counts_every_call():
+    samples = np.random.default_rng(1).gamma(2.0, 0.01, 997)
+    found = Histogram.from_seconds(samples.tolist(), bins=25)
+    assert len(found.counts) == 25 and len(found.edges_ms) == 26
+    assert sum(found.counts) == 997
+    assert found.edges_ms[0] == pytest.approx(1e3 * samples.min())
+    assert found.edges_ms[-1] == pytest.approx(1e3 * np.percentile(samples, 99))
+    whole, _ = np.histogram(1e3 * samples, np.array([*found.edges_ms[:-1], 1e9]))
+    assert np.abs(whole - np.array(found.counts)).max() <= 1  # a call on an edge may round to either side
+
+
+def test_a_histogram_of_calls_that_took_the_same():
+    found = Histogram.from_seconds([0.002] * 5)
+    assert sum(found.counts) == 5 and found.counts[0] == 5
+    with pytest.raises(EngineError, match="no latency samples"):
+        Histogram.from_seconds([])
+
+
+def test_workers_bring_their_histogram():
+    found = alternate({"a": sleeper(0.001)}, **QUICK)["a"]
+    assert sum(found.histogram.counts) == found.stats.iterations

@@ -1,0 +1,216 @@
+"""sit-deploy report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sit_deploy.cli.common import (
+    console,
+    device_option,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    progress,
+    say,
+    table,
+)
+from sit_deploy.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
+
+
+@click.command(
+    "report",
+    epilog=examples(
+        "sit-deploy report sit_s-int8 --data imagenet/val --teacher lvvit_s.pth --teacher-model lvvit_s",
+        "sit-deploy report bundles/ --data imagenet/val -o bundles.html -o bundles.md",
+        "sit-deploy report sit_s-fp16 -o gpu.json      (there, and then here:)",
+        "sit-deploy report gpu.json sit_s-fp32 -o both.html",
+    ),
+)
+@click.argument("sources", type=path_type, nargs=-1, required=True, metavar="BUNDLE-or-DIR-or-JSON...")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=path_type,
+    multiple=True,
+    metavar="FILE",
+    help="report.html, .md or .json; may repeat.  [default: report.html]",
+)
+@click.option("--data", metavar="DIR-or-NAME", help="Labelled images, as for `sit-deploy validate`.")
+@click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies.")
+@click.option("--split", metavar="NAME", help="The part of --data to take.")
+@click.option(
+    "--images", type=click.IntRange(min=1), metavar="N", help="So many of the images, evenly spread."
+)
+@click.option(
+    "--teacher", type=path_type, metavar="FILE", help="The teacher's checkpoint, or a bundle of it."
+)
+@click.option(
+    "--teacher-model", "teacher_name", metavar="NAME", help="Of a teacher's checkpoint without a model card."
+)
+@click.option(
+    "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=click.FloatRange(min=0),
+    metavar="PTS",
+    help="Top-1 that may be lost; exit status 1 if it is not kept.  [default: 1, without that]",
+)
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Images that must agree, likewise."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Turns of each hop at being timed; 0 times nothing.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Length of a turn.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of every side.")
+@device_option
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+@json_option
+def command(
+    sources: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    data: str | None,
+    data_dir: Path | None,
+    split: str | None,
+    images: int | None,
+    max_accuracy_drop: float | None,
+    min_agreement: float | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure bundles and write one page that says whether to ship them, and why.
+
+    Teacher, student, deploy form, ONNX, precision and engine see the same images in one pass and are timed turn about. A
+    folder of bundles gives one page of all; a JSON file is an earlier report, perhaps of another machine.
+    """
+    from sit_deploy.report import render_evidence
+    from sit_deploy.report.evidence import gather, read_evidence, require_comparable
+
+    targets = _targets(outputs, force)
+    bundles, rows = _open(sources, read_evidence)
+    if data is None and (
+        given := [n for n, v in (("data-dir", data_dir), ("split", split), ("images", images)) if v]
+    ):
+        raise InputError(f"--{given[0]} is for images with labels; pass --data DIR")
+    with progress() as report:
+        for bundle in bundles:
+
+            def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:
+                report(f"{name}: {text}", done, total)
+
+            samples = _samples(bundle, data, data_dir, split, images) if data else None
+            limits = {"max_drop": max_accuracy_drop, "min_agreement": min_agreement}
+            rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
+    require_comparable(rows)
+    for path, form in targets.items():
+        _write(path, render_evidence(rows, form))
+    if as_json:
+        emit_json({"bundles": rows, "reports": [str(path) for path in targets]})
+    else:
+        for row in rows:
+            _show(console(), row)
+        for path in targets:
+            say(console(), f"[green]✓[/] [bold]{literal(path)}[/]")
+    if max_accuracy_drop is not None or min_agreement is not None:
+        bad = [row["name"] for row in rows if row["verdict"]["outcome"] != "ship"]
+        if bad:
+            verdict = next(row for row in rows if row["name"] == bad[0])["verdict"]
+            why = [*verdict["against"], *verdict["missing"]][0]
+            raise GateError(f"{bad[0]}: {verdict['outcome']}: {why}")
+
+
+def _targets(outputs: tuple[Path, ...], force: bool) -> dict[Path, str]:
+    """Return the form of each file to write, all of them refused before any work if one cannot be."""
+    found = {}
+    for path in outputs or (Path("report.html"),):
+        form = _FORMS.get(path.suffix.lower())
+        if form is None:
+            raise InputError(
+                f"output {path} must end in .html, .md or .json; pass for example -o report.html"
+            )
+        if path.is_dir() or (path.exists() and not force):
+            what = "is a folder;" if path.is_dir() else "exists; pass --force to replace it, or"
+            raise InputError(f"output {path} {what} choose another -o")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"folder {path.absolute().parent} does not exist; choose another -o")
+        found[path] = form
+    return found
+
+
+def _open(sources: tuple[Path, ...], read: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Return the bundles to measure, and what earlier reports hold."""
+    from sit_deploy.bundle import is_bundle, load_bundle
+
+    bundles, rows = [], []
+    for source in sources:
+        if source.suffix.lower() == ".json" and not source.is_dir():
+            rows += read(source)
+        elif source.is_dir() and not is_bundle(source):
+            found = sorted(entry for entry in source.iterdir() if entry.is_dir() and is_bundle(entry))
+            if not found:
+                raise InputError(
+                    f"{source} has no bundle in it; make one with `sit-deploy build -o {source / 'sit_s-fp16'}`"
+                )
+            bundles += [load_bundle(path) for path in found]
+        else:
+            bundles.append(load_bundle(source))
+    return bundles, rows
+
+
+def _samples(bundle: Any, data: str, root: Path | None, split: str | None, images: int | None) -> Any:
+    from sit_deploy.evaluate import spread_over
+    from sit_deploy.labelled import open_labelled
+
+    manifest = bundle.manifest
+    samples = open_labelled(
+        data, manifest["classes"], manifest["model"]["num_classes"], root=root, split=split
+    )
+    return spread_over(samples, images)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _show(screen: Console, row: dict[str, Any]) -> None:
+    from sit_deploy.report.view import ledger_view
+
+    verdict = row["verdict"]
+    colour = {"ship": "green", "do not ship": "red"}.get(verdict["outcome"], "yellow")
+    say(screen, f"[bold]{literal(row['name'])}[/]: [bold {colour}]{verdict['headline']}[/]")
+    for mark, key in (("[red]✗[/]", "against"), ("[yellow]?[/]", "missing"), ("[green]✓[/]", "favour")):
+        for reason in verdict[key]:
+            say(screen, f" {mark} {literal(reason)}")
+    shown = ledger_view(row["ledger"])
+    listing = table(*shown["head"], right=tuple(shown["head"][2:]), fold=("runs on",))
+    for cells in shown["rows"]:
+        listing.add_row(*map(literal, cells))
+    screen.print(listing)

@@ -1,0 +1,242 @@
+"""Everything there is to say of a bundle on this machine, measured: what a report is made from. JSON values throughout."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import engines
+from engines.timing import machine, ratio
+from sit_deploy.accuracy import Accuracy
+from sit_deploy.baseline import baseline_warning
+from sit_deploy.bench import time_around
+from sit_deploy.bundle import Bundle
+from sit_deploy.doctor import versions
+from sit_deploy.errors import InputError
+from sit_deploy.labelled import Samples
+from sit_deploy.ledger import STUDENT, TEACHER, Ledger, measure_ledger
+from sit_deploy.report.verdict import judge
+
+Progress = Callable[[str, int, int], None]
+
+SCHEMA = 1
+THUMBNAIL = 160  # pixels of a flipped image in the report
+_LAYERS = 200  # the slowest; the rest adds nothing to see
+
+
+def gather(
+    bundle: Bundle,
+    samples: Samples | None = None,
+    data: str | None = None,
+    *,
+    teacher: Path | None = None,
+    teacher_name: str | None = None,
+    checkpoint: Path | None = None,
+    rounds: int = 5,
+    seconds: float = 1.0,
+    threads: int | None = None,
+    device: str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a bundle.
+
+    Args:
+        samples, data: labelled images, and what to call them. The others: see `measure_ledger` and `judge`.
+    Raises:
+        InputError, GateError: as `measure_ledger`.
+    """
+    ledger = measure_ledger(
+        bundle,
+        samples,
+        teacher=teacher,
+        teacher_name=teacher_name,
+        checkpoint=checkpoint,
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+        device=device,
+        progress=progress,
+    )
+    report = progress or (lambda *_: None)
+    report("Looking into the layers", 0, 0)
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "bundle": str(bundle.path),
+        "name": bundle.path.resolve().name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "build": json.loads((bundle.path / "report.json").read_text(encoding="utf-8")),
+        "bytes": sum(facts["bytes"] for facts in bundle.manifest["files"].values()),
+        "golden": _golden(bundle, threads, device),
+        "ledger": ledger.to_dict(),
+        "accuracy": _accuracy(bundle, ledger, samples, data),
+        "timing": {
+            name: {**asdict(result.stats), "histogram": asdict(result.histogram)}
+            for name, result in ledger.timing.items()
+        },
+        "around": time_around(bundle),
+        "speedups": _speedups(bundle, ledger),
+        "drift": _drift(bundle, checkpoint),
+        "layers": _layers(bundle, threads, device),
+        "threads": threads,
+        "machine": asdict(machine()),
+        "versions": versions(),
+    }
+    report("Looking into the layers", 1, 1)
+    found["verdict"] = judge(found, max_drop, min_agreement).to_dict()
+    return found
+
+
+def read_evidence(path: Path) -> list[dict[str, Any]]:
+    """Return the evidence in a JSON file that `sit-deploy report` wrote.
+
+    Raises:
+        InputError: not such a file.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); pass a bundle, a folder of them, or a report's JSON"
+        ) from None
+    rows = fields.get("bundles") if isinstance(fields, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and row.get("schema") == SCHEMA for row in rows
+    ):
+        raise InputError(
+            f"{path} is not a report of sit-deploy; pass one that `sit-deploy report -o FILE.json` wrote"
+        )
+    return rows
+
+
+def _runs_here(bundle: Bundle) -> bool:
+    return engines.get(bundle.manifest["engine"]["kind"]).probe().can_run
+
+
+def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str, Any] | None:
+    from sit_deploy.inference import load
+    from sit_deploy.validate import check_golden
+
+    if not _runs_here(bundle):
+        return None
+    with load(bundle, threads=threads, device=device) as classifier:
+        return check_golden(bundle, classifier).to_dict()
+
+
+def _accuracy(
+    bundle: Bundle, ledger: Ledger, samples: Samples | None, data: str | None
+) -> dict[str, Any] | None:
+    if ledger.accuracy is None or samples is None:
+        return None
+    accuracy = ledger.accuracy
+    told = accuracy.to_dict(bundle.manifest["classes"])
+    for flip in told["flips"]:
+        flip["picture"] = _thumbnail(bundle, samples[flip["index"]][0])
+    return {
+        **told,
+        "measured_on": ledger.engine,
+        "data": data,
+        "warning": baseline_warning(accuracy, bundle.manifest, ledger.evaluation.guesses),
+        "teacher": _teacher(ledger),
+    }
+
+
+def _teacher(ledger: Ledger) -> dict[str, Any] | None:
+    """Return the teacher's accuracy beside the student's, where it was measured."""
+    tally = ledger.evaluation.tallies.get(TEACHER)
+    if tally is None:
+        return None
+    accuracy = Accuracy.of(tally)
+    return {"top1": accuracy.engine_top1, "retained": _share(accuracy.reference_top1, accuracy.engine_top1)}
+
+
+def _share(part: float, whole: float) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def _thumbnail(bundle: Bundle, source: Any) -> str:
+    """Return what the model sees of an image, as the data URI of a small JPEG."""
+    from PIL import Image
+
+    from sit_deploy.preprocessing import load_image
+
+    image = source if isinstance(source, Image.Image) else load_image(source)
+    picture = Image.fromarray(bundle.preprocessing().pixels(image))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, float]:
+    """Return how many times as fast the engine is as each other hop, by the median of the rounds' ratios."""
+    kind = bundle.manifest["engine"]["kind"]
+    engine = ledger.timing.get(f"{kind} engine")
+    if engine is None:
+        return {}
+    others = {name: result for name, result in ledger.timing.items() if result is not engine}
+    return {name: ratio(result, engine).median for name, result in others.items()}
+
+
+def _drift(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
+    """Return the error along the residual stream, or why there is none to tell."""
+    from sit_deploy.drift import debug_on_cpu
+
+    try:
+        found = debug_on_cpu(bundle, checkpoint)
+    except engines.EngineNotInstalledError as error:
+        return {"note": str(error), "tensors": []}
+    return {"note": "", **found.to_dict()}
+
+
+def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dict[str, Any]]:
+    """Return layer, operator and milliseconds of the engine's slowest layers; none where it does not run here."""
+    from sit_deploy.inference import load
+    from sit_deploy.validate import check_layers, time_layers
+
+    if not _runs_here(bundle):
+        return []
+    if bundle.manifest["engine"]["kind"] in engines.ON_CPU:
+        told = time_layers(bundle, threads)
+    else:
+        with load(bundle, threads=threads, device=device) as classifier:
+            told = check_layers(bundle.model_path, classifier, bundle.golden()[0])
+    return told["layers"][:_LAYERS]
+
+
+def require_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to put bundles side by side whose accuracies mean different things.
+
+    Raises:
+        InputError: names two of them, and what differs.
+    """
+    first = rows[0]
+    for other in rows[1:]:
+        a, b = first["build"], other["build"]
+        if a["model"]["num_classes"] != b["model"]["num_classes"] or a["classes"] != b["classes"]:
+            raise InputError(
+                f"{first['bundle']} and {other['bundle']} tell other classes apart ({a['model']['num_classes']} and "
+                f"{b['model']['num_classes']}); report them one by one"
+            )
+        measured = [
+            row["accuracy"] and (row["accuracy"]["data"], row["accuracy"]["images"]) for row in (first, other)
+        ]
+        if None not in measured and measured[0] != measured[1]:
+            raise InputError(
+                f"{first['bundle']} was measured on {measured[0][1]} images of {measured[0][0]}, {other['bundle']} on "
+                f"{measured[1][1]} of {measured[1][0]}; measure both on the same"
+            )
+    names = [row["bundle"] for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{twice[0]} is there twice; leave one out")
+
+
+__all__ = ["STUDENT", "TEACHER", "gather", "read_evidence", "require_comparable"]

@@ -1,0 +1,74 @@
+"""The report as Markdown, for a pull request or a wiki: the page without its pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def render(
+    title: str, subtitle: str, pages: Sequence[Mapping[str, Any]], overview: Mapping[str, Any] | None
+) -> str:
+    """Return the Markdown of what `view` and the overview say."""
+    blocks = [f"# {_text(title)}", _text(subtitle)]
+    if overview:
+        for row in overview["rows"]:
+            blocks += [f"## {_text(row['name'])}", *_verdict(row["verdict"])]
+        blocks += ["## Side by side", _table(overview["head"], overview["table"], 4)]
+    for page in pages:
+        blocks += [f"# {_text(page['name'])}"] if overview else _verdict(page["verdict"])
+        blocks += _page(page)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _page(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"**{_text(note)}**" for note in page["notes"])
+    ledger, accuracy, latency = page["ledger"], page["accuracy"], page["latency"]
+    yield from ("## Ledger", _text(ledger["what"]), _table(ledger["head"], ledger["rows"], 2))
+    yield from map(_text, ledger["notes"])
+    yield "## Accuracy"
+    if accuracy:
+        yield from (_text(accuracy["what"]), _table(accuracy["head"], accuracy["rows"]))
+        yield _text(accuracy["difference"])
+        if accuracy["warning"]:
+            yield f"**{_text(accuracy['warning'])}**"
+        if accuracy["classes"]:
+            yield "### Classes that changed most"
+            yield _table(("class", "images", "PyTorch right", "engine right"), accuracy["classes"])
+        if accuracy["flips"]:
+            yield "### Images whose class changed"
+            columns = ("image", "label", "reference", "engine")
+            rows = [[flip[column] for column in columns] for flip in accuracy["flips"]]
+            yield _table(("image", "is", "PyTorch", "engine"), rows, 4)
+    else:
+        yield _text(page["no_accuracy"])
+    if latency:
+        yield from ("## Latency", _table(latency["head"], latency["rows"]), _text(latency["around"]))
+    if page["drift"]:
+        yield from ("## Where the error comes in", _text(page["drift"]["what"]))
+    if page["layers"]:
+        yield from ("## Where the time goes", _text(page["layers"]["what"]))
+        yield _table(page["layers"]["head"], page["layers"]["rows"], 2)
+    yield from ("## Facts", _table(("", ""), page["facts"], 2))
+
+
+def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
+    yield f"**{_text(verdict['headline'])}**"
+    marks = (("✗", "against"), ("?", "missing"), ("✓", "favour"))
+    lines = [f"- {mark} {_text(reason)}" for mark, key in marks for reason in verdict[key]]
+    if lines:
+        yield "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table whose first `left` columns are words, and the others figures."""
+    rules = ["---" if i < left else "---:" for i in range(len(head))]
+    return "\n".join(
+        f"| {' | '.join(row)} |" for row in (map(_text, head), rules, *(map(_text, r) for r in rows))
+    )
+
+
+def _text(value: object) -> str:
+    """Return a value such that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(str(value).split()))

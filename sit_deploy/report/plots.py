@@ -1,0 +1,157 @@
+"""Plots for a page: SVG by matplotlib that goes into HTML, with text as text and lines in the page's own colour."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# stands for the page's text colour, light or dark, until the SVG is written
+_INK = "#010203"
+# Okabe and Ito's, which the colour-blind tell apart, less the black; all show on white and on near-black
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def _figure(width: float = 7.0, height: float = 2.8) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.tick_params(colors=_INK, labelsize=9)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(_INK)
+        label.set_size(9)
+    return figure, axes
+
+
+def _svg(figure: Any, title: str) -> str:
+    import matplotlib
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    buffer = io.StringIO()
+    with matplotlib.rc_context(settings):
+        # no date and no other word that would change from run to run
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # in HTML the namespaces are known, and an address in the page would look like something that is loaded
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
+    # matplotlib's identifiers depend on what is drawn; several plots share a page
+    mark = re.sub(r"\W+", "-", title.lower())
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{mark}-", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+
+
+def _legend(axes: Any, **options: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK, **options)
+
+
+def latency_histogram(timing: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """Return how the calls of each hop were spread over milliseconds, as SVG; on a logarithmic scale where they are far apart.
+
+    Args:
+        timing: by hop, with `histogram` as `engines.latency.Histogram` in plain types.
+    """
+    figure, axes = _figure()
+    edges = [row["histogram"]["edges_ms"] for row in timing.values()]
+    for (name, row), colour in zip(timing.items(), _cycle(len(timing)), strict=True):
+        found = row["histogram"]
+        total = sum(found["counts"])
+        shares = [100 * count / total for count in found["counts"]]
+        axes.stairs(
+            shares,
+            found["edges_ms"],
+            fill=True,
+            alpha=0.55,
+            color=colour,
+            label=f"{name}, median {row['p50_ms']:.1f} ms",
+        )
+    if max(e[-1] for e in edges) > 4 * max(min(e[0] for e in edges), 1e-9):
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
+    axes.set_xlabel("milliseconds a batch")
+    axes.set_ylabel("% of calls")
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, title)
+
+
+def _plain_ticks(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def drift(tensors: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return the SQNR of the residual stream by depth, as SVG. tensors: of `LayerComparison.to_dict`."""
+    figure, axes = _figure()
+    shown = [(i, t["sqnr_db"]) for i, t in enumerate(tensors) if t["sqnr_db"] is not None]
+    axes.plot(*zip(*shown, strict=True), marker="o", markersize=3, color=COLOURS[0], linewidth=1.5)
+    for i, tensor in enumerate(tensors):
+        if tensor["tensor"].startswith("tsm."):
+            axes.axvline(i, color=COLOURS[1], linewidth=0.8, linestyle=":")
+    step = max(1, len(tensors) // 12)
+    names = [str(t["tensor"]).removesuffix("/concat") for t in tensors]
+    axes.set_xticks(range(0, len(tensors), step), names[::step], rotation=40, ha="right", fontsize=7)
+    axes.set_ylabel("SQNR, dB")
+    return _svg(figure, title)
+
+
+def operators(layers: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return the engine's milliseconds by kind of operator, as SVG. layers: with `types` and `ms`."""
+    found: dict[str, float] = {}
+    for layer in layers:
+        kind = ", ".join(layer["types"]) or "other"
+        found[kind] = found.get(kind, 0.0) + (layer["ms"] or 0.0)
+    rows = sorted(found.items(), key=lambda row: row[1])
+    rows = rows[-10:]
+    figure, axes = _figure(height=0.6 + 0.26 * len(rows))
+    bars = axes.barh([name for name, _ in rows], [ms for _, ms in rows], color=COLOURS[0], height=0.7)
+    axes.bar_label(bars, fmt="%.2f", padding=3, color=_INK, fontsize=8)
+    axes.set_xlabel("milliseconds a batch, with the profiler attached")
+    return _svg(figure, title)
+
+
+def scatter(points: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return accuracy over latency of several bundles, as SVG.
+
+    Args:
+        points: name, latency_ms of an image, top1 in percent with its interval (low, high), engine.
+    """
+    figure, axes = _figure(height=3.4)
+    kinds = list(dict.fromkeys(str(point["engine"]) for point in points))
+    for kind, colour in zip(kinds, _cycle(len(kinds)), strict=True):
+        mine = [point for point in points if point["engine"] == kind]
+        x, y = [p["latency_ms"] for p in mine], [p["top1"] for p in mine]
+        bars = [[p["top1"] - p["low"] for p in mine], [p["high"] - p["top1"] for p in mine]]
+        axes.errorbar(x, y, bars, fmt="o", color=colour, elinewidth=0.8, capsize=2, label=kind)
+    for point in points:
+        axes.annotate(
+            point["name"],
+            (point["latency_ms"], point["top1"]),
+            xytext=(6, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=_INK,
+            parse_math=False,  # a name may hold a dollar
+        )
+    axes.set_xlabel("milliseconds an image, median")
+    axes.set_ylabel("top-1, %")
+    axes.margins(x=0.15, y=0.2)
+    if len(kinds) > 1:
+        _legend(axes, loc="best")
+    return _svg(figure, title)

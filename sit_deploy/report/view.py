@@ -1,0 +1,333 @@
+"""What a page shows of a build and of its evidence: every figure as the text that stands on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sit_deploy.report import plots
+
+_SLOWEST = 15  # layers listed
+_WORST = 15  # classes listed
+
+
+def file_size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def figure(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form)
+
+
+def build_view(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a page says of a build (report.json)."""
+    model, accuracy = report["model"], report["accuracy"]
+    return {
+        "name": f"{model['name']} · {report['precision']} · {report['engine']['kind']}",
+        "verdict": _build_verdict(report["hops"]),
+        "notes": report["notes"],
+        "accuracy": accuracy and accuracy_view(accuracy),
+        "no_accuracy": "Not measured: no --val-data was given.",
+        "tokens": _tokens(model),
+        "layers": _engine_layers(report.get("engine_layers")),
+        "compared_on": report["compared_on"],
+        "hops": [_hop(hop) for hop in report["hops"]],
+        "quantization": _quantization(report),
+        "held_back": [(n["node"], n["op_type"], n["reason"]) for n in report["plan"]["held_back"]],
+        "facts": _facts(report),
+        "seconds": [(step, f"{seconds:.2f}") for step, seconds in report["seconds"].items()],
+        "versions": [(package, version or "—") for package, version in report["versions"].items()],
+    }
+
+
+def evidence_view(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a page says of a bundle that was measured (`evidence.gather`)."""
+    build, accuracy, timing = evidence["build"], evidence["accuracy"], evidence["timing"]
+    mark = f"{evidence['name']}: "
+    return {
+        **build_view(build),
+        "name": evidence["name"],
+        "verdict": evidence["verdict"],
+        "figures": _key_figures(evidence),
+        "ledger": ledger_view(evidence["ledger"]),
+        "accuracy": accuracy and accuracy_view(accuracy),
+        "no_accuracy": "Not measured: no labelled images were given (--data).",
+        "latency": _latency(evidence, mark) if timing else None,
+        "drift": _drift(evidence["drift"], mark),
+        "layers": _layers(evidence["layers"], mark) or _engine_layers(build.get("engine_layers")),
+        "versions": [(package, version or "—") for package, version in evidence["versions"].items()],
+    }
+
+
+def ledger_view(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ledger as a table: a hop a row, what it changed in brackets."""
+    entries = ledger["entries"]
+    labelled = any(entry["top1"] is not None for entry in entries)
+    head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
+    if not labelled:
+        head.remove("top-1 %")
+    rows, before = [], None
+    for entry in entries:
+        top1 = figure(entry["top1"], ".2f")
+        if entry["top1"] is not None and before is not None:
+            top1 += f" ({entry['top1'] - before:+.2f})"
+        before = entry["top1"] if entry["top1"] is not None else before
+        exact = entry["agreement"] is not None and entry["sqnr_db"] is None
+        row = [
+            entry["name"],
+            entry["runtime"],
+            *([top1] if labelled else []),
+            figure(entry["agreement"], ".2f"),
+            ("reference" if entry["name"] == "student" else "exact")
+            if exact
+            else figure(entry["sqnr_db"], ".1f"),
+            f"{entry['macs'] / 1e9:.2f}" if entry["macs"] >= 1e8 else f"{entry['macs'] / 1e9:.3f}",
+            file_size(entry["size"]),
+            figure(entry["latency_ms"], ".2f"),
+        ]
+        rows.append(row)
+    images = f"{ledger['images']} {'labelled' if labelled else 'synthetic'} images"
+    return {
+        "what": f"Every hop on the same {images}; agreement and SQNR are with the student in PyTorch, ms the median of a "
+        f"batch of {ledger['batch_size']}, the hops timed turn about.",
+        "head": head,
+        "rows": rows,
+        "notes": [f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]],
+    }
+
+
+def accuracy_view(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    rows = []
+    for who, side, agreement in (
+        ("PyTorch", "reference", ""),
+        (accuracy["measured_on"], "engine", f"{accuracy['agreement']:.2f}"),
+    ):
+        low, high = accuracy[f"{side}_top1_interval"]
+        top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
+        rows.append((who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", f"{top5:.2f}", agreement))
+    return {
+        "what": f"{accuracy['images']} images of {accuracy['data']}",
+        "head": ("", "top-1 %", "95 %", "top-5 %", "agreement %"),
+        "rows": rows,
+        "difference": f"{difference(accuracy)} {logits_words(accuracy)}".strip(),
+        "warning": accuracy.get("warning"),
+        "classes": [
+            (row["name"], str(row["images"]), str(row["reference"]), str(row["engine"]))
+            for row in accuracy.get("by_class", ())[:_WORST]
+        ],
+        "flips": [
+            {
+                "label": flip["label_name"],
+                "reference": f"{flip['reference_name']}, {flip['reference_probability']:.0%}",
+                "engine": f"{flip['engine_name']}, {flip['engine_probability']:.0%}",
+                "image": flip["image"].replace("\\", "/").rsplit("/", 1)[-1],
+                "picture": flip.get("picture"),
+            }
+            for flip in accuracy.get("flips", ())
+        ],
+    }
+
+
+def difference(accuracy: Mapping[str, Any]) -> str:
+    """Say in a sentence what the paired test of both sides found."""
+    lost, gained = accuracy["lost"], accuracy["gained"]
+    if not lost + gained:
+        return "Both are right on the same images."
+    chance = "may be chance" if accuracy["p_value"] >= 0.05 else "is no chance"
+    return (
+        f"Only PyTorch is right on {lost}, only the engine on {gained}: the difference {chance} "
+        f"(p = {accuracy['p_value']:.2g})."
+    )
+
+
+def logits_words(accuracy: Mapping[str, Any]) -> str:
+    """Say in a sentence how near the logits are."""
+    if "cosine" not in accuracy:
+        return ""
+    sqnr = "exact" if accuracy["sqnr_db"] is None else f"{accuracy['sqnr_db']:.1f} dB"
+    return f"Logits: SQNR {sqnr}; cosine {accuracy['cosine']:.6f}, least {accuracy['lowest_cosine']:.6f}."
+
+
+def engine_entry(evidence: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ledger's entry of the engine itself, which may not have run."""
+    return evidence["ledger"]["entries"][-1]
+
+
+def _key_figures(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found, accuracy = [], evidence["accuracy"]
+    if accuracy:
+        found.append(
+            (f"{accuracy['engine_top1']:.2f} %", f"top-1, PyTorch {accuracy['reference_top1']:.2f} %")
+        )
+        found.append((f"{accuracy['agreement']:.2f} %", "of images get the reference's class"))
+    entry = engine_entry(evidence)
+    if entry["latency_ms"] is not None:
+        rate = 1e3 * evidence["ledger"]["batch_size"] / entry["latency_ms"]
+        batch = evidence["ledger"]["batch_size"]
+        found.append((f"{entry['latency_ms']:.2f} ms", f"a batch of {batch}, {rate:.0f} images/s"))
+    for name, what in (("student", "PyTorch"), ("teacher", "the teacher in PyTorch")):
+        if name in evidence["speedups"]:
+            found.append((f"{evidence['speedups'][name]:.2f}×", f"as fast as {what}"))
+    found.append((file_size(entry["size"]), "engine"))
+    return found
+
+
+def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    timing, around, host = evidence["timing"], evidence["around"], evidence["machine"]
+    rows = [
+        (
+            name,
+            *(f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
+            f"{row['images_per_second']:.1f}",
+            str(row["iterations"]),
+        )
+        for name, row in timing.items()
+    ]
+    pinned = "not pinned to CPUs"
+    threads = evidence["threads"] or "the runtime's own number of"
+    return {
+        "plot": plots.latency_histogram(timing, mark + "latency of each hop"),
+        "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
+        "rows": rows,
+        "around": f"Each in a process of its own, in turn, {threads} threads, {pinned}, on {host['cpu_model']} "
+        f"({host['usable_cpus']} CPUs). Around the engine, for one image ({around['image']}) on one thread: decoding "
+        f"{around['decode_ms']:.2f} ms, preparing {around['prepare_ms']:.2f} ms, classes from logits "
+        f"{around['classes_ms']:.2f} ms.",
+    }
+
+
+def _drift(found: Mapping[str, Any], mark: str) -> dict[str, Any] | None:
+    if not found["tensors"]:
+        return {"what": found["note"], "plot": None} if found["note"] else None
+    shown = [t for t in found["tensors"] if t["sqnr_db"] is not None]
+    first = found["first_bad"]
+    what = (
+        "The residual stream of the bundle's graph against that of the float32 graph, on the golden images."
+    )
+    if not shown:
+        return {"what": what + " They are the same to the bit.", "plot": None}
+    what += (
+        f" The first tensor out of tolerance ({found['tolerance']:g}) is {first['tensor']}."
+        if first
+        else f" Every tensor is within the tolerance ({found['tolerance']:g} of its spread). Dotted: token slimming."
+    )
+    return {"what": what, "plot": plots.drift(found["tensors"], mark + "signal to noise by depth")}
+
+
+def _layers(layers: Sequence[Mapping[str, Any]], mark: str) -> dict[str, Any] | None:
+    if not layers:
+        return None
+    return {
+        "plot": plots.operators(layers, mark + "time by operator"),
+        "what": "The slowest layers as the engine runs them; a profiler makes all of them slower.",
+        **_layer_table(layers),
+    }
+
+
+def _engine_layers(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a TensorRT engine tells of itself, where it could be run."""
+    if not told:
+        return None
+    raised = f": {', '.join(told['raised'])}" if told["raised"] else ""
+    return {
+        "plot": None,
+        "what": f"{len(told['kept'])} low-precision products run in the types of the graph, {len(told['raised'])} do not"
+        f"{raised}; of {len(told['untold'])} the engine does not tell. Times are with a profiler attached, one image or the "
+        "smallest batch.",
+        **_layer_table(told["layers"]),
+    }
+
+
+def _layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [
+        (
+            row["layer"],
+            ", ".join(row["types"]) or "not told",
+            figure(row["ms"], ".4f"),
+            figure(row["share"], ".1%"),
+        )
+        for row in layers[:_SLOWEST]
+    ]
+    return {"head": ("layer", "types", "ms", "share"), "rows": rows}
+
+
+def _build_verdict(hops: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    compared = [hop for hop in hops if hop["compared"]]
+    skipped = [hop["name"] for hop in hops if not hop["compared"]]
+    good = all(hop["passed"] for hop in compared)
+    text = (
+        f"{len(compared)} hops compared, all within tolerance."
+        if good
+        else "A hop is out of tolerance: do not ship this."
+    )
+    if skipped:
+        text += f" Not run on the machine that built it: {', '.join(skipped)}; validate it where a GPU is."
+    outcome = "ship" if good else "do not ship"
+    return {"outcome": outcome, "headline": text, "against": (), "missing": (), "favour": ()}
+
+
+def _hop(hop: Mapping[str, Any]) -> dict[str, Any]:
+    if not hop["compared"]:
+        return {"name": hop["name"], "cells": ("—", "", "", "", ""), "state": "", "note": hop["note"]}
+    cells = (
+        figure(hop["error"], ".1e"),
+        figure(hop["tolerance"], "g"),
+        figure(hop["step_error"], ".1e"),
+        "exact" if hop["error"] == 0 else figure(hop["sqnr_db"], ".1f"),
+        f"{hop['agreement']:.0%}",
+    )
+    state = "ok" if hop["passed"] else "out of tolerance"
+    return {"name": hop["name"], "cells": cells, "state": state, "note": hop["note"]}
+
+
+def _tokens(model: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    stages, tokens = model.get("stages") or [], model["tokens"]
+    most = max(tokens)
+    found = []
+    for i, count in enumerate(tokens):
+        blocks = f", {stages[i]} block{'s' if stages[i] != 1 else ''}" if i < len(stages) else ""
+        found.append((f"stage {i + 1}{blocks}", str(count), round(100 * count / most, 1)))
+    return found
+
+
+def _quantization(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = report.get("quantization")
+    if not found:
+        return None
+    low = [row for row in found["layers"] if row["precision"] != "high"]
+    text = (
+        f"{len(low)} of {len(found['layers'])} layers, {found['share_of_macs']:.1%} of the work, in {report['precision']}; the "
+        f"rest in {found['rest']}. Calibrated by {found['method']}. "
+    )
+    speed = found["speed"]
+    if speed:
+        text += f"{speed['ratio']:.2f}× as fast as {speed['over']} at batch {speed['batch_size']}."
+    else:
+        text += "Speed was not measured: the engine does not run on the machine that built it."
+    columns = [("alone dB", "alone_db")] if any("alone_db" in row for row in low) else []
+    rows = []
+    for row in found["layers"]:
+        cells = [figure(row["scale"], ".3g"), str(row["shift"] or "—"), figure(row["sqnr_db"], ".1f")]
+        cells += [figure(row.get(key), ".1f") for _, key in columns]
+        rows.append((row["layer"], row["precision"], *cells, row["reason"]))
+    head = ("layer", "runs in", "scale", "shift", "SQNR dB", *(title for title, _ in columns), "why")
+    return {"what": text, "head": head, "rows": rows}
+
+
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    model, engine = report["model"], report["engine"]
+    size = f"{model['image_size'][0]}×{model['image_size'][1]}"
+    return [
+        ("Model", f"{model['name']}, {size}, {model['num_classes']} classes"),
+        (
+            "Size",
+            f"{model['parameters'] / 1e6:.2f} M parameters, {model['macs'] / 1e9:.2f} GMACs an image as deployed",
+        ),
+        ("Patch tokens", " → ".join(map(str, model["tokens"]))),
+        ("Weights", report["weights"]["source"]),
+        ("Engine", f"{engine['kind']} {engine['version']}, target {engine['target']}"),
+        ("Why this engine", engine["why"]),
+        ("Batch", ", ".join(f"{k} {v}" for k, v in report["batch"].items())),
+        ("Operators", ", ".join(f"{k} {v}" for k, v in report["graph"]["operators"].items())),
+        ("Build it again", report["command"]),
+    ]

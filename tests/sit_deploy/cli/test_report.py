@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sit_deploy.cli import report as module
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Trained
+from tests.sit_deploy.report.conftest import Page
+
+NO_TIMING = ("--rounds", 0)
+
+
+def test_a_bundle_with_images(trained: Trained, cli: CommandLine) -> None:
+    words = ("report", trained.bundle, "--data", trained.images, *NO_TIMING)
+    result = cli(*words, "-o", "out.html", "-o", "out.md", "-o", "out.json", "--json")
+    found = result.json()
+    assert found["reports"] == ["out.html", "out.md", "out.json"]
+    (row,) = found["bundles"]
+    assert row["accuracy"]["images"] == 11 and row["verdict"]["outcome"] == "not enough evidence"
+    page = Page((cli.folder / "out.html").read_text())
+    assert row["verdict"]["headline"] in page.text and "11 labelled images" in page.text
+    assert json.loads((cli.folder / "out.json").read_text())["bundles"] == [row]
+    assert {path.name for path in cli.folder.iterdir()} == {"out.html", "out.md", "out.json", "tmp"}
+
+
+def test_a_folder_of_bundles_and_an_earlier_report(
+    trained: Trained, nano_fp32: Path, cli: CommandLine
+) -> None:
+    """The page of both is made of one that is measured, and of what a JSON file says of the other."""
+    shutil.copytree(trained.bundle, cli.folder / "bundles" / "mine")
+    (cli.folder / "bundles" / "notes").mkdir()
+    cli("report", "bundles", *NO_TIMING, "-o", "mine.json")
+    out = cli("report", "mine.json", "-o", "again.html").out
+    assert "mine: Do not ship it." in out or "mine: Not enough evidence" in out
+    assert "deploy form" in out and "again.html" in out
+    message = cli("report", "mine.json", nano_fp32, *NO_TIMING, "-o", "both.html", status=2).the_error()
+    assert "tell other classes apart (7 and 1000)" in message and not (cli.folder / "both.html").exists()
+    assert "is there twice" in cli("report", "mine.json", "mine.json", "-o", "both.md", status=2).the_error()
+
+
+def test_limits(trained: Trained, cli: CommandLine) -> None:
+    words = ("report", trained.bundle, "--data", trained.images, *NO_TIMING, "-o", "out.html")
+    result = cli(*words, "--max-accuracy-drop", 1, status=1)
+    assert result.complaints[-1].startswith("Error: bundle: not enough evidence: Top-1 does not fall")
+    assert (cli.folder / "out.html").exists()  # the page says why
+
+
+def test_bad_input(trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("sit_deploy.report.evidence.gather", never)
+    (cli.folder / "empty").mkdir()
+    (cli.folder / "taken.html").write_text("mine")
+    assert "empty has no bundle in it; make one with `sit-deploy build" in cli.refuses("report", "empty")
+    assert "no such folder" in cli.refuses("report", "nowhere")
+    assert "gone.json cannot be read" in cli.refuses("report", "gone.json")
+    for output, words in (
+        ("out.pdf", "must end in .html, .md or .json"),
+        ("taken.html", "exists; pass --force to replace it"),
+        ("nowhere/out.html", "nowhere does not exist"),
+    ):
+        assert words in cli.refuses("report", trained.bundle, "-o", output)
+    assert "--images is for images with labels" in cli.refuses("report", trained.bundle, "--images", 3)
+
+
+def test_nothing_is_left_of_a_report_that_failed(
+    trained: Trained, cli: CommandLine, make_image_folder: Callable[..., Path]
+) -> None:
+    other = make_image_folder(("kiwi", "plum"))
+    message = cli.refuses("report", trained.bundle, "--data", other, *NO_TIMING)
+    assert "2 class folders, the model 7 classes" in message
+
+
+def test_every_form_has_its_ending() -> None:
+    assert set(module._FORMS.values()) == {"html", "md", "json"}

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from sit_deploy.report import render_evidence
+from tests.sit_deploy.report.conftest import Page, flipped
+from tests.sit_deploy.report.test_build_page import hostile
+
+
+def test_one_bundle(evidence: dict[str, Any]) -> None:
+    html = render_evidence([evidence])
+    page = Page(html)
+    verdict, accuracy = evidence["verdict"], evidence["accuracy"]
+    assert page.text.index(verdict["headline"]) < page.text.index("Ledger")  # the verdict comes first
+    for sentence in (*verdict["against"], *verdict["missing"], *verdict["favour"]):
+        assert sentence in page.text
+    for entry in evidence["ledger"]["entries"]:
+        assert entry["name"] in page.text and f"{entry['latency_ms']:.2f}" in page.text
+    for value in (f"{accuracy['engine_top1']:.2f}", f"{accuracy['agreement']:.2f}", "Where the time goes"):
+        assert value in page.text
+    assert "Where the error comes in" in page.text and "stage 4, 2 blocks" in page.text
+    assert html.count("<svg") == 3  # latency, error by depth, time by operator
+
+
+def test_it_is_self_contained(evidence: dict[str, Any]) -> None:
+    html = render_evidence([flipped(evidence)])
+    page = Page(html)
+    assert "http" not in html and "@import" not in html
+    assert page.seen.isdisjoint({"script", "link", "iframe", "object"})
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert len(sources) == 1 and sources[0].startswith("data:image/jpeg;base64,")
+    inner = [value for name, value in page.attributes if name == "xlink:href"]
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert all(value.startswith("#") and value[1:] in identifiers for value in inner)
+    assert all(found in identifiers for found in re.findall(r"url\(#([^)]+)\)", html))
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_every_value_is_escaped(evidence: dict[str, Any]) -> None:
+    plain = Page(render_evidence([flipped(evidence)]))
+    nasty = hostile(flipped(evidence))
+    nasty["name"] = '"><script>alert(1)</script>$x^$'
+    page = Page(render_evidence([nasty]))
+    assert page.seen == plain.seen
+    assert {name for name, _ in page.attributes} == {name for name, _ in plain.attributes}
+    assert page.text.count("<script>") > 10
+
+
+def test_several_bundles_side_by_side(evidence: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(evidence))
+    other.update(name="a$b$_{c}", bundle="elsewhere")
+    html = render_evidence([evidence, other])
+    page = Page(html)
+    assert "2 bundles" in page.text and "Side by side" in page.text
+    assert page.text.count(evidence["verdict"]["headline"]) == 2
+    assert html.count("<svg") == 1 + 2 * 3 and "a$b$_{c}" in page.text
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_without_what_was_not_measured(evidence: dict[str, Any]) -> None:
+    for entry in evidence["ledger"]["entries"]:
+        entry.update(latency_ms=None, top1=None)
+    evidence.update(accuracy=None, timing={}, speedups={}, layers=[], golden=None)
+    evidence["drift"] = {"note": "comparing layers needs Polygraphy", "tensors": []}
+    text = Page(render_evidence([evidence])).text
+    assert "Not measured: no labelled images were given (--data)." in text
+    assert "comparing layers needs Polygraphy" in text
+    assert "Latency" not in text and "Where the time goes" not in text and "top-1 %" not in text
+    Page(render_evidence([evidence, {**evidence, "name": "other"}]))
+
+
+def test_the_same_evidence_gives_the_same_page(evidence: dict[str, Any]) -> None:
+    assert render_evidence([evidence]) == render_evidence([json.loads(json.dumps(evidence))])
+
+
+def test_markdown(evidence: dict[str, Any]) -> None:
+    text = render_evidence([flipped(evidence)], "md")
+    assert text.startswith(f"# {evidence['name']}\n\n")
+    assert f"**{evidence['verdict']['headline']}**" in text
+    lines = text.splitlines()
+    for start in (i for i, line in enumerate(lines) if re.fullmatch(r"\|( -+:? \|)+", line)):
+        columns = lines[start].count("|")
+        rows = iter(lines[start - 1 :])
+        for row in rows:
+            if not row:
+                break
+            assert len(re.findall(r"(?<!\\)\|", row)) == columns
+    assert "<script>" not in text.replace("\\<script\\>", "")
+    both = render_evidence([evidence, {**evidence, "name": "other"}], "md")
+    assert both.startswith("# 2 bundles") and both.count("## Ledger") == 2
