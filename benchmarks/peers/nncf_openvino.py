@@ -2,7 +2,7 @@
 
     python nncf_openvino.py JOB.json ANSWER.json
 
-The model is the ONNX graph as OpenVINO reads it, whose batch size may be any: it is given the images in such batches.
+The model is the ONNX graph as OpenVINO reads it. Its batch size is fixed; the images are a multiple of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def main() -> None:
     job = read()
     model = ov.Core().read_model(job.graph)
     batch = model.inputs[0].shape[0]
-    batches = [job.images[i : i + batch] for i in range(0, len(job.images) - batch + 1, batch)]
+    batches = [job.images[i : i + batch] for i in range(0, len(job.images), batch)]
     with answer(["nncf", "openvino"]):
         quantized = nncf.quantize(
             model, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER
