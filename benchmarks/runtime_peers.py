@@ -47,6 +47,7 @@ from benchmarks.runtime_peers_cells import (  # noqa: E402
     make_model,
     prepare,
 )
+from engines.errors import EngineError  # noqa: E402
 from engines.gpu import find_gpus  # noqa: E402
 from engines.timing import WorkerResult, WorkerSpec, alternate, machine, ratio  # noqa: E402
 from sit_deploy.errors import InputError  # noqa: E402
@@ -54,7 +55,15 @@ from sit_deploy.models.configs import get_config  # noqa: E402
 from sit_deploy.models.cost import cost  # noqa: E402
 
 MODELS = "sit_s,sit_xs,lvvit_s"
-TEACHERS = {"sit_nano": "lvvit_nano", "sit_t": "lvvit_t", "sit_xs": "lvvit_s", "sit_s": "lvvit_s"}
+TEACHERS = {
+    "sit_nano": "lvvit_nano",
+    "sit_micro": "lvvit_micro",
+    "sit_t": "lvvit_t",
+    "sit_xs": "lvvit_s",
+    "sit_s": "lvvit_s",
+    "sit_m": "lvvit_m",
+    "sit_l": "lvvit_l",
+}
 PAIRS = "sit_t/lvvit_t,sit_xs/lvvit_s,sit_s/lvvit_s,sit_m/lvvit_m,sit_l/lvvit_l"
 AIMS = {"sit_t": 3.4, "sit_xs": 3.5, "sit_s": 1.35, "sit_m": 1.45, "sit_l": 1.6}  # speed-up over the teacher
 PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "onnxscript", "timm", "numpy")
@@ -92,7 +101,14 @@ def measure(
             say(f"{setting.model.name} batch {setting.batch}: making {candidate.key}")
             cells.append(prepare(candidate, setting))
     workers = {cell.candidate.key: cell.worker for cell in cells if cell.worker}
-    results = turns(workers, rounds, seconds)
+    try:
+        results = turns(workers, rounds, seconds)
+    except (
+        EngineError
+    ) as error:  # a process died: the other models and batch sizes are worth having all the same
+        results = {}
+        for cell in cells:
+            cell.fail(f"the timing failed: {error}")
     rows = []
     for cell in cells:
         row = {"model": setting.model.name, "batch": setting.batch} | about(cell.candidate)
@@ -247,9 +263,10 @@ def split(text: str, option: str) -> list[str]:
 
 
 def known(names: list[str]) -> list[str]:
+    """The same names; refuses those whose work is not known, timm's own among them."""
     for name in names:
         try:
-            get_config(name)
+            cost(get_config(name))
         except InputError as error:
             raise click.BadParameter(str(error)) from None
     return names

@@ -352,6 +352,10 @@ class Cell:
         if self.skipped:
             self.skipped = shortened(self.skipped)
 
+    def fail(self, why: str) -> None:
+        """Leave out what was to be timed; a reason that is there already stays."""
+        self.skipped, self.worker = self.skipped or shortened(why), None
+
 
 def prepare(candidate: Candidate, setting: Setting) -> Cell:
     """Make a candidate and compare its logits; what cannot be made or is wrong is a result of the comparison."""

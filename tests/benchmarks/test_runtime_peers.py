@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from benchmarks import documents, peer_environments, runtime_peers, runtime_peers_page
 from benchmarks.runtime_peers_cells import CANDIDATES, Candidate, Cell, Model, Setting, make_model, prepare
+from engines.errors import EngineError
 from engines.latency import LatencyStats
 from engines.timing import WorkerResult, WorkerSpec
 
@@ -153,6 +154,23 @@ def test_what_cannot_be_made_or_is_wrong_is_a_result(tmp_path: Path, models: dic
     wrong, right = (prepare(with_noise(amount), setting) for amount in (1e-2, 1e-8))
     assert wrong.worker is None and "of their standard deviation" in wrong.skipped
     assert right.skipped is None and right.error < 1e-5 and right.worker.batch_size == 3
+
+
+def test_a_worker_that_dies_costs_its_group_alone(
+    tmp_path: Path, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+):
+    def dies(*_: Any) -> Any:
+        raise EngineError("worker eager died")
+
+    monkeypatch.setattr(runtime_peers, "alternate", dies)
+    without = frozenset(c.key for c in CANDIDATES) - {"onnxruntime-fp32"}
+    setting = Setting(models["sit_nano"], 1, 1, tmp_path, tmp_path)
+    cells, rows = runtime_peers.measure(setting, without, 1, 0.1)
+    assert {row["skipped"] for row in rows} == {
+        "left out by --without",
+        "the timing failed: worker eager died",
+    }
+    assert not any(cell.worker for cell in cells)
 
 
 def test_a_peer_s_environment_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
