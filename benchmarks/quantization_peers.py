@@ -20,11 +20,7 @@ import dataclasses
 import datetime
 import json
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-import venv
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -38,12 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
+from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.data import batches, list_images  # noqa: E402
 from sit_deploy.models.card import ModelCard, read_card  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantization_peers.json"
-PEERS = ROOT / "benchmarks" / "peers"
 SCRIPTS = {"onnxruntime": "onnxruntime_static.py", "modelopt": "modelopt_onnx.py", "nncf": "nncf_quantize.py"}
 OURS = "sit-deploy"
 # (who, method, title); "default" leaves the choice of layers to the peer
@@ -144,37 +140,6 @@ def sit_deploy(*arguments: Any) -> tuple[float, int]:
     return run([sys.executable, "-m", "sit_deploy", *map(str, arguments)])
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Run a command; return its wall seconds and peak resident memory in bytes.
-
-    Raises:
-        RuntimeError: it failed; the text is the last line it wrote to standard error.
-    """
-    with tempfile.TemporaryFile() as messages:
-        started, peak = time.perf_counter(), 0
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=messages)
-        while process.poll() is None:
-            # not wait4's maximum, which begins with what this process had when it forked
-            peak = max(peak, peak_memory(process.pid))
-            time.sleep(0.02)
-        seconds = time.perf_counter() - started
-        if process.returncode:
-            messages.seek(0)
-            said = messages.read().decode(errors="replace").strip().splitlines()
-            raise RuntimeError(said[-1] if said else f"exit status {process.returncode}")
-    return seconds, peak
-
-
-def peak_memory(pid: int) -> int:
-    """Return the most resident memory a process has had, in bytes; 0 once it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    # Linux counts in KiB
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
-
-
 # ------------------------------------------------------------------------------------------------------- quantisers
 
 
@@ -206,15 +171,6 @@ def peer(case: Case, who: str, method: str, output: Path, python: Path) -> dict[
     seconds, peak = run([str(python), str(PEERS / SCRIPTS[who]), str(job), str(answer)])
     told = json.loads(answer.read_text(encoding="utf-8"))
     return {**told, "process_seconds": seconds, "peak_bytes": peak}
-
-
-def environment(who: str, work: Path) -> Path:
-    """Return the Python of a peer's environment, made where it is not there yet."""
-    python = work / f"env-{who}" / "bin" / "python"
-    if not python.exists():
-        venv.create(work / f"env-{who}", with_pip=True)
-        run([str(python), "-m", "pip", "install", "-q", "-r", str(PEERS / f"requirements-{who}.txt")])
-    return python
 
 
 # ------------------------------------------------------------------------------------------------- what came of them

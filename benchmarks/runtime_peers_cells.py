@@ -1,0 +1,384 @@
+"""What `runtime_peers.py` times: every way to run one model at one batch size, made and compared with PyTorch first.
+
+A way is a module-level `open_*` function and its arguments, which a worker process can be given: it returns a function of
+images, float32 (batch, 3, H, W), that gives the logits, (batch, classes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import engines
+from benchmarks.peer_environments import PEERS, environment, run
+from benchmarks.random_weights import random_model
+from engines.timing import WorkerSpec, machine
+
+if TYPE_CHECKING:
+    import onnx
+
+Logits = Callable[[np.ndarray], np.ndarray]
+
+TOLERANCE = 1e-4  # largest difference from eager in FP32, in standard deviations of the logits
+CALIBRATION_IMAGES = 8
+CHECKED_IMAGES = 8
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+REASON_LENGTH = 300  # characters; some libraries explain themselves in pages
+
+
+# ---------------------------------------------------------------------------------------------------------------- ways
+
+
+def open_eager(name: str, threads: int) -> Logits:
+    import torch
+
+    torch.set_num_threads(threads)
+    return _on_torch(random_model(name))
+
+
+def open_compiled(name: str, threads: int) -> Logits:
+    """torch.compile in its default mode; it needs a C++ compiler."""
+    import torch
+
+    torch.set_num_threads(threads)
+    # else a second batch size would be taken for a reason to compile for all of them
+    torch.compiler.reset()
+    return _on_torch(torch.compile(random_model(name)))
+
+
+def open_dynamic(name: str, threads: int) -> Logits:
+    """Linear layers with 8-bit weights, and activations that are quantised as they come."""
+    import torch
+    from torch.ao.quantization import quantize_dynamic
+
+    torch.set_num_threads(threads)
+    return _on_torch(quantize_dynamic(random_model(name), {torch.nn.Linear}))
+
+
+def _on_torch(model: Callable[..., Any]) -> Logits:
+    import torch
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images)).numpy()
+
+    return logits
+
+
+def open_onnxruntime(path: Path, threads: int | None) -> Logits:
+    """A graph in a default session; `threads` None leaves even their number alone."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (images,) = (value.name for value in session.get_inputs())
+    return lambda batch: session.run(None, {images: batch})[0]
+
+
+def open_openvino(path: Path, threads: int) -> Logits:
+    """A model with OpenVINO's defaults, but in float32 where it says so: some CPUs would get bfloat16."""
+    import openvino as ov
+
+    settings = {
+        ov.properties.hint.inference_precision: ov.Type.f32,
+        ov.properties.inference_num_threads: threads,
+    }
+    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    return lambda batch: compiled(batch)[0]
+
+
+def open_engine(kind: str, path: Path, threads: int) -> Logits:
+    runner = engines.get(kind).load(path, threads=threads)
+    return lambda batch: runner.infer({"images": batch})["logits"]
+
+
+def timed(way: Callable[..., Logits], args: tuple[Any, ...], shape: tuple[int, ...]) -> Callable[[], object]:
+    """Worker: a way on the same random images again and again."""
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    logits = way(*args)
+    return lambda: logits(images)
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with random weights, and what is made of it for all batch sizes.
+
+    calibration, images: float32 (n, 3, H, W), synthetic photographs, of which the latter serve to compare logits.
+    reference: PyTorch's logits of `images`. fp32, int8: our graphs, with an open batch; int8 is None where it was not asked for.
+    """
+
+    name: str
+    calibration: np.ndarray
+    images: np.ndarray
+    reference: np.ndarray
+    fp32: onnx.ModelProto
+    int8: onnx.ModelProto | None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width in pixels."""
+        return self.images.shape[2:]
+
+
+def make_model(name: str, threads: int, int8: bool = True) -> Model:
+    """Export a model, and quantise it as `sit-deploy build --precision int8` does."""
+    from sit_deploy.calibrate import ImageStream, calibrate
+    from sit_deploy.deploy import to_deploy_form
+    from sit_deploy.export import export_onnx
+    from sit_deploy.models.configs import get_config
+    from sit_deploy.preprocessing import Preprocessing
+    from sit_deploy.quantize import make_quantiser
+    from sit_deploy.sample_images import sample_images
+
+    config = get_config(name)
+    preprocessing = Preprocessing.for_model(
+        config.image_size, config.crop_pct, config.interpolation, config.mean, config.std
+    )
+    calibration = ImageStream(
+        sample_images(CALIBRATION_IMAGES), preprocessing, f"{CALIBRATION_IMAGES} synthetic images"
+    )
+    checked = ImageStream(sample_images(CHECKED_IMAGES, seed=1), preprocessing, "others")
+    plain = random_model(name)
+    graph = export_onnx(to_deploy_form(plain), plain.img_size, batch="batch")
+    low = None
+    if int8:
+        found, _ = calibrate(graph, calibration)
+        low = make_quantiser(graph, found, calibration).quantised()
+    images = np.concatenate(list(checked))
+    return Model(
+        name, np.concatenate(list(calibration)), images, open_eager(name, threads)(images), graph, low
+    )
+
+
+@dataclass
+class Setting:
+    """One model at one batch size on so many threads; files go to `folder`, environments of peers are in `work`.
+
+    told: what peers answered, by their name: versions, and Optimum's refusal.
+    """
+
+    model: Model
+    batch: int
+    threads: int
+    folder: Path
+    work: Path
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{self.model.name}-b{self.batch}-{name}"
+
+    @property
+    def session_threads(self) -> int | None:
+        """What a default session is told: nothing where it would choose the same."""
+        return None if self.threads == machine().usable_cpus else self.threads
+
+    @cached_property
+    def plain(self) -> Path:
+        """`torch.onnx.export(model, (images,), file)`, nothing else set."""
+        import torch
+
+        path = self.path("plain.onnx")
+        images = torch.zeros(self.batch, 3, *self.model.size)
+        with quietly():
+            torch.onnx.export(random_model(self.model.name), (images,), path)
+        return path
+
+    def batches(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return images, float32 (n, 3, H, W), in batches of the right size: the last one begins with the first again."""
+        filled = np.arange(-(-len(images) // self.batch) * self.batch) % len(images)
+        return np.split(images[filled], len(filled) // self.batch)
+
+    def ask(self, who: str, script: str, job: dict[str, str]) -> None:
+        """Have a peer do a job in its own environment and a process of its own; `told` keeps its answer."""
+        python = environment(who, self.work)
+        asked, answer = self.path(f"{who}.job.json"), self.path(f"{who}.answer.json")
+        asked.write_text(json.dumps(job), encoding="utf-8")
+        run([str(python), str(PEERS / script), str(asked), str(answer)])
+        self.told[who] = json.loads(answer.read_text(encoding="utf-8"))
+
+    def logits(self, way: Callable[..., Logits], args: tuple[Any, ...]) -> np.ndarray:
+        """Return the logits of the model's images."""
+        run_batch = way(*args)
+        parts = [np.asarray(run_batch(part)) for part in self.batches(self.model.images)]
+        return np.concatenate(parts)[: len(self.model.images)]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress, logs and deprecations of others' tools."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+
+Way = tuple[Callable[..., Logits], tuple[Any, ...]]
+
+
+def _optimum(setting: Setting) -> Way:
+    # its batch is open: once a model will do
+    path = setting.folder / f"{setting.model.name}-optimum.onnx"
+    if not path.exists():
+        setting.ask("optimum", "optimum_export.py", {"model": setting.model.name, "output": str(path)})
+    return open_onnxruntime, (path, setting.session_threads)
+
+
+def _static(setting: Setting) -> Way:
+    """quantize_static's defaults, after the preparation that ONNX Runtime's documentation advises."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared, path = setting.path("prepared.onnx"), setting.path("static.onnx")
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self._feeds = iter([{name: part} for part in setting.batches(setting.model.calibration)])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._feeds, None)
+
+    with quietly():
+        quant_pre_process(setting.plain, prepared)
+        name = onnx.load(prepared, load_external_data=False).graph.input[0].name
+        quantize_static(prepared, path, Reader(name))
+    return open_onnxruntime, (path, setting.session_threads)
+
+
+def _nncf(setting: Setting) -> Way:
+    path, images = setting.path("nncf.xml"), setting.path("calibration.npy")
+    np.save(images, np.concatenate(setting.batches(setting.model.calibration)))
+    job = {"graph": str(setting.plain), "output": str(path), "images": str(images)}
+    setting.ask("nncf-openvino", "nncf_openvino.py", {**job, "method": "default", "layers": []})
+    return open_openvino, (path, setting.threads)
+
+
+def _ours(setting: Setting, kind: str, precision: str) -> Way:
+    import onnx
+
+    from sit_deploy.export import set_batch
+
+    engine = engines.get(kind)
+    source = setting.path(f"{precision}.onnx")
+    # each engine in a folder of its own: one kind's file is another's source
+    path = setting.path(f"{kind}-{precision}") / engine.filename
+    path.parent.mkdir(exist_ok=True)
+    graph = setting.model.fp32 if precision == "fp32" else setting.model.int8
+    onnx.save(set_batch(graph, setting.batch), source)
+    engine.build(source, path, engines.BuildOptions(threads=setting.threads))
+    return open_engine, (kind, path, setting.threads)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run a model: `key` for the command line and the results, `title` for people. ours: by sit-deploy."""
+
+    key: str
+    title: str
+    precision: str
+    make: Callable[[Setting], Way]
+    ours: bool = False
+
+
+def _our_candidates(precision: str) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(
+            f"{kind}-{precision}",
+            f"**sit-deploy**, {title}",
+            precision,
+            lambda setting, kind=kind: _ours(setting, kind, precision),
+            ours=True,
+        )
+        for kind, title in ENGINES.items()
+    )
+
+
+PLAIN = "plain"  # what the others are compared with
+CANDIDATES = (
+    Candidate("eager", "PyTorch eager", "fp32", lambda s: (open_eager, (s.model.name, s.threads))),
+    Candidate("compiled", "torch.compile", "fp32", lambda s: (open_compiled, (s.model.name, s.threads))),
+    Candidate(
+        PLAIN,
+        "plain export, ONNX Runtime",
+        "fp32",
+        lambda s: (open_onnxruntime, (s.plain, s.session_threads)),
+    ),
+    Candidate("optimum", "Optimum's export, ONNX Runtime", "fp32", _optimum),
+    Candidate(
+        "plain-openvino", "plain export, OpenVINO", "fp32", lambda s: (open_openvino, (s.plain, s.threads))
+    ),
+    *_our_candidates("fp32"),
+    Candidate(
+        "dynamic", "quantize_dynamic, PyTorch", "int8", lambda s: (open_dynamic, (s.model.name, s.threads))
+    ),
+    Candidate("static", "quantize_static, ONNX Runtime", "int8", _static),
+    Candidate("nncf", "NNCF, OpenVINO", "int8", _nncf),
+    *_our_candidates("int8"),
+)
+
+
+@dataclass
+class Cell:
+    """A candidate for one model and batch size: how far its logits are from PyTorch's and what times it, or why it is left out."""
+
+    candidate: Candidate
+    skipped: str | None = None
+    error: float | None = None
+    worker: WorkerSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.skipped:
+            self.skipped = shortened(self.skipped)
+
+    def fail(self, why: str) -> None:
+        """Leave out what was to be timed; a reason that is there already stays."""
+        self.skipped, self.worker = self.skipped or shortened(why), None
+
+
+def prepare(candidate: Candidate, setting: Setting) -> Cell:
+    """Make a candidate and compare its logits; what cannot be made or is wrong is a result of the comparison."""
+    reference = setting.model.reference.astype(np.float64)
+    try:
+        with quietly():
+            way, args = candidate.make(setting)
+            difference = setting.logits(way, args) - reference
+    except Exception as error:
+        return Cell(candidate, skipped=f"{type(error).__name__}: {error}")
+    if candidate.precision == "fp32":
+        found = float(np.abs(difference).max() / reference.std())
+        if not found <= TOLERANCE:
+            return Cell(candidate, f"its logits differ by {found:.1e} of their standard deviation", found)
+    else:
+        found = float(10 * np.log10(np.square(reference).sum() / np.square(difference).sum()))
+        if not math.isfinite(found):
+            return Cell(candidate, "its logits are not finite")
+    shape = (setting.batch, 3, *setting.model.size)
+    return Cell(candidate, error=found, worker=WorkerSpec(timed, (way, args, shape), setting.batch))
+
+
+def shortened(text: str) -> str:
+    """A reason on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= REASON_LENGTH else f"{line[:REASON_LENGTH]}…"

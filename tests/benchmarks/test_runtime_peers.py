@@ -1,0 +1,247 @@
+"""The comparison of ways to run a SiT, tried on nano models: what it makes, what it says of it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import documents, peer_environments, runtime_peers, runtime_peers_page
+from benchmarks.runtime_peers_cells import CANDIDATES, Candidate, Cell, Model, Setting, make_model, prepare
+from engines.errors import EngineError
+from engines.latency import LatencyStats
+from engines.timing import WorkerResult, WorkerSpec
+
+SLOW = "compiled,optimum,nncf"  # a compilation, and two environments that would have to be installed
+
+
+def result_of(*medians_ms: float) -> WorkerResult:
+    return WorkerResult(
+        LatencyStats.from_seconds([m / 1e3 for m in medians_ms], 1), medians_ms, None, None, True
+    )
+
+
+def one_call_each(workers: Mapping[str, WorkerSpec], rounds: int, *_: Any) -> dict[str, WorkerResult]:
+    """In place of `alternate`: every worker's call is made once, here; its times are its place in the order."""
+    for spec in workers.values():
+        factory, args = pickle.loads(pickle.dumps((spec.factory, spec.args)))
+        logits = factory(*args)()
+        assert logits.shape[0] == spec.batch_size
+    return {key: result_of(*[float(place)] * rounds) for place, key in enumerate(workers, 1)}
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """docs/benchmarks.md alone, where it may be written."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    shutil.copy(documents.DOCS / "benchmarks.md", folder)
+    monkeypatch.setattr(documents, "DOCS", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Model]:
+    """With 8 bits, where the comparison wants them."""
+    return {name: make_model(name, threads=1, int8=name == "sit_nano") for name in ("sit_nano", "lvvit_nano")}
+
+
+@pytest.fixture
+def made_once(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_peers, "make_model", lambda name, *_, **__: models[name])
+
+
+@pytest.mark.usefixtures("made_once")
+def test_the_whole_comparison_on_a_nano_model(tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime_peers, "alternate", one_call_each)
+    path, before = tmp_path / "result.json", (pages / "benchmarks.md").read_text()
+    words = (
+        f"--models sit_nano --batches 2 --rounds 3 --threads 1 --without {SLOW} --write-docs --output {path}"
+    )
+    done = CliRunner().invoke(runtime_peers.main, words.split(), catch_exceptions=False)
+    assert done.exit_code == 0
+    found = json.loads(path.read_text())
+
+    assert [(c["model"], c["batch"], c["key"]) for c in found["cells"]] == [
+        ("sit_nano", 2, candidate.key) for candidate in CANDIDATES
+    ]
+    timed = [c for c in found["cells"] if not c["skipped"]]
+    assert {c["key"] for c in found["cells"] if c["skipped"]} == set(SLOW.split(","))
+    for c in timed:
+        assert (
+            len(c["round_medians_ms"]) == 3 and c["images_per_second"] > 0 and c["over_plain"]["median"] > 0
+        )
+        assert c["error"] < 1e-4 if c["precision"] == "fp32" else c["sqnr_db"] > 0
+    assert found["over_teachers"] == []
+    assert set(found["not_run"]) == set(runtime_peers.ON_GPU)
+    assert found["versions"]["torch"] and found["machine"]["usable_cpus"] and len(found["load_average"]) == 2
+    assert found["command"] == (
+        f"python benchmarks/runtime_peers.py --models sit_nano --batches 2 --without {SLOW} --rounds 3 --threads 1"
+    )
+
+    page = (pages / "benchmarks.md").read_text()
+    assert runtime_peers_page.markdown(found) in page
+    assert "| sit_nano | 2 | torch.compile | not run |" in page
+    assert "torch.compile: left out by --without" in page
+    assert page.split("<!-- pairs -->")[1] == before.split("<!-- pairs -->")[1]
+    assert (pages / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("made_once")
+def test_pairs_are_timed_in_processes_of_their_own(tmp_path: Path, pages: Path):
+    path = tmp_path / "pairs.json"
+    words = f"--pairs sit_nano/lvvit_nano --rounds 2 --seconds 0.02 --threads 1 --json --write-docs --output {path}"
+    done = CliRunner().invoke(runtime_peers.main, words.split(), catch_exceptions=False)
+    assert done.exit_code == 0
+    found = json.loads(path.read_text())
+    assert found["command"].endswith("--pairs sit_nano/lvvit_nano --rounds 2 --seconds 0.02 --threads 1")
+    assert json.loads(done.stdout) == found
+    titles = [row["title"] for row in found["pairs"]]
+    assert len(titles) == 3 and titles[-1] == "quicker engine of each"
+    for row in found["pairs"]:
+        assert row["speedup"]["median"] > 0 and row["macs_ratio"] == pytest.approx(1.79, abs=0.01)
+        assert row["aim"] is None
+    assert "| sit_nano | lvvit_nano | quicker engine of each |" in (pages / "benchmarks.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--models sit_nanoo", "sit_nano"),
+        ("--models ,", "--models names nothing"),
+        ("--batches 1,0", "--batches takes numbers from 1, got '0'"),
+        ("--batches 1,x", "got 'x'"),
+        ("--pairs sit_nano", "--pairs takes STUDENT/TEACHER,..., got 'sit_nano'"),
+        ("--pairs sit_nano/nothing", "nothing"),
+        ("--without compile", "--without has 'compile'; choose from eager, compiled"),
+        ("--rounds 0", "--rounds"),
+        ("--seconds 0", "--seconds"),
+        ("--threads 0", "--threads"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(runtime_peers, "make_model", None)
+    done = CliRunner().invoke(runtime_peers.main, [*words.split(), "--output", str(tmp_path / "r.json")])
+    assert done.exit_code == 2 and said in done.output and not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_made_or_is_wrong_is_a_result(tmp_path: Path, models: dict[str, Model]):
+    nano = models["sit_nano"]
+    setting = Setting(nano, 3, 1, tmp_path, tmp_path)
+
+    def fails(_: Setting) -> Any:
+        raise RuntimeError("no\nsuch thing " + 400 * "x")
+
+    failed = prepare(Candidate("a", "A", "fp32", fails), setting)
+    assert failed.worker is None and failed.skipped.startswith("RuntimeError: no such thing x")
+    assert failed.skipped.endswith("…") and len(failed.skipped) < 310
+
+    def with_noise(amount: float) -> Candidate:
+        noisy = np.random.default_rng(0).normal(0, amount, nano.reference.shape) + nano.reference
+        known = dict(zip([image.tobytes() for image in nano.images], noisy, strict=True))
+        way = lambda: lambda batch: np.stack([known[image.tobytes()] for image in batch])  # noqa: E731
+        return Candidate("a", "A", "fp32", lambda _: (way, ()))
+
+    wrong, right = (prepare(with_noise(amount), setting) for amount in (1e-2, 1e-8))
+    assert wrong.worker is None and "of their standard deviation" in wrong.skipped
+    assert right.skipped is None and right.error < 1e-5 and right.worker.batch_size == 3
+
+
+def test_a_worker_that_dies_costs_its_group_alone(
+    tmp_path: Path, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+):
+    def dies(*_: Any) -> Any:
+        raise EngineError("worker eager died")
+
+    monkeypatch.setattr(runtime_peers, "alternate", dies)
+    without = frozenset(c.key for c in CANDIDATES) - {"onnxruntime-fp32"}
+    setting = Setting(models["sit_nano"], 1, 1, tmp_path, tmp_path)
+    cells, rows = runtime_peers.measure(setting, without, 1, 0.1)
+    assert {row["skipped"] for row in rows} == {
+        "left out by --without",
+        "the timing failed: worker eager died",
+    }
+    assert not any(cell.worker for cell in cells)
+
+
+def test_a_peer_s_environment_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peer_environments.venv, "create", lambda folder, **_: folder.mkdir())
+    monkeypatch.setattr(
+        peer_environments, "run", lambda _: (_ for _ in ()).throw(RuntimeError("no such package"))
+    )
+    with pytest.raises(RuntimeError, match="no such package"):
+        peer_environments.environment("optimum", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_failed_command_says():
+    with pytest.raises(RuntimeError, match=r"^the last line$"):
+        peer_environments.run(["sh", "-c", "echo first >&2; echo the last line >&2; exit 3"])
+
+
+def rows_of(**medians: float) -> list[dict[str, Any]]:
+    rows = []
+    for key, median in medians.items():
+        (candidate,) = (c for c in CANDIDATES if c.key == key.replace("_", "-"))
+        row = {"model": "m", "batch": 1, "skipped": None, **runtime_peers.about(candidate)}
+        rows.append({**row, "p50_ms": median, "round_medians_ms": [median, median]})
+    return rows
+
+
+def test_where_we_lose_is_said():
+    cells = rows_of(plain=2.0, plain_openvino=2.0, onnxruntime_fp32=1.0, openvino_fp32=4.0)
+    text = runtime_peers_page._verdict({"cells": cells})
+    assert "| m, batch 1, FP32 | sit-deploy, ONNX Runtime | plain export, ONNX Runtime | 2.00 |" in text
+    assert (
+        text.count("\n- ") == 1
+    )  # on the same runtime; ONNX Runtime's plain export is no match for our engine there
+    assert "- m, batch 1, FP32: plain export, OpenVINO is 2.00 times as fast as sit-deploy, OpenVINO" in text
+
+    better = rows_of(eager=0.5, onnxruntime_fp32=1.0, openvino_fp32=4.0)
+    assert "PyTorch eager is 2.00 times as fast as sit-deploy, ONNX Runtime" in runtime_peers_page._verdict(
+        {"cells": better}
+    )
+    good = runtime_peers_page._verdict({"cells": rows_of(plain=2.0, onnxruntime_fp32=1.0)})
+    assert "Where we lose" not in good and "No other way is quicker" in good
+
+
+def test_aims_met_and_missed():
+    row = runtime_peers.compared("sit_xs", "lvvit_s", "X", result_of(1.0, 1.0), result_of(3.6, 3.6))
+    assert row["macs_ratio"] == pytest.approx(3.72, abs=0.01)
+    met, missed = (runtime_peers_page._pairs({"pairs": [{**row, "aim": aim}]}) for aim in (3.5, 3.7))
+    assert met.endswith("| 3.5 | yes |") and missed.endswith("| 3.7 | **no** |")
+
+
+def test_students_are_timed_with_their_teachers_alone(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def fake(workers: Mapping[str, WorkerSpec], *_: Any) -> dict[str, WorkerResult]:
+        asked.extend(workers)
+        return {key: result_of(4.0 if key.startswith("lvvit") else 2.0) for key in workers}
+
+    monkeypatch.setattr(runtime_peers, "alternate", fake)
+    spec = WorkerSpec(print)
+    ours = [c for c in CANDIDATES if c.ours]
+    cells = {
+        name: [Cell(candidate, worker=spec) for candidate in ours]
+        for name in ("sit_nano", "lvvit_nano", "sit_m")
+    }
+    cells["sit_nano"][0] = Cell(ours[0], skipped="broken")
+    rows = runtime_peers.over_teachers(cells, 1, 1, 0.1)
+    assert not any(key.startswith("sit_m") for key in asked)
+    assert [row["title"] for row in rows] == [candidate.title for candidate in ours[1:]]
+    assert all(row["speedup"]["median"] == 2.0 for row in rows)
+    table = runtime_peers_page._slimming({"over_teachers": rows})
+    assert (
+        "| sit_nano | lvvit_nano | 1 | INT8 | sit-deploy, OpenVINO | 2.00 | 4.00 | 2.00 (2.00–2.00) | 1.79 |"
+        in table
+    )
