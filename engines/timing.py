@@ -8,6 +8,7 @@ quiet. Machines drift (heat, neighbours), so candidates are compared within a ro
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -33,6 +34,8 @@ _UNTIMED_CALLS = 2  # at the start of a slice: the caches hold the other worker'
 _MIN_CALLS = 3  # in a slice, however slow a call is
 _QUIET_WAIT_SECONDS = 2.0
 _STOP_SECONDS = 10.0
+_STEADY = 0.05  # share of its time that a slice may differ from the one before, warmed up
+_LONGEST_WARM_UP = 8  # times the seconds asked for: a machine that others use is never steady
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def alternate(
         workers: candidates by name, timed in this order within each round.
         rounds: turns of each worker.
         seconds_per_round: length of a turn.
-        warmup_seconds: untimed running of each worker before the first round.
+        warmup_seconds: untimed running of each worker before the first round, and on until its times are steady.
 
     Raises:
         EngineError: bad arguments, or a worker failed or died (its own words, on one line).
@@ -317,7 +320,7 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
             os.sched_setaffinity(0, cpus)
         factory, args = pickle.loads(job)
         call = factory(*args)
-        _run(call, warmup_seconds)
+        _warm_up(call, warmup_seconds)
         _become_quiet()
         connection.send(("value", (_thread_count(), _affinity())))
         while True:
@@ -331,6 +334,17 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
             close()
     except Exception as error:
         connection.send(("error", _one_line(error)))
+
+
+def _warm_up(call: Callable[[], object], seconds: float) -> None:
+    """Call for `seconds`, and on until a slice is as fast as the one before: caches, clocks and compilers have settled."""
+    deadline = time.perf_counter() + _LONGEST_WARM_UP * seconds
+    before = math.inf
+    while True:
+        now = statistics.median(_run(call, seconds / 2)[0])
+        if (before != math.inf and abs(now - before) <= _STEADY * before) or time.perf_counter() >= deadline:
+            return
+        before = now
 
 
 def _run(call: Callable[[], object], seconds: float) -> tuple[list[float], list[float]]:

@@ -6,10 +6,12 @@ to logits in host memory, and the GPU's own clock with the transfers left out.
 
 from __future__ import annotations
 
+import datetime
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,7 @@ def bench(
     checkpoint: Path | None = None,
     device: str | None = None,
     teacher: Bundle | None = None,
+    cpus: tuple[int, ...] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time the engine against PyTorch eager; return statistics of both, their ratio by round, and the machine.
@@ -104,6 +107,7 @@ def bench(
         rounds, seconds: turns of each side, and the length of a turn.
         device: where both sides run; by default where the engine is for.
         teacher: a bundle for the same engine to be timed too, for the realised speed-up over it.
+        cpus: numbers of the CPUs that every side is pinned to; the system's choice by default.
     Raises:
         InputError: a batch that an engine does not take, a teacher of another engine, or reference weights that are not
             there.
@@ -112,6 +116,7 @@ def bench(
     """
     batch = bundle.batch_size if batch_size is None else batch_size
     _require_batch(bundle, batch)
+    require_cpus(cpus)
     if teacher is not None:
         _require_batch(teacher, batch)
         theirs, ours = (b.manifest["engine"]["kind"] for b in (teacher, bundle))
@@ -146,12 +151,15 @@ def bench(
                     *torch_device(kind, device, bundle.manifest["precision"]),
                 ),
                 batch,
+                cpus,
             ),
-            kind: WorkerSpec(EngineCall, (kind, path.absolute(), batch, threads, device, origin), batch),
+            kind: WorkerSpec(
+                EngineCall, (kind, path.absolute(), batch, threads, device, origin), batch, cpus
+            ),
         }
         if teacher is not None:
             job = (kind, teacher.engine_path.absolute(), batch, threads, device, teacher.origin)
-            workers["teacher"] = WorkerSpec(EngineCall, job, batch)
+            workers["teacher"] = WorkerSpec(EngineCall, job, batch, cpus)
         gpu_before = telemetry()
         results = alternate(workers, rounds, seconds, progress=progress)
         gpu_after = telemetry()
@@ -162,6 +170,7 @@ def bench(
         "precision": bundle.manifest["precision"],
         "batch_size": batch,
         "threads": threads,
+        "cpus": list(cpus) if cpus else None,
         "results": {name: asdict(result) for name, result in results.items()},
         "speedup": {
             "engine": kind,
@@ -221,6 +230,84 @@ def time_around(bundle: Bundle, runs: int = 20) -> dict[str, Any]:
         **{name: 1e3 * statistics.median(values) for name, values in seconds.items()},
         "image": f"JPEG {width}×{height}",
     }
+
+
+def require_cpus(cpus: tuple[int, ...] | None) -> None:
+    """Refuse CPUs that this process may not run on.
+
+    Raises:
+        InputError: names them, and those that it may.
+    """
+    if cpus is None:
+        return
+    if not hasattr(os, "sched_getaffinity"):
+        raise InputError("this system cannot pin a process to CPUs; leave --cpus out")
+    usable = sorted(os.sched_getaffinity(0))
+    if missing := sorted(set(cpus) - set(usable)):
+        raise InputError(
+            f"CPU {missing[0]} cannot be used here; pass --cpus of {', '.join(map(str, usable))}"
+        )
+
+
+CSV_COLUMNS = (
+    *("model", "precision", "engine", "batch_size", "side", "clock", "p50_ms", "p90_ms", "p99_ms", "mean_ms"),
+    *("images_per_second", "calls", "speedup_over_pytorch", "threads", "cpus", "date", "cpu_model"),
+)
+
+
+def csv_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row of `CSV_COLUMNS` for each side, batch size and clock of what `bench` returned."""
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    rows = []
+    for result in results:
+        kind = result["speedup"]["engine"]
+        for side, found in result["results"].items():
+            for clock, stats in (("wall", found["stats"]), ("gpu", found["gpu"])):
+                if stats is None:
+                    continue
+                row = {name: stats[name] for name in CSV_COLUMNS if name in stats}
+                rows.append(
+                    {
+                        **row,
+                        **{name: result[name] for name in ("model", "precision", "batch_size", "threads")},
+                        **{"engine": kind, "side": side, "clock": clock, "calls": stats["iterations"]},
+                        "speedup_over_pytorch": result["speedup"]["median"] if side == kind else None,
+                        "cpus": " ".join(map(str, result["cpus"] or ())),
+                        **{"date": date, "cpu_model": result["machine"]["cpu_model"]},
+                    }
+                )
+    return rows
+
+
+def plot_csv(path: Path, picture: Path) -> None:
+    """Draw a CSV of `csv_rows`: images a second and median latency over the batch size, one line a side, as PNG."""
+    import csv
+
+    from matplotlib.figure import Figure
+
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["clock"] == "wall"]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    speed, latency = figure.subplots(1, 2)
+    for side in dict.fromkeys(row["side"] for row in rows):
+        mine = [row for row in rows if row["side"] == side]
+        batches = [int(row["batch_size"]) for row in mine]
+        speed.plot(batches, [float(row["images_per_second"]) for row in mine], "o-", label=side)
+        low, high = ([float(row[key]) for row in mine] for key in ("p50_ms", "p99_ms"))
+        (line,) = latency.plot(batches, low, "o-", label=side)
+        latency.fill_between(batches, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    speed.set_ylabel("images a second")
+    latency.set_ylabel("milliseconds a batch, p50 to p99")
+    for axes in (speed, latency):
+        axes.set_xlabel("batch size")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    first = rows[0]
+    figure.suptitle(
+        f"{first['model']} {first['precision']} on {first['cpu_model']}, {first['date']}", fontsize=10
+    )
+    figure.savefig(picture, dpi=150, format="png")
 
 
 def _require_batch(bundle: Bundle, batch: int) -> None:

@@ -9,6 +9,7 @@ import click
 
 from sit_deploy.cli.common import (
     Counts,
+    Cpus,
     console,
     device_option,
     emit_json,
@@ -28,6 +29,7 @@ from sit_deploy.errors import InputError
     epilog=examples(
         "sit-deploy bench sit_s-fp32",
         "sit-deploy bench sit_s-fp16 --batch-sizes 1,8,32 --teacher lvvit_s-fp16",
+        "sit-deploy bench sit_s-fp32 --batch-sizes 1,2,4,8 --threads 4 --cpus 0-3 --csv sweep.csv",
         "sit-deploy bench sit_s-fp16 --engine onnxruntime --threads 2 --json",
     ),
 )
@@ -68,12 +70,23 @@ from sit_deploy.errors import InputError
 @click.option(
     "--teacher", type=path_type, metavar="BUNDLE", help="Time the teacher's engine too: realised speed-up."
 )
+@click.option("--cpus", type=Cpus(), help="Pin every side to these CPUs.")
+@click.option(
+    "--csv",
+    "csv_path",
+    type=path_type,
+    metavar="FILE.csv",
+    help="Write the figures as CSV too, and their plot beside it as FILE.png.",
+)
+@click.option("--force", is_flag=True, help="Replace a CSV and a plot that are there.")
 @json_option
 def command(
     bundle: Path,
     batch_size: int | None,
     batch_sizes: tuple[int, ...] | None,
     teacher: Path | None,
+    csv_path: Path | None,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -87,6 +100,8 @@ def command(
 
     if batch_size and batch_sizes:
         raise InputError("--batch-size and --batch-sizes exclude each other; pass one of them")
+    if csv_path:
+        _check_csv(csv_path, force)
     opened = load_bundle(bundle)
     options["teacher"] = load_bundle(teacher) if teacher else None
     results = []
@@ -99,11 +114,45 @@ def command(
                 report(text, done, total)
 
             results.append(bench(opened, batch_size=size, **options, progress=show))
+    if csv_path:
+        _write_csv(csv_path, results)
     if as_json:
         emit_json({"sweep": results} if batch_sizes else results[0])
         return
     for result in results:
         _show(result)
+    if csv_path:
+        say(
+            console(),
+            f"[green]✓[/] [bold]{literal(csv_path)}[/], {literal(csv_path.with_suffix('.png').name)}",
+        )
+
+
+def _check_csv(path: Path, force: bool) -> None:
+    if path.suffix.lower() != ".csv":
+        raise InputError(f"--csv {path} must end in .csv; pass for example --csv sweep.csv")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"folder {path.absolute().parent} does not exist; choose another --csv")
+    if there := [p for p in (path, path.with_suffix(".png")) if p.exists() and not force]:
+        raise InputError(f"{there[0]} exists; pass --force to replace it, or choose another --csv")
+
+
+def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
+    """Write the rows and draw them: both files beside their places first, and moved there whole."""
+    import csv
+
+    from sit_deploy.bench import CSV_COLUMNS, csv_rows, plot_csv
+    from sit_deploy.bundle import scratch
+
+    with scratch(path) as folder:
+        rows, picture = folder / path.name, folder / path.with_suffix(".png").name
+        with rows.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, CSV_COLUMNS)
+            writer.writeheader()
+            writer.writerows(csv_rows(results))
+        plot_csv(rows, picture)
+        picture.replace(path.with_suffix(".png"))
+        rows.replace(path)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -146,5 +195,12 @@ def _show(result: dict[str, Any]) -> None:
             f"GPU after the runs: {gpu['clocks_sm']} of {gpu['clocks_max_sm']} MHz, {gpu['power_draw']} of "
             f"{gpu['power_limit']} W, {gpu['temperature_gpu']} °C.",
         )
+    around, pinned = result["around"], result["cpus"]
+    where = f"pinned to CPU {', '.join(map(str, pinned))}" if pinned else "pinned to no CPU"
+    say(
+        screen,
+        f"Around the engine, an image ({around['image']}) on one thread: decoding {around['decode_ms']:.2f} ms, preparing "
+        f"{around['prepare_ms']:.2f} ms, classes {around['classes_ms']:.2f} ms. Both sides {where}.",
+    )
     if (machine["load_average"] or 0) > machine["usable_cpus"] + 0.5:
         say(screen, "[yellow]Other programs are using this machine: take the figures with care.[/]")

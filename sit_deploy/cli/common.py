@@ -155,6 +155,25 @@ class Counts(click.ParamType):
         return tuple(map(int, parts))
 
 
+class Cpus(click.ParamType):
+    """A,B-C,... → numbers of CPUs, in order."""
+
+    name = "A,B-C,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        found: set[int] = set()
+        for part in str(value).split(","):
+            first, dash, last = part.partition("-")
+            if not (first.isdecimal() and (last.isdecimal() or not dash)) or int(last or first) < int(first):
+                self.fail(f"{value!r} is not a list of CPUs; write for example 0-3 or 0,2", param, ctx)
+            found.update(range(int(first), int(last or first) + 1))
+        return tuple(sorted(found))
+
+
 class Groups(click.ParamType):
     """A,B,... → names of groups of layers; which there are, `calibration.plan` knows."""
 

@@ -53,3 +53,41 @@ def test_refusals(nano_fp32: Path, trained: Trained, cli: CommandLine) -> None:
 def test_usage(nano_fp32: Path, cli: CommandLine) -> None:
     for words in (["--rounds", "0"], ["--seconds", "0"], ["--batch-size", "0"], ["--threads", "0"]):
         assert f"Invalid value for '{words[0]}'" in cli("bench", nano_fp32, *words, status=2).usage_error()
+
+
+def test_a_sweep_as_csv(trained: Trained, cli: CommandLine) -> None:
+    import csv
+    import os
+
+    from PIL import Image
+
+    cpu = min(os.sched_getaffinity(0))
+    quick = ("--rounds", 1, "--seconds", 0.02, "--threads", 1, "--cpus", cpu)
+    out = cli("bench", trained.bundle, "--batch-sizes", "2,3", *quick, "--csv", "sweep.csv").out
+    assert f"pinned to CPU {cpu}" in out and "decoding" in out and "sweep.csv" in out
+    with (cli.folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["side"], row["batch_size"]) for row in rows] == [
+        ("PyTorch", "2"),
+        ("onnxruntime", "2"),
+        ("PyTorch", "3"),
+        ("onnxruntime", "3"),
+    ]
+    assert all(float(row["p50_ms"]) > 0 and row["cpus"] == str(cpu) for row in rows)
+    assert rows[0]["speedup_over_pytorch"] == "" and float(rows[1]["speedup_over_pytorch"]) > 0
+    picture = Image.open(cli.folder / "sweep.png")
+    assert (
+        picture.size == (1350, 540) and len(picture.convert("RGB").getcolors(1 << 20)) > 20
+    )  # something is drawn
+    assert {path.name for path in cli.folder.iterdir()} == {"sweep.csv", "sweep.png", "tmp"}
+    assert "sweep.csv exists; pass --force" in cli.refuses("bench", trained.bundle, "--csv", "sweep.csv")
+
+
+def test_csv_and_cpus_that_cannot_be(nano_fp32: Path, cli: CommandLine) -> None:
+    assert "must end in .csv" in cli.refuses("bench", nano_fp32, "--csv", "sweep.txt")
+    assert "does not exist" in cli.refuses("bench", nano_fp32, "--csv", "nowhere/sweep.csv")
+    assert "CPU 4095 cannot be used here; pass --cpus of " in cli.refuses(
+        "bench", nano_fp32, "--cpus", "4095"
+    )
+    for text in ("a", "1-", "3-1", "", "-1"):
+        assert "is not a list of CPUs" in cli("bench", nano_fp32, "--cpus", text, status=2).usage_error()

@@ -7,7 +7,17 @@ import click
 import pytest
 
 from sit_deploy.cli import common
-from sit_deploy.cli.common import DynamicBatch, console, emit_json, file_size, literal, progress, say, table
+from sit_deploy.cli.common import (
+    Cpus,
+    DynamicBatch,
+    console,
+    emit_json,
+    file_size,
+    literal,
+    progress,
+    say,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +96,10 @@ def test_a_narrow_terminal_wraps_between_words(monkeypatch: pytest.MonkeyPatch) 
     lines = [line.rstrip() for line in os.read(ours, 4096).decode().split("\r\n")]
     os.close(ours)
     assert lines == ["three words each", "wholly on one line", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("5,1-2", (1, 2, 5)), ("2,2", (2,))]
+)
+def test_cpus(text: str, numbers: tuple[int, ...]) -> None:
+    assert Cpus().convert(text, None, None) == numbers
