@@ -7,6 +7,7 @@ the CPU at hand, in the types of the graph.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from engines.base import (
 )
 from engines.errors import EngineBuildError, EngineError, EngineLoadError, EngineNotInstalledError
 from engines.graph import check_batch, input_specs, read_model
+from engines.openvino_graph import split_projections
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -78,12 +80,12 @@ class OpenVino(Engine):
         report("reading ONNX", 0, 3)
         graph = read_model(onnx_path)
         check_batch(input_specs(graph), options.dynamic_batch, required=False)
-        del graph
+        split = split_projections(graph)
         if not engine_path.parent.is_dir():
             raise EngineError(f"cannot write {engine_path}: folder {engine_path.parent} does not exist")
         try:
             core = ov.Core()
-            model = core.read_model(str(onnx_path))
+            model = core.read_model(io.BytesIO(graph.SerializeToString()))
             report("compiling for this CPU", 1, 3)
             core.compile_model(model, "CPU", settings(ov, options.threads))
         except RuntimeError as error:
@@ -99,7 +101,10 @@ class OpenVino(Engine):
             size_bytes=engine_path.stat().st_size + engine_path.with_suffix(".bin").stat().st_size,
             build_seconds=time.perf_counter() - started,
             target="cpu",
-            details={"operators": dict(sorted(operators.items()))},
+            details={
+                "operators": dict(sorted(operators.items())),
+                "rewrites": {"products split for queries, keys and values": split},
+            },
         )
 
     def load(
