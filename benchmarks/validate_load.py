@@ -3,8 +3,8 @@
     python benchmarks/validate_load.py                       # memory over 50 000 images, throughput of sit_s
     python benchmarks/validate_load.py --count 2000 --rounds 2
 
-Images are JPEG files of 500×375 pixels, generated, each of many names. Memory is the process's resident set while sit_nano
-is measured on all of them. Throughput is of sit_s at batch 8, FP32, on ONNX Runtime: `bare` runs the engine on images that are in
+Images are JPEG files, generated, each of many names: 500×375 pixels for the throughput, and 160×120 for the memory, so that many
+are decoded in little time. Memory is the process's resident set while sit_nano is measured on all of them. Throughput is of sit_s at batch 8, FP32, on ONNX Runtime: `bare` runs the engine on images that are in
 memory; `loaded` runs `evaluate`, which decodes and prepares them too, beside a reference that costs nothing; `both` and
 `both, loaded` have the PyTorch reference as well, as `validate` does. They take turns, and a ratio is the median of the rounds'.
 Weights are random. Results go to benchmarks/results/validate_load.json.
@@ -31,6 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.documents import write_between  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.build import build  # noqa: E402
 from sit_deploy.bundle import load_bundle  # noqa: E402
@@ -42,16 +43,16 @@ from sit_deploy.request import BuildRequest  # noqa: E402
 from sit_deploy.sample_images import sample_images  # noqa: E402
 
 FILES = 200  # different pictures
-SIZE = (375, 500)
+SIZE, SMALL = (375, 500), (120, 160)
 BATCH = 8
 CLASSES = 1000
 
 
-def write_images(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
     """Write `count` image files in class folders; a picture has many names, its file one place on the disk."""
-    pool = folder.with_name("pool")
+    pool = folder.with_name(f"{folder.name}-pool")
     pool.mkdir()
-    for index, image in enumerate(sample_images(FILES, size=SIZE)):
+    for index, image in enumerate(sample_images(FILES, size=size)):
         image.save(pool / f"{index}.jpg", quality=90)
     for index in range(count):
         place = folder / f"{index % CLASSES:04}"
@@ -135,24 +136,40 @@ def measure_throughput(images: Path, rounds: int, folder: Path) -> dict[str, Any
     }
 
 
+def paragraph(report: dict[str, Any]) -> str:
+    """Return what docs/validation.md says of the results."""
+    found, memory, host = report["throughput"], report["memory"], report["machine"]
+    rates = found["images_per_second"]
+    return (
+        f"sit_s, FP32, batch {BATCH}, JPEG files of {SIZE[1]}×{SIZE[0]}, on {host['usable_cpus']} CPUs ({host['cpu_model']}, "
+        f"{report['date']}): decoding and preparing leave {found['kept_of_the_engine']:.1%} of the engine's bare throughput "
+        f"({rates['loaded']:.1f} of {rates['bare']:.1f} images/s), and {found['kept_of_both']:.1%} where PyTorch runs beside it. "
+        f"Over {memory['images']} images memory grew by {memory['grown_mb']:.1f} MB after the first tenth of them."
+    )
+
+
 @click.command()
 @click.option("--count", type=click.IntRange(min=CLASSES), default=50_000, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(count: int, rounds: int, as_json: bool) -> None:
+@click.option("--write-docs", is_flag=True, help="Put the figures into docs/validation.md.")
+def main(count: int, rounds: int, as_json: bool, write_docs: bool) -> None:
     """Measure memory and throughput of a validation."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_images(folder / "val", count)
+        write_images(folder / "many", count, SMALL)
+        write_images(folder / "val", CLASSES, SIZE)
         report = {
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "machine": asdict(machine()),
             "versions": {p: version(p) for p in ("torch", "onnxruntime", "pillow", "numpy")},
             "throughput": measure_throughput(folder / "val", rounds, folder),
-            "memory": measure_memory(folder / "val", count, folder),
+            "memory": measure_memory(folder / "many", count, folder),
         }
     path = ROOT / "benchmarks" / "results" / "validate_load.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
+    if write_docs:
+        write_between("validation.md", "validate-load", paragraph(report))
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return

@@ -29,6 +29,7 @@ from engines.errors import (
 )
 from engines.files import atomic_path
 from engines.graph import check_batch, input_specs, read_model
+from engines.imports import import_runtime, require_threads
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -146,8 +147,7 @@ class OnnxRuntime(Engine):
         ort = _import()
         device = device or "cpu"
         provider = _provider(ort, device, EngineLoadError)
-        if threads is not None and threads < 1:
-            raise EngineLoadError(f"threads must be at least 1, got {threads}")
+        require_threads(threads)
         if not engine_path.is_file():
             raise EngineLoadError(f"{engine_path}: no such engine file")
         try:
@@ -193,24 +193,7 @@ class OnnxRuntimeRunner(Runner):
 def _import() -> ModuleType:
     # Its official wheels report usage over the network; a tool that deploys other people's models must not.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime as ort
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise _broken(error) from error
-        raise EngineNotInstalledError(
-            "ONNX Runtime is not installed", "run `pip install onnxruntime`"
-        ) from None
-    except Exception as error:  # a broken library may raise anything while it loads
-        raise _broken(error) from error
-    return ort
-
-
-def _broken(error: Exception) -> EngineNotInstalledError:
-    return EngineNotInstalledError(
-        f"ONNX Runtime is installed but cannot be imported ({_one_line(error)})",
-        "run `pip install --force-reinstall onnxruntime`",
-    )
+    return import_runtime("onnxruntime", "ONNX Runtime")
 
 
 def _rewrites_for(device: str) -> tuple[Rewrite, ...]:

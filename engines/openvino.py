@@ -28,6 +28,7 @@ from engines.base import (
 )
 from engines.errors import EngineBuildError, EngineError, EngineLoadError, EngineNotInstalledError
 from engines.graph import check_batch, input_specs, read_model
+from engines.imports import import_runtime, require_threads
 from engines.openvino_graph import split_projections
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ class OpenVino(Engine):
         """Open an engine; newer releases read the files of older ones, and say so where they do not."""
         ov = import_openvino()
         _require_cpu(device or "cpu", EngineLoadError)
-        if threads is not None and threads < 1:
-            raise EngineLoadError(f"threads must be at least 1, got {threads}")
+        require_threads(threads)
         for path in (engine_path, engine_path.with_suffix(".bin")):
             if not path.is_file():
                 raise EngineLoadError(f"{path}: no such engine file")
@@ -157,22 +157,7 @@ class OpenVinoRunner(Runner):
 
 
 def import_openvino() -> ModuleType:
-    try:
-        import openvino as ov
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise _broken(error) from error
-        raise EngineNotInstalledError("OpenVINO is not installed", "run `pip install openvino`") from None
-    except Exception as error:  # a broken library may raise anything while it loads
-        raise _broken(error) from error
-    return ov
-
-
-def _broken(error: Exception) -> EngineNotInstalledError:
-    return EngineNotInstalledError(
-        f"OpenVINO is installed but cannot be imported ({_one_line(error)})",
-        "run `pip install --force-reinstall openvino`",
-    )
+    return import_runtime("openvino", "OpenVINO")
 
 
 def _version(ov: ModuleType) -> str:

@@ -118,6 +118,7 @@ def bench(
     _require_batch(bundle, batch)
     require_cpus(cpus)
     if teacher is not None:
+        _require_same_task(bundle, teacher)
         _require_batch(teacher, batch)
         theirs, ours = (b.manifest["engine"]["kind"] for b in (teacher, bundle))
         if theirs != ours or engine not in (None, ours):
@@ -316,6 +317,18 @@ def _require_batch(bundle: Bundle, batch: int) -> None:
         takes = str(low) if low == high else f"{low} to {high}"
         raise InputError(
             f"the engine of {bundle.path} takes batches of {takes}, not {batch}; pass such a --batch-size"
+        )
+
+
+def _require_same_task(bundle: Bundle, teacher: Bundle) -> None:
+    """Refuse a teacher of other images or classes: its speed would be compared with that of another task."""
+    ours, theirs = (
+        (b.manifest["model"]["image_size"], b.manifest["model"]["num_classes"]) for b in (bundle, teacher)
+    )
+    if ours != theirs:
+        raise InputError(
+            f"the teacher {teacher.path} takes {theirs[0][0]} pixels and has {theirs[1]} classes, {bundle.path} "
+            f"{ours[0][0]} and {ours[1]}; give a bundle of the teacher that it was distilled from"
         )
 
 

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 TEACHER, STUDENT, DEPLOY = "teacher", "student", "deploy form"
+_TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
 SYNTHETIC = 32  # images where no others are given: they say how near the logits are, and nothing of accuracy
 
 
@@ -333,7 +339,7 @@ def _engine_hop(making: _Making, stack: contextlib.ExitStack) -> _Hop:
         if Path(name).stem == bundle.engine_path.stem
     )
     macs = bundle.manifest["model"]["macs"]
-    name, runtime = f"{kind} engine", kind
+    name, runtime = f"{kind} engine", _TITLES[kind]
     if not engines.get(kind).probe().can_run:
         return _Hop(name, runtime, size, macs, None, note="needs a GPU: not run here")
     classifier = stack.enter_context(load(bundle, threads=threads, device=device))

@@ -11,7 +11,7 @@ from engines import timing
 from engines.latency import LatencyStats
 from engines.timing import EngineCall, WorkerResult, WorkerSpec
 from sit_deploy import bench as module
-from sit_deploy.bench import TorchCall, _gpu_speedup, bench
+from sit_deploy.bench import TorchCall, _gpu_speedup, bench, time_around
 from sit_deploy.bundle import load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -93,6 +93,14 @@ def test_what_cannot_be_timed_is_said_before_anything_is_started(
     assert not asked
 
 
+def test_a_teacher_of_another_task(trained: Trained, nano_fp32: Path, asked: dict[str, Any]) -> None:
+    with pytest.raises(
+        InputError, match=r"takes 112 pixels and has 1000 classes, .* 112 and 7; give a bundle"
+    ):
+        bench(load_bundle(trained.bundle), teacher=load_bundle(nano_fp32), batch_size=2)
+    assert not asked
+
+
 def test_the_teacher_is_timed_too(trained: Trained, nano_rtx: Path, asked: dict[str, Any]) -> None:
     bundle = load_bundle(trained.bundle)
     result = bench(bundle, teacher=bundle)
@@ -128,3 +136,10 @@ def test_gpu_time_comes_back_from_a_worker() -> None:
     assert result.gpu.p50_ms == 0.25 and result.gpu.images_per_second == pytest.approx(8000)
     assert result.gpu_round_medians_ms == (0.25, 0.25)
     assert result.gpu.iterations == result.stats.iterations and result.stats.p50_ms >= 1
+
+
+def test_the_steps_around_the_engine(trained: Trained) -> None:
+    found = time_around(load_bundle(trained.bundle), runs=2)
+    assert set(found) == {"decode_ms", "prepare_ms", "classes_ms", "image"}
+    assert all(found[name] > 0 for name in ("decode_ms", "prepare_ms", "classes_ms"))
+    assert found["image"] == "JPEG 500×375"

@@ -211,3 +211,34 @@ def test_two_processes_count_what_one_does(trained: Trained, cli: CommandLine) -
         assert shared.pop(figure) == pytest.approx(alone.pop(figure), rel=1e-2)
     assert shared == alone
     assert {path.name for path in cli.folder.glob("progress*")} == {"progress.json", "progress.json.1"}
+
+
+def test_a_reference_that_is_not_what_it_was(
+    trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
+) -> None:
+    """The bundle says that training measured 99 %; here about half of the images lie in the folder of another class."""
+    bundle = copy_of(trained.bundle)
+    manifest = load_manifest(bundle)
+    manifest["weights"]["top1"] = 99.0
+    write_manifest(bundle, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sit_deploy.baseline.FEWEST", 5)
+        found = cli("validate", bundle, "--data", trained.images, "--json").json()["accuracy"]
+        out = " ".join(cli("validate", bundle, "--data", trained.images).out.split())
+    assert found["warning"].startswith("the PyTorch reference itself has ")
+    assert "by its training 99.0 %" in found["warning"]
+    assert f"Warning: {found['warning']}" in out
+    assert (
+        cli("validate", trained.bundle, "--data", trained.images, "--json").json()["accuracy"]["warning"]
+        is None
+    )
+
+
+def test_layers_of_an_engine_for_a_cpu(nano_fp32: Path, cli: CommandLine) -> None:
+    found = cli("validate", nano_fp32, "--layers", "--json").json()["layers"]["layers"]
+    assert sum(row["share"] for row in found) == pytest.approx(1)
+    assert {"Conv", "Attention", "Gemm"} <= {row["types"][0] for row in found}
+    out = cli("validate", nano_fp32, "--layers").out
+    assert f"{len(found)} layers, the profiler attached" in out
+    message = cli.refuses("validate", nano_fp32, "--layers", "--engine", "tensorrt")
+    assert message.startswith("--layers is of the bundle's own engine")

@@ -1,0 +1,44 @@
+"""Importing a runtime: one that is missing or broken is said in one way, with what mends it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from engines.errors import EngineLoadError, EngineNotInstalledError
+
+
+def import_runtime(package: str, title: str) -> ModuleType:
+    """Import a runtime whose module is called as its package.
+
+    Args:
+        title: its name for people.
+    Raises:
+        EngineNotInstalledError: it is missing, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise _broken(package, title, error) from error
+        raise EngineNotInstalledError(f"{title} is not installed", f"run `pip install {package}`") from None
+    except Exception as error:  # a broken library may raise anything while it loads
+        raise _broken(package, title, error) from error
+
+
+def _broken(package: str, title: str, error: Exception) -> EngineNotInstalledError:
+    told = " ".join(str(error).split()) or type(error).__name__
+    return EngineNotInstalledError(
+        f"{title} is installed but cannot be imported ({told})",
+        f"run `pip install --force-reinstall {package}`",
+    )
+
+
+def require_threads(threads: int | None) -> None:
+    """Refuse a number of threads below 1.
+
+    Raises:
+        EngineLoadError: names it.
+    """
+    if threads is not None and threads < 1:
+        raise EngineLoadError(f"threads must be at least 1, got {threads}")
