@@ -32,7 +32,7 @@ _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
     epilog=examples(
         "sit-deploy report sit_s-int8 --data imagenet/val --teacher lvvit_s.pth --teacher-model lvvit_s",
         "sit-deploy report bundles/ --data imagenet/val -o bundles.html -o bundles.md",
-        "sit-deploy report sit_s-fp16 -o gpu.json      (there, and then here:)",
+        "sit-deploy report sit_s-fp16 -o gpu.json",
         "sit-deploy report gpu.json sit_s-fp32 -o both.html",
     ),
 )

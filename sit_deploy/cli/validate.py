@@ -39,7 +39,6 @@ _SHOWN_FEW = 5  # classes and images; --json has all
         "sit-deploy validate sit_s-fp32",
         "sit-deploy validate sit_s-fp32 --data imagenet/val --max-accuracy-drop 0.5 --min-agreement 98",
         "sit-deploy validate sit_s-fp16 --data imagenet/val --resume progress.json",
-        "torchrun --nproc-per-node 8 -m sit_deploy validate sit_s-fp16 --data imagenet/val",
     ),
 )
 @click.argument("bundle", type=path_type)
@@ -96,8 +95,8 @@ def command(
 ) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
-    Exit status 1 if the golden outputs are out of tolerance or a limit is not kept. Started by torchrun, the processes share
-    the images.
+    Exit status 1 if the golden outputs are out of tolerance or a limit is not kept. Started by torchrun (torchrun
+    --nproc-per-node 8 -m sit_deploy validate ...), the processes share the images.
     """
     from sit_deploy.bundle import load_bundle
     from sit_deploy.inference import load
