@@ -24,6 +24,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options
+from sit_deploy.report.view import WARNINGS, difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,8 +151,7 @@ def show(report: dict[str, Any], bundle: Any) -> None:
 def show_graph(screen: Console, report: dict[str, Any]) -> None:
     """Print what a report says of the graph: notes on its weights, every hop, and the nodes kept in fp32."""
     for note in report["notes"]:
-        warns = note.startswith(("random weights", "do not ship", "the PyTorch reference itself"))
-        kind = "[bold yellow]Warning:[/]" if warns else "Note:"
+        kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
         say(screen, f"{kind} {literal(note)}")
     show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")
     for node in report["plan"]["held_back"]:
@@ -214,8 +214,6 @@ def _state(hop: dict[str, Any]) -> str:
 
 
 def accuracy_table(accuracy: dict[str, Any]) -> Any:
-    from sit_deploy.report.view import difference
-
     right = ("top-1 %", "95 %", "top-5 %", "agree %")
     title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
     listing = table("", *right, title=literal(title), right=right)

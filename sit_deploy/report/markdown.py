@@ -23,7 +23,8 @@ def render(
 
 
 def _page(page: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"**{_text(note)}**" for note in page["notes"])
+    for note in page["notes"]:
+        yield f"**{_text(note['text'])}**" if note["warns"] else _text(note["text"])
     ledger, accuracy, latency = page["ledger"], page["accuracy"], page["latency"]
     yield from ("## Ledger", _text(ledger["what"]), _table(ledger["head"], ledger["rows"], 2))
     yield from map(_text, ledger["notes"])

@@ -7,6 +7,8 @@ from typing import Any
 
 from sit_deploy.report import plots
 
+# how a note begins that a reader must not miss
+WARNINGS = ("random weights", "do not ship", "the PyTorch reference itself")
 _SLOWEST = 15  # layers listed
 _WORST = 15  # classes listed
 
@@ -25,7 +27,7 @@ def build_view(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": f"{model['name']} · {report['precision']} · {report['engine']['kind']}",
         "verdict": _build_verdict(report["hops"]),
-        "notes": report["notes"],
+        "notes": [{"text": note, "warns": note.startswith(WARNINGS)} for note in report["notes"]],
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no --val-data was given.",
         "tokens": _tokens(model),
