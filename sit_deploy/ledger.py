@@ -16,7 +16,8 @@ import engines
 from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate
 from sit_deploy.accuracy import Accuracy
 from sit_deploy.bench import TorchCall, torch_device
-from sit_deploy.bundle import Bundle
+from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.errors import InputError
 from sit_deploy.evaluate import Evaluation, Logits, evaluate
 from sit_deploy.inference import Classifier, graph_on_onnxruntime, load
 from sit_deploy.reference import reference_logits, reference_model, teacher_model
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-TEACHER, STUDENT, DEPLOY = "teacher", "student", "deploy form"
+TEACHER, TEACHER_ENGINE, STUDENT, DEPLOY = "teacher", "teacher engine", "student", "deploy form"
 _TITLES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
@@ -133,7 +134,7 @@ def measure_ledger(
 
     Args:
         samples: labelled images; without them the hops are compared on synthetic ones, and have no accuracy.
-        teacher, teacher_name: see `reference.teacher_model`. checkpoint: see `reference.reference_weights`.
+        teacher, teacher_name: see `reference.teacher_model`; of a bundle its engine is a hop too. checkpoint: see `reference.reference_weights`.
         rounds, seconds: turns of each hop at being timed, and their length; with no round, nothing is timed.
     Raises:
         InputError: weights that are not there, a teacher that does not fit, or an image that cannot be read.
@@ -141,6 +142,8 @@ def measure_ledger(
     """
     from sit_deploy.sample_images import sample_images
 
+    if teacher is not None and teacher.is_dir():
+        _require_same_input(bundle, load_bundle(teacher))
     report = progress or (lambda *_: None)
     labelled = samples is not None
     given = samples if labelled else [(image, 0) for image in sample_images(SYNTHETIC)]
@@ -168,6 +171,19 @@ def measure_ledger(
         workers = {hop.name: hop.worker for hop in hops if hop.worker}
         timing = alternate(workers, rounds, seconds, progress=_renamed(report)) if rounds else {}
     return _ledger(hops, found, timing, bundle, labelled)
+
+
+def _require_same_input(bundle: Bundle, teacher: Bundle) -> None:
+    """Refuse a teacher's bundle whose engine could not see the same batches of the same images."""
+    for what, ours, theirs in (
+        ("engine", bundle.manifest["engine"]["kind"], teacher.manifest["engine"]["kind"]),
+        ("batch", bundle.manifest["batch"], teacher.manifest["batch"]),
+        ("preprocessing", bundle.manifest["preprocessing"], teacher.manifest["preprocessing"]),
+    ):
+        if ours != theirs:
+            raise InputError(
+                f"the teacher {teacher.path} has another {what} than {bundle.path}; build it with the same, or give its checkpoint"
+            )
 
 
 def _renamed(report: Progress) -> Progress:
@@ -259,6 +275,8 @@ def _hops(
     if teacher is not None:
         model = teacher_model(bundle, teacher, teacher_name)
         hops.append(making.torch_hop(TEACHER, model, TeacherCall, (teacher.absolute(), teacher_name)))
+        if teacher.is_dir():
+            hops.append(_engine_hop(replace(making, bundle=load_bundle(teacher)), stack, TEACHER_ENGINE))
     model = reference_model(bundle, weights)
     deploy = to_deploy_form(model)
     graph = export_again(bundle, deploy)
@@ -266,7 +284,8 @@ def _hops(
     hops.append(making.torch_hop(DEPLOY, deploy, DeployCall, weights))
     for name, path in _graphs(making, graph):
         hops.append(_graph_hop(making, stack, name, path))
-    return reference_logits(model, making.torch_on[0]), [*hops, _engine_hop(making, stack)]
+    kind = bundle.manifest["engine"]["kind"]
+    return reference_logits(model, making.torch_on[0]), [*hops, _engine_hop(making, stack, f"{kind} engine")]
 
 
 def export_again(bundle: Bundle, deploy: Any) -> onnx.ModelProto:
@@ -330,7 +349,7 @@ def _graph_hop(making: _Making, stack: contextlib.ExitStack, name: str, path: Pa
     return _Hop(name, "ONNX Runtime", path.stat().st_size, macs, logits, worker, note)
 
 
-def _engine_hop(making: _Making, stack: contextlib.ExitStack) -> _Hop:
+def _engine_hop(making: _Making, stack: contextlib.ExitStack, name: str) -> _Hop:
     bundle, threads, device = making.bundle, making.threads, making.device
     kind = bundle.manifest["engine"]["kind"]
     size = sum(
@@ -339,7 +358,7 @@ def _engine_hop(making: _Making, stack: contextlib.ExitStack) -> _Hop:
         if Path(name).stem == bundle.engine_path.stem
     )
     macs = bundle.manifest["model"]["macs"]
-    name, runtime = f"{kind} engine", _TITLES[kind]
+    runtime = _TITLES[kind]
     if not engines.get(kind).probe().can_run:
         return _Hop(name, runtime, size, macs, None, note="needs a GPU: not run here")
     classifier = stack.enter_context(load(bundle, threads=threads, device=device))

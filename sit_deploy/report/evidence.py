@@ -20,7 +20,7 @@ from sit_deploy.bundle import Bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
 from sit_deploy.labelled import Samples
-from sit_deploy.ledger import STUDENT, TEACHER, Ledger, measure_ledger
+from sit_deploy.ledger import TEACHER, Ledger, measure_ledger
 from sit_deploy.report.verdict import judge
 
 Progress = Callable[[str, int, int], None]
@@ -237,6 +237,3 @@ def require_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{twice[0]} is there twice; leave one out")
-
-
-__all__ = ["STUDENT", "TEACHER", "gather", "read_evidence", "require_comparable"]

@@ -135,5 +135,11 @@ def _judge_speed(evidence: Mapping[str, Any], against: list[str], favour: list[s
     speedups = evidence["speedups"]
     if speedups.get("student"):
         favour.append(f"The engine is {speedups['student']:.2f}× as fast as the same model in PyTorch.")
-    if speedups.get("teacher"):
+    if speedups.get("teacher engine"):
+        macs = {entry["name"]: entry["macs"] for entry in evidence["ledger"]["entries"]}
+        fewer = macs["teacher engine"] / evidence["ledger"]["entries"][-1]["macs"]
+        favour.append(
+            f"It is {speedups['teacher engine']:.2f}× as fast as its teacher on the same engine, at {fewer:.2f}× fewer MACs."
+        )
+    elif speedups.get("teacher"):
         favour.append(f"It is {speedups['teacher']:.2f}× as fast as its teacher in PyTorch.")

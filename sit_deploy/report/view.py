@@ -167,7 +167,12 @@ def _key_figures(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         rate = 1e3 * evidence["ledger"]["batch_size"] / entry["latency_ms"]
         batch = evidence["ledger"]["batch_size"]
         found.append((f"{entry['latency_ms']:.2f} ms", f"a batch of {batch}, {rate:.0f} images/s"))
-    for name, what in (("student", "PyTorch"), ("teacher", "the teacher in PyTorch")):
+    others = (
+        ("student", "PyTorch"),
+        ("teacher", "the teacher in PyTorch"),
+        ("teacher engine", "the teacher's engine"),
+    )
+    for name, what in others:
         if name in evidence["speedups"]:
             found.append((f"{evidence['speedups'][name]:.2f}×", f"as fast as {what}"))
     found.append((file_size(entry["size"]), "engine"))
@@ -185,16 +190,17 @@ def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
         )
         for name, row in timing.items()
     ]
-    pinned = "not pinned to CPUs"
     threads = evidence["threads"] or "the runtime's own number of"
+    busy = (host["load_average"] or 0) > host["usable_cpus"] + 0.5
     return {
         "plot": plots.latency_histogram(timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
         "rows": rows,
-        "around": f"Each in a process of its own, in turn, {threads} threads, {pinned}, on {host['cpu_model']} "
+        "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host['cpu_model']} "
         f"({host['usable_cpus']} CPUs). Around the engine, for one image ({around['image']}) on one thread: decoding "
         f"{around['decode_ms']:.2f} ms, preparing {around['prepare_ms']:.2f} ms, classes from logits "
-        f"{around['classes_ms']:.2f} ms.",
+        f"{around['classes_ms']:.2f} ms."
+        + (" Other programs were using the machine: take the times with care." if busy else ""),
     }
 
 

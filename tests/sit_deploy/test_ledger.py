@@ -12,7 +12,17 @@ from sit_deploy.bench import TorchCall
 from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.labelled import open_labelled
-from sit_deploy.ledger import DEPLOY, STUDENT, TEACHER, DeployCall, Ledger, TeacherCall, measure_ledger
+from sit_deploy.ledger import (
+    DEPLOY,
+    STUDENT,
+    TEACHER,
+    TEACHER_ENGINE,
+    DeployCall,
+    Ledger,
+    TeacherCall,
+    measure_ledger,
+)
+from sit_deploy.reference import teacher_model
 from sit_deploy.validate import check_accuracy
 from tests.helpers.models import named_model
 from tests.sit_deploy.conftest import Trained
@@ -114,6 +124,28 @@ def test_an_engine_that_does_not_run_here(rtx_int8: Path, asked: dict[str, Worke
     assert engine.note == "needs a GPU: not run here" and engine.size > 0
 
 
+def test_the_engine_of_a_teachers_bundle(
+    trained: Trained, teacher: Path, tmp_path: Path, asked: dict[str, WorkerSpec]
+) -> None:
+    from sit_deploy.build import build
+    from sit_deploy.request import BuildRequest
+
+    common = {"engine": "onnxruntime", "checkpoint": teacher, "labels": trained.labels}
+    of_teacher = build(BuildRequest("lvvit_nano", tmp_path / "t", dynamic_batch=(2, 3, 4), **common)).path
+    found = measure_ledger(load_bundle(trained.bundle), teacher=of_teacher, rounds=1)
+    rows = entries(found)
+    assert list(rows)[:3] == [TEACHER, TEACHER_ENGINE, STUDENT] == list(asked)[:3]
+    assert asked[TEACHER_ENGINE].args[1] == (of_teacher / "engine.onnx").absolute()
+    assert rows[TEACHER_ENGINE].agreement == rows[TEACHER].agreement
+    assert rows[TEACHER_ENGINE].sqnr_db == pytest.approx(rows[TEACHER].sqnr_db, abs=0.01)
+    assert found.engine == "onnxruntime engine"
+    other = build(BuildRequest("lvvit_nano", tmp_path / "one", **common)).path
+    with pytest.raises(
+        InputError, match=r"another batch than .*; build it with the same, or give its checkpoint"
+    ):
+        measure_ledger(load_bundle(trained.bundle), teacher=other)
+
+
 def test_nothing_is_timed_unless_asked(nano_fp32: Path, asked: dict[str, WorkerSpec]) -> None:
     found = measure_ledger(load_bundle(nano_fp32), rounds=0)
     assert not asked and all(entry.latency_ms is None for entry in found.entries)
@@ -129,14 +161,11 @@ def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]
     assert rows["onnxruntime engine"].sqnr_db > 80
 
 
-def test_really_timed(trained: Trained) -> None:
-    found = measure_ledger(load_bundle(trained.bundle), rounds=1, seconds=0.02, threads=1)
-    assert all(entry.latency_ms > 0 for entry in found.entries)
-
-
 def test_a_teacher_that_does_not_fit(trained: Trained, nano_fp32: Path, tmp_path: Path) -> None:
     bundle = load_bundle(trained.bundle)
-    with pytest.raises(InputError, match=r"1000 classes, the model of .* 112 and 7; give the teacher"):
+    with pytest.raises(InputError, match="another batch than"):
         measure_ledger(bundle, teacher=nano_fp32, rounds=0)
+    with pytest.raises(InputError, match=r"1000 classes, the model of .* 112 and 7; give the teacher"):
+        teacher_model(bundle, nano_fp32)
     with pytest.raises(InputError, match="does not exist"):
         measure_ledger(bundle, teacher=tmp_path / "gone.pth", rounds=0)

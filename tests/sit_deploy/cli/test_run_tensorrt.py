@@ -163,16 +163,16 @@ def test_a_build_where_a_gpu_is_runs_its_engine(rig: Rig, cli: CommandLine, monk
         "whole graph",
     }
     page = (cli.folder / "made" / "report.html").read_text()
-    assert "Layers of the engine" in page and "&lt;b&gt;whole graph" in page and "<b>whole" not in page
+    assert "Where the time goes" in page and "&lt;b&gt;whole graph" in page and "<b>whole" not in page
     rig.gpu.assert_clean()
 
 
 def test_speed_is_measured_on_the_engine_s_device(rig: Rig, bundle: Path):
-    from sit_deploy.bench import _torch_device
+    from sit_deploy.bench import torch_device
 
     kind = rig.engine.kind
-    assert _torch_device(kind, None, "fp16") == ("cuda:0", "float16")
-    assert _torch_device(kind, "cuda:1", "int8") == ("cuda:1", "float16")
-    assert _torch_device(kind, None, "fp32") == ("cuda:0", "float32")
-    assert _torch_device("onnxruntime", None, "fp16") == ("cpu", "float32")
-    assert _torch_device("onnxruntime", "cuda", "bf16") == ("cuda:0", "bfloat16")
+    assert torch_device(kind, None, "fp16") == ("cuda:0", "float16")
+    assert torch_device(kind, "cuda:1", "int8") == ("cuda:1", "float16")
+    assert torch_device(kind, None, "fp32") == ("cuda:0", "float32")
+    assert torch_device("onnxruntime", None, "fp16") == ("cpu", "float32")
+    assert torch_device("onnxruntime", "cuda", "bf16") == ("cuda:0", "bfloat16")

@@ -1,18 +1,19 @@
-"""Evidence of bundles, measured once. Times are made up by a stand-in: they decide nothing, and cost seconds."""
+"""Evidence of a bundle, measured once, and a parser for pages."""
 
 from __future__ import annotations
 
 import json
+import os
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from sit_deploy.bundle import load_bundle
 from sit_deploy.labelled import open_labelled
 from sit_deploy.report.evidence import gather
-from tests.sit_deploy.conftest import CLASSES, Digits, Trained
+from tests.sit_deploy.conftest import CLASSES
 
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -48,12 +49,22 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def measured(nano_int8: Path, digits: Digits) -> dict[str, Any]:
-    """Evidence of the digits in INT8, half of the images in the folder of another class, so that not all is right."""
-    bundle = load_bundle(nano_int8)
-    samples = open_labelled(digits.images, bundle.manifest["classes"], 10)
-    moved = [(path, (label + i % 2) % 10) for i, (path, label) in enumerate(samples)]
-    return gather(bundle, moved, "digits/val", rounds=1, seconds=0.02, threads=1)
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Evidence of the digits in INT8, half of the images in the folder of another class, so that not all is right.
+
+    Measured once for all processes of a run, really timed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "evidence.json"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            bundle = load_bundle(request.getfixturevalue("nano_int8"))
+            images = request.getfixturevalue("digits").images
+            samples = open_labelled(images, bundle.manifest["classes"], 10)
+            moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
+            found = gather(bundle, moved, "digits/val", rounds=1, seconds=0.02, threads=1)
+            path.write_text(json.dumps(found))
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
@@ -79,6 +90,3 @@ def flipped(evidence: dict[str, Any]) -> dict[str, Any]:
     }
     flip |= {"reference_probability": 0.9, "engine_probability": 0.4, "margin": 0.5, **names}
     return {**evidence, "accuracy": {**evidence["accuracy"], "flips": [flip]}}
-
-
-__all__ = ["Page", "Trained", "flipped"]

@@ -57,8 +57,9 @@ def measure(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
 
 
 # headless Chromium makes no window narrower than 500 pixels
-@pytest.mark.parametrize("width", [500, 1200])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(500, True), (1200, False)], ids=["phone, dark", "desktop, light"]
+)
 def test_it_looks_right(width: int, dark: bool, evidence: dict[str, Any], tmp_path: Path) -> None:
     other = {**evidence, "name": "a-bundle-of-a-rather-long-name-" * 3, "bundle": "elsewhere"}
     for number, page in enumerate((render_evidence([flipped(evidence)]), render_evidence([evidence, other]))):

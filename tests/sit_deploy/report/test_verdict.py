@@ -93,6 +93,12 @@ def test_what_is_missing(changed: dict[str, Any], words: str) -> None:
     assert found.outcome == UNSURE and words in found.missing[0]
 
 
+def test_a_teacher_on_the_same_engine_counts_for_more_than_one_in_pytorch() -> None:
+    entries = [{"name": "teacher engine", "macs": 30}, {"name": "onnxruntime engine", "macs": 10}]
+    found = judge(evidence(speedups={"teacher": 9.0, "teacher engine": 2.8}, ledger={"entries": entries}))
+    assert found.favour[-1] == "It is 2.80× as fast as its teacher on the same engine, at 3.00× fewer MACs."
+
+
 def test_limits_given() -> None:
     assert judge(evidence(), max_drop=0.05).outcome == DO_NOT
     assert judge(evidence(), min_agreement=99.5).outcome == DO_NOT
