@@ -77,7 +77,7 @@ def _ways(result: dict[str, Any]) -> str:
     parts.append(f"Not run: {'; '.join([*skipped, *not_run])}.")
     if refusal := result["peers"].get("optimum", {}).get("refusal"):
         parts.append(f"Optimum's `onnx_export_from_model` refuses the model: “{refusal}”")
-    parts += [_verdict(result), _slimming(result)]
+    parts += [_verdict(result), _same_runtime(result), _slimming(result)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -134,6 +134,30 @@ def _verdict(result: dict[str, Any]) -> str:
     if not lost:
         return f"{table}\n\nNo other way is quicker than our quicker engine, or than ours on the same runtime, by more than a hundredth."
     return f"{table}\n\nWhere we lose:\n\n" + "\n".join(f"- {line}" for line in lost)
+
+
+def _same_runtime(result: dict[str, Any]) -> str:
+    """Ours in FP32 over the plain export on the same runtime: what the graph gains by itself."""
+    rows = []
+    for own in result["cells"]:
+        plain = [
+            c
+            for c in result["cells"]
+            if (c["model"], c["batch"]) == (own["model"], own["batch"])
+            and c["title"].startswith("plain export, ")
+            and _runtime(c) == _runtime(own)
+        ]
+        if (
+            own["ours"]
+            and own["precision"] == "fp32"
+            and plain
+            and not (own["skipped"] or plain[0]["skipped"])
+        ):
+            where = f"{own['model']}, batch {own['batch']}"
+            rows.append([where, _runtime(own), f"{_ratio(plain[0], own):.2f}"])
+    if not rows:
+        return ""
+    return _table("FP32 | runtime | ours over the plain export there", rows)
 
 
 def _ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:

@@ -245,3 +245,31 @@ def test_students_are_timed_with_their_teachers_alone(monkeypatch: pytest.Monkey
         "| sit_nano | lvvit_nano | 1 | INT8 | sit-deploy, OpenVINO | 2.00 | 4.00 | 2.00 (2.00–2.00) | 1.79 |"
         in table
     )
+
+
+def test_ours_over_the_plain_export_on_the_same_runtime() -> None:
+    def cell(title: str, ms: float, ours: bool = False, **more: Any) -> dict[str, Any]:
+        base = {
+            "model": "sit_s",
+            "batch": 1,
+            "precision": "fp32",
+            "title": title,
+            "ours": ours,
+            "skipped": None,
+        }
+        return {**base, "round_medians_ms": [ms, ms], **more}
+
+    cells = [
+        cell("plain export, ONNX Runtime", 3.0),
+        cell("plain export, OpenVINO", 2.2),
+        cell("**sit-deploy**, ONNX Runtime", 2.0, True),
+        cell("**sit-deploy**, OpenVINO", 2.0, True),
+        cell("**sit-deploy**, OpenVINO", 1.0, True, precision="int8"),
+    ]
+    text = runtime_peers_page._same_runtime({"cells": cells})
+    assert text.splitlines()[2:] == [
+        "| sit_s, batch 1 | ONNX Runtime | 1.50 |",
+        "| sit_s, batch 1 | OpenVINO | 1.10 |",
+    ]
+    cells[0]["skipped"] = cells[1]["skipped"] = "left out"
+    assert runtime_peers_page._same_runtime({"cells": cells}) == ""
