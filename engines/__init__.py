@@ -24,6 +24,7 @@ from engines.errors import (
 __all__ = [
     "KINDS",
     "ON_CPU",
+    "TITLES",
     "BuildOptions",
     "Engine",
     "EngineBuildError",
@@ -44,6 +45,12 @@ __all__ = [
 ]
 
 KINDS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
+TITLES = {  # for people
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
 ON_CPU = ("onnxruntime", "openvino")  # what these build is for a CPU
 
 

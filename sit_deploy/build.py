@@ -128,7 +128,7 @@ def _for_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
 
 def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
     """Refuse, before any work, what this engine cannot be built with."""
-    name = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(engine.kind)
+    name = engines.TITLES[engine.kind] if engine.kind in engines.ON_CPU else None
     if name and request.precision == "bf16":
         raise InputError(
             f"{name} has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"

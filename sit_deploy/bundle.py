@@ -123,6 +123,18 @@ def scratch(path: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        InputError: its folder cannot be written.
+    """
+    with scratch(path) as folder:
+        temporary = folder / path.name
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore Ctrl-C and its like for a moment: a second press must not stop the cleaning up after the first."""

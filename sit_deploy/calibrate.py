@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from calibration.qdq import Scales, insert_qdq
 from calibration.ranges import ImageSession
 from calibration.thresholds import METHODS_OF, PERCENTILE, thresholds
 from sit_deploy import __version__
+from sit_deploy.data import spread
 from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,12 +78,6 @@ class ImageStream:
             data = source.tobytes() if hasattr(source, "tobytes") else Path(source).read_bytes()
             found.append(hashlib.sha256(data).hexdigest())
         return found
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` of the items, or all, evenly spread: a sorted data set then does not give one class only."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def calibration_images(

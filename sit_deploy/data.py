@@ -116,6 +116,12 @@ def load_labels(path: str | Path, classes: int | None = None) -> list[str]:
     return names
 
 
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return `count` of the items, or all, evenly spread: a sorted data set then does not give one class only."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
 # ---------------------------------------------------------------------------------------------------------- batches
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engines import layerwise
 from sit_deploy.bundle import Bundle
 from sit_deploy.parity import TOLERANCE
-from sit_deploy.reference import reference_model
+from sit_deploy.reference import export_again, reference_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,6 @@ def compare_stream(
 def debug_on_cpu(bundle: Bundle, checkpoint: Path | None = None) -> layerwise.LayerComparison:
     """Export the float32 graph of a bundle's weights again, and compare the bundle's with it on the golden images."""
     from sit_deploy.deploy import to_deploy_form
-    from sit_deploy.ledger import export_again
 
     float_graph = export_again(bundle, to_deploy_form(reference_model(bundle, checkpoint)))
     return compare_stream(float_graph, bundle, bundle.golden()[0])

@@ -71,7 +71,7 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
     def measure_alone() -> dict[str, float]:
         if not alone:
             with work.step("Quantising one layer at a time") as report:
-                from sit_deploy.calibrate import spread
+                from sit_deploy.data import spread
 
                 stream = lowered.stream or _validation_stream(work, made)
                 labelled = spread(work.samples, SENSITIVITY_LABELLED) if request.sensitivity else []

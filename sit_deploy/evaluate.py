@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.bundle import write_whole
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.tally import Tally
 
@@ -92,13 +92,8 @@ class Notebook:
 
     def write(self, evaluation: Evaluation) -> None:
         """Note how far the run has come: whole or not at all."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        text = json.dumps({"schema": _SCHEMA, "key": self.key, "evaluation": evaluation.to_dict()})
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        fields = {"schema": _SCHEMA, "key": self.key, "evaluation": evaluation.to_dict()}
+        write_whole(self.path, json.dumps(fields))
 
 
 def run_key(*parts: Any) -> str:
@@ -184,9 +179,11 @@ class Part(Sequence):
 
 def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:
     """Return `count` of the samples, evenly spread, or all: a sorted data set then does not give one class only."""
+    from sit_deploy.data import spread
+
     if count is None or count >= len(samples):
         return samples
-    return Part(samples, [i * len(samples) // count for i in range(count)])
+    return Part(samples, spread(range(len(samples)), count))
 
 
 def _require_finite(logits: np.ndarray, names: Sequence[str], error: type[Exception], who: str) -> None:

@@ -125,7 +125,7 @@ def graph_on_onnxruntime(
     runtime, device = engines.get("onnxruntime"), device or "cpu"
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         source = model
-        if device == "cpu" and _is_low_precision(model):
+        if device == "cpu" and is_low_precision(model):
             from sit_deploy.graph.simulate import simulate
 
             source = Path(folder) / "simulated.onnx"
@@ -135,7 +135,8 @@ def graph_on_onnxruntime(
         yield runtime.load(built, threads=threads, device=device)
 
 
-def _is_low_precision(path: Path) -> bool:
+def is_low_precision(path: Path) -> bool:
+    """Whether a graph holds weights in 16 bits."""
     import onnx
 
     low = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.data import ImageFolder
 from sit_deploy.errors import InputError
+from sit_deploy.evaluate import spread_over
+
+if TYPE_CHECKING:
+    from sit_deploy.bundle import Bundle
 
 # what people call the folder, or the split, of held-out images
 VAL_NAMES = ("val", "valid", "validation", "eval", "test")
@@ -63,6 +67,15 @@ def open_labelled(
     names = found.classes or [str(label) for label in range(found.num_classes)]
     labels = match_names(str(data), names, classes, num_classes)
     return Relabelled(found.val, labels)
+
+
+def open_for(
+    bundle: Bundle, data: str | Path, root: Path | None, split: str | None, images: int | None
+) -> Samples:
+    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. See `open_labelled`."""
+    manifest = bundle.manifest
+    classes, count = manifest["classes"], manifest["model"]["num_classes"]
+    return spread_over(open_labelled(data, classes, count, root=root, split=split), images)
 
 
 def _is_named(data: str) -> bool:

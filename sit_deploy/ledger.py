@@ -19,8 +19,8 @@ from sit_deploy.bench import TorchCall, torch_device
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.evaluate import Evaluation, Logits, evaluate
-from sit_deploy.inference import Classifier, graph_on_onnxruntime, load
-from sit_deploy.reference import reference_logits, reference_model, teacher_model
+from sit_deploy.inference import Classifier, graph_on_onnxruntime, is_low_precision, load
+from sit_deploy.reference import export_again, reference_logits, reference_model, teacher_model
 from sit_deploy.request import EIGHT_BITS
 
 if TYPE_CHECKING:
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 TEACHER, TEACHER_ENGINE, STUDENT, DEPLOY = "teacher", "teacher engine", "student", "deploy form"
-_TITLES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
-}
 SYNTHETIC = 32  # images where no others are given: they say how near the logits are, and nothing of accuracy
 
 
@@ -66,6 +60,7 @@ class Ledger:
 
     engine: name of the entry that stands for what is shipped; not the engine itself where that cannot run here.
     accuracy: of that entry, None without labelled images. evaluation, timing: what the entries were made from.
+    float_graph: the FP32 graph, exported again.
     """
 
     entries: list[Entry]
@@ -74,6 +69,7 @@ class Ledger:
     batch_size: int
     accuracy: Accuracy | None
     evaluation: Evaluation
+    float_graph: onnx.ModelProto
     timing: dict[str, WorkerResult] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,7 +153,7 @@ def measure_ledger(
         making = _Making(bundle, Path(temporary), checkpoint, threads, device, torch_on)
         with contextlib.ExitStack() as stack:
             report("Preparing every hop", 0, 0)
-            student, hops = _hops(making, stack, teacher, teacher_name)
+            student, hops, graph = _hops(making, stack, teacher, teacher_name)
             report("Preparing every hop", 1, 1)
             found = evaluate(
                 student,
@@ -170,7 +166,7 @@ def measure_ledger(
         # out here their sessions are closed: idle threads would slow what is timed
         workers = {hop.name: hop.worker for hop in hops if hop.worker}
         timing = alternate(workers, rounds, seconds, progress=_renamed(report)) if rounds else {}
-    return _ledger(hops, found, timing, bundle, labelled)
+    return _ledger(hops, found, timing, bundle, labelled, graph)
 
 
 def _require_same_input(bundle: Bundle, teacher: Bundle) -> None:
@@ -191,7 +187,12 @@ def _renamed(report: Progress) -> Progress:
 
 
 def _ledger(
-    hops: list[_Hop], found: Evaluation, timing: dict[str, WorkerResult], bundle: Bundle, labelled: bool
+    hops: list[_Hop],
+    found: Evaluation,
+    timing: dict[str, WorkerResult],
+    bundle: Bundle,
+    labelled: bool,
+    float_graph: onnx.ModelProto,
 ) -> Ledger:
     entries = []
     for hop in hops:
@@ -215,7 +216,7 @@ def _ledger(
         entries.append(entry)
     shipped = [hop.name for hop in hops if hop.logits][-1]
     accuracy = Accuracy.of(found.tallies[shipped]) if labelled else None
-    return Ledger(entries, shipped, found.done, bundle.batch_size, accuracy, found, timing)
+    return Ledger(entries, shipped, found.done, bundle.batch_size, accuracy, found, float_graph, timing)
 
 
 @dataclass(frozen=True)
@@ -266,8 +267,8 @@ def count_macs_of(model: Any, image_size: Sequence[int]) -> int:
 
 def _hops(
     making: _Making, stack: contextlib.ExitStack, teacher: Path | None, teacher_name: str | None
-) -> tuple[Logits, list[_Hop]]:
-    """Return the student's logits of normalised images, and every hop in order."""
+) -> tuple[Logits, list[_Hop], onnx.ModelProto]:
+    """Return the student's logits of normalised images, every hop in order, and the FP32 graph."""
     from sit_deploy.deploy import to_deploy_form
 
     bundle, weights = making.bundle, making.checkpoint and making.checkpoint.absolute()
@@ -285,17 +286,8 @@ def _hops(
     for name, path in _graphs(making, graph):
         hops.append(_graph_hop(making, stack, name, path))
     kind = bundle.manifest["engine"]["kind"]
-    return reference_logits(model, making.torch_on[0]), [*hops, _engine_hop(making, stack, f"{kind} engine")]
-
-
-def export_again(bundle: Bundle, deploy: Any) -> onnx.ModelProto:
-    """Return the float32 graph of a deploy form as the bundle's build exported it."""
-    from sit_deploy.export import BATCH, export_onnx
-
-    facts = bundle.manifest["model"]
-    batch = BATCH if "min" in bundle.manifest["batch"] else bundle.batch_size
-    size = tuple(facts["image_size"])
-    return export_onnx(deploy, size, batch=batch, opset=bundle.manifest["opset"], name=facts["name"])
+    hops.append(_engine_hop(making, stack, f"{kind} engine"))
+    return reference_logits(model, making.torch_on[0]), hops, graph
 
 
 def _graphs(making: _Making, float_graph: onnx.ModelProto) -> Iterator[tuple[str, Path]]:
@@ -308,7 +300,7 @@ def _graphs(making: _Making, float_graph: onnx.ModelProto) -> Iterator[tuple[str
     precision = bundle.manifest["precision"]
     write_graph(float_graph, folder / "fp32.onnx")
     yield "ONNX fp32", folder / "fp32.onnx"
-    if precision in EIGHT_BITS and _has_halves(bundle.model_path):
+    if precision in EIGHT_BITS and is_low_precision(bundle.model_path):
         images = bundle.golden()[0]
         if bundle.preprocessing().takes_pixels:
             images = bundle.preprocessing().normalise(images)
@@ -319,13 +311,6 @@ def _graphs(making: _Making, float_graph: onnx.ModelProto) -> Iterator[tuple[str
         yield f"ONNX {precision}", bundle.model_path
 
 
-def _has_halves(path: Path) -> bool:
-    import onnx
-
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in tensors)
-
-
 def _graph_hop(making: _Making, stack: contextlib.ExitStack, name: str, path: Path) -> _Hop:
     """Return the hop of a graph on ONNX Runtime's CPU; one of 16 bits is simulated there, so its time means nothing."""
     import onnx
@@ -333,19 +318,19 @@ def _graph_hop(making: _Making, stack: contextlib.ExitStack, name: str, path: Pa
     from sit_deploy.graph.inspect import count_macs
 
     bundle, threads = making.bundle, making.threads
-    simulated = _has_halves(path) or (bundle.manifest["precision"] == "bf16" and name == "ONNX bf16")
-    with graph_on_onnxruntime(path, threads=threads) as runner:
-        classifier = stack.enter_context(Classifier(runner, bundle.batch_range))
-    logits = classifier.logits if path == bundle.model_path else making.normalised(classifier.logits)
-    graph = onnx.load(path)
-    open_batch = "min" in bundle.manifest["batch"]
-    macs = count_macs(graph) // (1 if open_batch else bundle.batch_size)
+    batch = bundle.batch_size
     worker, note = None, "rounding simulated on the CPU: not timed"
-    if not simulated:
-        engine = making.folder / f"{path.stem}.engine.onnx"
-        engines.get("onnxruntime").build(path, engine, engines.BuildOptions(threads=threads))
-        batch = bundle.batch_size
+    if is_low_precision(path):
+        with graph_on_onnxruntime(path, threads=threads) as runner:
+            classifier = stack.enter_context(Classifier(runner, bundle.batch_range))
+    else:
+        engine, runtime = making.folder / f"{path.stem}.engine.onnx", engines.get("onnxruntime")
+        runtime.build(path, engine, engines.BuildOptions(threads=threads))
+        runner = runtime.load(engine, threads=threads)
+        classifier = stack.enter_context(Classifier(runner, bundle.batch_range))
         worker, note = WorkerSpec(EngineCall, ("onnxruntime", engine, batch, threads), batch), ""
+    logits = classifier.logits if path == bundle.model_path else making.normalised(classifier.logits)
+    macs = count_macs(onnx.load(path)) // (1 if "min" in bundle.manifest["batch"] else batch)
     return _Hop(name, "ONNX Runtime", path.stat().st_size, macs, logits, worker, note)
 
 
@@ -358,7 +343,7 @@ def _engine_hop(making: _Making, stack: contextlib.ExitStack, name: str) -> _Hop
         if Path(name).stem == bundle.engine_path.stem
     )
     macs = bundle.manifest["model"]["macs"]
-    runtime = _TITLES[kind]
+    runtime = engines.TITLES[kind]
     if not engines.get(kind).probe().can_run:
         return _Hop(name, runtime, size, macs, None, note="needs a GPU: not run here")
     classifier = stack.enter_context(load(bundle, threads=threads, device=device))

@@ -184,8 +184,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | No
 
 def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     """Return the images that the comparisons run on, as the preprocessing gives them, and where they are from."""
-    from sit_deploy.calibrate import spread
-    from sit_deploy.data import batches, list_images
+    from sit_deploy.data import batches, list_images, spread
     from sit_deploy.sample_images import sample_images
 
     count = request.calib_images or COMPARED_IMAGES

@@ -12,6 +12,7 @@ from sit_deploy.hashing import sha256
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
 
 def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> Path | None:
@@ -54,6 +55,16 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         stages=facts.get("stages"),
         keeping_ratio=facts.get("keeping_ratio"),
     ).model
+
+
+def export_again(bundle: Bundle, deploy: Any) -> onnx.ModelProto:
+    """Return the float32 graph of a deploy form as the bundle's build exported it."""
+    from sit_deploy.export import BATCH, export_onnx
+
+    facts = bundle.manifest["model"]
+    batch = BATCH if "min" in bundle.manifest["batch"] else bundle.batch_size
+    size = tuple(facts["image_size"])
+    return export_onnx(deploy, size, batch=batch, opset=bundle.manifest["opset"], name=facts["name"])
 
 
 def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:

@@ -12,8 +12,8 @@ import engines
 from sit_deploy.accuracy import ENGINE, Accuracy
 from sit_deploy.baseline import baseline_warning
 from sit_deploy.bundle import Bundle
-from sit_deploy.evaluate import Notebook, evaluate, run_key, spread_over
-from sit_deploy.labelled import Samples, open_labelled
+from sit_deploy.evaluate import Notebook, evaluate, run_key
+from sit_deploy.labelled import Samples, open_for
 from sit_deploy.parity import TOLERANCE, Hop, compare
 
 
@@ -62,10 +62,7 @@ def check_accuracy(
     from sit_deploy.reference import reference_logits, reference_model
 
     manifest = bundle.manifest
-    samples = open_labelled(
-        data, manifest["classes"], manifest["model"]["num_classes"], root=root, split=split
-    )
-    samples = spread_over(samples, images)
+    samples = open_for(bundle, data, root, split, images)
     rank, size = (world.rank, world.size) if world else (0, 1)
     notebook = None
     if resume is not None:

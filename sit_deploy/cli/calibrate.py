@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy.cli.common import (
+    check_output,
     console,
     emit_json,
     examples,
@@ -90,12 +90,7 @@ def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: A
     if request.precision not in EIGHT_BITS:
         raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
     request.check()
-    folder = output.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"folder {folder} does not exist or cannot be written; choose another with -o")
-    if output.is_dir() or (output.exists() and not force):
-        what = "is a folder;" if output.is_dir() else "exists; pass --force to replace it, or"
-        raise InputError(f"output {output} {what} choose another -o")
+    check_output(output, force)
     with join_world("cpu") as world:
 
         def gather(seen: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy.errors import InputError
 from sit_deploy.report.view import file_size as file_size
 
 if TYPE_CHECKING:
@@ -75,6 +77,20 @@ def table(
         justify = "right" if column in right else "left"
         made.add_column(column, justify=justify, no_wrap=column not in fold, overflow="fold")
     return made
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that cannot be written.
+
+    Raises:
+        InputError: its folder is missing or not writable, or it is there already.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"folder {folder} does not exist or cannot be written; choose another with -o")
+    if path.is_dir() or (path.exists() and not force):
+        what = "is a folder;" if path.is_dir() else "exists; pass --force to replace it, or"
+        raise InputError(f"output {path} {what} choose another -o")
 
 
 def emit_json(value: Any) -> None:

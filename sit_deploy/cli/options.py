@@ -8,6 +8,7 @@ from collections.abc import Callable
 import click
 
 from sit_deploy.cli.common import Counts, DynamicBatch, Groups, path_type
+from sit_deploy.errors import InputError
 
 _GRAPH_OPTIONS = (
     click.option(
@@ -130,6 +131,26 @@ _SERVING_OPTIONS = (
 )
 
 
+_DATA_OPTIONS = (
+    click.option(
+        "--data",
+        metavar="DIR-or-NAME",
+        help="Folder with one subfolder a class, or one with such a folder called val, or digits, or a data set of timm: "
+        "measures accuracy.",
+    ),
+    click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies."),
+    click.option(
+        "--split", metavar="NAME", help="The part of --data to take.  [default: val, validation, test]"
+    ),
+    click.option(
+        "--images",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="So many of the images, evenly spread.  [default: all]",
+    ),
+)
+
+
 def model_options(*, required: bool) -> Callable[[Callable], Callable]:
     """Make the decorator that adds what names a model and how it slims.
 
@@ -166,6 +187,22 @@ def graph_options(command: Callable) -> Callable:
 def serving_options(command: Callable) -> Callable:
     """Add how Triton is to run a model: `name`, and fields of `sit_deploy.triton.config.Serving`."""
     return _add(_SERVING_OPTIONS, command)
+
+
+def data_options(command: Callable) -> Callable:
+    """Add which labelled images to measure on: `data`, and `data_dir`, `split`, `images` of `sit_deploy.labelled.open_for`."""
+    return _add(_DATA_OPTIONS, command)
+
+
+def refuse_options_of_data(**options: object) -> None:
+    """Refuse an option of labelled images where there are none.
+
+    Raises:
+        InputError: names the first that was given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for images with labels; pass --data DIR")
 
 
 def _add(options: tuple[Callable, ...], command: Callable) -> Callable:

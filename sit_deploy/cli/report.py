@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy.cli.common import (
+    check_output,
     console,
     device_option,
     emit_json,
@@ -19,6 +20,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.cli.options import data_options, refuse_options_of_data
 from sit_deploy.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -46,12 +48,7 @@ _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
     metavar="FILE",
     help="report.html, .md or .json; may repeat.  [default: report.html]",
 )
-@click.option("--data", metavar="DIR-or-NAME", help="Labelled images, as for `sit-deploy validate`.")
-@click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies.")
-@click.option("--split", metavar="NAME", help="The part of --data to take.")
-@click.option(
-    "--images", type=click.IntRange(min=1), metavar="N", help="So many of the images, evenly spread."
-)
+@data_options
 @click.option(
     "--teacher", type=path_type, metavar="FILE", help="The teacher's checkpoint, or a bundle of it."
 )
@@ -106,27 +103,27 @@ def command(
     Teacher, student, deploy form, ONNX, precision and engine see the same images in one pass and are timed turn about. A
     folder of bundles gives one page of all; a JSON file is an earlier report, perhaps of another machine.
     """
+    from sit_deploy.bundle import write_whole
+    from sit_deploy.labelled import open_for
     from sit_deploy.report import render_evidence
     from sit_deploy.report.evidence import gather, read_evidence, require_comparable
 
     targets = _targets(outputs, force)
     bundles, rows = _open(sources, read_evidence)
-    if data is None and (
-        given := [n for n, v in (("data-dir", data_dir), ("split", split), ("images", images)) if v]
-    ):
-        raise InputError(f"--{given[0]} is for images with labels; pass --data DIR")
+    if data is None:
+        refuse_options_of_data(data_dir=data_dir, split=split, images=images)
     with progress() as report:
         for bundle in bundles:
 
             def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:
                 report(f"{name}: {text}", done, total)
 
-            samples = _samples(bundle, data, data_dir, split, images) if data else None
+            samples = open_for(bundle, data, data_dir, split, images) if data else None
             limits = {"max_drop": max_accuracy_drop, "min_agreement": min_agreement}
             rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
     require_comparable(rows)
     for path, form in targets.items():
-        _write(path, render_evidence(rows, form))
+        write_whole(path, render_evidence(rows, form))
     if as_json:
         emit_json({"bundles": rows, "reports": [str(path) for path in targets]})
     else:
@@ -151,11 +148,7 @@ def _targets(outputs: tuple[Path, ...], force: bool) -> dict[Path, str]:
             raise InputError(
                 f"output {path} must end in .html, .md or .json; pass for example -o report.html"
             )
-        if path.is_dir() or (path.exists() and not force):
-            what = "is a folder;" if path.is_dir() else "exists; pass --force to replace it, or"
-            raise InputError(f"output {path} {what} choose another -o")
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"folder {path.absolute().parent} does not exist; choose another -o")
+        check_output(path, force)
         found[path] = form
     return found
 
@@ -178,26 +171,6 @@ def _open(sources: tuple[Path, ...], read: Any) -> tuple[list[Any], list[dict[st
         else:
             bundles.append(load_bundle(source))
     return bundles, rows
-
-
-def _samples(bundle: Any, data: str, root: Path | None, split: str | None, images: int | None) -> Any:
-    from sit_deploy.evaluate import spread_over
-    from sit_deploy.labelled import open_labelled
-
-    manifest = bundle.manifest
-    samples = open_labelled(
-        data, manifest["classes"], manifest["model"]["num_classes"], root=root, split=split
-    )
-    return spread_over(samples, images)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _show(screen: Console, row: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.cli.options import data_options, refuse_options_of_data
 from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,20 +43,7 @@ _SHOWN_FEW = 5  # classes and images; --json has all
     ),
 )
 @click.argument("bundle", type=path_type)
-@click.option(
-    "--data",
-    metavar="DIR-or-NAME",
-    help="Folder with one subfolder a class, or one with such a folder called val, or digits, or a data set of timm: "
-    "measures accuracy.",
-)
-@click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies.")
-@click.option("--split", metavar="NAME", help="The part of --data to take.  [default: val, validation, test]")
-@click.option(
-    "--images",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="So many of the images, evenly spread.  [default: all]",
-)
+@data_options
 @click.option(
     "--resume", type=path_type, metavar="FILE", help="Note progress in FILE, and go on from what it says."
 )
@@ -106,8 +94,8 @@ def command(
     limits = {"--max-accuracy-drop": max_accuracy_drop, "--min-agreement": min_agreement}
     if data is None and any(limit is not None for limit in limits.values()):
         raise InputError("--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR")
-    if data is None and (given := [name for name in _OF_DATA if options[name] is not None]):
-        raise InputError(f"--{given[0].replace('_', '-')} is for images with labels; pass --data DIR")
+    if data is None:
+        refuse_options_of_data(**{name: options[name] for name in _OF_DATA})
     opened = load_bundle(bundle)
     kind = engine or opened.manifest["engine"]["kind"]
     if layers and engine not in (None, opened.manifest["engine"]["kind"]):

@@ -83,7 +83,7 @@ def gather(
         },
         "around": time_around(bundle),
         "speedups": _speedups(bundle, ledger),
-        "drift": _drift(bundle, checkpoint),
+        "drift": _drift(bundle, ledger),
         "layers": _layers(bundle, threads, device),
         "threads": threads,
         "machine": asdict(machine()),
@@ -185,12 +185,12 @@ def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, float]:
     return {name: ratio(result, engine).median for name, result in others.items()}
 
 
-def _drift(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
+def _drift(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
     """Return the error along the residual stream, or why there is none to tell."""
-    from sit_deploy.drift import debug_on_cpu
+    from sit_deploy.drift import compare_stream
 
     try:
-        found = debug_on_cpu(bundle, checkpoint)
+        found = compare_stream(ledger.float_graph, bundle, bundle.golden()[0])
     except engines.EngineNotInstalledError as error:
         return {"note": str(error), "tensors": []}
     return {"note": "", **found.to_dict()}

@@ -26,6 +26,7 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
     import base64
     import io
 
+    import onnx
     from PIL import Image
 
     from sit_deploy.accuracy import Accuracy
@@ -40,7 +41,7 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
     samples = open_labelled(trained.images, bundle.manifest["classes"], 7)
     flip = Flip("x.png", 4, 0, 1, 2, 0.9, 0.5, 0.4)
     accuracy = Accuracy(11, 90.0, 100.0, 80.0, 100.0, 90.0, 1, 0, flips=(flip,))
-    ledger = Ledger([], "engine", 11, 1, accuracy, Evaluation({}), {})
+    ledger = Ledger([], "engine", 11, 1, accuracy, Evaluation({}), onnx.ModelProto(), {})
     (told,) = _accuracy(bundle, ledger, samples, "x")["flips"]
     head, data = told["picture"].split(",")
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
