@@ -20,7 +20,6 @@ from sit_deploy.bundle import (
     Bundle,
     check_destination,
     load_bundle,
-    scratch,
     staging,
     write_manifest,
 )
@@ -37,6 +36,7 @@ from sit_deploy.make_graph import (
 )
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
 from sit_deploy.request import EIGHT_BITS, BuildRequest
+from sit_deploy.staging import scratch
 
 if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 import engines
-from sit_deploy.bundle import Bundle, scratch, uninterrupted
+from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
+from sit_deploy.staging import scratch, uninterrupted
 
 _SOURCES = Path(engines.__file__).parent / "cpp"
 

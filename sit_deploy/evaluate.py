@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.bundle import write_whole
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.staging import write_whole
 from sit_deploy.tally import Tally
 
 if TYPE_CHECKING:

@@ -191,9 +191,9 @@ def calibrate_alone(
     """
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from sit_deploy.bundle import scratch
     from sit_deploy.calibrate import calibrate
     from sit_deploy.make_graph import Work, make_float_graph
+    from sit_deploy.staging import scratch
 
     work = Work(request, progress)
     with scratch(output) as folder:

@@ -142,7 +142,7 @@ def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
     import csv
 
     from sit_deploy.bench import CSV_COLUMNS, csv_rows, plot_csv
-    from sit_deploy.bundle import scratch
+    from sit_deploy.staging import scratch
 
     with scratch(path) as folder:
         rows, picture = folder / path.name, folder / path.with_suffix(".png").name

@@ -103,10 +103,10 @@ def command(
     Teacher, student, deploy form, ONNX, precision and engine see the same images in one pass and are timed turn about. A
     folder of bundles gives one page of all; a JSON file is an earlier report, perhaps of another machine.
     """
-    from sit_deploy.bundle import write_whole
     from sit_deploy.labelled import open_for
     from sit_deploy.report import render_evidence
     from sit_deploy.report.evidence import gather, read_evidence, require_comparable
+    from sit_deploy.staging import write_whole
 
     targets = _targets(outputs, force)
     bundles, rows = _open(sources, read_evidence)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from sit_deploy.bundle import Bundle, scratch, uninterrupted
+from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
+from sit_deploy.staging import scratch, uninterrupted
 from sit_deploy.triton.config import (
     BACKENDS,
     LABELS,

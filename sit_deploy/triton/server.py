@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sit_deploy.bundle import scratch
 from sit_deploy.errors import InputError, SitDeployError
+from sit_deploy.staging import scratch
 
 WHEEL = "nvidia-pytriton==0.7.0"  # Triton 2.51
 _BESIDE = ("numpy>=1.26,<2", "onnxruntime>=1.22", "pillow>=10.0")

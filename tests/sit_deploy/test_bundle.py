@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from sit_deploy import bundle as bundles
-from sit_deploy.bundle import check_destination, digest, load_bundle, scratch, sha256, staging, write_manifest
+from sit_deploy import staging as stages
+from sit_deploy.bundle import check_destination, digest, load_bundle, sha256, staging, write_manifest
 from sit_deploy.errors import InputError
+from sit_deploy.staging import scratch
 from tests.helpers.command_line import snapshot
 
 FILES = ("model.onnx", "engine.onnx", "golden.npz", "report.json", "report.html")
@@ -356,11 +358,11 @@ def test_a_failed_move_puts_the_old_bundle_back(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("place", ["_swap", "rmtree"])
+@pytest.mark.parametrize("place", ["swap", "rmtree"])
 def test_ctrl_c_at_the_worst_moment(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pressed between the two renames, or a second time while the first press is being cleaned up after."""
     path = make_bundle(tmp_path / "b")
-    holder = bundles if place == "_swap" else bundles.shutil
+    holder = bundles if place == "swap" else stages.shutil
     work = getattr(holder, place)
 
     def press(*args: Any, **options: Any) -> None:
@@ -368,7 +370,7 @@ def test_ctrl_c_at_the_worst_moment(place: str, tmp_path: Path, monkeypatch: pyt
         work(*args, **options)
 
     monkeypatch.setattr(holder, place, press)
-    if place == "_swap":
+    if place == "swap":
         try:
             with staging(path, force=True) as folder:
                 write(folder)
