@@ -174,7 +174,7 @@ def _require_same_input(bundle: Bundle, teacher: Bundle) -> None:
     for what, ours, theirs in (
         ("engine", bundle.manifest["engine"]["kind"], teacher.manifest["engine"]["kind"]),
         ("batch", bundle.manifest["batch"], teacher.manifest["batch"]),
-        ("preprocessing", bundle.manifest["preprocessing"], teacher.manifest["preprocessing"]),
+        ("preprocessing", bundle.preprocessing(), teacher.preprocessing()),
     ):
         if ours != theirs:
             raise InputError(

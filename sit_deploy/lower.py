@@ -248,6 +248,7 @@ def _calibration(
     request, cache = work.request, work.request.calib_cache
     if cache and (cache.exists() or stream is None):
         found = Calibration.load(cache)
+        found.preprocessing = {"orientation": "stored", **found.preprocessing}  # older ones do not say it
         found.require(
             graph=graph_key(graph),
             images=images_key(stream.digests()) if stream else None,

@@ -7,6 +7,7 @@ the engine (Python, C++, Triton) follows the same few numbers.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,11 +28,23 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _FORMS = (("NCHW", "float32"), ("NHWC", "uint8"))
+ORIENTATIONS = ("exif", "stored")
+_ORIENTATION_TAG = 0x0112
+# What a stored image needs to stand as it was seen, by its EXIF orientation; any other value asks for nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to a network's input: resize the shorter side, crop the centre, scale to [0, 1], normalise.
+    """From an image to a network's input: turn, resize the shorter side, crop the centre, scale to [0, 1], normalise.
 
     Equal to torchvision's `Resize(resize, interpolation)`, `CenterCrop(size)`, `ToTensor()`, `Normalize(mean, std)` on
     Pillow images, and so to timm's evaluation transform of a square input. Resizing is antialiased.
@@ -39,6 +52,9 @@ class Preprocessing:
     size: crop in pixels, (height, width).  resize: length in pixels that the shorter side gets.
     mean, std: per channel R, G, B, of values in [0, 1].
     layout, dtype: what the network takes: NCHW float32, normalised here, or NHWC uint8, pixels that it normalises itself.
+    orientation: "exif": a picture is first turned as its EXIF orientation says, equal to Pillow's `exif_transpose`;
+        "stored": it stays as its pixels are stored, as torchvision and timm leave it. What was written before there was
+        such a field was trained on pixels as stored.
     """
 
     size: tuple[int, int]
@@ -48,6 +64,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     layout: str = "NCHW"
     dtype: str = "float32"
+    orientation: str = "stored"
 
     def __post_init__(self) -> None:
         if not (_is_row(self.size, 2, int) and min(self.size) >= 1):
@@ -69,6 +86,10 @@ class Preprocessing:
                 "preprocessing: layout and dtype must be NCHW and float32, or NHWC and uint8, "
                 f"got {self.layout!r} and {self.dtype!r}"
             )
+        if self.orientation not in ORIENTATIONS:
+            raise InputError(
+                f"preprocessing: orientation must be one of {', '.join(ORIENTATIONS)}, got {self.orientation!r}"
+            )
 
     @classmethod
     def for_model(
@@ -78,6 +99,7 @@ class Preprocessing:
         interpolation: str = "bicubic",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        orientation: str = "stored",
     ) -> Preprocessing:
         """The official evaluation of a model with a `size` x `size` input.
 
@@ -87,7 +109,8 @@ class Preprocessing:
             raise InputError(f"image size must be at least 1 pixel, got {size!r}")
         if not _is_number(crop_pct, float) or not 0 < crop_pct <= 1:
             raise InputError(f"crop_pct must be above 0 and at most 1, got {crop_pct!r}")
-        return cls((size, size), int(size / crop_pct), interpolation, tuple(mean), tuple(std))
+        resize = int(size / crop_pct)
+        return cls((size, size), resize, interpolation, tuple(mean), tuple(std), orientation=orientation)
 
     def at(self, size: int) -> Preprocessing:
         """The same for a `size` x `size` input: the crop keeps its share of the resized image."""
@@ -116,10 +139,15 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises InputError for a missing, unknown or wrong field."""
+        """The inverse of `to_dict`, also of before there was `orientation`, which then is "stored".
+
+        Raises:
+            InputError: a missing, unknown or wrong field.
+        """
         if not isinstance(fields, dict):
             raise InputError(f"preprocessing: expected named fields, got {fields!r}")
         known = cls.__dataclass_fields__
+        fields = {"orientation": "stored", **fields}
         for what, names in (("missing", known.keys() - fields), ("unknown", fields.keys() - known)):
             if names:
                 raise InputError(
@@ -127,9 +155,14 @@ class Preprocessing:
                 )
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
 
+    def upright(self, image: Image.Image) -> Image.Image:
+        """The image, turned as its EXIF orientation says where that is asked for."""
+        turn = turn_of(image) if self.orientation == "exif" else None
+        return image if turn is None else image.transpose(turn)
+
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The resized and cropped image, uint8 (H, W, 3): the stage before any floating point."""
-        image = to_rgb(image)
+        """The turned, resized and cropped image, uint8 (H, W, 3): the stage before any floating point."""
+        image = self.upright(to_rgb(image))
         width, height = image.size
         shorter, longer = min(width, height), max(width, height)
         # Rounding down the longer side, and rounding half to even below, are torchvision's.
@@ -155,12 +188,21 @@ class Preprocessing:
         return pixels if self.takes_pixels else self.normalise(pixels)
 
 
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return what an image's EXIF orientation asks for; None where it stands, says nothing, or its EXIF is damaged."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION_TAG))
+    except (
+        Exception
+    ):  # of any type, from Pillow's parsers: pixels are whole where what is said of them is not
+        return None
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Eight-bit RGB, converted as torchvision's loader does it, with 16-bit grey scaled instead of saturated.
 
-    An EXIF orientation is *not* applied: neither torchvision nor timm applies it, so the models were trained and
-    measured on pixels as they are stored. Transparency is dropped, not blended. Integer or float samples of 32 bits
-    have no agreed range and are refused.
+    An EXIF orientation stays with the image and is not applied: that is `Preprocessing.upright`. Transparency is
+    dropped, not blended. Integer or float samples of 32 bits have no agreed range and are refused.
     """
     if image.mode == "RGB":
         return image
@@ -168,12 +210,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # The high byte: what Pillow itself keeps of 16-bit colour.
         grey = np.right_shift(np.asarray(image), 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        made = Image.fromarray(grey).convert("RGB")
+        made.info = image.info.copy()  # which has its EXIF
+        return made
     if image.mode in ("I", "F"):
         raise InputError(
             f"image has 32-bit samples (mode {image.mode}), whose range is unknown; convert it to 8 or 16 bits"
         )
     return image.convert("RGB")
+
+
+def open_source(source: Any) -> Image.Image:
+    """Return the RGB image of whatever a program has at hand: the one door for what the Python interface is given.
+
+    source: path of an image file; the bytes of one; a Pillow image; or pixels in R, G, B, uint8 (height, width, 3).
+    Raises:
+        InputError: anything else, or a file or bytes that cannot be decoded.
+    """
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode_image(bytes(source))
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+            raise InputError(
+                f"an image as an array must be R, G, B in uint8 of shape (height, width, 3), got {source.dtype} of shape "
+                f"{source.shape}; convert it, or pass the path of its file"
+            )
+        return Image.fromarray(np.ascontiguousarray(source))
+    if isinstance(source, str | os.PathLike):
+        return load_image(Path(os.fsdecode(source)))
+    raise InputError(
+        f"an image must be a path, the bytes of a file, a Pillow image or a uint8 array, got {type(source).__name__}"
+    )
 
 
 def load_image(path: str | Path) -> Image.Image:

@@ -225,6 +225,7 @@ def train_transform(recipe: Recipe, preprocessing: Preprocessing, on_device: boo
     if recipe.rotation:  # before the crop, which then cuts the corners off that a rotation leaves empty
         bilinear = transforms.InterpolationMode.BILINEAR
         made.transforms.insert(0, transforms.RandomRotation(recipe.rotation, interpolation=bilinear))
+    made.transforms.insert(0, preprocessing.upright)
     return made
 
 

@@ -57,7 +57,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         preprocessing = card.preprocessing.at(size)
     else:
         preprocessing = Preprocessing.for_model(
-            size, recipe.crop_pct or config.crop_pct, config.interpolation, config.mean, config.std
+            size, recipe.crop_pct or config.crop_pct, config.interpolation, config.mean, config.std, "exif"
         )
     options: dict[str, Any] = {
         "img_size": size,

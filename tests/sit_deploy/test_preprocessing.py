@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sit_deploy.errors import InputError
-from sit_deploy.preprocessing import Preprocessing, decode_image, load_image
+from sit_deploy.preprocessing import Preprocessing, decode_image, load_image, open_source, turn_of
 
 
 def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
@@ -107,6 +108,7 @@ def test_dictionary_round_trip_through_json() -> None:
         ({"std": [0.5, 0.5, True]}, "std"),
         ({"layout": "NHWC"}, "layout"),
         ({"dtype": "float16"}, "dtype"),
+        ({"orientation": "upright"}, "orientation"),
         ({"gamma": 2}, "unknown field gamma"),
     ],
 )
@@ -179,16 +181,75 @@ def test_32_bit_samples_are_refused_by_file_name(tmp_path: Path) -> None:
         load_image(path)
 
 
-def test_exif_orientation_is_left_alone_as_in_training(tmp_path: Path) -> None:
+def turned(image: Image.Image, orientation: object, path: Path, **options: object) -> Path:
+    """Save an image with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif, **options)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif", ".mpo"])
+def test_a_turn_is_applied_where_it_is_asked_for_alone(orientation: int, suffix: str, tmp_path: Path) -> None:
     from torchvision.datasets.folder import pil_loader
 
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to view
-    picture(40, 20).save(path, exif=exif)
-    got = load_image(path)
-    assert got.size == (40, 20)
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(pil_loader(path)))
+    path = turned(picture(40, 20), orientation, tmp_path / f"turned{suffix}")
+    stored = Preprocessing((20, 24), 30)
+    seen = replace(stored, orientation="exif")
+    with Image.open(path) as image:
+        expected = ImageOps.exif_transpose(image)
+    as_stored = pil_loader(path)  # Pillow itself turns a TIFF as it loads it
+    for got in (load_image(path), decode_image(path.read_bytes())):
+        assert np.array_equal(got, as_stored)
+        assert np.array_equal(stored.pixels(got), stored.pixels(as_stored))
+        assert np.array_equal(seen.upright(got), expected.convert("RGB"))
+        assert np.array_equal(seen.pixels(got), stored.pixels(expected))
+
+
+def test_a_turn_outlives_the_conversion_to_rgb(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 9000)
+    for image in (deep, picture(3, 2).convert("P"), picture(3, 2).convert("LA")):
+        got = load_image(turned(image, 8, tmp_path / "turned.png"))
+        assert Preprocessing((1, 1), 2, orientation="exif").upright(got).size == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\0\0", b"Exif\0\0no such thing", b"\xff" * 60]
+)
+def test_damaged_exif_asks_for_nothing(exif: bytes, tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.webp"):
+        picture(40, 20).save(tmp_path / name, exif=exif)
+        assert turn_of(load_image(tmp_path / name)) is None
+
+
+def test_before_there_was_an_orientation_pixels_were_as_stored() -> None:
+    ours = Preprocessing.for_model(224, orientation="exif")
+    fields = ours.to_dict()
+    assert fields.pop("orientation") == "exif"
+    assert Preprocessing.from_dict(fields) == replace(ours, orientation="stored")
+    assert ours.at(112).orientation == ours.raw.orientation == "exif"
+
+
+def test_whatever_a_program_has_is_the_same_image(tmp_path: Path) -> None:
+    path, image = tmp_path / "image.png", picture(40, 30)
+    image.save(path)
+    data = path.read_bytes()
+    for source in (path, str(path), data, bytearray(data), memoryview(data), image, np.asarray(image)):
+        assert np.array_equal(open_source(source), image)
+    assert open_source(image.convert("L")).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        None, 7, [1], io.BytesIO(), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),
+        np.zeros((3, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), b"", b"no image", "", "gone.jpg",
+    ],
+)  # fmt: skip
+def test_whatever_is_no_image_is_refused(source: object) -> None:
+    with pytest.raises(InputError):
+        open_source(source)
 
 
 @pytest.mark.parametrize("cut", [10, 300, 1000])

@@ -195,6 +195,19 @@ def test_a_plain_transform_scales_and_normalises() -> None:
     np.testing.assert_array_equal(raw, np.asarray(picture).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("orientation", ["exif", "stored"])
+def test_pictures_are_turned_in_training_where_they_are_in_evaluation(orientation: str) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.info["exif"] = exif.tobytes()
+    preprocessing = replace(BYTES, orientation=orientation)
+    expected = preprocessing.pixels(picture)
+    assert (expected.tolist() == np.asarray(picture).tolist()) == (orientation == "stored")
+    raw = train_transform(PLAIN, preprocessing, on_device=True)(picture)
+    np.testing.assert_array_equal(raw, expected.transpose(2, 0, 1))
+
+
 def run_transform(recipe: Recipe, image: Image.Image, times: int = 40) -> list[np.ndarray]:
     transform = train_transform(recipe, BYTES, on_device=False)
     random.seed(0)

@@ -143,9 +143,9 @@ def test_the_recipe_s_drop_path_is_the_student_s_alone(save: Save) -> None:
 
 
 def test_preprocessing_is_the_model_s_unless_the_recipe_says_how_much_to_look_at() -> None:
-    assert make("lvvit_nano").preprocessing == Preprocessing.for_model(SIZE, 0.875)
+    assert make("lvvit_nano").preprocessing == Preprocessing.for_model(SIZE, 0.875, orientation="exif")
     whole = make("lvvit_nano", recipe=replace(RECIPE, crop_pct=1.0)).preprocessing
-    assert whole == Preprocessing.for_model(SIZE, 1.0)
+    assert whole == Preprocessing.for_model(SIZE, 1.0, orientation="exif")
     assert make("lvvit_nano", image_size=None).preprocessing.size == (112, 112)
 
 
