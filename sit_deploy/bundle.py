@@ -19,6 +19,7 @@ from typing import Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.hashing import sha256
+from sit_deploy.schema import read_json
 from sit_deploy.staging import scratch, swap, uninterrupted
 
 SCHEMA = 1
@@ -62,8 +63,8 @@ def _check_replaceable(path: Path, force: bool) -> None:
     if not found:
         return
     try:
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"].keys()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        listed = read_json(path / MANIFEST, "")["files"].keys()
+    except (InputError, TypeError, KeyError, AttributeError):
         raise InputError(
             f"output folder {path} has other files in it; choose an empty or new one with -o"
         ) from None
@@ -168,66 +169,74 @@ class Bundle:
 
     def golden(self) -> tuple[Any, Any]:
         """Return images as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3), and the reference's logits,
-        float32 (n, classes)."""
-        import numpy as np
+        float32 (n, classes).
 
-        with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["logits"]
+        Raises:
+            InputError: they do not fit the manifest; `load_bundle` has looked already.
+        """
+        from sit_deploy.golden import read_golden
 
-
-_REQUIRED = (
-    "model",
-    "classes",
-    "preprocessing",
-    "precision",
-    "batch",
-    "engine",
-    "weights",
-    "files",
-    "digest",
-)
+        classes = self.manifest["model"]["num_classes"]
+        return read_golden(self.path / GOLDEN, self.preprocessing(), classes)
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """Open a bundle and verify it.
+    """Open a bundle and verify it: hashes, then every field of its manifest, then that golden.npz fits it.
 
     Raises:
-        InputError: not a bundle, of a newer schema, or with its manifest or a file of it missing or changed.
+        InputError: not a bundle, of a newer schema, with its manifest or a file of it missing or changed, or with a field
+            or golden outputs that cannot be right.
     """
+    path = _folder(path)
+    where, again = path / MANIFEST, "build the bundle again"
+    manifest = read_json(where, again)
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise InputError(f"{where} is not a manifest of sit-deploy; {again}")
+    if schema > SCHEMA:
+        raise InputError(
+            f"{path} is a bundle of schema {schema}, newer than the {SCHEMA} known here; upgrade sit-deploy"
+        )
+    if "digest" not in manifest:
+        raise InputError(f"{where}: it lacks digest; {again}")
+    if manifest["digest"] != digest(manifest):
+        raise InputError(
+            f"{where} was changed: it does not match its digest; copy it again or build the bundle again"
+        )
+    from sit_deploy.manifest import check_manifest
+
+    check_manifest(manifest, where, again)
+    for name in (MODEL, GOLDEN):
+        if name not in manifest["files"]:
+            raise InputError(f"bundle {path} lists no hash for {name}; copy it again or rebuild it")
+    for name, facts in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"bundle {path} lacks its file {name}; copy it again or rebuild it")
+        if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+            raise InputError(
+                f"bundle {path} was changed: {name} does not match its hash; copy it again or rebuild it"
+            )
+    bundle = Bundle(path, manifest)
+    bundle.golden()
+    return bundle
+
+
+def _folder(path: Any) -> Path:
+    """Return the folder of a bundle.
+
+    Raises:
+        InputError: no path, or no bundle there.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise InputError(
+            f"a bundle is opened by the path of its folder, got {path!r}; pass a string or a Path"
+        )
     path = Path(path)
-    if not path.is_dir():
+    if "\0" in str(path) or not path.is_dir():
         raise InputError(
             f"{path} is not a bundle: no such folder; make one with `sit-deploy build -o {path}`"
         )
     if not is_bundle(path):
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}; make one with `sit-deploy build`")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path / MANIFEST} cannot be read ({error}); build the bundle again") from None
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int):
-        raise InputError(f"{path / MANIFEST} is not a manifest of sit-deploy; build the bundle again")
-    if schema > SCHEMA:
-        raise InputError(
-            f"{path} is a bundle of schema {schema}, newer than the {SCHEMA} known here; upgrade sit-deploy"
-        )
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if missing:
-        raise InputError(f"{path / MANIFEST} lacks {', '.join(missing)}; build the bundle again")
-    if manifest["digest"] != digest(manifest):
-        raise InputError(
-            f"{path / MANIFEST} was changed: it does not match its digest; copy it again or build the bundle again"
-        )
-    for name, facts in manifest["files"].items():
-        file = path / name
-        if Path(name).name != name or not file.is_file():
-            raise InputError(f"bundle {path} lacks its file {name}; copy it again or rebuild it")
-        if sha256(file) != facts["sha256"]:
-            raise InputError(
-                f"bundle {path} was changed: {name} does not match its hash; copy it again or rebuild it"
-            )
-    for name in (MODEL, GOLDEN, manifest["engine"]["file"]):
-        if name not in manifest["files"]:
-            raise InputError(f"bundle {path} lists no hash for {name}; copy it again or rebuild it")
-    return Bundle(path, manifest)
+    return path

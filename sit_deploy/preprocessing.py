@@ -27,6 +27,8 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_LARGEST, _LARGEST_RESIZE = 8192, 32768  # pixels, as `sit_deploy.limits` has them
+_FAR = 1e6
 _FORMS = (("NCHW", "float32"), ("NHWC", "uint8"))
 ORIENTATIONS = ("exif", "stored")
 _ORIENTATION_TAG = 0x0112
@@ -67,19 +69,23 @@ class Preprocessing:
     orientation: str = "stored"
 
     def __post_init__(self) -> None:
-        if not (_is_row(self.size, 2, int) and min(self.size) >= 1):
-            raise InputError(f"preprocessing: size must be (height, width) in pixels, got {self.size!r}")
-        if not _is_number(self.resize, int) or self.resize < max(self.size):
+        if not (_is_row(self.size, 2, int) and min(self.size) >= 1 and max(self.size) <= _LARGEST):
             raise InputError(
-                f"preprocessing: resize must be at least the crop size {max(self.size)}, got {self.resize!r}"
+                f"preprocessing: size must be (height, width) of at most {_LARGEST} pixels, got {self.size!r}"
             )
-        if self.interpolation not in _RESAMPLING:
+        if not _is_number(self.resize, int) or not max(self.size) <= self.resize <= _LARGEST_RESIZE:
+            raise InputError(
+                f"preprocessing: resize must be at least the crop size {max(self.size)} and at most {_LARGEST_RESIZE}, "
+                f"got {self.resize!r}"
+            )
+        if not isinstance(self.interpolation, str) or self.interpolation not in _RESAMPLING:
             raise InputError(
                 f"preprocessing: interpolation must be one of {', '.join(_RESAMPLING)}, got {self.interpolation!r}"
             )
-        if not _is_row(self.mean, 3, float) or not np.isfinite(self.mean).all():
+        # beyond these, float32 has no number for the normalised pixel; a comparison with NaN is false
+        if not _is_row(self.mean, 3, float) or not all(abs(value) <= _FAR for value in self.mean):
             raise InputError(f"preprocessing: mean must be three numbers, got {self.mean!r}")
-        if not _is_row(self.std, 3, float) or not np.isfinite(self.std).all() or min(self.std) <= 0:
+        if not _is_row(self.std, 3, float) or not all(1 / _FAR <= value <= _FAR for value in self.std):
             raise InputError(f"preprocessing: std must be three numbers above 0, got {self.std!r}")
         if (self.layout, self.dtype) not in _FORMS:
             raise InputError(

@@ -1,0 +1,73 @@
+"""Checking what is read from a file against a type (msgspec): wrong fields are named where the file is opened.
+
+A type is a `msgspec.Struct` beside what reads it. Fields that it does not name are let through: a newer version may write
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from engines.strict_json import parse
+from sit_deploy.errors import InputError
+from sit_deploy.limits import JSON_BYTES
+
+T = TypeVar("T")
+_LACKS = "Object missing required field "
+_PLACE = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<field>.*)`$", re.DOTALL)
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Return the JSON value in a file.
+
+    Args:
+        remedy: what to do about a wrong one, for the end of the message.
+    Raises:
+        InputError: it cannot be read, is too large to be ours, or is no JSON that means one thing.
+    """
+    try:
+        if (size := path.stat().st_size) > JSON_BYTES:
+            raise ValueError(f"{size} bytes are too many")
+        return parse(path.read_bytes())
+    except OSError as error:
+        reason: object = error.strerror or error
+    except ValueError as error:
+        reason = error
+    raise InputError(f"{path} cannot be read ({reason}); {remedy}") from None
+
+
+def check(value: Any, of: type[T], where: object, remedy: str) -> T:
+    """Return `value`, as JSON has it, as an instance of `of`.
+
+    Args:
+        where: what it is of, for the start of the message: a file.
+        remedy: for its end.
+    Raises:
+        InputError: names the first wrong field and what it must be.
+    """
+    try:
+        return msgspec.convert(value, of)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {_told(str(error))}; {remedy}") from None
+    except RecursionError:
+        raise InputError(f"{where}: it is nested too deeply; {remedy}") from None
+
+
+def decode(path: Path, of: type[T], remedy: str) -> T:
+    """Return what a JSON file holds as an instance of `of`. Arguments and errors as `read_json` and `check`."""
+    return check(read_json(path, remedy), of, path, remedy)
+
+
+def _told(message: str) -> str:
+    """Turn "Expected `int`, got `str` - at `$.batch.size`" into "field batch.size: expected int, got str"."""
+    found = _PLACE.match(message)
+    what, field = (found["what"], found["field"]) if found else (message, "")
+    what = what.replace("`", "").replace("array", "list")
+    if what.startswith(_LACKS):
+        return f"{f'field {field}' if field else 'it'} lacks {what.removeprefix(_LACKS)}"
+    what = what[:1].lower() + what[1:]
+    return f"field {field}: {what}" if field else what
