@@ -32,8 +32,9 @@ def frd_loss(
     logits_weight: float = 2.0,
     temperature: float = 1.0,
 ) -> FRDLoss:
-    """Return CE + 2·mean over blocks of MSE(tokens) + 2·τ²·KL(student‖teacher) [+ CE(dist head, class of the CNN)].
+    """Return CE + 2·mean over blocks of MSE(tokens) + 2·τ²·KL(teacher‖student) [+ CE(dist head, class of the CNN)].
 
+    KL(teacher‖student) = Σ teacher · log(teacher / student) over the classes, a mean over the batch, as in the official code.
     Only the student is differentiated.
 
     Args:

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
+from training.augment import train_transform
 from training.datasets import Data
 from training.distributed import World
 from training.recipes import Recipe
 from training.seeding import ORDER, SAMPLE, permutation, seed_all
 
 Key = tuple[int, int, int]  # epoch, place in the epoch, index of the image
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, InputError)
 
 
 class TrainOrder(Sampler[list[Key]]):
@@ -59,8 +58,9 @@ class TrainOrder(Sampler[list[Key]]):
         return (self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = permutation(self.images, ORDER, self.seed, self.epoch).repeat(self.recipe.repeats)
         size, world = self.recipe.batch_size, self.world
+        taken = -(-self.steps * self.accumulate * size * world.size // self.recipe.repeats)
+        order = permutation(self.images, ORDER, self.seed, self.epoch)[:taken].repeat(self.recipe.repeats)
         for batch in range(self.start * self.accumulate, self.steps * self.accumulate):
             places = range(
                 batch * size * world.size + world.rank, (batch + 1) * size * world.size, world.size
@@ -71,7 +71,8 @@ class TrainOrder(Sampler[list[Key]]):
 class Augmented(Dataset):
     """Training samples, augmented with randomness of their own: key → (image, label).
 
-    A damaged image gives way to the next one and is counted once, in `damaged`, which all workers share.
+    An image that cannot be read or augmented gives way to the next one, seeded the same, and is counted once, in
+    `damaged`, which all workers share.
     """
 
     def __init__(self, samples: Any, transform: Callable, seed: int, limit: int) -> None:
@@ -83,9 +84,12 @@ class Augmented(Dataset):
 
     def __getitem__(self, key: Key) -> tuple[Any, int]:
         epoch, place, index = key
-        image, label = read_sample(self.samples, index, self.damaged, self.limit)
-        seed_all(SAMPLE, self.seed, epoch, place)
-        return self.transform(image), label
+
+        def augment(image: Any) -> Any:
+            seed_all(SAMPLE, self.seed, epoch, place)
+            return self.transform(image)
+
+        return read_sample(self.samples, index, self.damaged, self.limit, augment)
 
 
 class HeldOut(Dataset):
@@ -101,35 +105,56 @@ class HeldOut(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             image, label = self.samples[index]
-        except DAMAGED as error:
-            _count_damaged(self.samples, index, self.damaged, self.limit, error)
+            return torch.from_numpy(self.preprocessing(image)), label
+        except Exception as error:  # of any type, from a decoder
+            _count_damaged(self.samples, index, self.damaged, self.limit, error, "read")
             return torch.zeros(3, *self.preprocessing.size), -1
-        return torch.from_numpy(self.preprocessing(image)), label
 
 
-def read_sample(samples: Any, index: int, damaged: Tensor, limit: int) -> tuple[Any, int]:
-    """Return a sample or, where its image is damaged, the next one that is whole.
+def read_sample(
+    samples: Any,
+    index: int,
+    damaged: Tensor,
+    limit: int,
+    transform: Callable[[Any], Any] = lambda image: image,
+) -> tuple[Any, int]:
+    """Return a sample, transformed, or, where that is not to be had of its image, the next one that is whole.
 
     Raises:
         InputError: more than `limit` images are damaged, or all.
     """
     for step in range(len(samples)):
         place = (index + step) % len(samples)
+        fault = "read"
         try:
-            return samples[place]
-        except DAMAGED as error:
-            _count_damaged(samples, place, damaged, limit, error)
-    raise InputError(f"none of the {len(samples)} images can be read; the last: {samples.describe(place)}")
+            image, label = samples[place]
+            fault = "read or augmented"
+            return transform(image), label
+        except (
+            Exception
+        ) as error:  # of any type, from a decoder or an operation: one image must not end a run
+            _count_damaged(samples, place, damaged, limit, error, fault)
+            last = _reason(error)
+    raise InputError(
+        f"none of the {len(samples)} images can be {fault}; the last: {samples.describe(place)} ({last})"
+    )
 
 
-def _count_damaged(samples: Any, index: int, damaged: Tensor, limit: int, error: Exception) -> None:
+def _count_damaged(
+    samples: Any, index: int, damaged: Tensor, limit: int, error: Exception, fault: str
+) -> None:
     damaged[index] = True
     count = int(damaged.sum())
     if count > limit:
         raise InputError(
-            f"{count} images cannot be read, more than --max-damaged {limit}; the last: {samples.describe(index)} "
-            f"({' '.join(str(error).split())[:150]}); mend or remove them, or raise the limit"
+            f"{count} images cannot be {fault}, more than --max-damaged {limit}; the last: {samples.describe(index)} "
+            f"({_reason(error)}); mend or remove them, or raise the limit"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:150]
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 @dataclass(frozen=True)
@@ -137,6 +162,8 @@ class Loaders:
     """train: batches (images float (B, 3, H, W), labels (B,)) on `device`, of this process; set `order` before an epoch.
 
     val: the same of held-out images, each on one process only. order: None where the data is streamed.
+    damaged: flags of the images of train and of val that could not be read or augmented on this process, bool (n,); of
+    streamed data, which has no numbers, counts, int64 (1,).
     """
 
     train: Any
@@ -166,7 +193,9 @@ def make_loaders(
     """
     transform = train_transform(recipe, preprocessing, on_device=world.device.type == "cuda")
     if data.streamed:
-        return _streamed_loaders(data, recipe, preprocessing, transform, world, accumulate, workers)
+        return _streamed_loaders(
+            data, recipe, preprocessing, transform, world, accumulate, workers, max_damaged
+        )
     if not len(data.train) or not len(data.val):
         raise InputError(
             f"{data.name} has no images to {'train' if len(data.val) else 'validate'} on; add some"
@@ -197,38 +226,6 @@ def _own_group(_: int) -> None:
     os.setpgrp()
 
 
-def train_transform(recipe: Recipe, preprocessing: Preprocessing, on_device: bool) -> Callable:
-    """Return the augmentation: Pillow image → float tensor (3, H, W), normalised; uint8 array where the device does that."""
-    from timm.data import create_transform
-    from torchvision import transforms
-
-    try:
-        made = create_transform(
-            (3, *preprocessing.size),
-            is_training=True,
-            use_prefetcher=on_device,
-            scale=(recipe.min_scale, 1.0),
-            ratio=(recipe.min_ratio, 1 / recipe.min_ratio),
-            hflip=recipe.flip,
-            color_jitter=recipe.color_jitter or None,
-            auto_augment=recipe.auto_augment or None,
-            interpolation="bicubic",
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            re_prob=0.0 if on_device else recipe.erasing,
-            re_mode="pixel",
-        )
-    except (AssertionError, ValueError):  # of a policy; all else has been checked
-        raise InputError(
-            f"--auto-augment '{recipe.auto_augment}' is no policy of timm; pass for example rand-m9-mstd0.5-inc1, or ''"
-        ) from None
-    if recipe.rotation:  # before the crop, which then cuts the corners off that a rotation leaves empty
-        bilinear = transforms.InterpolationMode.BILINEAR
-        made.transforms.insert(0, transforms.RandomRotation(recipe.rotation, interpolation=bilinear))
-    made.transforms.insert(0, preprocessing.upright)
-    return made
-
-
 def _collate(world: World) -> Callable | None:
     if world.device.type != "cuda":
         return None
@@ -254,10 +251,15 @@ def _streamed_loaders(
     world: World,
     accumulate: int,
     workers: int,
+    max_damaged: int,
 ) -> Loaders:
     """Batches of data that can only be read in its own order: shuffled and shared out by timm's reader."""
-    data.train.transform = transform
-    data.val.transform = partial(_preprocess, preprocessing)
+    on_device = world.device.type == "cuda"
+    guards = (
+        _Guarded(transform, partial(_plain_view, preprocessing, on_device), max_damaged),
+        _Guarded(partial(_preprocess, preprocessing), _nothing, max_damaged),
+    )
+    data.train.transform, data.val.transform = guards
     images = data.train.reader.num_samples
     steps = images // (recipe.batch_size * accumulate * world.size)
     if not steps:
@@ -267,11 +269,44 @@ def _streamed_loaders(
     common = {
         "batch_size": recipe.batch_size,
         "num_workers": min(workers, _workers_with_shards(data, world)),
-        "pin_memory": world.device.type == "cuda",
+        "pin_memory": on_device,
+        "worker_init_fn": _own_group if workers else None,
     }
     train = DataLoader(data.train, collate_fn=_collate(world), drop_last=True, **common)
-    val = DataLoader(_Share(data.val, world), **common)
-    return Loaders(_on_device(train, preprocessing, world), val, None, steps, ())
+    val = DataLoader(_Share(data.val, world, preprocessing), **common)
+    damaged = tuple(guard.count for guard in guards)
+    return Loaders(_on_device(train, preprocessing, world), val, None, steps, damaged)
+
+
+class _Guarded:
+    """A transform of streamed images that does `instead` where the image makes it fail, and counts how often."""
+
+    def __init__(self, transform: Callable, instead: Callable, limit: int) -> None:
+        self.transform, self.instead, self.limit = transform, instead, limit
+        self.count = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __call__(self, image: Any) -> Any:
+        try:
+            return self.transform(image)
+        except Exception as error:  # of any type, from a decoder or an operation
+            self.count += 1
+            if int(self.count) > self.limit:
+                raise InputError(
+                    f"{int(self.count)} images cannot be read or augmented, more than --max-damaged {self.limit}; the last: "
+                    f"{_reason(error)}; mend or remove them, or raise the limit"
+                ) from None
+            return self.instead(image)
+
+
+def _plain_view(preprocessing: Preprocessing, on_device: bool, image: Any) -> Any:
+    """Return an image that cannot be augmented as evaluation looks at it, in the form of `train_transform`."""
+    if on_device:
+        return np.moveaxis(preprocessing.pixels(image), -1, 0)
+    return _preprocess(preprocessing, image)
+
+
+def _nothing(_: Any) -> None:
+    """A held-out image that cannot be looked at: `_Share` leaves it out of what is counted."""
 
 
 def _workers_with_shards(data: Data, world: World) -> int:
@@ -292,15 +327,19 @@ class _Share(IterableDataset):
     timm's readers share out whole shards and then repeat or leave out samples, for all processes to have as many.
     """
 
-    def __init__(self, samples: Any, world: World) -> None:
+    def __init__(self, samples: Any, world: World, preprocessing: Preprocessing) -> None:
         samples.reader.dist_rank, samples.reader.dist_num_replicas = 0, 1
-        self.samples, self.world = samples, world
+        self.samples, self.world, self.preprocessing = samples, world, preprocessing
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.world.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        return islice(iter(self.samples), self.world.rank, None, self.world.size)
+        for image, label in islice(iter(self.samples), self.world.rank, None, self.world.size):
+            if image is None:
+                yield torch.zeros(3, *self.preprocessing.size), -1
+            else:
+                yield image, label
 
 
 def _preprocess(preprocessing: Preprocessing, image: Any) -> Tensor:
@@ -328,9 +367,22 @@ def make_mixing(
     return lambda images, labels: (erase(images), mixup_target(labels, num_classes, 1.0, recipe.smoothing))
 
 
+def gather_damaged(loaders: Loaders, world: World) -> list[Tensor]:
+    """Return `Loaders.damaged` over all processes, on the CPU; every process must ask."""
+    found = []
+    for part in loaders.damaged:
+        total = world.sum(part.to(world.device, torch.int64)).cpu()
+        found.append(total > 0 if part.dtype == torch.bool else total)
+    return found
+
+
 def count_damaged(loaders: Loaders, world: World) -> int:
-    """Return how many images could not be read so far, on any process."""
-    counts = [
-        int(world.sum(flags.to(world.device, torch.int32)).clamp(max=1).sum()) for flags in loaders.damaged
-    ]
-    return int(np.sum(counts))
+    """Return how many images could not be read or augmented so far, on any process."""
+    return sum(int(part.sum()) for part in gather_damaged(loaders, world))
+
+
+def restore_damaged(loaders: Loaders, parts: list[Tensor], world: World) -> None:
+    """Go on counting from what `gather_damaged` gave; counts are one process's, flags may be every process's."""
+    for own, part in zip(loaders.damaged, parts, strict=True):
+        if own.dtype == torch.bool or world.is_main:
+            own.copy_(part)

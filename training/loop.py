@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from sit_deploy.errors import InputError, SitDeployError
 from training.distributed import join_world
 from training.evaluate import Metrics, evaluate
-from training.loading import count_damaged
+from training.loading import gather_damaged
 from training.optimise import set_learning_rate
 from training.qat import in_float
 from training.request import TrainRequest
@@ -249,19 +249,31 @@ def _record_start(run: Run, stop: _StopSignal) -> None:
 def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metrics) -> None:
     """Log an epoch, keep its weights if they are the best, and save the state of the run."""
     run.position.epoch, run.position.step, run.position.sums = epoch + 1, 0, {}
-    damaged = count_damaged(run.loaders, run.world)
+    damaged = gather_damaged(run.loaders, run.world)
+    _name_damaged(run, damaged)
     row = {
         "epoch": epoch + 1,
         "lr": _learning_rate(run),
         **trained,
         **metrics.to_dict(),
-        "damaged_images": damaged,
+        "damaged_images": sum(int(part.sum()) for part in damaged),
     }
     keep_best(run, metrics, epoch + 1)
     if run.log is not None:
         run.log.write("epoch", (epoch + 1) * run.loaders.steps, **row)
         run.reporter.epoch(row)
     run.save()
+
+
+def _name_damaged(run: Run, damaged: list[Tensor]) -> None:
+    """Say which image is damaged, the first time that there is one."""
+    for samples, flags in zip((run.data.train, run.data.val), damaged, strict=False):
+        if run.names_damaged and flags.any():
+            run.names_damaged = False
+            where = (
+                f", such as {samples.describe(int(flags.nonzero()[0]))}" if flags.dtype == torch.bool else ""
+            )
+            run.reporter.note(f"some images cannot be read or augmented and are skipped{where}")
 
 
 def _stop(run: Run, stop: _StopSignal, meter: _Meter | None = None) -> None:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from sit_deploy.errors import InputError
 from training.datasets import Data, open_data
 from training.distributed import World
-from training.loading import Loaders, make_loaders, make_mixing
+from training.loading import Loaders, gather_damaged, make_loaders, make_mixing, restore_damaged
 from training.optimise import make_optimiser, make_schedule
 from training.prepare import Models, make_models
 from training.qat import quantise
@@ -28,6 +28,8 @@ from training.result import WEIGHTS
 from training.state import LAST, Position, read_state, restore, save_state
 from training.sync_batchnorm import synchronise
 from training.task import ClassificationTask, FRDTask, Task
+
+DAMAGED = "damaged"  # the name that the flags of damaged images have among the saved parts
 
 
 class Reporter(Protocol):
@@ -59,6 +61,16 @@ class Silent:
     def epoch(self, row: dict[str, Any]) -> None: ...
 
 
+class _Fixed:
+    """A state that is what it is."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+
 @dataclass
 class Run:
     """A run: what it computes, on what, and where it is."""
@@ -79,6 +91,7 @@ class Run:
     identity: dict[str, Any]
     position: Position = field(default_factory=Position)
     log: Log | None = None
+    names_damaged: bool = True  # until one has been named
     absent: list[Path] = field(default_factory=list)  # of what it writes, what was not there before
 
     @property
@@ -141,9 +154,11 @@ class Run:
 
     def save(self) -> None:
         """Write last.pt, if this is the main process."""
+        damaged = gather_damaged(self.loaders, self.world)
         if self.world.is_main:
             self.position.log_bytes = self.log.length
-            save_state(self.last, self.identity, self.position, self.parts())
+            parts = {**self.parts(), DAMAGED: _Fixed(dict(zip(("train", "val"), damaged, strict=False)))}
+            save_state(self.last, self.identity, self.position, parts)
         self.world.barrier()
 
     def evaluated(self) -> torch.nn.Module:
@@ -198,6 +213,8 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     )  # fmt: skip
     if states is not None:
         restore(run.parts(), states)
+        if DAMAGED in states:  # not in a state of an older version
+            restore_damaged(loaders, list(states[DAMAGED].values()), world)
     if world.size > 1:  # last: what it wraps must have its weights, its device and its final form
         device_ids = [world.device.index] if world.device.type == "cuda" else None
         task.prepare_distributed(device_ids)

@@ -215,7 +215,7 @@ class _Reporter:
         if row.get("waiting_for_data", 0) > 0.1:
             parts.append(f"[yellow]{row['waiting_for_data']:.0%} waiting for images[/]")
         if row.get("damaged_images"):
-            parts.append(f"[yellow]{row['damaged_images']} unreadable images skipped[/]")
+            parts.append(f"[yellow]{row['damaged_images']} damaged images skipped[/]")
         say(self.screen, "  ".join(parts))
 
     def _bar(self, text: str, done: int, total: int) -> None:
@@ -257,7 +257,10 @@ def show_summary(screen: Console, summary: Any) -> None:
             f"with it on {summary.agreement:.1f} % of the images (KL {summary.kl:.3f}).",
         )
     if summary.damaged_images:
-        say(screen, f"[yellow]{summary.damaged_images} images could not be read and were skipped.[/]")
+        say(
+            screen,
+            f"[yellow]{summary.damaged_images} images could not be read or augmented and were skipped.[/]",
+        )
     say(
         screen,
         f"[green]✓[/] [bold]{literal(summary.weights)}[/]: epoch {summary.best_epoch} of {summary.epochs}, "

@@ -74,6 +74,27 @@ def write_pictures(root: Path, train: int = 6, val: int = 3, size: int = 32, cla
     return root
 
 
+def write_photographs(root: Path, train: int = 6, val: int = 3, size: int = 64) -> Path:
+    """Write `train` and `val` crops a class of the two photographs that come with scikit-learn, as JPEG files."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    draw = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for name in ("china", "flower"):
+            photograph = Image.fromarray(load_sample_image(f"{name}.jpg"))
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                width, height = (int(draw.integers(size, 3 * size)) for _ in range(2))
+                left = int(draw.integers(photograph.width - width))
+                top = int(draw.integers(photograph.height - height))
+                crop = photograph.crop((left, top, left + width, top + height))
+                crop.save(folder / f"{index}.jpg", quality=85)
+    return root
+
+
 def words(recipe: dict[str, Any]) -> list[str]:
     """Return the command line options of a recipe's fields."""
     found = []

@@ -86,7 +86,7 @@ def test_the_uninterrupted_run_is_one_that_would_show_a_difference(uninterrupted
     assert len({row["lr"] for row in steps}) == 7  # the three of the cooldown are the smallest one
     assert len({row["loss"] for row in epochs}) == 4
     parts = read_parts(uninterrupted)
-    assert parts.keys() == {"model", "ema", "optimiser", "schedule", "scaler"}
+    assert parts.keys() == {"model", "ema", "optimiser", "schedule", "scaler", "damaged"}
     assert differences(parts["model"], parts["ema"])
 
 

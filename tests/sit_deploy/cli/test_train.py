@@ -133,9 +133,12 @@ def test_damaged_images_are_counted(pictures: Path, cli: CommandLine) -> None:
         result = cli(*line(data), *options, "--json")
         summary = result.json()
         assert (summary["images"], summary["damaged_images"]) == (22, 5)
-        assert "5 unreadable images skipped" in result.err
+        assert "5 damaged images skipped" in result.err
+        assert "some images cannot be read or augmented and are skipped, such as " in result.err
     out = cli(*line(data), *options, "--resume").out
-    assert "On 22 held-out images" in out and "2 images could not be read and were skipped" in out
+    assert (
+        "On 22 held-out images" in out and "5 images could not be read or augmented and were skipped" in out
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- help
