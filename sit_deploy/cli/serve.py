@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def command(
                 _announce(serving, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()
-                raise server.ServerError(f"Triton stopped by itself: {server.last_words(log)}")
+                raise server.ServerError(f"Triton stopped: {server.why_ended(process.returncode, log)}")
         except KeyboardInterrupt:  # the way to end it
             say(console(stderr=True), "Stopped.")
 
@@ -112,14 +111,17 @@ def _sleep() -> None:
     time.sleep(_WATCH_SECONDS)
 
 
-def curl_line(name: str, server: str, image: str = "photo.jpg") -> str:
-    """Return a command line that classifies an image file with the ensemble `name` of a server at HOST:PORT."""
+def curl_line(name: str, server: str) -> str:
+    """Return a command line that classifies photo.jpg with the ensemble `name` of a server at HOST:PORT.
+
+    Its Content-Type matters: without one, curl says that it sends a form, and Triton puts a form on its stack.
+    """
     before = '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES","data":["'
     after = '"]}],"outputs":[{"name":"logits","parameters":{"classification":5}}]}'
     # printf and the pipe are the shell's own: an image is too long for an argument of a program
     return (
-        f"(printf '{before}'; base64 -w0 {shlex.quote(image)}; printf '{after}') | "
-        f"curl -s --data-binary @- http://{server}/v2/models/{name}/infer"
+        f"(printf '{before}'; base64 < 'photo.jpg' | tr -d '\\n'; printf '{after}') | "
+        f"curl -sS -H 'Content-Type: application/json' --data-binary @- http://{server}/v2/models/{name}/infer"
     )
 
 

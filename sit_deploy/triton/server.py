@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +31,11 @@ _BESIDE = ("numpy>=1.26,<2", "onnxruntime>=1.22", "pillow>=10.0")
 _PYTHONS = ((3, 10), (3, 13))  # that the wheel has a backend for, and NumPy 1 and ONNX Runtime wheels
 _STUB = "triton_python_backend_stub"
 _STOP_SECONDS = 15
+# The server puts a form twice on a thread's stack (a body without a Content-Type is one to it, and curl sends those), and JSON
+# by its depth; with the usual 8 MiB a photograph of 3 MB in base64 is the end of it. What is not touched takes no memory.
+_STACK_BYTES = 1 << 30
+_SILENT = "it said nothing"
+_BENIGN = ("CudaDriverHelper", "CUDA driver version is insufficient")
 _ERROR = re.compile(r"E\d{4} \S+ \d+ \S+\] (.*)")  # month and day, time, thread, place
 
 
@@ -60,16 +66,17 @@ def find_server(folder: Path | None = None) -> Installation:
         InputError: there is none, or a library that it needs is missing.
     """
     where = folder or default_folder()
-    if (where / "backends").is_dir():
+    if (where / "backends").is_dir() and (where / "venv").is_dir():
         found = _installed(where)
         _check_libraries(found)
         return found
-    on_path = None if folder else shutil.which("tritonserver")
-    if on_path:
-        return Installation(Path(on_path), None, {})
+    own = shutil.which("tritonserver", path=str(where / "bin")) if folder else shutil.which("tritonserver")
+    if own:  # as NVIDIA's container has it, in /opt/tritonserver
+        return Installation(Path(own), None, {})
+    into = f" --server-folder {shlex.quote(str(folder))}" if folder else ""
     raise InputError(
-        f"no Triton server in {where}{'' if folder else ' or on the PATH'}; run `sit-deploy serve --install` (0.4 GB), or "
-        "package the bundle and serve it in NVIDIA's container"
+        f"no Triton server in {where}{'' if folder else ' or on the PATH'}; run `sit-deploy serve --install{into}` (0.4 GB), "
+        "name another --server-folder, or package the bundle and serve it in NVIDIA's container"
     )
 
 
@@ -86,14 +93,16 @@ def install_server(folder: Path, progress: Callable[[str, int, int], None]) -> N
             f"the Triton wheel is for Linux with Python {low} to {high}, and this is {sys.platform} with "
             f"{version[0]}.{version[1]}; package the bundle and serve it in NVIDIA's container"
         )
-    if (folder / "backends").is_dir():
+    if (folder / "backends").is_dir() and (folder / "venv").is_dir():
         return
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; name an empty or new one with --server-folder")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} has other files in it; name an empty or new one with --server-folder")
     # not moved there when it is ready, as other folders are: an environment knows its own place
     try:
         progress("Making a virtual environment", 0, 0)
-        venv.create(folder / "venv", with_pip=True)
+        _make_environment(folder / "venv")
         progress("Making a virtual environment", 1, 1)
         for text, arguments in (
             ("Installing Triton", ["--no-deps", WHEEL]),
@@ -108,13 +117,27 @@ def install_server(folder: Path, progress: Callable[[str, int, int], None]) -> N
         raise
 
 
+def _make_environment(folder: Path) -> None:
+    try:
+        venv.create(folder, with_pip=True)
+    except subprocess.CalledProcessError as error:  # Debian keeps this part of Python in a package of its own
+        version = "{}.{}".format(*sys.version_info[:2])
+        last = next(
+            iter(reversed((error.output or b"").decode(errors="replace").strip().splitlines())), error
+        )
+        raise InputError(
+            f"no virtual environment can be made with this Python ({last}); if its ensurepip is missing, install that (on "
+            f"Debian or Ubuntu: apt-get install python{version}-venv)"
+        ) from None
+
+
 def _pip(folder: Path, arguments: Sequence[str]) -> None:
     command = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "pip failed")
         raise InputError(
-            f"{arguments[-1]} cannot be installed ({last.strip()}); check the network and pip's settings"
+            f"{' '.join(a for a in arguments if a[0] != '-')} cannot be installed ({last.strip()}); mend that and run it again"
         )
 
 
@@ -130,12 +153,21 @@ def _make_backends(folder: Path) -> None:
 
 
 def _packages(folder: Path) -> Path:
-    return next((folder / "venv/lib").glob("python3.*")) / "site-packages"
+    found = next((folder / "venv/lib").glob("python3.*"), folder / "venv/lib/python3")
+    return found / "site-packages"
 
 
 def _installed(folder: Path) -> Installation:
+    """Raises InputError where a part is missing."""
     packages = _packages(folder)
     real = (folder / "venv/bin/python").resolve()  # an environment's libpython is its base's
+    executable = packages / "pytriton/tritonserver/bin/tritonserver"
+    for part in (real, executable, folder / "backends/python" / _STUB):
+        if not part.is_file():
+            raise InputError(
+                f"the Triton server in {folder} lacks {part}; remove that folder and run `sit-deploy serve --install "
+                f"--server-folder {shlex.quote(str(folder))}`"
+            )
     libraries = [packages / "nvidia_pytriton.libs", real.parents[1] / "lib"]
     environment = {
         "LD_LIBRARY_PATH": os.pathsep.join(
@@ -144,7 +176,6 @@ def _installed(folder: Path) -> Installation:
         "PATH": os.pathsep.join([str(folder / "venv/bin"), os.environ.get("PATH", "")]),
         "VIRTUAL_ENV": str(folder / "venv"),
     }
-    executable = packages / "pytriton/tritonserver/bin/tritonserver"
     return Installation(executable, folder / "backends", environment)
 
 
@@ -153,17 +184,24 @@ def _split(value: str | None) -> list[str]:
 
 
 def _check_libraries(found: Installation) -> None:
-    """Refuse a backend with a library missing: the server would wait for it for ever."""
-    stub = found.backends / "python" / _STUB
+    """Refuse a server or backend with a library missing: the server would not say so, and wait for the backend for ever."""
+    ldd = shutil.which("ldd")
+    if ldd is None:
+        return
+    files = [str(found.executable), str(found.backends / "python" / _STUB)] if found.backends else []
     listing = subprocess.run(
-        ["ldd", str(stub)], capture_output=True, text=True, env={**os.environ, **found.environment}
+        [ldd, *files], capture_output=True, text=True, env={**os.environ, **found.environment}
     )
-    missing = [line.split()[0] for line in listing.stdout.splitlines() if "not found" in line]
-    if missing:
-        raise InputError(
-            f"Triton's Python backend lacks {', '.join(missing)}; install it (on Debian or Ubuntu: apt-get install "
-            f"libpython3.{sys.version_info[1]}), or put its folder into LD_LIBRARY_PATH"
-        )
+    missing = sorted({line.split()[0] for line in listing.stdout.splitlines() if "not found" in line})
+    if not missing:
+        return
+    python = [name for name in missing if (name.startswith("libpython"))]
+    package = re.match(r"libpython\d+\.\d+", python[0]) if python else None
+    how = f" (on Debian or Ubuntu: apt-get install {package[0]})" if package else ""
+    raise InputError(
+        f"Triton lacks {', '.join(missing)}; install {'it' if len(missing) == 1 else 'them'}{how}, or put the folder that has "
+        f"{'it' if len(missing) == 1 else 'them'} into LD_LIBRARY_PATH"
+    )
 
 
 @dataclass(frozen=True)
@@ -184,21 +222,32 @@ class Ports:
         named = {"--http-port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
         if len(set(named.values())) < len(named):
             raise InputError(f"the ports must differ, got {', '.join(map(str, named.values()))}")
+        _check_host(self.host)
         for option, port in named.items():
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((self.host, port))
-                except OSError as error:  # of a host that is no address, too
+                except OSError as error:
                     raise InputError(
-                        f"port {port} of {self.host} cannot be used ({error.strerror or error}); "
-                        f"pass another {option} or --host"
+                        f"port {port} of {self.host} cannot be used ({error.strerror or error}); pass another {option}"
                     ) from None
 
     @property
     def reached_at(self) -> str:
         """The host by which this machine reaches the server."""
         return "localhost" if self.host in ("127.0.0.1", "0.0.0.0") else self.host
+
+
+def _check_host(host: str) -> None:
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except (OSError, UnicodeError) as error:  # of a name that means nothing, too
+            raise InputError(
+                f"--host {host!r} is no IPv4 address of this machine ({getattr(error, 'strerror', None) or error}); pass "
+                "127.0.0.1, 0.0.0.0 for every one it has, or one of those"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -232,14 +281,15 @@ def running(
         *arguments,
     ]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **found.environment},
-            start_new_session=True,  # Ctrl-C is ours to pass on, and the backend's processes go with the server
-        )
+        with _deep_stacks():
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **found.environment},
+                start_new_session=True,  # Ctrl-C is ours to pass on, and the backend's processes go with the server
+            )
         try:
             _wait_ready(process, ports, log, seconds)
             yield process
@@ -247,11 +297,28 @@ def running(
             _stop(process)
 
 
+@contextlib.contextmanager
+def _deep_stacks() -> Iterator[None]:
+    """Let programs started in the block have stacks of `_STACK_BYTES` for their threads, or as much as is allowed.
+
+    Unlimited is less: glibc then gives a thread 2 MiB.
+    """
+    import resource  # which not every system has
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
 def _wait_ready(process: subprocess.Popen[bytes], ports: Ports, log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerError(f"Triton did not start: {last_words(log)}")
+            raise ServerError(f"Triton did not start: {why_ended(process.returncode, log)}")
         try:
             with urllib.request.urlopen(f"http://{ports.reached_at}:{ports.http}/v2/health/ready", timeout=5):
                 return
@@ -260,14 +327,29 @@ def _wait_ready(process: subprocess.Popen[bytes], ports: Ports, log: Path, secon
     raise ServerError(f"Triton was not ready after {seconds:.0f} s: {last_words(log)}")
 
 
+def why_ended(status: int, log: Path) -> str:
+    """Return why a server ended: by a signal, or what it says itself.
+
+    Args:
+        status: of the process, as `subprocess` has it: a signal's number below 0.
+    """
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-status).name
+            who = " (somebody's kill, or the system's for want of memory)" if name == "SIGKILL" else ""
+            return f"it was killed by {name}{who}"
+    said = last_words(log)
+    return said if status == 0 or said != _SILENT else f"{said}, and ended with status {status}"
+
+
 def last_words(log: Path) -> str:
-    """Return why a server ended: the first error that it logged of a model, else of itself, else its last line."""
+    """Return what a server complained of last: the first error that it logged of a model, else of itself, else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # without a GPU it always says so, as errors
+    lines = [line for line in lines if not any(benign in line for benign in _BENIGN)]
     errors = [found[1].strip('"') for line in lines if (found := _ERROR.match(line))]
-    # which it logs on every machine without a GPU
-    errors = [error for error in errors if "CudaDriverHelper" not in error]
     of_models = [error for error in errors if "failed to load" in error or "Poll failed" in error]
-    return (of_models or errors or lines[-1:] or ["it said nothing"])[0]
+    return (of_models or errors or lines[-1:] or [_SILENT])[0]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sit_deploy.data import list_images
 from sit_deploy.triton import server
@@ -67,6 +70,12 @@ def test_the_line_that_is_printed_works(
         (output,) = json.loads(done.stdout)["outputs"]
         _, number, name = output["data"][0].split(":", 2)
         assert (int(number), name) == (best["index"], CLASSES[best["index"]])
+        for photo in photographs(cli.folder):
+            line = told["curl"].replace("photo.jpg", photo.name)
+            (expected,) = cli("predict", trained.bundle, photo, "--json").json()
+            assert answer_to(line, cli.folder) == expected["classes"][0]["index"], photo
+            bare = line.replace("-H 'Content-Type: application/json' ", "")
+            assert bare != line and answer_to(bare, cli.folder) == expected["classes"][0]["index"], photo
     finally:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
@@ -76,20 +85,39 @@ def test_the_line_that_is_printed_works(
         probe.connect(("127.0.0.1", told["http"]))
 
 
+def photographs(folder: Path) -> list[Path]:
+    """A JPEG of 5 MB and one of 21 MB, as cameras make them, under a name with spaces."""
+    made = []
+    for side, name in ((2100, "IMG 0001 (copy).jpg"), (4300, "IMG_0002.jpg")):
+        noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name, quality=95)
+        made.append(folder / name)
+    assert made[0].stat().st_size > 5e6 and made[1].stat().st_size > 20e6
+    return made
+
+
+def answer_to(line: str, folder: Path) -> int:
+    """Run a shell line that asks for the best classes; returns the number of the first."""
+    done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return int(json.loads(done.stdout)["outputs"][0]["data"][0].split(":")[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_server_that_dies_is_told_of(
-    installation: server.Installation, trained: Trained, cli: CommandLine
+    number: signal.Signals, installation: server.Installation, trained: Trained, cli: CommandLine
 ) -> None:
     process = start(cli, trained.bundle, "--json", *options(installation, free_ports()))
     try:
         told = read_object(process.stdout)
         folder = str(Path(told["log"]).parent)
         found = subprocess.run(["pgrep", "-f", f"tritonserver.*{folder}"], capture_output=True, text=True)
-        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        os.kill(int(found.stdout.split()[0]), number)
         _, err = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 2
-    assert err.splitlines()[-1].startswith("Error: Triton stopped by itself: ")
+    assert err.splitlines()[-1].startswith(f"Error: Triton stopped: it was killed by {number.name}")
     time.sleep(0.2)
     assert not subprocess.run(["pgrep", "-f", folder], capture_output=True).stdout
 
@@ -97,8 +125,9 @@ def test_a_server_that_dies_is_told_of(
 def test_nothing_to_serve(cli: CommandLine, trained: Trained) -> None:
     assert "Missing argument 'BUNDLE'" in cli("serve", status=2).usage_error()
     assert "is not a bundle" in cli.refuses("serve", "gone")
-    assert "no Triton server in nowhere; run `sit-deploy serve --install`" in cli.refuses(
-        "serve", trained.bundle, "--server-folder", "nowhere"
+    assert (
+        "no Triton server in nowhere; run `sit-deploy serve --install --server-folder nowhere`"
+        in cli.refuses("serve", trained.bundle, "--server-folder", "nowhere")
     )
 
 
@@ -111,6 +140,50 @@ def test_a_port_that_is_taken(cli: CommandLine, trained: Trained) -> None:
             f"port {port} of 127.0.0.1 cannot be used (Address already in use); pass another --http-port"
             in cli.refuses("serve", trained.bundle, "--http-port", port)
         )
+
+
+@pytest.mark.parametrize(
+    ("folder", "missing"),
+    [
+        ("backends", "no Triton server in"),
+        ("backends venv", "lacks .*/venv/bin/python"),
+        ("venv", "no Triton server in"),
+    ],
+)
+def test_a_folder_that_is_no_installation_or_half_of_one(
+    folder: str, missing: str, cli: CommandLine, trained: Trained
+) -> None:
+    for name in folder.split():
+        (cli.folder / "triton" / name).mkdir(parents=True)
+    message = cli.refuses("serve", trained.bundle, "--server-folder", "triton")
+    assert re.search(missing, message) and "serve --install --server-folder triton" in message
+
+
+def test_a_server_as_the_container_has_it(cli: CommandLine) -> None:
+    """/opt/tritonserver has folders bin and backends."""
+    (cli.folder / "bin").mkdir()
+    (cli.folder / "backends").mkdir()
+    (cli.folder / "bin/tritonserver").touch(0o755)
+    found = server.find_server(cli.folder)
+    assert found.executable == cli.folder / "bin/tritonserver" and found.backends is None
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid", "::1", "a" * 300])
+def test_a_host_that_is_not_here_is_not_a_port_that_is_taken(
+    host: str, cli: CommandLine, trained: Trained
+) -> None:
+    message = cli.refuses("serve", trained.bundle, "--host", host)
+    assert "is no IPv4 address of this machine" in message and "--http-port" not in message
+
+
+def test_a_python_that_makes_no_environments(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, ["ensurepip"], b"No module named ensurepip")
+
+    monkeypatch.setattr(server.venv, "create", fail)
+    message = cli.refuses("serve", "--install", "--server-folder", "triton")
+    assert "No module named ensurepip" in message and "-venv" in message
+    assert not (cli.folder / "triton").exists()
 
 
 def test_an_installation_goes_into_no_other_folder(cli: CommandLine) -> None:
@@ -146,5 +219,14 @@ def test_a_library_that_is_missing_is_named(
     listing = "\tlibpython3.11.so.1.0 => not found\n\tlibc.so.6 => /lib/libc.so.6 (0x0)\n"
     done = subprocess.CompletedProcess([], 0, listing, "")
     monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(server.InputError, match=r"lacks libpython3\.11\.so\.1\.0; install it"):
+    with pytest.raises(
+        server.InputError, match=r"lacks libpython3\.11\.so\.1\.0; .*apt-get install libpython3\.11\)"
+    ):
         server.find_server(installation.backends.parent)
+    other = subprocess.CompletedProcess([], 0, "\tlibarchive.so.13 => not found\n", "")
+    monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: other)
+    with pytest.raises(
+        server.InputError, match=r"Triton lacks libarchive\.so\.13; install it, or put"
+    ) as caught:
+        server.find_server(installation.backends.parent)
+    assert "python" not in str(caught.value)  # whose package would not help
