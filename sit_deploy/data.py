@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sit_deploy.errors import InputError
-from sit_deploy.preprocessing import Preprocessing, load_image
+from sit_deploy.preprocessing import NO_IMAGE, Preprocessing, is_image, load_image
 
 Progress = Callable[[str, int, int], None]
 Source = str | Path | Image.Image
@@ -212,10 +212,5 @@ def _refuse_non_image(path: Path) -> None:
     """Say early that a file is no image. Endings are believed here; a wrong one shows when the file is decoded."""
     if path.suffix.lower() in _IMAGE_ENDINGS:
         return
-    try:
-        with Image.open(path):
-            pass
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(
-            f"{path}: not an image that Pillow can read; remove it or move it elsewhere"
-        ) from None
+    if not is_image(path):
+        raise InputError(f"{path}: {NO_IMAGE}; remove it or move it elsewhere")

@@ -6,8 +6,11 @@ the engine (Python, C++, Triton) follows the same few numbers.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,8 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# relative: a Triton repository takes this file and errors.py along, without the package around them
+# relative: a Triton repository takes these files along, without the package around them
 from .errors import InputError
+from .resampling import resized_box
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,6 +33,17 @@ _RESAMPLING = {
 }
 _LARGEST, _LARGEST_RESIZE = 8192, 32768  # pixels, as `sit_deploy.limits` has them
 _FAR = 1e6
+# What is decoded, and nothing else: no EPS, which starts another program, nor what is rare and so rarely tested. A JPEG may
+# be an MPO, of phones. Old or slim builds of Pillow lack some.
+_KINDS = ("Jpeg", "Png", "WebP", "Avif", "Bmp", "Gif", "Tiff", "Ppm")
+for _kind in _KINDS:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"PIL.{_kind}ImagePlugin")
+FORMATS = tuple(kind.upper() for kind in _KINDS if kind.upper() in Image.OPEN)
+MAX_PIXELS = 178_956_970  # of an image's file; Pillow's own limit, at which it refuses
+NO_IMAGE = "not an image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, PPM)"
+# A picture that much longer than wide is cropped before it is resized: the whole of it could take any memory.
+_STRIP = 16
 _FORMS = (("NCHW", "float32"), ("NHWC", "uint8"))
 ORIENTATIONS = ("exif", "stored")
 _ORIENTATION_TAG = 0x0112
@@ -171,15 +186,20 @@ class Preprocessing:
         image = self.upright(to_rgb(image))
         width, height = image.size
         shorter, longer = min(width, height), max(width, height)
+        if not shorter:
+            raise InputError(f"an image of {width} x {height} pixels has nothing to see; remove it")
         # Rounding down the longer side, and rounding half to even below, are torchvision's.
         scaled = (self.resize, int(self.resize * longer / shorter))
         target = scaled if width <= height else scaled[::-1]
+        crop_height, crop_width = self.size
+        left = round((target[0] - crop_width) / 2)
+        top = round((target[1] - crop_height) / 2)
+        box = (left, top, left + crop_width, top + crop_height)
+        if max(target) > _STRIP * self.resize:
+            return resized_box(image, target, box, self.interpolation)
         if image.size != target:
             image = image.resize(target, _RESAMPLING[self.interpolation])
-        crop_height, crop_width = self.size
-        left = round((image.width - crop_width) / 2)
-        top = round((image.height - crop_height) / 2)
-        return np.asarray(image.crop((left, top, left + crop_width, top + crop_height)))
+        return np.asarray(image.crop(box))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (..., H, W, 3), scaled to [0, 1] and normalised: float32 (..., 3, H, W), contiguous."""
@@ -213,7 +233,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     # Pillow before 11.1 decodes 16-bit grey PNG to mode I.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    # It decodes 16-bit grey PPM to mode I in every release.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # The high byte: what Pillow itself keeps of 16-bit colour.
         grey = np.right_shift(np.asarray(image), 8).clip(0, 255).astype(np.uint8)
         made = Image.fromarray(grey).convert("RGB")
@@ -223,7 +244,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise InputError(
             f"image has 32-bit samples (mode {image.mode}), whose range is unknown; convert it to 8 or 16 bits"
         )
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise InputError(f"an image of mode {image.mode} cannot be turned into RGB; convert it") from None
 
 
 def open_source(source: Any) -> Image.Image:
@@ -252,29 +276,61 @@ def open_source(source: Any) -> Image.Image:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Decode one file to RGB. Raises InputError, naming the file, where it is missing, damaged or no image."""
-    if not Path(path).exists():
-        raise InputError(f"{path}: no such image file; check the path")
+    """Decode one file to RGB; of several frames or pages, the first.
+
+    Raises:
+        InputError: naming the file, where it is missing, damaged, too large, no regular file or no image.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        raise InputError(f"{path}: no such image file; check the path") from None
+    if not stat.S_ISREG(mode):  # opened, a pipe or a device could wait or read for ever
+        raise InputError(f"{path}: no file but a folder, pipe or device; pass the path of an image file")
     return _decode(path, f"{path}: ", "remove it or move it elsewhere", "replace the file or remove it")
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode the bytes of an image file to RGB. Raises InputError where they are damaged or no image."""
+    """Decode the bytes of an image file to RGB. Raises InputError where they are damaged, too large or no image."""
     return _decode(io.BytesIO(data), "", "send the bytes of an image file", "send it again")
 
 
-def _decode(source: Any, where: str, foreign: str, damaged: str) -> Image.Image:
+def is_image(path: str | Path) -> bool:
+    """Whether a file begins as one of `FORMATS` does; its pixels are not looked at."""
     try:
-        with Image.open(source) as image:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True  # which decoding it will refuse, and say why
+    except Exception:  # of any type, from Pillow's parsers
+        return False
+
+
+def _decode(source: Any, where: str, foreign: str, damaged: str) -> Image.Image:
+    size = ""
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            size = f"{image.width} x {image.height} pixels"
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             image.load()
             return to_rgb(image)
     except UnidentifiedImageError:
-        raise InputError(f"{where}not an image that Pillow can read; {foreign}") from None
+        raise InputError(f"{where}{NO_IMAGE}; {foreign}") from None
     except InputError as error:
         raise InputError(f"{where}{error}") from None
-    # Pillow's decoders raise any of these for damaged data.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}cannot decode the image ({error}); {damaged}") from None
+    except Image.DecompressionBombError:
+        limit = min(MAX_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+        raise InputError(
+            f"{where}the image{f' of {size}' if size else ''} has more than the {limit:,} pixels that are decoded; make it smaller"
+        ) from None
+    except MemoryError:
+        raise InputError(
+            f"{where}too little memory to decode {size or 'the image'}; make it smaller"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise whatever comes to hand for damaged data
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{where}cannot decode the image ({said}); {damaged}") from None
 
 
 def _is_number(value: object, kind: type) -> bool:

@@ -34,12 +34,18 @@ class TritonPythonModel:
         return [self._answer(images) for images in prepared]
 
     def _answer(self, images: list) -> "pb_utils.InferenceResponse":
-        try:
-            array = np.stack([image.result() for image in images])
-        except InputError as error:
-            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=invalid)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(self._output, array)])
+        """Answer one request. What fails it, of whatever type, is its own: the others of its batch are answered."""
+        ready = np.empty((len(images), *self._preprocessing.shape), self._preprocessing.dtype)
+        for row, image in enumerate(images):
+            try:
+                ready[row] = image.result()
+            except Exception as error:
+                known = isinstance(error, InputError)
+                said = str(error) if known else f"cannot be prepared ({type(error).__name__}: {error})"
+                where = f"image {row} of {len(images)}: " if len(images) > 1 else ""
+                code = pb_utils.TritonError.INVALID_ARG if known else pb_utils.TritonError.INTERNAL
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(where + said, code))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(self._output, ready)])
 
     def _prepare(self, data: bytes) -> np.ndarray:
         try:
