@@ -42,7 +42,7 @@ for _kind in _KINDS:
 FORMATS = tuple(kind.upper() for kind in _KINDS if kind.upper() in Image.OPEN)
 MAX_PIXELS = 178_956_970  # of an image's file; Pillow's own limit, at which it refuses
 NO_IMAGE = "not an image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, PPM)"
-# A picture that much longer than wide is cropped before it is resized: the whole of it could take any memory.
+# Where the resized picture had that many times the pixels of its crop, it is cropped first: the whole could take any memory.
 _STRIP = 16
 _FORMS = (("NCHW", "float32"), ("NHWC", "uint8"))
 ORIENTATIONS = ("exif", "stored")
@@ -195,7 +195,7 @@ class Preprocessing:
         left = round((target[0] - crop_width) / 2)
         top = round((target[1] - crop_height) / 2)
         box = (left, top, left + crop_width, top + crop_height)
-        if max(target) > _STRIP * self.resize:
+        if target[0] * target[1] > _STRIP * crop_width * crop_height:
             return resized_box(image, target, box, self.interpolation)
         if image.size != target:
             image = image.resize(target, _RESAMPLING[self.interpolation])

@@ -371,6 +371,11 @@ def test_an_image_out_of_proportion_asks_for_no_memory(size: tuple[int, int], tm
     assert taken < 50e6
 
 
+def test_a_small_crop_of_a_large_resize_asks_for_no_memory() -> None:
+    pixels = Preprocessing((16, 16), 32768).pixels(Image.new("RGB", (50, 60), (1, 2, 3)))
+    assert (pixels == (1, 2, 3)).all()
+
+
 def test_an_image_without_pixels() -> None:
     with pytest.raises(InputError, match="0 x 5 pixels"):
         Preprocessing.for_model(224).pixels(Image.new("RGB", (0, 5)))
@@ -388,9 +393,7 @@ def test_what_takes_too_much_memory_names_its_file(tmp_path: Path, monkeypatch: 
         load_image(path)
 
 
-@pytest.mark.parametrize(
-    "kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "PDF", "ICNS", "DDS", "MSP"]
-)
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "PDF", "ICNS", "DDS", "MSP"])
 def test_what_is_rarely_an_image_is_not_decoded(kind: str, tmp_path: Path) -> None:
     for name in ("a.jpg", "a.other"):
         picture(16, 16).convert("1" if kind == "MSP" else "RGB").save(tmp_path / name, kind)
