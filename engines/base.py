@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import EngineBuildError, EngineInputError
+from engines.imports import MOST_THREADS, allowed_threads
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -93,9 +94,9 @@ class BuildOptions:
             )
         if self.profiling not in PROFILING:
             raise EngineBuildError(f"profiling must be {' or '.join(PROFILING)}, got {self.profiling!r}")
-        if self.threads is not None and self.threads < 1:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise EngineBuildError(
-                f"threads must be at least 1, got {self.threads}; leave it out for the runtime's default"
+                f"threads must be {allowed_threads(self.threads)}, got {self.threads}; leave it out for the runtime's default"
             )
 
 

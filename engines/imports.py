@@ -7,6 +7,8 @@ from types import ModuleType
 
 from engines.errors import EngineLoadError, EngineNotInstalledError
 
+MOST_THREADS = 4096
+
 
 def import_runtime(package: str, title: str) -> ModuleType:
     """Import a runtime whose module is called as its package.
@@ -34,11 +36,16 @@ def _broken(package: str, title: str, error: Exception) -> EngineNotInstalledErr
     )
 
 
+def allowed_threads(threads: int) -> str:
+    """Return the limit that a number of threads breaks, in words."""
+    return "at least 1" if threads < 1 else f"at most {MOST_THREADS}"
+
+
 def require_threads(threads: int | None) -> None:
-    """Refuse a number of threads below 1.
+    """Refuse a number of threads that no machine has: a runtime tries to start them all.
 
     Raises:
         EngineLoadError: names it.
     """
-    if threads is not None and threads < 1:
-        raise EngineLoadError(f"threads must be at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise EngineLoadError(f"threads must be {allowed_threads(threads)}, got {threads}")

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from sit_deploy import limits
 from sit_deploy.errors import InputError
+from sit_deploy.limits import check_numbers
 from sit_deploy.models.card import ModelCard, read_card
 from sit_deploy.models.configs import ModelConfig, get_config
 from sit_deploy.parity import TOLERANCE
+from sit_deploy.schema import settle_types
 
 PRECISIONS = tuple(TOLERANCE)
 EIGHT_BITS = ("int8", "fp8")
@@ -21,7 +24,18 @@ CALIBRATION_PERCENTILE = 99.99
 OLDEST_ONNXRUNTIME = (1, 26)  # for 8 bits
 OLDEST_FP8_OPSET = 19  # of ONNX: QuantizeLinear to E4M3, and from FP16
 CALIBRATION_IMAGES = 256  # images that 8 bits are calibrated on by default
+OPSETS = (17, 20)  # oldest and newest that are written
 COMPARED_IMAGES = 8  # images that hops are compared on, and FP16 ranges observed, by default
+_LARGEST = {
+    "batch_size": limits.BATCH,
+    "image_size": limits.PIXELS,
+    "num_classes": limits.CLASSES,
+    "calib_images": limits.STREAMED,
+    "workspace": limits.MEBIBYTES,
+    "threads": limits.THREADS,
+    "keeping_ratio": 1,
+    "calib_percentile": 100,
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,9 @@ class BuildRequest:
     force: bool = False
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        settle_types(self)
 
     @property
     def config(self) -> ModelConfig:
@@ -207,6 +224,7 @@ class BuildRequest:
             InputError, engines.EngineError: an option that is unknown, out of range or in need of another.
         """
         config = self.config
+        check_numbers(self, _LARGEST)
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"precision '{self.precision}' is not offered; choose from {', '.join(PRECISIONS)}"
@@ -217,14 +235,27 @@ class BuildRequest:
             raise InputError(
                 f"batch size must be at least 1, got {self.batch_size}; pass --batch-size 1 or more"
             )
+        if self.dynamic_batch and self.dynamic_batch[2] > limits.BATCH:
+            raise InputError(f"--dynamic-batch goes up to {limits.BATCH}, got {self.dynamic_batch[2]}")
         if self.dynamic_batch and self.batch_size != 1:
             raise InputError(
                 f"--batch-size {self.batch_size} and --dynamic-batch exclude each other; pass one of them"
+            )
+        if self.num_classes is not None and self.num_classes < 1:
+            raise InputError(
+                f"class count must be at least 1, got {self.num_classes}; pass --num-classes 1 or more"
             )
         if self.calib_images is not None and self.calib_images < 1:
             raise InputError(
                 f"number of images must be at least 1, got {self.calib_images}; pass --calib-images 1 or more"
             )
+        if self.calib_images is not None and self.calib_images > (held := self._held_images):
+            raise InputError(
+                f"{self.calib_images} images would be {'made up' if self.calib_data is None else 'held in memory'} to compare on; "
+                f"pass --calib-images {held} or fewer"
+            )
+        if not OPSETS[0] <= self.opset <= OPSETS[1]:
+            raise InputError(f"opset must be {OPSETS[0]} to {OPSETS[1]}, got {self.opset}; leave --opset out")
         self._check_eight_bits()
         size = config.image_size if self.image_size is None else self.image_size
         patch = config.patch_size
@@ -232,6 +263,10 @@ class BuildRequest:
             below = max(patch, size // patch * patch)
             raise InputError(
                 f"image size {size} is not a positive multiple of {patch}; take {below} or {below + patch}"
+            )
+        if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop <= 100:
+            raise InputError(
+                f"--max-accuracy-drop is in points of top-1, 0 to 100, got {self.max_accuracy_drop:g}"
             )
         if self.max_accuracy_drop is not None and self.val_data is None:
             raise InputError("--max-accuracy-drop needs images with labels; pass --val-data DIR")
@@ -256,6 +291,13 @@ class BuildRequest:
             profiling=self.profiling,
             threads=self.threads,
         )
+
+    @property
+    def _held_images(self) -> int:
+        """The most images that may be asked for: made ones stay in memory, and so do all where none are calibrated on."""
+        if self.calib_data is None:
+            return limits.SYNTHETIC
+        return limits.STREAMED if self.precision in EIGHT_BITS else limits.HELD
 
     def _check_eight_bits(self) -> None:
         if self.precision not in EIGHT_BITS:

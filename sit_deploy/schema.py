@@ -6,9 +6,12 @@ them.
 
 from __future__ import annotations
 
+import os
 import re
+from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -60,6 +63,43 @@ def check(value: Any, of: type[T], where: object, remedy: str) -> T:
 def decode(path: Path, of: type[T], remedy: str) -> T:
     """Return what a JSON file holds as an instance of `of`. Arguments and errors as `read_json` and `check`."""
     return check(read_json(path, remedy), of, path, remedy)
+
+
+def settle_types(record: Any) -> None:
+    """Give the fields of a frozen dataclass the types that it declares, as they are natural: paths that are text, numbers of
+    NumPy, lists for tuples.
+
+    Raises:
+        InputError: names the first field that has another type.
+    """
+    for name, of in _hints(type(record)).items():
+        value = getattr(record, name)
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            value = int(value)
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            value = float(value)
+        try:
+            found = msgspec.convert(value, of, dec_hook=_path)
+        except (msgspec.ValidationError, TypeError) as error:
+            what, *_ = str(error).replace("`", "").replace("array", "list").split(" - at ")
+            raise InputError(
+                f"{name.replace('_', ' ')} of {type(record).__name__}: {what[:1].lower()}{what[1:]}; got {value!r}"[
+                    :500
+                ]
+            ) from None
+        object.__setattr__(record, name, found)
+
+
+@lru_cache
+def _hints(of: type) -> dict[str, Any]:
+    return get_type_hints(of)
+
+
+def _path(of: type, value: Any) -> Any:
+    """Return a path that is text or bytes."""
+    if of is Path and isinstance(value, str | bytes | os.PathLike):
+        return Path(os.fsdecode(value))
+    raise TypeError(f"expected {of.__name__}, got {type(value).__name__}")
 
 
 def _told(message: str) -> str:

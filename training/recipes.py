@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from sit_deploy import limits
 from sit_deploy.errors import InputError
 
 
@@ -62,6 +63,12 @@ class Recipe:
         Raises:
             InputError: names the option, its value and its range.
         """
+        numbers = {
+            f.name: limits.REAL if f.type == "float" else limits.BATCH
+            for f in fields(self)
+            if f.type != "str"
+        }
+        limits.check_numbers(self, numbers)
         least = {"epochs": 1, "batch_size": 1, "repeats": 1}
         shares = ("drop_path", "smoothing", "erasing", "flip", "ema_decay")
         for name in (f.name for f in fields(self)):

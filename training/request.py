@@ -6,12 +6,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
+from sit_deploy.schema import settle_types
 from training.recipes import Recipe, recipe_for
 
 AMP = ("auto", "off", "bf16", "fp16")
 # layers that INT8 graphs keep high by default (`calibration.plan`), and QAT in float
 KEPT_HIGH = ("stem/*", "head")
+_LARGEST = {
+    "num_classes": limits.CLASSES,
+    "image_size": limits.PIXELS,
+    "qat_images": limits.STREAMED,
+    "accumulate": limits.BATCH,
+    "seed": limits.SEED,
+    "workers": limits.PROCESSES,
+    "max_damaged": limits.IMAGES,
+    "save_every": limits.STEPS,
+    "log_every": limits.STEPS,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,9 @@ class TrainRequest:
     tensorboard: bool = False
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        settle_types(self)
+
     @property
     def recipe(self) -> Recipe:
         """The recipe of this run, the user's own values in it."""
@@ -80,6 +96,7 @@ class TrainRequest:
         Raises:
             InputError: an option that is unknown, out of range, or in need of another.
         """
+        limits.check_numbers(self, _LARGEST)
         self.recipe.check()
         if self.amp not in AMP:
             raise InputError(f"--amp '{self.amp}' is not offered; choose from {', '.join(AMP)}")

@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
     Counts,
     Cpus,
+    Real,
+    Whole,
     console,
     device_option,
     emit_json,
@@ -37,7 +40,7 @@ from sit_deploy.errors import InputError
 @click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=Whole(limits.BATCH, 1),
     metavar="N",
     help="Images a run, for an engine that takes several.",
 )
@@ -45,7 +48,7 @@ from sit_deploy.errors import InputError
     "--rounds",
     default=10,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=Whole(limits.ROUNDS, 1),
     metavar="N",
     help="Turns of each side.",
 )
@@ -53,17 +56,17 @@ from sit_deploy.errors import InputError
     "--seconds",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(0, limits.SECONDS, above=True),
     help="Length of a turn.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of both sides.")
+@click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of both sides.")
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
 )
 @device_option
 @click.option(
     "--batch-sizes",
-    type=Counts("batch sizes", "1,8,32"),
+    type=Counts("batch sizes", "1,8,32", limits.BATCH),
     metavar="N,N,...",
     help="Time several batch sizes, one after another.",
 )

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import KINDS
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Real,
+    Whole,
     console,
     emit_json,
     examples,
@@ -54,7 +57,7 @@ ENGINES = ("auto", *KINDS)
 )
 @click.option(
     "--max-accuracy-drop",
-    type=click.FloatRange(min=0),
+    type=Real(0, 100),
     metavar="PTS",
     help="Fail if top-1 falls by more; int8 and fp8 keep layers high instead, or give way to fp16 or fp32.",
 )
@@ -69,9 +72,14 @@ ENGINES = ("auto", *KINDS)
 @click.option(
     "--timing-cache", type=path_type, metavar="FILE", help="Kernel timings kept between builds (TensorRT)."
 )
-@click.option("--optimization-level", type=int, metavar="0..5", help="Builder effort (TensorRT).")
 @click.option(
-    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory of one layer (TensorRT)."
+    "--optimization-level", type=Whole(limits.THREADS), metavar="0..5", help="Builder effort (TensorRT)."
+)
+@click.option(
+    "--workspace",
+    type=Whole(limits.MEBIBYTES, 1),
+    metavar="MIB",
+    help="Scratch memory of one layer (TensorRT).",
 )
 @click.option(
     "--hardware-compatibility",
@@ -90,7 +98,7 @@ ENGINES = ("auto", *KINDS)
     metavar="none|names|detailed",
     help="What the engine tells of its layers (TensorRT).",
 )
-@click.option("--threads", type=int, metavar="N", help="CPU threads (ONNX Runtime).")
+@click.option("--threads", type=Whole(limits.THREADS), metavar="N", help="CPU threads (ONNX Runtime).")
 @click.option(
     "-o", "--output", type=path_type, metavar="DIR", help="Folder of the bundle.  [default: MODEL-PRECISION]"
 )

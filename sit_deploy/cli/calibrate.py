@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Real,
+    Whole,
     check_output,
     console,
     emit_json,
@@ -40,8 +43,8 @@ if TYPE_CHECKING:
 @click.option(
     "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
 )
-@click.option("--image-size", type=int, metavar="N", help="Pixels of the square input.")
-@click.option("--num-classes", type=int, metavar="N", help="Classes of the head.")
+@click.option("--image-size", type=Whole(limits.PIXELS), metavar="N", help="Pixels of the square input.")
+@click.option("--num-classes", type=Whole(limits.CLASSES), metavar="N", help="Classes of the head.")
 @click.option(
     "--opset",
     default=20,
@@ -56,7 +59,9 @@ if TYPE_CHECKING:
 @click.option(
     "--calib-data", required=True, type=path_type, metavar="DIR", help="Folder of images like those to come."
 )
-@click.option("--calib-images", type=int, metavar="N", help="How many of them.  [default: up to 256]")
+@click.option(
+    "--calib-images", type=Whole(limits.STREAMED), metavar="N", help="How many of them.  [default: up to 256]"
+)
 @click.option(
     "--calib-method",
     default="auto",
@@ -68,7 +73,7 @@ if TYPE_CHECKING:
     "--calib-percentile",
     default=99.99,
     show_default=True,
-    type=float,
+    type=Real(most=100),
     metavar="P",
     help="Of the method percentile.",
 )

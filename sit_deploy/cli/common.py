@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.report.view import file_size as file_size
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Progress = Callable[[str, int, int], None]
+_MOST_OF_A_LIST = 1000  # numbers in one option
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."
@@ -133,6 +136,38 @@ def progress() -> Iterator[Progress]:
         yield update
 
 
+class Whole(click.IntRange):
+    """A whole number up to `most` (`sit_deploy.limits`); without `least`, what is too small is told by who uses it."""
+
+    name = "integer"
+
+    def __init__(self, most: int, least: int | None = None) -> None:
+        super().__init__(least, most)
+
+
+class Real(click.FloatRange):
+    """A finite number."""
+
+    name = "float"
+
+    def __init__(self, least: float | None = None, most: float = limits.REAL, above: bool = False) -> None:
+        super().__init__(least, most, min_open=above)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number to count with; write for example 0.5", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _numbers(texts: Iterable[str]) -> list[int] | None:
+    """Return the whole numbers that texts are, None where one is none. A very long one is some number above every limit."""
+    texts = list(texts)
+    if not all(text.isascii() and text.isdigit() for text in texts):
+        return None
+    return [int(text) if len(text) <= 18 else 10**18 for text in texts]
+
+
 class DynamicBatch(click.ParamType):
     """MIN:OPT:MAX → three integers."""
 
@@ -143,32 +178,41 @@ class DynamicBatch(click.ParamType):
     ) -> tuple[int, int, int]:
         if isinstance(value, tuple):
             return value
-        parts = str(value).split(":")
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        parts = _numbers(str(value).split(":"))
+        if parts is None or len(parts) != 3:
             self.fail(f"{value!r} is not MIN:OPT:MAX; write for example 1:8:32", param, ctx)
-        low, best, high = map(int, parts)
+        low, best, high = parts
         if not 1 <= low <= best <= high:
             self.fail(f"{value!r} must have 1 <= MIN <= OPT <= MAX; write for example 1:8:32", param, ctx)
+        if high > limits.BATCH:
+            self.fail(f"{value!r} must have MAX <= {limits.BATCH}; write for example 1:8:32", param, ctx)
         return low, best, high
 
 
 class Counts(click.ParamType):
-    """A,B,... → positive numbers of something."""
+    """A,B,... → numbers of something, each from `least` to `most`."""
 
     name = "A,B,..."
 
-    def __init__(self, what: str, example: str) -> None:
-        self.what, self.example = what, example
+    def __init__(self, what: str, example: str, most: int, least: int = 1) -> None:
+        self.what, self.example, self.most, self.least = what, example, most, least
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        parts = str(value).split(",")
-        if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        parts = _numbers(str(value).split(","))
+        if parts is None or min(parts) < self.least:
             self.fail(f"{value!r} is not a list of {self.what}; write for example {self.example}", param, ctx)
-        return tuple(map(int, parts))
+        if max(parts) > self.most or len(parts) > _MOST_OF_A_LIST:
+            self.fail(
+                f"{value!r} must be at most {_MOST_OF_A_LIST} {self.what} of at most {self.most}; write for example "
+                f"{self.example}",
+                param,
+                ctx,
+            )
+        return tuple(parts)
 
 
 class Cpus(click.ParamType):
@@ -183,10 +227,10 @@ class Cpus(click.ParamType):
             return value
         found: set[int] = set()
         for part in str(value).split(","):
-            first, dash, last = part.partition("-")
-            if not (first.isdecimal() and (last.isdecimal() or not dash)) or int(last or first) < int(first):
+            ends = _numbers(part.split("-"))
+            if ends is None or len(ends) > 2 or not ends[0] <= ends[-1] <= limits.CPUS:
                 self.fail(f"{value!r} is not a list of CPUs; write for example 0-3 or 0,2", param, ctx)
-            found.update(range(int(first), int(last or first) + 1))
+            found.update(range(ends[0], ends[-1] + 1))
         return tuple(sorted(found))
 
 

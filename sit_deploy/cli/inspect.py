@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy.cli.common import (
+    Whole,
     console,
     emit_json,
     examples,
@@ -34,7 +35,7 @@ _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "m
     epilog=examples("sit-deploy inspect sit_s-fp16", "sit-deploy inspect model.onnx --opset 17 --json"),
 )
 @click.argument("target", type=path_type)
-@click.option("--opset", type=int, metavar="N", help="Newest operator set that may be used.")
+@click.option("--opset", type=Whole(100, 1), metavar="N", help="Newest operator set that may be used.")
 @json_option
 def command(target: Path, opset: int | None, as_json: bool) -> None:
     """Lint and summarise an ONNX file or a bundle's graph: is it static, standard and fully typed?

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import click
 
-from sit_deploy.cli.common import Counts, DynamicBatch, Groups, path_type
+from sit_deploy import limits
+from sit_deploy.cli.common import Counts, DynamicBatch, Groups, Real, Whole, path_type
 from sit_deploy.errors import InputError
 
 _GRAPH_OPTIONS = (
@@ -28,11 +29,14 @@ _GRAPH_OPTIONS = (
         "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
     ),
     click.option(
-        "--image-size", type=int, metavar="N", help="Pixels of the square input, divisible by the patch size."
+        "--image-size",
+        type=Whole(limits.PIXELS),
+        metavar="N",
+        help="Pixels of the square input, divisible by the patch size.",
     ),
     click.option(
         "--num-classes",
-        type=int,
+        type=Whole(limits.CLASSES),
         metavar="N",
         help="Classes of the head; read from the checkpoint by default.",
     ),
@@ -40,7 +44,7 @@ _GRAPH_OPTIONS = (
         "--batch-size",
         default=1,
         show_default=True,
-        type=int,
+        type=Whole(limits.BATCH),
         metavar="N",
         help="Images a run of the engine.",
     ),
@@ -70,7 +74,7 @@ _GRAPH_OPTIONS = (
     ),
     click.option(
         "--calib-images",
-        type=int,
+        type=Whole(limits.STREAMED),
         metavar="N",
         help="How many of them.  [default: 8; for int8 and fp8 up to 256]",
     ),
@@ -85,7 +89,7 @@ _GRAPH_OPTIONS = (
         "--calib-percentile",
         default=99.99,
         show_default=True,
-        type=float,
+        type=Real(most=100),
         metavar="P",
         help="Of the method percentile.",
     ),
@@ -114,17 +118,22 @@ _SERVING_OPTIONS = (
         "--max-queue-delay",
         default=100,
         show_default=True,
-        type=int,
+        type=Whole(limits.MICROSECONDS),
         metavar="US",
         help="Microseconds that a request may wait for others.",
     ),
     click.option(
-        "--instances", default=1, show_default=True, type=int, metavar="N", help="Copies that run at a time."
+        "--instances",
+        default=1,
+        show_default=True,
+        type=Whole(limits.PROCESSES),
+        metavar="N",
+        help="Copies that run at a time.",
     ),
     click.option(
         "--threads",
         default=0,
-        type=click.IntRange(min=0),
+        type=Whole(limits.THREADS, 0),
         metavar="N",
         help="CPU threads of a copy (Python backend).",
     ),
@@ -144,7 +153,7 @@ _DATA_OPTIONS = (
     ),
     click.option(
         "--images",
-        type=click.IntRange(min=1),
+        type=Whole(limits.IMAGES, 1),
         metavar="N",
         help="So many of the images, evenly spread.  [default: all]",
     ),
@@ -166,12 +175,12 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
         ),
         click.option(
             "--stages",
-            type=Counts("block counts", "6,2,2,2"),
+            type=Counts("block counts", "6,2,2,2", limits.BLOCKS),
             help="Blocks of each stage, to slim another way than the model's own.",
         ),
         click.option(
             "--keeping-ratio",
-            type=float,
+            type=Real(),
             metavar="R",
             help="Share of the patch tokens that each further stage keeps.",
         ),

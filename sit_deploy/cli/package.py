@@ -6,7 +6,18 @@ from pathlib import Path
 
 import click
 
-from sit_deploy.cli.common import Counts, console, emit_json, examples, json_option, literal, path_type, say
+from sit_deploy import limits
+from sit_deploy.cli.common import (
+    Counts,
+    Whole,
+    console,
+    emit_json,
+    examples,
+    json_option,
+    literal,
+    path_type,
+    say,
+)
 from sit_deploy.cli.options import serving_options
 
 
@@ -36,7 +47,7 @@ def command() -> None:
     "--version",
     default=1,
     show_default=True,
-    type=int,
+    type=Whole(limits.STEPS),
     metavar="N",
     help="Of the model; the newest is served.",
 )
@@ -48,7 +59,9 @@ def command() -> None:
 @click.option("--ensemble", is_flag=True, help="Also a model that takes image files: NAME_images.")
 @serving_options
 @click.option(
-    "--gpus", type=Counts("GPU numbers", "0,1"), help="GPUs to run on.  [default: all, for TensorRT]"
+    "--gpus",
+    type=Counts("GPU numbers", "0,1", limits.GPUS, 0),
+    help="GPUs to run on.  [default: all, for TensorRT]",
 )
 @click.option("--force", is_flag=True, help="Replace versions that are there.")
 @json_option

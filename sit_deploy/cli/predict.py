@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Whole,
     console,
     device_option,
     emit_json,
@@ -30,12 +32,12 @@ from sit_deploy.cli.common import (
     "--top",
     default=5,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=Whole(limits.CLASSES, 1),
     metavar="N",
     help="Classes shown an image.",
 )
 @click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads.")
 @device_option
 @json_option
 def command(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Whole,
     console,
     emit_json,
     examples,
@@ -34,7 +36,7 @@ from sit_deploy.cli.common import (
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=Whole(limits.SEED, 0),
     default=0,
     show_default=True,
     metavar="N",

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Real,
+    Whole,
     check_output,
     console,
     device_option,
@@ -60,28 +63,26 @@ _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 )
 @click.option(
     "--max-accuracy-drop",
-    type=click.FloatRange(min=0),
+    type=Real(0, 100),
     metavar="PTS",
     help="Top-1 that may be lost; exit status 1 if it is not kept.  [default: 1, without that]",
 )
-@click.option(
-    "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Images that must agree, likewise."
-)
+@click.option("--min-agreement", type=Real(0, 100), metavar="PCT", help="Images that must agree, likewise.")
 @click.option(
     "--rounds",
-    type=click.IntRange(min=0),
+    type=Whole(limits.ROUNDS, 0),
     default=5,
     show_default=True,
     help="Turns of each hop at being timed; 0 times nothing.",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(0, limits.SECONDS, above=True),
     default=1.0,
     show_default=True,
     help="Length of a turn.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of every side.")
+@click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of every side.")
 @device_option
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @json_option

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Real,
+    Whole,
     console,
     emit_json,
     examples,
@@ -37,7 +40,7 @@ def recipe_options(command: Callable) -> Callable:
             name = option_name(entry.name)
             option = click.option(f"{name}/--no-{name[2:]}", entry.name, default=None, help=text)
         else:
-            kind = {"int": int, "float": float, "str": str}[str(entry.type)]
+            kind = {"int": Whole(limits.BATCH), "float": Real(), "str": str}[str(entry.type)]
             metavar = {"int": "N", "float": "X", "str": "NAME"}[str(entry.type)]
             option = click.option(option_name(entry.name), entry.name, type=kind, metavar=metavar, help=text)
         command = option(command)
@@ -62,7 +65,12 @@ def recipe_options(command: Callable) -> Callable:
 @click.option("--data-dir", type=path_type, metavar="DIR", help="Where the data sets of timm lie.")
 @click.option("--train-split", metavar="NAME", help="Part to train on.  [default: train]")
 @click.option("--val-split", metavar="NAME", help="Part held out.  [default: val or validation]")
-@click.option("--num-classes", type=int, metavar="N", help="Classes of streamed data, which does not tell.")
+@click.option(
+    "--num-classes",
+    type=Whole(limits.CLASSES),
+    metavar="N",
+    help="Classes of streamed data, which does not tell.",
+)
 @click.option(
     "--teacher", type=path_type, metavar="FILE", help="Checkpoint of the unslimmed model: distils by FRD."
 )
@@ -79,7 +87,7 @@ def recipe_options(command: Callable) -> Callable:
 )
 @click.option(
     "--qat-images",
-    type=int,
+    type=Whole(limits.STREAMED),
     default=256,
     show_default=True,
     metavar="N",
@@ -101,8 +109,15 @@ def recipe_options(command: Callable) -> Callable:
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in that folder, or start it if there is none."
 )
-@click.option("--image-size", type=int, metavar="N", help="Pixels of the square input.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all random numbers.")
+@click.option("--image-size", type=Whole(limits.PIXELS), metavar="N", help="Pixels of the square input.")
+@click.option(
+    "--seed",
+    type=Whole(limits.SEED),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of all random numbers.",
+)
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to compute on."
 )
@@ -113,14 +128,21 @@ def recipe_options(command: Callable) -> Callable:
     metavar="auto|off|bf16|fp16",
     help="Mixed precision; auto: off on a CPU.",
 )
-@click.option("--accumulate", type=int, default=1, show_default=True, metavar="N", help="Passes a step.")
+@click.option(
+    "--accumulate", type=Whole(limits.BATCH), default=1, show_default=True, metavar="N", help="Passes a step."
+)
 @click.option("--sync-batchnorm", is_flag=True, help="BatchNorm over the images of all processes.")
 @click.option("--channels-last", is_flag=True, help="Images and convolutions in NHWC.")
 @click.option("--compile", is_flag=True, help="Compile the models with torch.compile.")
-@click.option("--workers", type=int, metavar="N", help="Processes that decode images.  [default: by cores]")
+@click.option(
+    "--workers",
+    type=Whole(limits.PROCESSES),
+    metavar="N",
+    help="Processes that decode images.  [default: by cores]",
+)
 @click.option(
     "--max-damaged",
-    type=int,
+    type=Whole(limits.IMAGES),
     default=100,
     show_default=True,
     metavar="N",
@@ -128,14 +150,19 @@ def recipe_options(command: Callable) -> Callable:
 )
 @click.option(
     "--save-every",
-    type=int,
+    type=Whole(limits.STEPS),
     default=1000,
     show_default=True,
     metavar="N",
     help="Steps between saved states, besides every epoch.",
 )
 @click.option(
-    "--log-every", type=int, default=10, show_default=True, metavar="N", help="Steps between rows of the log."
+    "--log-every",
+    type=Whole(limits.STEPS),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Steps between rows of the log.",
 )
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @recipe_options

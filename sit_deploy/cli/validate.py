@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import ON_CPU
+from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Real,
+    Whole,
     console,
     device_option,
     emit_json,
@@ -48,16 +51,12 @@ _SHOWN_FEW = 5  # classes and images; --json has all
     "--resume", type=path_type, metavar="FILE", help="Note progress in FILE, and go on from what it says."
 )
 @click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
-@click.option(
-    "--max-accuracy-drop", type=click.FloatRange(min=0), metavar="PTS", help="Fail if top-1 falls by more."
-)
-@click.option(
-    "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Fail if fewer images agree."
-)
+@click.option("--max-accuracy-drop", type=Real(0, 100), metavar="PTS", help="Fail if top-1 falls by more.")
+@click.option("--min-agreement", type=Real(0, 100), metavar="PCT", help="Fail if fewer images agree.")
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the engine.")
+@click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of the engine.")
 @device_option
 @click.option(
     "--layers", is_flag=True, help="Time of each layer, as the engine tells it; of TensorRT types too."

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
     Counts,
     console,
@@ -42,7 +43,9 @@ from sit_deploy.errors import InputError
 )
 @click.option("--model", metavar="NAME", help="Of a checkpoint without a model card.")
 @click.option(
-    "--stages", type=Counts("block counts", "6,2,2,2"), help="Of a checkpoint without a model card."
+    "--stages",
+    type=Counts("block counts", "6,2,2,2", limits.BLOCKS),
+    help="Of a checkpoint without a model card.",
 )
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="A bundle's weights, if they moved since the build."

@@ -65,6 +65,6 @@ def test_no_images(name: str, content: bytes, message: str, nano_fp32: Path, cli
 
 def test_usage(nano_fp32: Path, cli: CommandLine) -> None:
     assert cli("predict", nano_fp32, status=2).usage_error() == "Missing argument 'IMAGES...'."
-    assert "'0' is not in the range x>=1" in cli(
+    assert "'0' is not in the range 1<=x<=1000000" in cli(
         "predict", nano_fp32, "a.jpg", "--top", "0", status=2
     ).err.replace(" 0 ", " '0' ")
