@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -11,9 +10,10 @@ from typing import Any
 
 import click
 
-from engines.errors import EngineError
 from sit_deploy import __version__
+from sit_deploy.cli.failures import TRACEBACK, explain
 from sit_deploy.errors import SitDeployError, nearest
+from sit_deploy.text import printable
 
 # name → one line of help; the module sit_deploy.cli.NAME has the click command `command`
 COMMANDS = {
@@ -35,9 +35,6 @@ COMMANDS = {
 }
 
 
-_NO_MEMORY = "out of memory; take a smaller model, image, batch or --calib-images"
-
-
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -46,11 +43,13 @@ class _Group(click.Group):
         return import_module(f"sit_deploy.cli.{name}").command if name in COMMANDS else None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Here, because click itself would turn these two into a blank line and into status 1."""
+        """Run the command. Here, because click itself would turn these into "Aborted" and into status 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise SitDeployError("interrupted; nothing was left half-written") from None
+        except EOFError as error:  # of a file; click takes it for the end of what somebody types
+            raise RuntimeError(f"a file ended too early ({error})") from error
         except (
             BrokenPipeError
         ):  # the reader of our output has gone, as with `| head`: nobody is there to tell
@@ -82,7 +81,7 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit. A traceback on the screen is a defect; every foreseen error is one line."""
+    """Run the command line and exit. Every error is one line; one that nobody foresaw says that it is a defect."""
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal; not where `nohup` or a supervisor has it ignored
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
@@ -91,26 +90,15 @@ def main(args: list[str] | None = None) -> None:
         # with standalone_mode off, click returns a command's result, and the status of Context.exit as an integer
         status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; nothing was left half-written")
-    except SitDeployError as error:
-        _fail(str(error), error.exit_status)
-    except EngineError as error:
-        _fail(str(error), error.exit_status)
-    except OSError as error:
-        _fail(_os_error(error))
-    except MemoryError:
-        _fail(_NO_MEMORY)
     except Exception as error:
-        from calibration.errors import CalibrationError
-
-        if "can't allocate memory" in str(error):  # PyTorch's, a RuntimeError
-            _fail(_NO_MEMORY)
-        if not isinstance(error, CalibrationError):
+        if os.environ.get(TRACEBACK):
             raise
-        _fail(str(error), error.exit_status)
+        _fail(*explain(error, sys.argv[1:] if args is None else args))
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -118,18 +106,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _os_error(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    remedy = {
-        errno.ENOSPC: "free some space or choose another output folder",
-        errno.EDQUOT: "free some space or choose another output folder",
-        errno.EACCES: "check its permissions or choose another folder",
-        errno.EROFS: "choose a folder on a writable file system",
-    }.get(error.errno or 0, "check the path")
-    return f"{error.strerror or error}{where}; {remedy}"
-
-
 def _fail(message: str, status: int = 2) -> None:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
     sys.exit(status)

@@ -16,6 +16,7 @@ import click
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.report.view import file_size as file_size
+from sit_deploy.text import json_printable, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,12 +42,21 @@ def examples(*lines: str) -> str:
 
 def console(stderr: bool = False) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Screen(Console):
+        """A console that shows control characters in a text, whoever wrote it; those of styles are its own."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                text, style, control = segment
+                yield segment if control else Segment(printable(text), style)
 
     plain = {"stderr": stderr, "highlight": False, "emoji": False}
-    made = Console(**plain)
+    made = Screen(**plain)
     if not made.is_terminal:
         # a pipe has no width of its own; 80 columns would fold the tables
-        made = Console(**plain, width=120)
+        made = Screen(**plain, width=120)
     made.on_broken_pipe = _reader_gone  # type: ignore[method-assign]
     return made
 
@@ -65,7 +75,7 @@ def literal(value: Any) -> str:
     """Return a value's text such that markup shows it as it is, brackets and all."""
     from rich.markup import escape
 
-    return escape(str(value))
+    return escape(printable(str(value)))
 
 
 def table(
@@ -98,7 +108,7 @@ def check_output(path: Path, force: bool) -> None:
 
 def emit_json(value: Any) -> None:
     """Print JSON; a NaN or infinity in it would be a defect and raises."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    click.echo(json_printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)))
 
 
 @contextlib.contextmanager
@@ -115,7 +125,7 @@ def progress() -> Iterator[Progress]:
             since = started.setdefault(text, time.perf_counter())
             if total and done >= total:
                 del started[text]
-                click.echo(f"{text} ({time.perf_counter() - since:.1f} s)", err=True)
+                click.echo(f"{printable(text)} ({time.perf_counter() - since:.1f} s)", err=True)
 
         yield line
         return

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from sit_deploy.cli.failures import DEFECT
+
 # what a finished step prints where standard error is no terminal: `Exporting to ONNX (2.4 s)`
 _PROGRESS = re.compile(r".+ \(\d+\.\d s\)")
 
@@ -57,7 +59,7 @@ class Result:
     def the_error(self) -> str:
         """Return the message of a refusal: the one line of standard error besides progress, after `Error: `."""
         assert self.out == ""
-        assert "Traceback" not in self.err
+        assert "Traceback" not in self.err and DEFECT not in self.err
         (line,) = self.complaints
         assert line.startswith("Error: ")
         return line.removeprefix("Error: ")
@@ -86,6 +88,7 @@ class CommandLine:
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
         result = Result(int(ended.value.code or 0), *self._capfd.readouterr())
+        assert DEFECT not in result.err
         assert status is None or result.status == status, result.err
         return result
 

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calibration.errors import CalibrationError
 from sit_deploy import __version__
-from sit_deploy.cli import COMMANDS, _Group, _os_error, cli, main
+from sit_deploy.cli import COMMANDS, _Group, cli, main
+from sit_deploy.cli.failures import DEFECT, TRACEBACK, explain
 from sit_deploy.errors import GateError
 from tests.helpers.command_line import CommandLine
 
@@ -146,14 +151,73 @@ def test_out_of_memory_in_torch_is_one_line(cli: CommandLine, models_does: Calla
     assert cli("models", status=2).the_error().startswith("out of memory; take a smaller model")
 
 
-def test_a_defect_is_not_hidden(models_does: Callable[..., None], cli: CommandLine) -> None:
-    models_does(raiser(KeyError("a defect")))
-    with pytest.raises(KeyError, match="a defect"):
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("a thing"), EOFError("no more"), RecursionError("deep\x1b[2J\nand so on"), ValueError()],
+)
+def test_a_defect_is_one_line_that_says_so(
+    error: Exception,
+    models_does: Callable[..., None],
+    cli: CommandLine,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Status 2: that a check failed is another thing. Where it is, an environment variable shows."""
+    models_does(raiser(error))
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    out, err = capfd.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"Error: {DEFECT}: ") and line.isprintable()
+    assert str(error).split(chr(27))[0].strip("'") in line
+    monkeypatch.setenv(TRACEBACK, "1")
+    with pytest.raises((type(error), RuntimeError)):
         main(["models"])
 
 
 def test_os_errors_without_words() -> None:
-    assert _os_error(OSError()) == "; check the path"
+    assert explain(OSError(), ()) == ("; check the path", 2)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB with nothing left on it, where root may make one."""
+    place = tmp_path / "full"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True
+    ).returncode:
+        pytest.skip("needs to mount a file system")
+    with contextlib.suppress(OSError):
+        (place / "filler").write_bytes(bytes(1 << 17))
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"),
+    ],
+)
+def test_the_disk_that_is_full_is_named(error: Exception, full_disk: Path, tmp_path: Path) -> None:
+    for words in (["build", "-o", str(full_disk / "new" / "b")], ["build", f"--output={full_disk}"]):
+        line, status = explain(error, words)
+        assert (
+            status == 2
+            and "pace" in line
+            and f"{full_disk} is full" in line
+            and "choose another output folder" in line
+        )
+    assert str(full_disk) not in explain(error, [str(tmp_path)])[0]
+
+
+def test_a_full_folder_for_temporary_files_is_named(full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(full_disk))
+    line, _ = explain(OSError(errno.ENOSPC, "No space left on device"), [])
+    assert f"{full_disk} (temporary files, TMPDIR) is full" in line
 
 
 # --------------------------------------------------------------------------------------------------------- signals

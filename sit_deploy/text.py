@@ -1,0 +1,25 @@
+"""Text of others on a terminal: names, classes and messages may hold what a terminal obeys, and it is shown instead."""
+
+from __future__ import annotations
+
+import re
+
+# control characters but for the end of a line, what turns the direction of writing, ends of lines and paragraphs that are
+# none to us, and half characters: bytes of a file name that are no UTF-8
+_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control characters are written out, as `\x1b`; ends of lines stay."""
+    return _OBEYED.sub(lambda found: _shown(ord(found[0])), text)
+
+
+def json_printable(text: str) -> str:
+    r"""Return JSON, as `json.dumps` without `ensure_ascii` makes it, whose control characters are its escapes, as `\u001b`."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _shown(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is no UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
