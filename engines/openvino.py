@@ -6,9 +6,7 @@ the CPU at hand, in the types of the graph.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -27,6 +25,7 @@ from engines.base import (
     refuse_gpu_options,
 )
 from engines.errors import EngineBuildError, EngineError, EngineLoadError, EngineNotInstalledError
+from engines.files import atomic_path
 from engines.graph import check_batch, input_specs, read_model
 from engines.imports import import_runtime, require_threads
 from engines.openvino_graph import split_projections
@@ -178,17 +177,12 @@ def settings(ov: ModuleType, threads: int | None) -> dict[Any, Any]:
 
 def _save(ov: ModuleType, model: Any, engine_path: Path) -> None:
     """Write both files beside their places and move them there, the weights first."""
-    temporary = engine_path.with_name(f".{engine_path.stem}.{os.getpid()}.tmp.xml")
     try:
-        ov.save_model(model, str(temporary), compress_to_fp16=False)
-        temporary.with_suffix(".bin").replace(engine_path.with_suffix(".bin"))
-        temporary.replace(engine_path)
-    except (OSError, RuntimeError) as error:  # a full disk is either
+        with atomic_path(engine_path) as temporary:
+            ov.save_model(model, str(temporary), compress_to_fp16=False)
+            temporary.with_suffix(".bin").replace(engine_path.with_suffix(".bin"))
+    except RuntimeError as error:  # a full disk, in its words
         raise EngineError(f"cannot write {engine_path}: {_one_line(error)}") from error
-    finally:
-        for path in (temporary, temporary.with_suffix(".bin")):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
 
 
 def _require_cpu(device: str, error: type[EngineError]) -> None:

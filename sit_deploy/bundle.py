@@ -20,7 +20,7 @@ from typing import Any
 from sit_deploy.errors import InputError
 from sit_deploy.hashing import sha256
 from sit_deploy.schema import read_json
-from sit_deploy.staging import scratch, swap, uninterrupted
+from sit_deploy.staging import place, recover, scratch
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -39,6 +39,7 @@ def check_destination(path: Path, force: bool) -> None:
     Raises:
         InputError: taken, in use, no folder, or its parent cannot be written.
     """
+    recover(path)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         kind = "a symbolic link" if path.is_symlink() else "not a folder"
         raise InputError(f"output {path} is {kind}; choose another with -o")
@@ -91,9 +92,8 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
     check_destination(destination, force)
     with scratch(destination) as folder:
         yield folder
-        with uninterrupted():
-            check_destination(destination, force)  # someone may have put something there meanwhile
-            swap(folder, destination.absolute())
+        check_destination(destination, force)  # someone may have put something there meanwhile
+        place(folder, destination, replace=force)
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -233,6 +233,7 @@ def _folder(path: Any) -> Path:
             f"a bundle is opened by the path of its folder, got {path!r}; pass a string or a Path"
         )
     path = Path(path)
+    recover(path)
     if "\0" in str(path) or not path.is_dir():
         raise InputError(
             f"{path} is not a bundle: no such folder; make one with `sit-deploy build -o {path}`"

@@ -11,7 +11,7 @@ from pathlib import Path
 import engines
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.staging import scratch, uninterrupted
+from sit_deploy.staging import place, scratch
 
 _SOURCES = Path(engines.__file__).parent / "cpp"
 
@@ -78,7 +78,4 @@ def write_project(bundle: Bundle, folder: Path) -> None:
             ),
             encoding="utf-8",
         )
-        with uninterrupted():
-            if folder.exists():
-                folder.rmdir()
-            made.rename(folder.absolute())
+        place(made, folder)

@@ -1,16 +1,16 @@
-"""Files and folders that are written beside their place and moved there whole, whatever ends the work on them."""
+"""What a command writes, into the place that the user named: whole or not at all, and in words that name the option."""
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-import shutil
-import signal
-import threading
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from engines.files import move_in, partial_folder, sweep, uninterrupted
 from sit_deploy.errors import InputError
+
+__all__ = ["place", "recover", "scratch", "uninterrupted", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -22,60 +22,55 @@ def scratch(path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     made = [p for p in path.parents if not p.exists()]
-    folder = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)  # those that something was put into stay
         try:
-            folder.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(partial_folder(path))
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot write to {path.parent} ({reason}); choose another -o") from None
         yield folder
-    finally:
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with uninterrupted():
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def place(folder: Path, destination: Path, replace: bool = False) -> None:
+    """Move a folder of `scratch` to its place, where nothing is but an empty folder or, with `replace`, what gives way.
+
+    Raises:
+        InputError: something else is there.
+    """
+    try:
         with uninterrupted():
-            shutil.rmtree(folder, ignore_errors=True)
-            for parent in made:  # those that something was put into stay
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+            move_in(folder, destination.absolute(), replace)
+    except FileExistsError:
+        raise InputError(
+            f"output {destination} was made by another program meanwhile, and is left as it is; choose another -o"
+        ) from None
+
+
+def recover(path: Path) -> None:
+    """Bring back a folder that a run was killed at the moment of replacing, if it is gone from its place."""
+    if not os.path.lexists(path):
+        sweep(path.absolute().parent)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
+    """Write a text file, whole or not at all. Of a link, the file that it leads to is replaced.
 
     Raises:
-        InputError: its folder cannot be written.
+        InputError: its folder cannot be written, or it is a folder, a device or a pipe.
     """
-    with scratch(path) as folder:
-        temporary = folder / path.name
+    real = Path(os.path.realpath(path))
+    if real.exists() and not real.is_file():
+        raise InputError(f"output {path} is not a file; choose another -o")
+    with scratch(real) as folder:
+        temporary = folder / real.name
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and its like for a moment: a second press must not stop the cleaning up after the first."""
-    if threading.current_thread() is not threading.main_thread():  # they never reach another thread
-        yield
-        return
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def swap(folder: Path, destination: Path) -> None:
-    """Put `folder` in the place of `destination`, which may be absent, empty or a bundle."""
-    if not destination.exists():
-        folder.rename(destination)
-        return
-    old = folder.with_name(folder.name + ".old")
-    destination.rename(old)
-    try:
-        folder.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        temporary.replace(real)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.errors import EngineError
+from engines.files import atomic_path
 from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -128,13 +130,8 @@ def save(figure: Any, path: Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(temporary, dpi=_DPI, format="png")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); choose another folder with -o"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=_DPI, format="png")
+    except EngineError as error:
+        raise InputError(f"{error}; choose another place with -o") from None

@@ -8,6 +8,7 @@ REPO/sit_s_images/   config.pbtxt · labels.txt · 1/     the ensemble of the tw
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from engines.files import exchange, held
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.staging import scratch, uninterrupted
@@ -31,11 +33,12 @@ from sit_deploy.triton.config import (
     protobuf,
     text,
 )
-from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for
+from sit_deploy.triton.readme import readme
 
 _CONFIG = "config.pbtxt"
 # Triton takes names as they are; these are the ones that need no escaping in a URL, a shell or a path
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_LONGEST_NAME = 200  # of the 255 that a folder's may have; others are made of it
 _PARTS = "sit_deploy_parts"  # what the Python models import, beside them
 _MODELS = Path(__file__).parent / "python_models"
 
@@ -89,28 +92,48 @@ def write_repository(
         _check_serving(bundle, serving)
     _check_repository(repository)
     with scratch(repository) as folder:
+        versions = {}
         for bundle, serving in packages:
             for name in _write_models(bundle, serving, folder):
+                versions[name] = serving.version
                 _check_model(folder / name, repository / name, serving.version, force)
-        made = sorted(path.name for path in folder.iterdir())
         with uninterrupted():
             repository.mkdir(parents=True, exist_ok=True)
-            for name in made:
-                _place(folder / name, repository / name)
-    return made
+            with held(repository):
+                for name, version in versions.items():  # again: another run may have been here
+                    _check_model(folder / name, repository / name, version, force)
+                for bundle, serving in packages:
+                    _check_decoder(bundle, serving, folder, repository)
+                _place_all(packages, folder, repository)
+    return sorted(versions)
 
 
 def _check_serving(bundle: Bundle, serving: Serving) -> None:
     if not _NAME.fullmatch(serving.name):
         raise InputError(
-            f"model name '{serving.name}' is not allowed: use letters, digits, '_', '-' and '.'; pass another --name"
+            f"model name {serving.name!r} is not allowed: use letters, digits, '_', '-' and '.'; pass another --name"
         )
-    if serving.version < 1:
-        raise InputError(f"a model's version is 1 or more, got {serving.version}; pass --version 1")
-    if serving.instances < 1:
-        raise InputError(f"a model has 1 instance or more, got {serving.instances}; pass --instances 1")
-    if serving.max_queue_delay < 0:
-        raise InputError(f"--max-queue-delay must be 0 or more microseconds, got {serving.max_queue_delay}")
+    if len(serving.name) > _LONGEST_NAME:
+        raise InputError(
+            f"a model's name has at most {_LONGEST_NAME} letters, got {len(serving.name)}; pass another --name"
+        )
+    for number, least, most, what, example in (
+        (serving.version, 1, 2**31 - 1, "a model's version is 1 or more", "--version 1"),
+        (serving.instances, 1, 1024, "a model has 1 instance or more", "--instances 1"),
+        (
+            serving.max_queue_delay,
+            0,
+            10**9,
+            "--max-queue-delay must be 0 or more microseconds",
+            "--max-queue-delay 100",
+        ),
+        (serving.threads, 0, 4096, "--threads must be 0 or more", "--threads 0"),
+        (max(serving.gpus, default=0), 0, 1023, "a GPU's number is 0 or more", "--gpus 0"),
+    ):
+        if not least <= number <= most:
+            raise InputError(
+                f"{what}{f' and at most {most}' if number > most else ''}, got {number}; pass {example}"
+            )
     if serving.gpus and serving.backend == "python":
         raise InputError(
             "the Python backend's models run on the CPU; leave --gpus out, or pass another --backend"
@@ -146,11 +169,24 @@ def _check_model(made: Path, there: Path, version: int, force: bool) -> None:
         )
     new, old = (parse((path / _CONFIG).read_text(encoding="utf-8")) for path in (made, there))
     others = {p.name for p in there.iterdir() if p.name.isdigit()} - {str(version)}
+    if any(int(other) > version for other in others) and _for_all_versions(made) != _for_all_versions(there):
+        raise InputError(
+            f"{there} has a version newer than {version}, and it would be served with this bundle's labels and preprocessing; "
+            f"pass --version {_next_version(there)}, or another --name"
+        )
     if others and _contract(new) != _contract(old):
         raise InputError(
             f"{there} takes or gives something else ({_contract_text(old)}, now {_contract_text(new)}), and versions of a "
             "model share one configuration; pass another --name"
         )
+
+
+def _for_all_versions(model: Path) -> tuple[str, str]:
+    """What the newest version of a model is served with, whichever version it was written with: labels and preprocessing."""
+    labels = model / LABELS
+    config = parse((model / _CONFIG).read_text(encoding="utf-8"))
+    preprocessing = config.parameters["preprocessing"].string_value
+    return labels.read_text(encoding="utf-8") if labels.is_file() else "", preprocessing
 
 
 def _contract(config: Any) -> tuple[Any, ...]:
@@ -175,18 +211,95 @@ def _next_version(model: Path) -> int:
     return max((int(p.name) for p in model.iterdir() if p.name.isdigit()), default=0) + 1
 
 
-def _place(made: Path, there: Path) -> None:
-    """Move a model to its place; into the one that is there, its version first and the configuration last."""
+def _check_decoder(bundle: Bundle, serving: Serving, folder: Path, repository: Path) -> None:
+    """Refuse to give a network to a decoder and an ensemble that are there already and prepare images for another."""
+    if serving.ensemble:
+        return
+    for name, wanted in (
+        (serving.decoder, ("", json.dumps(bundle.preprocessing().to_dict()))),
+        (serving.images, (_labels(bundle), "")),
+    ):
+        there = repository / name
+        if (
+            (there / _CONFIG).is_file()
+            and not (folder / name).exists()
+            and _for_all_versions(there) != wanted
+        ):
+            raise InputError(
+                f"{there} prepares images, or names classes, for another network than this; pass --ensemble to replace it too, "
+                "or another --name"
+            )
+
+
+def _place_all(packages: Sequence[tuple[Bundle, Serving]], folder: Path, repository: Path) -> None:
+    """Move models from `folder` to their places, each in one step.
+
+    A decoder and an ensemble that will prepare images or name classes differently are taken away first and come last: whoever
+    is killed in between, or looks, finds models that belong together, or some missing.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    written = {name: [path.name for path in (folder / name).iterdir()] for name in names}
+    for name in names:
+        _take_along(repository / name, folder / name)
+    away = folder / "away"
+    away.mkdir()
+    for _, serving in packages:
+        steps = [serving.images, serving.decoder] if serving.ensemble else []
+        if any(_differ(folder / name, repository / name) for name in steps):
+            for name in steps:
+                if (repository / name).exists():
+                    (repository / name).rename(away / name)
+    last = {serving.images for _, serving in packages}
+    for name in sorted(names, key=lambda name: (name in last, name)):
+        _place(folder / name, repository / name, written[name])
+
+
+def _differ(made: Path, there: Path) -> bool:
+    """Whether a model says something else than the one that is there, or it is not there."""
+    return any(
+        not (there / name).is_file() or (there / name).read_bytes() != (made / name).read_bytes()
+        for name in (_CONFIG, LABELS)
+        if (made / name).is_file()
+    )
+
+
+def _take_along(there: Path, made: Path) -> None:
+    """Link what a model has besides what was written for it, other versions above all, into what will replace it."""
+    if not there.exists():
+        return
+    for path in there.iterdir():
+        target = made / path.name
+        if target.exists():
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target, copy_function=_link)
+        else:
+            _link(path, target)
+
+
+def _link(path: Any, target: Any) -> None:
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without
+        shutil.copy2(path, target)
+
+
+def _place(made: Path, there: Path, written: Sequence[str]) -> None:
+    """Move a model to its place in one step; where the system has no such step, its version first and the rest last.
+
+    Args:
+        written: names in `made` that are new.
+    """
     if not there.exists():
         made.rename(there)
         return
-    for version in [p for p in made.iterdir() if p.is_dir()]:  # whole before the first is moved
-        target = there / version.name
-        if target.exists():
-            target.rename(made / f"{version.name}.old")  # goes with the scratch folder
-        version.rename(target)
-    for file in sorted((p for p in made.iterdir() if p.is_file()), key=lambda p: p.name == _CONFIG):
-        file.replace(there / file.name)
+    if exchange(made, there):
+        return  # the old one goes with the scratch folder
+    for name in sorted(written, key=lambda n: (not n.isdigit(), n == _CONFIG)):
+        target = there / name
+        if target.is_dir():
+            target.rename(made / f"{name}.old")
+        (made / name).replace(target)
 
 
 def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:
@@ -208,7 +321,7 @@ def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:
         if any(output.label_filename for output in config.output):
             (model / LABELS).write_text(_labels(bundle), encoding="utf-8")
     _write_network(bundle, serving, folder / serving.name / str(serving.version))
-    (folder / serving.name / "README.md").write_text(_readme(bundle, serving), encoding="utf-8")
+    (folder / serving.name / "README.md").write_text(readme(bundle, serving), encoding="utf-8")
     if serving.ensemble:
         _write_python(
             folder / serving.decoder / str(serving.version),
@@ -253,40 +366,6 @@ def _package(name: str) -> Path:
 def _labels(bundle: Bundle) -> str:
     """One class a line; Triton knows no other way, so a line break in a name becomes a space."""
     return "".join(" ".join(name.split()) + "\n" for name in bundle.classes)
-
-
-def _readme(bundle: Bundle, serving: Serving) -> str:
-    manifest = bundle.manifest
-    engine = manifest["engine"]
-    preprocessing = manifest["preprocessing"]
-    lines = [
-        f"# {serving.name}",
-        "",
-        f"{manifest['model']['name']} in {manifest['precision']}, made by sit-deploy from bundle {manifest['digest'][:12]}.",
-        "",
-    ]
-    if serving.backend == "tensorrt":
-        image = image_for(engine["version"])
-        where = f"`{image}`" if image else f"the container with that release ({SUPPORT_MATRIX})"
-        lines += [
-            f"The engine runs in TensorRT {engine['version']} only, on {engine['target']}: serve it in {where}. "
-            f"If Triton cannot deserialize it there, compare the container's TensorRT in the release notes: {SUPPORT_MATRIX}",
-            "",
-        ]
-    elif serving.backend == "python":
-        need = "NumPy, ONNX Runtime" + (" and Pillow" if serving.ensemble else "")
-        lines += [f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}.", ""]
-    else:
-        lines += ["Runs in Triton's ONNX Runtime backend, which any of its containers has.", ""]
-    shape = ", ".join(map(str, bundle.preprocessing().shape))
-    lines += [
-        f"- `{serving.name}`: `images` {preprocessing['dtype']} (n, {shape}), prepared as the bundle's manifest says "
-        f"→ `logits` float32 (n, {manifest['model']['num_classes']})"
-    ]
-    if serving.ensemble:
-        lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → `logits`"]
-    lines += ["", "Ask for `classification` of `logits` to get the names of the best classes.", ""]
-    return "\n".join(lines)
 
 
 def default_name(bundle: Bundle) -> str:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines import files
 from sit_deploy import bundle as bundles
 from sit_deploy import staging as stages
 from sit_deploy.bundle import check_destination, digest, load_bundle, sha256, staging, write_manifest
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
-from sit_deploy.staging import scratch
+from sit_deploy.staging import scratch, write_whole
 from tests.helpers.command_line import snapshot
 
 FILES = ("model.onnx", "engine.onnx", "golden.npz", "report.json", "report.html")
@@ -373,11 +376,11 @@ def test_a_failed_move_puts_the_old_bundle_back(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("place", ["swap", "rmtree"])
+@pytest.mark.parametrize("place", ["move_in", "rmtree"])
 def test_ctrl_c_at_the_worst_moment(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pressed between the two renames, or a second time while the first press is being cleaned up after."""
     path = make_bundle(tmp_path / "b")
-    holder = bundles if place == "swap" else stages.shutil
+    holder = stages if place == "move_in" else files.shutil
     work = getattr(holder, place)
 
     def press(*args: Any, **options: Any) -> None:
@@ -385,7 +388,7 @@ def test_ctrl_c_at_the_worst_moment(place: str, tmp_path: Path, monkeypatch: pyt
         work(*args, **options)
 
     monkeypatch.setattr(holder, place, press)
-    if place == "swap":
+    if place == "move_in":
         try:
             with staging(path, force=True) as folder:
                 write(folder)
@@ -400,3 +403,78 @@ def test_ctrl_c_at_the_worst_moment(place: str, tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(KeyboardInterrupt):  # the handler is the usual one again
         signal.raise_signal(signal.SIGINT)
+
+
+KILLED = """
+import engines.files, os, signal
+from pathlib import Path
+from sit_deploy.bundle import staging
+def stop(folder, destination):
+    os.kill(os.getpid(), signal.SIGKILL)
+engines.files.exchange = lambda *_: {exchange}
+engines.files.shutil.rmtree = stop
+move = Path.rename
+def rename(self, target):
+    if self.name == "b":
+        move(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return move(self, target)
+Path.rename = rename
+with staging(Path("b"), force=True) as folder:
+    (folder / "model.onnx").write_text("new")
+    (folder / "manifest.json").write_text('{{"files": {{"model.onnx": {{}}}}}}')
+"""
+
+
+def test_a_bundle_moved_away_by_a_killed_run_is_back_at_the_next_look(tmp_path: Path) -> None:
+    """Where the system cannot exchange two folders in one step."""
+    path = make_bundle(tmp_path / "b")
+    before = snapshot(path)
+    for look in (load_bundle, lambda path: check_destination(path, force=True)):
+        done = subprocess.run([sys.executable, "-c", KILLED.format(exchange=False)], cwd=tmp_path)
+        assert done.returncode == -signal.SIGKILL and not path.exists()
+        look(path)
+        assert snapshot(path) == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_builds_into_one_place_at_the_same_time(tmp_path: Path) -> None:
+    """One wins; the other says so in one line and leaves nothing."""
+    slower, quicker = staging(tmp_path / "b", force=False), staging(tmp_path / "b", force=False)
+    with pytest.raises(InputError, match="is already a bundle; pass --force"), slower as folder:
+        write(folder)
+        with quicker as other:
+            write(other)
+            (other / "model.onnx").write_text("the quicker one's")
+    assert (tmp_path / "b/model.onnx").read_text() == "the quicker one's"
+    with staging(tmp_path / "b", force=True) as first, staging(tmp_path / "b", force=True) as second:
+        write(first)
+        write(second)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_came_at_the_last_moment_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = bundles.check_destination
+
+    def late(path: Path, force: bool) -> None:
+        looked(path, force)
+        if path.name == "b" and any(tmp_path.iterdir()):
+            (path / "thesis").mkdir(parents=True)
+
+    monkeypatch.setattr(bundles, "check_destination", late)
+    left = pytest.raises(InputError, match="made by another program meanwhile, and is left as it is")
+    with left, staging(tmp_path / "b", force=False) as folder:
+        write(folder)
+    assert [p.name for p in tmp_path.rglob("*")] == ["b", "thesis"]
+
+
+@pytest.mark.parametrize("place", ["fifo", "folder"])
+def test_a_text_replaces_files_alone(place: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="is not a file; choose another -o"):
+        write_whole(tmp_path / place, "text")
+    assert snapshot(tmp_path) == before
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "text"

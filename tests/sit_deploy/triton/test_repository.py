@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.bundle import Bundle, digest, load_bundle
 from sit_deploy.errors import InputError
+from sit_deploy.triton import repository as repositories
 from sit_deploy.triton.config import parse
 from sit_deploy.triton.repository import choose_backend, default_name, write_repository
 from tests.helpers.command_line import snapshot
@@ -129,9 +131,135 @@ def test_force_replaces_one_version_and_keeps_the_others(bundle: Bundle, tmp_pat
     assert config.parameters["threads"].string_value == "2"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "with space", "naïve", "-option"])
+@pytest.fixture
+def other(copy_of: Copy, trained: Trained) -> Bundle:
+    """As `bundle`, with other preprocessing and class names: what takes over must take over whole."""
+    path = copy_of(trained.bundle, "other") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["preprocessing"] |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    manifest["classes"] = [name.upper() for name in manifest["classes"]]
+    manifest["digest"] = digest(manifest)
+    path.write_text(json.dumps(manifest))
+    return load_bundle(path.parent)
+
+
+def belongs_together(repository: Path, bundles: list[Bundle]) -> str:
+    """Check that what is in a repository now serves one of `bundles` and no mixture; returns what there is."""
+    network = parse((repository / "net/config.pbtxt").read_text())
+    digests = {bundle.manifest["digest"]: bundle for bundle in bundles}
+    now = digests[network.parameters["bundle_digest"].string_value]
+    parts = ["old" if now is bundles[0] else "new"]
+    for name in ("net", "net_images"):
+        if (repository / name).exists():
+            assert (repository / name / "labels.txt").read_text().split("\n")[:-1] == now.classes, name
+    if (repository / "net_decode").exists():
+        decoder = parse((repository / "net_decode/config.pbtxt").read_text())
+        fields = json.loads(decoder.parameters["preprocessing"].string_value)
+        assert fields == now.preprocessing().to_dict()
+        parts.append("decoder")
+    if (repository / "net_images").exists():
+        assert (repository / "net_decode").exists()
+        parts.append("ensemble")
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_whoever_looks_at_any_moment_sees_models_that_belong_together(
+    version: int, bundle: Bundle, other: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that watches the repository, or one that starts on what a killed run has left."""
+    repository, seen = tmp_path / "repo", []
+    write_repository([(bundle, serving(ensemble=True))], repository)
+    (repository / "net/notes.txt").write_text("mine")
+
+    def look(work: Callable[..., Any]) -> Callable[..., Any]:
+        def looking(*args: Any) -> Any:
+            seen.append(belongs_together(repository, [bundle, other]))
+            done = work(*args)
+            seen.append(belongs_together(repository, [bundle, other]))
+            return done
+
+        return looking
+
+    monkeypatch.setattr(repositories, "exchange", look(repositories.exchange))
+    monkeypatch.setattr(Path, "rename", look(Path.rename))
+    write_repository([(other, serving(ensemble=True, version=version))], repository, force=version == 1)
+    assert seen[0] == "old decoder ensemble" and seen[-1] == "new decoder ensemble" and len(seen) >= 10
+    monkeypatch.undo()
+    assert (repository / "net/notes.txt").read_text() == "mine"
+    versions = sorted(path.name for path in (repository / "net").iterdir() if path.is_dir())
+    assert versions == [str(n) for n in range(1, version + 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "repo"]
+
+
+def test_models_are_never_away_when_they_say_the_same(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, seen = tmp_path / "repo", []
+    write_repository([(bundle, serving(ensemble=True))], repository)
+    work = repositories.exchange
+
+    def looking(*args: Any) -> bool:
+        seen.append(belongs_together(repository, [bundle]))
+        return work(*args)
+
+    monkeypatch.setattr(repositories, "exchange", looking)
+    write_repository([(bundle, serving(ensemble=True, threads=2))], repository, force=True)
+    assert seen == ["old decoder ensemble"] * 3
+
+
+def test_a_file_system_that_cannot_exchange(
+    bundle: Bundle, other: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repo"
+    monkeypatch.setattr(repositories, "exchange", lambda *_: False)
+    write_repository([(bundle, serving(ensemble=True))], repository)
+    write_repository([(bundle, serving(ensemble=True, version=2))], repository)
+    write_repository([(other, serving(ensemble=True, version=2))], repository, force=True)
+    assert belongs_together(repository, [bundle, other]) == "new decoder ensemble"
+    assert sorted(p.name for p in (repository / "net").iterdir() if p.is_dir()) == ["1", "2"]
+
+
+def test_a_network_is_not_put_behind_a_decoder_of_another(
+    bundle: Bundle, other: Bundle, tmp_path: Path
+) -> None:
+    """Left out, --ensemble must not leave the old one there; an older version must not bring its labels to a newer one."""
+    repository = tmp_path / "repo"
+    write_repository([(bundle, serving(ensemble=True))], repository)
+    wrong = "for another network than this; pass --ensemble to replace it too, or another --name"
+    refused([(other, serving())], repository, wrong, force=True)
+    refused([(other, serving(version=2))], repository, wrong)
+    write_repository([(bundle, serving(threads=3))], repository, force=True)
+    write_repository([(other, serving(ensemble=True, version=2))], repository)
+    newer = "it would be served with this bundle's labels and preprocessing; pass --version 3"
+    refused([(bundle, serving(ensemble=True))], repository, newer, force=True)
+
+
+def test_runs_at_the_same_time_each_add_what_is_theirs(bundle: Bundle, tmp_path: Path) -> None:
+    """Of two that add the same, one wins, and the other says so in one line."""
+    repository = tmp_path / "repo"
+
+    def add(name: str) -> str:
+        try:
+            return write_repository([(bundle, serving(name))], repository)[0]
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(add, ["one", "two", "same", "same"]))
+    assert said[:2] == ["one", "two"]
+    assert sorted("has a version 1 already" in line for line in said[2:]) == [False, True]
+    assert sorted(path.name for path in repository.iterdir()) == ["one", "same", "two"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../up", ".hidden", "with space", "naïve", "-option", "\x1b[31mred", "a\nb", "a\0"]
+)
 def test_names_that_make_trouble(name: str, bundle: Bundle, tmp_path: Path) -> None:
-    refused([(bundle, serving(name))], tmp_path / "repo", "is not allowed: use letters, digits")
+    refused([(bundle, serving(name))], tmp_path / "repo", r"is not allowed: use letters, digits")
+    with pytest.raises(InputError) as caught:
+        write_repository([(bundle, serving(name))], tmp_path / "repo")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +268,12 @@ def test_names_that_make_trouble(name: str, bundle: Bundle, tmp_path: Path) -> N
         ({"version": 0}, "version is 1 or more, got 0"),
         ({"instances": 0}, "1 instance or more, got 0"),
         ({"max_queue_delay": -1}, "must be 0 or more microseconds, got -1"),
+        ({"version": 2**63}, "at most 2147483647, got 9223372036854775808; pass --version 1"),
+        ({"instances": 10**21}, "at most 1024, got"),
+        ({"max_queue_delay": 2**64}, "at most 1000000000, got"),
+        ({"threads": 10**6}, "at most 4096, got 1000000"),
+        ({"gpus": (2**40,)}, "at most 1023, got"),
+        ({"name": "n" * 201}, "at most 200 letters, got 201"),
         ({"gpus": (0,)}, "leave --gpus out"),
         ({"backend": "vllm"}, "--backend vllm is not offered; choose tensorrt, onnxruntime, python"),
         (
