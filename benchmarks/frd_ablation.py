@@ -189,7 +189,7 @@ def main(
         epochs=teacher_epochs,
         lr=teacher_lr,
         warmup_epochs=1,
-        min_lr=1e-5,
+        min_lr=1.6e-4,
         seed=0,
     )
     if teacher_only:
@@ -199,7 +199,7 @@ def main(
     def student(arm: str, lr: float, seed: int, longer: int = 0) -> tuple[str, float, int, Path]:
         run = work / (f"{arm}-long" if longer else f"{arm}-lr{lr:g}-seed{seed}")
         source = {"teacher": teacher} if arm == "frd" else {"init": teacher}
-        schedule = {"epochs": longer or epochs, "lr": lr, "min_lr": 1e-5, "seed": seed}
+        schedule = {"epochs": longer or epochs, "lr": lr, "min_lr": 1.6e-4, "seed": seed}
         train(run, 1, model=model, data=data, **source, **PICTURES, **schedule)
         return arm, lr, seed, run
 

@@ -47,6 +47,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
         try:
             run.open()
             with _StopSignal() as stop:
+                _say_plan(run)
                 if run.position.epoch == run.position.step == 0:
                     _record_start(run, stop)
                 for epoch in range(run.position.epoch, run.epochs):
@@ -136,6 +137,7 @@ class _Meter:
         self.first = run.position.step
         self.waited = 0.0
         self.started = self.logged = time.perf_counter()
+        self.paced = self.first  # steps of the epoch that the run's pace knows of
 
     def waiting(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the next batch, and count the time that it took to come."""
@@ -197,11 +199,12 @@ class _Meter:
         means = {name: value / position.window_steps for name, value in position.window.items()}
         position.window, position.window_steps = {}, 0
         position.seconds += now - self.logged
-        self.logged = now
+        run.pace.trained(done - self.paced, now - self.logged)
+        self.logged, self.paced = now, done
         if run.log is not None:
             step = self.epoch * run.loaders.steps + done
             run.log.write("step", step, **means, lr=_learning_rate(run))
-            run.reporter.steps(self.epoch + 1, done, run.loaders.steps, means["loss"], self.rate())
+            run.reporter.steps(run.place(self.epoch, done), means["loss"], self.rate())
 
     def means(self) -> dict[str, float]:
         """Mean losses of the epoch, images a second, and the share of time spent waiting for images."""
@@ -225,7 +228,22 @@ def _validate(run: Run, stop: _StopSignal) -> Metrics:
         if stop.asked and run.world.size == 1:  # several processes must agree, and do so at the next step
             _stop(run, stop)
 
-    return evaluate(run.evaluated(), run.loaders.val, run.world, autocast=run.autocast, progress=show)
+    started = time.perf_counter()
+    metrics = evaluate(run.evaluated(), run.loaders.val, run.world, autocast=run.autocast, progress=show)
+    run.pace.validated(time.perf_counter() - started)
+    return metrics
+
+
+def _say_plan(run: Run) -> None:
+    """Say what is going to be done, before it is."""
+    run.reporter.note(run.plan.text())
+    if warning := run.plan.warning():
+        run.reporter.warn(warning)
+    if run.position.epoch or run.position.step:
+        where = f"after step {run.position.step} of epoch {run.position.epoch + 1}"
+        run.reporter.note(
+            "The run is finished" if run.position.epoch == run.epochs else f"Going on {where} of {run.epochs}"
+        )
 
 
 def _record_start(run: Run, stop: _StopSignal) -> None:
@@ -243,7 +261,7 @@ def _record_start(run: Run, stop: _StopSignal) -> None:
     if run.log is not None:
         run.log.write("epoch", 0, **row)
         run.reporter.note(start)
-        run.reporter.epoch(row)
+        run.reporter.epoch(row, run.place(-1, run.loaders.steps))
 
 
 def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metrics) -> None:
@@ -261,7 +279,7 @@ def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metri
     keep_best(run, metrics, epoch + 1)
     if run.log is not None:
         run.log.write("epoch", (epoch + 1) * run.loaders.steps, **row)
-        run.reporter.epoch(row)
+        run.reporter.epoch(row, run.place(epoch, run.loaders.steps))
     run.save()
 
 

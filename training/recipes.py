@@ -22,7 +22,7 @@ def _option(default: Any, text: str) -> Any:
 class Recipe:
     """Every hyper-parameter that a user may want to change; each is an option of `sit-deploy train`.
 
-    Learning rates are those of a total batch of 512 images and scale linearly with it.
+    Learning rates are those of a total batch of 512 images and scale linearly with it; see `optimise.rates_of`.
     """
 
     epochs: int = _option(125, "Epochs over which the learning rate falls.")
@@ -30,7 +30,7 @@ class Recipe:
     warmup_epochs: int = _option(0, "First epochs, over which the learning rate rises.")
     batch_size: int = _option(128, "Images a process and pass.")
     lr: float = _option(2e-4, "Learning rate at a total batch of 512; scaled linearly.")
-    min_lr: float = _option(1e-5, "Learning rate at the end; not scaled.")
+    min_lr: float = _option(1e-5, "Learning rate at the end; scaled below 512 images alone.")
     lr_per_step: bool = _option(False, "Set the learning rate every step, not every epoch.")
     rtsm_lr_scale: float = _option(5.0, "Factor of the learning rate of the reverse TSMs.")
     weight_decay: float = _option(0.05, "Weight decay of AdamW; none on biases, norms and tokens.")
@@ -70,22 +70,29 @@ class Recipe:
         }
         limits.check_numbers(self, numbers)
         least = {"epochs": 1, "batch_size": 1, "repeats": 1}
-        shares = ("drop_path", "smoothing", "erasing", "flip", "ema_decay")
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
+        for entry in fields(self):
+            name, value = entry.name, getattr(self, entry.name)
+            _check_type(name, str(entry.type), value)
             if isinstance(value, (str, bool)):
                 continue
-            low, high = least.get(name, 0), 1 if name in shares else float("inf")
+            low, high = least.get(name, 0), 1 if name in _SHARES else float("inf")
             if not low <= value <= high or (high == 1 and value == 1) or value == float("inf"):
                 span = f"from {low} to below 1" if high == 1 else f"at least {low}"
-                raise InputError(f"{option_name(name)} must be {span}, got {value:g}")
+                raise InputError(f"{option_name(name)} must be {span}, got {shown(value)}")
+            if value > _MOST.get(name, value):
+                raise InputError(f"{option_name(name)} must be at most {_MOST[name]}, got {shown(value)}")
         for name, most in (("lr", 1000), ("temperature", None), ("min_scale", 1), ("min_ratio", 1)):
             value = getattr(self, name)
             if not value > 0 or (most and value > most):
                 limit = f" and at most {most}" if most else ""
-                raise InputError(f"{option_name(name)} must be above 0{limit}, got {value:g}")
+                raise InputError(f"{option_name(name)} must be above 0{limit}, got {shown(value)}")
         if self.crop_pct > 1:
             raise InputError(f"--crop-pct must be at most 1, got {self.crop_pct:g}")
+        if self.min_lr > self.lr:
+            raise InputError(
+                f"--min-lr {self.min_lr:g}, where the learning rate ends, is above --lr {self.lr:g}, where it starts; "
+                "pass a smaller one"
+            )
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup_epochs} leaves none of the {self.epochs} epochs; pass fewer"
@@ -95,6 +102,43 @@ class Recipe:
                 f"--batch-size {self.batch_size} is odd, and mixup takes images in pairs; pass an even one, or "
                 "--mixup 0 --cutmix 0"
             )
+
+    def with_values(self, values: dict[str, Any]) -> Recipe:
+        """Return the recipe with a user's own values, and with what they leave no room for drawn after them.
+
+        A learning rate below the end of the cosine takes the end along, in the recipe's proportion; epochs that are no more
+        than the warm-up leave a fifth of them for it.
+        """
+        made = replace(self, **values)
+        if "min_lr" not in values and isinstance(made.lr, int | float) and 0 < made.lr < self.min_lr:
+            made = replace(made, min_lr=made.lr * self.min_lr / self.lr)
+        if (
+            "warmup_epochs" not in values
+            and isinstance(made.epochs, int)
+            and 0 < made.epochs <= self.warmup_epochs
+        ):
+            made = replace(made, warmup_epochs=made.epochs // 5)
+        return made
+
+
+_SHARES = ("drop_path", "smoothing", "erasing", "flip", "ema_decay")
+# beyond what any training takes, and within what can be counted and held
+_MOST = {"epochs": 10**6, "cooldown_epochs": 10**6, "batch_size": 10**6, "repeats": 1000}
+_TYPES = {"int": (int, "a whole number"), "float": (int | float, "a number"), "str": (str, "a text"), "bool": (bool, "true or false")}  # fmt: skip
+
+
+def _check_type(name: str, kind: str, value: Any) -> None:
+    wanted, words = _TYPES[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        raise InputError(f"{option_name(name)} must be {words}, got {value!r:.60}")
+
+
+def shown(value: int | float) -> str:
+    """Return a number for a message, however many digits it has."""
+    try:
+        return f"{value:g}" if abs(value) < 1e6 or isinstance(value, float) else f"{value:.4g}"
+    except OverflowError:
+        return "a number beyond all use"
 
 
 def option_name(field_name: str) -> str:
@@ -115,6 +159,27 @@ STUDENTS: dict[str, Recipe] = {
     "sit_m": _STUDENT,
     "sit_l": replace(_STUDENT, drop_path=0.3, auto_augment="rand-n3-m9-mstd0.5-inc1"),
 }
+
+
+def default_text(name: str) -> str:
+    """Return the default of a recipe's field for help: the students', and what differs from it, by model and data."""
+    models = [(model, recipe, _STUDENT) for model, recipe in STUDENTS.items()]
+    others = [
+        *models,
+        ("teachers", _TEACHER, _STUDENT),
+        ("teachers with --init", _FINE_TUNE, _TEACHER),
+        ("digits", DIGITS_TEACHER, _STUDENT),
+        ("digits' students", DIGITS_STUDENT, DIGITS_TEACHER),
+    ]
+    values = [(whose, getattr(recipe, name), getattr(like, name)) for whose, recipe, like in others]
+    differing = [f"{whose} {_short(value)}" for whose, value, like in values if value != like]
+    return "; ".join((_short(getattr(_STUDENT, name)), *differing))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return (value or "none") if isinstance(value, str) else f"{value:g}"
 
 
 def recipe_for(model: str, *, distils: bool, from_checkpoint: bool, data: str, qat: bool = False) -> Recipe:
@@ -158,7 +223,7 @@ DIGITS_TEACHER = Recipe(
     warmup_epochs=1,
     batch_size=32,
     lr=1.6e-2,
-    min_lr=1e-5,
+    min_lr=1.6e-4,
     lr_per_step=True,
     clip_grad=1.0,
     drop_path=0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class TrainRequest:
         unknown = [k for k, _ in self.overrides if k not in asdict(base)]
         if unknown:
             raise InputError(f"a recipe has no '{unknown[0]}'{nearest(unknown[0], tuple(asdict(base)))}")
-        return replace(base, **dict(self.overrides))
+        return base.with_values(dict(self.overrides))
 
     def check(self) -> None:
         """Refuse what can be refused at once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Summary:
     """A finished run.
 
     agreement, kl: of the student with its teacher (see `Metrics`). retained: percent of its top-1. int8: whether the
-    student's figures are those of its fake-quantised form.
+    student's figures are those of its fake-quantised form. plan, recipe: what was done, as plain values.
     """
 
     weights: Path
@@ -59,6 +59,8 @@ class Summary:
     teacher: Side | None = None
     agreement: float | None = None
     kl: float | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def retained(self) -> float | None:
@@ -188,6 +190,8 @@ def finish(run: Run) -> Summary:
         teacher=sides[1] if len(sides) > 1 else None,
         agreement=metrics.agreement,
         kl=metrics.kl,
+        plan=run.plan.to_dict(),
+        recipe=asdict(run.recipe),
     )
     if run.world.is_main:
         figures = {**best, **metrics.to_dict()}

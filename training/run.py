@@ -19,6 +19,7 @@ from training.datasets import Data, open_data
 from training.distributed import World
 from training.loading import Loaders, gather_damaged, make_loaders, make_mixing, restore_damaged
 from training.optimise import make_optimiser, make_schedule
+from training.plan import Pace, Place, Plan
 from training.prepare import Models, make_models
 from training.qat import quantise
 from training.recipes import Recipe
@@ -38,8 +39,11 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Say a sentence."""
 
-    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        """Show the steps of this epoch that are done."""
+    def warn(self, text: str) -> None:
+        """Say what should be looked at."""
+
+    def steps(self, place: Place, loss: float, images_per_second: float) -> None:
+        """Show the steps that are done."""
 
     def calibrating(self, done: int, total: int) -> None:
         """Show the images that activations have been observed on."""
@@ -47,7 +51,7 @@ class Reporter(Protocol):
     def evaluating(self, done: int, total: int) -> None:
         """Show the batches of held-out images that are done."""
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def epoch(self, row: dict[str, Any], place: Place) -> None:
         """Show the figures of an epoch; epoch 0 is the start."""
 
 
@@ -55,10 +59,11 @@ class Silent:
     """A reporter that shows nothing."""
 
     def note(self, text: str) -> None: ...
-    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def steps(self, place: Place, loss: float, images_per_second: float) -> None: ...
     def calibrating(self, done: int, total: int) -> None: ...
     def evaluating(self, done: int, total: int) -> None: ...
-    def epoch(self, row: dict[str, Any]) -> None: ...
+    def epoch(self, row: dict[str, Any], place: Place) -> None: ...
 
 
 class _Fixed:
@@ -90,6 +95,7 @@ class Run:
     autocast: Callable[[], AbstractContextManager]
     identity: dict[str, Any]
     position: Position = field(default_factory=Position)
+    pace: Pace = field(default_factory=Pace)
     log: Log | None = None
     names_damaged: bool = True  # until one has been named
     absent: list[Path] = field(default_factory=list)  # of what it writes, what was not there before
@@ -102,6 +108,17 @@ class Run:
     def total_batch(self) -> int:
         """Images of one step, over all processes."""
         return self.recipe.batch_size * self.request.accumulate * self.world.size
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.of(self.recipe, len(self.data.train), self.total_batch, self.loaders.steps)
+
+    def place(self, epoch: int, step: int) -> Place:
+        """Return where the run is after `step` steps of `epoch`, counted from 0."""
+        steps = self.loaders.steps
+        passes = self.epochs - epoch + (1 if self.models.teacher is None else 2)  # those of the end too
+        left = self.pace.left((self.epochs - epoch) * steps - step, passes)
+        return Place(epoch + 1, self.epochs, step, steps, left)
 
     @property
     def last(self) -> Path:
@@ -204,7 +221,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         _quantise(request, models, data, loaders, world, reporter, resumed=states is not None)
     task = _make_task(request, recipe, models, world)
     optimiser = make_optimiser(task.model, recipe, total_batch)
-    schedule = make_schedule(optimiser, recipe, loaders.steps)
+    schedule = make_schedule(optimiser, recipe, loaders.steps, total_batch)
     autocast, scaler = _precision(request.amp, world.device)
     mix = make_mixing(recipe, data.num_classes, world.device)
     run = Run(

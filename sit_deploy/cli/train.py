@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -25,17 +26,21 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import model_options
-from training.recipes import Recipe, option_name
+from training.recipes import Recipe, default_text, option_name
 from training.request import KEPT_HIGH
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from training.plan import Place
+
+LINE_EVERY = 30  # seconds between lines about steps, where there is no terminal with a bar
+
 
 def recipe_options(command: Callable) -> Callable:
     """Add an option for every field of a recipe; one that is not given is None."""
     for entry in reversed(fields(Recipe)):
-        text = f"{entry.metadata['help']}"
+        text = f"{entry.metadata['help']}  [default: {default_text(entry.name)}]"
         if entry.type == "bool":
             name = option_name(entry.name)
             option = click.option(f"{name}/--no-{name[2:]}", entry.name, default=None, help=text)
@@ -201,7 +206,10 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
 
 @contextlib.contextmanager
 def reporting() -> Iterator[Any]:
-    """Give what shows a run on standard error: a bar for the epoch on a terminal, and a line for each epoch."""
+    """Give what shows a run on standard error: a bar for the epoch on a terminal, and a line for each epoch.
+
+    Where there is no terminal, also one every half a minute within an epoch.
+    """
     screen = console(stderr=True)
     reporter = _Reporter(screen)
     try:
@@ -215,6 +223,7 @@ class _Reporter:
         self.screen = screen
         self.bars: Any = None
         self.task: Any = None
+        self.said = time.monotonic()  # when a line was written last
 
     def close(self) -> None:
         if self.bars is not None:
@@ -223,8 +232,19 @@ class _Reporter:
     def note(self, text: str) -> None:
         say(self.screen, literal(text))
 
-    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        self._bar(f"epoch {epoch}  loss {loss:.3f}  {images_per_second:.0f} images/s", done, total)
+    def warn(self, text: str) -> None:
+        say(self.screen, f"[bold yellow]Warning:[/] {literal(text)}")
+
+    def steps(self, place: Place, loss: float, images_per_second: float) -> None:
+        text = f"{place.text}  loss {loss:.3f}  {images_per_second:.0f} images/s"
+        self._bar(text, place.step, place.steps)
+        if (
+            not self.screen.is_terminal
+            and time.monotonic() - self.said > LINE_EVERY
+            and place.step < place.steps
+        ):
+            self.said = time.monotonic()
+            say(self.screen, literal(text))
 
     def calibrating(self, done: int, total: int) -> None:
         self._bar("calibrating", done, total)
@@ -232,8 +252,9 @@ class _Reporter:
     def evaluating(self, done: int, total: int) -> None:
         self._bar("validating", done, total)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        parts = [f"epoch {row['epoch']:>3}"]
+    def epoch(self, row: dict[str, Any], place: Place) -> None:
+        self.said = time.monotonic()
+        parts = [place.text]
         if "train_loss" in row:
             parts.append(f"loss {row['train_loss']:.3f}")
         parts.append(f"top-1 {row['top1']:.2f} %")
@@ -248,15 +269,10 @@ class _Reporter:
     def _bar(self, text: str, done: int, total: int) -> None:
         if not self.screen.is_terminal:
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         if self.bars is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
+            columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
             self.bars = Progress(*columns, console=self.screen, transient=True)
             self.task = self.bars.add_task("")
             self.bars.start()

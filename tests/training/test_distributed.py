@@ -97,7 +97,7 @@ def test_stopped_as_two_and_resumed_as_one(
     """With a batch twice as large. One process is told to stop, and both do so at the same step."""
     output = tmp_path / "run"
     children = start_world(tmp_path / "streams", 2, *line(wide_pictures, output, 6, *kind))
-    children[0].wait_for("epoch   0  ")
+    children[0].wait_for("epoch 0/")
     os.kill(children[1].process.pid or 0, signal.SIGTERM)
     results = [child.wait() for child in children]
     assert [r.status for r in results] == [2, 2]

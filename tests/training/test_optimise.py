@@ -12,8 +12,15 @@ from torch.optim import Optimizer
 
 from sit_deploy.models.sit import SiT
 from tests.helpers.models import TINY, VIT, tiny_vit
-from training.optimise import make_optimiser, make_schedule, parameter_groups, set_learning_rate
-from training.recipes import Recipe
+from training.optimise import (
+    Rates,
+    make_optimiser,
+    make_schedule,
+    parameter_groups,
+    rates_of,
+    set_learning_rate,
+)
+from training.recipes import DIGITS_STUDENT, DIGITS_TEACHER, Recipe, recipe_for
 
 RECIPE = Recipe()
 LR = 2e-4 * 1024 / 512  # at a total batch of 1024
@@ -114,7 +121,7 @@ def test_the_optimiser_is_adamw_by_its_own_formula() -> None:
 
 def scheduled(recipe: Recipe, steps: int = 10) -> tuple[Optimizer, Any]:
     optimiser = make_optimiser(student(), recipe, 1024)
-    return optimiser, make_schedule(optimiser, recipe, steps)
+    return optimiser, make_schedule(optimiser, recipe, steps, 1024)
 
 
 def rates(optimiser: Optimizer) -> dict[str, float]:
@@ -178,3 +185,56 @@ def test_the_rate_does_not_depend_on_what_came_before(per_step: bool) -> None:
     optimiser, schedule = scheduled(recipe)
     set_learning_rate(schedule, recipe, 3, 4, 10)  # none at all: a resumed run
     assert rates(optimiser) == seen[3, 4]
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 8, 24, 25, 26, 64, 128, 511, 512, 513, 1024, 4096])
+def test_the_rate_never_rises_after_the_warm_up(batch: int, per_step: bool) -> None:
+    """Of any group, with any recipe, batch and schedule; and a warm-up never falls."""
+    bare = torch.nn.Linear(2, 2)
+    bare.rtsm = torch.nn.Linear(2, 2)
+    distils = {"distils": True, "from_checkpoint": False, "data": "x/"}
+    recipes = [recipe_for("sit_s", **distils)]
+    recipes += [
+        recipe_for("lvvit_s", **{**distils, "distils": False, "from_checkpoint": tuned}) for tuned in (0, 1)
+    ]
+    recipes += [DIGITS_TEACHER, DIGITS_STUDENT, recipe_for("sit_s", **distils, qat=True)]
+    changes = (
+        {},
+        {"epochs": 1},
+        {"epochs": 4},
+        {"lr": 3e-6},
+        {"rtsm_lr_scale": 1e-3},
+        {"rtsm_lr_scale": 0.0},
+        {"min_lr": 0.0},
+    )
+    for recipe in (recipe.with_values(change) for recipe in recipes for change in changes):
+        recipe.check()
+        recipe = replace(recipe, lr_per_step=per_step)
+        optimiser = make_optimiser(bare, recipe, batch)
+        schedule = make_schedule(optimiser, recipe, 2, batch)
+        before: dict[str, float] = {}
+        for epoch in range(recipe.epochs + recipe.cooldown_epochs):
+            for step in range(2):
+                set_learning_rate(schedule, recipe, epoch, step, 2)
+                now = rates(optimiser)
+                rising = epoch < recipe.warmup_epochs and (epoch or step)
+                falling = epoch > recipe.warmup_epochs or (epoch == recipe.warmup_epochs and step)
+                for name, rate in now.items():
+                    assert not rising or rate >= before[name] * (1 - 1e-12)
+                    assert not falling or rate <= before[name] * (1 + 1e-12), (
+                        recipe,
+                        batch,
+                        epoch,
+                        step,
+                        name,
+                    )
+                before = now
+
+
+def test_the_lowest_rates_scale_below_512_images_alone() -> None:
+    assert rates_of(RECIPE, 1024) == Rates(1e-6, 4e-4, 1e-5)
+    assert rates_of(RECIPE, 512) == Rates(1e-6, 2e-4, 1e-5)
+    small = rates_of(RECIPE, 16)
+    assert (small.warm_up, small.peak, small.floor) == pytest.approx((1e-6 / 32, 2e-4 / 32, 1e-5 / 32))
+    assert rates_of(DIGITS_TEACHER, 32).floor == 1e-5

@@ -144,6 +144,55 @@ def test_warm_up_must_leave_an_epoch() -> None:
     replace(Recipe(), epochs=3, warmup_epochs=2).check()
 
 
+def test_epochs_that_leave_no_room_for_the_warm_up_shorten_it() -> None:
+    """Where it was not asked for; a warm-up that was is refused instead."""
+    scratch = recipe_for("lvvit_s", distils=False, from_checkpoint=False, data="flowers/")
+    for epochs, warm_up in ((1, 0), (4, 0), (5, 1), (6, 5), (300, 5)):
+        made = scratch.with_values({"epochs": epochs})
+        made.check()
+        assert made.warmup_epochs == warm_up
+    assert "leaves none of the 3 epochs" in refusal(
+        **asdict(scratch.with_values({"epochs": 3, "warmup_epochs": 5}))
+    )
+
+
+def test_a_rate_below_the_end_of_the_cosine_takes_the_end_along() -> None:
+    made = Recipe().with_values({"lr": 2e-6})
+    made.check()
+    assert made.min_lr == pytest.approx(2e-6 / 20)
+    assert Recipe().with_values({"lr": 1e-4}).min_lr == 1e-5
+    message = refusal(lr=1e-5, min_lr=1e-4)
+    assert message == (
+        "--min-lr 0.0001, where the learning rate ends, is above --lr 1e-05, where it starts; pass a smaller one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 10**9),
+        ("cooldown_epochs", 2**63),
+        ("batch_size", 2**63),
+        ("repeats", 10**6),
+        ("epochs", 10**400),
+    ],
+)
+def test_numbers_beyond_all_use_are_refused(name: str, value: int) -> None:
+    message = refusal(**{name: value})
+    assert message.startswith(f"{option_name(name)} must be at most ") and len(message) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("epochs", "3", "a whole number"), ("epochs", 3.0, "a whole number"), ("batch_size", True, "a whole number"),
+        ("lr", "0.1", "a number"), ("lr", None, "a number"), ("lr_per_step", 1, "true or false"), ("auto_augment", None, "a text"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_refused(name: str, value: Any, wanted: str) -> None:
+    assert refusal(**{name: value}) == f"{option_name(name)} must be {wanted}, got {value!r}"
+
+
 @pytest.mark.parametrize("off", ["mixup", "cutmix"])
 def test_pictures_are_mixed_in_pairs(off: str) -> None:
     """Either of the two is enough for a batch to be even."""

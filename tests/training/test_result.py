@@ -146,7 +146,7 @@ def test_the_card(student: tuple[Path, Summary], teacher: Path, wide_pictures: P
     assert (card.name, card.stages, card.keeping_ratio) == ("sit_nano", (2, 2, 2, 2), 0.5)
     assert (card.tokens, card.image_size, card.num_classes) == ((9, 4, 2, 1), 48, 6)
     assert (card.classes, card.dist_token) == (CLASSES, False)
-    assert card.preprocessing == Preprocessing.for_model(48)
+    assert card.preprocessing == Preprocessing.for_model(48, orientation="exif")
     assert (card.metrics["top1"], card.metrics["top5"]) == (summary.student.top1, summary.student.top5)
     assert (card.metrics["images"], card.metrics["epoch"]) == (29, summary.best_epoch)
     assert (card.metrics["teacher_top1"], card.metrics["retained"]) == (
@@ -173,7 +173,7 @@ class KeepWeights(Silent):
     def __init__(self, folder: Path) -> None:
         self.folder, self.weights, self.top1 = folder, [], []
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def epoch(self, row: dict[str, Any], *_: Any) -> None:
         if row["epoch"]:
             self.weights.append(load_file(self.folder / "model.safetensors"))
             self.top1.append(row["top1"])

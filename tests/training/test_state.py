@@ -66,7 +66,7 @@ def make_parts(recipe: Recipe, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = SiT(**TINY)
     optimiser = make_optimiser(model, recipe, 512)
-    return {"model": model, "optimiser": optimiser, "schedule": make_schedule(optimiser, recipe, 10)}
+    return {"model": model, "optimiser": optimiser, "schedule": make_schedule(optimiser, recipe, 10, 512)}
 
 
 def test_training_goes_on_bit_by_bit(tmp_path: Path) -> None:

@@ -74,9 +74,16 @@ def test_what_is_said(pictures: Path, cli: CommandLine) -> None:
     """On standard error how it goes, on standard output what came of it."""
     result = cli(*line(pictures, "--epochs", 2))
     said = result.err.splitlines()
-    assert said[0] == "Training lvvit_nano from scratch"
-    assert [re.match(r"epoch +(\d+)  ", text).group(1) for text in said[1:]] == ["0", "1", "2"]  # type: ignore[union-attr]
-    assert re.search(r"epoch +2  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s", said[3])
+    assert said[0] == (
+        "48 images to train on, 8 a step: 6 steps an epoch; 2 epochs: 12 steps in all; learning rate 0.00156 to 1.56e-07"
+    )
+    assert said[1].startswith("Warning: 12 steps in all will hardly train anything: pass more --epochs")
+    assert said[2] == "Training lvvit_nano from scratch"
+    assert said[3].startswith("epoch 0/2  top-1 ")
+    assert re.fullmatch(
+        r"epoch 1/2, step 6/6, \d+ s left  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s.*", said[4]
+    )
+    assert re.fullmatch(r"epoch 2/2, step 6/6  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s.*", said[5])
     assert re.search(r"^ +lvvit_nano +0\.016 +\d+\.\d\d +\d+\.\d\d +9\s*$", result.out, re.MULTILINE)
     assert (
         "✓ new/run/model.safetensors: epoch " in result.out and "curves in new/run/curves.png" in result.out
@@ -332,7 +339,10 @@ def refused_late(result: Result) -> str:
     *before, last = result.err.splitlines()
     assert (result.status, result.out) == (2, "")
     assert "Traceback" not in result.err and last.startswith("Error: ")
-    assert all(re.match(r"Training |epoch ", text) for text in before), before
+    assert all(
+        re.match(r"Training |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all", text)
+        for text in before
+    ), before
     return last.removeprefix("Error: ")
 
 
@@ -395,7 +405,7 @@ def test_disk_full_later(pictures: Path, cli: CommandLine) -> None:
     output = cli.folder / "run"
     words_ = (*line(pictures, "--epochs", 2, "-o", output, "--save-every", 2), "--resume")
     child = start(cli.folder / "tmp", *words_)
-    child.wait_for("epoch   0  ")
+    child.wait_for("epoch 0/")
     while not (output / "last.pt").exists():
         assert child.process.is_alive()
     child.kill()
