@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_weights import random_model  # noqa: E402
-from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine, ratio  # noqa: E402
+from engines.speedup import speedup  # noqa: E402
+from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
 
 TOLERANCE = 1e-4  # largest difference from eager, in standard deviations of the logits
 
@@ -120,7 +121,9 @@ def summary(name: str, batch: int, threads: int, facts: dict, results: dict[str,
             key: asdict(result.stats) | {"round_medians_ms": result.round_medians_ms, "quiet": result.quiet}
             for key, result in results.items()
         },
-        "speedup_of_ours": {key: ratio(results[key], results["ours"]).median for key in ("eager", "plain")},
+        "speedup_of_ours": {
+            key: speedup(results[key], results["ours"], (key, "ours")).median for key in ("eager", "plain")
+        },
     }
 
 

@@ -33,7 +33,8 @@ from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.random_weights import random_model  # noqa: E402
 from engines.base import BuildOptions  # noqa: E402
 from engines.onnxruntime import OnnxRuntime  # noqa: E402
-from engines.timing import EngineCall, WorkerSpec, alternate, machine, ratio  # noqa: E402
+from engines.speedup import speedup  # noqa: E402
+from engines.timing import EngineCall, WorkerSpec, alternate, machine  # noqa: E402
 
 CANDIDATES = ("fp32", "int8", "as_is")
 BATCHES = (1, 8)
@@ -94,7 +95,7 @@ def measure(paths: dict[str, Path], batch: int, threads: int, rounds: int, secon
     }
     before = os.getloadavg()[0]
     results = alternate(workers, rounds=rounds, seconds_per_round=seconds)
-    speedups = {key: ratio(results["fp32"], results[key]) for key in CANDIDATES[1:]}
+    speedups = {key: speedup(results["fp32"], results[key], ("fp32", key)) for key in CANDIDATES[1:]}
     return {
         "batch": batch,
         "threads": threads,

@@ -49,7 +49,8 @@ from benchmarks.runtime_peers_cells import (  # noqa: E402
 )
 from engines.errors import EngineError  # noqa: E402
 from engines.gpu import find_gpus  # noqa: E402
-from engines.timing import WorkerResult, WorkerSpec, alternate, machine, ratio  # noqa: E402
+from engines.speedup import speedup  # noqa: E402
+from engines.timing import WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.errors import InputError  # noqa: E402
 from sit_deploy.models.configs import get_config  # noqa: E402
 from sit_deploy.models.cost import cost  # noqa: E402
@@ -74,7 +75,7 @@ ON_GPU = ("Torch-TensorRT", "TensorRT", "sit-deploy, TensorRT")
 
 def gain(slow: WorkerResult, fast: WorkerResult) -> dict[str, Any]:
     """How many times as fast the second is: the median of the rounds' ratios, and their quartiles."""
-    found = ratio(slow, fast)
+    found = speedup(slow, fast, ("the slow", "the fast"))
     return {"median": found.median, "quartiles": [float(np.percentile(found.per_round, p)) for p in (25, 75)]}
 
 

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
-from engines.timing import EngineCall, WorkerSpec, alternate, machine, ratio  # noqa: E402
+from engines.speedup import speedup  # noqa: E402
+from engines.timing import EngineCall, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.build import build  # noqa: E402
 from sit_deploy.request import BuildRequest  # noqa: E402
 from sit_deploy.triton import server  # noqa: E402
@@ -109,7 +110,7 @@ def measure(
         results = alternate(workers, rounds, seconds)
     rows = []
     for n, path in files.items():
-        found = ratio(results[f"triton {n}"], results["bare"])
+        found = speedup(results[f"triton {n}"], results["bare"], ("Triton", "bare"))
         took = np.array([float(line) for line in path.read_text().split()]) * 1e3
         rows.append(
             {

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 _INFORMATION = Path("/proc/cpuinfo")
+_TIMES = Path("/proc/stat")
+_SHORTEST_LOOK = 0.2  # CPU seconds: the system counts them in hundredths
+_IDLE = 0.1  # share of the CPUs that is idle where nobody had to wait
 _X86 = {"x86_64", "amd64", "i386", "i686"}
 
 
@@ -23,6 +30,43 @@ def int8_saturates() -> bool:
     if platform.machine().lower() not in _X86:
         return False
     return not {"avx_vnni", "avx512_vnni"} & set(_field("flags").split())
+
+
+@dataclass(frozen=True)
+class Use:
+    """Seconds, counted from some moment on: of CPUs that this process used, that anybody used, and that passed on them."""
+
+    own: float
+    busy: float
+    whole: float
+
+
+def use(cpus: Iterable[int]) -> Use | None:
+    """Return the use of some CPUs until now; None where the system does not tell."""
+    names = {f"cpu{number}" for number in cpus}
+    try:
+        rows = [line.split() for line in _TIMES.read_text().splitlines()]
+        ticks = [[int(value) for value in row[1:9]] for row in rows if row and row[0] in names]
+        second = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, and what a hypervisor gave to others
+    if len(ticks) != len(names) or not all(len(row) == 8 for row in ticks):
+        return None
+    whole = sum(map(sum, ticks))
+    busy = whole - sum(row[3] + row[4] for row in ticks)
+    return Use(time.process_time(), busy / second, whole / second)
+
+
+def others_share(before: Use | None, after: Use | None) -> float | None:
+    """Return the share of the CPUs that other programs took between two looks; None where it cannot be told.
+
+    Where enough of them were idle nobody took them from this process: then it is 0.
+    """
+    if before is None or after is None or after.whole - before.whole < _SHORTEST_LOOK:
+        return None
+    whole, busy = after.whole - before.whole, after.busy - before.busy
+    return 0.0 if busy < (1 - _IDLE) * whole else max(0.0, busy - (after.own - before.own)) / whole
 
 
 def _field(name: str) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engines.errors import EngineError
 
 
 @dataclass(frozen=True)
 class LatencyStats:
-    """Latency of one call in milliseconds; images/s is batch size over the mean latency."""
+    """Latency of one call in milliseconds; images/s is batch size over the median."""
 
     p50_ms: float
     p90_ms: float
@@ -42,8 +42,30 @@ class LatencyStats:
             mean_ms=1e3 * mean,
             min_ms=1e3 * ordered[0],
             iterations=len(ordered),
-            images_per_second=batch_size / mean if mean > 0 else math.inf,
+            images_per_second=_rate(batch_size, 1e3 * percentile(ordered, 50)),
         )
+
+    @classmethod
+    def from_rounds(cls, rounds: Sequence[Sequence[float]], batch_size: int = 1) -> LatencyStats:
+        """Summarise the seconds of each call of each round. The median is that of the rounds' medians: a round in which the
+        machine was held up then counts once, as it does in a comparison of two candidates (`engines.speedup`).
+
+        Raises:
+            EngineError: no samples, or a batch size below 1.
+        """
+        found = cls.from_seconds([second for calls in rounds for second in calls], batch_size)
+        p50 = 1e3 * statistics.median(statistics.median(calls) for calls in rounds)
+        return replace(
+            found,
+            p50_ms=p50,
+            p90_ms=max(p50, found.p90_ms),
+            p99_ms=max(p50, found.p99_ms),
+            images_per_second=_rate(batch_size, p50),
+        )
+
+
+def _rate(batch_size: int, ms: float) -> float:
+    return 1e3 * batch_size / ms if ms > 0 else math.inf
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

@@ -70,6 +70,8 @@ class WorkerResult:
         gpu: the same calls by the GPU's own clock, transfers left out; None where there is no GPU.
         gpu_round_medians_ms: the median of each round by that clock.
         histogram: of every timed call.
+        others: of each round, the share of its CPUs that other programs took; 0 where some of them were idle, and
+            nothing where the system does not tell.
     """
 
     stats: LatencyStats
@@ -80,14 +82,7 @@ class WorkerResult:
     gpu: LatencyStats | None = None
     gpu_round_medians_ms: tuple[float, ...] = ()
     histogram: Histogram | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Latency of one candidate over another: the median of the rounds' ratios of medians."""
-
-    median: float
-    per_round: tuple[float, ...]
+    others: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,19 +104,6 @@ def machine() -> Machine:
         usable_cpus=len(_affinity() or range(logical)),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
-
-
-def ratio(candidate: WorkerResult, baseline: WorkerResult) -> Ratio:
-    """How long `candidate` takes for each unit of time of `baseline`; below 1 it is faster.
-
-    Raises:
-        EngineError: the two were not timed in the same rounds.
-    """
-    pairs = list(zip(candidate.round_medians_ms, baseline.round_medians_ms, strict=False))
-    if not pairs or len(candidate.round_medians_ms) != len(baseline.round_medians_ms):
-        raise EngineError("only workers timed in the same rounds can be compared")
-    per_round = tuple(ours / theirs for ours, theirs in pairs)
-    return Ratio(statistics.median(per_round), per_round)
 
 
 def alternate(
@@ -154,6 +136,7 @@ def alternate(
     running: dict[str, _Worker] = {}
     samples: dict[str, list[list[float]]] = {name: [] for name in workers}
     gpu_samples: dict[str, list[list[float]]] = {name: [] for name in workers}
+    others: dict[str, list[float]] = {name: [] for name in workers}
     quiet = dict.fromkeys(workers, True)
     finished = False
     try:
@@ -165,8 +148,9 @@ def alternate(
             for place, (name, worker) in enumerate(running.items()):
                 if progress:
                     progress(f"timing {name}", len(workers) * (1 + turn) + place, total)
-                seconds, gpu_seconds, went_quiet = worker.time(seconds_per_round)
+                seconds, gpu_seconds, taken, went_quiet = worker.time(seconds_per_round)
                 samples[name].append(seconds)
+                others[name] += [] if taken is None else [taken]
                 if gpu_seconds:
                     gpu_samples[name].append(gpu_seconds)
                 quiet[name] = quiet[name] and went_quiet
@@ -186,13 +170,14 @@ def alternate(
             gpu=_stats(gpu_samples[name], spec.batch_size) if gpu_samples[name] else None,
             gpu_round_medians_ms=_medians_ms(gpu_samples[name]),
             histogram=Histogram.from_seconds([second for slice_ in samples[name] for second in slice_]),
+            others=tuple(others[name]),
         )
         for name, spec in workers.items()
     }
 
 
 def _stats(slices: list[list[float]], batch_size: int) -> LatencyStats:
-    return LatencyStats.from_seconds([second for slice_ in slices for second in slice_], batch_size)
+    return LatencyStats.from_rounds(slices, batch_size)
 
 
 def _medians_ms(slices: list[list[float]]) -> tuple[float, ...]:
@@ -271,8 +256,9 @@ class _Worker:
             self.stop(gently=False)
             raise
 
-    def time(self, seconds: float) -> tuple[list[float], list[float], bool]:
-        """Let the worker run for a slice: the seconds of each call, those on the GPU, and if it is quiet."""
+    def time(self, seconds: float) -> tuple[list[float], list[float], float | None, bool]:
+        """Let the worker run for a slice: the seconds of each call, those on the GPU, what others took of its CPUs, and if
+        it is quiet."""
         try:
             self._connection.send(seconds)
         except OSError:
@@ -326,8 +312,11 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
         while True:
             seconds = connection.recv()
             _run(call, 0.0)
+            allowed = _affinity() or range(os.cpu_count() or 1)
+            before = cpu.use(allowed)
             timed = _run(call, seconds)
-            connection.send(("value", (*timed, _become_quiet())))
+            taken = cpu.others_share(before, cpu.use(allowed))
+            connection.send(("value", (*timed, taken, _become_quiet())))
     except (EOFError, BrokenPipeError):  # the parent has finished with us
         close = getattr(call, "close", None)
         if close is not None:

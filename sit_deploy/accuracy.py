@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.chance import Doubt, doubts
 from sit_deploy.errors import GateError
 from sit_deploy.evaluate import Logits, Progress, evaluate
 from sit_deploy.tally import Flip, Tally
@@ -34,13 +35,18 @@ class Accuracy:
     classifies right. sqnr_db: power of the reference's logits over that of the difference; None where there is none. cosine,
     lowest_cosine: of the two sides' logits, mean and least. by_class: classes that one side has more images of right, the
     worst for the engine first. flips: images whose class changed, those where the reference was surest.
+
+    What the figures rest on: classes that there are logits of, 0 where nobody counted; present: those that have images;
+    majority: percent of the images in the commonest class; reference_classes, engine_classes: how many each side gives;
+    ties: images with several highest logits; alike: all images have the same logits.
+    A top-5 is None with five classes or fewer: it would be 100 % whatever they are.
     """
 
     images: int
     reference_top1: float
-    reference_top5: float
+    reference_top5: float | None
     engine_top1: float
-    engine_top5: float
+    engine_top5: float | None
     agreement: float
     lost: int = 0
     gained: int = 0
@@ -49,17 +55,26 @@ class Accuracy:
     lowest_cosine: float = 1.0
     by_class: tuple[ClassDrop, ...] = ()
     flips: tuple[Flip, ...] = ()
+    classes: int = 0
+    present: int = 0
+    majority: float = 0.0
+    reference_classes: int = 0
+    engine_classes: int = 0
+    ties: int = 0
+    alike: bool = False
 
     @classmethod
     def of(cls, tally: Tally) -> Accuracy:
         """Return what a tally of at least one image says."""
         names = ("reference_top1", "reference_top5", "top1", "top5", "agree")
-        shares = (100.0 * tally.counts[name] / tally.images for name in names)
+        shares = {name: 100.0 * tally.counts[name] / tally.images for name in names}
+        if tally.classes <= 5:
+            shares |= dict.fromkeys(("reference_top5", "top5"))
         changed = [ClassDrop(label, *row) for label, row in tally.by_class.items() if row[1] != row[2]]
         changed.sort(key=lambda row: (row.engine - row.reference, row.label))
         return cls(
             tally.images,
-            *shares,
+            *shares.values(),
             tally.counts["lost"],
             tally.counts["gained"],
             tally.sqnr_db,
@@ -67,6 +82,13 @@ class Accuracy:
             tally.lowest_cosine,
             tuple(changed),
             tuple(tally.flips),
+            tally.classes,
+            len(tally.by_class),
+            100 * max(row[0] for row in tally.by_class.values()) / tally.images,
+            len(tally.reference_given),
+            len(tally.given),
+            tally.counts["ties"],
+            tally.alike,
         )
 
     @property
@@ -89,11 +111,16 @@ class Accuracy:
         found = binomtest(round(top1 * self.images / 100), self.images).proportion_ci(0.95, "wilson")
         return 100 * float(found.low), 100 * float(found.high)
 
-    def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
+    def require(
+        self, max_drop: float | None = None, min_agreement: float | None = None, rehearsal: bool = False
+    ) -> None:
         """Hold the engine to a largest drop of top-1, in points, and a smallest agreement, in percent.
 
+        Args:
+            rehearsal: random weights, whose figures nobody believes: they may prove nothing.
         Raises:
-            GateError: one of them is not kept; the figures are in the message.
+            GateError: one of them is not kept, or would be kept by whatever engine (`chance.doubts`); the figures are in
+                the message.
         """
         # "not <=", so that a limit of NaN refuses rather than passes everything
         if max_drop is not None and not self.drop <= max_drop:
@@ -106,6 +133,22 @@ class Accuracy:
                 f"engine and reference agree on {self.agreement:.2f} % of {self.images} images "
                 f"(--min-agreement {min_agreement:g}); try a higher precision"
             )
+        asked = (max_drop, min_agreement) != (None, None)
+        stops = [doubt.text for doubt in self.doubts() if doubt.stops]
+        if asked and not rehearsal and stops:
+            raise GateError(f"the limit is kept, and that proves nothing: {stops[0]}")
+
+    def doubts(self) -> list[Doubt]:
+        """Return what makes these figures worthless, gravest first."""
+        return doubts(self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "drop": self.drop,
+            "reference_top1_interval": list(self.interval(self.reference_top1)),
+            "engine_top1_interval": list(self.interval(self.engine_top1)),
+        }
 
     def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
         """Return JSON values. classes: names in label order, to go with the labels."""
@@ -114,10 +157,8 @@ class Accuracy:
             return classes[label] if classes else str(label)
 
         return {
-            **asdict(self),
-            "drop": self.drop,
-            "reference_top1_interval": list(self.interval(self.reference_top1)),
-            "engine_top1_interval": list(self.interval(self.engine_top1)),
+            **self._facts(),
+            "doubts": [doubt.text for doubt in self.doubts()],
             "p_value": self.p_value,
             "by_class": [{"name": name(row.label), **asdict(row)} for row in self.by_class],
             "flips": [

@@ -18,7 +18,8 @@ from typing import Any
 
 import engines
 from engines.gpu import telemetry
-from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine, ratio
+from engines.speedup import of_rounds, speedup
+from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -164,7 +165,7 @@ def bench(
         gpu_before = telemetry()
         results = alternate(workers, rounds, seconds, progress=progress)
         gpu_after = telemetry()
-    speedup = ratio(results["PyTorch"], results[kind])
+    found = speedup(results["PyTorch"], results[kind], ("PyTorch", kind))
     return {
         "bundle": str(bundle.path),
         "model": bundle.manifest["model"]["name"],
@@ -173,12 +174,7 @@ def bench(
         "threads": threads,
         "cpus": list(cpus) if cpus else None,
         "results": {name: asdict(result) for name, result in results.items()},
-        "speedup": {
-            "engine": kind,
-            "over": "PyTorch",
-            "median": speedup.median,
-            "per_round": list(speedup.per_round),
-        },
+        "speedup": {"engine": kind, "over": "PyTorch", **found.to_dict()},
         "gpu_speedup": _gpu_speedup(results["PyTorch"], results[kind]),
         "over_teacher": _over_teacher(bundle, teacher, results["teacher"], results[kind])
         if teacher
@@ -252,7 +248,18 @@ def require_cpus(cpus: tuple[int, ...] | None) -> None:
 
 CSV_COLUMNS = (
     *("model", "precision", "engine", "batch_size", "side", "clock", "p50_ms", "p90_ms", "p99_ms", "mean_ms"),
-    *("images_per_second", "calls", "speedup_over_pytorch", "threads", "cpus", "date", "cpu_model"),
+    *(
+        "images_per_second",
+        "calls",
+        "speedup_over_pytorch",
+        "speedup_low",
+        "speedup_high",
+        "speedup_doubt",
+        "threads",
+        "cpus",
+        "date",
+        "cpu_model",
+    ),
 )
 
 
@@ -267,12 +274,17 @@ def csv_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 if stats is None:
                     continue
                 row = {name: stats[name] for name in CSV_COLUMNS if name in stats}
+                over = result["speedup"] if side == kind else None
                 rows.append(
                     {
                         **row,
                         **{name: result[name] for name in ("model", "precision", "batch_size", "threads")},
                         **{"engine": kind, "side": side, "clock": clock, "calls": stats["iterations"]},
-                        "speedup_over_pytorch": result["speedup"]["median"] if side == kind else None,
+                        # a figure that the rounds do not bear out is left out: whoever reads a table takes it for one
+                        "speedup_over_pytorch": over and (None if over["doubt"] else over["median"]),
+                        "speedup_low": over and over["low"],
+                        "speedup_high": over and over["high"],
+                        "speedup_doubt": over and over["doubt"],
                         "cpus": " ".join(map(str, result["cpus"] or ())),
                         **{"date": date, "cpu_model": result["machine"]["cpu_model"]},
                     }
@@ -305,9 +317,11 @@ def plot_csv(path: Path, picture: Path) -> None:
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     first = rows[0]
-    figure.suptitle(
-        f"{first['model']} {first['precision']} on {first['cpu_model']}, {first['date']}", fontsize=10
-    )
+    title = f"{first['model']} {first['precision']} on {first['cpu_model']}, {first['date']}"
+    if doubts := [row for row in rows if row["speedup_doubt"]]:
+        batches = ", ".join(row["batch_size"] for row in doubts)
+        title += f"\nspeed-up not measurable then at batch {batches}: {doubts[0]['speedup_doubt']}"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(picture, dpi=150, format="png")
 
 
@@ -336,13 +350,12 @@ def _over_teacher(
     bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: WorkerResult
 ) -> dict[str, Any]:
     """Return how much faster the engine is than the teacher's, beside how much less it computes."""
-    measured = ratio(theirs, ours)
+    measured = speedup(theirs, ours, ("the teacher", "the engine"))
     student, unslimmed = (b.manifest["model"] for b in (bundle, teacher))
     return {
         "bundle": str(teacher.path),
         "model": unslimmed["name"],
-        "median": measured.median,
-        "per_round": list(measured.per_round),
+        **measured.to_dict(),
         "gpu": _gpu_speedup(theirs, ours),
         "macs_ratio": unslimmed["macs"] / student["macs"],
     }
@@ -359,6 +372,4 @@ def torch_device(kind: str, device: str | None, precision: str) -> tuple[str, st
 
 def _gpu_speedup(reference: WorkerResult, engine: WorkerResult) -> float | None:
     """Return the median of the rounds' ratios by the GPU's clock, None where one side has none."""
-    pairs = zip(reference.gpu_round_medians_ms, engine.gpu_round_medians_ms, strict=False)
-    ratios = [theirs / ours for theirs, ours in pairs]
-    return statistics.median(ratios) if ratios else None
+    return of_rounds(reference.gpu_round_medians_ms, engine.gpu_round_medians_ms)

@@ -12,6 +12,7 @@ import engines
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError, InputError, SitDeployError
 from sit_deploy.parity import require
+from sit_deploy.speed import sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,9 +196,11 @@ def compare_speed(
     Args:
         options: that the engine was built with; the other is built with them too. origin: of the engine.
     Raises:
-        NoGainError: it is no faster, and an accuracy budget was given: then only speed could have made up for the loss.
+        NoGainError: the rounds bear out that it is no faster, and an accuracy budget was given: then only speed could have
+            made up for the loss. Where they bear nothing out, what was asked for stays, and a note says so.
     """
-    from engines.timing import EngineCall, WorkerSpec, alternate, ratio
+    from engines.speedup import speedup
+    from engines.timing import EngineCall, WorkerSpec, alternate
     from sit_deploy.graph.pixels import take_pixels
     from sit_deploy.graph.precision import to_precision
     from sit_deploy.lower import float16_ranges
@@ -234,22 +237,27 @@ def compare_speed(
             )
         }
         results = alternate(workers, ROUNDS, SECONDS, progress=report)
-    gain = ratio(results[request.high], results[request.precision])
+    low, high = request.precision, request.high
+    gain = speedup(results[high], results[low], (high, low))
     speed = {
-        "over": request.high,
+        "over": high,
         "batch_size": batch,
         "ratio": gain.median,
+        "low": gain.low,
+        "high": gain.high,
         "per_round": list(gain.per_round),
-        "p50_ms": {name: result.stats.p50_ms for name, result in results.items()},
+        "p50_ms": {high: gain.baseline_ms, low: gain.candidate_ms},
+        "doubt": gain.doubt,
     }
-    if gain.median <= 1:
-        sentence = (
-            f"{request.precision} is not faster than {request.high} on {engine.kind} here "
-            f"({gain.median:.2f}x at batch {batch})"
-        )
-        if request.max_accuracy_drop is not None:
-            raise NoGainError(f"{sentence}; {request.high} was built instead")
+    if gain.doubt:
         work.notes.append(
-            f"do not ship {request.precision}: {sentence}; build with --precision {request.high}"
+            sentence(
+                low, high, gain.to_dict(), "close other programs, and run `sit-deploy report` on the bundle"
+            )
         )
+    if gain.slower:
+        told = f"{low} is not faster than {high} on {engine.kind} here ({gain.median:.2f}× at batch {batch})"
+        if request.max_accuracy_drop is not None:
+            raise NoGainError(f"{told}; {high} was built instead")
+        work.notes.append(f"do not ship {low}: {told}; build with --precision {high}")
     return speed

@@ -24,7 +24,7 @@ Logits = Callable[["np.ndarray"], "np.ndarray"]
 Progress = Callable[[str, int, int], None]
 
 SAVE_SECONDS = 20.0  # between two notes of how far a run has come
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 KEPT_FLIPS = 24  # of the images whose class changed, those where the reference was surest
 
-_COUNTS = ("reference_top1", "reference_top5", "top1", "top5", "agree", "lost", "gained")
+_COUNTS = ("reference_top1", "reference_top5", "top1", "top5", "agree", "lost", "gained", "ties")
+_ALIKE = 1e-4  # standard deviations that logits of one picture may differ by, in batches of other sizes
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Tally:
 
     counts: images by `_COUNTS`. by_class: for each label its images, those that the reference has right, and those that the
     candidate has. signal, noise: power of the reference's logits and of the difference, summed. cosine: of each image's
-    logits with the reference's, summed; lowest_cosine: the least.
+    logits with the reference's, summed; lowest_cosine: the least. classes: that there are logits of. reference_given, given:
+    images by the class that each side gives. first: the reference's logits of the first image; alike: all have been those.
     """
 
     images: int = 0
@@ -52,6 +54,11 @@ class Tally:
     cosine: float = 0.0
     lowest_cosine: float = 1.0
     flips: list[Flip] = field(default_factory=list)
+    classes: int = 0
+    reference_given: Counter[int] = field(default_factory=Counter)
+    given: Counter[int] = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)
+    alike: bool = True
 
     def add(
         self,
@@ -69,6 +76,7 @@ class Tally:
         columns = (
             *(reference_best, reference_five, top1, top5),
             *(best == ours, reference_best & ~top1, top1 & ~reference_best),
+            _tied(reference) | _tied(logits),
         )
         for name, column in zip(_COUNTS, columns, strict=True):
             self.counts[name] += int(column.sum())
@@ -86,6 +94,11 @@ class Tally:
         self.cosine += float(cosines.sum())
         self.lowest_cosine = min(self.lowest_cosine, float(cosines.min()))
         self.images += len(labels)
+        self.classes = reference.shape[1]
+        self.reference_given.update(best.tolist())
+        self.given.update(ours.tolist())
+        self.first = self.first or wide[0].tolist()
+        self.alike = self.alike and _same(wide, np.asarray(self.first))
         changed = np.flatnonzero(best != ours)
         if len(changed):
             theirs, mine = _softmax(wide[changed]), _softmax(other[changed])
@@ -120,13 +133,29 @@ class Tally:
             self.cosine + other.cosine,
             min(self.lowest_cosine, other.lowest_cosine),
             [*self.flips, *other.flips],
+            max(self.classes, other.classes),
+            self.reference_given + other.reference_given,
+            self.given + other.given,
+            self.first or other.first,
+            self._alike_with(other),
         )
         merged._keep_the_surest()
         return merged
 
+    def _alike_with(self, other: Tally) -> bool:
+        import numpy as np
+
+        both = self.first and other.first
+        return (
+            self.alike
+            and other.alike
+            and not (both and not _same(np.asarray([other.first]), np.asarray(self.first)))
+        )
+
     @property
     def sqnr_db(self) -> float | None:
-        """Power of the reference's logits over that of the difference, in dB; None where there is no difference."""
+        """Power of the reference's logits over that of the difference, in dB; None where there is no difference, and where
+        all the reference's logits are 0."""
         if not self.noise or not self.signal:
             return None
         return 10 * math.log10(self.signal / self.noise)
@@ -141,6 +170,8 @@ class Tally:
             **vars(self),
             "counts": dict(self.counts),
             "by_class": {str(label): row for label, row in self.by_class.items()},
+            "reference_given": [*self.reference_given.items()],
+            "given": [*self.given.items()],
             "flips": [asdict(flip) for flip in self.flips],
         }
 
@@ -151,6 +182,7 @@ class Tally:
                 **fields,
                 "counts": Counter(fields["counts"]),
                 "by_class": {int(label): row for label, row in fields["by_class"].items()},
+                **{name: Counter(dict(fields[name])) for name in ("reference_given", "given")},
                 "flips": [Flip(**flip) for flip in fields["flips"]],
             }
         )
@@ -165,6 +197,18 @@ def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     before = np.arange(logits.shape[1])[None, :] < labels[:, None]
     rank = better + ((logits == target) & before).sum(1)
     return rank < 1, rank < 5
+
+
+def _tied(logits: np.ndarray) -> np.ndarray:
+    """Say of each row whether several of its logits are the highest."""
+    return (logits == logits.max(axis=1, keepdims=True)).sum(1) > 1
+
+
+def _same(logits: np.ndarray, first: np.ndarray) -> bool:
+    """Say whether all rows are, but for rounding, one given row."""
+    import numpy as np
+
+    return bool(np.abs(logits - first).max() <= _ALIKE * first.std())
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

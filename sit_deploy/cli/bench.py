@@ -25,6 +25,9 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import InputError
+from sit_deploy.speed import sentence
+
+_REMEDY = "close other programs, pin both with --cpus, or give more --rounds"
 
 
 @click.command(
@@ -95,8 +98,9 @@ def command(
 ) -> None:
     """Time a bundle's engine against PyTorch eager.
 
-    The two run turn about, each in a process of its own; the speed-up is the median of the rounds' ratios. On a GPU there
-    are two times: end to end with transfers, and the GPU's own without them.
+    The two run turn about, each in a process of its own; the speed-up is the median of the rounds' ratios, with its
+    quartiles. Where the rounds do not bear one out (other programs had the CPUs, the rounds lie far apart or on both sides
+    of 1), it says so instead. On a GPU there are two times: end to end with transfers, and the GPU's own without them.
     """
     from sit_deploy.bench import bench
     from sit_deploy.bundle import load_bundle
@@ -173,25 +177,16 @@ def _show(result: dict[str, Any]) -> None:
             )
     screen = console()
     screen.print(listing)
-    speedup, machine, torch = result["speedup"], result["machine"], result["pytorch"]
-    low, high = min(speedup["per_round"]), max(speedup["per_round"])
+    found, machine, torch = result["speedup"], result["machine"], result["pytorch"]
     gpu = result["gpu"]["after"] if torch["device"] != "cpu" else None
     where = gpu["name"] if gpu else f"{machine['cpu_model']}, {machine['usable_cpus']} CPUs"
-    alone = f", {result['gpu_speedup']:.2f}× by GPU time" if result["gpu_speedup"] else ""
     kind = "eager" if torch["dtype"] == "float32" else f"eager in {torch['dtype']}"
-    say(
-        screen,
-        f"{speedup['engine']} is [bold]{speedup['median']:.2f}×[/] as fast as PyTorch {kind} "
-        f"(rounds {low:.2f} to {high:.2f}){alone} on {literal(where)}.",
-    )
+    told = _speed(found["engine"], f"PyTorch {kind}", found, result["gpu_speedup"])
+    say(screen, f"{told} On {literal(where)}.")
     over = result["over_teacher"]
     if over:
-        alone = f", {over['gpu']:.2f}× by GPU time" if over["gpu"] else ""
-        say(
-            screen,
-            f"It is [bold]{over['median']:.2f}×[/] as fast as its teacher {literal(over['model'])}{alone}, "
-            f"at {over['macs_ratio']:.2f}× fewer MACs.",
-        )
+        told = _speed(found["engine"], f"its teacher {over['model']}", over, over["gpu"])
+        say(screen, f"{told} The teacher has {over['macs_ratio']:.2f}× the MACs.")
     if gpu:
         say(
             screen,
@@ -205,5 +200,11 @@ def _show(result: dict[str, Any]) -> None:
         f"Around the engine, an image ({around['image']}) on one thread: decoding {around['decode_ms']:.2f} ms, preparing "
         f"{around['prepare_ms']:.2f} ms, classes {around['classes_ms']:.2f} ms. Both sides {where}.",
     )
-    if (machine["load_average"] or 0) > machine["usable_cpus"] + 0.5:
-        say(screen, "[yellow]Other programs are using this machine: take the figures with care.[/]")
+
+
+def _speed(engine: str, other: str, found: dict[str, Any], by_gpu: float | None) -> str:
+    """Return a line on a speed-up, by both clocks; yellow where the rounds do not bear one out."""
+    told = sentence(engine, other, found, _REMEDY)
+    line = literal(told[0].upper() + told[1:] if found["doubt"] else told)
+    alone = f"; {by_gpu:.2f}× by GPU time" if by_gpu else ""
+    return f"[yellow]{line}[/]{alone}." if found["doubt"] else f"[bold]{line}[/]{alone}."

@@ -27,7 +27,8 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options
-from sit_deploy.report.view import WARNINGS, difference
+from sit_deploy.report.view import WARNINGS, difference, figure
+from sit_deploy.speed import of_build, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,13 +180,10 @@ def show_quantization(screen: Console, quantization: dict[str, Any], precision: 
     if worst:
         text += f"; worst by itself {worst['layer']}, {worst['sqnr_db']:.1f} dB"
     say(screen, literal(text))
-    if quantization["speed"]:
-        speed = quantization["speed"]
-        times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in speed["p50_ms"].items())
-        say(
-            screen,
-            f"{speed['ratio']:.2f}x as fast as {speed['over']} at batch {speed['batch_size']} ({times})",
-        )
+    if speed := quantization["speed"]:
+        told = of_build(speed)
+        if not told["doubt"]:  # a note has the doubt
+            say(screen, literal(f"{sentence(precision, speed['over'], told)} at batch {speed['batch_size']}"))
 
 
 def show_hops(screen: Console, hops: list[dict[str, Any]], title: str) -> None:
@@ -231,7 +229,9 @@ def accuracy_table(accuracy: dict[str, Any]) -> Any:
     ):
         low, high = accuracy[f"{side}_top1_interval"]
         top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
-        listing.add_row(who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", f"{top5:.2f}", agreement)
+        listing.add_row(
+            literal(who), f"{top1:.2f}", f"{low:.1f} to {high:.1f}", figure(top5, ".2f"), agreement
+        )
     listing.caption = difference(accuracy)
     listing.caption_justify, listing.caption_style = "left", ""
     return listing

@@ -82,7 +82,8 @@ def command(
 ) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
-    Exit status 1 if the golden outputs are out of tolerance or a limit is not kept. Started by torchrun (torchrun
+    Exit status 1 if the golden outputs are out of tolerance, or a limit is not kept or would be by any engine: a model at
+    chance loses nothing, and images of one class, or that all get one, tell nothing apart. Started by torchrun (torchrun
     --nproc-per-node 8 -m sit_deploy validate ...), the processes share the images.
     """
     from sit_deploy.bundle import load_bundle
@@ -227,8 +228,9 @@ def _show_differences(screen: Console, measured: dict[str, Any]) -> None:
                 literal(f"{flip['engine_name']} {flip['engine_probability']:.0%}"),
             )
         screen.print(listing)
-    if measured["warning"]:
-        say(screen, f"[bold yellow]Warning:[/] {literal(measured['warning'])}")
+    for warning in (measured["warning"], *measured["doubts"]):
+        if warning:
+            say(screen, f"[bold yellow]Warning:[/] {literal(warning)}")
 
 
 def _show_layers(screen: Console, told: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sit_deploy import speed
 from sit_deploy.report.view import build_view, engine_entry, evidence_view, figure, file_size
 
 
@@ -58,7 +59,6 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         accuracy, entry, build = row["accuracy"], engine_entry(row), row["build"]
         latency = entry["latency_ms"] and entry["latency_ms"] / row["ledger"]["batch_size"]
-        speedup = row["speedups"].get("student")
         table.append(
             (
                 row["name"],
@@ -68,7 +68,7 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 figure(accuracy and accuracy["engine_top1"], ".2f"),
                 figure(accuracy and accuracy["drop"], ".2f"),
                 figure(latency, ".2f"),
-                "—" if speedup is None else f"{speedup:.2f}×",
+                speed.factor(row["speedups"].get("student")),
                 file_size(entry["size"]),
                 row["verdict"]["outcome"],
             )

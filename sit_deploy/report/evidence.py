@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from engines.timing import machine, ratio
+from engines.speedup import speedup
+from engines.timing import machine
 from sit_deploy.accuracy import Accuracy
 from sit_deploy.baseline import baseline_warning
 from sit_deploy.bench import time_around
@@ -25,7 +26,7 @@ from sit_deploy.report.verdict import judge
 
 Progress = Callable[[str, int, int], None]
 
-SCHEMA = 1
+SCHEMA = 2
 THUMBNAIL = 160  # pixels of a flipped image in the report
 _LAYERS = 200  # the slowest; the rest adds nothing to see
 
@@ -44,6 +45,7 @@ def gather(
     device: str | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
+    max_student_drop: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle.
@@ -90,7 +92,7 @@ def gather(
         "versions": versions(),
     }
     report("Looking into the layers", 1, 1)
-    found["verdict"] = judge(found, max_drop, min_agreement).to_dict()
+    found["verdict"] = judge(found, max_drop, min_agreement, max_student_drop).to_dict()
     return found
 
 
@@ -149,12 +151,21 @@ def _accuracy(
 
 
 def _teacher(ledger: Ledger) -> dict[str, Any] | None:
-    """Return the teacher's accuracy beside the student's, where it was measured."""
+    """Return the teacher's accuracy beside the student's, where it was measured: lost and gained are images that only the
+    teacher, and only the student, classifies right."""
     tally = ledger.evaluation.tallies.get(TEACHER)
     if tally is None:
         return None
-    accuracy = Accuracy.of(tally)
-    return {"top1": accuracy.engine_top1, "retained": _share(accuracy.reference_top1, accuracy.engine_top1)}
+    found = Accuracy.of(tally)  # the student is what the teacher was compared with
+    return {
+        "top1": found.engine_top1,
+        "top1_interval": list(found.interval(found.engine_top1)),
+        "retained": _share(found.reference_top1, found.engine_top1),
+        "drop": -found.drop,
+        "lost": found.gained,
+        "gained": found.lost,
+        "images": found.images,
+    }
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -175,14 +186,14 @@ def _thumbnail(bundle: Bundle, source: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, float]:
-    """Return how many times as fast the engine is as each other hop, by the median of the rounds' ratios."""
+def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
+    """Return how many times as fast the engine is as each other hop: `engines.speedup.Speedup.to_dict`."""
     kind = bundle.manifest["engine"]["kind"]
     engine = ledger.timing.get(f"{kind} engine")
     if engine is None:
         return {}
     others = {name: result for name, result in ledger.timing.items() if result is not engine}
-    return {name: ratio(result, engine).median for name, result in others.items()}
+    return {name: speedup(result, engine, (name, "the engine")).to_dict() for name, result in others.items()}
 
 
 def _drift(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:

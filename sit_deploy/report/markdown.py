@@ -34,6 +34,8 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
         yield _text(accuracy["difference"])
         if accuracy["warning"]:
             yield f"**{_text(accuracy['warning'])}**"
+        for doubt in accuracy["doubts"]:
+            yield f"**{_text(doubt)}**"
         if accuracy["classes"]:
             yield "### Classes that changed most"
             yield _table(("class", "images", "PyTorch right", "engine right"), accuracy["classes"])
@@ -56,7 +58,7 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
 
 def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     yield f"**{_text(verdict['headline'])}**"
-    marks = (("✗", "against"), ("?", "missing"), ("✓", "favour"))
+    marks = (("✗", "against"), ("?", "missing"), ("?", "unmeasured"), ("✓", "favour"))
     lines = [f"- {mark} {_text(reason)}" for mark, key in marks for reason in verdict[key]]
     if lines:
         yield "\n".join(lines)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sit_deploy import speed
 from sit_deploy.report import plots
+from sit_deploy.speed import of_build, sentence
 
 # how a note begins that a reader must not miss
-WARNINGS = ("random weights", "do not ship", "the PyTorch reference itself")
+WARNINGS = (
+    "random weights",
+    "do not ship",
+    "the PyTorch reference itself",
+    "the accuracy proves nothing",
+    "whether int8 is faster",
+    "whether fp8 is faster",
+)
 _SLOWEST = 15  # layers listed
 _WORST = 15  # classes listed
 
@@ -91,7 +100,7 @@ def ledger_view(ledger: Mapping[str, Any]) -> dict[str, Any]:
     images = f"{ledger['images']} {'labelled' if labelled else 'synthetic'} images"
     return {
         "what": f"Every hop on the same {images}; agreement and SQNR are with the student in PyTorch, ms the median of a "
-        f"batch of {ledger['batch_size']}, the hops timed turn about.",
+        f"batch of {ledger['batch_size']} over the rounds, the hops timed turn about.",
         "head": head,
         "rows": rows,
         "notes": [f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]],
@@ -106,13 +115,14 @@ def accuracy_view(accuracy: Mapping[str, Any]) -> dict[str, Any]:
     ):
         low, high = accuracy[f"{side}_top1_interval"]
         top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
-        rows.append((who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", f"{top5:.2f}", agreement))
+        rows.append((who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", figure(top5, ".2f"), agreement))
     return {
         "what": f"{accuracy['images']} images of {accuracy['data']}",
         "head": ("", "top-1 %", "95 %", "top-5 %", "agreement %"),
         "rows": rows,
         "difference": f"{difference(accuracy)} {logits_words(accuracy)}".strip(),
         "warning": accuracy.get("warning"),
+        "doubts": accuracy.get("doubts", ()),
         "classes": [
             (row["name"], str(row["images"]), str(row["reference"]), str(row["engine"]))
             for row in accuracy.get("by_class", ())[:_WORST]
@@ -146,7 +156,10 @@ def logits_words(accuracy: Mapping[str, Any]) -> str:
     """Say in a sentence how near the logits are."""
     if "cosine" not in accuracy:
         return ""
-    sqnr = "exact" if accuracy["sqnr_db"] is None else f"{accuracy['sqnr_db']:.1f} dB"
+    if accuracy["sqnr_db"] is not None:
+        sqnr = f"{accuracy['sqnr_db']:.1f} dB"
+    else:
+        sqnr = "exact" if accuracy["agreement"] == 100 else "none"
     return f"Logits: SQNR {sqnr}; cosine {accuracy['cosine']:.6f}, least {accuracy['lowest_cosine']:.6f}."
 
 
@@ -173,8 +186,9 @@ def _key_figures(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("teacher engine", "the teacher's engine"),
     )
     for name, what in others:
-        if name in evidence["speedups"]:
-            found.append((f"{evidence['speedups'][name]:.2f}×", f"as fast as {what}"))
+        if told := evidence["speedups"].get(name):
+            where = f"; {speed.NOT_NOW}" if told["doubt"] else f" ({speed.rounds(told)})"
+            found.append((speed.factor(told), f"as fast as {what}{where}"))
     found.append((file_size(entry["size"]), "engine"))
     return found
 
@@ -191,7 +205,7 @@ def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
         for name, row in timing.items()
     ]
     threads = evidence["threads"] or "the runtime's own number of"
-    busy = (host["load_average"] or 0) > host["usable_cpus"] + 0.5
+    doubts = dict.fromkeys(told["doubt"] for told in evidence["speedups"].values() if told["doubt"])
     return {
         "plot": plots.latency_histogram(timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
@@ -200,7 +214,7 @@ def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
         f"({host['usable_cpus']} CPUs). Around the engine, for one image ({around['image']}) on one thread: decoding "
         f"{around['decode_ms']:.2f} ms, preparing {around['prepare_ms']:.2f} ms, classes from logits "
         f"{around['classes_ms']:.2f} ms."
-        + (" Other programs were using the machine: take the times with care." if busy else ""),
+        + (f" Take the times with care: {'; '.join(doubts)}." if doubts else ""),
     }
 
 
@@ -271,7 +285,8 @@ def _build_verdict(hops: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if skipped:
         text += f" Not run on the machine that built it: {', '.join(skipped)}; validate it where a GPU is."
     outcome = "ship" if good else "do not ship"
-    return {"outcome": outcome, "headline": text, "against": (), "missing": (), "favour": ()}
+    reasons = dict.fromkeys(("against", "missing", "unmeasured", "favour"), ())
+    return {"outcome": outcome, "headline": text, **reasons}
 
 
 def _hop(hop: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,9 +322,9 @@ def _quantization(report: Mapping[str, Any]) -> dict[str, Any] | None:
         f"{len(low)} of {len(found['layers'])} layers, {found['share_of_macs']:.1%} of the work, in {report['precision']}; the "
         f"rest in {found['rest']}. Calibrated by {found['method']}. "
     )
-    speed = found["speed"]
-    if speed:
-        text += f"{speed['ratio']:.2f}× as fast as {speed['over']} at batch {speed['batch_size']}."
+    if found["speed"]:
+        told = sentence(report["precision"], found["speed"]["over"], of_build(found["speed"]))
+        text += f"{told[0].upper()}{told[1:]}, at batch {found['speed']['batch_size']} when it was built."
     else:
         text += "Speed was not measured: the engine does not run on the machine that built it."
     columns = [("alone dB", "alone_db")] if any("alone_db" in row for row in low) else []

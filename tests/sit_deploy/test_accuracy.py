@@ -70,10 +70,14 @@ def test_ties_go_to_the_lower_class(samples: Samples) -> None:
     assert (sixth_and_last.engine_top1, sixth_and_last.engine_top5) == (0, 0)
 
 
-def test_fewer_than_five_classes(samples: Samples) -> None:
-    logits = np.eye(3, dtype=np.float32)[[2, 2]]
+@pytest.mark.parametrize(("classes", "counted"), [(2, False), (5, False), (6, True)])
+def test_a_top5_of_five_classes_would_hold_by_construction(
+    classes: int, counted: bool, samples: Samples
+) -> None:
+    logits = np.eye(classes, dtype=np.float32)[[1, 1]]
     found = measure(in_turn(logits), in_turn(logits), [(p, 0) for p, _ in samples[:2]], SMALL)
-    assert (found.engine_top1, found.engine_top5) == (0, 100)
+    assert found.engine_top1 == 0
+    assert (found.engine_top5, found.reference_top5) == ((100, 100) if counted else (None, None))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

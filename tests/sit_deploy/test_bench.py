@@ -49,6 +49,7 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     assert ours == WorkerSpec(EngineCall, engine, 3)
     assert result["speedup"] == {
         "engine": "onnxruntime", "over": "PyTorch", "median": pytest.approx(4), "per_round": pytest.approx([3, 4, 5]),
+        "low": pytest.approx(3.5), "high": pytest.approx(4.5), "baseline_ms": 8.0, "candidate_ms": 2.0, "doubt": None,
     }  # fmt: skip
     assert (result["batch_size"], result["threads"], result["precision"]) == (3, 1, "fp32")
     assert result["versions"] == versions()  # of what was timed, not of what built the bundle

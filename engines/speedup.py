@@ -1,0 +1,123 @@
+"""How many times as fast one candidate is as another, and whether the rounds bear that out.
+
+One estimator serves every figure that is printed: the median of the rounds' ratios, with its quartiles; the two times that
+stand beside it are medians of the same rounds. On a machine that others use such a figure means nothing, however exact it
+looks, so it carries a doubt that goes wherever it goes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from engines.errors import EngineError
+from engines.latency import percentile
+from engines.timing import WorkerResult
+
+FEWEST_ROUNDS = 3  # that say something of their spread
+WIDEST = 1.3  # times the lower quartile that the upper one may be
+SLOWED = 3.0  # times its fastest call that a candidate's median may be: slower than that, it was held up
+BUSY = 0.2  # share of the CPUs that others may take
+APART = 1.1  # times that the ratio of the medians may be off the median of the ratios
+_TICKS = 20  # of the clock that a call must take
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast `candidate` is as `baseline`; below 1 it is slower.
+
+    Attributes:
+        median, low, high: of the rounds' ratios, with quartiles; None where a round took no time that the clock can tell.
+        per_round: the ratios.
+        baseline_ms, candidate_ms: medians of the same rounds.
+        doubt: why the rounds do not bear the figure out, as part of a sentence; None where they do.
+    """
+
+    median: float | None
+    low: float | None
+    high: float | None
+    per_round: tuple[float, ...]
+    baseline_ms: float
+    candidate_ms: float
+    doubt: str | None = None
+
+    @property
+    def slower(self) -> bool:
+        """Whether the rounds bear out that the candidate is no faster."""
+        return self.doubt is None and self.median is not None and self.median <= 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "per_round": list(self.per_round)}
+
+
+def speedup(baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, str]) -> Speedup:
+    """Compare two workers of one `alternate`.
+
+    Args:
+        names: of baseline and candidate, for the doubt.
+    Raises:
+        EngineError: the two were not timed in the same rounds.
+    """
+    theirs, ours = baseline.round_medians_ms, candidate.round_medians_ms
+    if not theirs or len(theirs) != len(ours):
+        raise EngineError("only workers timed in the same rounds can be compared")
+    times = {"baseline_ms": statistics.median(theirs), "candidate_ms": statistics.median(ours)}
+    shortest = 1e3 * _TICKS * time.get_clock_info("perf_counter").resolution
+    if not all(math.isfinite(ms) and ms > shortest for ms in (*theirs, *ours)):
+        return Speedup(None, None, None, (), **times, doubt="a call is too short for this machine's clock")
+    found = of_ratios([a / b for a, b in zip(theirs, ours, strict=True)], **times)
+    held_up = _held_up(zip(names, (baseline, candidate), strict=True))
+    return replace(found, doubt=held_up) if held_up else found
+
+
+def of_ratios(per_round: Sequence[float], baseline_ms: float, candidate_ms: float) -> Speedup:
+    """Return what at least one round's ratio comes to, with the doubt that the ratios themselves raise."""
+    ordered = sorted(per_round)
+    low, high = percentile(ordered, 25), percentile(ordered, 75)
+    found = Speedup(
+        statistics.median(ordered),
+        low,
+        high,
+        tuple(per_round),
+        baseline_ms=baseline_ms,
+        candidate_ms=candidate_ms,
+    )
+    return replace(found, doubt=_doubt(found))
+
+
+def of_rounds(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
+    """Return the median of the rounds' ratios of a clock that nobody else can hold up, a GPU's; None without rounds."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=False) if b > 0]
+    return statistics.median(ratios) if ratios else None
+
+
+def _held_up(workers: Any) -> str | None:
+    """Say so if others had the CPUs while a worker was timed."""
+    for name, found in workers:
+        if found.others and statistics.median(found.others) > BUSY:
+            return f"other programs took {statistics.median(found.others):.0%} of the CPUs while {name} was timed"
+        slow = statistics.median(found.round_medians_ms) / found.stats.min_ms if found.stats.min_ms > 0 else 1
+        if slow > SLOWED:
+            return f"{name} was held up: its median call took {slow:.1f} times as long as its fastest"
+    return None
+
+
+def _doubt(found: Speedup) -> str | None:
+    """Say why the ratios themselves do not bear the figure out, or None."""
+    if len(found.per_round) < FEWEST_ROUNDS:
+        rounds = "1 round says" if len(found.per_round) == 1 else f"{len(found.per_round)} rounds say"
+        return f"{rounds} nothing of the spread; {FEWEST_ROUNDS} or more do"
+    low, high = found.low or 0.0, found.high or 0.0
+    between = f"between {low:.2f}× and {high:.2f}×"
+    if high > WIDEST * low:
+        return f"half of the rounds lie {between}, the others beyond"
+    if low < 1 < high:
+        return f"the rounds lie on both sides of 1, half of them {between}"
+    apart = found.baseline_ms / found.candidate_ms / (found.median or 1.0)
+    if not 1 / APART <= apart <= APART:
+        return f"the medians of the two are {apart * (found.median or 1.0):.2f}× apart, the rounds {found.median:.2f}×"
+    return None
