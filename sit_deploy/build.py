@@ -205,6 +205,7 @@ def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
         "source": str(checkpoint.path.absolute()),
         "sha256": checkpoint.sha256,
         "entry": checkpoint.source,
+        **({"key": request.checkpoint_key} if request.checkpoint_key else {}),
         "ema": request.ema,
         "top1": request.card.metrics.get("top1") if request.card else None,
     }

@@ -160,10 +160,13 @@ def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | No
         request.ema,
         stages=request.stages,
         keeping_ratio=request.keeping_ratio,
+        checkpoint_key=request.checkpoint_key,
     )
     work.notes += loaded.notes
     card = request.card
     classes = list(card.classes) if card and card.classes else None
+    if classes and len(classes) == 1:  # of one output, which is two now
+        classes = None
     if request.labels:
         classes = load_labels(request.labels, loaded.model.num_classes)
     if request.val_data:

@@ -93,6 +93,7 @@ class Weights(Struct):
     ema: bool = True
     top1: Percent | None = None
     seed: int | None = None
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.source != "random" and self.sha256 is None:

@@ -54,6 +54,7 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         weights.get("ema", True),
         stages=facts.get("stages"),
         keeping_ratio=facts.get("keeping_ratio"),
+        checkpoint_key=weights.get("key"),
     ).model
 
 
@@ -83,13 +84,14 @@ def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
     if source.is_dir():
         model = reference_model(load_bundle(source))
     else:
-        request = BuildRequest(name, Path(), checkpoint=source).completed()
+        request = BuildRequest(name, Path(), checkpoint=source).completed("--teacher-model")
         model = load_model(
             request.model,
             source,
             facts["image_size"][0],
             stages=request.stages,
             keeping_ratio=request.keeping_ratio,
+            binary=facts["num_classes"] == 2,
         ).model
     theirs = (list(model.img_size), model.num_classes)
     if theirs != (facts["image_size"], facts["num_classes"]):

@@ -14,6 +14,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
 from sit_deploy.models.card import ModelCard, read_card
 from sit_deploy.models.configs import ModelConfig, get_config
+from sit_deploy.models.file_kind import find_file
 from sit_deploy.parity import TOLERANCE
 from sit_deploy.schema import settle_types
 
@@ -43,6 +44,7 @@ class BuildRequest:
     """What to build; the fields are the options of `sit-deploy build`.
 
     model: may be None where the checkpoint has a model card. stages, keeping_ratio: in place of the model's own.
+    checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
     dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons, the ranges
     of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute
     capabilities. workspace: MiB of scratch memory of one layer. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
@@ -85,6 +87,7 @@ class BuildRequest:
     force: bool = False
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
+    checkpoint_key: str | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
@@ -105,12 +108,17 @@ class BuildRequest:
         """The model card of the checkpoint, where it has one."""
         return read_card(self.checkpoint) if self.checkpoint else None
 
-    def completed(self) -> BuildRequest:
-        """Return the request with what the checkpoint's model card says where it says nothing itself.
+    def completed(self, model_option: str = "--model") -> BuildRequest:
+        """Return the request with what the checkpoint's model card says where it says nothing itself, and with the file that
+        a folder of a checkpoint means.
 
+        Args:
+            model_option: what names the model on the command line that this is for.
         Raises:
             InputError: a model that nobody names, or one that contradicts the card.
         """
+        if self.checkpoint is not None and self.checkpoint.is_dir():
+            return replace(self, checkpoint=find_file(self.checkpoint)).completed(model_option)
         card = self.card
         if card is None:
             if self.model is None and self.checkpoint is not None:
@@ -118,7 +126,7 @@ class BuildRequest:
                     "has no model card" if self.checkpoint.is_file() else "does not exist or is not a file"
                 )
                 raise InputError(
-                    f"checkpoint {self.checkpoint} {found}; pass --model NAME with one that fits it"
+                    f"checkpoint {self.checkpoint} {found}; pass {model_option} NAME with one that fits it"
                 )
             return self
         theirs = get_config(card.name, card.stages, card.keeping_ratio)
@@ -129,7 +137,7 @@ class BuildRequest:
         if asked != trained:
             raise InputError(
                 f"checkpoint {self.checkpoint} is a {_spell(*trained)} by its model card, not the {_spell(*asked)} asked for; "
-                "leave out --model, --stages and --keeping-ratio"
+                f"leave out {model_option}{', --stages and --keeping-ratio' if model_option == '--model' else ''}"
             )
         return replace(
             self,
@@ -147,6 +155,7 @@ class BuildRequest:
             "--keeping-ratio": self.keeping_ratio,
             "--precision": self.precision,
             "--checkpoint": self.checkpoint and self.checkpoint.absolute(),
+            "--checkpoint-key": self.checkpoint_key,
             "--engine": engine,
             "--image-size": self.image_size,
             "--num-classes": self.num_classes,

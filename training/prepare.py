@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
 from sit_deploy.models.card import ModelCard, read_card
-from sit_deploy.models.load import LoadedModel, fit_partly, load_model
+from sit_deploy.models.load import LoadedModel, fit_partly, load_model, looks_like
 from sit_deploy.preprocessing import Preprocessing
 from training.datasets import Data
 from training.recipes import Recipe
@@ -75,7 +75,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
             return Models(config, model, preprocessing, "scratch")
         return Models(config, model, preprocessing, _start(model, config, request))
 
-    loaded, seen = _load_teacher(request, config, size)
+    loaded, seen = _load_teacher(request, config, size, data.num_classes)
     _check_teacher(loaded.model, model, request, config, data)
     if (seen.mean, seen.std) != (preprocessing.mean, preprocessing.std):
         raise InputError(
@@ -91,38 +91,60 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
 def _start(model: nn.Module, config: ModelConfig, request: TrainRequest) -> str:
     """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
     path = request.init or request.teacher
-    missing, left_out = fit_partly(read_checkpoint(path).state, model)
+    unslimmed = replace(config, stage_blocks=(config.depth,))
+    read = read_checkpoint(
+        path,
+        key=request.checkpoint_key,
+        key_is_shared=request.key_is_shared,
+        fits=lambda names: looks_like(names, config) or looks_like(names, unslimmed),
+    )
+    missing, left_out = fit_partly(read.state, model)
     new = [k for k in missing if not k.startswith(UNDEPLOYED)]
     if request.qat and new:
         raise InputError(
             f"--qat starts from a trained {config.name}, and {path} lacks or does not fit {len(new)} of its weights "
-            f"({', '.join(new[:3])}{', ...' if len(new) > 3 else ''}); train one without --qat, then pass it with --init"
+            f"({_some(new)}); train one without --qat, then pass it with --init"
         )
-    lacking = [k for k in dict.fromkeys((*missing, *left_out)) if not k.startswith(NEW_PARTS)]
+    lacking = [k for k in missing if not k.startswith(NEW_PARTS)]
+    # a deeper model's first blocks are no model; whatever else is too much, the model can do without
+    lacking += [k for k in left_out if k.startswith("blocks.") and k not in lacking]
     if lacking:
         raise InputError(
             f"checkpoint {path} does not fit {config.name}: {len(lacking)} weights are missing, without a place or of another shape "
-            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); give one of the same width and depth"
+            f"({_some(lacking)}); give one of the same width and depth"
         )
     new_head = any(k.startswith("head.") for k in (*missing, *left_out))
     origin = "" if request.init else "the teacher's weights, "
-    return f"{origin}{path}{', with a new head' if new_head else ''}"
+    unused = [k for k in left_out if not k.startswith(NEW_PARTS)]
+    notes = [*read.notes, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
+    return "; ".join((f"{origin}{path}{', with a new head' if new_head else ''}", *notes))
 
 
-def _load_teacher(request: TrainRequest, config: ModelConfig, size: int) -> tuple[LoadedModel, Preprocessing]:
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _load_teacher(
+    request: TrainRequest, config: ModelConfig, size: int, classes: int
+) -> tuple[LoadedModel, Preprocessing]:
     """Return the teacher, and the preprocessing that it was trained with."""
     if len(config.stage_blocks) == 1:
         raise InputError(
             f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
         )
+    key: dict[str, Any] = {
+        "checkpoint_key": request.checkpoint_key,
+        "key_is_shared": request.key_is_shared,
+        "binary": classes == 2,
+    }
     card = read_card(request.teacher)
     if card:
         loaded = load_model(
-            card.name, request.teacher, size, stages=card.stages, keeping_ratio=card.keeping_ratio
+            card.name, request.teacher, size, stages=card.stages, keeping_ratio=card.keeping_ratio, **key
         )
         return loaded, card.preprocessing
     # an LV-ViT armed by --stages has its own name as its teacher's
-    loaded = load_model(config.teacher or config.name, request.teacher, size)
+    loaded = load_model(config.teacher or config.name, request.teacher, size, **key)
     own = loaded.config
     return loaded, Preprocessing.for_model(size, own.crop_pct, own.interpolation, own.mean, own.std)
 
@@ -173,7 +195,7 @@ def _cnn_teacher(
     if not timm.is_model(name):
         raise InputError(f"unknown CNN teacher '{name}'; take a name of timm.list_models()")
     model = timm.create_model(name, num_classes=data.num_classes)
-    state = read_checkpoint(request.cnn_checkpoint).state
+    state = read_checkpoint(request.cnn_checkpoint, names=model.state_dict()).state
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -32,7 +32,8 @@ class TrainRequest:
     """What to train; the fields are the options of `sit-deploy train`.
 
     teacher: checkpoint of the unslimmed model; without one, plain cross-entropy. init: checkpoint to start from, its head
-    replaced where the classes are others; a student starts from its teacher by default. overrides: fields of the recipe
+    replaced where the classes are others; a student starts from its teacher by default. checkpoint_key: where the weights are, in
+    whichever of the two has several (`read_checkpoint`). overrides: fields of the recipe
     that the user set. accumulate: passes a step. qat: quantisation-aware, from the trained model in `init`, calibrated on
     qat_images; qat_skip: patterns of names of layers that stay in float.
     """
@@ -68,6 +69,7 @@ class TrainRequest:
     log_every: int = 10
     tensorboard: bool = False
     resume: bool = False
+    checkpoint_key: str | None = None
 
     def __post_init__(self) -> None:
         settle_types(self)
@@ -89,6 +91,11 @@ class TrainRequest:
         if unknown:
             raise InputError(f"a recipe has no '{unknown[0]}'{nearest(unknown[0], tuple(asdict(base)))}")
         return base.with_values(dict(self.overrides))
+
+    @property
+    def key_is_shared(self) -> bool:
+        """Whether `checkpoint_key` may be of either of two files."""
+        return bool(self.init and self.teacher)
 
     def check(self) -> None:
         """Refuse what can be refused at once.
@@ -127,9 +134,10 @@ class TrainRequest:
         go by their content.
         """
         from sit_deploy.hashing import sha256
+        from sit_deploy.models.file_kind import find_file
 
         files = {
-            name: sha256(path) if path else None
+            name: sha256(find_file(path)) if path else None
             for name, path in (
                 ("teacher", self.teacher),
                 ("init", self.init),
@@ -153,6 +161,7 @@ class TrainRequest:
             **{name: getattr(self, name) for name in same},
             "stages": list(self.stages) if self.stages else None,
             **files,
+            **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),
             **{name: value for name, value in asdict(self.recipe).items() if name != "batch_size"},
             "total_batch": total_batch,

@@ -24,7 +24,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import model_options
+from sit_deploy.cli.options import key_option, model_options
 from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 )
 @model_options(required=False)
 @click.option("--checkpoint", type=path_type, metavar="FILE", help="Weights; random ones without it.")
+@key_option
 @click.option(
     "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
 )

@@ -11,6 +11,12 @@ from sit_deploy import limits
 from sit_deploy.cli.common import Counts, DynamicBatch, Groups, Real, Whole, path_type
 from sit_deploy.errors import InputError
 
+key_option = click.option(
+    "--checkpoint-key",
+    metavar="KEY",
+    help="Where in the checkpoint the weights are, if it has several: an entry, a prefix of names, or ENTRY.PREFIX.",
+)
+
 _GRAPH_OPTIONS = (
     click.option(
         "--precision",
@@ -25,6 +31,7 @@ _GRAPH_OPTIONS = (
         metavar="FILE",
         help="Weights, .pth or .safetensors; random ones without it.",
     ),
+    key_option,
     click.option(
         "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
     ),

@@ -86,6 +86,11 @@ def recipe_options(command: Callable) -> Callable:
     help="Checkpoint to start from; its head may have other classes.",
 )
 @click.option(
+    "--checkpoint-key",
+    metavar="KEY",
+    help="Where in --teacher or --init the weights are, if it has several: an entry, a prefix of names, or ENTRY.PREFIX.",
+)
+@click.option(
     "--qat",
     is_flag=True,
     help="Quantisation-aware: get the trained model of --init used to INT8's rounding.",

@@ -20,6 +20,7 @@ from sit_deploy.cli.common import (
     progress,
     say,
 )
+from sit_deploy.cli.options import key_option
 from sit_deploy.errors import InputError
 
 
@@ -50,6 +51,7 @@ from sit_deploy.errors import InputError
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="A bundle's weights, if they moved since the build."
 )
+@key_option
 @click.option("--force", is_flag=True, help="Replace pictures that are there.")
 @json_option
 def command(
@@ -59,6 +61,7 @@ def command(
     model: str | None,
     stages: tuple[int, ...] | None,
     checkpoint: Path | None,
+    checkpoint_key: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -80,7 +83,7 @@ def command(
         raise InputError(f"output {output} is not a folder; choose another with -o")
     with progress() as report:
         report("Loading the model", 0, 0)
-        network, preprocessing = _load(source, model, stages, checkpoint)
+        network, preprocessing = _load(source, model, stages, checkpoint, checkpoint_key)
         report("Loading the model", 1, 1)
         drawn = _draw(network, preprocessing, files, targets, report)
     if as_json:
@@ -91,15 +94,21 @@ def command(
 
 
 def _load(
-    source: Path, model: str | None, stages: tuple[int, ...] | None, checkpoint: Path | None
+    source: Path,
+    model: str | None,
+    stages: tuple[int, ...] | None,
+    checkpoint: Path | None,
+    key: str | None,
 ) -> tuple[Any, Any]:
     """Return the plain PyTorch model and its preprocessing."""
     if source.is_dir():
         from sit_deploy.bundle import load_bundle
         from sit_deploy.reference import reference_model
 
-        if model or stages:
-            raise InputError(f"{source} is a bundle, which knows its model; leave out --model and --stages")
+        if model or stages or key:
+            raise InputError(
+                f"{source} is a bundle, which knows its model; leave out --model, --stages and --checkpoint-key"
+            )
         bundle = load_bundle(source)
         return reference_model(bundle, checkpoint), bundle.preprocessing()
     from sit_deploy.make_graph import Work, load_request
@@ -107,7 +116,7 @@ def _load(
 
     if checkpoint:
         raise InputError("--checkpoint says where a bundle's weights are; leave it out")
-    request = BuildRequest(model, Path(), checkpoint=source, stages=stages).completed()
+    request = BuildRequest(model, Path(), checkpoint=source, stages=stages, checkpoint_key=key).completed()
     loaded, preprocessing, _ = load_request(Work(request, lambda *_: None))
     return loaded.model, preprocessing
 

@@ -29,7 +29,9 @@ def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
         unfitting = key.startswith("aux_head.") and (key not in fitted or fitted[key].shape != value.shape)
         if unfitting or (key.startswith("rtsm.") and not recovers):
             fitted[key] = value
-    return {k: _cast(v, own[k].dtype) if k in own else v for k, v in fitted.items()}
+    return {
+        k: _cast(v, own[k].dtype) if k in own and v.shape == own[k].shape else v for k, v in fitted.items()
+    }
 
 
 def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]]:
@@ -41,8 +43,8 @@ def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]
         Names of the model that nothing was loaded into, and names of `state` that were left out.
     """
     own = model.state_dict()
-    given = {k: _cast(v, own[k].dtype) for k, v in _resample(state, model).items() if k in own}
-    taken = {k: v for k, v in given.items() if (v.shape, v.dtype) == (own[k].shape, own[k].dtype)}
+    given = {k: v for k, v in _resample(state, model).items() if k in own and v.shape == own[k].shape}
+    taken = {k: v for k, w in given.items() if (v := _cast(w, own[k].dtype)).dtype == own[k].dtype}
     model.load_state_dict(taken, strict=False)
     return [k for k in own if k not in taken], [k for k in rename_keys(state) if k not in taken]
 

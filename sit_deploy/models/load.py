@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from sit_deploy.models.fit import (
     has_reverse_tsms,
     position_prefix,
 )
+from sit_deploy.models.mismatch import mismatch_words
 from sit_deploy.models.registry import create_model
 
-__all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
+# what is wrong with it
+ONE_OUTPUT = "softmax of one output is 100 % whatever the image"
+
+__all__ = ["ONE_OUTPUT", "LoadedModel", "fit_partly", "identify", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ def load_model(
     reverse_tsm: bool = False,
     stages: tuple[int, ...] | None = None,
     keeping_ratio: float | None = None,
+    checkpoint_key: str | None = None,
+    key_is_shared: bool = False,
+    binary: bool = False,
 ) -> LoadedModel:
     """Make the named model (ours or timm's) and load a checkpoint into it strictly; without one, random weights of seed 0.
 
@@ -57,16 +65,22 @@ def load_model(
 
     Args:
         image_size: pixels of the square input, divisible by the patch size; the native size by default.
-        num_classes: the head's outputs; the checkpoint's own, or 1000, by default.
+        num_classes: the head's outputs; the checkpoint's own, or 1000, by default. 2 for a checkpoint of one output z makes
+            exactly the model of two whose logits are 0 and z.
         ema: take the averaged weights where the file has them beside the plain ones.
         reverse_tsm: make the reverse TSMs of training; those of the checkpoint, or new ones.
         stages, keeping_ratio: in place of the model's own; see `get_config`.
+        checkpoint_key, key_is_shared: where in the file the weights are, if there are several; see `read_checkpoint`.
+        binary: make two outputs of one, whatever `num_classes` says.
     Raises:
-        InputError: unknown model, unreadable checkpoint, or one that does not fit: keys, shapes and remedy named.
+        InputError: unknown model, unreadable checkpoint, one that does not fit (keys, shapes and remedy named), or one
+            output, of which softmax makes 100 % whatever the image.
     """
     config = get_config(name, stages, keeping_ratio)
     if num_classes is not None and num_classes < 1:
         raise InputError(f"class count must be at least 1, got {num_classes}; pass --num-classes 1 or more")
+    if num_classes == 1:
+        raise InputError(f"{config.name} of one class: {ONE_OUTPUT}; pass --num-classes 2")
     size = config.image_size if image_size is None else image_size
     options: dict[str, Any] = {"img_size": size, "reverse_tsm": reverse_tsm}
     if checkpoint is None:
@@ -76,9 +90,23 @@ def load_model(
         note = "random weights (seed 0): every accuracy is chance; give --checkpoint for a real model"
         return LoadedModel(model.eval(), config, None, (note,))
 
-    read = read_checkpoint(checkpoint, ema)
+    read = read_checkpoint(
+        checkpoint, ema, checkpoint_key, key_is_shared, fits=lambda names: looks_like(names, config)
+    )
     _check_architecture(read, config)
-    notes = [f"{read.source} weights of {read.path.name}"]
+    under = f", under the prefix '{read.prefix}'" if read.prefix else ""
+    notes = [f"{read.source} weights of {read.path.name}{under}", *read.notes]
+    if _outputs(read.state) == 1:
+        if not (binary or num_classes == 2):
+            raise InputError(
+                f"checkpoint {read.path} has one output: {ONE_OUTPUT}; if it tells no from yes, pass --num-classes 2, which "
+                "makes two outputs of it, exactly"
+            )
+        read = replace(read, state=_two_outputs(read.state))
+        num_classes = 2
+        notes.append(
+            "its one output z became two, 0 and z, whose softmax is the sigmoid of z: class 1 is what z speaks for"
+        )
     options["num_classes"] = _class_count(read, config, num_classes)
     options["dist_token"] = "dist_token" in read.state
     kept = _kept_of_checkpoint(read.state, config)
@@ -86,7 +114,8 @@ def load_model(
         options["kept"] = ((size // config.patch_size) ** 2, *kept)
     model = create_model(config, **options)
     state = filter_state_dict(read.state, model)
-    _check_fit(state, model, config.title, read)
+    if differences := mismatch_words(state, model, config.title, read.path):
+        raise InputError(f"checkpoint {read.path} does not fit {config.title}: {differences}")
     model.load_state_dict(state)
 
     side = grid_side(read.state["pos_embed"], position_prefix(model))
@@ -110,10 +139,11 @@ def identify(state: StateDict) -> tuple[str, ...]:
 
     sit_s and sit_xs differ in where they slim alone, which shows only in where their reverse TSMs begin.
     """
-    return tuple(c.name for c in CONFIGS.values() if _looks_like(state, c))
+    return tuple(c.name for c in CONFIGS.values() if looks_like(state, c))
 
 
-def _looks_like(state: StateDict, config: ModelConfig) -> bool:
+def looks_like(state: Mapping[str, Any], config: ModelConfig) -> bool:
+    """Say whether a state dict, or what tells its shapes, has a model's family, width, depth and slimming."""
     position = state.get("pos_embed")
     if position is None or position.ndim != 3:
         return False
@@ -126,7 +156,7 @@ def _looks_like(state: StateDict, config: ModelConfig) -> bool:
     )
 
 
-def _indices(state: StateDict, part: str) -> set[int]:
+def _indices(state: Mapping[str, Any], part: str) -> set[int]:
     return {int(k.split(".")[1]) for k in state if re.match(rf"{part}\.[0-9]{{1,3}}\.", k)}
 
 
@@ -136,7 +166,7 @@ def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
         raise InputError(
             f"checkpoint {read.path} is of a distilled DeiT, whose dist token {config.name} has not; give a checkpoint of a plain one"
         )
-    if _looks_like(read.state, config):
+    if looks_like(read.state, config):
         return
     fits = identify(read.state)
     if fits:
@@ -165,14 +195,26 @@ def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
 
 
 def _class_count(read: Checkpoint, config: ModelConfig, asked: int | None) -> int:
-    head = read.state.get("head.weight")
-    if head is None or head.ndim != 2 or not len(head):
+    found = _outputs(read.state)
+    if not found:
         return asked or config.num_classes  # that the head does not fit is said where all else is
-    if asked not in (None, len(head)):
+    if asked not in (None, found):
         raise InputError(
-            f"checkpoint {read.path} has {len(head)} classes, not {asked}; pass --num-classes {len(head)} or leave it out"
+            f"checkpoint {read.path} has {found} classes, not {asked}; pass --num-classes {found} or leave it out"
         )
-    return len(head)
+    return found
+
+
+def _outputs(state: StateDict) -> int:
+    """Return the outputs of a state dict's head, 0 where it has none."""
+    head = state.get("head.weight")
+    return len(head) if head is not None and head.ndim == 2 else 0
+
+
+def _two_outputs(state: StateDict) -> StateDict:
+    """Return a state dict of one output z as one of two: 0 and z."""
+    heads = [k for k in state if k.startswith(("head.", "head_dist.")) and state[k].shape[:1] == (1,)]
+    return state | {k: torch.cat((torch.zeros_like(state[k]), state[k])) for k in heads}
 
 
 def _kept_of_checkpoint(state: StateDict, config: ModelConfig) -> tuple[int, ...] | None:
@@ -184,34 +226,3 @@ def _kept_of_checkpoint(state: StateDict, config: ModelConfig) -> tuple[int, ...
             return None
         kept.append(len(weight))
     return tuple(kept)
-
-
-def _check_fit(state: StateDict, model: nn.Module, name: str, read: Checkpoint) -> None:
-    own = model.state_dict()
-    missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
-    shared = [k for k in own if k in state]
-    shapes = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in shared
-        if state[k].shape != own[k].shape
-    ]
-    types = [
-        f"{k} {state[k].dtype} for {own[k].dtype}".replace("torch.", "")
-        for k in shared
-        if state[k].dtype != own[k].dtype
-    ]
-    if not (missing or unexpected or shapes or types):
-        return
-    found = [
-        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (
-            ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes), ("of another type", types),
-        )
-        if items
-    ]  # fmt: skip
-    if 2 * (len(shared) - len(shapes)) > len(own):
-        remedy = f"it was altered or saved in part: save the whole state dict of a {name}"
-    else:
-        remedy = "it is a checkpoint of another architecture: pass the --model that it was trained as"
-    raise InputError(f"checkpoint {read.path} does not fit {name}: {'; '.join(found)}; {remedy}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import pickle
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -93,8 +91,8 @@ def test_the_payload_is_live(state: State, tmp_path: Path) -> None:
     ("content", "named"),
     [
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-        ({"args": argparse.Namespace(output=Path("out"))}, "pathlib."),
-        ({"best": np.float64(81.2)}, "numpy"),
+        ({"model": torch.nn.Linear(2, 2), "epoch": 3}, "torch.nn.modules.linear.Linear"),
+        ({"best": random.Random(0)}, "random.Random"),
     ],
 )
 def test_objects_are_refused_and_named(content: Any, named: str, save: Save) -> None:
@@ -252,7 +250,8 @@ ODD_SHAPES = [
 def test_tensors_of_odd_shapes(key: str, shape: tuple[int, ...], state: State, save: Save) -> None:
     message = refusal(save({**state, key: torch.ones(shape)}))
     assert f"{key} {shape} for (" in message
-    assert "it was altered or saved in part: save the whole state dict of a sit_nano" in message
+    assert "give a checkpoint of exactly this sit_nano" in message
+    assert "altered" not in message
 
 
 def test_dist_token_without_its_head(state: State, save: Save) -> None:
@@ -298,7 +297,7 @@ def test_one_of_two_models_of_the_same_layout(save: Save) -> None:
 
 def test_another_network_altogether(save: Save) -> None:
     message = refusal(save(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).state_dict()))
-    assert "it is a checkpoint of another architecture" in message
+    assert "it holds 0 of the 139 weights" in message
 
 
 @pytest.mark.parametrize("classes", [0, -1])
@@ -353,11 +352,6 @@ def test_names_that_no_file_can_have() -> None:
     assert "cannot be read (File name too long)" in refusal("a" * 300)
     with pytest.raises(InputError, match="does not exist"):
         load_model("sit_nano", "a\0b")
-
-
-def test_a_refused_checkpoint_leaves_the_safe_list_as_it_was(state: State, save: Save) -> None:
-    refusal(save({"model": state, "extra": argparse.ArgumentParser}))
-    assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
 def test_nothing_is_imported_for_a_checkpoint(

@@ -1,0 +1,135 @@
+"""How a state dict differs from the model that it was given for, in words: facts that can be seen, and no guess at why."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sit_deploy.models.fit import OPTIONAL_KEYS
+
+_SHOWN = 3
+
+# names that the model has not, and what the checkpoint then has
+_PARTS = (
+    (r"reg_token$", "register tokens"),
+    (r"fc_norm\.", "a norm after its pooling (fc_norm)"),
+    (r"norm_pre\.", "a norm before its blocks (norm_pre)"),
+    (r"attn_pool\.", "attention pooling"),
+    (r"pre_logits\.", "a layer before its head (pre_logits)"),
+    (r"(dist_token|head_dist)", "a dist token"),
+    (r"blocks\.\d+\.attn\.[qk]_norm\.", "normalised queries and keys (q_norm, k_norm)"),
+    (r"blocks\.\d+\.(attn|mlp)\.norm\.", "norms inside its blocks (scale_norm)"),
+    (r"blocks\.\d+\.(ls[12]|gamma_[12])\b", "layer scale"),
+    (r"blocks\.\d+\.mlp\.(w12|w1|w2|w3|fc1_g|fc1_x)\.", "gated MLPs"),
+    (r"blocks\.\d+\.attn\.(rel_pos|relative_position)", "relative positions"),
+)
+# how weights are kept that are not the model's own yet, and what makes them so
+_UNFINISHED = (
+    (r".*\.lora_[AB]\b", "LoRA adapters beside its weights", "merge them before saving: model.merge_and_unload()"),
+    (r".*\.parametrizations\.", "parametrised weights",
+     "make them plain before saving: torch.nn.utils.parametrize.remove_parametrizations"),
+    (r".*\.weight_(orig|mask)$", "pruned weights with their masks",
+     "make them plain before saving: torch.nn.utils.prune.remove"),
+    (r".*\.(SCB|qweight|absmax|weight_scale|_packed_params)\b", "quantised weights", "save the float model"),
+)  # fmt: skip
+
+
+def mismatch_words(state: Mapping[str, Tensor], model: nn.Module, name: str, path: Path) -> str | None:
+    """Return how `state` differs from the model of that name and what to do, for a message; None where it fits."""
+    own = model.state_dict()
+    missing = [k for k in own if k not in state]
+    unexpected = [k for k in state if k not in own]
+    shared = [k for k in own if k in state]
+    shapes = [k for k in shared if state[k].shape != own[k].shape]
+    types = [k for k in shared if k not in shapes and state[k].dtype != own[k].dtype]
+    if not (missing or unexpected or shapes or types):
+        return None
+    found = [
+        f"{len(items)} {what} ({', '.join(items[:_SHOWN])}{', ...' if len(items) > _SHOWN else ''})"
+        for what, items in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes]),
+            ("of another type", [f"{k} {_type(state[k])} for {_type(own[k])}" for k in types]),
+        )
+        if items
+    ]
+    differences = [*_facts(state, own, missing, unexpected), *found]
+    return f"{'; '.join(differences)}; {_remedy(missing, unexpected, shapes, types, own, name, path)}"
+
+
+def _facts(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], missing: list[str], unexpected: list[str]
+) -> Iterator[str]:
+    """Give what can be said for certain of how it differs."""
+    for what, theirs, ours in (
+        ("width", _side(state, "pos_embed", -1, 3), _side(own, "pos_embed", -1, 3)),
+        ("depth", _depth(state), _depth(own)),
+        (
+            "patches of pixels",
+            _side(state, "patch_embed.proj.weight", -1, 4),
+            _side(own, "patch_embed.proj.weight", -1, 4),
+        ),
+        ("channels of its images", _channels(state), _channels(own)),
+    ):
+        if theirs and ours and theirs != ours:
+            yield f"its {what}: {theirs}, not {ours}"
+    had = [words for pattern, words in _PARTS if _any(pattern, unexpected) and not _any(pattern, own)]
+    had += [words for pattern, words, _ in _UNFINISHED if _any(pattern, unexpected)]
+    lacked = [words for pattern, words in _PARTS if _any(pattern, missing) and not _any(pattern, state)]
+    if had:
+        yield f"it has {' and '.join(had)}, which the model has not"
+    if lacked:
+        yield f"it lacks {' and '.join(lacked)}"
+    tokens, wanted = _side(state, "pos_embed", 1, 3), _side(own, "pos_embed", 1, 3)
+    if tokens and wanted and tokens != wanted and not any(_is_square(tokens - prefix) for prefix in range(6)):
+        yield f"its {tokens} positions are not those of a square image"
+
+
+def _remedy(
+    missing: list[str], unexpected: list[str], shapes: list[str], types: list[str], own: Mapping[str, Tensor], name: str,
+    path: Path,
+) -> str:  # fmt: skip
+    for pattern, _, remedy in _UNFINISHED:
+        if _any(pattern, unexpected):
+            return remedy
+    if missing and all(k.startswith("head.") for k in missing) and not (unexpected or shapes or types):
+        return (
+            f"it ends in features, without a head; train one: sit-deploy train --model {name} --init {path}"
+        )
+    needed = [k for k in own if not OPTIONAL_KEYS.match(k)]
+    held = len(set(needed) - set(missing) - set(shapes))
+    if 2 * held <= len(needed):
+        return (
+            f"it holds {held} of the {len(needed)} weights of {name}: pass the --model that it was trained as"
+        )
+    return f"give a checkpoint of exactly this {name}"
+
+
+def _any(pattern: str, names: Iterable[str]) -> bool:
+    return any(re.match(pattern, name) for name in names)
+
+
+def _side(state: Mapping[str, Tensor], key: str, axis: int, ndim: int) -> int | None:
+    value = state.get(key)
+    return value.shape[axis] if value is not None and value.ndim == ndim else None
+
+
+def _channels(state: Mapping[str, Tensor]) -> int | None:
+    return _side(state, "patch_embed.proj.weight", 1, 4) or _side(state, "patch_embed.conv1.weight", 1, 4)
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    return len({k.split(".")[1] for k in state if re.match(r"blocks\.\d{1,3}\.", k)})
+
+
+def _is_square(patches: int) -> bool:
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
