@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from sit_deploy import limits
 from sit_deploy.errors import InputError
 
 
@@ -63,12 +62,6 @@ class Recipe:
         Raises:
             InputError: names the option, its value and its range.
         """
-        numbers = {
-            f.name: limits.REAL if f.type == "float" else limits.BATCH
-            for f in fields(self)
-            if f.type != "str"
-        }
-        limits.check_numbers(self, numbers)
         least = {"epochs": 1, "batch_size": 1, "repeats": 1}
         for entry in fields(self):
             name, value = entry.name, getattr(self, entry.name)
