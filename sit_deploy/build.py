@@ -240,9 +240,10 @@ def _accuracy(
 ) -> dict[str, Any]:
     """Measure both sides on labelled images; where the engine cannot run here, its graph stands in, and says so."""
     from sit_deploy.accuracy import ENGINE, Accuracy
-    from sit_deploy.baseline import baseline_warning
+    from sit_deploy.baseline import find_doubts
     from sit_deploy.evaluate import evaluate
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
+    from sit_deploy.report.view import IN_DOUBT
 
     model = made.loaded.model
     runs_here = engine.probe().can_run
@@ -265,16 +266,23 @@ def _accuracy(
         "weights": _weights(work.request, made.loaded),
         "model": {"published_top1": made.loaded.config.top1, "num_classes": model.num_classes},
     }
-    if warning := baseline_warning(accuracy, facts, found.guesses):
-        work.notes.append(warning)
+    doubt = find_doubts(accuracy, facts, found.guesses, work.samples)
+    if doubt.warning:
+        work.notes.append(f"{IN_DOUBT}: {doubt.warning}")
     random = made.loaded.checkpoint is None  # which a note says; such a build is a rehearsal
     if not random:
         work.notes += [f"the accuracy proves nothing: {doubt.text}" for doubt in accuracy.doubts()]
     limit = work.request.max_accuracy_drop
     if limit is not None:
+        doubt.require_sound("--max-accuracy-drop")
         accuracy.require(limit, rehearsal=random)
     measured_on = f"{engine.kind} engine" if runs_here else f"{MODEL} on ONNX Runtime"
-    return {**accuracy.to_dict(made.classes), "measured_on": measured_on, "data": str(work.request.val_data)}
+    return {
+        **accuracy.to_dict(made.classes),
+        "measured_on": measured_on,
+        "data": work.samples.name,
+        "warning": doubt.warning,
+    }
 
 
 def _calibration(made: Graph) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from calibration.thresholds import METHODS_OF, PERCENTILE, thresholds
 from sit_deploy import __version__
 from sit_deploy.data import spread
 from sit_deploy.errors import InputError
+from sit_deploy.text import shown
 
 if TYPE_CHECKING:
     import onnx
@@ -90,15 +91,16 @@ def calibration_images(
     Raises:
         InputError: no images, fewer than asked for, or one that cannot be read.
     """
-    from sit_deploy.data import list_images
+    from sit_deploy.parts import find_training_images
 
-    found = list_images(where)
-    if count is not None and count > len(found):
+    where, found = find_training_images(where)
+    images = found.images
+    if count is not None and count > len(images):
         raise InputError(
-            f"{where} has {len(found)} images and --calib-images asks for {count}; add images or ask for fewer"
+            f"{shown(where)} has {len(images)} images and --calib-images asks for {count}; add images or ask for fewer"
         )
-    chosen = spread(found, default if count is None else count)
-    return ImageStream(chosen, preprocessing, f"{len(chosen)} of {len(found)} images in {where}")
+    chosen = spread(images, default if count is None else count)
+    return ImageStream(chosen, preprocessing, f"{len(chosen)} of {len(images)} images in {shown(where)}")
 
 
 def graph_key(graph: onnx.ModelProto) -> str:

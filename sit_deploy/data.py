@@ -13,83 +13,75 @@ import numpy as np
 from PIL import Image
 
 from sit_deploy.errors import InputError
-from sit_deploy.preprocessing import NO_IMAGE, Preprocessing, is_image, load_image
+from sit_deploy.image_files import check_folder, files_in, find_images, images_below, special_kind, subfolders
+from sit_deploy.preprocessing import Preprocessing, load_image
+from sit_deploy.text import shown
 
 Progress = Callable[[str, int, int], None]
 Source = str | Path | Image.Image
-
-# What torchvision's ImageFolder takes for an image. A file with another ending is opened to see what it is.
-_IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-# Left behind by file managers; they say nothing about the data set.
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"})
 
 
 # ------------------------------------------------------------------------------------------------------------ files
 
 
 def list_images(where: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Every image of a file, of a folder with all below it, or of several of these; sorted within each folder.
-
-    Hidden files and file managers' litter are skipped. Any other file that is no image raises InputError, as do a
-    missing path and a folder without images.
-    """
-    if isinstance(where, str | Path):
-        where = [where]
-    found: list[Path] = []
-    for entry in map(Path, where):
-        if entry.is_dir():
-            images = _images_below(entry)
-            if not images:
-                raise InputError(f"{entry}: no images in this folder; pass one that has some")
-            found += images
-        elif entry.exists():
-            _refuse_non_image(entry)
-            found.append(entry)
-        else:
-            raise InputError(f"{entry}: no such file or folder; check the path")
-    if not found:
-        raise InputError("no images given; pass a folder or at least one file")
-    return found
+    """Return every image of a file, of a folder with all below it, or of several of these; see `find_images`."""
+    return find_images(where).images
 
 
 class ImageFolder:
     """A labelled data set: one folder a class, laid out and numbered as torchvision's ImageFolder does it.
 
-    classes: the folders' names, sorted by code point; a class's index is its label.
+    classes: the folders' names, sorted by code point; a class's index is its label. Characters that are not to be shown
+        are escaped (`shown`).
     samples: (path, label) pairs, in class order. Folders below a class folder are searched too.
+    skipped: the other files in the classes and beside them, counted by ending or kind.
 
-    Files beside the class folders are ignored, as in torchvision. Hidden folders are no classes (torchvision counts
-    them). Raises InputError for a missing root, a root without class folders, a class without images, and a file in
-    a class that is no image.
+    Hidden folders and the litter of operating systems are no classes (torchvision counts them). Raises InputError for a
+    missing root, a root without class folders, and a class without images.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        where = shown(self.root)
         if not self.root.is_dir():
-            raise InputError(f"{self.root}: no such folder; check the path")
-        self.classes = sorted(
-            entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        )
-        if not self.classes:
-            raise InputError(
-                f"{self.root}: no class folders; put each class's images into a folder of its own"
-            )
+            raise InputError(f"{where}: {_no_folder(self.root)}")
+        check_folder(self.root)
+        folders = subfolders(self.root)
+        if not folders:
+            raise InputError(f"{where}: no class folders; put each class's images into a folder of its own")
+        self.classes = [shown(name) for name in folders]
+        self.skipped = files_in(self.root)
         self.samples: list[tuple[Path, int]] = []
         empty = []
-        for label, name in enumerate(self.classes):
-            images = _images_below(self.root / name)
+        for label, name in enumerate(folders):
+            images = images_below(self.root / name, self.skipped)
             self.samples += [(path, label) for path in images]
             if not images:
-                empty.append(name)
+                empty.append(self.classes[label])
         if empty:
-            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            listing = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             raise InputError(
-                f"{self.root}: no images for {len(empty)} of {len(self.classes)} classes ({shown}); "
+                f"{where}: no images for {len(empty)} of {len(self.classes)} classes ({listing}); "
                 "add images, or remove the empty folders if the labels need not match a trained head"
             )
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+def _no_folder(path: Path) -> str:
+    """Say what is there in place of a folder of class folders, and what to do."""
+    if not path.exists():
+        return "no such folder; check the path"
+    ending = path.suffix.lower()
+    if special := special_kind(path):
+        return f"a {special}, and no folder; pass a folder with one subfolder a class"
+    if ending in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"):
+        return "an archive; unpack it, and pass the folder with one subfolder a class"
+    if ending in (".csv", ".tsv", ".txt", ".json", ".xml", ".parquet"):
+        return "a list, and no folder; put the images into one folder a class, and pass the folder of these"
+    return "a file, and no folder; pass a folder with one subfolder a class"
 
 
 def load_labels(path: str | Path, classes: int | None = None) -> list[str]:
@@ -185,32 +177,3 @@ def _batches(
             yield images, np.array(labels, np.int64) if labelled else labels
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-# ---------------------------------------------------------------------------------------------------------- helpers
-
-
-def _images_below(folder: Path) -> list[Path]:
-    images = []
-    # os.walk, and its order, are torchvision's: samples come in the same order there and here.
-    for here, _, names in sorted(_visible(folder)):
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower() not in _LITTER:
-                path = Path(here, name)
-                _refuse_non_image(path)
-                images.append(path)
-    return images
-
-
-def _visible(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield here, folders, names
-
-
-def _refuse_non_image(path: Path) -> None:
-    """Say early that a file is no image. Endings are believed here; a wrong one shows when the file is decoded."""
-    if path.suffix.lower() in _IMAGE_ENDINGS:
-        return
-    if not is_image(path):
-        raise InputError(f"{path}: {NO_IMAGE}; remove it or move it elsewhere")

@@ -75,7 +75,7 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
                 from sit_deploy.data import spread
 
                 stream = lowered.stream or _validation_stream(work, made)
-                labelled = spread(work.samples, SENSITIVITY_LABELLED) if request.sensitivity else []
+                labelled = spread(work.samples or [], SENSITIVITY_LABELLED) if request.sensitivity else []
                 alone.update(
                     sensitivity(lowered.quantiser, stream.spread(SENSITIVITY_IMAGES), labelled, report)
                 )
@@ -104,8 +104,10 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
 def _validation_stream(work: Work, made: Graph) -> ImageStream:
     """Return validation images to measure layers on, where there was no need of calibration images."""
     from sit_deploy.calibrate import ImageStream
+    from sit_deploy.data import spread
 
-    return ImageStream([path for path, _ in work.samples], made.preprocessing, str(work.request.val_data))
+    chosen = [source for source, _ in spread(work.samples, SENSITIVITY_IMAGES)]
+    return ImageStream(chosen, made.preprocessing, work.samples.name)
 
 
 def _keep_budget(

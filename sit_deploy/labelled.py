@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.class_names import Matched, match_names
 from sit_deploy.data import ImageFolder
 from sit_deploy.errors import InputError
-from sit_deploy.evaluate import spread_over
+from sit_deploy.evaluate import describe, spread_over
+from sit_deploy.image_files import skipped_note
+from sit_deploy.parts import HELD_OUT, find_part
+from sit_deploy.text import shown
 
 if TYPE_CHECKING:
     from sit_deploy.bundle import Bundle
 
-# what people call the folder, or the split, of held-out images
-VAL_NAMES = ("val", "valid", "validation", "eval", "test")
 Samples = Sequence[tuple[Any, int]]  # of (path or Pillow image, label)
+
+
+@dataclass(frozen=True)
+class Labelled(Sequence):
+    """Images with the model's labels, and how these were come by.
+
+    samples: (source, label) pairs. name: what was taken, a part of a data set included. matched: its classes with the
+    model's. notes: what else to know of it, in sentences.
+    """
+
+    samples: Samples
+    name: str
+    matched: Matched
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[index]
+
+    def describe(self, index: int) -> str:
+        return describe(self.samples, index)
+
+    @property
+    def files(self) -> list[tuple[Path, int]] | None:
+        """The images as files, None where they are no files."""
+        return self.samples if isinstance(self.samples, list) else None
 
 
 class Relabelled(Sequence):
@@ -34,6 +65,10 @@ class Relabelled(Sequence):
             raise InputError(
                 f"{self.describe(index)} cannot be decoded ({error}); repair the data set, or take another"
             ) from None
+        if not 0 <= label < len(self._labels):
+            raise InputError(
+                f"{self.describe(index)} has the label {label}, and there are {len(self._labels)} classes"
+            )
         return image, self._labels[label]
 
     def describe(self, index: int) -> str:
@@ -47,35 +82,59 @@ def open_labelled(
     *,
     root: Path | None = None,
     split: str | None = None,
-) -> Samples:
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Labelled:
     """Open held-out images as (source, label) pairs.
 
     Args:
-        data: a folder with one subfolder a class; a folder that has such a folder called val, as ImageNet is laid out; or a
-            data set of timm (torch/NAME, hfds/OWNER/NAME), or digits.
+        data: a folder with one subfolder a class; a folder that has such a folder called val, test or the like
+            (`sit_deploy.parts`); or a data set of timm (torch/NAME, hfds/OWNER/NAME), or digits.
         classes: names of the model's classes in label order, None where it has none.
         root, split: where a data set of timm lies, and the part to take; also of a folder with several parts.
+        image_key, label_key: columns of a data set of the Hugging Face Hub.
     Raises:
         InputError: missing, empty, streamed, or of other classes than the model's.
     """
     path = Path(data)
     if path.is_dir() or not _is_named(str(data)):
-        return match_labels(ImageFolder(_held_out(path, split)), classes, num_classes)
+        if image_key or label_key:
+            raise InputError("--image-key and --label-key are for hfds/…; leave them out with a folder")
+        part = find_part(path, HELD_OUT, split, classes=classes, num_classes=num_classes)
+        labelled = match_labels(ImageFolder(part), classes, num_classes)
+        if part == path:
+            return labelled
+        return replace(labelled, notes=(f"taken from {shown(part)}", *labelled.notes))
     from training.datasets import open_held_out
 
-    found = open_held_out(str(data), root, split)
+    found = open_held_out(str(data), root, split, image_key, label_key)
     names = found.classes or [str(label) for label in range(found.num_classes)]
-    labels = match_names(str(data), names, classes, num_classes)
-    return Relabelled(found.val, labels)
+    matched = match_names(str(data), names, classes, num_classes, ordered=True)
+    return Labelled(
+        Relabelled(found.val, matched.labels), found.name, matched, (*found.notes, *matched.notes)
+    )
 
 
-def open_for(
-    bundle: Bundle, data: str | Path, root: Path | None, split: str | None, images: int | None
-) -> Samples:
-    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. See `open_labelled`."""
+def open_for(bundle: Bundle, data: str | Path, images: int | None = None, **options: Any) -> Labelled:
+    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
     manifest = bundle.manifest
     classes, count = manifest["classes"], manifest["model"]["num_classes"]
-    return spread_over(open_labelled(data, classes, count, root=root, split=split), images)
+    found = open_labelled(data, classes, count, **options)
+    return replace(found, samples=spread_over(found.samples, images))
+
+
+def count_shared(files: Iterable[Any], samples: Labelled) -> int:
+    """Return how many of the files are among labelled images, whatever path leads to them."""
+
+    def mark(path: Any) -> tuple[int, int] | None:
+        try:
+            facts = Path(path).stat()
+        except (OSError, TypeError):  # no files
+            return None
+        return facts.st_dev, facts.st_ino
+
+    measured = {mark(path) for path, _ in samples.files or ()} - {None}
+    return sum(mark(path) in measured for path in files) if measured else 0
 
 
 def _is_named(data: str) -> bool:
@@ -84,59 +143,9 @@ def _is_named(data: str) -> bool:
     return is_named(data)
 
 
-def _held_out(root: Path, split: str | None) -> Path:
-    """Return the folder of class folders: the one given, or the part of held-out images in it."""
-    if split:
-        if not (root / split).is_dir():
-            raise InputError(f"{root} has no subfolder {split}; check --split")
-        return root / split
-    inside = {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
-    inside = {name for name in inside if not name.startswith(".")}
-    if not inside or inside - {"train", "training", *VAL_NAMES}:
-        return root
-    for name in VAL_NAMES:
-        if name in inside:
-            return root / name
-    raise InputError(
-        f"{root} has training images only; give the folder of held-out ones, or name its part with --split"
-    )
-
-
-def match_labels(
-    folder: ImageFolder, classes: Sequence[str] | None, num_classes: int
-) -> list[tuple[Path, int]]:
-    """Return (path, label) samples numbered as the model's classes are; names and errors as `match_names`."""
-    label = match_names(str(folder.root), folder.classes, classes, num_classes)
-    return [(path, label[i]) for path, i in folder.samples]
-
-
-def match_names(
-    where: str, found: Sequence[str], classes: Sequence[str] | None, num_classes: int
-) -> list[int]:
-    """Return the model's label of each class of a data set.
-
-    Classes called as the model's are matched by name, and some may be missing. Where none bears a name of the model's
-    (ImageNet's folders are numbers), they must be the model's classes in order, and as many.
-
-    Raises:
-        InputError: classes that the model has not, or of another number.
-    """
-    strange = sorted(set(found) - set(classes or ()))
-    if strange and len(strange) < len(found):
-        raise InputError(
-            f"{where} has class folders that the model has no name for ({', '.join(strange[:3])}"
-            f"{', ...' if len(strange) > 3 else ''}) beside some that it has; rename or remove them"
-        )
-    if not strange:
-        if len(set(classes)) != len(classes):
-            raise InputError(
-                f"some of the model's class names are the same, so the folders of {where} cannot be matched by "
-                "name; make the names differ, or name the folders by number (0000, 0001, ...) in label order"
-            )
-        return [classes.index(name) for name in found]
-    if len(found) != num_classes:
-        raise InputError(
-            f"{where} has {len(found)} class folders, the model {num_classes} classes; "
-            "give a validation set of the same classes"
-        )
-    return list(range(num_classes))
+def match_labels(folder: ImageFolder, classes: Sequence[str] | None, num_classes: int) -> Labelled:
+    """Return the images of a folder numbered as the model's classes are; names and errors as `match_names`."""
+    matched = match_names(shown(folder.root), folder.classes, classes, num_classes)
+    samples = [(path, matched.labels[i]) for path, i in folder.samples]
+    note = skipped_note(folder.skipped)
+    return Labelled(samples, shown(folder.root), matched, (*matched.notes, *([note] if note else [])))

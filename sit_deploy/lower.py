@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.labelled import count_shared
 from sit_deploy.parity import TOLERANCE, compare, require
 from sit_deploy.request import CALIBRATION_IMAGES, EIGHT_BITS, BuildRequest
 
@@ -166,6 +167,12 @@ def _quantiser(
         work.notes.append("the model was trained in int8 (--qat): its own thresholds are used")
         return trained_quantiser(exported.graph, request.trained_thresholds), None, None
     stream = calibration_stream(request, preprocessing)
+    shared = count_shared(stream.sources, work.samples) if stream and work.samples else 0
+    if shared:
+        work.notes.append(
+            f"calibrated on images that accuracy is measured on ({shared} of {len(stream.sources)}): it may be better than on "
+            "others; pass --calib-data with images of training"
+        )
     with work.step("Calibrating") as report:
         calibration = _calibration(work, exported.graph, stream, preprocessing, report)
     method = None if request.calib_method == "auto" else request.calib_method

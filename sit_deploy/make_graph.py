@@ -14,11 +14,13 @@ from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
 from sit_deploy.parity import TOLERANCE, Hop, compare, require
 from sit_deploy.request import COMPARED_IMAGES, EIGHT_BITS, BuildRequest
+from sit_deploy.text import shown
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from sit_deploy.labelled import Labelled
     from sit_deploy.lower import Exported, Lowered
     from sit_deploy.models.load import LoadedModel
     from sit_deploy.preprocessing import Preprocessing
@@ -37,7 +39,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
-    samples: list[tuple[Path, int]] = field(default_factory=list)  # labelled images, of --val-data
+    samples: Labelled | None = None  # of --val-data
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Progress]:
@@ -104,7 +106,7 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
     with work.step(f"Loading {request.model}"):
         loaded, preprocessing, classes = load_request(work)
     with work.step("Preparing images"):
-        pixels, image_source = _images(request, preprocessing.raw)
+        pixels, image_source = _images(work, preprocessing.raw)
         images = preprocessing.normalise(pixels)
     with work.step("PyTorch reference"):
         reference = torch_logits(loaded.model, images)
@@ -146,8 +148,8 @@ def with_input(work: Work, made: Graph, folder: Path) -> Graph:
 
 
 def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
-    from sit_deploy.data import ImageFolder, load_labels
-    from sit_deploy.labelled import match_labels
+    from sit_deploy.data import load_labels
+    from sit_deploy.labelled import open_labelled
     from sit_deploy.models.load import load_model
     from sit_deploy.preprocessing import Preprocessing
 
@@ -170,7 +172,10 @@ def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | No
     if request.labels:
         classes = load_labels(request.labels, loaded.model.num_classes)
     if request.val_data:
-        work.samples = match_labels(ImageFolder(request.val_data), classes, loaded.model.num_classes)
+        work.samples = open_labelled(
+            request.val_data, classes, loaded.model.num_classes, **request.val_options
+        )
+        work.notes += [f"--val-data: {note}" for note in work.samples.notes]
     size = loaded.model.img_size[0]
     if card:
         return loaded, card.preprocessing.at(size), classes
@@ -185,18 +190,21 @@ def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | No
     return loaded, preprocessing, classes
 
 
-def _images(request: BuildRequest, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
+def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     """Return the images that the comparisons run on, as the preprocessing gives them, and where they are from."""
-    from sit_deploy.data import batches, list_images, spread
+    from sit_deploy.data import batches, spread
+    from sit_deploy.parts import find_training_images
     from sit_deploy.sample_images import sample_images
 
+    request = work.request
     count = request.calib_images or COMPARED_IMAGES
     if request.precision in EIGHT_BITS:  # --calib-images is for the calibration, which holds a few at a time
         count = COMPARED_IMAGES
     if request.calib_data:
-        found = list_images(request.calib_data)
-        sources: list[Any] = spread(found, count)
-        origin = f"{len(sources)} of {len(found)} images in {request.calib_data}"
+        where, found = find_training_images(request.calib_data)
+        sources: list[Any] = spread(found.images, count)
+        origin = f"{len(sources)} of {len(found.images)} images in {shown(where)}"
+        work.notes += [f"--calib-data: {found.note}"] if found.note else []
     else:
         sources = sample_images(count)
         origin = f"{count} synthetic images (pass --calib-data for your own)"

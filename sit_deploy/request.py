@@ -46,7 +46,8 @@ class BuildRequest:
     model: may be None where the checkpoint has a model card. stages, keeping_ratio: in place of the model's own.
     checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
     dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons, the ranges
-    of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: ImageFolder for accuracy. targets: compute
+    of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: labelled images for accuracy, and data_dir,
+    split, image_key, label_key which of them (`sit_deploy.labelled.open_labelled`). targets: compute
     capabilities. workspace: MiB of scratch memory of one layer. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
     beside, "fp32" or "fp16"; None for what the engine likes. input: "uint8" for a graph that takes pixels and normalises by itself. sensitivity: measure every layer alone.
     """
@@ -71,7 +72,11 @@ class BuildRequest:
     rest: str | None = None
     input: str = "float32"
     sensitivity: bool = False
-    val_data: Path | None = None
+    val_data: str | None = None
+    data_dir: Path | None = None
+    split: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
     max_accuracy_drop: float | None = None
     opset: int = 20
     targets: tuple[str, ...] = ()
@@ -90,6 +95,8 @@ class BuildRequest:
     checkpoint_key: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.val_data, os.PathLike):
+            object.__setattr__(self, "val_data", os.fsdecode(self.val_data))
         settle_types(self)
 
     @property
@@ -163,7 +170,11 @@ class BuildRequest:
             "--calib-data": self.calib_data and self.calib_data.absolute(),
             "--calib-images": self.calib_images,
             **(self._eight_bit_options() if self.precision in EIGHT_BITS else {}),
-            "--val-data": self.val_data and self.val_data.absolute(),
+            "--val-data": self.val_data and _absolute(self.val_data),
+            "--data-dir": self.data_dir and self.data_dir.absolute(),
+            "--split": self.split,
+            "--image-key": self.image_key,
+            "--label-key": self.label_key,
             "--max-accuracy-drop": self.max_accuracy_drop,
             "--input": self.input if self.input != "float32" else None,
             "--opset": self.opset,
@@ -204,6 +215,12 @@ class BuildRequest:
             rest=None,
             sensitivity=False,
         )
+
+    @property
+    def val_options(self) -> dict[str, Any]:
+        """Which of the labelled images, as `sit_deploy.labelled.open_labelled` takes it."""
+        keys = {"image_key": self.image_key, "label_key": self.label_key}
+        return {"root": self.data_dir, "split": self.split, **keys}
 
     @property
     def high(self) -> str:
@@ -277,8 +294,12 @@ class BuildRequest:
             raise InputError(
                 f"--max-accuracy-drop is in points of top-1, 0 to 100, got {self.max_accuracy_drop:g}"
             )
-        if self.max_accuracy_drop is not None and self.val_data is None:
-            raise InputError("--max-accuracy-drop needs images with labels; pass --val-data DIR")
+        if self.val_data is None:
+            for name in ("max_accuracy_drop", "data_dir", "split", "image_key", "label_key"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} needs images with labels; pass --val-data DIR"
+                    )
         self.engine_options()  # raises for values that no engine takes
 
     def engine_options(self) -> engines.BuildOptions:
@@ -375,6 +396,11 @@ def _check_onnxruntime() -> None:
             f"int8 and fp8 need ONNX Runtime {'.'.join(map(str, OLDEST_ONNXRUNTIME))} or newer to be measured with, and {found} "
             "is installed; run `pip install -U onnxruntime` (with Python 3.11 or newer)"
         )
+
+
+def _absolute(data: str) -> str:
+    """Return where labelled images are from anywhere: a folder's absolute path, or a data set's name as it is."""
+    return str(Path(data).absolute()) if Path(data).is_dir() else str(data)
 
 
 def _spell(name: str, stages: tuple[int, ...], keeping_ratio: float) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
+
+from sit_deploy.errors import InputError
 
 # control characters but for the end of a line, what turns the direction of writing, ends of lines and paragraphs that are
 # none to us, and half characters: bytes of a file name that are no UTF-8
@@ -12,6 +16,38 @@ _OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def printable(text: str) -> str:
     r"""Return a text whose control characters are written out, as `\x1b`; ends of lines stay."""
     return _OBEYED.sub(lambda found: _shown(ord(found[0])), text)
+
+
+def shown(name: Any) -> str:
+    r"""Return the name of a file or of a class on one line, as `printable`: what is written wherever the name goes."""
+    return printable(str(name)).replace("\n", "\\n")
+
+
+def is_utf8(name: Any) -> bool:
+    """Whether a name can be written into a file of UTF-8."""
+    try:
+        str(name).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_utf8(path: str | Path | None, what: str = "path") -> None:
+    """Refuse, before any work, a path that no manifest could hold.
+
+    Raises:
+        InputError: its name, or that of a folder above it, is no UTF-8.
+    """
+    if path is None or is_utf8(Path(path).absolute()):
+        return
+    if is_utf8(path):
+        raise InputError(
+            f"the {what} {shown(path)} lies below {shown(Path.cwd())}, which is not named in UTF-8; rename that folder, or start "
+            "from another"
+        )
+    raise InputError(
+        f"the {what} {shown(path)} is not named in UTF-8; rename it, or pass a symbolic link to it"
+    )
 
 
 def json_printable(text: str) -> str:

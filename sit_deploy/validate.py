@@ -10,10 +10,10 @@ from typing import Any
 
 import engines
 from sit_deploy.accuracy import ENGINE, Accuracy
-from sit_deploy.baseline import baseline_warning
+from sit_deploy.baseline import Doubt, find_doubts
 from sit_deploy.bundle import Bundle
 from sit_deploy.evaluate import Notebook, evaluate, run_key
-from sit_deploy.labelled import Samples, open_for
+from sit_deploy.labelled import Labelled, open_for
 from sit_deploy.parity import TOLERANCE, Hop, compare
 
 
@@ -26,11 +26,21 @@ def check_golden(bundle: Bundle, classifier: Any) -> Hop:
 
 @dataclass(frozen=True)
 class Checked:
-    """What labelled images say of an engine. warning: why the comparison itself is doubtful, or None."""
+    """What labelled images say of an engine. doubt: why the comparison itself may say little."""
 
     accuracy: Accuracy
-    warning: str | None
-    samples: Samples
+    doubt: Doubt
+    samples: Labelled
+
+    def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
+        """Hold the engine to limits, as `Accuracy.require` does.
+
+        Raises:
+            GateError: one of them is not kept, or cannot be judged on these images.
+        """
+        if max_drop is not None:
+            self.doubt.require_sound("--max-accuracy-drop")
+        self.accuracy.require(max_drop, min_agreement)
 
 
 def check_accuracy(
@@ -40,14 +50,13 @@ def check_accuracy(
     checkpoint: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     *,
-    root: Path | None = None,
-    split: str | None = None,
     images: int | None = None,
     resume: Path | None = None,
     world: Any = None,
     reference_device: str = "cpu",
+    **options: Any,
 ) -> Checked | None:
-    """Measure reference and engine on labelled images, which `open_labelled` takes.
+    """Measure reference and engine on labelled images, which `open_labelled` takes, with its options.
 
     Args:
         images: of so many of them, evenly spread; all by default.
@@ -62,14 +71,14 @@ def check_accuracy(
     from sit_deploy.reference import reference_logits, reference_model
 
     manifest = bundle.manifest
-    samples = open_for(bundle, data, root, split, images)
+    samples = open_for(bundle, data, images, **options)
     rank, size = (world.rank, world.size) if world else (0, 1)
     notebook = None
     if resume is not None:
         kind = type(classifier.runner).__name__
-        facts = (manifest["digest"], kind, str(data), str(root), split, len(samples), rank, size)
-        named = samples if isinstance(samples, list) else None
-        notebook = Notebook(resume if rank == 0 else Path(f"{resume}.{rank}"), run_key(facts, named))
+        chosen = {name: str(value) for name, value in options.items()}
+        facts = (manifest["digest"], kind, str(data), chosen, len(samples), rank, size)
+        notebook = Notebook(resume if rank == 0 else Path(f"{resume}.{rank}"), run_key(facts, samples.files))
     model = reference_model(bundle, checkpoint)
     found = evaluate(
         reference_logits(model, reference_device),
@@ -87,7 +96,7 @@ def check_accuracy(
         if not world.is_main:
             return None
     accuracy = Accuracy.of(found.tallies[ENGINE])
-    return Checked(accuracy, baseline_warning(accuracy, manifest, found.guesses), samples)
+    return Checked(accuracy, find_doubts(accuracy, manifest, found.guesses, samples), samples)
 
 
 def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> dict[str, Any]:

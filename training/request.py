@@ -50,6 +50,8 @@ class TrainRequest:
     data_dir: Path | None = None
     train_split: str | None = None
     val_split: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
     num_classes: int | None = None
     image_size: int | None = None
     qat: bool = False
@@ -160,6 +162,7 @@ class TrainRequest:
         return {
             **{name: getattr(self, name) for name in same},
             "stages": list(self.stages) if self.stages else None,
+            **{name: getattr(self, name) for name in ("image_key", "label_key") if getattr(self, name)},
             **files,
             **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),

@@ -197,7 +197,11 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         request.val_split,
         request.num_classes,
         request.seed,
+        request.image_key,
+        request.label_key,
     )
+    for note in data.notes if world.is_main else ():
+        reporter.note(note)
     if recipe.repeats > 1 and data.streamed:
         raise InputError("streamed data cannot be repeated in a batch; pass --repeats 1")
     if request.qat and data.streamed:

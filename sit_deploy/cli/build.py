@@ -26,7 +26,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import graph_options
+from sit_deploy.cli.options import graph_options, val_options
 from sit_deploy.report.view import WARNINGS, difference, figure
 from sit_deploy.speed import of_build, sentence
 
@@ -54,8 +54,11 @@ ENGINES = ("auto", *KINDS)
 )
 @click.option("--labels", type=path_type, metavar="FILE", help="Class names, one a line in label order.")
 @click.option(
-    "--val-data", type=path_type, metavar="DIR", help="Folder with one subfolder a class: measures accuracy."
+    "--val-data",
+    metavar="DIR-or-NAME",
+    help="Labelled images, as `sit-deploy validate --data` takes them: measures accuracy.",
 )
+@val_options
 @click.option(
     "--max-accuracy-drop",
     type=Real(0, 100),

@@ -3,7 +3,8 @@ serve it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
@@ -147,17 +148,31 @@ _SERVING_OPTIONS = (
 )
 
 
+_KEY_OPTIONS = (
+    click.option("--image-key", metavar="NAME", help="Column of images of hfds/….  [default: by its type]"),
+    click.option("--label-key", metavar="NAME", help="Column of classes of hfds/….  [default: by its type]"),
+)
+
+DATA_WHICH = ("data_dir", "split", "image_key", "label_key")
+
+_WHICH_OPTIONS = (
+    click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies."),
+    click.option(
+        "--split",
+        metavar="NAME",
+        help="Its part to take, folder or split; . for the folder itself.  [default: val, test or what is called alike]",
+    ),
+    *_KEY_OPTIONS,
+)
+
 _DATA_OPTIONS = (
     click.option(
         "--data",
         metavar="DIR-or-NAME",
-        help="Folder with one subfolder a class, or one with such a folder called val, or digits, or a data set of timm: "
-        "measures accuracy.",
+        help="Folder with one subfolder a class, or one with such folders in val or test, or digits, or a data set of timm "
+        "(hfds/…, torch/…): measures accuracy.",
     ),
-    click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies."),
-    click.option(
-        "--split", metavar="NAME", help="The part of --data to take.  [default: val, validation, test]"
-    ),
+    *_WHICH_OPTIONS,
     click.option(
         "--images",
         type=Whole(limits.IMAGES, 1),
@@ -206,8 +221,24 @@ def serving_options(command: Callable) -> Callable:
 
 
 def data_options(command: Callable) -> Callable:
-    """Add which labelled images to measure on: `data`, and `data_dir`, `split`, `images` of `sit_deploy.labelled.open_for`."""
+    """Add which labelled images to measure on: `data`, and what `which_data` takes, and `images` of
+    `sit_deploy.labelled.open_for`."""
     return _add(_DATA_OPTIONS, command)
+
+
+def val_options(command: Callable) -> Callable:
+    """Add which part of labelled images to take: what `which_data` takes."""
+    return _add(_WHICH_OPTIONS, command)
+
+
+def key_options(command: Callable) -> Callable:
+    """Add which columns of a data set of the Hub to take: `image_key`, `label_key`."""
+    return _add(_KEY_OPTIONS, command)
+
+
+def which_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `sit_deploy.labelled.open_labelled` among those of a command."""
+    return {"root" if name == "data_dir" else name: options[name] for name in DATA_WHICH}
 
 
 def refuse_options_of_data(**options: object) -> None:

@@ -23,7 +23,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import data_options, refuse_options_of_data
+from sit_deploy.cli.options import DATA_WHICH, data_options, refuse_options_of_data, which_data
 from sit_deploy.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -96,8 +96,6 @@ def command(
     sources: tuple[Path, ...],
     outputs: tuple[Path, ...],
     data: str | None,
-    data_dir: Path | None,
-    split: str | None,
     images: int | None,
     max_accuracy_drop: float | None,
     min_agreement: float | None,
@@ -129,20 +127,22 @@ def command(
     targets = _targets(outputs, force)
     bundles, rows = _open(sources, read_evidence)
     if data is None:
-        refuse_options_of_data(data_dir=data_dir, split=split, images=images)
+        refuse_options_of_data(**{name: options[name] for name in DATA_WHICH}, images=images)
     if max_student_drop is not None and bundles and (data is None or options["teacher"] is None):
         raise InputError(
             "--max-student-drop needs the teacher and images with labels; pass --teacher and --data"
         )
     for row in rows:
         row["verdict"] = judge(row, **limits).to_dict()
+    which = which_data(options)
+    options = {name: value for name, value in options.items() if name not in DATA_WHICH}
     with progress() as report:
         for bundle in bundles:
 
             def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:
                 report(f"{name}: {text}", done, total)
 
-            samples = open_for(bundle, data, data_dir, split, images) if data else None
+            samples = open_for(bundle, data, images, **which) if data else None
             rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
     require_comparable(rows)
     for path, form in targets.items():
@@ -210,6 +210,8 @@ def _show(screen: Console, row: dict[str, Any]) -> None:
     for mark, key in marks:
         for reason in verdict[key]:
             say(screen, f" {mark} {literal(reason)}")
+    for note in (row["accuracy"] or {}).get("notes", ()):
+        say(screen, f" Note: {literal(note)}")
     shown = ledger_view(row["ledger"])
     listing = table(*shown["head"], right=tuple(shown["head"][2:]), fold=("runs on",))
     for cells in shown["rows"]:

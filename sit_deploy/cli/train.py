@@ -25,7 +25,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import model_options
+from sit_deploy.cli.options import key_options, model_options
 from training.recipes import Recipe, default_text, option_name
 from training.request import KEPT_HIGH
 
@@ -70,6 +70,7 @@ def recipe_options(command: Callable) -> Callable:
 @click.option("--data-dir", type=path_type, metavar="DIR", help="Where the data sets of timm lie.")
 @click.option("--train-split", metavar="NAME", help="Part to train on.  [default: train]")
 @click.option("--val-split", metavar="NAME", help="Part held out.  [default: val or validation]")
+@key_options
 @click.option(
     "--num-classes",
     type=Whole(limits.CLASSES),

@@ -25,7 +25,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import data_options, refuse_options_of_data
+from sit_deploy.cli.options import DATA_WHICH, data_options, refuse_options_of_data, which_data
 from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,8 +122,9 @@ def command(
         measured = {
             **checked.accuracy.to_dict(opened.classes),
             "measured_on": kind,
-            "data": str(data),
-            "warning": checked.warning,
+            "data": checked.samples.name,
+            "warning": checked.doubt.warning,
+            "notes": list(checked.samples.notes),
         }
     found = {
         "bundle": str(bundle),
@@ -139,10 +140,10 @@ def command(
         _show(found, compared)
     require([hop], "do not use this engine here")
     if checked:
-        checked.accuracy.require(max_accuracy_drop, min_agreement)
+        checked.require(max_accuracy_drop, min_agreement)
 
 
-_OF_DATA = ("data_dir", "split", "images", "resume")
+_OF_DATA = (*DATA_WHICH, "images", "resume")
 
 
 def _world(data: str | None) -> Any:
@@ -179,12 +180,11 @@ def _measure(
         data,
         options["checkpoint"],
         report,
-        root=options["data_dir"],
-        split=options["split"],
         images=options["images"],
         resume=options["resume"],
         world=world,
         reference_device=(device or "cuda") if on_gpu else "cpu",
+        **which_data(options),
     )
 
 
@@ -228,6 +228,8 @@ def _show_differences(screen: Console, measured: dict[str, Any]) -> None:
                 literal(f"{flip['engine_name']} {flip['engine_probability']:.0%}"),
             )
         screen.print(listing)
+    for note in measured["notes"]:
+        say(screen, f"Note: {literal(note)}")
     for warning in (measured["warning"], *measured["doubts"]):
         if warning:
             say(screen, f"[bold yellow]Warning:[/] {literal(warning)}")

@@ -15,7 +15,7 @@ import engines
 from engines.speedup import speedup
 from engines.timing import machine
 from sit_deploy.accuracy import Accuracy
-from sit_deploy.baseline import baseline_warning
+from sit_deploy.baseline import find_doubts
 from sit_deploy.bench import time_around
 from sit_deploy.bundle import Bundle
 from sit_deploy.doctor import versions
@@ -139,13 +139,15 @@ def _accuracy(
         return None
     accuracy = ledger.accuracy
     told = accuracy.to_dict(bundle.manifest["classes"])
+    doubt = find_doubts(accuracy, bundle.manifest, ledger.evaluation.guesses, samples)
     for flip in told["flips"]:
         flip["picture"] = _thumbnail(bundle, samples[flip["index"]][0])
     return {
         **told,
         "measured_on": ledger.engine,
-        "data": data,
-        "warning": baseline_warning(accuracy, bundle.manifest, ledger.evaluation.guesses),
+        "data": getattr(samples, "name", data),
+        "warning": doubt.warning,
+        "notes": list(getattr(samples, "notes", ())),
         "teacher": _teacher(ledger),
     }
 

@@ -10,10 +10,12 @@ from sit_deploy.report import plots
 from sit_deploy.speed import of_build, sentence
 
 # how a note begins that a reader must not miss
+IN_DOUBT = "the accuracy here is in doubt"
 WARNINGS = (
     "random weights",
     "do not ship",
-    "the PyTorch reference itself",
+    IN_DOUBT,
+    "calibrated on images that",
     "the accuracy proves nothing",
     "whether int8 is faster",
     "whether fp8 is faster",

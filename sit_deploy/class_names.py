@@ -1,0 +1,190 @@
+"""Which class of the model is each class of a data set? By name where there are names, by number, and last by order."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sit_deploy.errors import InputError
+
+_DIGITS = re.compile(r"[0-9]+")
+_SHOWN = 3  # names in a message
+_SYNSET = re.compile(r"n[0-9]{8}")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How the classes of a data set were matched with the model's.
+
+    labels: the model's label of each of them. notes: what to know of it, in sentences. doubt: why this reading may be
+    wrong, None where it is not. names: what the classes are called in the order of the model's labels, which tells what
+    other orders there could be.
+    """
+
+    labels: list[int]
+    notes: tuple[str, ...] = ()
+    doubt: str | None = None
+    names: tuple[str, ...] = ()
+
+
+def match_names(
+    where: str,
+    found: Sequence[str],
+    classes: Sequence[str] | None,
+    num_classes: int,
+    *,
+    ordered: bool = False,
+) -> Matched:
+    """Match the classes of a data set with the model's.
+
+    Classes called as the model's are matched by name, spelling of case, spaces, underscores and hyphens apart, and some may
+    be missing. Where none bears a name of the model's (ImageNet's folders are numbers), numbers from 0 (or from 1, up to
+    the number of classes) are labels, and any other names are the model's classes in order, and must be as many.
+
+    Args:
+        where: the data set, as messages call it. found: its classes in its own order. classes: the model's, in label order.
+        ordered: the data set has labels of its own; `found` is in their order, and not merely sorted.
+    Raises:
+        InputError: classes that the model has not, of another number, or that two readings make the same.
+    """
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice and not classes:
+        classes = None  # a data set's own labels tell them apart
+    matched = _by_name(where, found, classes) if classes else None
+    matched = matched or (None if ordered else _by_number(where, found, num_classes))
+    return matched or _by_order(where, found, classes, num_classes, ordered)
+
+
+def plain(name: str) -> str:
+    """Return a name as it is compared: case, spaces, underscores, hyphens, zeros in front and forms of Unicode are the same."""
+    name = unicodedata.normalize("NFKC", name).casefold()
+    name = re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", name)).strip()
+    return str(int(name)) if _DIGITS.fullmatch(name) else name
+
+
+def natural_key(name: str) -> list[tuple[bool, int | str]]:
+    """Return what to sort by for an order that people find natural, and timm takes: class2 before class10, case apart."""
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else part)
+        for part in re.split(r"([0-9]+)", name.lower())
+        if part
+    ]
+
+
+def listed(names: Sequence[str], count: int = _SHOWN) -> str:
+    """Return the first names for a message."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _by_name(where: str, found: Sequence[str], classes: Sequence[str]) -> Matched | None:
+    """Match by name; None where none bears a name of the model's."""
+    exact = set(classes)
+    by_plain: dict[str, list[int]] = {}
+    for label, name in enumerate(classes):
+        by_plain.setdefault(plain(name), []).append(label)
+    known = [name for name in found if name in exact or plain(name) in by_plain]
+    if not known:
+        return None
+    strange = sorted(set(found) - set(known))
+    if strange:
+        raise InputError(
+            f"{where} has class folders that the model has no name for ({listed(strange)}) beside some that it has; "
+            "rename or remove them"
+        )
+    if all(name in exact for name in found):
+        if len(exact) != len(classes):
+            raise InputError(
+                f"some of the model's class names are the same, so the folders of {where} cannot be matched by "
+                "name; make the names differ, or name the folders by number (0000, 0001, ...) in label order"
+            )
+        return Matched(
+            [classes.index(name) for name in found], _left_out(len(found), len(classes)), None, tuple(classes)
+        )
+    same = [name for name, count in Counter(map(plain, found)).items() if count > 1]
+    if same:
+        pair = [name for name in found if plain(name) == same[0]]
+        raise InputError(
+            f"{where} has the class folders {' and '.join(pair)}, which are one name but for case, spaces, hyphens or zeros in "
+            "front; merge them, or rename one"
+        )
+    several = [name for name in found if len(by_plain[plain(name)]) > 1]
+    if several:
+        theirs = " and ".join(classes[label] for label in by_plain[plain(several[0])])
+        raise InputError(
+            f"the class folder {several[0]} of {where} may be the model's {theirs}; name the folders as the model's classes"
+        )
+    labels = [by_plain[plain(name)][0] for name in found]
+    changed = [
+        f"{name} is {classes[label]}"
+        for name, label in zip(found, labels, strict=True)
+        if name != classes[label]
+    ]
+    note = f"matched {len(changed)} of {len(found)} class names but for their spelling ({listed(changed)})"
+    return Matched(labels, (note, *_left_out(len(found), len(classes))), None, tuple(classes))
+
+
+def _by_number(where: str, found: Sequence[str], num_classes: int) -> Matched | None:
+    """Take names that are numbers as labels; None where they cannot be."""
+    if not all(_DIGITS.fullmatch(name) for name in found):
+        return None
+    values = [int(name) for name in found]
+    if len(set(values)) < len(values):
+        same = next(value for value, count in Counter(values).items() if count > 1)
+        pair = [name for name, value in zip(found, values, strict=True) if value == same]
+        raise InputError(
+            f"{where} has the class folders {' and '.join(pair)}, which are the same number; merge them, or rename one"
+        )
+    low, high, names = min(values), max(values), tuple(map(str, range(num_classes)))
+    if low >= 1 and high == num_classes:
+        note = f"the class folders count from 1, so {low} is taken for the model's class {low - 1}, and so on"
+        return Matched(
+            [value - 1 for value in values], (note, *_left_out(len(values), num_classes)), None, names
+        )
+    if high >= num_classes:
+        return None
+    notes = _left_out(len(values), num_classes)
+    doubt = None
+    if low > 0:
+        doubt = (
+            f"the class folders {low} to {high} are taken as the model's classes of these numbers, counted from 0, and they may "
+            "count from 1; name the folders as the model's classes"
+        )
+    elif [found[values.index(value)] for value in sorted(values)] != list(found):
+        notes = ("the class folders are taken by number (2 before 10), not as text", *notes)
+    return Matched(values, notes, doubt, names)
+
+
+def _by_order(
+    where: str, found: Sequence[str], classes: Sequence[str] | None, num_classes: int, ordered: bool
+) -> Matched:
+    if len(found) != num_classes:
+        raise InputError(
+            f"{where} has {len(found)} class folders, the model {num_classes} classes; "
+            "give a validation set of the same classes"
+        )
+    doubt = None
+    natural = sorted(found, key=natural_key)
+    if list(found) == sorted(found) and natural != list(found):
+        first = next(i for i, (a, b) in enumerate(zip(found, natural, strict=True)) if a != b)
+        doubt = (
+            f"the order of the class names is not certain: class {first} is {found[first]} as torchvision sorts them, which is "
+            f"taken, and {natural[first]} as timm does; pass --labels when building, with the folders' names in label order"
+        )
+    elif classes and not ordered and not all(_SYNSET.match(name) or _DIGITS.match(name) for name in found):
+        doubt = (
+            f"no class folder bears a name of the model's ({listed(sorted(found))} and {listed(list(classes))}), so they are taken "
+            "in sorted order; name the folders as the model's classes, or pass their names in label order with --labels when "
+            "building"
+        )
+    return Matched(list(range(num_classes)), (), doubt, tuple(found))
+
+
+def _left_out(found: int, num_classes: int) -> tuple[str, ...]:
+    if found == num_classes:
+        return ()
+    return (
+        f"{num_classes - found} of the model's {num_classes} classes have no images here, and nothing is said of them",
+    )
