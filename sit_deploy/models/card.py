@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.files import atomic_path
 from sit_deploy.errors import InputError
+from sit_deploy.models.file_kind import find_file, is_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +134,10 @@ def read_card(path: str | Path) -> ModelCard | None:
     Raises:
         InputError: a card that cannot be understood.
     """
-    path = Path(path)
+    try:
+        path = find_file(path)
+    except InputError:  # whoever reads the weights will say what is wrong
+        return None
     text = _header(path).get("__metadata__", {}).get(KEY)
     if text is None:
         return None
@@ -170,7 +174,7 @@ def save_weights(path: str | Path, state_dict: dict[str, Tensor], card: ModelCar
 
 def _header(path: Path) -> dict[str, Any]:
     """Return the header of a safetensors file: 8 bytes of length, little-endian, then JSON; empty for another file."""
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
+    if not path.is_file() or not is_safetensors(path):
         return {}
     try:
         with path.open("rb") as file:

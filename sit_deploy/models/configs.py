@@ -179,11 +179,17 @@ def get_config(
 
         if not is_timm_model(name):
             raise InputError(
-                f"unknown model '{name}'{nearest(name, (*_ALIASES, *timm_names())) or ';'} `sit-deploy models` lists ours, "
+                f"unknown model '{name}'{_nearest_model(name, (*_ALIASES, *timm_names())) or ';'} `sit-deploy models` lists ours, "
                 "and timm's plain vision transformers will do too"
             )
         config = timm_config(name)
     return _reschedule(config, stages, keeping_ratio)
+
+
+def _nearest_model(name: str, known: tuple[str, ...]) -> str:
+    """Return as `nearest` does, a model of the same family first: a sit_tiny is no lvvit_tiny, which is its teacher."""
+    family = [other for other in known if other.partition("_")[0] == name.lower().partition("_")[0]]
+    return nearest(name.lower(), family) or nearest(name.lower(), known)
 
 
 def _reschedule(

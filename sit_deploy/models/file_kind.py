@@ -32,6 +32,7 @@ _FOREIGN = (
     (b"\x89PNG", "a picture", "give a .pth or .safetensors of a model's weights"),
     (b"\xff\xd8\xff", "a picture", "give a .pth or .safetensors of a model's weights"),
 )  # fmt: skip
+_ONNX_VERSIONS = [bytes([version]) for version in range(3, 32)]  # of its representation, the first field
 
 
 def find_file(path: str | Path) -> Path:
@@ -104,15 +105,15 @@ def file_kind(path: Path) -> str:
             raise InputError(f"checkpoint {path} is {what}; {remedy}")
     if start[257:262] == b"ustar":
         raise InputError(f"checkpoint {path} is a tar archive; unpack it first: tar -xf")
+    if start[:1] == b"\x08" and start[1:2] in _ONNX_VERSIONS and start[2:3] in (b"\x12", b"\x3a"):
+        raise InputError(
+            f"checkpoint {path} is an ONNX graph; give the PyTorch or safetensors file that it was exported from"
+        )
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
         return "stream"
     _refuse_text(path, start)
     if path.suffix.lower() == ".safetensors":
         raise InputError(f"checkpoint {path} is not a readable safetensors file; copy it again")
-    if b"onnx" in start[:64] or path.suffix.lower() == ".onnx":
-        raise InputError(
-            f"checkpoint {path} is an ONNX graph; give the PyTorch or safetensors file that it was exported from"
-        )
     raise InputError(
         f"checkpoint {path} is not a PyTorch checkpoint; give a .pth or .safetensors of a model's weights"
     )

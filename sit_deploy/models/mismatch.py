@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sit_deploy.models.fit import OPTIONAL_KEYS
 
 _SHOWN = 3
+_PREFIX = ("cls_token", "dist_token", "reg_token")
 
 # names that the model has not, and what the checkpoint then has
 _PARTS = (
@@ -66,18 +67,14 @@ def _facts(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], missing: list[str], unexpected: list[str]
 ) -> Iterator[str]:
     """Give what can be said for certain of how it differs."""
-    for what, theirs, ours in (
-        ("width", _side(state, "pos_embed", -1, 3), _side(own, "pos_embed", -1, 3)),
-        ("depth", _depth(state), _depth(own)),
-        (
-            "patches of pixels",
-            _side(state, "patch_embed.proj.weight", -1, 4),
-            _side(own, "patch_embed.proj.weight", -1, 4),
-        ),
-        ("channels of its images", _channels(state), _channels(own)),
+    for words, theirs, ours in (
+        ("its width is {}, not {}", _side(state, "pos_embed", -1, 3), _side(own, "pos_embed", -1, 3)),
+        ("its depth is {}, not {}", _depth(state), _depth(own)),
+        ("its patches are of {} pixels, not {}", _patch(state), _patch(own)),
+        ("its images have {} channels, not {}", _channels(state), _channels(own)),
     ):
         if theirs and ours and theirs != ours:
-            yield f"its {what}: {theirs}, not {ours}"
+            yield words.format(theirs, ours)
     had = [words for pattern, words in _PARTS if _any(pattern, unexpected) and not _any(pattern, own)]
     had += [words for pattern, words, _ in _UNFINISHED if _any(pattern, unexpected)]
     lacked = [words for pattern, words in _PARTS if _any(pattern, missing) and not _any(pattern, state)]
@@ -86,7 +83,10 @@ def _facts(
     if lacked:
         yield f"it lacks {' and '.join(lacked)}"
     tokens, wanted = _side(state, "pos_embed", 1, 3), _side(own, "pos_embed", 1, 3)
-    if tokens and wanted and tokens != wanted and not any(_is_square(tokens - prefix) for prefix in range(6)):
+    prefix = sum(
+        value.shape[1] for key in _PREFIX if (value := state.get(key)) is not None and value.ndim == 3
+    )
+    if tokens and wanted and tokens != wanted and not (_is_square(tokens) or _is_square(tokens - prefix)):
         yield f"its {tokens} positions are not those of a square image"
 
 
@@ -121,6 +121,10 @@ def _side(state: Mapping[str, Tensor], key: str, axis: int, ndim: int) -> int | 
 
 def _channels(state: Mapping[str, Tensor]) -> int | None:
     return _side(state, "patch_embed.proj.weight", 1, 4) or _side(state, "patch_embed.conv1.weight", 1, 4)
+
+
+def _patch(state: Mapping[str, Tensor]) -> int | None:
+    return _side(state, "patch_embed.proj.weight", -1, 4)
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:

@@ -198,3 +198,19 @@ def test_every_example_fits_its_depth() -> None:
 
     for depth in range(1, 41):
         assert sum(_example_stages(depth)) == depth and min(_example_stages(depth)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sit_tiny", "sit_t"),
+        ("sit_small", "sit_lvvit_small"),
+        ("SIT_S", "sit_s"),
+        ("lvit_s", "lvvit_s"),
+        ("deit_smal_patch16_224", "deit_small_patch16_224"),
+    ],
+)
+def test_an_unknown_name_is_taken_for_one_of_its_family(name: str, meant: str) -> None:
+    """A student's name is not answered by a teacher's."""
+    with pytest.raises(InputError, match=f"unknown model '{name}'; did you mean '{meant}'"):
+        get_config(name)

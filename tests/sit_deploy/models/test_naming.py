@@ -1,0 +1,71 @@
+"""Other libraries' names for the same weights: the logits are those of the library's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sit_deploy.errors import InputError
+from sit_deploy.models import load_model
+from tests.helpers.models import images, randomise
+
+Save = Callable[..., Path]
+SIZE = 64
+TINY: dict[str, Any] = {
+    "hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 12, "intermediate_size": 768, "image_size": SIZE,
+    "patch_size": 16, "num_labels": 5,
+}  # fmt: skip
+
+
+def hugging_face(kind: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(**TINY)
+    return randomise(getattr(transformers, f"{kind}ForImageClassification")(config)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("saved", ["folder", "state dict", "wrapped"])
+def test_hugging_face_vit(saved: str, tmp_path: Path, save: Save) -> None:
+    theirs = hugging_face("ViT")
+    if saved == "folder":  # under the names of its files, which are not those of its modules
+        theirs.save_pretrained(tmp_path)
+        path = tmp_path
+    else:
+        prefix = "model." if saved == "wrapped" else ""
+        path = save({"state_dict": {prefix + k: v for k, v in theirs.state_dict().items()}})
+    loaded = load_model("vit_tiny_patch16_224", path, SIZE)
+    x = images(loaded.model)
+    torch.testing.assert_close(loaded.model(x), theirs(x).logits, atol=2e-5, rtol=1e-5)
+    assert any("Hugging Face" in note for note in loaded.notes)
+
+
+@torch.no_grad()
+def test_torchvision(save: Save) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.VisionTransformer(
+        image_size=SIZE, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=5
+    )
+    theirs = randomise(theirs).eval()
+    for layer in theirs.encoder.layers:
+        layer.self_attention.in_proj_weight.normal_(std=0.07)
+        layer.self_attention.in_proj_bias.normal_(std=0.2)
+    theirs.encoder.pos_embedding.normal_(std=0.5)
+    theirs.class_token.normal_(std=0.5)
+    loaded = load_model("vit_tiny_patch16_224", save(theirs.state_dict()), SIZE)
+    x = images(loaded.model)
+    torch.testing.assert_close(loaded.model(x), theirs(x), atol=2e-5, rtol=1e-5)
+    assert any("torchvision's names were taken for timm's" in note for note in loaded.notes)
+
+
+def test_what_differs_is_not_taken_for_the_same(save: Save) -> None:
+    with pytest.raises(InputError, match="is of a distilled DeiT"):
+        load_model("vit_tiny_patch16_224", save(hugging_face("DeiT").state_dict()), SIZE)
+    with pytest.raises(InputError, match="layer scale") as caught:
+        load_model("vit_tiny_patch16_224", save(hugging_face("Dinov2").state_dict()), SIZE)
+    assert "head.weight (5, 384)" in str(caught.value) or "does not fit" in str(caught.value)
+    with pytest.raises(InputError, match="does not fit"):
+        load_model("vit_tiny_patch16_224", save(hugging_face("Beit").state_dict()), SIZE)
