@@ -10,13 +10,13 @@ from pathlib import Path
 
 from engines.errors import EngineError
 from sit_deploy.errors import SitDeployError
+from sit_deploy.report.view import file_size
 
 TRACEBACK = "SIT_DEPLOY_TRACEBACK"  # of the environment: shows where a defect is
 DEFECT = "this is a defect of sit-deploy"
 
 _NO_MEMORY = "out of memory; take a smaller model, image, batch or --calib-images"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_FULL = 1 << 16  # bytes; with fewer left, nothing more is written
+_FREE_SOME = "free some space there or choose another output folder"
 
 
 def explain(error: BaseException, args: Iterable[str]) -> tuple[str, int]:
@@ -36,31 +36,36 @@ def explain(error: BaseException, args: Iterable[str]) -> tuple[str, int]:
     # of PyTorch's allocator it is a RuntimeError
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return _NO_MEMORY, 2
-    if full := full_places(args):  # libraries wrap what the system said in exceptions of their own
-        return (
-            f"no space left: {full} ({_name(error)}); free some space there or choose another output folder",
-            2,
-        )
+    if _is_full(error):  # libraries wrap what the system said in exceptions of their own
+        return f"{_no_space(error, args)} ({_name(error)}); {_FREE_SOME}", 2
     return f"{DEFECT}: {_name(error)}; please report it, with what {TRACEBACK}=1 shows", 2
 
 
-def full_places(args: Iterable[str]) -> str:
-    """Return which of the file systems that a command writes to are full, and what of it lies there; empty if none is."""
-    places = {Path(tempfile.gettempdir()): "temporary files, TMPDIR", Path.cwd(): "the folder you are in"}
-    places |= {
-        Path(word.rpartition("=")[2]).absolute(): ""
-        for word in args
-        if not word.startswith("-") or "=" in word
-    }
-    found = {}
+def _is_full(error: BaseException) -> bool:
+    """Whether it tells of a full disk. PyTorch's writer of archives never says why it fails."""
+    told = str(error)
+    no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return no_space or any(
+        words in told for words in ("No space left", "quota exceeded", "PytorchStreamWriter")
+    )
+
+
+def _no_space(error: BaseException, args: Iterable[str]) -> str:
+    """Return where there is how little left, the fullest first: what was half-written may have gone again meanwhile."""
+    writes_to = [getattr(error, "filename2", None) or getattr(error, "filename", None) or Path.cwd()]
+    places = {Path(tempfile.gettempdir()): " (temporary files, TMPDIR)"}
+    for word in [*writes_to, *args]:
+        if not str(word).startswith("-") or "=" in str(word):
+            places.setdefault(Path(str(word).rpartition("=")[2]).absolute(), "")
+    left: dict[int, tuple[int, str]] = {}
     for path, what in places.items():
         try:
             there = next(p for p in (path, *path.parents) if p.is_dir())
-            if shutil.disk_usage(there).free < _FULL:
-                found.setdefault(there.stat().st_dev, f"{there}{f' ({what})' if what else ''} is full")
+            free = shutil.disk_usage(there).free
+            left.setdefault(there.stat().st_dev, (free, f"{file_size(free)} left for {there}{what}"))
         except (OSError, ValueError, StopIteration):  # a word that is no path
             continue
-    return ", ".join(found.values())
+    return "No space left on device: " + ", ".join(text for _, text in sorted(left.values()))
 
 
 def _name(error: BaseException) -> str:
@@ -68,12 +73,15 @@ def _name(error: BaseException) -> str:
 
 
 def _os_error(error: OSError, args: Iterable[str]) -> str:
+    if isinstance(error, shutil.Error):  # of a copy of many files: a list of what failed
+        source, target, reason = error.args[0][0]
+        if not _is_full(error):
+            return f"cannot copy {source} to {target} ({reason}); check the path"
+        error = OSError(errno.ENOSPC, "", target)
+    if _is_full(error):
+        return f"{_no_space(error, args)}; {_FREE_SOME}"
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in _NO_SPACE and (full := full_places(args)):
-        where = f": {full}"
     remedy = {
-        errno.ENOSPC: "free some space or choose another output folder",
-        errno.EDQUOT: "free some space or choose another output folder",
         errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another output folder",
         errno.EACCES: "check its permissions or choose another folder",
         errno.EROFS: "choose a folder on a writable file system",

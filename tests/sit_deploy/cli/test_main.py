@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,43 +181,49 @@ def test_os_errors_without_words() -> None:
 
 
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB with nothing left on it, where root may make one."""
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a disk of its own, as far as anybody asks, with nothing left on it."""
     place = tmp_path / "full"
     place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True
-    ).returncode:
-        pytest.skip("needs to mount a file system")
-    with contextlib.suppress(OSError):
-        (place / "filler").write_bytes(bytes(1 << 17))
-    yield place
-    subprocess.run(["umount", place], check=True)
+    free, stat = shutil.disk_usage, Path.stat
+    nothing = free(place)._replace(free=0)
+
+    def its_stat(path: Path, **options: Any) -> os.stat_result:
+        found = stat(path, **options)
+        return os.stat_result([*found[:2], -1, *found[3:]]) if path == place else found
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: nothing if Path(path) == place else free(path))
+    monkeypatch.setattr(Path, "stat", its_stat)
+    return place
 
 
 @pytest.mark.parametrize(
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
     ],
-)
+)  # fmt: skip
 def test_the_disk_that_is_full_is_named(error: Exception, full_disk: Path, tmp_path: Path) -> None:
-    for words in (["build", "-o", str(full_disk / "new" / "b")], ["build", f"--output={full_disk}"]):
+    """First, whether the output is there already or not, and beside the others that may have been meant."""
+    for words in (["build", "-o", str(full_disk / "new" / "b")], ["build", f"--output={full_disk}", "\0"]):
         line, status = explain(error, words)
-        assert (
-            status == 2
-            and "pace" in line
-            and f"{full_disk} is full" in line
-            and "choose another output folder" in line
-        )
+        assert status == 2 and line.startswith(f"No space left on device: 0.0 kB left for {full_disk}, ")
+        assert line.endswith("; free some space there or choose another output folder")
     assert str(full_disk) not in explain(error, [str(tmp_path)])[0]
 
 
 def test_a_full_folder_for_temporary_files_is_named(full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(full_disk))
     line, _ = explain(OSError(errno.ENOSPC, "No space left on device"), [])
-    assert f"{full_disk} (temporary files, TMPDIR) is full" in line
+    assert line.startswith(f"No space left on device: 0.0 kB left for {full_disk} (temporary files, TMPDIR)")
+
+
+def test_a_copy_that_fails_names_both_ends() -> None:
+    error = shutil.Error([("a", "b", "Permission denied"), ("c", "d", "Permission denied")])
+    assert explain(error, []) == ("cannot copy a to b (Permission denied); check the path", 2)
 
 
 # --------------------------------------------------------------------------------------------------------- signals
