@@ -24,6 +24,8 @@ from engines.graph import check_batch, input_specs, output_specs, read_model, te
 from engines.tensorrt_cache import RuntimeCache, cache_path
 from engines.tensorrt_features import Features
 from engines.tensorrt_flavours import FLAVOURS, import_module
+from engines.tensorrt_kernels import EIGHT_BITS
+from engines.tensorrt_layers import asked_types
 from engines.tensorrt_messages import Messages, make_logger
 from engines.tensorrt_runtime import TensorRTRunner
 
@@ -99,6 +101,9 @@ class TensorRT(Engine):
             progress("reading ONNX", 0, 1)
         model = read_model(onnx_path)
         inputs, outputs, types = input_specs(model), output_specs(model), tensor_types(model)
+        # a GPU's own inspector tells more; without one there is the builder's log alone
+        low = not self.flavour.needs_gpu_to_build and types.intersection(EIGHT_BITS)
+        asked = asked_types(model) if low else {}
         del model
         check_batch(inputs, options.dynamic_batch, required=True)
         targets = tensorrt_config.targets(trt, title, options.compute_capabilities, bool(status))
@@ -110,6 +115,7 @@ class TensorRT(Engine):
                 inputs,
                 outputs,
                 types,
+                asked,
                 options,
                 targets,
                 progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from engines.base import BuildOptions, Progress, TensorSpec
 from engines.errors import EngineBuildError
 from engines.tensorrt_config import attach_timing_cache, batch_profile, configure, save_timing_cache
 from engines.tensorrt_features import Features
+from engines.tensorrt_kernels import products
 from engines.tensorrt_messages import Messages, builder_problems, facts, make_logger, parser_problems
 from engines.tensorrt_types import constrain, network_flags, numpy_type, require_types
 
@@ -30,12 +32,15 @@ def build_plan(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     types: set[str],
+    asked: Mapping[str, str],
     options: BuildOptions,
     compute_capabilities: tuple[str, ...],
     progress: Progress | None,
 ) -> tuple[memoryview, dict[str, Any]]:
     """Build and return the serialized plan and what is worth knowing of it (JSON values).
 
+    Args:
+        asked: what products compute in (`tensorrt_layers.asked_types`), to be held to the engine's kernels; empty for none.
     Raises:
         EngineBuildError: the parser or the builder refuses the graph, or an option.
         KeyboardInterrupt: Ctrl-C; the builder has stopped by then.
@@ -81,6 +86,7 @@ def build_plan(
         "refit": options.refit,
         "profiling": options.profiling,
         "workspace_bytes": options.workspace_bytes,
+        "eight_bits": found.to_dict() if (found := products(messages.kernels, asked)) else None,
         "warnings": messages.warnings,
         **facts(messages.notes),
     }

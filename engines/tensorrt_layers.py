@@ -159,6 +159,16 @@ def table(layers: list[LayerInfo], milliseconds: Mapping[str, float]) -> list[di
     return sorted(rows, key=lambda row: -(row["ms"] or 0.0))
 
 
+def node_names(text: str) -> list[str]:
+    """The ONNX nodes that a library's text about a layer names."""
+    return _NODE.findall(text)
+
+
+def type_name(text: str) -> str:
+    """A type as the library spells it, by numpy's name; "" for one that is not known."""
+    return next((name for name, pattern in _TYPES if pattern.search(text)), "")
+
+
 def _layer(layer: Any) -> LayerInfo:
     if isinstance(layer, str):
         return LayerInfo(layer, nodes=tuple(_NODE.findall(layer)))
@@ -174,5 +184,4 @@ def _layer(layer: Any) -> LayerInfo:
 
 
 def _type(tensor: Mapping[str, Any]) -> str:
-    text = " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Datatype"))
-    return next((name for name, pattern in _TYPES if pattern.search(text)), "")
+    return type_name(" ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Datatype")))

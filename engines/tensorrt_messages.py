@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from engines.tensorrt_kernels import is_kernel
+
 _SOURCE = re.compile(r"\s*\.?\s*In \w+ at \S+?:\d+")
 _WRAPPER = re.compile(r"^(?:\[[^\]]*\]|[\w:]+): ?Error Code \d+: [\w ]+?\s*\((?P<inner>.*)\)$")
 _BRACKET = re.compile(r"^Error Code \d+: [\w ]+?\s*\((?P<inner>.*)\)$")
@@ -28,11 +30,12 @@ _FACTS = {
 
 @dataclass
 class Messages:
-    """What the library logged, as it came."""
+    """What the library logged, as it came. kernels: the lines of its verbose log that are of a kernel of the engine."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
 
     def clear_errors(self) -> None:
         self.errors.clear()
@@ -55,6 +58,8 @@ def make_logger(trt: ModuleType, messages: Messages) -> Any:
             elif level == severity.INFO:
                 messages.notes.append(text)
                 del messages.notes[:-_KEPT]
+            elif level == severity.VERBOSE and ", LayerType: " in text:  # one text has all of them
+                messages.kernels += filter(is_kernel, text.splitlines())
 
     return Collector()
 

@@ -25,6 +25,7 @@ from sit_deploy.bundle import (
 )
 from sit_deploy.eight_bits import NoGainError, compare_speed, fp8_targets, settle
 from sit_deploy.errors import InputError
+from sit_deploy.kernels import NOT_ALL, kernels_note
 from sit_deploy.make_graph import (
     REFERENCE_BATCH,
     Graph,
@@ -155,6 +156,9 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
+    kernels = kernels_note(info.details, work.request.precision)
+    if kernels and kernels.startswith(NOT_ALL):
+        work.notes.append(kernels)
     layers = _engine_hop(work, engine, engine_path, made, info.origin)
     accuracy = _accuracy(work, engine, folder, made, info.origin) if work.samples else None
     if eight is not None:

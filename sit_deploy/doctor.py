@@ -24,6 +24,12 @@ PACKAGES = (
 )
 
 
+_NOTES = {
+    "tensorrt-rtx": "documents INT8 for weights alone: what a build in int8 multiplies in 8 bits, its notes and `inspect` say, "
+    "as the builder logs it; nothing of it has run on a GPU yet",
+}
+
+
 def versions() -> dict[str, str | None]:
     """Return the version of Python and of every package a build depends on, None where it is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
@@ -45,7 +51,7 @@ def examine() -> dict[str, Any]:
 
     gpus = find_gpus()
     return {
-        "engines": [asdict(support) for support in engines.support()],
+        "engines": [{**asdict(support), "note": _NOTES.get(support.kind)} for support in engines.support()],
         "gpu": {"gpus": [asdict(gpu) for gpu in gpus.gpus], "reason": gpus.reason},
         "machine": {
             **asdict(machine()),

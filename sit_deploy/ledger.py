@@ -38,7 +38,7 @@ SYNTHETIC = 32  # images where no others are given: they say how near the logits
 class Entry:
     """A hop. Accuracy is in percent, None without labelled images; agreement and SQNR are with the student in PyTorch.
 
-    size: bytes of the file that has the weights. macs: of one image. latency_ms: median of a batch; None where it was not
+    size: bytes of the file that has the weights. macs: of one image. latency_ms: median of a batch over the rounds; None where it was not
     timed, which `note` explains.
     """
 
@@ -56,7 +56,7 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """What was measured of one bundle.
+    """What was measured of one bundle. `to_dict` has `given` too: how many classes the student gives.
 
     engine: name of the entry that stands for what is shipped; not the engine itself where that cannot run here.
     accuracy: of that entry, None without labelled images. evaluation, timing: what the entries were made from.
@@ -78,6 +78,7 @@ class Ledger:
             "engine": self.engine,
             "images": self.images,
             "batch_size": self.batch_size,
+            "given": len({best for _, best in self.evaluation.guesses}),
         }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
-from sit_deploy.parity import TOLERANCE, Hop, compare, require
+from sit_deploy.parity import TOLERANCE, Hop, agreement_note, compare, reference_fault, require
 from sit_deploy.request import COMPARED_IMAGES, EIGHT_BITS, BuildRequest
 from sit_deploy.text import shown
 
@@ -98,7 +98,6 @@ def make_graph(work: Work, folder: Path) -> Graph:
 
 def make_float_graph(work: Work, folder: Path) -> Graph:
     """Write the float32 graph into `folder` as model.onnx, every hop up to it compared."""
-    import numpy as np
 
     from sit_deploy.lower import Exported
 
@@ -110,10 +109,10 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
         images = preprocessing.normalise(pixels)
     with work.step("PyTorch reference"):
         reference = torch_logits(loaded.model, images)
-        if not np.isfinite(reference).all():
-            raise InputError(
-                "the PyTorch model itself gives NaN or infinite logits on these images; check its weights"
-            )
+        if fault := reference_fault(reference, images):
+            raise InputError(f"the PyTorch model itself gives {fault}; check its weights")
+        if loaded.checkpoint is not None and (note := agreement_note(reference)):
+            work.notes.append(f"{note} (on {image_source})")
     with work.step("Deploy form"):
         deploy, logits = _deploy(work, loaded, images, reference)
     with work.step("Exporting to ONNX"):

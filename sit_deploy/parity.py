@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.4, "int8": 1.0, "fp8": 1.5}
 
 
+_ALIKE = 1e-5  # standard deviations that logits of one image differ by in batches of other sizes
+
+
 @dataclass(frozen=True)
 class Hop:
     """One step's logits compared.
@@ -86,6 +89,32 @@ def compare(
         tolerance=tolerance,
         note=note,
     )
+
+
+def reference_fault(reference: np.ndarray, images: np.ndarray) -> str | None:
+    """Say what is wrong with logits (images, classes) such that comparing with them would prove nothing, or None.
+
+    Args:
+        images: that they are of; where these are one picture, so may be the logits.
+    """
+    import numpy as np
+
+    if not np.isfinite(reference).all():
+        return "NaN or infinite logits on these images"
+    if reference.shape[1] > 1 and not np.ptp(reference, axis=1).any():
+        return "each class of an image the same logit, so that whatever is compared with them agrees"
+    differ = np.abs(reference - reference[0]).max() > _ALIKE * reference.std()
+    if not differ and (images != images[0]).any():
+        return "the same logits for every image, as if it did not look at them"
+    return None
+
+
+def agreement_note(reference: np.ndarray) -> str:
+    """Say so where images all get one class: then their agreement holds by construction; else nothing."""
+    best = set(reference.argmax(1).tolist())
+    if len(reference) < 2 or len(best) > 1:
+        return ""
+    return f"PyTorch gives all {len(reference)} images class {best.pop()}: their agreement says nothing"
 
 
 def require(hops: list[Hop], outcome: str = "nothing was written") -> None:

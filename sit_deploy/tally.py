@@ -89,8 +89,9 @@ class Tally:
         self.signal += float(np.square(wide).sum())
         self.noise += float(np.square(other - wide).sum())
         lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
-        # logits that are all 0 on both sides have no direction, and are the same
-        cosines = np.where(lengths > 0, (wide * other).sum(1) / np.where(lengths > 0, lengths, 1), 1.0)
+        # logits that are all 0 have no direction: on both sides they are the same, on one they are not
+        same = np.where((wide == other).all(axis=1), 1.0, 0.0)
+        cosines = np.where(lengths > 0, (wide * other).sum(1) / np.where(lengths > 0, lengths, 1), same)
         self.cosine += float(cosines.sum())
         self.lowest_cosine = min(self.lowest_cosine, float(cosines.min()))
         self.images += len(labels)

@@ -11,17 +11,25 @@ from typing import Any
 import engines
 from sit_deploy.accuracy import ENGINE, Accuracy
 from sit_deploy.baseline import Doubt, find_doubts
-from sit_deploy.bundle import Bundle
+from sit_deploy.bundle import GOLDEN, Bundle
+from sit_deploy.errors import InputError
 from sit_deploy.evaluate import Notebook, evaluate, run_key
 from sit_deploy.labelled import Labelled, open_for
-from sit_deploy.parity import TOLERANCE, Hop, compare
+from sit_deploy.parity import TOLERANCE, Hop, agreement_note, compare, reference_fault
 
 
 def check_golden(bundle: Bundle, classifier: Any) -> Hop:
-    """Compare an open `inference.Classifier` with the reference logits that the bundle carries."""
+    """Compare an open `inference.Classifier` with the reference logits that the bundle carries.
+
+    Raises:
+        InputError: logits that everything agrees with, which prove nothing.
+    """
     images, reference = bundle.golden()
-    precision = bundle.manifest["precision"]
-    return compare("golden output", classifier.logits(images), reference, reference, TOLERANCE[precision])
+    if fault := reference_fault(reference, images):
+        raise InputError(f"{bundle.path / GOLDEN} holds {fault}; build the bundle again from whole weights")
+    note = agreement_note(reference) if bundle.manifest["weights"]["source"] != "random" else ""
+    tolerance = TOLERANCE[bundle.manifest["precision"]]
+    return compare("golden output", classifier.logits(images), reference, reference, tolerance, note)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ def command(as_json: bool) -> None:
     for engine in found["engines"]:
         remedy = f"; {engine['remedy']}" if engine["remedy"] else ""
         say(screen, f"{engine['kind']}: {literal(engine['reason'] + remedy)}")
+    for engine in found["engines"]:
+        if engine["note"] and engine["can_build"]:
+            say(screen, f"{engine['kind']}: {literal(engine['note'])}")
     machine, gpus = found["machine"], found["gpu"]
     names = (
         ", ".join(f"{g['name']} ({g['compute_capability']})" for g in gpus["gpus"])

@@ -21,6 +21,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError
+from sit_deploy.kernels import NOT_ALL, kernels_note
 
 if TYPE_CHECKING:
     import onnx
@@ -55,15 +56,29 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
     )
+    kernels = bundle and kernels_note(bundle.manifest["engine"]["details"], bundle.manifest["precision"])
     if as_json:
         found = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
-        emit_json({"target": str(target), "findings": found, "summary": summary, "layers": layers})
+        emit_json(
+            {
+                "target": str(target),
+                "findings": found,
+                "summary": summary,
+                "layers": layers,
+                "kernels": kernels,
+            }
+        )
     else:
         screen = console()
         if summary:
             _show(summary)
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
+        if kernels:
+            say(
+                screen,
+                f"{'[bold yellow]Engine:[/]' if kernels.startswith(NOT_ALL) else 'Engine:'} {literal(kernels)}",
+            )
         for finding in findings:
             say(screen, f"[red]{finding.rule}[/] {literal(finding.where)}: {literal(finding.message)}")
         if not findings:

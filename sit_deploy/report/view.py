@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sit_deploy import speed
+from sit_deploy.kernels import NOT_ALL, kernels_note
 from sit_deploy.report import plots
 from sit_deploy.speed import of_build, sentence
 
@@ -17,8 +18,7 @@ WARNINGS = (
     IN_DOUBT,
     "calibrated on images that",
     "the accuracy proves nothing",
-    "whether int8 is faster",
-    "whether fp8 is faster",
+    NOT_ALL,
 )
 _SLOWEST = 15  # layers listed
 _WORST = 15  # classes listed
@@ -85,7 +85,7 @@ def ledger_view(ledger: Mapping[str, Any]) -> dict[str, Any]:
         if entry["top1"] is not None and before is not None:
             top1 += f" ({entry['top1'] - before:+.2f})"
         before = entry["top1"] if entry["top1"] is not None else before
-        exact = entry["agreement"] is not None and entry["sqnr_db"] is None
+        exact = entry["agreement"] == 100 and entry["sqnr_db"] is None
         row = [
             entry["name"],
             entry["runtime"],
@@ -102,7 +102,8 @@ def ledger_view(ledger: Mapping[str, Any]) -> dict[str, Any]:
     images = f"{ledger['images']} {'labelled' if labelled else 'synthetic'} images"
     return {
         "what": f"Every hop on the same {images}; agreement and SQNR are with the student in PyTorch, ms the median of a "
-        f"batch of {ledger['batch_size']} over the rounds, the hops timed turn about.",
+        f"batch of {ledger['batch_size']} over the rounds, the hops timed turn about."
+        + (" All images get one class: their agreement says nothing." if ledger.get("given") == 1 else ""),
         "head": head,
         "rows": rows,
         "notes": [f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]],
@@ -329,6 +330,8 @@ def _quantization(report: Mapping[str, Any]) -> dict[str, Any] | None:
         text += f"{told[0].upper()}{told[1:]}, at batch {found['speed']['batch_size']} when it was built."
     else:
         text += "Speed was not measured: the engine does not run on the machine that built it."
+    if kernels := kernels_note(report["engine"]["details"], report["precision"]):
+        text += f" {kernels[0].upper()}{kernels[1:]}."
     columns = [("alone dB", "alone_db")] if any("alone_db" in row for row in low) else []
     rows = []
     for row in found["layers"]:

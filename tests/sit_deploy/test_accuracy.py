@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,3 +177,37 @@ def test_a_limit_of_nan_passes_nothing() -> None:
         accuracy(80, 80, 100).require(max_drop=float("nan"))
     with pytest.raises(GateError):
         accuracy(80, 80, 100).require(min_agreement=float("nan"))
+
+
+GOOD = {"classes": 10, "present": 10, "majority": 11.0, "reference_classes": 10, "engine_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"reference_top1": 11.1, "engine_top1": 11.1}, "PyTorch has 11.10 % top-1 on these images"),
+        ({"reference_classes": 1, "engine_classes": 1}, "PyTorch gives all 500 images one class"),
+        ({"present": 1, "majority": 100.0, "engine_classes": 1}, "the engine gives all 500 images one class"),
+        ({"alike": True}, "all 500 images give the same logits"),
+        ({"ties": 400}, "for 400 of 500 images several classes have the same highest logit"),
+    ],
+)
+def test_a_limit_that_any_engine_keeps_is_not_kept(figures: dict[str, Any], words: str) -> None:
+    found = Accuracy(**{**dict(images=500, reference_top1=80.0, reference_top5=None, engine_top1=80.0, engine_top5=None, agreement=100.0), **GOOD, **figures})  # fmt: skip
+    assert any(words in doubt.text for doubt in found.doubts())
+    assert any(words in text for text in found.to_dict()["doubts"])
+    for limit in ({"max_drop": 1.0}, {"min_agreement": 99.0}):
+        with pytest.raises(GateError, match="the limit is kept, and that proves nothing: "):
+            found.require(**limit)
+        found.require(**limit, rehearsal=True)
+    found.require()  # nothing was asked
+
+
+def test_few_images_and_one_class_are_no_reason_to_stop() -> None:
+    for figures in (
+        {"images": 11, "reference_top1": 40.0, "engine_top1": 40.0},
+        {"present": 1, "majority": 100.0},
+    ):
+        found = Accuracy(**{**dict(images=500, reference_top1=80.0, reference_top5=None, engine_top1=80.0, engine_top5=None, agreement=100.0), **GOOD, **figures})  # fmt: skip
+        assert found.doubts()
+        found.require(max_drop=1.0, min_agreement=99.0)

@@ -24,7 +24,11 @@ def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_engines_are_what_the_engines_say() -> None:
-    assert examine()["engines"] == [asdict(support) for support in engines.support()]
+    found = examine()["engines"]
+    notes = {engine["kind"]: engine.pop("note") for engine in found}
+    assert found == [asdict(support) for support in engines.support()]
+    assert {kind for kind, note in notes.items() if note} == {"tensorrt-rtx"}
+    assert "INT8 for weights alone" in notes["tensorrt-rtx"]
 
 
 def test_answers_are_plain_json_and_of_this_machine() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sit_deploy.errors import GateError
-from sit_deploy.parity import TOLERANCE, Hop, compare, require
+from sit_deploy.parity import TOLERANCE, Hop, agreement_note, compare, reference_fault, require
 
 
 def test_figures_are_those_of_their_definitions() -> None:
@@ -93,3 +93,38 @@ def test_the_first_failure_is_the_one_reported(logits: np.ndarray) -> None:
 def test_tolerances_get_wider_with_coarser_types() -> None:
     assert TOLERANCE["fp32"] == 1e-4
     assert TOLERANCE["fp32"] < TOLERANCE["fp16"] < TOLERANCE["bf16"] < 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (np.zeros((4, 3)), "each class of an image the same logit"),
+        (np.full((4, 3), 7.5), "each class of an image the same logit"),
+        (np.arange(4.0)[:, None].repeat(3, axis=1), "each class of an image the same logit"),
+        (np.array([[1.0, 2.0, 3.0]] * 4), "the same logits for every image"),
+        (np.array([[1.0, 2.0, 3.0]] * 3 + [[1.0, np.nan, 3.0]]), "NaN or infinite logits"),
+        (np.array([[1.0, 2.0, 3.0]] * 3 + [[1.0, np.inf, 3.0]]), "NaN or infinite logits"),
+    ],
+)
+def test_a_reference_that_everything_agrees_with(reference: np.ndarray, words: str) -> None:
+    images = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1).repeat(3, axis=1)
+    assert words in (reference_fault(reference.astype(np.float32), images) or "")
+
+
+def test_a_reference_that_says_something() -> None:
+    images = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert reference_fault(logits, images) is None
+    # one picture in four copies, whose logits are no fault of the model's; one image; and one class
+    assert reference_fault(logits[[0, 0, 0, 0]], images[[0, 0, 0, 0]]) is None
+    assert reference_fault(logits[:1], images[:1]) is None
+    assert reference_fault(logits[:, :1], images) is None
+
+
+def test_agreement_on_one_class() -> None:
+    logits = np.eye(3, dtype=np.float32)
+    assert (
+        agreement_note(logits[[1, 1, 1]])
+        == "PyTorch gives all 3 images class 1: their agreement says nothing"
+    )
+    assert agreement_note(logits) == agreement_note(logits[:1]) == ""

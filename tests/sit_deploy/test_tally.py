@@ -56,6 +56,53 @@ def test_the_same_on_both_sides(sides: tuple[np.ndarray, ...]) -> None:
     assert found.lowest_cosine == pytest.approx(1)
     zero = np.zeros((2, CLASSES), np.float32)
     assert Accuracy.of(tally_of(zero, zero, labels[:2])).cosine == 1
+    assert Accuracy.of(tally_of(zero, reference[:2], labels[:2])).cosine == 0
+
+
+def counted(reference: np.ndarray, engine: np.ndarray, labels: list[int], parts: int = 1) -> Accuracy:
+    """Return the accuracy by a tally of several batches, one that was written and read, and one of two processes."""
+    whole = tally_of(reference, engine, np.array(labels), parts)
+    again = Tally.from_dict(json.loads(json.dumps(whole.to_dict())))
+    half = len(labels) // 2
+    first, second = (
+        tally_of(reference[rows], engine[rows], np.array(labels)[rows], first=rows.start or 0)
+        for rows in (slice(None, half), slice(half, None))
+    )
+    found = Accuracy.of(whole)
+    assert Accuracy.of(again) == found
+    merged = Accuracy.of(first.merge(second))
+    for name in ("classes", "present", "majority", "reference_classes", "engine_classes", "ties", "alike"):
+        assert getattr(merged, name) == getattr(found, name), name
+    return found
+
+
+def test_what_figures_rest_on(sides: tuple[np.ndarray, ...]) -> None:
+    reference, engine, labels = sides
+    found = counted(reference, engine, labels.tolist(), parts=7)
+    assert (found.classes, found.present, found.ties, found.alike) == (CLASSES, len(set(labels)), 0, False)
+    assert found.majority == pytest.approx(100 * np.bincount(labels).max() / IMAGES)
+    assert found.reference_classes == len(set(reference.argmax(1)))
+    assert found.engine_classes == len(set(engine.argmax(1)))
+
+
+def test_what_holds_by_construction_is_counted(sides: tuple[np.ndarray, ...]) -> None:
+    reference, engine, _ = sides
+    logits = np.zeros((12, CLASSES), np.float32)
+    zeros = counted(logits, logits, [0, 1] * 6)
+    assert (zeros.ties, zeros.alike, zeros.reference_classes, zeros.agreement) == (12, True, 1, 100)
+    assert len(zeros.doubts()) == 6  # both sides at chance and with one class, ties, alike
+    # one picture, in batches of other sizes
+    picture = reference[[0] * 12] + np.float32(1e-7) * np.arange(12, dtype=np.float32)[:, None]
+    assert counted(picture, engine[:12], [3] * 12, parts=3).alike
+    one = counted(reference[:12], engine[:12], [3] * 12)
+    assert (one.present, one.majority, one.alike) == (1, 100, False)
+    assert "all images are of one class" in one.doubts()[-1].text
+    first = engine[:12].copy()
+    first[:, 2] = 9
+    assert counted(reference[:12], first, [0, 1] * 6).engine_classes == 1
+    # a tie that is not of the highest logits decides nothing
+    tied = np.array([[3, 1, 1, 0, 0], [3, 3, 1, 0, 0]], np.float32)
+    assert counted(tied, tied, [0, 0]).ties == 1
 
 
 def test_flips_are_the_surest_ones(sides: tuple[np.ndarray, ...]) -> None:

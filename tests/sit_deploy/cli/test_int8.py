@@ -115,6 +115,15 @@ def test_for_tensorrt(precision: str, request: pytest.FixtureRequest, cli: Comma
         assert re.findall(r"--target (\w+)", manifest["command"]) == ["sm89", "sm120", "sm121"]
         assert "sm86" not in manifest["engine"]["target"] and "sm89" in manifest["engine"]["target"]
         assert not any(row["shift"] for row in report["quantization"]["layers"])
+    # what the builder says of its own kernels, and nothing that it does not say
+    kernels = manifest["engine"]["details"]["eight_bits"]
+    low = {row["layer"] for row in report["quantization"]["layers"] if row["precision"] == precision}
+    assert {node for nodes in kernels.values() for node in nodes} == low
+    if precision == "int8":
+        assert {node.rpartition("/")[2] for node in kernels["widened"]} == {"qkv"} and not kernels["unknown"]
+        note = f"not all in 8 bits: by its builder's log the engine multiplies {len(kernels['kept'])} of {len(low)} products"
+        assert any(text.startswith(note) for text in report["notes"])
+        assert note in cli("inspect", path).out and note in cli("inspect", path, "--json").json()["kernels"]
     golden = cli("validate", path, "--engine", "onnxruntime", "--json").json()["golden"]
     assert golden["passed"] and golden["error"] > 1e-3
 
