@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.chance import Doubt, doubts
+from sit_deploy.chance import Reason, doubts
 from sit_deploy.errors import GateError
 from sit_deploy.evaluate import Logits, Progress, evaluate
 from sit_deploy.tally import Flip, Tally
@@ -138,7 +138,7 @@ class Accuracy:
         if asked and not rehearsal and stops:
             raise GateError(f"the limit is kept, and that proves nothing: {stops[0]}")
 
-    def doubts(self) -> list[Doubt]:
+    def doubts(self) -> list[Reason]:
         """Return what makes these figures worthless, gravest first."""
         return doubts(self._facts())
 

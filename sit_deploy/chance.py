@@ -15,7 +15,7 @@ _TIES = 0.05  # share of the images whose class may be decided by the order of e
 
 
 @dataclass(frozen=True)
-class Doubt:
+class Reason:
     """A sentence without capital and full stop. grave: it speaks against what was measured, and does not only ask for more.
     stops: the figures hold by construction, so that no limit can be said to be kept."""
 
@@ -32,7 +32,7 @@ def guessing(found: Mapping[str, Any]) -> tuple[float, str]:
     return by_luck, f"guessing among {found['classes']} classes"
 
 
-def by_chance(who: str, top1: float, low: float, found: Mapping[str, Any]) -> Doubt | None:
+def by_chance(who: str, top1: float, low: float, found: Mapping[str, Any]) -> Reason | None:
     """Say so if a top-1, with the low end of its 95 % interval, is hardly better than guessing."""
     base, how = guessing(found)
     least = base + NEAR * (100 - base)
@@ -40,13 +40,13 @@ def by_chance(who: str, top1: float, low: float, found: Mapping[str, Any]) -> Do
         return None
     figures = f"{who} has {top1:.2f} % top-1 on these images, and {how} has {base:.2f} %"
     if top1 <= least:
-        return Doubt(
+        return Reason(
             f"{figures}: that says nothing for it; check weights, labels and preprocessing", True, True
         )
-    return Doubt(f"{figures}, which chance alone may explain: measure on more images", False, False)
+    return Reason(f"{figures}, which chance alone may explain: measure on more images", False, False)
 
 
-def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "the engine") -> list[Doubt]:
+def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "the engine") -> list[Reason]:
     """Return what makes a measured accuracy worthless, gravest first.
 
     Args:
@@ -59,7 +59,7 @@ def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "
         if found[f"{side}_classes"] == 1 and images > 1:
             grave = found["present"] > 1
             told.append(
-                Doubt(
+                Reason(
                     f"{who} gives all {images} images one class: both sides agree whatever they are",
                     grave,
                     True,
@@ -69,10 +69,10 @@ def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "
         if chance:
             told.append(chance)
     if found["present"] == 1 and images > 1:
-        told.append(Doubt("all images are of one class: of the others nothing was measured", False, False))
+        told.append(Reason("all images are of one class: of the others nothing was measured", False, False))
     if found["alike"] and images > 1:
         told.append(
-            Doubt(
+            Reason(
                 f"all {images} images give the same logits: they are one picture, or the model does not look",
                 False,
                 True,
@@ -80,7 +80,7 @@ def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "
         )
     if found["ties"] > _TIES * images:
         told.append(
-            Doubt(
+            Reason(
                 f"for {found['ties']} of {images} images several classes have the same highest logit, and the first of "
                 "them counts: agreement says little",
                 *[found["ties"] > images / 2] * 2,

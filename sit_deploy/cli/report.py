@@ -70,7 +70,7 @@ _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 @click.option("--min-agreement", type=Real(0, 100), metavar="PCT", help="Images that must agree, likewise.")
 @click.option(
     "--max-student-drop",
-    type=click.FloatRange(min=0),
+    type=Real(0, 100),
     metavar="PTS",
     help="Top-1 that the student may lose against its teacher, likewise.  [default: 3, without that]",
 )
