@@ -188,6 +188,8 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
 
     return {
         "weights": _weights(work.request, made.loaded),
+        "preprocessing": made.preprocessing.to_dict(),
+        "preprocessing_source": made.sources,
         "notes": list(dict.fromkeys(work.notes)),
         "compared_on": made.image_source,
         "hops": [hop.to_dict() for hop in work.hops],
@@ -335,6 +337,7 @@ def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> di
         },
         "classes": made.classes,
         "preprocessing": made.preprocessing.to_dict(),
+        "preprocessing_source": made.sources,
         "precision": request.precision,
         "batch": batch,
         "opset": request.opset,

@@ -183,6 +183,8 @@ def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:
 
     if count is None or count >= len(samples):
         return samples
+    if isinstance(samples, list):
+        return spread(samples, count)
     return Part(samples, spread(range(len(samples)), count))
 
 

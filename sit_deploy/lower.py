@@ -200,6 +200,7 @@ def calibrate_alone(
     from calibration.plan import make_plan
     from sit_deploy.calibrate import calibrate
     from sit_deploy.make_graph import Work, make_float_graph
+    from sit_deploy.models.data_config import describe
     from sit_deploy.staging import scratch
 
     work = Work(request, progress)
@@ -224,7 +225,8 @@ def calibrate_alone(
         )
         if rank == 0:
             found.save(output)
-    return found, [*work.notes, *notes]
+    told = describe(made.preprocessing, made.sources)
+    return found, [f"the images' preprocessing: {told}", *work.notes, *notes]
 
 
 def calibration_stream(request: BuildRequest, preprocessing: Preprocessing) -> ImageStream | None:

@@ -13,7 +13,7 @@ import engines
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
 from sit_deploy.parity import TOLERANCE, Hop, agreement_note, compare, reference_fault, require
-from sit_deploy.request import COMPARED_IMAGES, EIGHT_BITS, BuildRequest
+from sit_deploy.request import CALIBRATION_IMAGES, COMPARED_IMAGES, EIGHT_BITS, BuildRequest
 from sit_deploy.text import shown
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sit_deploy.labelled import Labelled
     from sit_deploy.lower import Exported, Lowered
+    from sit_deploy.models.data_config import Choice
     from sit_deploy.models.load import LoadedModel
     from sit_deploy.preprocessing import Preprocessing
 
@@ -58,12 +59,13 @@ class Graph:
     """What export gives: the model, the images it was compared on with its reference logits, the float32 graph, and the
     one in the precision asked for.
 
-    preprocessing: up to what the graph takes. pixels, images: the same pictures as uint8 (n, H, W, 3) and normalised,
+    preprocessing: up to what the graph takes. sources: who says each part of it (`models.data_config`). pixels, images: the same pictures as uint8 (n, H, W, 3) and normalised,
     float32 (n, 3, H, W).
     """
 
     loaded: LoadedModel
     preprocessing: Preprocessing
+    sources: dict[str, str]
     classes: list[str] | None
     pixels: np.ndarray
     images: np.ndarray
@@ -103,7 +105,8 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
 
     request = work.request
     with work.step(f"Loading {request.model}"):
-        loaded, preprocessing, classes = load_request(work)
+        loaded, choice, classes = load_request(work)
+        preprocessing = choice.preprocessing
     with work.step("Preparing images"):
         pixels, image_source = _images(work, preprocessing.raw)
         images = preprocessing.normalise(pixels)
@@ -120,7 +123,9 @@ def make_float_graph(work: Work, folder: Path) -> Graph:
         del deploy
         logits = _check_graph(work, graph, folder, images, logits, reference)
     exported = Exported(graph, images, logits, reference)
-    return Graph(loaded, preprocessing, classes, pixels, images, image_source, reference, exported)
+    return Graph(
+        loaded, preprocessing, choice.sources, classes, pixels, images, image_source, reference, exported
+    )
 
 
 def with_input(work: Work, made: Graph, folder: Path) -> Graph:
@@ -146,11 +151,11 @@ def with_input(work: Work, made: Graph, folder: Path) -> Graph:
     return replace(made, lowered=lowered, preprocessing=made.preprocessing.raw)
 
 
-def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | None]:
+def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
+    """Return the model, its preprocessing and who says it, and its classes; opens the labelled images."""
     from sit_deploy.data import load_labels
     from sit_deploy.labelled import open_labelled
     from sit_deploy.models.load import load_model
-    from sit_deploy.preprocessing import Preprocessing
 
     request = work.request
     loaded = load_model(
@@ -175,38 +180,63 @@ def load_request(work: Work) -> tuple[LoadedModel, Preprocessing, list[str] | No
             request.val_data, classes, loaded.model.num_classes, **request.val_options
         )
         work.notes += [f"--val-data: {note}" for note in work.samples.notes]
-    size = loaded.model.img_size[0]
-    if card:
-        return loaded, card.preprocessing.at(size), classes
-    config = loaded.config
-    if config.squash:
+    return loaded, _choose(work, loaded), classes
+
+
+def _choose(work: Work, loaded: LoadedModel) -> Choice:
+    """Return the preprocessing that the options, the model card, the checkpoint itself or the model's name say."""
+    from sit_deploy.models.data_config import by_card, by_checkpoint, by_name, by_options, choose
+
+    request, config = work.request, loaded.config
+    said = [by_options(request)]
+    if request.card:
+        said.append(by_card(request.card))
+    if loaded.checkpoint:
+        said += by_checkpoint(loaded.checkpoint.path)
+    found = choose(loaded.model.img_size[0], said, by_name(config), "stored")
+    work.notes += found.notes
+    named = [
+        name.replace("_", "-") for name in ("mean", "std") if found.sources[name] == by_name(config).source
+    ]
+    if loaded.checkpoint and named:
+        work.notes.append(
+            f"{loaded.checkpoint.path.name} does not say what its images were like, so {' and '.join(named)} are from "
+            f"{by_name(config).source}; if it was trained otherwise, pass {' and '.join(f'--{name}' for name in named)}"
+        )
+    if config.squash and not request.card:
         work.notes.append(
             f"{config.name} was published for images squeezed into a square; here they are cropped at the centre"
         )
-    preprocessing = Preprocessing.for_model(
-        size, config.crop_pct, config.interpolation, config.mean, config.std
-    )
-    return loaded, preprocessing, classes
+    return found
 
 
 def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
-    """Return the images that the comparisons run on, as the preprocessing gives them, and where they are from."""
+    """Return the images that the comparisons run on, as the preprocessing gives them, and where they are from.
+
+    Notes pictures that the preprocessing leaves lying, among these, those to calibrate on and the labelled ones.
+    """
     from sit_deploy.data import batches, spread
     from sit_deploy.parts import find_training_images
     from sit_deploy.sample_images import sample_images
+    from sit_deploy.turned import ignored_turns
 
     request = work.request
     count = request.calib_images or COMPARED_IMAGES
     if request.precision in EIGHT_BITS:  # --calib-images is for the calibration, which holds a few at a time
         count = COMPARED_IMAGES
+    used = [path for path, _ in (work.samples and work.samples.files) or ()]
     if request.calib_data:
         where, found = find_training_images(request.calib_data)
         sources: list[Any] = spread(found.images, count)
         origin = f"{len(sources)} of {len(found.images)} images in {shown(where)}"
         work.notes += [f"--calib-data: {found.note}"] if found.note else []
+        many = request.calib_images or CALIBRATION_IMAGES
+        used += spread(found.images, many) if request.precision in EIGHT_BITS else sources
     else:
         sources = sample_images(count)
         origin = f"{count} synthetic images (pass --calib-data for your own)"
+    if note := ignored_turns(list(dict.fromkeys(used)), preprocessing, "build it with"):
+        work.notes.append(note)
     ((images, _),) = batches(sources, preprocessing, len(sources))
     return images, origin
 

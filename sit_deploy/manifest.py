@@ -119,6 +119,7 @@ class Manifest(Struct):
     weights: Weights
     files: dict[str, File]
     opset: Annotated[int, Meta(ge=1, le=100)]
+    preprocessing_source: dict[str, str] = {}
     calibration: dict[str, Any] | None = None
     compared_on: str | None = None
     versions: dict[str, str | None] = {}

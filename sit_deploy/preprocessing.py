@@ -11,7 +11,7 @@ import importlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ _RESAMPLING = {
 }
 _LARGEST, _LARGEST_RESIZE = 8192, 32768  # pixels, as `sit_deploy.limits` has them
 _FAR = 1e6
+INTERPOLATIONS = tuple(_RESAMPLING)
 # What is decoded, and nothing else: no EPS, which starts another program, nor what is rare and so rarely tested. A JPEG may
 # be an MPO, of phones. Old or slim builds of Pillow lack some.
 _KINDS = ("Jpeg", "Png", "WebP", "Avif", "Bmp", "Gif", "Tiff", "Ppm")
@@ -214,10 +215,15 @@ class Preprocessing:
         return pixels if self.takes_pixels else self.normalise(pixels)
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """Return what an image's EXIF orientation asks for; None where it stands, says nothing, or its EXIF is damaged."""
+def turn_of(
+    image: Image.Image, read: Callable[[Image.Image], Image.Exif] = lambda image: image.getexif()
+) -> Image.Transpose | None:
+    """Return what an image's EXIF orientation asks for; None where it stands, says nothing, or its EXIF is damaged.
+
+    read: gives its EXIF.
+    """
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION_TAG))
+        return _TURNS.get(read(image).get(_ORIENTATION_TAG))
     except (
         Exception
     ):  # of any type, from Pillow's parsers: pixels are whole where what is said of them is not
@@ -303,6 +309,16 @@ def is_image(path: str | Path) -> bool:
     except Image.DecompressionBombError:
         return True  # which decoding it will refuse, and say why
     except Exception:  # of any type, from Pillow's parsers
+        return False
+
+
+def is_turned(path: str | Path) -> bool:
+    """Whether a file's EXIF asks for a turn that decoding it does not apply; its pixels are not looked at."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            # Pillow turns a TIFF itself; a PNG's own getexif would decode it
+            return image.format != "TIFF" and turn_of(image, Image.Image.getexif) is not None
+    except Exception:  # of any type, from Pillow's parsers; decoding it says what is wrong
         return False
 
 

@@ -50,6 +50,7 @@ class BuildRequest:
     split, image_key, label_key which of them (`sit_deploy.labelled.open_labelled`). targets: compute
     capabilities. workspace: MiB of scratch memory of one layer. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
     beside, "fp32" or "fp16"; None for what the engine likes. input: "uint8" for a graph that takes pixels and normalises by itself. sensitivity: measure every layer alone.
+    mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it (`models.data_config`).
     """
 
     model: str | None
@@ -93,6 +94,11 @@ class BuildRequest:
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
     checkpoint_key: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    orientation: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.val_data, os.PathLike):
@@ -156,6 +162,8 @@ class BuildRequest:
 
     def command(self, engine: str) -> str:
         """Return the command that builds the same again, its paths absolute and the output folder left to the caller."""
+        from sit_deploy.models.data_config import by_options
+
         options: dict[str, Any] = {
             "--model": self.config.name,
             "--stages": self.stages and ",".join(map(str, self.stages)),
@@ -167,6 +175,7 @@ class BuildRequest:
             "--image-size": self.image_size,
             "--num-classes": self.num_classes,
             "--labels": self.labels and self.labels.absolute(),
+            **by_options(self).options(),
             "--calib-data": self.calib_data and self.calib_data.absolute(),
             "--calib-images": self.calib_images,
             **(self._eight_bit_options() if self.precision in EIGHT_BITS else {}),
@@ -249,8 +258,11 @@ class BuildRequest:
         Raises:
             InputError, engines.EngineError: an option that is unknown, out of range or in need of another.
         """
+        from sit_deploy.models.data_config import by_options
+
         config = self.config
         check_numbers(self, _LARGEST)
+        by_options(self)  # raises for values out of range
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"precision '{self.precision}' is not offered; choose from {', '.join(PRECISIONS)}"

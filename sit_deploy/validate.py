@@ -16,6 +16,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.evaluate import Notebook, evaluate, run_key
 from sit_deploy.labelled import Labelled, open_for
 from sit_deploy.parity import TOLERANCE, Hop, agreement_note, compare, reference_fault
+from sit_deploy.preprocessing import Preprocessing
 
 
 def check_golden(bundle: Bundle, classifier: Any) -> Hop:
@@ -62,6 +63,7 @@ def check_accuracy(
     resume: Path | None = None,
     world: Any = None,
     reference_device: str = "cpu",
+    preprocessing: Preprocessing | None = None,
     **options: Any,
 ) -> Checked | None:
     """Measure reference and engine on labelled images, which `open_labelled` takes, with its options.
@@ -71,6 +73,7 @@ def check_accuracy(
         resume: a file that says how far a run has come; every process but the first appends its number.
         world: the processes that share the images, a `training.distributed.World`; all but the first get None back.
         reference_device: where PyTorch runs.
+        preprocessing: of both sides, in place of the bundle's.
     Raises:
         InputError: a data set that does not fit the classes, reference weights that are not there, or --resume of another
             run.
@@ -86,13 +89,14 @@ def check_accuracy(
         kind = type(classifier.runner).__name__
         chosen = {name: str(value) for name, value in options.items()}
         facts = (manifest["digest"], kind, str(data), chosen, len(samples), rank, size)
+        facts += (repr(preprocessing),) if preprocessing else ()
         notebook = Notebook(resume if rank == 0 else Path(f"{resume}.{rank}"), run_key(facts, samples.files))
     model = reference_model(bundle, checkpoint)
     found = evaluate(
         reference_logits(model, reference_device),
         {ENGINE: classifier.logits},
         samples,
-        bundle.preprocessing(),
+        preprocessing or bundle.preprocessing(),
         max(8, bundle.batch_size),
         progress,
         notebook=notebook,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
 from sit_deploy.models.card import ModelCard, read_card
+from sit_deploy.models.data_config import RECIPE, Choice, Said, by_card, by_checkpoint, by_name, choose
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model, looks_like
 from sit_deploy.preprocessing import Preprocessing
 from training.datasets import Data
@@ -34,12 +35,30 @@ class Models:
 
     config: ModelConfig
     model: nn.Module
-    preprocessing: Preprocessing
+    choice: Choice
     start: str
     teacher: nn.Module | None = None
     teacher_config: ModelConfig | None = None
     cnn: nn.Module | None = None
     cnn_normalisation: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of evaluation, and with its mean, std and orientation of training."""
+        return self.choice.preprocessing
+
+
+def _known(checkpoint: Path | None) -> list[Said]:
+    """Return what a checkpoint says of its preprocessing: its model card, or else its own trainer."""
+    if checkpoint is None:
+        return []
+    card = read_card(checkpoint)
+    return [by_card(card)] if card else by_checkpoint(checkpoint)
+
+
+def _of_values(said: Said) -> Said:
+    """Return what is said of the values that weights expect; how much is looked at, and whether turned, is learnt anew."""
+    return replace(said, crop_pct=None, orientation=None, like=None)
 
 
 def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
@@ -54,11 +73,14 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     size = native if request.image_size is None else request.image_size
     if card:  # a model that is trained keeps what it was trained with
         _check_classes("model", request.init, card, data)
-        preprocessing = card.preprocessing.at(size)
+        said = [by_card(card)]
     else:
-        preprocessing = Preprocessing.for_model(
-            size, recipe.crop_pct or config.crop_pct, config.interpolation, config.mean, config.std, "exif"
-        )
+        said = [
+            Said(RECIPE, crop_pct=recipe.crop_pct or None),
+            *map(_of_values, _known(request.init or request.teacher)),
+        ]
+    choice = choose(size, [request.preprocessing, *said], by_name(config), "exif")
+    preprocessing = choice.preprocessing
     options: dict[str, Any] = {
         "img_size": size,
         "num_classes": data.num_classes,
@@ -72,20 +94,21 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     if request.teacher is None:
         if request.init is None:
             initialise(model, request.seed)
-            return Models(config, model, preprocessing, "scratch")
-        return Models(config, model, preprocessing, _start(model, config, request))
+            return Models(config, model, choice, "scratch")
+        return Models(config, model, choice, _start(model, config, request))
 
     loaded, seen = _load_teacher(request, config, size, data.num_classes)
     _check_teacher(loaded.model, model, request, config, data)
     if (seen.mean, seen.std) != (preprocessing.mean, preprocessing.std):
         raise InputError(
             f"teacher {request.teacher} sees images of mean {seen.mean} and std {seen.std}, {config.name} of "
-            f"{preprocessing.mean} and {preprocessing.std}; take a student that is made of {loaded.name}"
+            f"{preprocessing.mean} and {preprocessing.std}, and both see the same images; take a student that is made of "
+            f"{loaded.name}, or pass the teacher's --mean and --std"
         )
     teacher_config = loaded.config
     start = _start(model, config, request)
     cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
-    return Models(config, model, preprocessing, start, loaded.model, teacher_config, cnn, normalisation)
+    return Models(config, model, choice, start, loaded.model, teacher_config, cnn, normalisation)
 
 
 def _start(model: nn.Module, config: ModelConfig, request: TrainRequest) -> str:
@@ -142,11 +165,10 @@ def _load_teacher(
         loaded = load_model(
             card.name, request.teacher, size, stages=card.stages, keeping_ratio=card.keeping_ratio, **key
         )
-        return loaded, card.preprocessing
-    # an LV-ViT armed by --stages has its own name as its teacher's
-    loaded = load_model(config.teacher or config.name, request.teacher, size, **key)
-    own = loaded.config
-    return loaded, Preprocessing.for_model(size, own.crop_pct, own.interpolation, own.mean, own.std)
+    else:  # an LV-ViT armed by --stages has its own name as its teacher's
+        loaded = load_model(config.teacher or config.name, request.teacher, size, **key)
+    said = [*_known(request.teacher), request.preprocessing]
+    return loaded, choose(size, said, by_name(loaded.config), "exif").preprocessing
 
 
 def _check_teacher(

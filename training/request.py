@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.schema import settle_types
 from training.recipes import Recipe, recipe_for
+
+if TYPE_CHECKING:
+    from sit_deploy.models.data_config import Said
 
 AMP = ("auto", "off", "bf16", "fp16")
 # layers that INT8 graphs keep high by default (`calibration.plan`), and QAT in float
@@ -35,7 +38,8 @@ class TrainRequest:
     replaced where the classes are others; a student starts from its teacher by default. checkpoint_key: where the weights are, in
     whichever of the two has several (`read_checkpoint`). overrides: fields of the recipe
     that the user set. accumulate: passes a step. qat: quantisation-aware, from the trained model in `init`, calibrated on
-    qat_images; qat_skip: patterns of names of layers that stay in float.
+    qat_images; qat_skip: patterns of names of layers that stay in float. mean, std, interpolation, orientation: of the
+    preprocessing, in place of what else says it (`sit_deploy.models.data_config`), with `crop_pct` of the recipe.
     """
 
     model: str
@@ -54,6 +58,10 @@ class TrainRequest:
     label_key: str | None = None
     num_classes: int | None = None
     image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: str | None = None
+    orientation: str | None = None
     qat: bool = False
     qat_images: int = 256
     qat_skip: tuple[str, ...] = KEPT_HIGH
@@ -99,6 +107,18 @@ class TrainRequest:
         """Whether `checkpoint_key` may be of either of two files."""
         return bool(self.init and self.teacher)
 
+    @property
+    def preprocessing(self) -> Said:
+        """What the options say of the preprocessing.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        from sit_deploy.models.data_config import OPTIONS, Said
+
+        crop = dict(self.overrides).get("crop_pct") or None
+        return Said(OPTIONS, self.mean, self.std, crop, self.interpolation, self.orientation).check()
+
     def check(self) -> None:
         """Refuse what can be refused at once.
 
@@ -107,6 +127,7 @@ class TrainRequest:
         """
         limits.check_numbers(self, _LARGEST)
         self.recipe.check()
+        _ = self.preprocessing  # raises for values out of range
         if self.amp not in AMP:
             raise InputError(f"--amp '{self.amp}' is not offered; choose from {', '.join(AMP)}")
         for name, least in (
@@ -163,6 +184,12 @@ class TrainRequest:
             **{name: getattr(self, name) for name in same},
             "stages": list(self.stages) if self.stages else None,
             **{name: getattr(self, name) for name in ("image_key", "label_key") if getattr(self, name)},
+            # as JSON, and as runs from before there were these options: they took pictures as stored
+            **{name: value and list(value) for name, value in (("mean", self.mean), ("std", self.std))},
+            "interpolation": self.interpolation,
+            "orientation": None
+            if self.orientation == "stored"
+            else self.orientation or (None if self.qat else "exif"),
             **files,
             **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),

@@ -109,6 +109,7 @@ def _card(run: Run, metrics: dict[str, Any]) -> ModelCard:
         "total_batch": run.total_batch,
         "seed": request.seed,
         "averaged": run.task.has_ema(),
+        "preprocessing_source": models.choice.sources,
     }
     quantization = None
     if request.qat:

@@ -27,7 +27,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options, val_options
-from sit_deploy.report.view import WARNINGS, difference, figure
+from sit_deploy.report.view import WARNINGS, difference, figure, preprocessing_words
 from sit_deploy.speed import of_build, sentence
 
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ def show(report: dict[str, Any], bundle: Any) -> None:
 
 
 def show_graph(screen: Console, report: dict[str, Any]) -> None:
-    """Print what a report says of the graph: notes on its weights, every hop, and the nodes kept in fp32."""
+    """Print what a report says of the graph: its images, notes on its weights, every hop, and the nodes kept in fp32."""
+    say(screen, f"Preprocessing: {literal(preprocessing_words(report))}")
     for note in report["notes"]:
         kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
         say(screen, f"{kind} {literal(note)}")

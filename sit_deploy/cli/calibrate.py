@@ -24,8 +24,9 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import key_option, model_options
+from sit_deploy.cli.options import key_option, model_options, preprocessing_options
 from sit_deploy.errors import InputError
+from sit_deploy.report.view import WARNINGS
 
 if TYPE_CHECKING:
     from calibration.cache import Calibration
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     metavar="P",
     help="Of the method percentile.",
 )
+@preprocessing_options
 @click.option("-o", "--output", type=path_type, required=True, metavar="FILE", help="The calibration, JSON.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @json_option
@@ -123,7 +125,8 @@ def _show(found: Calibration, notes: list[str], output: Path, as_json: bool) -> 
         return
     screen = console()
     for note in notes:
-        say(screen, f"Note: {literal(note)}")
+        kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
+        say(screen, f"{kind} {literal(note)}")
     methods = list(next(iter(found.tensors.values())).thresholds)
     listing = table("tensor", "smallest", "largest", *methods, right=("smallest", "largest", *methods))
     for name, seen in found.tensors.items():

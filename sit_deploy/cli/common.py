@@ -71,6 +71,12 @@ def say(screen: Console, text: str) -> None:
     screen.print(text, soft_wrap=not screen.is_terminal)
 
 
+def warn(text: str | None) -> None:
+    """Say on standard error what a user must not miss, if there is something."""
+    if text:
+        say(console(stderr=True), f"[bold yellow]Warning:[/] {literal(text)}")
+
+
 def literal(value: Any) -> str:
     """Return a value's text such that markup shows it as it is, brackets and all."""
     from rich.markup import escape
@@ -223,6 +229,27 @@ class Counts(click.ParamType):
                 ctx,
             )
         return tuple(parts)
+
+
+class Channels(click.ParamType):
+    """R,G,B, or one number for all three → three numbers."""
+
+    name = "R,G,B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = [float(part) for part in str(value).replace(",", " ").split()]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 3):
+            self.fail(
+                f"{value!r} is not R,G,B; write for example 0.485,0.456,0.406, or 0.5 for all", param, ctx
+            )
+        return tuple(numbers * (3 if len(numbers) == 1 else 1))
 
 
 class Cpus(click.ParamType):

@@ -22,6 +22,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.errors import GateError
 from sit_deploy.kernels import NOT_ALL, kernels_note
+from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
     import onnx
@@ -59,6 +60,9 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     kernels = bundle and kernels_note(bundle.manifest["engine"]["details"], bundle.manifest["precision"])
     if as_json:
         found = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
+        prepared = (
+            {k: v for k, v in bundle.manifest.items() if k.startswith("preprocessing")} if bundle else {}
+        )
         emit_json(
             {
                 "target": str(target),
@@ -66,12 +70,15 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
                 "summary": summary,
                 "layers": layers,
                 "kernels": kernels,
+                **prepared,
             }
         )
     else:
         screen = console()
         if summary:
             _show(summary)
+        if bundle:
+            say(screen, f"preprocessing: {literal(preprocessing_words(bundle.manifest))}")
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
         if kernels:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sit_deploy import limits
-from sit_deploy.cli.common import Counts, DynamicBatch, Groups, Real, Whole, path_type
+from sit_deploy.cli.common import Channels, Counts, DynamicBatch, Groups, Real, Whole, path_type
 from sit_deploy.errors import InputError
 
 key_option = click.option(
@@ -120,6 +120,20 @@ _GRAPH_OPTIONS = (
     ),
 )
 
+_PREPROCESSING_OPTIONS = (
+    click.option("--mean", type=Channels(), help="Of the pixels in [0, 1]."),
+    click.option("--std", type=Channels(), help="Likewise."),
+    click.option(
+        "--crop-pct", type=float, metavar="X", help="Share of the resized shorter side that the crop keeps."
+    ),
+    click.option("--interpolation", metavar="NAME", help="Of resizing: bicubic, bilinear or lanczos."),
+    click.option(
+        "--orientation",
+        metavar="exif|stored",
+        help="Turn pictures as their EXIF says, or take their pixels as stored.",
+    ),
+)
+
 _SERVING_OPTIONS = (
     click.option("--name", metavar="NAME", help="Of the model in Triton.  [default: MODEL_PRECISION]"),
     click.option(
@@ -212,7 +226,12 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
 
 def graph_options(command: Callable) -> Callable:
     """Add what says which graph to make to a command, which gets it as the fields of `BuildRequest`, but for `no_ema`."""
-    return model_options(required=False)(_add(_GRAPH_OPTIONS, command))
+    return model_options(required=False)(_add(_GRAPH_OPTIONS, preprocessing_options(command)))
+
+
+def preprocessing_options(command: Callable) -> Callable:
+    """Add what may be said of the preprocessing: `mean`, `std`, `crop_pct`, `interpolation`, `orientation`, None by default."""
+    return _add(_PREPROCESSING_OPTIONS, command)
 
 
 def serving_options(command: Callable) -> Callable:

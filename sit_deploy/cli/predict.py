@@ -17,6 +17,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     table,
+    warn,
 )
 
 
@@ -53,9 +54,11 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.data import list_images
     from sit_deploy.inference import load, top_classes
+    from sit_deploy.turned import ignored_turns
 
     files = list_images(images)
     opened = load_bundle(bundle)
+    warn(ignored_turns(files, opened.preprocessing(), "build it again with"))
     with load(opened, engine, threads=threads, device=device) as classify:
         results = top_classes(classify(files), opened.classes, top)
     if as_json:

@@ -22,6 +22,7 @@ from sit_deploy.cli.common import (
     progress,
     say,
     table,
+    warn,
 )
 from sit_deploy.cli.options import DATA_WHICH, data_options, refuse_options_of_data, which_data
 from sit_deploy.errors import GateError, InputError
@@ -118,6 +119,7 @@ def command(
     from sit_deploy.report.evidence import gather, read_evidence, require_comparable
     from sit_deploy.report.verdict import judge
     from sit_deploy.staging import write_whole
+    from sit_deploy.turned import ignored_turns
 
     limits = {
         "max_drop": max_accuracy_drop,
@@ -143,6 +145,11 @@ def command(
                 report(f"{name}: {text}", done, total)
 
             samples = open_for(bundle, data, images, **which) if data else None
+            warn(
+                ignored_turns(
+                    samples.files if samples else None, bundle.preprocessing(), "build it again with"
+                )
+            )
             rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
     require_comparable(rows)
     for path, form in targets.items():

@@ -14,6 +14,7 @@ import click
 
 from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Channels,
     Real,
     Whole,
     console,
@@ -121,6 +122,18 @@ def recipe_options(command: Callable) -> Callable:
     "--resume", is_flag=True, help="Go on with the run in that folder, or start it if there is none."
 )
 @click.option("--image-size", type=Whole(limits.PIXELS), metavar="N", help="Pixels of the square input.")
+@click.option(
+    "--mean", type=Channels(), help="Of the pixels in [0, 1].  [default: the checkpoint's, or by the name]"
+)
+@click.option("--std", type=Channels(), help="Likewise.")
+@click.option(
+    "--interpolation", metavar="NAME", help="Of resizing in evaluation: bicubic, bilinear or lanczos."
+)
+@click.option(
+    "--orientation",
+    metavar="exif|stored",
+    help="Turn pictures as their EXIF says, or take their pixels as stored.  [default: exif; of --qat as trained]",
+)
 @click.option(
     "--seed",
     type=Whole(limits.SEED),

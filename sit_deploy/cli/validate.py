@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,13 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import DATA_WHICH, data_options, refuse_options_of_data, which_data
+from sit_deploy.cli.options import (
+    DATA_WHICH,
+    data_options,
+    preprocessing_options,
+    refuse_options_of_data,
+    which_data,
+)
 from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +65,7 @@ _SHOWN_FEW = 5  # classes and images; --json has all
 )
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of the engine.")
 @device_option
+@preprocessing_options
 @click.option(
     "--layers", is_flag=True, help="Time of each layer, as the engine tells it; of TensorRT types too."
 )
@@ -100,6 +108,7 @@ def command(
     kind = engine or opened.manifest["engine"]["kind"]
     if layers and engine not in (None, opened.manifest["engine"]["kind"]):
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
+    preprocessing = _preprocessing(opened, options, limits)
     compared = compare_layers(opened, kind, options["checkpoint"]) if debug else None
     with _world(data) as world:
         main = world is None or world.is_main
@@ -108,7 +117,16 @@ def command(
         shown = progress() if main else contextlib.nullcontext(lambda *_: None)
         with shown as report, load(opened, engine, threads=threads, device=device) as classifier:
             hop = check_golden(opened, classifier)
-            checked = _measure(opened, classifier, data, kind, device, world, report, options)
+            checked = _measure(
+                opened,
+                classifier,
+                data,
+                kind,
+                device,
+                world,
+                report,
+                {**options, "preprocessing": preprocessing},
+            )
             # last: a context that was profiled stays slow
             told = None
             if layers and kind not in ON_CPU:
@@ -125,6 +143,7 @@ def command(
             "data": checked.samples.name,
             "warning": checked.doubt.warning,
             "notes": list(checked.samples.notes),
+            **_prepared(opened, preprocessing, checked.samples.files),
         }
     found = {
         "bundle": str(bundle),
@@ -143,7 +162,45 @@ def command(
         checked.require(max_accuracy_drop, min_agreement)
 
 
-_OF_DATA = (*DATA_WHICH, "images", "resume")
+_OF_DATA = (*DATA_WHICH, "images", "resume", "mean", "std", "crop_pct", "interpolation", "orientation")
+
+
+def _preprocessing(bundle: Any, options: dict[str, Any], limits: dict[str, Any]) -> Any:
+    """Return the preprocessing that options ask for in place of the bundle's, None where they ask for none.
+
+    Raises:
+        InputError: a value out of range, or a limit with them: it is of the bundle as it is.
+    """
+    from sit_deploy.models.data_config import by_options, overridden
+
+    said = by_options(SimpleNamespace(**options))
+    if not said:
+        return None
+    if given := [name for name, limit in limits.items() if limit is not None]:
+        raise InputError(
+            f"{given[0]} is for the bundle as it is, and options of the preprocessing try another; leave one of them out, or build "
+            "the bundle again with the preprocessing that is right"
+        )
+    return overridden(bundle.preprocessing(), said)
+
+
+def _prepared(bundle: Any, preprocessing: Any, samples: Any) -> dict[str, Any]:
+    """Return what was done to the images, who says so, and how many lie on their side all the same."""
+    from sit_deploy.models.data_config import FIELDS
+    from sit_deploy.turned import ignored_turns
+
+    ours, sources = bundle.preprocessing(), dict(bundle.manifest.get("preprocessing_source") or {})
+    used = preprocessing or ours
+    for name in FIELDS if preprocessing else ():
+        attribute = "resize" if name == "crop_pct" else name
+        if getattr(used, attribute) != getattr(ours, attribute):
+            sources[name] = "the options, against the bundle"
+    return {
+        "preprocessing": used.to_dict(),
+        "preprocessing_source": sources,
+        "preprocessing_overridden": preprocessing is not None,
+        "turned": ignored_turns(samples, used, "validate it, and build it again, with"),
+    }
 
 
 def _world(data: str | None) -> Any:
@@ -182,6 +239,7 @@ def _measure(
         report,
         images=options["images"],
         resume=options["resume"],
+        preprocessing=options["preprocessing"],
         world=world,
         reference_device=(device or "cuda") if on_gpu else "cpu",
         **which_data(options),
@@ -190,11 +248,21 @@ def _measure(
 
 def _show(found: dict[str, Any], compared: LayerComparison | None) -> None:
     from sit_deploy.cli.build import accuracy_table, show_hops
+    from sit_deploy.report.view import preprocessing_words
 
     screen = console()
     show_hops(screen, [found["golden"]], f"{found['bundle']} on {found['engine']}")
     measured = found["accuracy"]
     if measured:
+        say(screen, f"Preprocessing: {literal(preprocessing_words(measured))}")
+        if measured["preprocessing_overridden"]:
+            say(
+                screen,
+                "[bold yellow]Warning:[/] both sides were measured with another preprocessing than the bundle's: these figures "
+                "are not those of the bundle as it stands; build it again with the same options to keep it",
+            )
+        if measured["turned"]:
+            say(screen, f"[bold yellow]Warning:[/] {literal(measured['turned'])}")
         screen.print(accuracy_table(measured))
         _show_differences(screen, measured)
     if found["layers"]:

@@ -19,6 +19,7 @@ from sit_deploy.cli.common import (
     path_type,
     progress,
     say,
+    warn,
 )
 from sit_deploy.cli.options import key_option
 from sit_deploy.errors import InputError
@@ -71,6 +72,7 @@ def command(
     most of it, and how much each patch counts. The weights are the bundle's reference weights, in PyTorch.
     """
     from sit_deploy.data import list_images
+    from sit_deploy.turned import ignored_turns
 
     files = list_images(images)
     twice = [name for name, count in Counter(path.stem for path in files).items() if count > 1]
@@ -85,6 +87,7 @@ def command(
         report("Loading the model", 0, 0)
         network, preprocessing = _load(source, model, stages, checkpoint, checkpoint_key)
         report("Loading the model", 1, 1)
+        warn(ignored_turns(files, preprocessing, "build it with"))
         drawn = _draw(network, preprocessing, files, targets, report)
     if as_json:
         emit_json(drawn)
@@ -117,8 +120,8 @@ def _load(
     if checkpoint:
         raise InputError("--checkpoint says where a bundle's weights are; leave it out")
     request = BuildRequest(model, Path(), checkpoint=source, stages=stages, checkpoint_key=key).completed()
-    loaded, preprocessing, _ = load_request(Work(request, lambda *_: None))
-    return loaded.model, preprocessing
+    loaded, choice, _ = load_request(Work(request, lambda *_: None))
+    return loaded.model, choice.preprocessing
 
 
 def _draw(

@@ -13,6 +13,8 @@ from sit_deploy.speed import of_build, sentence
 # how a note begins that a reader must not miss
 IN_DOUBT = "the accuracy here is in doubt"
 WARNINGS = (
+    "preprocessing:",
+    "EXIF:",
     "random weights",
     "do not ship",
     IN_DOUBT,
@@ -30,6 +32,14 @@ def file_size(count: int) -> str:
 
 def figure(value: float | None, form: str) -> str:
     return "—" if value is None else format(value, form)
+
+
+def preprocessing_words(told: Mapping[str, Any]) -> str:
+    """Return how a manifest or report says that pictures are prepared, and who said so; older ones do not say who."""
+    from sit_deploy.models.data_config import describe
+    from sit_deploy.preprocessing import Preprocessing
+
+    return describe(Preprocessing.from_dict(told["preprocessing"]), told.get("preprocessing_source"))
 
 
 def build_view(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,6 +363,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Patch tokens", " → ".join(map(str, model["tokens"]))),
         ("Weights", report["weights"]["source"]),
+        ("Preprocessing", preprocessing_words(report)),
         ("Engine", f"{engine['kind']} {engine['version']}, target {engine['target']}"),
         ("Why this engine", engine["why"]),
         ("Batch", ", ".join(f"{k} {v}" for k, v in report["batch"].items())),

@@ -405,17 +405,18 @@ def test_a_failed_export_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_images_are_spread_over_the_folder(trained: Trained) -> None:
     """A sorted data set must not give one class only."""
+    from sit_deploy.make_graph import Work
     from sit_deploy.preprocessing import Preprocessing
 
     request = BuildRequest("sit_nano", Path("out"), calib_data=trained.images, calib_images=3)
     prepare = Preprocessing.for_model(112)
-    images, source = make_graph._images(request, prepare)
+    images, source = make_graph._images(Work(request, print), prepare)
     assert source == f"3 of 11 images in {trained.images}"
     from sit_deploy.preprocessing import load_image
 
     chosen = [list_images(trained.images)[i] for i in (0, 3, 7)]
     np.testing.assert_array_equal(images, np.stack([prepare(load_image(path)) for path in chosen]))
-    images, source = make_graph._images(replace(request, calib_images=99), prepare)
+    images, source = make_graph._images(Work(replace(request, calib_images=99), print), prepare)
     assert (len(images), source) == (11, f"11 of 11 images in {trained.images}")
 
 

@@ -139,10 +139,10 @@ def test_labels_and_image_size_override_the_card(made: WithCard, tmp_path: Path)
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     asked = request(made, labels=tmp_path / "labels.txt", image_size=96).completed()
     work = Work(asked, lambda *_: None)
-    loaded, preprocessing, classes = load_request(work)
+    loaded, choice, classes = load_request(work)
     assert (loaded.model.img_size, classes) == ((96, 96), ["a", "b", "c"])
     # the crop keeps its share: 64 of 80, and 96 of 120
-    assert preprocessing == replace(made.card.preprocessing, size=(96, 96), resize=120)
+    assert choice.preprocessing == replace(made.card.preprocessing, size=(96, 96), resize=120)
     assert any("positions resampled from 4x4 to 6x6" in note for note in work.notes)
 
 
@@ -165,8 +165,8 @@ def test_without_a_card_the_preprocessing_is_timms(tmp_path: Path) -> None:
     from sit_deploy.make_graph import Work, load_request
 
     work = Work(BuildRequest(NAME, tmp_path, image_size=32, num_classes=4), lambda *_: None)
-    loaded, preprocessing, classes = load_request(work)
-    assert preprocessing == Preprocessing((32, 32), 35, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    loaded, choice, classes = load_request(work)
+    assert choice.preprocessing == Preprocessing((32, 32), 35, "bicubic", (0.5,) * 3, (0.5,) * 3)
     assert (loaded.model.kept, classes) == ((4,), None)
     assert len(work.notes) == 1 and "random weights (seed 0)" in work.notes[0]
 

@@ -336,9 +336,31 @@ def test_extra_teachers_that_do_not_fit(save: Save, tmp_path: Path) -> None:
     assert "takes no dist token" in message
 
 
-def test_teacher_that_sees_other_pixels_is_refused(save: Save) -> None:
+def test_a_student_sees_the_pixels_that_its_teacher_sees(save: Save) -> None:
     """timm's vit_tiny takes images normalised by 0.5; the card of this one says ImageNet's mean."""
     name = "vit_tiny_patch16_224"
-    message = refusal(name, stages=(6, 6), teacher=save(name))
-    assert "sees images of mean (0.485, 0.456, 0.406)" in message
-    assert f"{name} of (0.5, 0.5, 0.5)" in message
+    models = make(name, stages=(6, 6), teacher=save(name))
+    assert models.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert models.choice.sources["mean"] == "the model card"
+    assert models.choice.sources["crop_pct"] == "timm's configuration of vit_tiny_patch16_224"
+    half = (0.5, 0.5, 0.5)
+    message = refusal(name, stages=(6, 6), teacher=save(name), mean=half)
+    assert "sees images of mean (0.485, 0.456, 0.406)" in message and f"{name} of {half}" in message
+    assert "--mean and --std" in message
+
+
+def test_options_say_how_pictures_are_prepared_in_training(save: Save) -> None:
+    path = save(card=False)
+    values = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (1.0, 1.0, 1.0),
+        "interpolation": "lanczos",
+        "orientation": "stored",
+    }
+    models = make("lvvit_nano", init=path, **values)
+    ours = models.preprocessing
+    assert (ours.mean, ours.std, ours.interpolation, ours.orientation) == tuple(values.values())
+    assert models.choice.sources["mean"] == "the options"
+    # a teacher that says nothing itself is taken at the user's word
+    assert make(teacher=path, **values).preprocessing == ours
+    assert "--mean" in refusal("lvvit_nano", mean=(123.7, 116.3, 103.5))
