@@ -12,12 +12,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.card import ModelCard
 from sit_deploy.models.configs import ModelConfig, get_config
-from sit_deploy.preprocessing import INTERPOLATIONS, ORIENTATIONS, Preprocessing
+
+if TYPE_CHECKING:  # what reads options is to be quick, without NumPy
+    from sit_deploy.models.card import ModelCard
+    from sit_deploy.preprocessing import Preprocessing
 
 OPTIONS, CARD, RECIPE = "the options", "the model card", "the recipe"
 FIELDS = ("mean", "std", "crop_pct", "interpolation", "orientation")
@@ -73,6 +75,10 @@ class Said:
             raise InputError(
                 f"--crop-pct is a share, above 0 and at most 1, got {self.crop_pct:g}; pass for example --crop-pct {share}"
             )
+        if self.interpolation is None and self.orientation is None:
+            return self
+        from sit_deploy.preprocessing import INTERPOLATIONS, ORIENTATIONS
+
         for name, known in (("interpolation", INTERPOLATIONS), ("orientation", ORIENTATIONS)):
             value = getattr(self, name)
             if value is not None and value not in known:
@@ -147,6 +153,8 @@ def choose(size: int, said: Sequence[Said], named: Said, orientation: str) -> Ch
     Args:
         said: sources, the strongest first. named: what holds where they are silent. orientation: likewise.
     """
+    from sit_deploy.preprocessing import Preprocessing
+
     default = _DEFAULTS[orientation]
     taken, notes = {}, []
     for name in FIELDS:
@@ -177,8 +185,8 @@ def _disagreement(name: str, taken: Said, other: Said) -> str:
 
 
 _DEFAULTS = {
-    "stored": Said("default, for weights trained elsewhere", orientation="stored"),
-    "exif": Said("default, as sit-deploy trains", orientation="exif"),
+    "stored": Said("the default for weights trained elsewhere", orientation="stored"),
+    "exif": Said("the default of sit-deploy train", orientation="exif"),
 }
 
 
@@ -264,6 +272,8 @@ def _said_by(entry: Any, source: str) -> Said | None:
     fields = entry if isinstance(entry, Mapping) else getattr(entry, "state", None)  # of a pickled Namespace
     if not isinstance(fields, Mapping):
         return None
+    from sit_deploy.preprocessing import INTERPOLATIONS
+
     mean, std, crop = _three(fields.get("mean")), _three(fields.get("std")), fields.get("crop_pct")
     interpolation = fields.get("interpolation")
     told = Said(
