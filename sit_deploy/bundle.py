@@ -204,8 +204,13 @@ def load_bundle(path: str | Path) -> Bundle:
             f"{where} was changed: it does not match its digest; copy it again or build the bundle again"
         )
     from sit_deploy.manifest import check_manifest
+    from sit_deploy.models.configs import ONE_OUTPUT
 
     check_manifest(manifest, where, again)
+    if manifest["model"]["num_classes"] == 1:  # as earlier versions built
+        raise InputError(
+            f"bundle {path} has one output: {ONE_OUTPUT}; build it again from its checkpoint with --num-classes 2"
+        )
     for name in (MODEL, GOLDEN):
         if name not in manifest["files"]:
             raise InputError(f"bundle {path} lists no hash for {name}; copy it again or rebuild it")

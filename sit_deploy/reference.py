@@ -92,6 +92,7 @@ def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
             stages=request.stages,
             keeping_ratio=request.keeping_ratio,
             binary=facts["num_classes"] == 2,
+            model_option="--teacher-model",
         ).model
     theirs = (list(model.img_size), model.num_classes)
     if theirs != (facts["image_size"], facts["num_classes"]):

@@ -13,7 +13,7 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
 from sit_deploy.models.card import ModelCard, read_card
-from sit_deploy.models.configs import ModelConfig, get_config
+from sit_deploy.models.configs import ModelConfig, check_class_count, get_config
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.parity import TOLERANCE
 from sit_deploy.schema import settle_types
@@ -279,10 +279,8 @@ class BuildRequest:
             raise InputError(
                 f"--batch-size {self.batch_size} and --dynamic-batch exclude each other; pass one of them"
             )
-        if self.num_classes is not None and self.num_classes < 1:
-            raise InputError(
-                f"class count must be at least 1, got {self.num_classes}; pass --num-classes 1 or more"
-            )
+        if self.num_classes is not None:
+            check_class_count(self.num_classes)
         if self.calib_images is not None and self.calib_images < 1:
             raise InputError(
                 f"number of images must be at least 1, got {self.calib_images}; pass --calib-images 1 or more"

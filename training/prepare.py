@@ -159,6 +159,7 @@ def _load_teacher(
         "checkpoint_key": request.checkpoint_key,
         "key_is_shared": request.key_is_shared,
         "binary": classes == 2,
+        "model_option": None,
     }
     card = read_card(request.teacher)
     if card:

@@ -142,7 +142,7 @@ def _check_values(key: str, value: Tensor, path: Path) -> None:
     finite = torch.isfinite(once.float())  # in float32, as it will be used
     if not finite.all():
         raise InputError(
-            f"checkpoint {path} has {int((~finite).sum())} NaN or infinite values in '{key}'; its training diverged: take an earlier one"
+            f"checkpoint {path} has {int((~finite).sum())} NaN or infinite values in '{key}', which no model runs with; take another checkpoint, or an earlier one"
         )
 
 

@@ -60,6 +60,21 @@ def check_image_sides(sides: tuple[int, int], patch: int) -> None:
             )
 
 
+# what is wrong with one output
+ONE_OUTPUT = "softmax of one output is 100 % whatever the image"
+
+
+def check_class_count(count: int) -> None:
+    """Refuse a count of classes that no classifier has.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    if count < 2:
+        why = f" ({ONE_OUTPUT})" if count == 1 else ""
+        raise InputError(f"class count must be at least 2, got {count}{why}; pass --num-classes 2 or more")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """One architecture and how its images are prepared.

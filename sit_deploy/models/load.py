@@ -13,7 +13,7 @@ from torch import nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
-from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
+from sit_deploy.models.configs import CONFIGS, ONE_OUTPUT, ModelConfig, check_class_count, get_config
 from sit_deploy.models.fit import (
     StateDict,
     filter_state_dict,
@@ -25,10 +25,7 @@ from sit_deploy.models.fit import (
 from sit_deploy.models.mismatch import mismatch_words
 from sit_deploy.models.registry import create_model
 
-# what is wrong with it
-ONE_OUTPUT = "softmax of one output is 100 % whatever the image"
-
-__all__ = ["ONE_OUTPUT", "LoadedModel", "fit_partly", "identify", "load_model"]
+__all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ def load_model(
     checkpoint_key: str | None = None,
     key_is_shared: bool = False,
     binary: bool = False,
+    model_option: str | None = "--model",
 ) -> LoadedModel:
     """Make the named model (ours or timm's) and load a checkpoint into it strictly; without one, random weights of seed 0.
 
@@ -72,15 +70,14 @@ def load_model(
         stages, keeping_ratio: in place of the model's own; see `get_config`.
         checkpoint_key, key_is_shared: where in the file the weights are, if there are several; see `read_checkpoint`.
         binary: make two outputs of one, whatever `num_classes` says.
+        model_option: what names this model on the command line, for remedies; None where nothing does.
     Raises:
         InputError: unknown model, unreadable checkpoint, one that does not fit (keys, shapes and remedy named), or one
             output, of which softmax makes 100 % whatever the image.
     """
     config = get_config(name, stages, keeping_ratio)
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"class count must be at least 1, got {num_classes}; pass --num-classes 1 or more")
-    if num_classes == 1:
-        raise InputError(f"{config.name} of one class: {ONE_OUTPUT}; pass --num-classes 2")
+    if num_classes is not None:
+        check_class_count(num_classes)
     size = config.image_size if image_size is None else image_size
     options: dict[str, Any] = {"img_size": size, "reverse_tsm": reverse_tsm}
     if checkpoint is None:
@@ -93,15 +90,15 @@ def load_model(
     read = read_checkpoint(
         checkpoint, ema, checkpoint_key, key_is_shared, fits=lambda names: looks_like(names, config)
     )
-    _check_architecture(read, config)
+    _check_architecture(read, config, model_option)
     under = f", under the prefix '{read.prefix}'" if read.prefix else ""
     notes = [f"{read.source} weights of {read.path.name}{under}", *read.notes]
     if _outputs(read.state) == 1:
         if not (binary or num_classes == 2):
-            raise InputError(
-                f"checkpoint {read.path} has one output: {ONE_OUTPUT}; if it tells no from yes, pass --num-classes 2, which "
-                "makes two outputs of it, exactly"
-            )
+            remedy = "if it tells no from yes, pass --num-classes 2, which makes two outputs of it, exactly"
+            if model_option != "--model":  # then there is none for its classes either
+                remedy = "give one with an output for every class"
+            raise InputError(f"checkpoint {read.path} has one output: {ONE_OUTPUT}; {remedy}")
         read = replace(read, state=_two_outputs(read.state))
         num_classes = 2
         notes.append(
@@ -114,7 +111,7 @@ def load_model(
         options["kept"] = ((size // config.patch_size) ** 2, *kept)
     model = create_model(config, **options)
     state = filter_state_dict(read.state, model)
-    if differences := mismatch_words(state, model, config.title, read.path):
+    if differences := mismatch_words(state, model, config.title, read.path, model_option):
         raise InputError(f"checkpoint {read.path} does not fit {config.title}: {differences}")
     model.load_state_dict(state)
 
@@ -160,7 +157,7 @@ def _indices(state: Mapping[str, Any], part: str) -> set[int]:
     return {int(k.split(".")[1]) for k in state if re.match(rf"{part}\.[0-9]{{1,3}}\.", k)}
 
 
-def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
+def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | None) -> None:
     """Refuse a checkpoint that is plainly of another model, in words rather than in names of weights."""
     if config.base and any(k in read.state for k in ("dist_token", "head_dist.weight")):
         raise InputError(
@@ -170,10 +167,12 @@ def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
         return
     fits = identify(read.state)
     if fits:
-        remedy = f"pass --model {fits[0]}" if len(fits) == 1 else "pass the --model that it was trained as"
+        remedy = f"pass {option} {fits[0]}" if len(fits) == 1 else f"pass the {option} that it was trained as"
         if config.name in fits:
             remedy = "leave out --stages"
-        if config.teacher in fits:
+        if option is None:
+            remedy = f"give the checkpoint of a {config.title}"
+        elif config.teacher in fits:
             remedy += f": a teacher must be distilled before it can be a {config.name}"
         raise InputError(
             f"checkpoint {read.path} does not fit {config.title}: it looks like {' or '.join(fits)}; {remedy}"
@@ -189,6 +188,8 @@ def _check_architecture(read: Checkpoint, config: ModelConfig) -> None:
             if not tsms
             else f"pass the {tsms + 1} --stages that it was trained with"
         )
+        if option != "--model":
+            remedy = f"give the checkpoint of a {config.title}"
         raise InputError(
             f"checkpoint {read.path} does not fit {config.title}: it has {tsms} TSMs, not {len(wanted) - 1}; {remedy}"
         )

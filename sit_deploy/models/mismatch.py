@@ -39,8 +39,13 @@ _UNFINISHED = (
 )  # fmt: skip
 
 
-def mismatch_words(state: Mapping[str, Tensor], model: nn.Module, name: str, path: Path) -> str | None:
-    """Return how `state` differs from the model of that name and what to do, for a message; None where it fits."""
+def mismatch_words(
+    state: Mapping[str, Tensor], model: nn.Module, name: str, path: Path, option: str | None = "--model"
+) -> str | None:
+    """Return how `state` differs from the model of that name and what to do, for a message; None where it fits.
+
+    option: what names the model on the command line, None where nothing does.
+    """
     own = model.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
@@ -60,7 +65,7 @@ def mismatch_words(state: Mapping[str, Tensor], model: nn.Module, name: str, pat
         if items
     ]
     differences = [*_facts(state, own, missing, unexpected), *found]
-    return f"{'; '.join(differences)}; {_remedy(missing, unexpected, shapes, types, own, name, path)}"
+    return f"{'; '.join(differences)}; {_remedy(missing, unexpected, shapes, types, own, name, path, option)}"
 
 
 def _facts(
@@ -92,7 +97,7 @@ def _facts(
 
 def _remedy(
     missing: list[str], unexpected: list[str], shapes: list[str], types: list[str], own: Mapping[str, Tensor], name: str,
-    path: Path,
+    path: Path, option: str | None,
 ) -> str:  # fmt: skip
     for pattern, _, remedy in _UNFINISHED:
         if _any(pattern, unexpected):
@@ -104,9 +109,8 @@ def _remedy(
     needed = [k for k in own if not OPTIONAL_KEYS.match(k)]
     held = len(set(needed) - set(missing) - set(shapes))
     if 2 * held <= len(needed):
-        return (
-            f"it holds {held} of the {len(needed)} weights of {name}: pass the --model that it was trained as"
-        )
+        remedy = f"pass the {option} that it was trained as" if option else f"give the checkpoint of a {name}"
+        return f"it holds {held} of the {len(needed)} weights of {name}: {remedy}"
     return f"give a checkpoint of exactly this {name}"
 
 

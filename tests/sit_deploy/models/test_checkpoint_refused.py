@@ -303,7 +303,7 @@ def test_another_network_altogether(save: Save) -> None:
 @pytest.mark.parametrize("classes", [0, -1])
 def test_class_counts_below_one(classes: int, state: State, save: Save) -> None:
     for checkpoint in (None, save(state)):
-        with pytest.raises(InputError, match=f"class count must be at least 1, got {classes}"):
+        with pytest.raises(InputError, match=f"class count must be at least 2, got {classes}"):
             load_model("sit_nano", checkpoint, num_classes=classes)
 
 
