@@ -224,7 +224,8 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     count = request.calib_images or COMPARED_IMAGES
     if request.precision in EIGHT_BITS:  # --calib-images is for the calibration, which holds a few at a time
         count = COMPARED_IMAGES
-    used = [path for path, _ in (work.samples and work.samples.files) or ()]
+    labelled = work.samples or []
+    used = [path for path, _ in getattr(labelled, "files", None) or ()]
     if request.calib_data:
         where, found = find_training_images(request.calib_data)
         sources: list[Any] = spread(found.images, count)
@@ -235,8 +236,10 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     else:
         sources = sample_images(count)
         origin = f"{count} synthetic images (pass --calib-data for your own)"
-    if note := ignored_turns(list(dict.fromkeys(used)), preprocessing, "build it with"):
-        work.notes.append(note)
+    used = list(dict.fromkeys(used))
+    for pictures in (used, [] if getattr(labelled, "files", None) else labelled):
+        note = ignored_turns(pictures, preprocessing, "build it with")
+        work.notes += [note] if note else []
     ((images, _),) = batches(sources, preprocessing, len(sources))
     return images, origin
 

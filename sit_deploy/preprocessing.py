@@ -302,7 +302,9 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file begins as one of `FORMATS` does; its pixels are not looked at."""
+    """Whether a file begins as one of `FORMATS` does; its pixels are not looked at. No pipe or device is, or is opened."""
+    if not Path(path).is_file():
+        return False
     try:
         with Image.open(path, formats=FORMATS):
             return True
@@ -314,6 +316,8 @@ def is_image(path: str | Path) -> bool:
 
 def is_turned(path: str | Path) -> bool:
     """Whether a file's EXIF asks for a turn that decoding it does not apply; its pixels are not looked at."""
+    if not Path(path).is_file():
+        return False
     try:
         with Image.open(path, formats=FORMATS) as image:
             # Pillow turns a TIFF itself; a PNG's own getexif would decode it
@@ -329,6 +333,8 @@ def _decode(source: Any, where: str, foreign: str, damaged: str) -> Image.Image:
             size = f"{image.width} x {image.height} pixels"
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if not image.width * image.height:
+                raise ValueError(f"it has {size}")
             image.load()
             return to_rgb(image)
     except UnidentifiedImageError:

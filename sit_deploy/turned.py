@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sit_deploy.preprocessing import Preprocessing, is_turned
+from PIL import Image
+
+from sit_deploy.data import spread
+from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing, is_turned, turn_of
+
+_DECODED = 64  # pictures looked at of a data set that has no files, for each is decoded
 
 
-def ignored_turns(sources: Iterable[Any] | None, preprocessing: Preprocessing, remedy: str) -> str | None:
+def ignored_turns(sources: Sequence[Any], preprocessing: Preprocessing, remedy: str) -> str | None:
     """Return in a sentence how many pictures carry an EXIF turn that the preprocessing does not apply, None for none.
 
-    Only the heads of files are read. A data set without files has its pictures decoded, and so turned or not, by others.
-
     Args:
-        sources: paths, or pairs of one with its label; whatever else is among them is not looked at. None: no files.
+        sources: files, whose heads are read, or Pillow images; or pairs of one with its label. Of a data set that decodes
+            its pictures when they are asked for, some are looked at.
         remedy: what to do if the model was trained on turned pictures.
     """
-    if preprocessing.orientation == "exif" or not isinstance(sources, list | tuple):
+    if preprocessing.orientation == "exif":
         return None
-    found = (source[0] if isinstance(source, tuple) else source for source in sources)
-    paths = [path for path in found if isinstance(path, str | Path)]
+    sources = getattr(sources, "files", None) or sources
+    if not isinstance(sources, list | tuple):
+        sources = [found for i in spread(range(len(sources)), _DECODED) if (found := _fetched(sources, i))]
+    pictures = [source[0] if isinstance(source, tuple) else source for source in sources]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        count = sum(pool.map(is_turned, paths))
+        count = sum(pool.map(_lies, pictures))
     if not count:
         return None
     carry = "picture carries" if count == 1 else "pictures carry"
     return (
-        f"EXIF: {count} of {len(paths)} {carry} an EXIF orientation that is not applied, as the model takes pixels as they are stored: "
-        f"it sees them turned or mirrored; if it was trained on upright pictures, {remedy} --orientation exif"
+        f"EXIF: {count} of {len(pictures)} {carry} an EXIF orientation that is not applied, as the model takes pixels as they are "
+        f"stored: it sees them turned or mirrored; if it was trained on upright pictures, {remedy} --orientation exif"
     )
+
+
+def _fetched(sources: Sequence[Any], index: int) -> Any:
+    """Return a picture of a data set, None for one that cannot be read: who uses it says so."""
+    try:
+        return sources[index]
+    except InputError:
+        return None
+
+
+def _lies(source: Any) -> bool:
+    if isinstance(source, Image.Image):
+        return turn_of(source) is not None
+    return isinstance(source, str | Path) and is_turned(source)

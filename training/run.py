@@ -287,10 +287,10 @@ def _tell_preprocessing(models: Models, data: Data, reporter: Reporter) -> None:
     choice = models.choice
     reporter.note(f"Preprocessing: {describe(choice.preprocessing, choice.sources)}")
     for note in choice.notes:
-        reporter.note(note)
+        reporter.warn(note)
     files = [sample for part in (data.train, data.val) for sample in getattr(part, "samples", ())]
     if lying := ignored_turns(files, choice.preprocessing, "train it with"):
-        reporter.note(lying)
+        reporter.warn(lying)
 
 
 def _workers(request: TrainRequest, world: World) -> int:

@@ -145,11 +145,7 @@ def command(
                 report(f"{name}: {text}", done, total)
 
             samples = open_for(bundle, data, images, **which) if data else None
-            warn(
-                ignored_turns(
-                    samples.files if samples else None, bundle.preprocessing(), "build it again with"
-                )
-            )
+            warn(ignored_turns(samples or [], bundle.preprocessing(), "build it again with"))
             rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
     require_comparable(rows)
     for path, form in targets.items():

@@ -143,7 +143,7 @@ def command(
             "data": checked.samples.name,
             "warning": checked.doubt.warning,
             "notes": list(checked.samples.notes),
-            **_prepared(opened, preprocessing, checked.samples.files),
+            **_prepared(opened, preprocessing, checked.samples),
         }
     found = {
         "bundle": str(bundle),
