@@ -70,7 +70,7 @@ def command(
     the bundle (`sit-deploy package triton`) and serve it in NVIDIA's container.
     """
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.triton import server
+    from sit_deploy.triton import gate, server
     from sit_deploy.triton.config import Serving
     from sit_deploy.triton.repository import serving_for, write_repository
 
@@ -96,7 +96,11 @@ def command(
             write_repository([(opened, serving)], repository)
             report("Writing the model repository", 1, 1)
         try:
-            with server.running(found, repository, log, ports) as process:
+            inner = ports.behind_a_gate()
+            with (
+                server.running(found, repository, log, inner) as process,
+                gate.guarding(ports.host, ports.http, ("127.0.0.1", inner.http)),
+            ):
                 _announce(serving, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()

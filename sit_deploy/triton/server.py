@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sit_deploy.errors import InputError, SitDeployError
@@ -206,12 +206,14 @@ def _check_libraries(found: Installation) -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server listens. host: address of the interface; by default nobody outside this machine is answered."""
+    """Where a server listens. host: address of the interface; by default nobody outside this machine is answered. http_host:
+    for HTTP, where it is another."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
     host: str = "127.0.0.1"
+    http_host: str | None = None
 
     def check(self) -> None:
         """Refuse ports that are taken, before a server says so in many lines.
@@ -233,10 +235,17 @@ class Ports:
                         f"port {port} of {self.host} cannot be used ({error.strerror or error}); pass another {option}"
                     ) from None
 
+    def behind_a_gate(self) -> Ports:
+        """Return ports of which that for HTTP is a free one that this machine alone reaches."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return replace(self, http=probe.getsockname()[1], http_host="127.0.0.1")
+
     @property
     def reached_at(self) -> str:
         """The host by which this machine reaches the server."""
-        return "localhost" if self.host in ("127.0.0.1", "0.0.0.0") else self.host
+        host = self.http_host or self.host
+        return "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
 
 
 def _check_host(host: str) -> None:
@@ -270,7 +279,8 @@ def running(
     command = [
         str(found.executable),
         f"--model-repository={repository.absolute()}",
-        *(f"--{kind}-address={ports.host}" for kind in ("http", "grpc", "metrics")),
+        f"--http-address={ports.http_host or ports.host}",
+        *(f"--{kind}-address={ports.host}" for kind in ("grpc", "metrics")),
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
@@ -316,11 +326,13 @@ def _deep_stacks() -> Iterator[None]:
 
 def _wait_ready(process: subprocess.Popen[bytes], ports: Ports, log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(f"Triton did not start: {why_ended(process.returncode, log)}")
         try:
-            with urllib.request.urlopen(f"http://{ports.reached_at}:{ports.http}/v2/health/ready", timeout=5):
+            # no proxy of the environment is asked for what is on this machine
+            with opener.open(f"http://{ports.reached_at}:{ports.http}/v2/health/ready", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
