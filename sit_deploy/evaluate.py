@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.staging import write_whole
 from sit_deploy.tally import Tally
+from sit_deploy.text import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,7 @@ def run_key(*parts: Any) -> str:
 def describe(samples: Sequence[Any], index: int) -> str:
     """Return what to call an image: its path, or what a data set without files says."""
     tell = getattr(samples, "describe", None)
-    return tell(index) if tell else str(samples[index][0])
+    return tell(index) if tell else shown(samples[index][0])
 
 
 def evaluate(

@@ -97,11 +97,16 @@ class Found:
 
 def skipped_note(skipped: Counter[str]) -> str | None:
     """Return what was passed over, as a sentence; None for nothing."""
+    return f"beside the images are {_listing(skipped)}: passed over" if skipped else None
+
+
+def _listing(skipped: Counter[str]) -> str:
+    """Return how many other files there are, and of what kinds: "3 other files, .txt 2, .xml 1"."""
     if not skipped:
-        return None
-    kinds = ", ".join(f"{shown(kind)} {count}" for kind, count in skipped.most_common(5))
+        return ""
+    kinds = [f"{shown(kind)} {count}" for kind, count in skipped.most_common(5)]
     count = sum(skipped.values())
-    return f"skipped {count} file{'s' * (count != 1)} beside the images ({kinds}{', ...' if len(skipped) > 5 else ''})"
+    return ", ".join([f"{count} other file{'s' * (count != 1)}", *kinds, *["..."] * (len(skipped) > 5)])
 
 
 def find_images(where: str | Path | Iterable[str | Path]) -> Found:
@@ -116,9 +121,13 @@ def find_images(where: str | Path | Iterable[str | Path]) -> Found:
     found = Found()
     for entry in map(Path, [where] if isinstance(where, str | Path) else where):
         if entry.is_dir():
+            before = found.skipped.copy()
             images = images_below(entry, found.skipped)
             if not images:
-                raise InputError(f"{shown(entry)}: no images in this folder; pass one that has some")
+                others = _listing(found.skipped - before)
+                raise InputError(
+                    f"{shown(entry)}: no images in this folder{f' ({others})' if others else ''}; pass one that has some"
+                )
             found.images += images
         elif entry.exists():
             _require_image(entry)

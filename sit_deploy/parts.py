@@ -123,6 +123,19 @@ def find_part(
     if not root.is_dir():
         return root  # whoever reads it says what is wrong
     check_folder(root)
+    found = _part(root, roles, split, classes, num_classes, option)
+    _refuse_parts_of_classes(found)
+    return found
+
+
+def _part(
+    root: Path,
+    roles: Collection[Role],
+    split: str | None,
+    classes: Collection[str] | None,
+    num_classes: int | None,
+    option: str,
+) -> Path:
     root = _unwrapped(root, classes)
     if split:
         return _unwrapped(_named(root, split, option), classes, inside=True)
@@ -133,7 +146,6 @@ def find_part(
     parts = _parts(root, inside, option)
     if parts is None:
         _refuse_unknown_parts(root, inside, num_classes, option)
-        _refuse_parts_of_classes(root, inside)
         return root
     return _unwrapped(_chosen(root, parts, roles, option), classes, inside=True)
 
@@ -194,7 +206,9 @@ def _loose_role(name: str) -> Role | None:
 
 def _is_beside(name: str) -> bool:
     words = _words(name)
-    return bool(words) and (words[-1] in _BESIDE or any(word in _UNLABELLED for word in words))
+    if not words or words[-1] in _BESIDE or "".join(words) in _BESIDE:
+        return bool(words)
+    return any(word in _UNLABELLED for word in words)
 
 
 def _unwrapped(root: Path, classes: Collection[str] | None, *, inside: bool = False) -> Path:
@@ -309,7 +323,7 @@ def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None
     if len(inside) < 2 or any(has_images(root / name, below=False) for name in inside):
         return
     within = [set(map(plain, subfolders(root / name))) for name in inside]
-    shared = set.intersection(*within)
+    shared = {name for name in set.intersection(*within) if not role(name)}
     if len(shared) < 2 or (len(inside) == num_classes != len(shared)):
         return
     raise InputError(
@@ -318,9 +332,9 @@ def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None
     )
 
 
-def _refuse_parts_of_classes(root: Path, inside: list[str]) -> None:
+def _refuse_parts_of_classes(root: Path) -> None:
     """Refuse class folders that hold parts of their own: accuracy would be of training images too."""
-    for name in inside:
+    for name in subfolders(root):
         found = {role(part) for part in subfolders(root / name)} - {None}
         if "train" in found and len(found) > 1:
             example = shown(name)

@@ -17,6 +17,7 @@ from sit_deploy.models.configs import ModelConfig, check_class_count, get_config
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.parity import TOLERANCE
 from sit_deploy.schema import settle_types
+from sit_deploy.text import require_utf8
 
 PRECISIONS = tuple(TOLERANCE)
 EIGHT_BITS = ("int8", "fp8")
@@ -260,6 +261,7 @@ class BuildRequest:
         """
         from sit_deploy.models.data_config import by_options
 
+        require_utf8(**(vars(self) | {"val_data": Path(self.val_data) if self.val_data else None}))
         config = self.config
         check_numbers(self, _LARGEST)
         by_options(self)  # raises for values out of range

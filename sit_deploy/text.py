@@ -32,22 +32,22 @@ def is_utf8(name: Any) -> bool:
     return True
 
 
-def require_utf8(path: str | Path | None, what: str = "path") -> None:
-    """Refuse, before any work, a path that no manifest could hold.
+def require_utf8(**paths: Any) -> None:
+    """Refuse, before any work, paths that a manifest could not hold; what is no path is passed over.
 
+    Args:
+        paths: by the name of their option.
     Raises:
-        InputError: its name, or that of a folder above it, is no UTF-8.
+        InputError: one whose name, or that of a folder above it, is no UTF-8.
     """
-    if path is None or is_utf8(Path(path).absolute()):
-        return
-    if is_utf8(path):
-        raise InputError(
-            f"the {what} {shown(path)} lies below {shown(Path.cwd())}, which is not named in UTF-8; rename that folder, or start "
-            "from another"
-        )
-    raise InputError(
-        f"the {what} {shown(path)} is not named in UTF-8; rename it, or pass a symbolic link to it"
-    )
+    for option, path in paths.items():
+        if not isinstance(path, Path) or is_utf8(path.absolute()):
+            continue
+        if is_utf8(path):
+            remedy = f"lies below {shown(Path.cwd())}, whose name is no UTF-8; rename that folder, or start from another"
+        else:
+            remedy = "has a name that is no UTF-8; rename it, or pass a symbolic link to it"
+        raise InputError(f"--{option.replace('_', '-')} {shown(path)} {remedy}")
 
 
 def json_printable(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.schema import settle_types
+from sit_deploy.text import require_utf8
 from training.recipes import Recipe, recipe_for
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class TrainRequest:
             InputError: an option that is unknown, out of range, or in need of another.
         """
         limits.check_numbers(self, _LARGEST)
+        require_utf8(**vars(self))
         self.recipe.check()
         _ = self.preprocessing  # raises for values out of range
         if self.amp not in AMP:

@@ -16,6 +16,7 @@ from sit_deploy.cli.common import (
     json_option,
     literal,
     path_type,
+    say,
     table,
     warn,
 )
@@ -52,11 +53,14 @@ def command(
 ) -> None:
     """Classify image files, or all images below folders, with a bundle."""
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.data import list_images
+    from sit_deploy.image_files import find_images
     from sit_deploy.inference import load, top_classes
     from sit_deploy.turned import ignored_turns
 
-    files = list_images(images)
+    found = find_images(images)
+    files = found.images
+    if found.note:
+        say(console(stderr=True), f"Note: {literal(found.note)}")
     opened = load_bundle(bundle)
     warn(ignored_turns(files, opened.preprocessing(), "build it again with"))
     with load(opened, engine, threads=threads, device=device) as classify:

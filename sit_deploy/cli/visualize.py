@@ -71,10 +71,13 @@ def command(
     Writes NAME-tokens.png for each image: the picture, and for each stage every patch in the colour of the token that has
     most of it, and how much each patch counts. The weights are the bundle's reference weights, in PyTorch.
     """
-    from sit_deploy.data import list_images
+    from sit_deploy.image_files import find_images
     from sit_deploy.turned import ignored_turns
 
-    files = list_images(images)
+    listed = find_images(images)
+    files = listed.images
+    if listed.note:
+        say(console(stderr=True), f"Note: {literal(listed.note)}")
     twice = [name for name, count in Counter(path.stem for path in files).items() if count > 1]
     if twice:
         raise InputError(f"several images are called {twice[0]}; draw them into different folders with -o")

@@ -77,7 +77,7 @@ def test_files_that_are_no_images_are_counted(make_image_folder) -> None:
         == found.skipped
         == {".txt": 2, ".xml": 1, ".json": 1, ".mat": 1, "without an ending": 1, ".csv": 1}
     )
-    assert found.note.startswith("skipped 7 files beside the images (.txt 2, ")
+    assert found.note.startswith("beside the images are 7 other files, .txt 2, ")
     with pytest.raises(InputError, match=r"dog/notes\.txt: not an image"):
         list_images([root / "cat", root / "dog" / "notes.txt"])
 

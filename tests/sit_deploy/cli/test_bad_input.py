@@ -208,13 +208,10 @@ def test_data_sets(trained: Trained, cli: CommandLine, make_image_folder: Callab
     assert "has no name for (dgo) beside some that it has" in cli.refuses(*words, "--val-data", misspelt)
     (other / "hole").mkdir()
     assert "no images for 1 of 3 classes (hole)" in cli.refuses(*words, "--val-data", other)
-    (other / "kiwi" / "notes.txt").write_text("not an image")
-    for option in ("--val-data", "--calib-data"):
-        assert "notes.txt: not an image that can be read" in cli.refuses(*words, option, other)
-    (other / "kiwi" / "notes.txt").rename(other / "kiwi" / "notes.jpg")
+    (other / "kiwi" / "notes.jpg").write_text("not an image")
     assert "notes.jpg: not an image that can be read" in cli.refuses(*words, "--calib-data", other / "kiwi")
     (other / "file").write_text("x")
-    assert "no such folder" in cli.refuses(*words, "--val-data", other / "file")
+    assert "file: a file, and no folder" in cli.refuses(*words, "--val-data", other / "file")
 
 
 @pytest.mark.usefixtures("trained_graph")
