@@ -120,6 +120,13 @@ class TrainRequest:
         crop = dict(self.overrides).get("crop_pct") or None
         return Said(OPTIONS, self.mean, self.std, crop, self.interpolation, self.orientation).check()
 
+    @property
+    def _turns(self) -> str | None:
+        """How pictures are turned; None for "stored", as in the states of runs before there was a choice, and for --qat, which
+        goes on with what its model was trained with."""
+        default = None if self.qat else "exif"
+        return None if self.orientation == "stored" else self.orientation or default
+
     def check(self) -> None:
         """Refuse what can be refused at once.
 
@@ -186,12 +193,9 @@ class TrainRequest:
             **{name: getattr(self, name) for name in same},
             "stages": list(self.stages) if self.stages else None,
             **{name: getattr(self, name) for name in ("image_key", "label_key") if getattr(self, name)},
-            # as JSON, and as runs from before there were these options: they took pictures as stored
             **{name: value and list(value) for name, value in (("mean", self.mean), ("std", self.std))},
             "interpolation": self.interpolation,
-            "orientation": None
-            if self.orientation == "stored"
-            else self.orientation or (None if self.qat else "exif"),
+            "orientation": self._turns,
             **files,
             **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),

@@ -20,6 +20,8 @@ from calibration.grids import float16_scale
 from sit_deploy.build import build, export
 from sit_deploy.data import list_images
 from sit_deploy.errors import InputError
+from sit_deploy.lower import _calibration, calibration_stream
+from sit_deploy.make_graph import Work
 from sit_deploy.request import BuildRequest
 from tests.helpers.command_line import snapshot
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
@@ -69,6 +71,20 @@ def test_a_cache_that_matches_is_used_again(cache: Path, quick_float: Digits, tm
     result = export(with_cache(quick_float, tmp_path, cache))
     assert f"calibrated by {cache}, made from 6 of 20 images in {quick_float.images}" in result["notes"]
     assert (tmp_path / "m.onnx").read_bytes() == (cache.parent / "m.onnx").read_bytes()
+
+
+def test_a_cache_from_before_pictures_were_turned_is_of_pictures_as_stored(
+    cache: Path, quick_float: Digits, tmp_path: Path
+) -> None:
+    old = edited(cache, tmp_path, lambda fields: fields["preprocessing"].pop("orientation"))
+    export(with_cache(quick_float, tmp_path, old))
+    request = with_cache(quick_float, tmp_path, old, force=True, orientation="exif")
+    work = Work(request, lambda *_: None)
+    turning = replace(quick_float.made.preprocessing, orientation="exif")
+    with pytest.raises(CalibrationError, match=r"other preprocessing \(orientation"):
+        _calibration(
+            work, quick_float.made.exported.graph, calibration_stream(request, turning), turning, None
+        )
 
 
 @pytest.mark.usefixtures("no_observing")

@@ -69,6 +69,8 @@ def test_good_requests_pass() -> None:
             {"teacher": None, "cnn_teacher": "resnet50", "cnn_checkpoint": Path("r.pth")},
             "--cnn-teacher is an extra teacher; pass the first one with --teacher",
         ),
+        ({"mean": (124.0, 116.0, 104.0)}, "--mean is of values from 0 to 1"),
+        ({"orientation": "upright"}, "--orientation upright is not offered"),
         ({"model": "sit_x"}, "unknown model 'sit_x'"),
         ({"stages": (9, 3)}, "do not fit sit_s"),
         ({"keeping_ratio": 0.0}, "keeping ratio must be above 0"),
@@ -107,7 +109,7 @@ OTHER = {
     "qat": True, "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
     "val_split": "b", "image_key": "img", "label_key": "fine", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16",
     "sync_batchnorm": True, "cnn_teacher": "resnet18", "teacher": None, "init": None, "cnn_checkpoint": None,
-    "checkpoint_key": "model",
+    "checkpoint_key": "model", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear", "orientation": "stored",
 }  # fmt: skip
 
 
@@ -127,6 +129,15 @@ def test_where_and_how_fast_it_computes_may_differ(name: str, request_with_files
 def test_what_it_computes_may_not(name: str, request_with_files: TrainRequest) -> None:
     other = replace(request_with_files, **{name: OTHER[name]})
     assert other.identity(512) != request_with_files.identity(512)
+
+
+def test_a_run_from_before_pictures_were_turned_goes_on_without_turning_them(
+    request_with_files: TrainRequest,
+) -> None:
+    identity = replace(request_with_files, orientation="stored").identity(512)
+    before = {k: v for k, v in identity.items() if k not in ("mean", "std", "interpolation", "orientation")}
+    assert all(before.get(k) == v for k, v in identity.items())  # as a state is compared
+    assert request_with_files.identity(512)["orientation"] == "exif"
 
 
 def test_a_value_of_the_recipe_that_differs_can_be_named(request_with_files: TrainRequest) -> None:
