@@ -357,6 +357,10 @@ def _write_python(version: Path, model: str, parts: Sequence[Path]) -> None:
     (folder / "__init__.py").touch()
     for part in parts:
         shutil.copyfile(part, folder / part.name)
+    for place in (version, folder):  # a file, where Python would make a folder of that name
+        (place / "__pycache__").write_text(
+            "Nothing is cached here: a server that watches would take it for a change.\n"
+        )
 
 
 def _package(name: str) -> Path:

@@ -15,17 +15,28 @@ import triton_python_backend_utils as pb_utils
 from sit_deploy_parts.cpu import int8_saturates
 
 
+def _number(config: dict, name: str, least: int, most: int) -> int:
+    """Return a parameter of config.pbtxt, which people edit."""
+    text = config.get("parameters", {}).get(name, {}).get("string_value", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise pb_utils.TritonModelException(
+            f"parameter {name} of config.pbtxt must be a number from {least} to {most}, not {text[:40]!r}; "
+            "mend it, or run sit-deploy package triton again"
+        )
+    return int(text)
+
+
 class TritonPythonModel:
     """What Triton calls: `initialize` once an instance, then `execute` for every dynamic batch."""
 
     def initialize(self, args: dict) -> None:
         config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._input, self._output = config["input"][0]["name"], config["output"][0]["name"]
-        self._smallest, self._largest = int(parameters["batch_min"]), int(parameters["batch_max"])
+        self._smallest = _number(config, "batch_min", 1, 1 << 16)
+        self._largest = _number(config, "batch_max", self._smallest, 1 << 16)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = int(parameters["threads"])  # 0: ONNX Runtime's choice
+        options.intra_op_num_threads = _number(config, "threads", 0, 4096)  # 0: ONNX Runtime's choice
         if int8_saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
         engine = Path(args["model_repository"]) / args["model_version"] / "engine.onnx"

@@ -43,15 +43,19 @@ def test_the_python_backend_needs_nothing_but_the_repository(bundle: Bundle, tmp
     made = write_repository([(bundle, serving(ensemble=True))], tmp_path / "deep/repo")
     assert made == ["net", "net_decode", "net_images"]
     assert files(tmp_path / "deep/repo") == [
+        "net/1/__pycache__",
         "net/1/engine.onnx",
         "net/1/model.py",
         "net/1/sit_deploy_parts/__init__.py",
+        "net/1/sit_deploy_parts/__pycache__",
         "net/1/sit_deploy_parts/cpu.py",
         "net/README.md",
         "net/config.pbtxt",
         "net/labels.txt",
+        "net_decode/1/__pycache__",
         "net_decode/1/model.py",
         "net_decode/1/sit_deploy_parts/__init__.py",
+        "net_decode/1/sit_deploy_parts/__pycache__",
         "net_decode/1/sit_deploy_parts/errors.py",
         "net_decode/1/sit_deploy_parts/preprocessing.py",
         "net_decode/1/sit_deploy_parts/resampling.py",

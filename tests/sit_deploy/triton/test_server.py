@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
 import subprocess
 import threading
 import time
@@ -15,14 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from sit_deploy.build import build
-from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.bundle import Bundle, digest, load_bundle
 from sit_deploy.data import list_images
 from sit_deploy.inference import load
 from sit_deploy.parity import TOLERANCE, compare
 from sit_deploy.request import BuildRequest
 from sit_deploy.triton import server
+from sit_deploy.triton.config import parse
+from sit_deploy.triton.config import text as pbtxt
 from sit_deploy.triton.repository import write_repository
 from tests.sit_deploy.conftest import CLASSES, Trained
 from tests.sit_deploy.triton.conftest import Running, as_tensorrt, free_ports, serving
@@ -124,8 +129,6 @@ def test_concurrent_requests_are_batched_and_not_mixed_up(triton: Running, train
 def test_what_does_not_fit_is_the_clients_fault(
     array: np.ndarray, message: str, protocol: str, triton: Running
 ) -> None:
-    from tritonclient.utils import InferenceServerException
-
     with triton.client(protocol) as client:
         with pytest.raises(InferenceServerException, match=message) as caught:
             triton.infer(client, "net", array)
@@ -171,14 +174,106 @@ def test_image_files_give_what_predict_gives(protocol: str, triton: Running, tra
 def test_what_cannot_be_decoded_fails_alone(
     protocol: str, data: bytes, triton: Running, trained: Trained
 ) -> None:
-    from tritonclient.utils import InferenceServerException
-
     good = list_images(trained.images)[0].read_bytes()
     with triton.client(protocol) as client:
         with pytest.raises(InferenceServerException, match="image") as caught:
             triton.infer(client, "net_images", encoded(good, data), "image")
         assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
         assert triton.infer(client, "net_images", encoded(good), "image").shape == (1, len(CLASSES))
+
+
+def test_of_requests_that_came_together_the_bad_ones_fail(triton: Running, trained: Trained) -> None:
+    files = list_images(trained.images)[:3]
+    with load(trained.bundle) as classify:
+        expected = classify(files)
+
+    def ask(number: int) -> float | str:
+        with triton.client("grpc") as client:
+            try:
+                data = b"no image" if number % 4 == 3 else files[number % 4].read_bytes()
+                given = triton.infer(client, "net_images", encoded(data), "image")
+            except InferenceServerException as error:
+                return str(error)
+            return float(np.abs(given - expected[number % 4]).max())
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, answer in enumerate(pool.map(ask, range(32))):
+            if number % 4 == 3:
+                assert isinstance(answer, str) and "not an image" in answer
+            else:
+                assert isinstance(answer, float) and answer < 1e-4, answer
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_max", "many"), ("batch_max", "0"), ("threads", "-1"), ("batch_min", "1" * 30), ("threads", "")],
+)
+def test_a_configuration_edited_by_hand_is_refused_by_name(
+    name: str, value: str, trained: Trained, installation: server.Installation, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    write_repository([(load_bundle(trained.bundle), serving())], repository)
+    path = repository / "net/config.pbtxt"
+    config = parse(path.read_text())
+    config.parameters[name].string_value = value
+    path.write_text(pbtxt(config))
+    with (
+        pytest.raises(
+            server.ServerError, match=rf"parameter {name} of config\.pbtxt must be a number from"
+        ) as caught,
+        server.running(installation, repository, tmp_path / "log", free_ports()),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_watches_changes_over_and_loads_nothing_twice(
+    trained: Trained, run_server: Callable[..., Any], copy_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Replaced in place by --force: by a bundle that prepares images otherwise and has other class names.
+
+    Python would write its caches into a repository, which a server takes for a change.
+    """
+    repository, first = tmp_path / "models", load_bundle(trained.bundle)
+    manifest = copy_of(trained.bundle, "second") / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    fields["preprocessing"] |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    fields["classes"] = [name.upper() for name in fields["classes"]]
+    fields["digest"] = digest(fields)
+    manifest.write_text(json.dumps(fields))
+    second = load_bundle(manifest.parent)
+    photo = list_images(trained.images)[0]
+
+    def best_of(bundle: Bundle) -> tuple[str, float]:
+        with load(bundle.path) as classify:
+            scores = classify([photo])[0]
+        return bundle.classes[int(scores.argmax())], pytest.approx(float(scores.max()), abs=1e-4)
+
+    def answer(client: Any) -> tuple[str, float]:
+        row = running.infer(client, "net_images", encoded(photo.read_bytes()), "image", classes=1)
+        score, _, name = row.item().decode().split(":", 2)
+        return name, float(score)
+
+    def changed_over(client: Any) -> bool:
+        with contextlib.suppress(InferenceServerException):  # away for a moment
+            return answer(client) == best_of(second)
+        return False
+
+    write_repository([(first, serving(ensemble=True))], repository)
+    arguments = ("--model-control-mode=poll", "--repository-poll-secs=1")
+    with run_server(repository, *arguments) as running, running.client("grpc") as client:
+        time.sleep(2.5)  # polls that have nothing to find
+        assert answer(client) == best_of(first)
+        write_repository([(second, serving(ensemble=True))], repository, force=True)
+        _wait_for(lambda: changed_over(client))
+        time.sleep(2.5)
+        assert answer(client) == best_of(second)
+        log = running.log.read_text()
+    for name in ("net", "net_decode", "net_images"):
+        assert log.count(f"successfully loaded '{name}'") == 2, name
+    assert sorted(path.name for path in (repository / "net/1").iterdir() if path.is_dir()) == [
+        "sit_deploy_parts"
+    ]
 
 
 def test_a_new_version_takes_over_without_a_failed_request(
@@ -280,8 +375,6 @@ def test_the_server_accepts_the_configuration_of_backends_it_lacks(
     backend: str, nano_rtx: Path, run_server: Callable[..., Any], copy_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     """It reads a configuration whole before it looks for the backend, so what it then misses is the backend alone."""
-    from tritonclient.utils import InferenceServerException
-
     repository = tmp_path / "models"
     bundle = as_tensorrt(copy_of(nano_rtx), min=1, opt=4, max=8)
     write_repository([(bundle, serving("net", backend=backend))], repository)
