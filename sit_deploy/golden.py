@@ -50,7 +50,7 @@ def read_golden(path: Path, preprocessing: Preprocessing, classes: int) -> tuple
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:  # fmt: skip
         reason = error.args[0] if isinstance(error, KeyError) else error
         raise InputError(
-            f"{path} does not fit the manifest ({reason}); copy the bundle again or rebuild it"
+            f"{path}: does not fit the manifest ({reason}); copy the bundle again or rebuild it"
         ) from None
     return images, logits
 

@@ -224,7 +224,7 @@ def test_golden_never_unpickles(tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "b")
     np.savez(path / "golden.npz", images=np.array([{"an": "object"}], object), logits=np.zeros(1))
     write_manifest(path, FIELDS)
-    with pytest.raises(InputError, match=r"golden\.npz does not fit the manifest \(its images are \|O"):
+    with pytest.raises(InputError, match=r"golden\.npz: does not fit the manifest \(its images are \|O"):
         load_bundle(path)
 
 

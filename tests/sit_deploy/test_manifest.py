@@ -195,7 +195,7 @@ def test_golden_that_does_not_fit(damage: str, tmp_path: Path) -> None:
 
 def refused(folder: Path) -> None:
     with pytest.raises(
-        InputError, match=r"^[^\n]+golden\.npz does not fit the manifest \([^\n]+\); copy [^\n]+$"
+        InputError, match=r"^[^\n]+golden\.npz: does not fit the manifest \([^\n]+\); copy [^\n]+$"
     ):
         read_golden(folder / "golden.npz", Preprocessing.for_model(16), 2)
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <numeric>
 
 #include "sit_deploy/classifier.hpp"
 
@@ -12,22 +13,28 @@ int main(int argc, char** argv) try {
         return 2;
     }
     const sit_deploy::Classifier classifier(argv[1]);
-    const sit_deploy::Golden golden = classifier.bundle().golden();
+    const sit_deploy::Bundle& bundle = classifier.bundle();
+    const auto tolerance = static_cast<double>(bundle.tolerance());
+    const sit_deploy::Golden golden = bundle.golden();
+    const std::vector<float>& expected = golden.logits;
+    const auto count = static_cast<double>(expected.size());
+    const double mean = std::accumulate(expected.begin(), expected.end(), 0.0) / count;
+    const double variance = std::accumulate(expected.begin(), expected.end(), 0.0, [&](double sum, float logit) {
+        return sum + (logit - mean) * (logit - mean);
+    });
+    if (!(variance > 0))
+        throw sit_deploy::Error(bundle.path.string() + ": its golden outputs are all the same, so any engine would pass; build the bundle again");
     const std::vector<float> logits = classifier.infer(golden.images.data(), golden.count);
-    double sum = 0, squares = 0, worst = 0;
+    double worst = 0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
-        sum += golden.logits[i];
-        squares += static_cast<double>(golden.logits[i]) * golden.logits[i];
-        const double off = std::fabs(static_cast<double>(logits[i]) - golden.logits[i]);
+        const double off = std::fabs(static_cast<double>(logits[i]) - static_cast<double>(expected[i]));
         worst = std::isnan(off) ? INFINITY : std::max(worst, off);
     }
-    const double mean = sum / static_cast<double>(logits.size());
-    const double deviation = std::sqrt(squares / static_cast<double>(logits.size()) - mean * mean);
-    const double error = worst / deviation;
-    const bool good = error <= static_cast<double>(classifier.bundle().tolerance());
-    std::printf("%s on %s: error %.2e of at most %g: %s\n", classifier.bundle().model.c_str(),
-                classifier.engine().name().c_str(), error, static_cast<double>(classifier.bundle().tolerance()),
-                good ? "good" : "out of tolerance");
+    const double error = worst / std::sqrt(variance / count);
+    const bool good = error <= tolerance;
+    std::printf("%s on %s: error %.2e of at most %g: %s\n", sit_deploy::printable(bundle.model).c_str(), classifier.engine().name().c_str(), error,
+                tolerance, good ? "good" : "out of tolerance");
+    if (std::fflush(stdout) != 0) throw sit_deploy::Error("cannot write the result");
     return good ? 0 : 1;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "Error: %s\n", error.what());

@@ -15,7 +15,8 @@ int main(int argc, char** argv) try {
     const auto found = classifier.classify(images);
     for (std::size_t i = 0; i < found.size(); ++i)
         for (const auto& best : found[i])
-            std::printf("%s\t%zu\t%.6f\t%s\n", argv[i + 2], best.index, best.probability, best.name.c_str());
+            std::printf("%s\t%zu\t%.6f\t%s\n", argv[i + 2], best.index, best.probability, sit_deploy::printable(best.name).c_str());
+    if (std::fflush(stdout) != 0) throw sit_deploy::Error("cannot write the result");
     return 0;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "Error: %s\n", error.what());

@@ -15,6 +15,16 @@ double milliseconds(Clock::time_point since) {
     return std::chrono::duration<double, std::milli>(Clock::now() - since).count();
 }
 
+/// A word of the command line as a number from `least` to `most`.
+double number(const char* name, const char* word, double least, double most) {
+    char* end = nullptr;
+    const double value = std::strtod(word, &end);
+    if (end == word || *end != '\0' || !(value >= least && value <= most))
+        throw sit_deploy::Error(std::string(name) + " must be a number from " + std::to_string(static_cast<long>(least)) + " to " +
+                                std::to_string(static_cast<long>(most)) + ", got " + word);
+    return value;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -22,15 +32,15 @@ int main(int argc, char** argv) try {
         std::fprintf(stderr, "Usage: sit_latency BUNDLE [SECONDS [THREADS]]\n");
         return 2;
     }
-    const auto started = Clock::now();
+    const double seconds = argc > 2 ? number("SECONDS", argv[2], 0, 86400) : 5;
     sit_deploy::Options options;
-    if (argc > 3) options.threads = std::atoi(argv[3]);
+    if (argc > 3) options.threads = static_cast<int>(number("THREADS", argv[3], 0, 4096));
+    const auto started = Clock::now();
     const sit_deploy::Classifier classifier(argv[1], options);
     const std::size_t batch = classifier.bundle().batch_best;
     const std::vector<std::uint8_t> images(batch * classifier.bundle().preprocessing.bytes());
     (void)classifier.infer(images.data(), batch);
     const double first = milliseconds(started);
-    const double seconds = argc > 2 ? std::atof(argv[2]) : 5;
     std::vector<double> taken;
     for (const auto begun = Clock::now(); milliseconds(begun) < 1e3 * seconds || taken.size() < 3;) {
         const auto before = Clock::now();

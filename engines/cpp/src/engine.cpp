@@ -1,6 +1,9 @@
 #include "sit_deploy/engine.hpp"
 
 #include "backends.hpp"
+#include "boundary.hpp"
+#include "limits.hpp"
+#include "manifest.hpp"
 #include "sit_deploy/error.hpp"
 
 namespace sit_deploy {
@@ -16,6 +19,22 @@ std::unique_ptr<Engine> open_tensorrt(const Bundle&, const Options&) {
     throw Error("built without TensorRT; configure again with -DTENSORRT_ROOT where its headers are");
 }
 #endif
+
+Engine::Engine(const Bundle& bundle)
+    : classes_((check(bundle), bundle.classes.size())),
+      image_bytes_(bundle.preprocessing.bytes()),
+      low_(bundle.batch_min),
+      high_(bundle.batch_max) {}
+
+void Engine::infer(const void* images, std::size_t batch, float* logits) {
+    at_boundary("running the engine", [&] {
+        if (!images || !logits) throw Error("no memory is given for images or logits");
+        if (batch < low_ || batch > high_)
+            throw Error("the engine takes batches of " + std::to_string(low_) + " to " + std::to_string(high_) + ", got " +
+                        std::to_string(batch));
+        run(images, batch, logits);
+    });
+}
 
 bool has_backend(Backend backend) {
 #ifdef SIT_DEPLOY_OPENVINO
@@ -36,15 +55,31 @@ bool has_backend(Backend backend) {
     return false;
 }
 
+namespace {
+
+void check(const char* name, int value, int least, int most) {
+    if (value < least || value > most)
+        throw Error(std::string(name) + " must be from " + std::to_string(least) + " to " + std::to_string(most) + ", got " + std::to_string(value));
+}
+
+}  // namespace
+
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const Options& options) {
-    if (options.contexts < 1) throw Error("an engine has 1 context or more, got " + std::to_string(options.contexts));
-    if (options.threads < 0) throw Error("threads must be 0 or more, got " + std::to_string(options.threads));
-    const bool has_plan = bundle.engine_kind.rfind("tensorrt", 0) == 0;
-    if (options.backend == Backend::tensorrt && !has_plan)
-        throw Error(bundle.path.string() + " holds an engine of " + bundle.engine_kind + ", not of TensorRT; build one with --engine tensorrt");
-    if (options.backend == Backend::tensorrt) return open_tensorrt(bundle, options);
-    if (options.backend == Backend::automatic && has_plan && has_backend(Backend::tensorrt)) return open_tensorrt(bundle, options);
-    return open_openvino(bundle, options);
+    return at_boundary("opening the engine of " + bundle.path.string(), [&] {
+        check("contexts", options.contexts, 1, limits::contexts);
+        check("threads", options.threads, 0, limits::threads);
+        const bool has_plan = bundle.engine_kind.rfind("tensorrt", 0) == 0;
+        switch (options.backend) {
+            case Backend::openvino: return open_openvino(bundle, options);
+            case Backend::tensorrt:
+                if (!has_plan)
+                    throw Error(bundle.path.string() + " holds an engine of " + bundle.engine_kind + ", not of TensorRT; build one with --engine tensorrt");
+                return open_tensorrt(bundle, options);
+            case Backend::automatic:
+                return has_plan && has_backend(Backend::tensorrt) ? open_tensorrt(bundle, options) : open_openvino(bundle, options);
+        }
+        throw Error("no such backend; it is automatic, openvino or tensorrt");
+    });
 }
 
 }  // namespace sit_deploy

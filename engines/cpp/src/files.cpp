@@ -38,16 +38,20 @@ private:
 };
 
 std::ifstream open_binary(const std::filesystem::path& path) {
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(path, ignored)) throw Error(path.string() + ": no such file, or not an ordinary one");
     std::ifstream file(path, std::ios::binary);
-    if (std::filesystem::is_directory(path) || !file) throw Error(path.string() + ": no such file, or it cannot be read");
+    if (!file) throw Error(path.string() + ": cannot be read; check its permissions");
     return file;
 }
 
 }  // namespace
 
-std::vector<std::uint8_t> read_file(const std::filesystem::path& path) {
+std::vector<std::uint8_t> read_file(const std::filesystem::path& path, std::size_t most) {
     std::ifstream file = open_binary(path);
-    std::vector<std::uint8_t> data(std::filesystem::file_size(path));
+    const std::uintmax_t size = std::filesystem::file_size(path);
+    if (size > most) throw Error(path.string() + ": " + std::to_string(size) + " bytes are more than the " + std::to_string(most) + " taken");
+    std::vector<std::uint8_t> data(static_cast<std::size_t>(size));
     file.read(reinterpret_cast<char*>(data.data()), static_cast<std::streamsize>(data.size()));
     if (static_cast<std::size_t>(file.gcount()) != data.size()) throw Error(path.string() + ": cannot be read whole");
     return data;

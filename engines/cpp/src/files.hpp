@@ -9,8 +9,9 @@
 
 namespace sit_deploy {
 
-/// Throws Error where the file is missing or cannot be read.
-std::vector<std::uint8_t> read_file(const std::filesystem::path& path);
+/// Throws Error where the file is missing, no ordinary file (a pipe or a device has no end), larger than `most` bytes, or
+/// cannot be read.
+std::vector<std::uint8_t> read_file(const std::filesystem::path& path, std::size_t most);
 
 /// In lower-case hexadecimal.
 std::string sha256(const void* data, std::size_t size);

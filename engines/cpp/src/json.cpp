@@ -10,7 +10,25 @@
 namespace sit_deploy::json {
 namespace {
 
-constexpr int max_depth = 64;
+constexpr int max_depth = 100;                      // as on the Python side
+constexpr std::size_t max_values = std::size_t{1} << 21;  // of memory for a manifest, 16 times its text
+
+/// Whether the text is UTF-8: no byte out of place, nothing spelled longer than it has to be, no half of a surrogate pair.
+bool is_utf8(std::string_view text) {
+    const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
+    for (std::size_t i = 0; i < text.size();) {
+        const std::uint8_t lead = byte(i);
+        const std::size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+        if (length == 0 || text.size() - i < length) return false;
+        for (std::size_t k = 1; k < length; ++k)
+            if ((byte(i + k) & 0xC0) != 0x80) return false;
+        const std::uint8_t next = length > 2 ? byte(i + 1) : 0;
+        if ((lead == 0xE0 && next < 0xA0) || (lead == 0xED && next >= 0xA0) || (lead == 0xF0 && next < 0x90) || (lead == 0xF4 && next >= 0x90))
+            return false;
+        i += length;
+    }
+    return true;
+}
 
 void append_utf8(std::string& out, std::uint32_t point) {
     if (point < 0x80) {
@@ -58,6 +76,7 @@ public:
             }
             if (escape != 'u') fail();
             std::uint32_t point = hex4();
+            if (point >= 0xDC00 && point < 0xE000) fail();  // the second half of a pair, alone
             if (point >= 0xD800 && point < 0xDC00) {
                 if (next() != '\\' || next() != 'u') fail();
                 const std::uint32_t low = hex4();
@@ -70,7 +89,7 @@ public:
     }
 
 private:
-    [[noreturn]] void fail() const { throw Error("not JSON at byte " + std::to_string(place_)); }
+    [[noreturn]] void fail(const std::string& why = {}) const { throw Error("not JSON at byte " + std::to_string(place_) + why); }
 
     void skip() {
         while (place_ < text_.size() && std::string_view(" \t\r\n").find(text_[place_]) != std::string_view::npos) ++place_;
@@ -98,7 +117,8 @@ private:
     }
 
     Value read(int depth) {
-        if (depth > max_depth) fail();
+        if (depth > max_depth) fail(" (nested more than " + std::to_string(max_depth) + " levels deep)");
+        if (++values_ > max_values) throw Error("has more than " + std::to_string(max_values) + " values");
         switch (peek()) {
             case '{': return object(depth);
             case '[': return array(depth);
@@ -116,14 +136,27 @@ private:
         return Value{kind, std::string(expected), {}, {}};
     }
 
+    /// By JSON's grammar: what std::from_chars takes beyond it, as "-inf" and "1.", Python's reader would not.
     Value number() {
-        double ignored = 0;
-        const char* first = text_.data() + place_;
-        const auto [end, error] = std::from_chars(first, text_.data() + text_.size(), ignored);
-        const bool digit = *first == '-' || (*first >= '0' && *first <= '9');  // from_chars takes inf and nan too
-        if (!digit || error == std::errc::invalid_argument) fail();
-        place_ += static_cast<std::size_t>(end - first);
-        return Value{Value::Kind::number, std::string(first, end), {}, {}};
+        const std::size_t start = place_;
+        const auto digits = [&] {
+            const std::size_t first = place_;
+            while (place_ < text_.size() && text_[place_] >= '0' && text_[place_] <= '9') ++place_;
+            if (place_ == first) fail();
+        };
+        const auto skipped = [&](std::string_view any) {
+            const bool found = place_ < text_.size() && any.find(text_[place_]) != std::string_view::npos;
+            place_ += found;
+            return found;
+        };
+        skipped("-");
+        if (!skipped("0")) digits();
+        if (skipped(".")) digits();
+        if (skipped("eE")) {
+            skipped("+-");
+            digits();
+        }
+        return Value{Value::Kind::number, std::string(text_.substr(start, place_ - start)), {}, {}};
     }
 
     std::string string_token() {
@@ -144,15 +177,24 @@ private:
             if (peek() != '"') fail();
             const std::string token = string_token();
             std::string key = Reader(token).decoded();
-            if (value.find(key)) fail();  // which of the two would count?
             if (peek() != ':') fail();
             ++place_;
             value.members.emplace_back(std::move(key), read(depth + 1));
             const char after = peek();
             ++place_;
-            if (after == '}') return value;
+            if (after == '}') return unambiguous(std::move(value));
             if (after != ',') fail();
         }
+    }
+
+    /// An object with a key twice means two things: each reader would choose one.
+    static Value unambiguous(Value object) {
+        std::vector<std::string_view> keys;
+        for (const auto& [key, value] : object.members) keys.push_back(key);
+        std::sort(keys.begin(), keys.end());
+        const auto twice = std::adjacent_find(keys.begin(), keys.end());
+        if (twice != keys.end()) throw Error("has the name " + std::string(*twice) + " twice in one object");
+        return object;
     }
 
     Value array(int depth) {
@@ -169,7 +211,7 @@ private:
     }
 
     std::string_view text_;
-    std::size_t place_ = 0;
+    std::size_t place_ = 0, values_ = 0;
 };
 
 /// A decoded string as Python's json spells it with ensure_ascii=False.
@@ -205,25 +247,37 @@ const Value& Value::at(std::string_view key) const {
     throw Error("lacks " + std::string(key));
 }
 
+namespace {
+
+[[noreturn]] void wrong(const Value& value, const char* wanted) {
+    throw Error(std::string("has no ") + wanted + " where it should: " + (value.token.empty() ? "a group" : value.token));
+}
+
+template <class Number>
+Number exactly(const Value& value, const char* wanted) {
+    Number number = 0;
+    const char* last = value.token.data() + value.token.size();
+    const auto [end, error] = std::from_chars(value.token.data(), last, number);
+    if (value.kind != Value::Kind::number || error != std::errc() || end != last) wrong(value, wanted);
+    return number;
+}
+
+}  // namespace
+
 std::string Value::string() const {
-    if (kind != Kind::string) throw Error("has no text where it should: " + (token.empty() ? "a group" : token));
+    if (kind != Kind::string) wrong(*this, "text");
     return Reader(token).decoded();
 }
 
-double Value::number() const {
-    double value = 0;
-    const auto [end, error] = std::from_chars(token.data(), token.data() + token.size(), value);
-    if (kind != Kind::number || error != std::errc() || end != token.data() + token.size())
-        throw Error("has no number where it should: " + (token.empty() ? "a group" : token));
-    return value;
-}
+double Value::number() const { return exactly<double>(*this, "number"); }
 
-std::size_t Value::size() const {
-    std::size_t value = 0;
-    const auto [end, error] = std::from_chars(token.data(), token.data() + token.size(), value);
-    if (kind != Kind::number || error != std::errc() || end != token.data() + token.size())
-        throw Error("has no whole number where it should: " + (token.empty() ? "a group" : token));
-    return value;
+std::size_t Value::size() const { return exactly<std::size_t>(*this, "whole number"); }
+
+const std::vector<Value>& Value::row(std::size_t length) const {
+    if (kind != Kind::array) wrong(*this, "list");
+    if (items.size() < length) throw Error("lacks an entry: it has " + std::to_string(items.size()) + " of " + std::to_string(length));
+    if (items.size() > length) throw Error("has a list of " + std::to_string(items.size()) + " where it should have " + std::to_string(length));
+    return items;
 }
 
 std::string Value::canonical(std::string_view without) const {
@@ -245,6 +299,9 @@ std::string Value::canonical(std::string_view without) const {
     return out + "}";
 }
 
-Value parse(std::string_view text) { return Reader(text).whole(); }
+Value parse(std::string_view text) {
+    if (!is_utf8(text)) throw Error("is not UTF-8");
+    return Reader(text).whole();
+}
 
 }  // namespace sit_deploy::json

@@ -22,15 +22,19 @@ public:
     [[nodiscard]] const Value& at(std::string_view key) const;
     [[nodiscard]] const Value* find(std::string_view key) const;
     [[nodiscard]] std::string string() const;
+    /// A number that a double holds, so neither NaN nor infinite.
     [[nodiscard]] double number() const;
     /// A whole number from 0 on.
     [[nodiscard]] std::size_t size() const;
+    /// The items of an array of so many; throws Error where it is another.
+    [[nodiscard]] const std::vector<Value>& row(std::size_t length) const;
 
     /// As Python's json.dumps(sort_keys=True, separators=(",", ":"), ensure_ascii=False), leaving out one key of the object.
     [[nodiscard]] std::string canonical(std::string_view without = {}) const;
 };
 
-/// Throws Error: not one JSON value.
+/// Throws Error: not one JSON value in UTF-8, or with a key twice in an object, half a character, or levels or values
+/// beyond what anything of ours has.
 Value parse(std::string_view text);
 
 }  // namespace sit_deploy::json

@@ -10,11 +10,11 @@ namespace sit_deploy {
 
 struct Array {
     std::string type;  ///< NumPy's: "<f4", "|u1"
-    std::vector<std::size_t> shape;
+    std::vector<std::size_t> shape;  ///< as the file says: whether `data` is as much is for the reader to see
     std::vector<std::uint8_t> data;
 };
 
-/// The array `name` of an archive. Throws Error: damaged, compressed, or without it.
+/// The array `name` of an archive. Throws Error: damaged, compressed, in Fortran order, twice there, or without it.
 Array read_npz(const std::vector<std::uint8_t>& archive, const std::string& name);
 
 }  // namespace sit_deploy

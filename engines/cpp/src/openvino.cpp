@@ -2,6 +2,7 @@
 #include <openvino/openvino.hpp>
 
 #include <cstring>
+#include <sstream>
 
 #include "backends.hpp"
 #include "sit_deploy/error.hpp"
@@ -18,13 +19,11 @@ namespace {
 
 class OpenVino final : public Engine {
 public:
-    OpenVino(const Bundle& bundle, const Options& options)
-        : classes_(bundle.classes.size()), how_(bundle.preprocessing), low_(bundle.batch_min), high_(bundle.batch_max) {
+    OpenVino(const Bundle& bundle, const Options& options) : Engine(bundle), how_(bundle.preprocessing) {
+        const std::string file = (bundle.engine_kind == "openvino" ? bundle.engine_file : bundle.model_file).string();
         try {
-            const std::string file = (bundle.engine_kind == "openvino" ? bundle.engine_file : bundle.model_file).string();
             const auto model = core_.read_model(file);
-            if (model->inputs().size() != 1 || model->outputs().size() != 1)
-                throw Error(file + " must have one input and one output");
+            check_graph(*model, file);
             ov::AnyMap settings = {
                 // on some CPUs it would round to bfloat16 by itself: what was validated is what runs
                 ov::hint::inference_precision(ov::element::f32),
@@ -37,29 +36,8 @@ public:
             for (int i = 0; i < options.contexts; ++i)
                 pool_.add(std::make_unique<ov::InferRequest>(compiled_.create_infer_request()));
         } catch (const ov::Exception& error) {
-            failed("cannot load " + bundle.model_file.string(), error);
+            failed("cannot load " + file, error);
         }
-    }
-
-    void infer(const void* images, std::size_t batch, float* logits) override {
-        if (batch < low_ || batch > high_)
-            throw Error("the engine takes batches of " + std::to_string(low_) + " to " + std::to_string(high_) + ", got " +
-                        std::to_string(batch));
-        const ov::Shape shape = how_.pixels ? ov::Shape{batch, how_.height, how_.width, 3}
-                                            : ov::Shape{batch, 3, how_.height, how_.width};
-        pool_.with([&](ov::InferRequest& request) {
-            try {
-                // the caller's memory, read only; OpenVINO's interface has no const
-                request.set_input_tensor(
-                    ov::Tensor(how_.pixels ? ov::element::u8 : ov::element::f32, shape, const_cast<void*>(images)));
-                request.infer();
-                const ov::Tensor out = request.get_output_tensor();
-                if (out.get_size() != batch * classes_) throw Error("the graph does not give a logit for each class");
-                std::memcpy(logits, out.data<const float>(), out.get_byte_size());
-            } catch (const ov::Exception& error) {
-                failed("failed while running", error);
-            }
-        });
     }
 
     [[nodiscard]] std::string name() const override {
@@ -67,11 +45,49 @@ public:
     }
 
 private:
+    /// Of one batch, as the bundle says that the graph takes it.
+    [[nodiscard]] ov::Shape input_shape(std::size_t batch) const {
+        return how_.pixels ? ov::Shape{batch, how_.height, how_.width, 3} : ov::Shape{batch, 3, how_.height, how_.width};
+    }
+
+    [[nodiscard]] ov::element::Type input_type() const { return how_.pixels ? ov::element::u8 : ov::element::f32; }
+
+    /// Refuse a graph that takes or gives something else than the bundle says, for its smallest or its largest batch.
+    void check_graph(const ov::Model& model, const std::string& file) const {
+        if (model.inputs().size() != 1 || model.outputs().size() != 1) throw Error(file + " must have one input and one output");
+        const auto input = model.input(), output = model.output();
+        const auto fits = [](const auto& port, const ov::element::Type& type, const ov::Shape& shape) {
+            return port.get_element_type() == type && port.get_partial_shape().compatible(ov::PartialShape(shape));
+        };
+        for (const std::size_t batch : {batch_min(), batch_max()}) {
+            const ov::Shape images = input_shape(batch), logits{batch, classes()};
+            if (fits(input, input_type(), images) && fits(output, ov::element::f32, logits)) continue;
+            std::ostringstream text;
+            text << file << " takes " << input.get_element_type() << ' ' << input.get_partial_shape() << " and gives "
+                 << output.get_element_type() << ' ' << output.get_partial_shape() << ", where its manifest says " << input_type() << ' '
+                 << ov::PartialShape(images) << " and f32 " << ov::PartialShape(logits) << "; build the bundle again";
+            throw Error(text.str());
+        }
+    }
+
+    void run(const void* images, std::size_t batch, float* logits) override {
+        pool_.with([&](ov::InferRequest& request) {
+            try {
+                // the caller's memory, read only; OpenVINO's interface has no const
+                request.set_input_tensor(ov::Tensor(input_type(), input_shape(batch), const_cast<void*>(images)));
+                request.infer();
+                const ov::Tensor out = request.get_output_tensor();
+                if (out.get_size() != batch * classes()) throw Error("the graph does not give a logit for each class");
+                std::memcpy(logits, out.data<const float>(), out.get_byte_size());
+            } catch (const ov::Exception& error) {
+                failed("failed while running", error);
+            }
+        });
+    }
+
     ov::Core core_;
     ov::CompiledModel compiled_;
-    std::size_t classes_;
     Preprocessing how_;
-    std::size_t low_, high_;
     Pool<ov::InferRequest> pool_;
 };
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include "backends.hpp"
@@ -98,12 +99,7 @@ void require_device(int device) {
 class TensorRt final : public Engine {
 public:
     TensorRt(const Bundle& bundle, const Options& options)
-        : device_(options.device),
-          bytes_(bundle.preprocessing.bytes()),
-          classes_(bundle.classes.size()),
-          low_(bundle.batch_min),
-          high_(bundle.batch_max),
-          how_(bundle.preprocessing) {
+        : Engine(bundle), device_(options.device), how_(bundle.preprocessing) {
         if (bundle.engine_kind != kind)
             throw Error(bundle.path.string() + " holds an engine of " + bundle.engine_kind + ", and this program has " + title);
         require_device(device_);
@@ -112,7 +108,7 @@ public:
                         std::to_string(NV_TENSORRT_VERSION) + "; put the right one first into LD_LIBRARY_PATH");
         runtime_.reset(nvinfer1::createInferRuntime(logger_));
         if (!runtime_) throw Error(std::string(title) + " cannot start: " + logger_.last());
-        const std::vector<std::uint8_t> plan = read_file(bundle.engine_file);
+        const std::vector<std::uint8_t> plan = read_file(bundle.engine_file, std::numeric_limits<std::size_t>::max() / 2);
         engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
         if (!engine_)
             throw Error(bundle.engine_file.string() + " was built by " + title + " " + bundle.engine_version + " for " +
@@ -123,28 +119,51 @@ public:
 
     ~TensorRt() override { cudaSetDevice(device_); }
 
-    void infer(const void* images, std::size_t batch, float* logits) override {
-        if (batch < low_ || batch > high_)
-            throw Error("the engine takes batches of " + std::to_string(low_) + " to " + std::to_string(high_) + ", got " +
-                        std::to_string(batch));
-        check(cudaSetDevice(device_), "the GPU");  // which is each thread's own
-        pool_.with([&](Context& context) { run(context, images, batch, logits); });
-    }
-
     [[nodiscard]] std::string name() const override {
         return std::string(title) + " " + std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + "." +
                std::to_string(NV_TENSORRT_PATCH);
     }
 
 private:
-    /// The names of input and output, whose types the bundle has told.
+    void run(const void* images, std::size_t batch, float* logits) override {
+        check(cudaSetDevice(device_), "the GPU");  // which is each thread's own
+        pool_.with([&](Context& context) { run_on(context, images, batch, logits); });
+    }
+
+    /// Of one batch, as the bundle says that the plan takes it.
+    [[nodiscard]] nvinfer1::Dims input_shape(std::size_t batch) const {
+        const auto n = static_cast<std::int64_t>(batch), h = static_cast<std::int64_t>(how_.height),
+                   w = static_cast<std::int64_t>(how_.width);
+        nvinfer1::Dims shape{};
+        shape.nbDims = 4;
+        const std::int64_t extents[] = {n, how_.pixels ? h : 3, how_.pixels ? w : h, how_.pixels ? 3 : w};
+        std::copy(std::begin(extents), std::end(extents), shape.d);
+        return shape;
+    }
+
+    /// Whether a tensor's shape, with -1 for what is open, allows one.
+    static bool allows(const nvinfer1::Dims& shape, const nvinfer1::Dims& wanted) {
+        bool same = shape.nbDims == wanted.nbDims;
+        for (int i = 0; same && i < shape.nbDims; ++i) same = shape.d[i] == -1 || shape.d[i] == wanted.d[i];
+        return same;
+    }
+
+    /// The names of input and output, whose types and shapes the bundle has told.
     void find_tensors(const Bundle& bundle) {
         for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
             const char* tensor = engine_->getIOTensorName(i);
             const bool input = engine_->getTensorIOMode(tensor) == nvinfer1::TensorIOMode::kINPUT;
             const auto expected = input && how_.pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT;
             std::string& place = input ? input_ : output_;
-            if (!place.empty() || engine_->getTensorDataType(tensor) != expected)
+            bool fits = place.empty() && engine_->getTensorDataType(tensor) == expected;
+            for (const std::size_t batch : {batch_min(), batch_max()}) {
+                nvinfer1::Dims logits{};
+                logits.nbDims = 2;
+                logits.d[0] = static_cast<std::int64_t>(batch);
+                logits.d[1] = static_cast<std::int64_t>(classes());
+                fits = fits && allows(engine_->getTensorShape(tensor), input ? input_shape(batch) : logits);
+            }
+            if (!fits)
                 throw Error(bundle.engine_file.string() + " has inputs or outputs that its manifest does not tell of");
             place = tensor;
         }
@@ -155,7 +174,7 @@ private:
         auto context = std::make_unique<Context>();
         context->execution.reset(engine_->createExecutionContext());
         if (!context->execution) throw Error(std::string(title) + " gives no execution context: " + logger_.last());
-        const std::size_t in = high_ * bytes_, out = high_ * classes_ * sizeof(float);
+        const std::size_t in = batch_max() * image_bytes(), out = batch_max() * classes() * sizeof(float);
         context->stream = make_stream();
         context->device_in = device_memory(in);
         context->device_out = device_memory(out);
@@ -167,16 +186,10 @@ private:
         return context;
     }
 
-    void run(Context& context, const void* images, std::size_t batch, float* logits) {
-        const auto n = static_cast<std::int64_t>(batch), h = static_cast<std::int64_t>(how_.height),
-                   w = static_cast<std::int64_t>(how_.width);
-        nvinfer1::Dims shape{};
-        shape.nbDims = 4;
-        const std::int64_t extents[] = {n, how_.pixels ? h : 3, how_.pixels ? w : h, how_.pixels ? 3 : w};
-        std::copy(std::begin(extents), std::end(extents), shape.d);
-        if (!context.execution->setInputShape(input_.c_str(), shape))
+    void run_on(Context& context, const void* images, std::size_t batch, float* logits) {
+        if (!context.execution->setInputShape(input_.c_str(), input_shape(batch)))
             throw Error(std::string(title) + " refuses a batch of " + std::to_string(batch) + ": " + logger_.last());
-        const std::size_t in = batch * bytes_, out = batch * classes_ * sizeof(float);
+        const std::size_t in = batch * image_bytes(), out = batch * classes() * sizeof(float);
         cudaStream_t stream = context.stream.get();
         std::memcpy(context.host_in.get(), images, in);
         check(cudaMemcpyAsync(context.device_in.get(), context.host_in.get(), in, cudaMemcpyHostToDevice, stream), "images to the GPU");
@@ -187,7 +200,6 @@ private:
     }
 
     int device_;
-    std::size_t bytes_, classes_, low_, high_;
     Preprocessing how_;
     Logger logger_;
     std::string input_, output_;

@@ -1,6 +1,6 @@
 // What the Python tests ask the library: one verb a process, raw bytes on standard output.
 //   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT | hammer BUNDLE THREADS CONTEXTS
-//   open BUNDLE | tensorrt BUNDLE
+//   open BUNDLE | tensorrt BUNDLE | orientation IMAGE | refuse BUNDLE THREADS
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -47,6 +47,28 @@ int hammer(const char* bundle, int threads, int contexts) {
     return wrong == 0 ? 0 : 1;
 }
 
+/// Threads that all ask for what is refused: each gets an Error of its own, and the engine still runs after.
+int refuse(const char* bundle, int threads) {
+    Options options;
+    options.threads = 1;
+    const Classifier classifier(bundle, options);
+    std::atomic<int> refused = 0;
+    std::vector<std::thread> running;
+    for (int t = 0; t < threads; ++t)
+        running.emplace_back([&] {
+            for (int k = 0; k < 10; ++k) {
+                try {
+                    (void)classifier.classify(Image{100, 100, std::vector<std::uint8_t>(10)});
+                } catch (const Error&) {
+                    ++refused;
+                }
+            }
+        });
+    for (std::thread& each : running) each.join();
+    std::printf("%d refused, %zu found\n", refused.load(), classifier.classify(Image{1, 1, {1, 2, 3}}, 2).size());
+    return 0;
+}
+
 int run(int argc, char** argv) {
     const std::string verb = argc > 1 ? argv[1] : "";
     if (verb == "decode" && argc == 3) {
@@ -66,6 +88,12 @@ int run(int argc, char** argv) {
         put(logits.data(), logits.size() * sizeof(float));
     } else if (verb == "hammer" && argc == 5) {
         return hammer(argv[2], std::stoi(argv[3]), std::stoi(argv[4]));
+    } else if (verb == "refuse" && argc == 4) {
+        return refuse(argv[2], std::stoi(argv[3]));
+    } else if (verb == "orientation" && argc == 3) {
+        const Image image = load_image(argv[2]);
+        std::fprintf(stdout, "%d\n", image.orientation);
+        put(upright(image));
     } else if (verb == "open" && argc == 3) {
         const Bundle bundle = Bundle::open(argv[2]);
         const Golden golden = bundle.golden();

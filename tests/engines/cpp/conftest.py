@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 SOURCES = Path(__file__).parents[3] / "engines/cpp"
 # verbs of sit_probe that open no runtime, whose leaks would not be ours: these are searched for leaks too
-_OURS_ALONE = {"decode", "resize", "prepare", "open"}
+_OURS_ALONE = {"decode", "resize", "prepare", "open", "orientation"}
 _SANITIZERS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TBB_ENABLE_SANITIZERS": "1",  # else TBB loads a library in a way that AddressSanitizer refuses
@@ -26,11 +27,13 @@ class Programs:
 
     folder: Path
 
-    def run(self, program: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, program: str, *words: object, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         command = [str(self.folder / program), *map(str, words)]
-        leaks = program == "sit_probe" and bool(words) and words[0] in _OURS_ALONE
+        leaks = program == "sit_fuzz" or (program == "sit_probe" and bool(words) and words[0] in _OURS_ALONE)
         environment = {**os.environ, **_SANITIZERS, "ASAN_OPTIONS": f"detect_leaks={int(leaks)}"}
-        return subprocess.run(command, capture_output=True, env=environment, timeout=300)
+        return subprocess.run(command, capture_output=True, env=environment, timeout=300, cwd=cwd)
 
     def output(self, program: str, *words: object) -> bytes:
         """What a program prints, which must end well."""
@@ -87,17 +90,32 @@ def compiled(folder: Path, *options: str) -> Programs:
     return Programs(folder)
 
 
+def _shared(factory: pytest.TempPathFactory, name: str, *options: str) -> Programs:
+    """Build once for all processes of a test run, or for all runs into SIT_DEPLOY_CPP_BUILD: the first one compiles, the
+    others wait and find it done."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    root = Path(os.environ.get("SIT_DEPLOY_CPP_BUILD", root))
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return compiled(root / name, *options)
+
+
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     """The library as users build it."""
-    return compiled(tmp_path_factory.mktemp("release"))
+    return _shared(tmp_path_factory, "release")
 
 
 @pytest.fixture(scope="session")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     """The library with AddressSanitizer and UndefinedBehaviorSanitizer, which end a program at what they find."""
-    return compiled(
-        tmp_path_factory.mktemp("checked"),
+    return _shared(
+        tmp_path_factory,
+        "checked",
         "-DSIT_DEPLOY_SANITIZE=address,undefined",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
     )

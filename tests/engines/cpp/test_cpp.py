@@ -1,5 +1,4 @@
-"""The C++ library against the Python side: pixels, golden outputs, classes, and what it refuses. One file, so that it is
-compiled once."""
+"""The C++ library against the Python side: pixels, golden outputs, classes; and in projects of others."""
 
 from __future__ import annotations
 
@@ -19,18 +18,18 @@ import pytest
 from PIL import Image
 
 from sit_deploy.build import build
-from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.cpp_project import write_project
 from sit_deploy.data import list_images
-from sit_deploy.hashing import sha256
 from sit_deploy.inference import load
 from sit_deploy.preprocessing import load_image
 from sit_deploy.request import BuildRequest
 from sit_deploy.sample_images import sample_images
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments
-from tests.sit_deploy.conftest import CLASSES, Trained, copy_of, nano_fp32, nano_rtx, trained
+from tests.engines.cpp.manifests import rewrite
+from tests.sit_deploy.conftest import CLASSES, Trained, copy_of, nano_rtx, trained
 
-__all__ = ["copy_of", "nano_fp32", "nano_rtx", "trained"]  # fixtures
+__all__ = ["copy_of", "nano_rtx", "trained"]  # fixtures
 
 if int(PIL.__version__.split(".")[0]) < 13:
     pytest.skip("older Pillow resizes tall images in another order", allow_module_level=True)
@@ -59,16 +58,6 @@ def pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
             input="uint8",
         )
     )
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Change a manifest as someone who can compute hashes would."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    manifest["digest"] = digest(manifest)
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-    return folder
 
 
 # ------------------------------------------------------------------------------------------------------------ pixels
@@ -211,7 +200,7 @@ def test_golden_outputs_that_are_not_met(
     folder = copy_of(trained.bundle)
     with np.load(folder / "golden.npz") as arrays:
         np.savez(folder / "golden.npz", images=arrays["images"], logits=arrays["logits"] * np.float32(1.01))
-    rewrite(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256(folder / "golden.npz")))
+    rewrite(folder)
     done = release.run("sit_check", folder)
     assert done.returncode == 1 and done.stdout.endswith(b": out of tolerance\n")
 
@@ -255,139 +244,6 @@ def test_latency_program(release: Programs, trained: Trained) -> None:
     assert (
         told["batch"] == 3 and 0 < told["p50_ms"] <= told["p90_ms"] <= told["p99_ms"] and told["first_ms"] > 0
     )
-
-
-# ----------------------------------------------------------------------------------------------------------- bundles
-
-
-def test_a_manifest_of_any_text(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
-    """The digest is over Python's spelling of it: escapes, other scripts, numbers, nesting, keys in another order."""
-    odd = ["naïve", "東京 🗼", 'quote " and \\', "tab\tbell\x07", "\u2028", "</script>", ""]
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["classes"] = odd + [str(i) for i in range(1000 - len(odd))]
-        manifest |= {
-            "żółw": {"b": [1e-05, -0.0, 1.5e300, 12345678901234567890], "a": [[], {}, None, True]},
-            "Z": 1,
-            "a\n": 2,
-        }
-
-    folder = rewrite(copy_of(nano_fp32), change)
-    lines = checked.output("sit_probe", "open", folder).decode()
-    assert lines.startswith("\n".join(odd) + "\n")
-    assert lines.splitlines()[-1] == "1 1 1 4"
-    escaped = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    (folder / "manifest.json").write_text(
-        json.dumps(escaped), encoding="utf-8"
-    )  # the same in ASCII and on one line
-    assert checked.output("sit_probe", "open", folder).decode() == lines
-
-
-def test_bundles_that_were_changed(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
-    def refusal(name: str, change: Callable[[Path], object]) -> str:
-        folder = copy_of(nano_fp32, name)
-        change(folder)
-        return checked.refusal("sit_probe", "open", folder)
-
-    def edit(folder: Path) -> None:
-        path = folder / "manifest.json"
-        path.write_text(path.read_text().replace('"resize": 128', '"resize": 129'))
-
-    assert "no such" in checked.refusal(
-        "sit_probe", "open", nano_fp32 / "gone"
-    ) or "is not a bundle" in checked.refusal("sit_probe", "open", nano_fp32 / "gone")
-    assert "was changed: it does not match its digest" in refusal("edited", edit)
-    assert "model.onnx does not match its hash" in refusal(
-        "cut", lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:-1])
-    )
-    assert "lacks its file engine.onnx" in refusal("less", lambda f: (f / "engine.onnx").unlink())
-    assert "is not a bundle: it has no manifest.json" in refusal(
-        "none", lambda f: (f / "manifest.json").unlink()
-    )
-    assert "not JSON at byte" in refusal("empty", lambda f: (f / "manifest.json").write_text(""))
-    assert "is of a newer schema; upgrade" in refusal(
-        "newer", lambda f: rewrite(f, lambda m: m.update(schema=2))
-    )
-    assert "lacks its file ../x" in refusal(
-        "outside", lambda f: rewrite(f, lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 0}}))
-    )
-    assert "lists no hash for model.onnx" in refusal(
-        "unlisted", lambda f: rewrite(f, lambda m: m["files"].pop("model.onnx"))
-    )
-    for key in ("model", "preprocessing", "batch", "engine", "files", "digest"):
-        message = refusal(f"no-{key}", lambda f, key=key: _without(f, key))
-        assert "lacks" in message and "build the bundle again" in message, message
-    assert "contradicts itself" in refusal(
-        "classes", lambda f: rewrite(f, lambda m: m.update(classes=["only one"]))
-    )
-    assert "lacks an entry" in refusal(
-        "mean", lambda f: rewrite(f, lambda m: m["preprocessing"].update(mean=[0.5]))
-    )
-
-
-def _without(folder: Path, key: str) -> None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest[key]
-    if key != "digest":
-        manifest["digest"] = digest(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def test_cut_off_manifests_and_archives_never_crash(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
-) -> None:
-    folder = copy_of(nano_fp32)
-    whole = (folder / "manifest.json").read_bytes()
-    for cut in range(0, len(whole), len(whole) // 25):
-        (folder / "manifest.json").write_bytes(whole[:cut])
-        checked.refusal("sit_probe", "open", folder)
-    (folder / "manifest.json").write_bytes(b"[" * 100_000)
-    assert "not JSON" in checked.refusal("sit_probe", "open", folder)
-    (folder / "manifest.json").write_bytes(whole)
-    golden = (folder / "golden.npz").read_bytes()
-    for cut in (0, 10, 100, len(golden) // 2, len(golden) - 1):
-        (folder / "golden.npz").write_bytes(golden[:cut])
-        rewrite(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256(folder / "golden.npz")))
-        assert "golden.npz: " in checked.refusal("sit_probe", "open", folder)
-
-
-def test_golden_arrays_of_another_kind(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
-) -> None:
-    folder = copy_of(nano_fp32)
-    with np.load(folder / "golden.npz") as arrays:
-        images, logits = arrays["images"], arrays["logits"]
-    for save, given in (
-        (np.savez_compressed, {"images": images, "logits": logits}),
-        (np.savez, {"images": images.astype(np.float64), "logits": logits}),
-        (np.savez, {"images": images[:2], "logits": logits}),
-        (np.savez, {"images": images}),
-    ):
-        save(folder / "golden.npz", **given)
-        rewrite(folder, lambda m: m["files"]["golden.npz"].update(sha256=sha256(folder / "golden.npz")))
-        assert "golden.npz: " in checked.refusal("sit_probe", "open", folder)
-
-
-def test_a_backend_that_is_not_compiled_in(checked: Programs, nano_rtx: Path, nano_fp32: Path) -> None:
-    assert "built without TensorRT; configure again with -DTENSORRT_ROOT" in checked.refusal(
-        "sit_probe", "tensorrt", nano_rtx
-    )
-    assert (
-        "holds an engine of onnxruntime, not of TensorRT; build one with --engine tensorrt"
-        in checked.refusal("sit_probe", "tensorrt", nano_fp32)
-    )
-
-
-def test_a_graph_openvino_cannot_read(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
-) -> None:
-    folder = copy_of(nano_fp32)
-    (folder / "model.onnx").write_bytes(b"no graph")
-    rewrite(folder, lambda m: m["files"]["model.onnx"].update(sha256=sha256(folder / "model.onnx")))
-    done = checked.run("sit_check", folder)  # what OpenVINO's own readers print comes before
-    assert done.returncode == 2
-    assert done.stderr.decode().splitlines()[-1].startswith("Error: OpenVINO cannot load ")
 
 
 def test_usage(release: Programs) -> None:

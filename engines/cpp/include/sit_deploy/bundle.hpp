@@ -10,16 +10,17 @@
 
 namespace sit_deploy {
 
-/// From an image to what the network takes: resize the shorter side, crop the centre, scale to [0, 1], normalise.
+/// From an image to what the network takes: turn, resize the shorter side, crop the centre, scale to [0, 1], normalise.
 struct Preprocessing {
     std::size_t height = 0, width = 0;  ///< of the crop, in pixels
     std::size_t resize = 0;             ///< pixels that the shorter side gets
     std::string interpolation;          ///< "bilinear", "bicubic" or "lanczos", antialiased as Pillow does it
     std::array<float, 3> mean{}, std{};  ///< of R, G and B in [0, 1]
     bool pixels = false;  ///< the network takes uint8 (n, H, W, 3) and normalises by itself; else float32 (n, 3, H, W)
+    bool upright = false;  ///< a picture is first turned as its EXIF orientation says; else it is taken as stored
 
-    /// Bytes of one image as the network takes it.
-    [[nodiscard]] std::size_t bytes() const { return 3 * height * width * (pixels ? 1 : sizeof(float)); }
+    /// Bytes of one image as the network takes it. Throws Error where they cannot be counted.
+    [[nodiscard]] std::size_t bytes() const;
 };
 
 /// Images and the reference's logits, to check an engine with: `images` as the network takes them.
@@ -32,8 +33,9 @@ struct Golden {
 /// An open bundle. Immutable, so any thread may read it.
 class Bundle {
 public:
-    /// Read the manifest and verify it and every file against their SHA-256.
-    /// Throws Error: not a bundle, of a newer schema, or with something missing or changed.
+    /// Read the manifest and verify it and every file against their SHA-256, then every number against its bounds and
+    /// the golden outputs against the manifest.
+    /// Throws Error: not a bundle, of a newer schema, with something missing or changed, or with what cannot be right.
     static Bundle open(const std::filesystem::path& folder);
 
     std::filesystem::path path;

@@ -24,11 +24,14 @@ class Classifier {
 public:
     explicit Classifier(const std::filesystem::path& bundle, const Options& options = {});
 
+    /// With an engine of yours, which must be of this bundle. Throws Error where its sizes are not the bundle's.
+    Classifier(Bundle bundle, std::unique_ptr<Engine> engine);
+
     [[nodiscard]] const Bundle& bundle() const { return bundle_; }
     [[nodiscard]] const Engine& engine() const { return *engine_; }
 
     /// Logits (count, classes) of any number of prepared images, cut and filled up to the batches that the engine takes.
-    /// images: count * preprocessing.bytes() bytes. Throws Error: no image, or the runtime failed.
+    /// images: count * preprocessing.bytes() bytes. Throws Error: no image, more than memory can hold, or the runtime failed.
     [[nodiscard]] std::vector<float> infer(const void* images, std::size_t count) const;
 
     /// The best `top` classes of each image. Throws Error as infer(), and for logits that are NaN or infinite.

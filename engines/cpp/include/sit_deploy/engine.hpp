@@ -25,21 +25,34 @@ public:
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
-    /// Run `batch` images, as many as the bundle allows at once, laid out as its preprocessing says; writes batch *
-    /// classes logits. Throws Error: the runtime failed.
-    virtual void infer(const void* images, std::size_t batch, float* logits) = 0;
+    /// Run `batch` images, as many as the bundle allows at once, laid out as its preprocessing says: batch * image_bytes()
+    /// bytes. Writes batch * classes() logits. Throws Error: another batch, no memory given, or the runtime failed.
+    void infer(const void* images, std::size_t batch, float* logits);
 
     /// Runtime and version, for people.
     [[nodiscard]] virtual std::string name() const = 0;
 
+    [[nodiscard]] std::size_t classes() const { return classes_; }
+    [[nodiscard]] std::size_t image_bytes() const { return image_bytes_; }
+    [[nodiscard]] std::size_t batch_min() const { return low_; }
+    [[nodiscard]] std::size_t batch_max() const { return high_; }
+
 protected:
-    Engine() = default;
+    /// Throws Error where the bundle's numbers cannot be right.
+    explicit Engine(const Bundle& bundle);
+
+    /// What infer() does with arguments that it has checked.
+    virtual void run(const void* images, std::size_t batch, float* logits) = 0;
+
+private:
+    std::size_t classes_, image_bytes_, low_, high_;
 };
 
 /// Whether a backend was compiled in.
 bool has_backend(Backend backend);
 
-/// Open a bundle's engine. Throws Error: the backend is not compiled in, its runtime cannot load the file, or no GPU.
+/// Open a bundle's engine. Throws Error: the backend is not compiled in, its runtime cannot load the file, the file takes or
+/// gives something else than the bundle says, or no GPU.
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const Options& options = {});
 
 }  // namespace sit_deploy

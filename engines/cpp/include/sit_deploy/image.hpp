@@ -4,29 +4,35 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "sit_deploy/bundle.hpp"
 
 namespace sit_deploy {
 
-/// Eight-bit RGB, rows from the top: 3 * width * height bytes.
+/// Eight-bit RGB, rows from the top: exactly 3 * width * height bytes, or whoever takes it throws Error.
 struct Image {
     std::size_t width = 0, height = 0;
     std::vector<std::uint8_t> rgb;
+    std::uint8_t orientation = 1;  ///< by EXIF, 1 to 8: how the stored pixels stand; prepare() turns where the bundle asks
 };
 
-/// Decode a JPEG or PNG. Grey becomes RGB, 16 bits their high byte, transparency is dropped; an EXIF orientation is not
-/// applied, as in training. Throws Error: damaged, truncated, of another format, CMYK, or too large to trust.
+/// Decode a JPEG or PNG. Grey becomes RGB, 16 bits their high byte, transparency is dropped; the pixels are as stored.
+/// Throws Error: damaged, truncated, of another format, CMYK, or too large to trust.
 Image decode(const std::uint8_t* data, std::size_t size);
 
 /// Decode a file; the error names it.
 Image load_image(const std::filesystem::path& path);
 
 /// Resize to width x height as Image.resize of Pillow 13 does, to the bit. filter: "bilinear", "bicubic" or "lanczos".
+/// The orientation stays with the image.
 Image resize(const Image& image, std::size_t width, std::size_t height, const std::string& filter);
 
-/// The resized and cropped image: 3 * H * W bytes, (H, W, 3).
+/// The image as it was seen: turned as its orientation says, equal to Pillow's ImageOps.exif_transpose.
+Image upright(const Image& image);
+
+/// The turned, resized and cropped image: 3 * H * W bytes, (H, W, 3). Of the resized image no more is made than the crop.
 std::vector<std::uint8_t> crop_pixels(const Image& image, const Preprocessing& how);
 
 /// Write what the network takes of an image: how.bytes() bytes at `out`, equal to the Python preprocessing to the bit.

@@ -1,0 +1,171 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "checked.hpp"
+#include "files.hpp"
+#include "limits.hpp"
+#include "sit_deploy/error.hpp"
+
+namespace sit_deploy {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t schema = 1;
+
+/// What `read` makes of a field; an error names the field.
+template <class Read>
+auto field(const json::Value& group, const std::string& key, Read read) {
+    const json::Value& value = group.at(key);
+    try {
+        return read(value);
+    } catch (const Error& error) {
+        throw Error("field " + key + ": " + error.what());
+    }
+}
+
+std::string text(const json::Value& group, const std::string& key) {
+    return field(group, key, [](const json::Value& value) { return value.string(); });
+}
+
+std::size_t whole(const json::Value& group, const std::string& key, std::size_t most) {
+    return field(group, key, [&](const json::Value& value) {
+        const std::size_t number = value.size();
+        if (number < 1 || number > most)
+            throw Error("must be from 1 to " + std::to_string(most) + ", and is " + std::to_string(number));
+        return number;
+    });
+}
+
+/// Of R, G and B, as float32.
+std::array<float, 3> colours(const json::Value& group, const std::string& key) {
+    return field(group, key, [](const json::Value& value) {
+        std::array<float, 3> out{};
+        const auto& items = value.row(out.size());
+        for (std::size_t i = 0; i < out.size(); ++i) {
+            const double number = items[i].number();
+            if (std::fabs(number) > 1e6) throw Error("has " + items[i].token + ", which no colour has");  // before float: it may not hold it
+            out[i] = static_cast<float>(number);
+        }
+        return out;
+    });
+}
+
+Preprocessing read_preprocessing(const json::Value& fields) {
+    static const char* const known[] = {"size", "resize", "interpolation", "mean", "std", "layout", "dtype", "orientation"};
+    for (const auto& [name, value] : fields.members)  // one that is passed over would give other pixels without a word
+        if (std::find(std::begin(known), std::end(known), name) == std::end(known))
+            throw Error("has preprocessing unknown here (" + name + "); upgrade this library");
+    Preprocessing how;
+    const auto size = field(fields, "size", [](const json::Value& value) {
+        const auto& items = value.row(2);
+        return std::pair(items[0].size(), items[1].size());
+    });
+    how.height = size.first;
+    how.width = size.second;
+    how.resize = whole(fields, "resize", limits::resized);
+    how.interpolation = text(fields, "interpolation");
+    how.mean = colours(fields, "mean");
+    how.std = colours(fields, "std");
+    const std::string form = text(fields, "layout") + " " + text(fields, "dtype");
+    if (form != "NCHW float32" && form != "NHWC uint8") throw Error("has an input unknown here (" + form + "); upgrade this library");
+    how.pixels = form == "NHWC uint8";
+    // bundles of before there was a choice were made for pixels as they are stored
+    const std::string orientation = fields.find("orientation") ? text(fields, "orientation") : "stored";
+    if (orientation != "exif" && orientation != "stored")
+        throw Error("has an orientation unknown here (" + orientation + "); upgrade this library");
+    how.upright = orientation == "exif";
+    return how;
+}
+
+/// A file that the manifest has a hash for, so that nothing is opened unchecked.
+fs::path listed(const fs::path& folder, const json::Value& manifest, const std::string& name) {
+    if (!manifest.at("files").find(name)) throw Error("lists no hash for " + name);
+    return folder / name;
+}
+
+std::vector<std::string> read_classes(const json::Value& manifest) {
+    const std::size_t count = whole(manifest.at("model"), "num_classes", limits::classes);
+    std::vector<std::string> names;
+    const json::Value& listed_names = manifest.at("classes");
+    if (listed_names.kind == json::Value::Kind::null || (listed_names.kind == json::Value::Kind::array && listed_names.items.empty())) {
+        for (std::size_t i = 0; i < count; ++i) names.push_back(std::to_string(i));
+        return names;
+    }
+    return field(manifest, "classes", [&](const json::Value& value) {
+        if (value.kind != json::Value::Kind::array || value.items.size() != count)
+            throw Error("contradicts itself: it should have " + std::to_string(count) + " names");
+        for (const json::Value& name : value.items) names.push_back(name.string());
+        return names;
+    });
+}
+
+}  // namespace
+
+json::Value verified_manifest(std::string_view text) {
+    json::Value manifest = json::parse(text);
+    const std::size_t found = field(manifest, "schema", [](const json::Value& value) { return value.size(); });
+    if (found < 1) throw Error("is no manifest of sit-deploy");
+    if (found > schema) throw Error("is of a newer schema; upgrade this library");
+    const std::string canonical = manifest.canonical("digest");
+    if (sha256(canonical.data(), canonical.size()) != manifest.at("digest").string())
+        throw Error("was changed: it does not match its digest");
+    return manifest;
+}
+
+Bundle read_manifest(const fs::path& folder, const json::Value& manifest) {
+    Bundle bundle;
+    bundle.path = folder;
+    bundle.model = text(manifest.at("model"), "name");
+    bundle.precision = text(manifest, "precision");
+    const json::Value& engine = manifest.at("engine");
+    bundle.engine_kind = text(engine, "kind");
+    bundle.engine_version = text(engine, "version");
+    bundle.engine_target = text(engine, "target");
+    bundle.engine_file = listed(folder, manifest, text(engine, "file"));
+    bundle.model_file = listed(folder, manifest, "model.onnx");
+    listed(folder, manifest, "golden.npz");
+    for (const auto& [name, facts] : manifest.at("files").members) (void)text(facts, "sha256");
+    const json::Value& batch = manifest.at("batch");
+    const bool fixed = batch.find("size") != nullptr;
+    bundle.batch_min = whole(batch, fixed ? "size" : "min", limits::batch);
+    bundle.batch_best = whole(batch, fixed ? "size" : "opt", limits::batch);
+    bundle.batch_max = whole(batch, fixed ? "size" : "max", limits::batch);
+    bundle.classes = read_classes(manifest);
+    bundle.preprocessing = read_preprocessing(manifest.at("preprocessing"));
+    check(bundle);
+    return bundle;
+}
+
+void check(const Preprocessing& how) {
+    const auto within = [](std::size_t value, std::size_t most) { return value >= 1 && value <= most; };
+    if (!within(how.height, limits::side) || !within(how.width, limits::side))
+        throw Error("field size: an input is 1 to " + std::to_string(limits::side) + " pixels high and wide, not " +
+                    std::to_string(how.height) + " x " + std::to_string(how.width));
+    if (!within(how.resize, limits::resized) || how.resize < std::max(how.height, how.width))
+        throw Error("field resize: must be from the crop's " + std::to_string(std::max(how.height, how.width)) + " to " +
+                    std::to_string(limits::resized) + " pixels, and is " + std::to_string(how.resize));
+    if (how.interpolation != "bilinear" && how.interpolation != "bicubic" && how.interpolation != "lanczos")
+        throw Error("field interpolation: " + how.interpolation + " is unknown here; it must be bilinear, bicubic or lanczos");
+    const auto finite = [](float value) { return std::isfinite(value); };
+    if (!std::all_of(how.mean.begin(), how.mean.end(), finite)) throw Error("field mean: must be three numbers");
+    const auto divides = [](float value) { return std::isfinite(value) && value > 0; };
+    if (!std::all_of(how.std.begin(), how.std.end(), divides)) throw Error("field std: must be three numbers above 0");
+}
+
+void check(const Bundle& bundle) {
+    check(bundle.preprocessing);
+    if (bundle.classes.empty() || bundle.classes.size() > limits::classes)
+        throw Error("field classes: must be 1 to " + std::to_string(limits::classes));
+    if (bundle.batch_min < 1 || bundle.batch_min > bundle.batch_best || bundle.batch_best > bundle.batch_max ||
+        bundle.batch_max > limits::batch)
+        throw Error("field batch: must be 1 <= min <= opt <= max <= " + std::to_string(limits::batch));
+    // so that what is allocated for a batch later can be counted
+    (void)checked_product("bytes of a batch", {bundle.batch_max, bundle.preprocessing.bytes()});
+    (void)checked_product("logits of a batch", {bundle.batch_max, bundle.classes.size(), sizeof(float)});
+}
+
+}  // namespace sit_deploy

@@ -1,0 +1,141 @@
+// Every public function with arguments that cannot be right: each must throw Error, and prints its message after a name.
+// "BUNDLE" is a good one. What gets past, or throws another type, is printed in capitals.
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <limits>
+
+#include "sit_deploy/classifier.hpp"
+
+namespace {
+
+using namespace sit_deploy;
+
+constexpr std::size_t huge = std::numeric_limits<std::size_t>::max();
+
+void refused(const char* name, const std::function<void()>& work) {
+    try {
+        work();
+        std::printf("%s\tNOT REFUSED\n", name);
+    } catch (const Error& error) {
+        std::printf("%s\t%s\n", name, error.what());
+    } catch (const std::exception& error) {
+        std::printf("%s\tANOTHER TYPE: %s\n", name, error.what());
+    }
+}
+
+Preprocessing with(Preprocessing how, const std::function<void(Preprocessing&)>& change) {
+    change(how);
+    return how;
+}
+
+Bundle with(Bundle bundle, const std::function<void(Bundle&)>& change) {
+    change(bundle);
+    return bundle;
+}
+
+Options with(const std::function<void(Options&)>& change) {
+    Options options;
+    change(options);
+    return options;
+}
+
+/// An engine of a bundle that runs nothing.
+class Still final : public Engine {
+public:
+    explicit Still(const Bundle& bundle) : Engine(bundle) {}
+    [[nodiscard]] std::string name() const override { return "still"; }
+
+private:
+    void run(const void*, std::size_t batch, float* logits) override {
+        for (std::size_t i = 0; i < batch * classes(); ++i) logits[i] = std::nanf("");
+    }
+};
+
+void images(const Preprocessing& how) {
+    const Image short_of{100, 100, std::vector<std::uint8_t>(10)}, good{2, 2, std::vector<std::uint8_t>(12)};
+    const Image bad[] = {short_of,
+                         {2, 2, std::vector<std::uint8_t>(13)},
+                         {0, 2, {}},
+                         {huge / 3 + 1, 1, std::vector<std::uint8_t>(3)},                  // 3 * width wraps to less
+                         {std::size_t{1} << 32, std::size_t{1} << 32, {}},                 // and so does width * height
+                         {2, 2, std::vector<std::uint8_t>(12), 9}};
+    std::vector<std::uint8_t> out(how.bytes());
+    for (const Image& image : bad) {
+        refused("resize", [&] { (void)resize(image, 8, 8, "bicubic"); });
+        refused("upright", [&] { (void)upright(image); });
+        refused("crop_pixels", [&] { (void)crop_pixels(image, how); });
+        refused("prepare", [&] { prepare(image, how, out.data()); });
+    }
+    for (const std::size_t side : {std::size_t{0}, huge, std::size_t{1} << 63})
+        for (const char* name : {"bicubic", "lanczos"}) {
+            refused("resize to", [&] { (void)resize(good, side, 8, name); });
+            refused("resize to", [&] { (void)resize(good, 8, side, name); });
+        }
+    refused("filter", [&] { (void)resize(good, 8, 8, "nearest"); });
+    refused("no memory", [&] { prepare(good, how, nullptr); });
+    refused("no memory", [&] { (void)decode(nullptr, 100); });
+    const Preprocessing wrong[] = {
+        with(how, [](Preprocessing& p) { p.width = 0; }),
+        with(how, [](Preprocessing& p) { p.height = huge; }),
+        with(how, [](Preprocessing& p) { p.resize = p.width - 1; }),
+        with(how, [](Preprocessing& p) { p.resize = 100000; }),
+        with(how, [](Preprocessing& p) { p.std[1] = 0; }),
+        with(how, [](Preprocessing& p) { p.mean[2] = std::nanf(""); }),
+        with(how, [](Preprocessing& p) { p.interpolation = "box"; }),
+    };
+    for (const Preprocessing& each : wrong) {
+        refused("prepare so", [&] { prepare(good, each, out.data()); });
+        refused("crop so", [&] { (void)crop_pixels(good, each); });
+    }
+    refused("bytes", [&] { (void)with(how, [](Preprocessing& p) { p.height = p.width = huge / 2; }).bytes(); });
+}
+
+void engines(const Bundle& bundle) {
+    for (const Bundle& each : {with(bundle, [](Bundle& b) { b.classes.clear(); }), with(bundle, [](Bundle& b) { b.batch_min = 0; }),
+                               with(bundle, [](Bundle& b) { b.batch_max = huge; }), with(bundle, [](Bundle& b) { b.batch_min = b.batch_max + 1; }),
+                               with(bundle, [](Bundle& b) { b.preprocessing.width = 0; }), with(bundle, [](Bundle& b) { b.model_file = "/dev/null/x"; })})
+        refused("open_engine", [&] { (void)open_engine(each); });
+    for (const Options& each : {with([](Options& o) { o.contexts = 0; }), with([](Options& o) { o.contexts = 1 << 30; }),
+                                with([](Options& o) { o.threads = -1; }), with([](Options& o) { o.threads = 1'000'000; }),
+                                with([](Options& o) { o.backend = static_cast<Backend>(7); })})
+        refused("options", [&] { (void)open_engine(bundle, each); });
+    refused("engine of another bundle", [&] {
+        const Classifier other(bundle, std::make_unique<Still>(with(bundle, [](Bundle& b) { b.classes.emplace_back("one more"); })));
+    });
+    refused("no engine", [&] { const Classifier none(bundle, nullptr); });
+    const Classifier classifier(bundle, std::make_unique<Still>(bundle));
+    const std::vector<std::uint8_t> pixels(bundle.preprocessing.bytes());
+    refused("infer none", [&] { (void)classifier.infer(pixels.data(), 0); });
+    refused("infer", [&] { (void)classifier.infer(nullptr, 1); });
+    for (const std::size_t count : {huge, huge / bundle.preprocessing.bytes() + 2, (huge >> 2) / bundle.classes.size() + 2})
+        refused("infer many", [&] { (void)classifier.infer(pixels.data(), count); });
+    refused("classify none", [&] { (void)classifier.classify(std::vector<Image>{}); });
+    refused("classify", [&] { (void)classifier.classify(Image{100, 100, std::vector<std::uint8_t>(10)}); });
+    refused("NaN logits", [&] { (void)classifier.classify(Image{1, 1, {1, 2, 3}}); });
+    Still engine(bundle);
+    std::vector<float> logits(bundle.batch_max * bundle.classes.size());
+    refused("engine batch", [&] { engine.infer(pixels.data(), bundle.batch_max + 1, logits.data()); });
+    refused("engine memory", [&] { engine.infer(pixels.data(), bundle.batch_max, nullptr); });
+}
+
+void files(const Bundle& bundle) {
+    for (const std::string& path : {std::string("/dev/zero"), std::string("/"), std::string("/nowhere"), std::string(5000, 'x'), std::string()})
+        refused("load_image", [&] { (void)load_image(path); });
+    for (const std::string& path : {std::string("/dev/null"), std::string(5000, 'x'), std::string("\033[31m")})
+        refused("open", [&] { (void)Bundle::open(path); });
+    refused("golden", [&] { (void)with(bundle, [](Bundle& b) { b.path = "/nowhere"; }).golden(); });
+    refused("golden so", [&] { (void)with(bundle, [](Bundle& b) { b.classes.emplace_back("one more"); }).golden(); });
+    refused("golden so", [&] { (void)with(bundle, [](Bundle& b) { b.preprocessing.height = std::size_t{1} << 62; }).golden(); });
+    refused("tolerance", [&] { (void)with(bundle, [](Bundle& b) { b.precision = "int2\n\033[31m"; }).tolerance(); });
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+    const Bundle bundle = Bundle::open(argv[1]);
+    images(bundle.preprocessing);
+    engines(bundle);
+    files(bundle);
+    return 0;
+}

@@ -1,0 +1,33 @@
+"""Parsers and entry points of the C++ library with random changes of the corpus, under AddressSanitizer and
+UndefinedBehaviorSanitizer.
+
+The corpus has seeds and whatever once was found; with clang, libFuzzer goes deeper: CONTRIBUTING says how.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.engines.cpp.conftest import Programs
+
+CORPUS = Path(__file__).parent / "corpus"
+SECONDS = 6  # a target, and there are eight
+TARGETS = ("bundle", "classify", "exif", "json", "npz", "picture", "prepare", "resize")
+
+
+def test_every_target_has_a_corpus_and_is_run() -> None:
+    assert tuple(sorted(path.name for path in CORPUS.iterdir())) == TARGETS
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < 100_000
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_but_error_leaves_the_library(target: str, checked: Programs, tmp_path: Path) -> None:
+    done: subprocess.CompletedProcess[bytes] = checked.run(
+        "sit_fuzz", target, CORPUS / target, SECONDS, cwd=tmp_path
+    )
+    kept = tmp_path / f"{target}.input"
+    assert done.returncode == 0, f"{kept.read_bytes()!r}\n{done.stderr.decode(errors='replace')[-3000:]}"
+    assert done.stdout.endswith(b" inputs\n")
