@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +101,9 @@ def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
     """Return what a bundle's report says of its layers, nothing for one without 8 bits."""
     if bundle is None:
         return []
-    report = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))
+    from sit_deploy.report.evidence import read_build_report
+
+    report = read_build_report(bundle)
     return (report.get("quantization") or {}).get("layers", [])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import datetime
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,9 @@ from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
 from sit_deploy.labelled import Samples
 from sit_deploy.ledger import TEACHER, Ledger, measure_ledger
+from sit_deploy.report.types import Build, Evidence
 from sit_deploy.report.verdict import judge
+from sit_deploy.schema import check, read_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,6 +56,7 @@ def gather(
     Raises:
         InputError, GateError: as `measure_ledger`.
     """
+    build = read_build_report(bundle)  # before anything is measured
     ledger = measure_ledger(
         bundle,
         samples,
@@ -74,7 +76,7 @@ def gather(
         "bundle": str(bundle.path),
         "name": bundle.path.resolve().name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "build": json.loads((bundle.path / "report.json").read_text(encoding="utf-8")),
+        "build": build,
         "bytes": sum(facts["bytes"] for facts in bundle.manifest["files"].values()),
         "golden": _golden(bundle, threads, device),
         "ledger": ledger.to_dict(),
@@ -102,20 +104,32 @@ def read_evidence(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: not such a file.
     """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); pass a bundle, a folder of them, or a report's JSON"
-        ) from None
+    again = "pass one that `sit-deploy report -o FILE.json` wrote"
+    fields = read_json(path, again)
     rows = fields.get("bundles") if isinstance(fields, dict) else None
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and row.get("schema") == SCHEMA for row in rows
-    ):
-        raise InputError(
-            f"{path} is not a report of sit-deploy; pass one that `sit-deploy report -o FILE.json` wrote"
-        )
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "schema" in row for row in rows):
+        raise InputError(f"{path} is not a report of sit-deploy; {again}")
+    if not rows:
+        raise InputError(f"{path} is a report of no bundle; {again}")
+    for number, row in enumerate(rows):
+        if row["schema"] != SCHEMA or isinstance(row["schema"], bool):
+            raise InputError(
+                f"{path} is a report of schema {str(row['schema'])[:20]}, and {SCHEMA} is known here; measure the bundle again"
+            )
+        check(row, Evidence, f"{path} is not a whole report of sit-deploy: bundles[{number}]", again)
     return rows
+
+
+def read_build_report(bundle: Bundle) -> dict[str, Any]:
+    """Return report.json of a bundle, its fields checked.
+
+    Raises:
+        InputError: names the first field that is not as it should be.
+    """
+    path, again = bundle.path / "report.json", "build the bundle again"
+    fields = read_json(path, again)
+    check(fields, Build, path, again)
+    return fields
 
 
 def _runs_here(bundle: Bundle) -> bool:

@@ -133,8 +133,8 @@ def _judge_what_was_measured(accuracy: Mapping[str, Any], why: _Reasons) -> None
         found += filter(None, [by_chance("the teacher itself", teacher["top1"], low, accuracy)])
     for doubt in found:
         (why.against if doubt.grave else why.missing).append(_whole(doubt.text))
-    if accuracy["warning"]:
-        why.missing.append(_whole(accuracy["warning"]))
+    if warning := accuracy.get("warning"):
+        why.missing.append(_whole(warning))
 
 
 def _judge_student(accuracy: Mapping[str, Any], limit: float, why: _Reasons) -> None:
