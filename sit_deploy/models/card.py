@@ -6,14 +6,16 @@ The metadata has one key, `sit_deploy`, whose text is JSON; a copy of it is writ
 from __future__ import annotations
 
 import json
-import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.files import atomic_path
+from engines.strict_json import parse
+from sit_deploy import limits
 from sit_deploy.errors import InputError
+from sit_deploy.models.card_check import contradiction
 from sit_deploy.models.file_kind import find_file, is_safetensors
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 KEY = "sit_deploy"
+_LARGEST_FLOAT = 3.4e38  # of float32, in which thresholds are used
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 
 
@@ -105,6 +108,9 @@ class ModelCard:
         for name in ("metrics", "training"):
             if not isinstance(fields[name], dict):
                 raise InputError(f"its {name} must be named fields, got {fields[name]!r}")
+        top1 = fields["metrics"].get("top1")
+        if top1 is not None and not (_is_number(top1) and 0 <= top1 <= 100):
+            raise InputError(f"its metrics' top1 must be a percentage, got {top1!r}")
         if "quantization" in fields:
             _check_quantization(fields["quantization"])
         preprocessing = Preprocessing.from_dict(fields["preprocessing"])
@@ -132,21 +138,25 @@ def read_card(path: str | Path) -> ModelCard | None:
     """Return the card of a safetensors file, None for a file without one or of another kind. Reads its header alone.
 
     Raises:
-        InputError: a card that cannot be understood.
+        InputError: a card that cannot be understood, or that says of the weights what they are not.
     """
     try:
         path = find_file(path)
     except InputError:  # whoever reads the weights will say what is wrong
         return None
-    text = _header(path).get("__metadata__", {}).get(KEY)
+    header = _header(path)
+    text = header.get("__metadata__", {}).get(KEY)
     if text is None:
         return None
     try:
-        return ModelCard.from_dict(json.loads(text))
-    except ValueError:
-        raise InputError(f"the model card of {path} is no JSON; save the model again") from None
+        card = ModelCard.from_dict(parse(text) if isinstance(text, str) else text)
+    except ValueError as error:
+        raise InputError(f"the model card of {path} is no JSON ({error}); save the model again") from None
     except InputError as error:
         raise InputError(f"the model card of {path} cannot be used: {error}") from None
+    if lie := contradiction(card, header):
+        raise InputError(f"the model card of {path} does not fit its weights: {lie}; save the model again")
+    return card
 
 
 def save_weights(path: str | Path, state_dict: dict[str, Tensor], card: ModelCard) -> None:
@@ -179,7 +189,7 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length <= _MAX_HEADER else {}
+            header = parse(file.read(length)) if length <= _MAX_HEADER else {}
     except (OSError, ValueError, struct.error):  # whoever reads the weights will say what is wrong
         return {}
     return header if isinstance(header, dict) and isinstance(header.get("__metadata__", {}), dict) else {}
@@ -204,24 +214,28 @@ def _check_quantization(fields: Any) -> None:
     if not isinstance(thresholds, dict) or not thresholds:
         raise InputError(f"its thresholds must be numbers by node, got {thresholds!r}")
     for node, value in thresholds.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not _is_number(value) or not 0 < value <= _LARGEST_FLOAT:
             raise InputError(f"its threshold of {node} must be above 0, got {value!r}")
 
 
-def _is_int(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_int(value: Any, most: int = limits.INTEGER) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_int, value))
+    return isinstance(value, list) and 0 < len(value) <= limits.BLOCKS and all(map(_is_int, value))
 
 
 _MODEL_FIELDS = {
     "name": (lambda v: isinstance(v, str) and bool(v), "the name of a model"),
     "stages": (_is_counts, "blocks of each stage"),
-    "keeping_ratio": (lambda v: isinstance(v, int | float) and 0 < v <= 1, "above 0 and at most 1"),
+    "keeping_ratio": (lambda v: _is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
     "tokens": (_is_counts, "tokens of each stage"),
-    "image_size": (_is_int, "a number of pixels"),
-    "num_classes": (_is_int, "at least 1"),
+    "image_size": (lambda v: _is_int(v, limits.PIXELS), f"a number of pixels up to {limits.PIXELS}"),
+    "num_classes": (lambda v: _is_int(v, limits.CLASSES), f"from 1 to {limits.CLASSES}"),
     "dist_token": (lambda v: isinstance(v, bool), "true or false"),
 }

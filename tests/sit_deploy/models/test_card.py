@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from engines.errors import EngineError
 from sit_deploy.errors import InputError
+from sit_deploy.models import create_model
 from sit_deploy.models.card import KEY, ModelCard, read_card, save_weights
 from sit_deploy.preprocessing import Preprocessing
+from tests.sit_deploy.test_manifest import changed as altered
+from tests.sit_deploy.test_manifest import places
 
 CARD = ModelCard(
     name="vit_tiny_patch16_224",
@@ -62,7 +65,7 @@ def test_what_it_is_written_as() -> None:
         "classes": ["cat", "Hündin", "cow"],
         "preprocessing": {
             "size": [96, 96], "resize": 112, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5],
-            "std": [0.25, 0.5, 0.75], "layout": "NCHW", "dtype": "float32",
+            "std": [0.25, 0.5, 0.75], "layout": "NCHW", "dtype": "float32", "orientation": "stored",
         },
         "metrics": {"top1": 71.5},
         "training": {"epochs": 3, "teacher": None},
@@ -135,9 +138,9 @@ def changed(path: str, value: Any = None, *, remove: bool = False) -> dict[str, 
             r"its tokens \[36, 18, 9, 4\] are not one for each of the stages \[12\]",
         ),
         (changed("model.keeping_ratio", 0), "its keeping_ratio must be above 0 and at most 1, got 0"),
-        (changed("model.image_size", 96.0), "its image_size must be a number of pixels, got 96.0"),
+        (changed("model.image_size", 96.0), "its image_size must be a number of pixels up to 8192, got 96.0"),
         (changed("model.image_size", 112), "its preprocessing gives 96x96 pixels, its model takes 112"),
-        (changed("model.num_classes", True), "its num_classes must be at least 1, got True"),
+        (changed("model.num_classes", True), "its num_classes must be from 1 to 1000000, got True"),
         (changed("model.num_classes", 4), "it has 3 class names for 4 classes"),
         (changed("model.dist_token", 0), "its dist_token must be true or false, got 0"),
         (changed("classes", [1, 2, 3]), "its classes must be a list of names, or null"),
@@ -161,7 +164,7 @@ def changed(path: str, value: Any = None, *, remove: bool = False) -> dict[str, 
         ),
         (
             changed("quantization", {**ROUNDED, "thresholds": {"head": math.nan}}),
-            "its threshold of head must be above 0",
+            "is no JSON",
         ),
         (changed("preprocessing.mean", [0.5]), "preprocessing: mean must be three numbers"),
         (changed("preprocessing.crop", 1), "preprocessing: unknown field crop"),
@@ -201,3 +204,98 @@ def test_weights_are_as_readable_as_any_other_file(tmp_path: Path) -> None:
     save_weights(tmp_path / "model.safetensors", weights(), CARD)
     modes = {(tmp_path / name).stat().st_mode for name in ("plain", "model.safetensors", "model.json")}
     assert len(modes) == 1
+
+
+# ------------------------------------------------------------------------------------------------ cards that lie
+
+
+def nano(**changes: Any) -> tuple[dict[str, torch.Tensor], ModelCard]:
+    """Weights of sit_nano with seven classes, and their card with something else in it."""
+    state = create_model("sit_nano", num_classes=7).state_dict()
+    card = ModelCard(
+        "sit_nano",
+        (2, 2, 2, 2),
+        0.5,
+        (49, 24, 12, 6),
+        112,
+        7,
+        Preprocessing.for_model(112),
+        classes=tuple("abcdefg"),
+    )
+    return state, replace(card, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"num_classes": 8, "classes": tuple("abcdefgh")}, "it has 8 classes by the card, and 7 by the weights"),
+        ({"dist_token": True}, "it has dist token by the card, and none by the weights"),
+        ({"stages": (2, 2, 2, 3)}, r"it has 9 blocks \(2, 2, 2, 3\) by the card, and 8"),
+        ({"stages": (2, 2, 4), "tokens": (49, 24, 12)}, "it slims 2 times by the card, and 3 times"),
+        ({"tokens": (49, 24, 12, 5)}, "its stages keep 24, 12, 5 tokens by the card, and 24, 12, 6"),
+        (
+            {"image_size": 128, "tokens": (64, 32, 16, 8), "preprocessing": Preprocessing.for_model(128)},
+            "it has 64 patches at 128 pixels by the card, and 50 positions",
+        ),
+    ],
+)  # fmt: skip
+def test_a_card_that_lies_of_its_weights(changes: dict[str, Any], told: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_weights(path, *nano(**changes))
+    if told is None:
+        assert read_card(path) is not None
+    else:
+        with pytest.raises(
+            InputError, match=rf"c\.safetensors does not fit its weights: {told}.*; save the model again"
+        ):
+            read_card(path)
+
+
+WRONG: tuple[Any, ...] = (
+    ...,
+    [],
+    {},
+    None,
+    -1,
+    0,
+    1e308,
+    "",
+    "x",
+    True,
+    2**63,
+    10**30,
+    [[]],
+    {"x": {}},
+    [None],
+)
+
+
+def test_every_field_of_a_card_is_checked(tmp_path: Path) -> None:
+    """Its text is another's: whatever is in it, a card comes out that serves, or one line."""
+    state, card = nano(quantization=ROUNDED)
+    fields, path = {**card.to_dict(), "metrics": {"top1": 71.5}}, tmp_path / "c.safetensors"
+    texts = [json.dumps(altered(fields, place, to)) for place in places(fields) for to in WRONG]
+    texts += ["[" * 100_000, "9" * 5000, "[NaN]", '"\\udcff"', '{"schema": 1, "schema": 1}', "", "null", "3"]
+    few = {name: state[name] for name in ("head.weight", "pos_embed", "tsm.0.weight.3.weight")}
+    refused = 0
+    for text in texts:
+        save_file(few, path, metadata={KEY: text})
+        try:
+            found = read_card(path)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert found is not None and json.dumps(found.to_dict(), allow_nan=False)
+        assert found.num_classes == 7 and isinstance(found.metrics.get("top1"), int | float | None)
+    assert refused > 300
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 100_000, b"9" * 5000, b"[]", b'{"__metadata__": []}', b'{"a": NaN}', b"\xff"]
+)
+def test_a_header_that_is_none_has_no_card(header: bytes, tmp_path: Path) -> None:
+    """Whoever reads the weights says what is wrong."""
+    (tmp_path / "c.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert read_card(tmp_path / "c.safetensors") is None
