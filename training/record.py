@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+from engines.strict_json import parse
 from sit_deploy.errors import InputError
 
 LOG = "log.jsonl"
@@ -53,8 +55,20 @@ def _board(folder: Path) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the rows of a log. A line that is none is left out: curves are not worth the end of a run."""
+    rows = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            row = parse(line)
+            if isinstance(row, dict) and isinstance(row.get("kind"), str) and _has(row, "step"):
+                rows.append(row)
+    return rows
+
+
+def _has(row: dict[str, Any], *names: str) -> bool:
+    """Whether all of these are numbers of a row."""
+    values = [row.get(name) for name in names]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> Path:
@@ -66,12 +80,12 @@ def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> 
 
     rows = read_log(folder / LOG)
     steps = [r for r in rows if r["kind"] == "step"]
-    epochs = [r for r in rows if r["kind"] == "epoch"]
-    per_epoch = max((r["step"] / r["epoch"] for r in epochs if r.get("epoch")), default=1) or 1
+    epochs = [r for r in rows if r["kind"] == "epoch" and _has(r, "epoch", "top1")]
+    per_epoch = max((r["step"] / r["epoch"] for r in epochs if r["epoch"]), default=1) or 1
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     losses = ("loss", "classification", "tokens", "logits", "hard")
-    for name in (n for n in losses if any(n in r for r in steps)):
-        having = [r for r in steps if name in r]
+    for name in (n for n in losses if any(_has(r, n) for r in steps)):
+        having = [r for r in steps if _has(r, name)]
         left.plot([r["step"] / per_epoch for r in having], [r[name] for r in having], label=name, linewidth=1)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     left.legend()

@@ -236,7 +236,8 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         optimiser, schedule, scaler, autocast, identity, position,
     )  # fmt: skip
     if states is not None:
-        restore(run.parts(), states)
+        position.require_within(request.output / LAST, run.epochs, loaders.steps)
+        restore(run.parts(), states, request.output / LAST)
         if DAMAGED in states:  # not in a state of an older version
             restore_damaged(loaders, list(states[DAMAGED].values()), world)
     if world.size > 1:  # last: what it wraps must have its weights, its device and its final form

@@ -6,14 +6,22 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
+from engines.strict_json import parse
+from sit_deploy import limits
 from sit_deploy.errors import InputError
+from sit_deploy.schema import check
 
 SCHEMA = 1
 LAST = "last.pt"
+
+
+_Step = Annotated[int, Meta(ge=0, le=limits.STEPS)]
+_Sum = Annotated[float, Meta(ge=-limits.INTEGER, le=limits.INTEGER)]
 
 
 @dataclass
@@ -25,14 +33,31 @@ class Position:
     the log that belongs to it. seconds: spent training.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: _Step = 0
+    step: _Step = 0
     best: dict[str, Any] = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
-    window: dict[str, float] = field(default_factory=dict)
-    window_steps: int = 0
-    log_bytes: int = 0
-    seconds: float = 0.0
+    sums: dict[str, _Sum] = field(default_factory=dict)
+    window: dict[str, _Sum] = field(default_factory=dict)
+    window_steps: _Step = 0
+    log_bytes: Annotated[int, Meta(ge=0, le=limits.INTEGER)] = 0
+    seconds: Annotated[float, Meta(ge=0, le=limits.INTEGER)] = 0.0
+
+    def require_within(self, path: Path, epochs: int, steps: int) -> None:
+        """Refuse a position that a run cannot have come to.
+
+        Args:
+            path: the file that it was read from. epochs: of the whole run. steps: of an epoch.
+        Raises:
+            InputError: past its end, or past an epoch's; or epochs done, and none the best.
+        """
+        if self.epoch > epochs or self.step > (steps if self.epoch < epochs else 0):
+            raise InputError(
+                f"{path} says that step {self.step} of epoch {self.epoch + 1} is next, and the run has {epochs} epochs of "
+                f"{steps} steps; remove it to start anew"
+            )
+        kinds = {"epoch": int, "top1": float, "loss": float}
+        if self.epoch and not all(isinstance(self.best.get(key), kind) for key, kind in kinds.items()):
+            raise InputError(f"{path} does not say which of its epochs was the best; remove it to start anew")
 
 
 def save_state(path: Path, run: dict[str, Any], position: Position, parts: dict[str, Any]) -> None:
@@ -81,8 +106,10 @@ def read_state(path: Path, run: dict[str, Any]) -> tuple[Position, dict[str, Any
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        schema, before = content["schema"], json.loads(content["run"])
-        position, parts = Position(**content["position"]), content["parts"]
+        schema, before = content["schema"], parse(content["run"])
+        position, parts = content["position"], content["parts"]
+        if not isinstance(before, dict) or not isinstance(parts, dict):
+            raise TypeError
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
     except Exception as error:  # of corrupt bytes an unpickler may make any of them
@@ -99,7 +126,7 @@ def read_state(path: Path, run: dict[str, Any]) -> tuple[Position, dict[str, Any
         raise InputError(
             f"{path} is of another run: {what}; resume with the options it was started with, or choose another -o"
         )
-    return position, parts
+    return check(position, Position, f"{path}, position", "remove it to start anew"), parts
 
 
 def _short(value: Any) -> str:
@@ -107,7 +134,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def restore(parts: dict[str, Any], states: dict[str, Any]) -> None:
-    """Load state dicts into the parts of the same names."""
+def restore(parts: dict[str, Any], states: dict[str, Any], path: Path = Path(LAST)) -> None:
+    """Load state dicts into the parts of the same names.
+
+    Raises:
+        InputError: they are of other parts, or hold NaN or infinity; `path` is named.
+    """
     for name, part in parts.items():
-        part.load_state_dict(states[name])
+        try:
+            part.load_state_dict(states[name])
+        # what a state dict of something else makes depends on the part: ours, PyTorch's, timm's
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            reason = str(error).strip().splitlines()[:1]
+            raise InputError(
+                f"{path} does not fit this run: {name} ({type(error).__name__}: {', '.join(reason)[:200]}); remove it to "
+                "start anew"
+            ) from None
+        if bad := _not_finite(part.state_dict()):
+            raise InputError(f"{path} holds NaN or infinity: {name}, {bad}; remove it to start anew")
+
+
+def _not_finite(state: Any, at: str = "") -> str | None:
+    """Return the name of the first tensor of floats in a state dict, however deep, that is not finite."""
+    if isinstance(state, torch.Tensor):
+        return None if not state.is_floating_point() or bool(torch.isfinite(state).all()) else at
+    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    found = (_not_finite(value, f"{at}.{key}" if at else str(key)) for key, value in pairs)
+    return next(filter(None, found), None)

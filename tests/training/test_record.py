@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sit_deploy.errors import InputError
-from training.record import Log, draw_curves, read_log
+from training.record import LOG, Log, draw_curves, read_log
 
 
 def test_rows_are_read_back(tmp_path: Path) -> None:
@@ -116,3 +116,19 @@ def test_tensorboard_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"^--tensorboard needs its package; pip install tensorboard$"):
         Log(tmp_path, tensorboard=True)
     Log(tmp_path).close()
+
+
+def test_a_log_with_other_lines_is_drawn_all_the_same(tmp_path: Path) -> None:
+    """Cut off by a kill, or edited: the run that ends with its curves is worth more than they are."""
+    rows = [
+        b'{"kind": "step", "step": 1, "loss": 2.0}',
+        b'{"kind": "step", "step": 2, "loss": "low"}',
+        b'{"kind": "step", "loss": 2.0}',
+        b'{"kind": ["step"], "step": 3}',
+        b'{"kind": "epoch", "step": 9, "epoch": 1, "top1": 50.0}',
+        b'{"kind": "epoch", "step": 9}',
+        b"[1]", b"[" * 10_000, b"\xff", b"", b'{"kind": "step", "st',
+    ]  # fmt: skip
+    (tmp_path / LOG).write_bytes(b"\n".join(rows))
+    assert [row["step"] for row in read_log(tmp_path / LOG)] == [1, 2, 9, 9]
+    assert draw_curves(tmp_path, "t").stat().st_size > 1000

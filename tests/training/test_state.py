@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,87 @@ def test_another_run_is_named_by_what_differs(change: dict[str, Any], words: str
     message = refusal(tmp_path / "last.pt", {**RUN, **change})
     assert "is of another run" in message and words in message
     assert message.count(" and is ") == 1  # and nothing that is the same
+
+
+# ------------------------------------------------------------------------------------------- states of something else
+
+
+def altered(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("field", vars(Position()))
+@pytest.mark.parametrize("value", [None, "x", -1, [], {"a": "b"}, True, 10**30, float("nan")])
+def test_positions_of_wrong_types(field: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    saved(path, epoch=1)
+    altered(path, lambda content: content["position"].update({field: value}))
+    if field == "best" and isinstance(value, dict):
+        return  # what is in it, `require_within` checks
+    assert re.search(rf"position: field {field}|is not the state", refusal(path))
+
+
+@pytest.mark.parametrize(
+    ("position", "told"),
+    [
+        ({"epoch": 10**9}, "step 0 of epoch 1000000001 is next, and the run has 5 epochs of 20 steps"),
+        ({"epoch": 5, "step": 1}, "step 1 of epoch 6"),
+        ({"step": 10**9}, "step 1000000000 of epoch 1"),
+        ({"epoch": 2, "best": {}}, "does not say which of its epochs was the best"),
+        ({"epoch": 2, "best": {"epoch": "1", "top1": 3.0, "loss": 1.0}}, "does not say which"),
+        ({"epoch": 2, "best": {"epoch": 1, "top1": None, "loss": 1.0}}, "does not say which"),
+    ],
+)
+def test_positions_that_no_run_comes_to(position: dict[str, Any], told: str) -> None:
+    best = {"epoch": 1, "top1": 50.0, "loss": 1.5}
+    for good in ({}, {"step": 20}, {"epoch": 5, "best": best}, {"epoch": 4, "step": 20, "best": best}):
+        Position(**good).require_within(Path("last.pt"), 5, 20)
+    with pytest.raises(InputError, match=rf"^last\.pt .*{told}.*; remove it to start anew$"):
+        Position(**{"best": best, **position}).require_within(Path("last.pt"), 5, 20)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        [],
+        None,
+        "x",
+        {"weight": torch.ones(2, 3)},
+        {"weight": 3, "bias": None},
+        {"weight": torch.ones(9), "bias": torch.ones(2)},
+    ],
+)
+def test_weights_of_another_run(state: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"^r/last\.pt does not fit this run: model \(.*\); remove it to start anew$"
+    ):
+        restore({"model": nn.Linear(3, 2)}, {"model": state}, Path("r/last.pt"))
+    with pytest.raises(InputError, match=r"does not fit this run: model \(KeyError"):
+        restore({"model": nn.Linear(3, 2)}, {}, Path("r/last.pt"))
+
+
+def test_the_optimisers_state_of_another_run() -> None:
+    parts = make_parts(Recipe(), 0)
+    states = {name: part.state_dict() for name, part in parts.items()}
+    for wrong in ({}, {"state": {}, "param_groups": []}, {"state": [], "param_groups": None}):
+        with pytest.raises(InputError, match=r"does not fit this run: optimiser"):
+            restore(parts, {**states, "optimiser": wrong})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_states_that_are_no_numbers_are_named(value: float) -> None:
+    model = nn.Linear(3, 2)
+    state = {"weight": torch.full((2, 3), value), "bias": torch.ones(2)}
+    with pytest.raises(InputError, match=r"holds NaN or infinity: model, weight; remove it"):
+        restore({"model": model}, {"model": state})
+
+
+@pytest.mark.parametrize("run", ["[" * 100_000, "3", "[]", '{"a": NaN}', 5, None])
+def test_what_the_run_was_is_no_json(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    saved(path)
+    altered(path, lambda content: content.update(run=run))
+    assert "is not the state of a training run" in refusal(path)
