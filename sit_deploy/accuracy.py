@@ -105,11 +105,8 @@ class Accuracy:
         return float(binomtest(self.lost, discordant).pvalue) if discordant else 1.0
 
     def interval(self, top1: float) -> tuple[float, float]:
-        """Return the 95 % interval of a top-1 of these images, in percent (Wilson's)."""
-        from scipy.stats import binomtest
-
-        found = binomtest(round(top1 * self.images / 100), self.images).proportion_ci(0.95, "wilson")
-        return 100 * float(found.low), 100 * float(found.high)
+        """Return the 95 % interval of a top-1 of these images, in percent."""
+        return interval(top1, self.images)
 
     def require(
         self, max_drop: float | None = None, min_agreement: float | None = None, rehearsal: bool = False
@@ -171,6 +168,14 @@ class Accuracy:
                 for flip in self.flips
             ],
         }
+
+
+def interval(top1: float, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of images, in percent (Wilson's)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(top1 * images / 100), images).proportion_ci(0.95, "wilson")
+    return 100 * float(found.low), 100 * float(found.high)
 
 
 def measure(

@@ -58,7 +58,8 @@ def quickstart(
         overrides: fields of both recipes to change.
         reporter: shows the trainings (see `training.run.Reporter`). progress: shows the build.
     Raises:
-        GateError: the student lost more than a point of accuracy, or a step of the build is out of tolerance.
+        GateError: the student, or its engine, lost more than a point of accuracy; one of them or the teacher is hardly better
+            than guessing; or a step of the build is out of tolerance.
         InputError: a folder that cannot be written.
     """
     from sit_deploy.build import build
@@ -108,12 +109,29 @@ def quickstart(
     ledger = Ledger(
         entries, student.images, built.path, (teacher.curves, student.curves), time.perf_counter() - started
     )
-    drop = teacher.student.top1 - student.student.top1
-    if drop > MAX_DROP:
-        raise GateError(
-            f"the student lost {drop:.2f} points of top-1, more than {MAX_DROP:g}; its run is in {student_run}"
-        )
+    _require_worth(entries, accuracy, student_run)
     return ledger
+
+
+def _require_worth(entries: tuple[Entry, ...], accuracy: dict[str, Any], run: Path) -> None:
+    """Refuse what lost too much against the teacher, and what nobody could tell from guessing: it has nothing to lose.
+
+    Args:
+        accuracy: of the build's report, for the classes and the images.
+    """
+    from sit_deploy.accuracy import interval
+    from sit_deploy.chance import by_chance
+
+    teacher = entries[0]
+    for entry in entries:
+        low = interval(entry.top1, accuracy["images"])[0]
+        if reason := by_chance(f"the {entry.what}", entry.top1, low, accuracy):
+            raise GateError(f"{reason.text}; the student's run is in {run}")
+        drop = teacher.top1 - entry.top1
+        if entry is not teacher and not drop <= MAX_DROP:
+            raise GateError(
+                f"the {entry.what} lost {drop:.2f} points of top-1, more than {MAX_DROP:g}; its run is in {run}"
+            )
 
 
 def _bytes(path: Path) -> int:

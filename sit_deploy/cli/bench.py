@@ -165,7 +165,7 @@ def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
 def _show(result: dict[str, Any]) -> None:
     columns = ("p50 ms", "p90 ms", "p99 ms", "images/s", "runs")
     title = f"{result['model']} {result['precision']}, batch {result['batch_size']}"
-    listing = table("", *columns, title=title, right=columns)
+    listing = table("", *columns, title=literal(title), right=columns)
     for name, found in result["results"].items():
         for suffix, key in (("", "stats"), (", GPU time", "gpu")):
             stats = found[key]

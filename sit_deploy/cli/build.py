@@ -197,7 +197,7 @@ def show_hops(screen: Console, hops: list[dict[str, Any]], title: str) -> None:
     for hop in hops:
         exact = hop["error"] == 0
         listing.add_row(
-            hop["name"],
+            literal(hop["name"]),
             _figure(hop, "error", ".1e") or "[yellow]not run[/]",
             _figure(hop, "tolerance", "g"),
             _figure(hop, "step_error", ".1e"),
@@ -208,7 +208,7 @@ def show_hops(screen: Console, hops: list[dict[str, Any]], title: str) -> None:
     screen.print(listing)
     for hop in hops:
         if hop["note"]:
-            say(screen, f"{hop['name']}: {literal(hop['note'])}")
+            say(screen, literal(f"{hop['name']}: {hop['note']}"))
 
 
 def _figure(hop: dict[str, Any], key: str, form: str) -> str:

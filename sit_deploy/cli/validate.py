@@ -308,7 +308,7 @@ def _show_layers(screen: Console, told: dict[str, Any]) -> None:
     for row in told["layers"][:_SHOWN]:
         ms = "" if row["ms"] is None else f"{row['ms']:.4f}"
         share = "" if row["share"] is None else f"{row['share']:.1%}"
-        listing.add_row(literal(row["layer"]), ", ".join(row["types"]), ms, share)
+        listing.add_row(literal(row["layer"]), literal(", ".join(row["types"])), ms, share)
     screen.print(listing)
     if told["kept"] is None:
         say(screen, f"{len(told['layers'])} layers, the profiler attached; --json has all.")
@@ -330,13 +330,13 @@ def _show_debug(screen: Console, compared: LayerComparison) -> None:
         error = "not finite" if row.error is None else f"{row.error:.1e}"
         sqnr = "" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
         state = "[green]ok[/]" if row.passed else "[red]out of tolerance[/]"
-        listing.add_row(literal(row.tensor), row.operator, error, sqnr, state)
+        listing.add_row(literal(row.tensor), literal(row.operator), error, sqnr, state)
     screen.print(listing)
     first = compared.first_bad
     if first:
         say(
             screen,
-            f"[red]first bad layer:[/] {literal(first.node)} ({first.operator}), tensor {literal(first.tensor)}",
+            f"[red]first bad layer:[/] {literal(first.node)} ({literal(first.operator)}), tensor {literal(first.tensor)}",
         )
     else:
         say(screen, f"[green]✓[/] {len(compared.tensors)} tensors, all within {compared.tolerance:g}")

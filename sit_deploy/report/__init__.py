@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy import speed
-from sit_deploy.report.view import build_view, engine_entry, evidence_view, figure, file_size
+from sit_deploy.report.view import build_view, engine_entry, evidence_view, figure, file_size, time_doubts
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -75,9 +75,10 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         )
         if accuracy and latency:
             low, high = accuracy["engine_top1_interval"]
+            name = f"{row['name']} (time {speed.NOT_NOW})" if time_doubts(row) else row["name"]
             points.append(
                 {
-                    **{"name": row["name"], "engine": build["engine"]["kind"], "latency_ms": latency},
+                    **{"name": name, "engine": build["engine"]["kind"], "latency_ms": latency},
                     **{"top1": accuracy["engine_top1"], "low": low, "high": high},
                 }
             )

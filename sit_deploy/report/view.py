@@ -72,7 +72,7 @@ def evidence_view(evidence: Mapping[str, Any]) -> dict[str, Any]:
         "name": evidence["name"],
         "verdict": evidence["verdict"],
         "figures": _key_figures(evidence),
-        "ledger": ledger_view(evidence["ledger"]),
+        "ledger": ledger_view(evidence["ledger"], time_doubts(evidence)),
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
         "latency": _latency(evidence, mark) if timing else None,
@@ -82,8 +82,14 @@ def evidence_view(evidence: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def ledger_view(ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ledger as a table: a hop a row, what it changed in brackets."""
+def time_doubts(evidence: Mapping[str, Any]) -> list[str]:
+    """Return why the times of the hops may mean little, each reason once."""
+    doubts = (told["doubt"] for told in evidence["speedups"].values())
+    return list(dict.fromkeys(doubt for doubt in doubts if doubt))
+
+
+def ledger_view(ledger: Mapping[str, Any], doubts: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the ledger as a table: a hop a row, what it changed in brackets. doubts: of `time_doubts`."""
     entries = ledger["entries"]
     labelled = any(entry["top1"] is not None for entry in entries)
     head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
@@ -116,7 +122,10 @@ def ledger_view(ledger: Mapping[str, Any]) -> dict[str, Any]:
         + (" All images get one class: their agreement says nothing." if ledger.get("given") == 1 else ""),
         "head": head,
         "rows": rows,
-        "notes": [f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]],
+        "notes": [
+            *([f"Take the times with care: {'; '.join(doubts)}."] if doubts else []),
+            *(f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]),
+        ],
     }
 
 
@@ -218,7 +227,7 @@ def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
         for name, row in timing.items()
     ]
     threads = evidence["threads"] or "the runtime's own number of"
-    doubts = dict.fromkeys(told["doubt"] for told in evidence["speedups"].values() if told["doubt"])
+    doubts = time_doubts(evidence)
     return {
         "plot": plots.latency_histogram(timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),

@@ -14,7 +14,7 @@ from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, graph_on_onnxruntime
 from sit_deploy.make_graph import torch_logits
 from sit_deploy.models import load_model
-from sit_deploy.quickstart import quickstart, write_digits
+from sit_deploy.quickstart import Entry, _require_worth, quickstart, write_digits
 
 QUICK = (("epochs", 1), ("warmup_epochs", 0))
 
@@ -72,6 +72,31 @@ def test_a_student_that_lost_too_much_fails(made, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sit_deploy.quickstart.MAX_DROP", -100.0)
     with pytest.raises(GateError, match=r"the student lost -?\d+\.\d\d points of top-1, more than -100"):
         quickstart(folder, overrides=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("top1", "words"),
+    [
+        ((95.0, 94.5, 94.5), None),
+        ((95.0, 91.0, 91.0), "the student lost 4.00 points"),
+        ((95.0, 95.0, 90.0), "the fp16, graph lost 5.00 points"),
+        (
+            (11.1, 11.1, 11.1),
+            "the teacher has 11.10 % top-1 on these images, and guessing among 10 classes has 10.00 %",
+        ),
+        ((17.0, 17.0, 17.0), "that says nothing for it"),
+    ],
+)
+def test_what_lost_too_much_and_what_had_nothing_to_lose(top1: tuple[float, ...], words: str | None) -> None:
+    names = ("teacher", "student", "fp16, graph")
+    entries = tuple(Entry(name, "x", value, 100.0, 1, 1) for name, value in zip(names, top1, strict=True))
+    facts = {"classes": 10, "majority": 9.9, "present": 10, "images": 360}
+    if words is None:
+        _require_worth(entries, facts, Path("run"))
+        return
+    with pytest.raises(GateError) as caught:
+        _require_worth(entries, facts, Path("run"))
+    assert words in str(caught.value) and str(caught.value).endswith("run is in run")
 
 
 def test_digits_as_files_are_the_held_out_ones(tmp_path: Path):
