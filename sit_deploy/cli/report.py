@@ -111,8 +111,8 @@ def command(
     folder of bundles gives one page of all; a JSON file is an earlier report, perhaps of another machine, and is judged anew.
 
     The verdict is of the whole chain: what the student lost against its teacher, what the engine lost against the student,
-    and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable now": then it
-    is not "Ship it", but no limit is broken.
+    and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable now", and said
+    so beside "Ship it"; what 8 bits gain must be known. No limit is broken by it.
     """
     from sit_deploy.labelled import open_for
     from sit_deploy.report import render_evidence
@@ -202,7 +202,8 @@ def _show(screen: Console, row: dict[str, Any]) -> None:
     from sit_deploy.report.view import ledger_view
 
     verdict = row["verdict"]
-    colour = {"ship": "green", "do not ship": "red"}.get(verdict["outcome"], "yellow")
+    good = "yellow" if verdict["unmeasured"] else "green"
+    colour = {"ship": good, "do not ship": "red"}.get(verdict["outcome"], "yellow")
     say(screen, f"[bold]{literal(row['name'])}[/]: [bold {colour}]{literal(verdict['headline'])}[/]")
     marks = (
         ("[red]✗[/]", "against"),

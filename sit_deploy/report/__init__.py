@@ -70,7 +70,8 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 figure(latency, ".2f"),
                 speed.factor(row["speedups"].get("student")),
                 file_size(entry["size"]),
-                row["verdict"]["outcome"],
+                row["verdict"]["outcome"]
+                + (f"; speed {speed.NOT_NOW}" if row["verdict"]["unmeasured"] else ""),
             )
         )
         if accuracy and latency:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sit_deploy.chance import by_chance, doubts
-from sit_deploy.speed import REMEDY, of_build, rounds, sentence
+from sit_deploy.speed import NOT_NOW, REMEDY, of_build, rounds, sentence
 
 SHIP, UNSURE, DO_NOT = "ship", "not enough evidence", "do not ship"
 MAX_DROP = 1.0  # points of top-1 that an engine may lose, where nobody says otherwise
@@ -39,6 +39,8 @@ class Verdict:
 
     @property
     def headline(self) -> str:
+        if self.outcome == SHIP and self.unmeasured:
+            return f"Ship it, as far as accuracy goes: its speed is {NOT_NOW}."
         return _HEADLINES[self.outcome]
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +102,9 @@ def judge(
             _judge_student(accuracy, MAX_STUDENT_DROP if max_student_drop is None else max_student_drop, why)
         _judge_accuracy(accuracy, MAX_DROP if max_drop is None else max_drop, min_agreement, why)
     _judge_speed(evidence, why)
-    outcome = DO_NOT if why.against else UNSURE if why.missing or why.unmeasured else SHIP
+    # without being faster 8 bits are worth nothing, and a float engine is its graph
+    unsure = why.missing or (why.unmeasured and _doubtful(_eight_bits_speed(evidence)))
+    outcome = DO_NOT if why.against else UNSURE if unsure else SHIP
     return Verdict(outcome, tuple(why.against), tuple(why.missing), tuple(why.favour), tuple(why.unmeasured))
 
 
@@ -195,14 +199,23 @@ def equal_logits(accuracy: Mapping[str, Any]) -> bool:
     return accuracy["lowest_cosine"] >= EQUAL_COSINE and (noise is None or noise >= EQUAL_DB)
 
 
+def _eight_bits_speed(evidence: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return how much faster 8 bits are, measured here where that can be, else as the build found; None without 8 bits."""
+    build = evidence["build"]
+    found = build["quantization"]
+    if not found or not found["speed"]:
+        return None
+    # the same two on the same runtime, on this machine
+    onnxruntime = build["engine"]["kind"] == "onnxruntime"
+    now = evidence["speedups"].get(f"ONNX {found['speed']['over']}") if onnxruntime else None
+    return now if now and not now["doubt"] else of_build(found["speed"])
+
+
 def _judge_speed(evidence: Mapping[str, Any], why: _Reasons) -> None:
     build, speedups = evidence["build"], evidence["speedups"]
     precision, found = build["precision"], build["quantization"]
     if speed := found and found["speed"]:
-        over, told = speed["over"], of_build(speed)
-        now = speedups.get(f"ONNX {over}") if build["engine"]["kind"] == "onnxruntime" else None
-        if now and not now["doubt"]:  # the same two on the same runtime, on this machine
-            told = now
+        over, told = speed["over"], _eight_bits_speed(evidence)
         batch = speed["batch_size"]
         if told["doubt"]:
             why.unmeasured.append(_whole(f"{sentence(precision, over, told)} (at batch {batch})"))
@@ -223,6 +236,10 @@ def _judge_speed(evidence: Mapping[str, Any], why: _Reasons) -> None:
         _judge_gain("the engine", "its teacher on the same engine", told, why, fewer)
     elif told := speedups.get("teacher"):
         _judge_gain("the engine", "its teacher in PyTorch", told, why)
+
+
+def _doubtful(told: Mapping[str, Any] | None) -> bool:
+    return told is not None and told["doubt"] is not None
 
 
 def _judge_gain(subject: str, other: str, told: Mapping[str, Any], why: _Reasons, more: str = "") -> None:

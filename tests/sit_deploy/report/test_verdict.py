@@ -334,7 +334,8 @@ def test_where_no_number_of_images_would_do() -> None:
 def test_a_speed_that_the_rounds_do_not_bear_out_is_in_the_verdict() -> None:
     busy = "other programs took 50% of the CPUs while PyTorch was timed"
     found = judge(evidence(speedups={"student": faster(13.0, busy), "teacher": faster(14.3, busy)}))
-    assert found.outcome == UNSURE and found.missing == () and len(found.unmeasured) == 2
+    assert (found.outcome, found.missing, len(found.unmeasured)) == (SHIP, (), 2)
+    assert found.headline == "Ship it, as far as accuracy goes: its speed is not measurable now."
     assert found.unmeasured[0] == (
         f"Whether the engine is faster than the same model in PyTorch is not measurable now: {busy}; close other programs "
         "and measure again, with more --rounds."
