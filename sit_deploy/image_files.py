@@ -154,9 +154,24 @@ def images_below(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 
 def has_images(folder: Path, *, below: bool = True) -> bool:
-    """Whether there is an image, or a file that is called one, in a folder or in one below it."""
-    walk = _walk(str(folder), ())
-    return any(_kind(entry) is None for _, files in (walk if below else [next(walk)]) for entry in files)
+    """Whether there is an image, or a file that is called one, in a folder or in one below it; it stops at the first."""
+    return _has_images(str(folder), _DEEPEST if below else 0)
+
+
+def _has_images(folder: str, depth: int) -> bool:
+    deeper = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_litter(entry.name):
+                    continue
+                if entry.is_dir():
+                    deeper.append(entry.path)
+                elif _kind(entry) is None:
+                    return True
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return depth > 0 and any(_has_images(path, depth - 1) for path in deeper)
 
 
 def files_in(folder: Path) -> Counter[str]:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sit_deploy.baseline import Doubt
 from sit_deploy.bundle import load_bundle
 from sit_deploy.data import ImageFolder
-from sit_deploy.errors import InputError
+from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import load
 from sit_deploy.make_graph import torch_logits
 from sit_deploy.preprocessing import load_image
@@ -65,3 +67,16 @@ def test_a_data_set_of_other_classes(trained: Trained, make_image_folder: Callab
     bundle = load_bundle(trained.bundle)
     with load(bundle) as classifier, pytest.raises(InputError, match=r"2 class folders, the model 7 classes"):
         check_accuracy(bundle, classifier, make_image_folder(("kiwi", "plum")))
+
+
+def test_a_limit_is_not_kept_on_labels_in_doubt(trained: Trained) -> None:
+    """Agreement needs no labels."""
+    bundle = load_bundle(trained.bundle)
+    with load(bundle) as classifier:
+        found = check_accuracy(bundle, classifier, trained.images)
+    found = replace(found, doubt=Doubt("so", "the order of the classes is not certain"))
+    with pytest.raises(
+        GateError, match="--max-accuracy-drop cannot be judged here: the order of the classes"
+    ):
+        found.require(max_drop=100)
+    found.require(min_agreement=50)
