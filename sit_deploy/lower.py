@@ -225,7 +225,7 @@ def calibrate_alone(
         )
         if rank == 0:
             found.save(output)
-    told = describe(made.preprocessing, made.sources)
+    told = describe(made.preprocessing.to_dict(), made.sources)
     return found, [f"the images' preprocessing: {told}", *work.notes, *notes]
 
 

@@ -286,7 +286,7 @@ def _quantise(
 def _tell_preprocessing(models: Models, data: Data, reporter: Reporter) -> None:
     """Say how pictures are prepared, who says so, and what of it is doubtful."""
     choice = models.choice
-    reporter.note(f"Preprocessing: {describe(choice.preprocessing, choice.sources)}")
+    reporter.note(f"Preprocessing: {describe(choice.preprocessing.to_dict(), choice.sources)}")
     for note in choice.notes:
         reporter.warn(note)
     files = [sample for part in (data.train, data.val) for sample in getattr(part, "samples", ())]

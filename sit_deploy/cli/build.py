@@ -161,11 +161,11 @@ def show(report: dict[str, Any], bundle: Any) -> None:
 
 
 def show_graph(screen: Console, report: dict[str, Any]) -> None:
-    """Print what a report says of the graph: its images, notes on its weights, every hop, and the nodes kept in fp32."""
-    say(screen, f"Preprocessing: {literal(preprocessing_words(report))}")
+    """Print what a report says of the graph: notes on its weights, its images, every hop, and the nodes kept in fp32."""
     for note in report["notes"]:
         kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
         say(screen, f"{kind} {literal(note)}")
+    say(screen, f"Preprocessing: {literal(preprocessing_words(report))}")
     show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")
     for node in report["plan"]["held_back"]:
         say(screen, f"Kept in fp32: {literal(node['node'])} ({literal(node['reason'])})")

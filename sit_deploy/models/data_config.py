@@ -200,21 +200,24 @@ def _same(name: str, one: Said, other: Said, size: int) -> bool:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return " ".join(f"{v:g}" for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def describe(preprocessing: Preprocessing, sources: Mapping[str, str] | None) -> str:
-    """Return in one line how pictures are prepared, and who says so; who is not said where `sources` is None (old bundles)."""
-    height, width = preprocessing.size
+def describe(fields: Mapping[str, Any], sources: Mapping[str, str] | None) -> str:
+    """Return in one line how pictures are prepared, and who says so.
+
+    fields: as `Preprocessing.to_dict` gives them. sources: see `Choice`; who it was is left out where it is not known.
+    """
+    height, width = fields["size"]
     shown = {
-        "mean": f"mean {_text(preprocessing.mean)}",
-        "std": f"std {_text(preprocessing.std)}",
-        "crop_pct": f"shorter side to {preprocessing.resize} and centre {height} x {width}",
-        "interpolation": preprocessing.interpolation,
+        "mean": f"mean {_text(fields['mean'])}",
+        "std": f"std {_text(fields['std'])}",
+        "crop_pct": f"shorter side to {fields['resize']} and centre {height} x {width}",
+        "interpolation": fields["interpolation"],
         "orientation": "turned by EXIF"
-        if preprocessing.orientation == "exif"
+        if fields.get("orientation") == "exif"
         else "pixels as stored, EXIF unheeded",
     }
     if not sources:

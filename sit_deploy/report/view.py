@@ -37,9 +37,8 @@ def figure(value: float | None, form: str) -> str:
 def preprocessing_words(told: Mapping[str, Any]) -> str:
     """Return how a manifest or report says that pictures are prepared, and who said so; older ones do not say who."""
     from sit_deploy.models.data_config import describe
-    from sit_deploy.preprocessing import Preprocessing
 
-    return describe(Preprocessing.from_dict(told["preprocessing"]), told.get("preprocessing_source"))
+    return describe(told["preprocessing"], told.get("preprocessing_source"))
 
 
 def build_view(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -219,8 +219,8 @@ def test_an_override_of_a_bundle() -> None:
 
 def test_the_words_name_every_value_and_its_source() -> None:
     found = choose(112, [Said(OPTIONS, mean=HALF)], by_name(get_config("sit_nano")), "stored")
-    assert describe(found.preprocessing, found.sources) == (
+    assert describe(found.preprocessing.to_dict(), found.sources) == (
         "mean 0.5 0.5 0.5 (from the options); std 0.229 0.224 0.225, shorter side to 128 and centre 112 x 112, bicubic (from "
         "the configuration of sit_nano); pixels as stored, EXIF unheeded (from the default for weights trained elsewhere)"
     )
-    assert "from" not in describe(found.preprocessing, None)
+    assert "from" not in describe(found.preprocessing.to_dict(), None)
