@@ -14,7 +14,7 @@ from PIL import Image
 
 from sit_deploy.errors import InputError
 from sit_deploy.image_files import check_folder, files_in, find_images, images_below, special_kind, subfolders
-from sit_deploy.preprocessing import Preprocessing, load_image
+from sit_deploy.preprocessing import Preprocessing, open_source
 from sit_deploy.text import shown
 
 Progress = Callable[[str, int, int], None]
@@ -154,7 +154,7 @@ def _batches(
         # fetched here: a data set that is no list of files decodes its image when it is asked for it
         sample = samples[index]
         source, label = sample if labelled else (sample, sample)
-        image = source if isinstance(source, Image.Image) else load_image(source)
+        image = source if isinstance(source, Image.Image) else open_source(source)
         return preprocessing(image), label
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")

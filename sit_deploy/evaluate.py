@@ -8,11 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import GateError, InputError
-from sit_deploy.staging import write_whole
+from sit_deploy.notebook import Notebook
 from sit_deploy.tally import Tally
 from sit_deploy.text import shown
 
@@ -25,7 +24,6 @@ Logits = Callable[["np.ndarray"], "np.ndarray"]
 Progress = Callable[[str, int, int], None]
 
 SAVE_SECONDS = 20.0  # between two notes of how far a run has come
-_SCHEMA = 2
 
 
 @dataclass
@@ -58,43 +56,6 @@ class Evaluation:
             Counter({(label, best): count for label, best, count in fields["guesses"]}),
             fields["done"],
         )
-
-
-@dataclass(frozen=True)
-class Notebook:
-    """A file that says how far a run has come.
-
-    path: the file; made at the first note. key: what the run is of; a file of another run is refused.
-    """
-
-    path: Path
-    key: str
-
-    def read(self) -> Evaluation | None:
-        """Return what an earlier run of the same left, None where there is no file.
-
-        Raises:
-            InputError: a file that is no such note, or of another run.
-        """
-        try:
-            fields = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} cannot be read ({error}); pass another --resume FILE") from None
-        if not isinstance(fields, dict) or fields.get("schema") != _SCHEMA or "evaluation" not in fields:
-            raise InputError(f"{self.path} is no record of a validation; pass another --resume FILE")
-        if fields["key"] != self.key:
-            raise InputError(
-                f"{self.path} is of another run: its bundle, engine, weights or images differ; remove it, or pass another "
-                "--resume FILE"
-            )
-        return Evaluation.from_dict(fields["evaluation"])
-
-    def write(self, evaluation: Evaluation) -> None:
-        """Note how far the run has come: whole or not at all."""
-        fields = {"schema": _SCHEMA, "key": self.key, "evaluation": evaluation.to_dict()}
-        write_whole(self.path, json.dumps(fields))
 
 
 def run_key(*parts: Any) -> str:
@@ -135,8 +96,9 @@ def evaluate(
     from sit_deploy.data import batches
 
     mine = range(rank, len(samples), size)
-    found = (notebook.read() if notebook else None) or Evaluation({name: Tally() for name in candidates})
-    noted = time.monotonic()
+    noted = notebook.read(set(candidates), len(mine)) if notebook else None
+    found = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
+    last = time.monotonic()
     part = samples if (found.done, size) == (0, 1) else Part(samples, mine[found.done :])
     if found.done and not len(part):
         return found
@@ -156,9 +118,9 @@ def evaluate(
         if progress:
             progress("measuring accuracy", found.done, len(mine))
         # only here is every image counted whole or not at all; a run that is stopped loses what came after the last note
-        if notebook and (time.monotonic() - noted > SAVE_SECONDS or found.done == len(mine)):
-            notebook.write(found)
-            noted = time.monotonic()
+        if notebook and (time.monotonic() - last > SAVE_SECONDS or found.done == len(mine)):
+            notebook.write(found.to_dict())
+            last = time.monotonic()
     return found
 
 

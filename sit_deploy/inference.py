@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from sit_deploy.errors import GateError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
 
 
 class Classifier:
@@ -38,6 +38,11 @@ class Classifier:
         """
         import numpy as np
 
+        if not isinstance(images, np.ndarray) or images.ndim == 0:
+            raise InputError(
+                f"logits() takes preprocessed images as an array, got {type(images).__name__}; call the classifier itself with "
+                "pictures"
+            )
         if len(images) == 0:
             raise InputError("no images to classify; pass at least one")
         smallest, largest = self.batch
@@ -49,13 +54,22 @@ class Classifier:
                 part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
             (logits,) = self.runner.infer({self.runner.inputs[0].name: part}).values()
             parts.append(logits[: len(part) - short])
-        return np.concatenate(parts)
+        found = np.concatenate(parts)
+        classes = found.shape[-1] if self.bundle is None else self.bundle.manifest["model"]["num_classes"]
+        if found.ndim != 2 or found.shape[1] != classes:
+            raise InputError(
+                f"the engine gives logits of shape {found.shape}, and the manifest says {classes} classes; build the bundle again"
+            )
+        return found
 
-    def __call__(self, images: Iterable[Image.Image | str | Path]) -> np.ndarray:
-        """Return logits float32 (n, classes) of Pillow images or image files, preprocessed as the bundle says.
+    def __call__(self, images: Any) -> np.ndarray:
+        """Return logits float32 (n, classes) of images, preprocessed as the bundle says.
 
+        Args:
+            images: one image or several: paths, bytes of image files, Pillow images, or uint8 arrays (height, width, 3);
+                several may also be one array of four dimensions.
         Raises:
-            InputError: no image, or one that cannot be read.
+            InputError: no image, one that cannot be read, or something else than images.
         """
         import numpy as np
 
@@ -63,7 +77,7 @@ class Classifier:
 
         if self.bundle is None:
             raise InputError("this classifier has no bundle to say how images are prepared; call logits()")
-        sources = [images] if isinstance(images, str | Path) or hasattr(images, "convert") else list(images)
+        sources = _sources(images)
         prepared = batches(sources, self.bundle.preprocessing(), self.batch[1])
         return np.concatenate([self.logits(batch) for batch, _ in prepared])
 
@@ -75,6 +89,26 @@ class Classifier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _sources(images: Any) -> list[Any]:
+    """Return the images of one or several, in a list; what each is, is checked where it is opened."""
+    import numpy as np
+
+    single = str | bytes | bytearray | memoryview | os.PathLike
+    if isinstance(images, single) or hasattr(images, "convert"):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    try:
+        sources = list(images)
+    except TypeError:
+        raise InputError(
+            f"images must be one or several paths, bytes, Pillow images or arrays, got {type(images).__name__}"
+        ) from None
+    if any(isinstance(source, tuple) for source in sources):
+        raise InputError("images come without labels here; pass the first of each pair")
+    return sources
 
 
 def load(

@@ -13,8 +13,9 @@ from sit_deploy.accuracy import ENGINE, Accuracy
 from sit_deploy.baseline import Doubt, find_doubts
 from sit_deploy.bundle import GOLDEN, Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.evaluate import Notebook, evaluate, run_key
+from sit_deploy.evaluate import evaluate, run_key
 from sit_deploy.labelled import Labelled, open_for
+from sit_deploy.notebook import Notebook
 from sit_deploy.parity import TOLERANCE, Hop, agreement_note, compare, reference_fault
 from sit_deploy.preprocessing import Preprocessing
 

@@ -236,7 +236,7 @@ def test_batches_read_ahead_a_bounded_number_of_images(
             loaded.append(path)
         return load_image(path)
 
-    monkeypatch.setattr(data, "load_image", counting_load)
+    monkeypatch.setattr(data, "open_source", counting_load)
     stream = batches(paths, SMALL, 4, workers=2)
     for taken in (4, 8):
         next(stream)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ import numpy as np
 import pytest
 
 from sit_deploy import evaluate as module
+from sit_deploy.accuracy import Accuracy
 from sit_deploy.data import ImageFolder
 from sit_deploy.errors import InputError
-from sit_deploy.evaluate import Evaluation, Notebook, Part, evaluate, run_key
+from sit_deploy.evaluate import Evaluation, Part, evaluate, run_key
+from sit_deploy.notebook import Notebook
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.tally import Tally
+from tests.sit_deploy.test_manifest import changed, places
 
 SMALL = Preprocessing.for_model(32)
 
@@ -90,7 +96,8 @@ def test_a_run_that_was_stopped_goes_on(
     candidates = {"same": stopping_after(3), "other": almost}
     with pytest.raises(StopError):
         evaluate(by_colour, candidates, samples, SMALL, 4, notebook=book)
-    assert book.read().done == 12
+    noted = book.read({"same", "other"}, 21)
+    assert noted is not None and noted["done"] == 12
     assert [path.name for path in tmp_path.glob("*progress*")] == ["progress.json"]
     seen: list[tuple[int, int]] = []
     again = evaluate(
@@ -130,3 +137,48 @@ def test_part_of_a_data_set(samples: Any) -> None:
     part = Part(samples, [3, 9])
     assert len(part) == 2 and part[1] == samples[9] and part.describe(1) == str(samples[9][0])
     assert run(part).done == 2
+
+
+def test_every_field_of_a_notebook_is_checked(tmp_path: Path) -> None:
+    """What is counted in it ends in an accuracy: it is believed if it adds up, and refused in one line if not."""
+    path = tmp_path / "progress.json"
+    tally = Tally()
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4))
+    tally.add(logits, logits[:, ::-1].copy(), np.arange(6) % 4, [f"{i}.png" for i in range(6)], range(6))
+    guesses = Counter(zip((np.arange(6) % 4).tolist(), logits.argmax(1).tolist(), strict=True))
+    Notebook(path, "k").write(Evaluation({"engine": tally}, guesses, 6).to_dict())
+    whole = json.loads(path.read_text())
+    book = Notebook(path, "k")
+    assert Evaluation.from_dict(book.read({"engine"}, 6) or {}).tallies["engine"].flips == tally.flips
+    taken = refused = 0
+    for place in places(whole):
+        for to in (..., [], {}, None, -1, 10**6, 1e308, "x", True, 10**30, [[]], {"x": {}}):
+            path.write_text(json.dumps(changed(whole, place, to)))
+            try:
+                noted = book.read({"engine"}, 6)
+            except InputError as error:
+                assert re.fullmatch(
+                    rf"{path}[^\n]+; (remove it, or )?pass another --resume FILE", str(error)
+                ) or "of another run" in str(error)
+                refused += 1
+                continue
+            found = Evaluation.from_dict(noted or {})
+            accuracy = Accuracy.of(found.tallies["engine"])
+            json.dumps(accuracy.to_dict([*"abcd"]))
+            taken += 1
+    assert refused > 200 and taken > 20, (refused, taken)
+    for names, images in (({"engine"}, 5), ({"other"}, 6), ({"engine", "teacher"}, 6)):
+        path.write_text(json.dumps(whole))
+        with pytest.raises(InputError, match=r"has counted 6 of \d images of engine, not of"):
+            book.read(names, images)
+    for text in (
+        "",
+        "[" * 100_000,
+        "[]",
+        '{"schema": 2, "evaluation": {}}',
+        '{"schema": 2, "key": "k", "evaluation": NaN}',
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"^[^\n]+$"):
+            book.read({"engine"}, 6)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 import engines
 import sit_deploy
-from engines import Runner, TensorSpec
+from engines import EngineError, EngineInputError, Runner, TensorSpec
 from sit_deploy.bundle import load_bundle
 from sit_deploy.data import list_images
 from sit_deploy.errors import GateError, InputError
@@ -202,3 +202,78 @@ def test_logits_that_are_no_numbers(bad: float) -> None:
         GateError, match="NaN or infinite logits for 1 of 3 images; check it with sit-deploy validate"
     ):
         top_classes(logits, ["a", "b"])
+
+
+# ------------------------------------------------------------------------------------- what a program has at hand
+
+
+@pytest.fixture(scope="module")
+def opened(nano_fp32: Path) -> Iterator[Classifier]:
+    with load(str(nano_fp32), threads=1) as classifier:
+        yield classifier
+
+
+def test_every_natural_way_to_give_an_image(opened: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 130, 3), dtype=np.uint8)
+    picture, file = Image.fromarray(pixels), tmp_path / "a.png"
+    picture.save(file)
+    data = file.read_bytes()
+    expected = opened([picture])
+    one = (
+        picture,
+        file,
+        str(file),
+        data,
+        bytearray(data),
+        memoryview(data),
+        pixels,
+        pixels[:, ::-1][:, ::-1],
+    )
+    for source in one:
+        for images in (source, [source], (x for x in [source])):
+            assert np.array_equal(opened(images), expected), type(source)
+    assert np.array_equal(opened(pixels[None]), expected)
+    assert len(opened(np.stack([pixels, pixels]))) == len(opened([file, pixels])) == 2
+    bundle = opened.bundle
+    assert bundle is not None
+    for place in (bundle.path, str(bundle.path), bundle):
+        load(place, threads=1).close()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        None, 3, 2.5, [], (), {}, [None], [3], object(), [["a.png"]], "nowhere.png", Path(), b"", b"no picture", "", "\0",
+        np.zeros(()), np.zeros(3), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8), np.zeros((1, 3, 112, 112), np.float32),
+        [np.zeros((2, 4, 4, 3), np.uint8)], np.array(["a"]), [(Path("a.png"), 0)],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_image_is_refused_in_one_line(images: Any, opened: Classifier) -> None:
+    with pytest.raises(InputError, match=r"^[^\n]+$"):
+        opened(images)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [None, [], [[1.0]], 3, np.zeros((), "f4"), np.zeros((0, 3, 112, 112), "f4"), np.zeros((1, 3, 112, 112)),
+     np.zeros((3, 112, 112), "f4"), np.zeros((1, 112, 112, 3), "f4"), np.zeros((1, 3, 112, 112), object), np.array(["a"])],
+    ids=repr,
+)  # fmt: skip
+def test_arrays_that_are_not_preprocessed_images(images: Any, opened: Classifier) -> None:
+    with pytest.raises((InputError, EngineInputError), match=r"^[^\n]+$"):
+        opened.logits(images)
+
+
+@pytest.mark.parametrize("bundle", [None, 3, b"b", [], {}, "", "nowhere", "\0", Path("nowhere")], ids=repr)
+def test_what_is_no_bundle(bundle: Any) -> None:
+    for open_it in (load, load_bundle):
+        with pytest.raises(InputError, match=r"^[^\n]+$"):
+            open_it(bundle)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 5000, 10**6, 2**63])
+def test_threads_that_no_machine_has(threads: int, nano_fp32: Path) -> None:
+    with pytest.raises(EngineError, match="threads must be at "):
+        load(nano_fp32, threads=threads)
