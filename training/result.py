@@ -15,6 +15,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, ModelConfig
 from sit_deploy.models.card import ModelCard, save_weights
 from sit_deploy.models.cost import cost
+from sit_deploy.staging import write_whole
 from training.evaluate import Metrics, evaluate
 from training.qat import GRID, THRESHOLD, thresholds_of
 from training.record import draw_curves
@@ -205,6 +206,6 @@ def finish(run: Run) -> Summary:
             teacher_metrics.top1 if teacher_metrics else None,
         )
         text = json.dumps(summary.to_dict(), indent=2)
-        (run.request.output / SUMMARY).write_text(text + "\n", encoding="utf-8")
+        write_whole(run.request.output / SUMMARY, text + "\n")
     run.world.barrier()
     return summary
