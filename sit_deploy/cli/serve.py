@@ -69,6 +69,7 @@ def command(
     Its Python backend runs the bundle's graph on ONNX Runtime, and takes tensors as well as image files. For a GPU, package
     the bundle (`sit-deploy package triton`) and serve it in NVIDIA's container.
     """
+    from engines.files import partial_folder
     from sit_deploy.bundle import load_bundle
     from sit_deploy.triton import gate, server
     from sit_deploy.triton.config import Serving
@@ -89,8 +90,11 @@ def command(
     ports = server.Ports(http_port, grpc_port, metrics_port, host)
     ports.check()
     found = server.find_server(server_folder)
-    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as work:
-        repository, log = Path(work) / "models", Path(work) / "triton.log"
+    with partial_folder(
+        Path(tempfile.gettempdir()) / "sit-deploy-serve"
+    ) as work:  # sweeps those of runs that were killed
+        work.chmod(0o700)
+        repository, log = work / "models", work / "triton.log"
         with progress() as report:
             report("Writing the model repository", 0, 0)
             write_repository([(opened, serving)], repository)

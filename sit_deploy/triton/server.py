@@ -299,12 +299,22 @@ def running(
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **found.environment},
                 start_new_session=True,  # Ctrl-C is ours to pass on, and the backend's processes go with the server
+                preexec_fn=_end_with_us(),
             )
         try:
             _wait_ready(process, ports, log, seconds)
             yield process
         finally:
             _stop(process)
+
+
+def _end_with_us() -> Callable[[], object] | None:
+    """Return what a child has to call so that it is asked to end when this process is killed; None where there is no such thing."""
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    die_too = 1  # PR_SET_PDEATHSIG
+    return prctl and (lambda: prctl(die_too, int(signal.SIGINT)))
 
 
 @contextlib.contextmanager

@@ -122,6 +122,25 @@ def test_a_server_that_dies_is_told_of(
     assert not subprocess.run(["pgrep", "-f", folder], capture_output=True).stdout
 
 
+def test_a_run_that_is_killed_takes_the_server_along(
+    installation: server.Installation, trained: Trained, cli: CommandLine
+) -> None:
+    for _ in range(2):
+        process = start(cli, trained.bundle, "--json", *options(installation, free_ports()))
+        told = read_object(process.stdout)
+        folder = Path(told["log"]).parent
+        assert list((cli.folder / "tmp").iterdir()) == [folder]  # and not the one of the run before
+        assert folder.stat().st_mode & 0o777 == 0o700
+        process.kill()
+        process.communicate()
+        for _ in range(200):
+            if not subprocess.run(["pgrep", "-f", str(folder)], capture_output=True).stdout:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the server is still there")
+
+
 def test_nothing_to_serve(cli: CommandLine, trained: Trained) -> None:
     assert "Missing argument 'BUNDLE'" in cli("serve", status=2).usage_error()
     assert "is not a bundle" in cli.refuses("serve", "gone")
