@@ -73,12 +73,13 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.triton import gate, server
     from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.install import install_server
     from sit_deploy.triton.repository import serving_for, write_repository
 
     if install:
         folder = server_folder or server.default_folder()
         with progress() as report:
-            server.install_server(folder, report)
+            install_server(folder, report)
         server.find_server(folder)
         if bundle is None:
             say(console(), f"[green]✓[/] Triton is installed in [bold]{literal(folder)}[/]")

