@@ -32,6 +32,7 @@ from sit_deploy.build import build  # noqa: E402
 from sit_deploy.request import BuildRequest  # noqa: E402
 from sit_deploy.triton import server  # noqa: E402
 from sit_deploy.triton.config import Serving  # noqa: E402
+from sit_deploy.triton.install import WHEEL  # noqa: E402
 from sit_deploy.triton.repository import write_repository  # noqa: E402
 
 BATCH = 8
@@ -180,8 +181,7 @@ def main(
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": asdict(machine()),
-        "versions": {p: version(p) for p in ("onnxruntime", "numpy", "tritonclient")}
-        | {"triton": server.WHEEL},
+        "versions": {p: version(p) for p in ("onnxruntime", "numpy", "tritonclient")} | {"triton": WHEEL},
         "threads": threads,
         "rounds": rounds,
         "seconds_per_round": seconds,

@@ -46,6 +46,7 @@ COMMANDS_OF = {
     "sit_deploy/report/": ("report",),
     "sit_deploy/request.py": ("build",),
     "sit_deploy/triton/repository.py": ("package triton",),
+    "sit_deploy/triton/install.py": ("serve",),
     "sit_deploy/triton/server.py": ("serve",),
 }
 # what is said of another command than the one that says it
