@@ -45,7 +45,7 @@ class ImageFolder:
         self.root = Path(root)
         where = shown(self.root)
         if not self.root.is_dir():
-            raise InputError(f"{where}: {_no_folder(self.root)}")
+            raise InputError(f"{where}: {in_place_of_folder(self.root)}")
         check_folder(self.root)
         folders = subfolders(self.root)
         if not folders:
@@ -70,7 +70,7 @@ class ImageFolder:
         return len(self.samples)
 
 
-def _no_folder(path: Path) -> str:
+def in_place_of_folder(path: Path) -> str:
     """Say what is there in place of a folder of class folders, and what to do."""
     if not path.exists():
         return "no such folder; check the path"
@@ -89,6 +89,10 @@ def load_labels(path: str | Path, classes: int | None = None) -> list[str]:
 
     Raises InputError where the file cannot be read, a line is empty, or there are not `classes` of them.
     """
+    if special := special_kind(path):
+        raise InputError(
+            f"{shown(path)} is a {special}, no file of class names; pass a text file, one name a line"
+        )
     try:
         names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

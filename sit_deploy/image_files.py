@@ -155,10 +155,11 @@ def images_below(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 def has_images(folder: Path, *, below: bool = True) -> bool:
     """Whether there is an image, or a file that is called one, in a folder or in one below it; it stops at the first."""
-    return _has_images(str(folder), _DEEPEST if below else 0)
+    return _has_images(str(folder), _DEEPEST if below else 0, set())
 
 
-def _has_images(folder: str, depth: int) -> bool:
+def _has_images(folder: str, depth: int, seen: set[str]) -> bool:
+    """seen: where links have led already, so that no circle of them is gone round twice."""
     deeper = []
     try:
         with os.scandir(folder) as entries:
@@ -166,12 +167,16 @@ def _has_images(folder: str, depth: int) -> bool:
                 if is_litter(entry.name):
                     continue
                 if entry.is_dir():
-                    deeper.append(entry.path)
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else None
+                    if real is None or not (real in seen or _is_system(real)):
+                        deeper.append(entry.path)
+                    if real is not None:
+                        seen.add(real)
                 elif _kind(entry) is None:
                     return True
     except OSError as error:
         raise _unreadable(folder, error) from None
-    return depth > 0 and any(_has_images(path, depth - 1) for path in deeper)
+    return depth > 0 and any(_has_images(path, depth - 1, seen) for path in deeper)
 
 
 def files_in(folder: Path) -> Counter[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.class_names import listed
-from sit_deploy.data import ImageFolder
+from sit_deploy.data import ImageFolder, in_place_of_folder
 from sit_deploy.errors import InputError
 from sit_deploy.image_files import skipped_note
 from sit_deploy.parts import HELD_OUT, Role, find_part
@@ -210,6 +210,8 @@ def _digits() -> Data:
 
 
 def _folder(root: Path, train_split: str | None, val_split: str | None) -> Data:
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{shown(root)}: {in_place_of_folder(root)}")
     if not root.is_dir():
         known = ", ".join(f"{p}/…" for p in _PREFIXES)
         raise InputError(

@@ -19,7 +19,7 @@ from sit_deploy.data import (
     load_labels,
 )
 from sit_deploy.errors import InputError
-from sit_deploy.image_files import find_images
+from sit_deploy.image_files import find_images, has_images
 from sit_deploy.preprocessing import Preprocessing, load_image
 
 SMALL = Preprocessing.for_model(32)
@@ -111,6 +111,10 @@ def test_links_in_a_circle_end(make_image_folder) -> None:
     (root / "cat" / "again").symlink_to(root, target_is_directory=True)
     (root / "cat" / "system").symlink_to("/proc", target_is_directory=True)
     assert len(list_images(root)) == 2
+    (root / "none").mkdir()
+    for name in "abc":  # without an end, 3 ** 40 folders
+        (root / "none" / name).symlink_to(root / "none", target_is_directory=True)
+    assert has_images(root) and not has_images(root / "none")
 
 
 @pytest.mark.parametrize("place", ["/", "/proc", "/sys", "/dev", "/proc/self"])
@@ -196,6 +200,9 @@ def test_labels_file(tmp_path: Path) -> None:
         load_labels(path)
     with pytest.raises(InputError, match="cannot read"):
         load_labels(tmp_path / "none.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="is a FIFO, no file of class names"):
+        load_labels(tmp_path / "pipe.txt")
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
