@@ -145,4 +145,7 @@ def _remedy(name: str, hops: list[Hop]) -> str:
         return "try --precision bf16 or fp32, or give real images with --calib-data"
     if "bf16" in name:
         return "try --precision fp16 or fp32"
-    return "this is a defect of sit-deploy or of the runtime: report it with `sit-deploy doctor --json`"
+    return (
+        "weights whose float32 sums almost cancel can do that, and so would a defect of sit-deploy or of the runtime: if "
+        "PyTorch is right with these weights, report it with `sit-deploy doctor --json`"
+    )

@@ -66,20 +66,19 @@ def read_archive(path: Path) -> Any:
     Raises:
         DamagedFileError, pickle.UnpicklingError and, of damaged bytes, any exception.
     """
-    with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        (root,) = (name.removesuffix("data.pkl") for name in entries if name.split("/")[1:] == ["data.pkl"])
-        order = archive.read(f"{root}byteorder") if f"{root}byteorder" in entries else b"little"
-        if order != b"little" or entries[f"{root}data.pkl"].compress_type != zipfile.ZIP_STORED:
-            raise DamagedFileError("it is written in another byte order, or compressed")
-        content = unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), _storage)
+    archive = zipfile.ZipFile(path)  # open for as long as tensors may be asked for
+    entries = {info.filename: info for info in archive.infolist()}
+    (root,) = (name.removesuffix("data.pkl") for name in entries if name.split("/")[1:] == ["data.pkl"])
+    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in entries else b"little"
+    if order != b"little" or entries[f"{root}data.pkl"].compress_type != zipfile.ZIP_STORED:
+        raise DamagedFileError("it is written in another byte order, or compressed")
+    content = unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), _storage)
 
     def load(storage: _Storage) -> bytearray:
         name = f"{root}data/{storage.key}"
         if name not in entries or entries[name].compress_type != zipfile.ZIP_STORED:
             raise DamagedFileError(f"it lacks the storage {storage.key[:20]!r}")
-        with zipfile.ZipFile(path) as archive:
-            return bytearray(archive.read(name))
+        return bytearray(archive.read(name))
 
     return _plain_content(content, load)
 

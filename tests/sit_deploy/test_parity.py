@@ -86,8 +86,16 @@ def test_the_first_failure_is_the_one_reported(logits: np.ndarray) -> None:
     )
     assert "(tolerance 0.05); nothing was written: try --precision bf16 or fp32" in message
     assert caught.value.exit_status == 1
-    with pytest.raises(GateError, match=r"engine is .*; do not use it: this is a defect"):
+    with pytest.raises(GateError, match=r"engine is .*; do not use it: .* so would a defect"):
         require([second], "do not use it")
+
+
+def test_no_cause_is_named_where_none_is_certain(logits: np.ndarray) -> None:
+    """In float32 the weights may be what is to blame, and not the program."""
+    with pytest.raises(
+        GateError, match=r"can do that, and so would a defect .* report it with `sit-deploy doctor"
+    ):
+        require([compare("deploy form", logits + 1, logits, logits, 1e-4)])
 
 
 def test_tolerances_get_wider_with_coarser_types() -> None:
