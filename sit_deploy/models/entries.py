@@ -96,10 +96,10 @@ def find_weights(
         ema_asked = len({w.averaged for w in rivals}) == 1
     else:
         rivals, ema_asked = found, False
+    if fits:  # first: an optimiser's flat state has three names of each weight
+        rivals = [w for w in rivals if fits(w.names)] or rivals
     best = max((w.like for w in rivals), default=0)
     rivals = [w for w in rivals if 2 * w.like >= best]
-    if fits:
-        rivals = [w for w in rivals if fits(w.names)] or rivals
     if not ema_asked and len({w.averaged for w in rivals}) == 2:
         rivals = [w for w in rivals if w.averaged == ema]
     if not rivals:

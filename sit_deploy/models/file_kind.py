@@ -6,6 +6,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -13,7 +14,11 @@ from pathlib import Path
 from sit_deploy.errors import InputError
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format's own reader
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "best.ckpt", "last.ckpt")
+_TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
+# what transformers and accelerate write beside a model's weights
+_COMPANION = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict)\b"
+)
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 # first bytes of what is known, what it is, and what to do
@@ -53,11 +58,13 @@ def find_file(path: str | Path) -> Path:
     weights = [f for f in files if f.suffix.lower() in _ENDINGS]
     if len(weights) == 1:
         return weights[0]
-    named = [f for f in weights if f.name in WEIGHTS_FILES[:2]]
-    if named and all(
-        f.name in (*WEIGHTS_FILES[:2], "training_args.bin", "optimizer.pt", "scheduler.pt") for f in weights
-    ):
-        return named[0]  # as transformers writes a folder
+    models = [f for f in weights if not _COMPANION.match(f.name)]
+    if models and all(f.name in _TRANSFORMERS for f in models):  # the same twice
+        return min(models, key=lambda f: _TRANSFORMERS.index(f.name))
+    if len(models) == 1:
+        return models[0]
+    if index := [f for f in files if f.name.endswith((".safetensors.index.json", ".bin.index.json"))]:
+        return index[0]  # whose reader says what to do with shards
     if any(f.name.endswith(".distcp") for f in files):
         raise InputError(
             f"checkpoint {path} is a folder of shards (torch.distributed.checkpoint), not a file; join them first: python -m "
@@ -68,10 +75,10 @@ def find_file(path: str | Path) -> Path:
             f"checkpoint {path} is a folder of DeepSpeed, not a file; join its shards first: python {path}/zero_to_fp32.py "
             "FOLDER weights.pth"
         )
-    if weights:
-        some = ", ".join(f.name for f in weights[:5])
+    if models:
+        some = ", ".join(f.name for f in models[:5])
         raise InputError(
-            f"checkpoint {path} is a folder with {len(weights)} files of weights, not a file; give one of {some}"
+            f"checkpoint {path} is a folder with {len(models)} files of weights, not a file; give one of {some}"
         )
     raise InputError(
         f"checkpoint {path} is a folder without weights, not a file; give the path of a .pth or .safetensors"

@@ -166,6 +166,9 @@ PLACES: dict[str, Callable[[State], Any]] = {
     "beside counters": lambda s: {**s, "epoch": 3, "best": 81.5},
     "long prefix": lambda s: {"state_dict": at(s, "student.encoder.trunk.")},
     "with a loss of its own": lambda s: {**at(s, "trunk."), "loss_fn.weight": torch.ones(10), "loss_fn.margin": torch.ones(())},
+    "beside an optimiser's flat state": lambda s: {
+        "model": s, "optim": {f"state.{k}.{part}": v for k, v in s.items() for part in ("exp_avg", "exp_avg_sq", "step")},
+    },
     "the same twice": lambda s: {"model": s, "module": dict(s)},
 }  # fmt: skip
 

@@ -133,9 +133,19 @@ def test_folders(tmp_path: Path) -> None:
     torch.save(STATE, folder / "pytorch_model.bin")
     torch.save({}, folder / "training_args.bin")
     assert read_checkpoint(folder).path == folder / "model.safetensors"
+    for name in ("optimizer.bin", "scheduler.bin", "scaler.pt"):  # as accelerate leaves them
+        torch.save({}, folder / name)
+    assert read_checkpoint(folder).path == folder / "model.safetensors"
     torch.save(STATE, folder / "epoch=3.ckpt")
-    with pytest.raises(InputError, match=r"with 4 files of weights, not a file; give one of epoch=3\.ckpt"):
+    with pytest.raises(InputError, match=r"with 3 files of weights, not a file; give one of epoch=3\.ckpt"):
         read_checkpoint(folder)
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        save_file(STATE, sharded / name)
+    (sharded / "model.safetensors.index.json").write_bytes(index("a.safetensors", "b.safetensors"))
+    with pytest.raises(InputError, match="is the index of a model in 2 shards; save it in one file"):
+        read_checkpoint(sharded)
     for name, words in (("__0_0.distcp", "dcp_to_torch"), ("zero_to_fp32.py", "zero_to_fp32.py")):
         shards = tmp_path / name.partition(".")[0]
         shards.mkdir()
