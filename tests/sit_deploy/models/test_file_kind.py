@@ -20,6 +20,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import read_checkpoint
 from sit_deploy.models.card import ModelCard, read_card, save_weights
 from sit_deploy.preprocessing import Preprocessing
+from tests.helpers.models import named_model
 
 STATE = {"norm.weight": torch.arange(4.0), "blocks.0.norm1.weight": torch.ones(2)}
 
@@ -37,7 +38,7 @@ def test_endings_say_nothing(writer: str, ending: str, tmp_path: Path) -> None:
 
 def test_a_card_is_found_whatever_the_ending(tmp_path: Path) -> None:
     card = ModelCard("sit_nano", (2, 2, 2, 2), 0.5, (49, 24, 12, 6), 112, 10, Preprocessing.for_model(112))
-    save_weights(tmp_path / "a.safetensors", STATE, card)
+    save_weights(tmp_path / "a.safetensors", named_model("sit_nano", num_classes=10).state_dict(), card)
     (tmp_path / "a.safetensors").rename(tmp_path / "a.bin")
     assert read_card(tmp_path / "a.bin") == card
 
