@@ -60,8 +60,23 @@ def quickstart(
     Raises:
         GateError: the student, or its engine, lost more than a point of accuracy; one of them or the teacher is hardly better
             than guessing; or a step of the build is out of tolerance.
-        InputError: a folder that cannot be written.
+        InputError: a folder that cannot be written, or that another quickstart is at work in.
     """
+    from training.folder import hold
+
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output {output} is not a folder; choose another with -o")
+    with hold(output):
+        return _quickstart(output, seed, reporter, progress, overrides)
+
+
+def _quickstart(
+    output: Path,
+    seed: int,
+    reporter: Any,
+    progress: Callable[[str, int, int], None] | None,
+    overrides: tuple[tuple[str, Any], ...],
+) -> Ledger:
     from sit_deploy.build import build
     from sit_deploy.bundle import is_bundle
     from sit_deploy.request import BuildRequest
@@ -69,8 +84,6 @@ def quickstart(
 
     started = time.perf_counter()
     teacher_run, student_run, bundle = output / "teacher", output / "student", output / "bundle"
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output {output} is not a folder; choose another with -o")
     if bundle.exists() and not is_bundle(bundle):
         raise InputError(f"{bundle} has other files in it; choose another -o")
     common: dict[str, Any] = {

@@ -52,6 +52,10 @@ class FolderImages(Sequence[Sample]):
     def __init__(self, folder: ImageFolder) -> None:
         self.samples, self.classes = folder.samples, folder.classes
 
+    @property
+    def labels(self) -> list[int]:
+        return [label for _, label in self.samples]
+
     def __len__(self) -> int:
         return len(self.samples)
 

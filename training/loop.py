@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from sit_deploy.errors import InputError, SitDeployError
 from training.distributed import join_world
 from training.evaluate import Metrics, evaluate
+from training.folder import claim
 from training.loading import gather_damaged
 from training.optimise import set_learning_rate
 from training.qat import in_float
@@ -24,6 +25,7 @@ from training.request import TrainRequest
 from training.result import Summary, finish, keep_best
 from training.run import Reporter, Run, Silent, set_up
 from training.seeding import STEP, seed_all
+from training.state import Position
 
 
 class StoppedError(SitDeployError):
@@ -41,11 +43,15 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
         InputError: bad input: said before the first step wherever it can be.
         StoppedError: by SIGINT or SIGTERM, after saving. DivergedError: after the last finite step, which is on disk.
     """
+    if not isinstance(request, TrainRequest):
+        raise InputError(f"train takes a training.TrainRequest, got {type(request).__name__}")
     request.check()
-    with join_world(request.device) as world:
+    with join_world(request.device) as world, claim(request.output, world) as (folder, no_lock):
         run = set_up(request, world, reporter if reporter and world.is_main else Silent())
         try:
             run.open()
+            if no_lock:
+                run.reporter.warn(no_lock)
             with _StopSignal() as stop:
                 _say_plan(run)
                 if run.position.epoch == run.position.step == 0:
@@ -56,8 +62,8 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
                     _close_epoch(run, epoch, trained, metrics)
             return finish(run)
         except BaseException as error:
-            if not isinstance(error, DivergedError):  # whose log says how it came to that
-                run.clear_away()
+            if world.is_main and not isinstance(error, DivergedError):  # whose log says how it came to that
+                folder.clear_away()
             if isinstance(error, (InputError, RuntimeError)):
                 raise _from_worker(error) from None
             raise
@@ -183,9 +189,8 @@ class _Meter:
             self._diverged("a weight is not finite", done)
 
     def _diverged(self, what: str, step: int) -> None:
-        run = self.run
         where = f"{what} at step {step} of epoch {self.epoch + 1}"
-        good = f"the last good state is {run.last}" if run.last.exists() else "there is no earlier state"
+        good = _last_good(self.run)
         raise DivergedError(f"{where}; {good}; start again with a smaller --lr, or with --clip-grad 1")
 
     def rate(self) -> float:
@@ -214,6 +219,14 @@ class _Meter:
         return {**losses, "images_per_second": self.rate(), "waiting_for_data": waited}
 
 
+def _last_good(run: Run) -> str:
+    return f"the last good state is {run.last}" if run.last.exists() else "there is no earlier state"
+
+
+def _where(position: Position) -> str:
+    return f"after step {position.step} of epoch {position.epoch + 1}"
+
+
 def _learning_rate(run: Run) -> float:
     """Return the learning rate of all but the reverse TSMs."""
     return max(g["lr"] for g in run.optimiser.param_groups if g["name"] != "reverse TSMs")
@@ -231,6 +244,11 @@ def _validate(run: Run, stop: _StopSignal) -> Metrics:
     started = time.perf_counter()
     metrics = evaluate(run.evaluated(), run.loaders.val, run.world, autocast=run.autocast, progress=show)
     run.pace.validated(time.perf_counter() - started)
+    if not math.isfinite(metrics.loss):
+        raise DivergedError(
+            f"the loss on held-out images is not finite {_where(run.position)}; {_last_good(run)}; start again with a smaller "
+            "--lr, or with --clip-grad 1"
+        )
     return metrics
 
 
@@ -239,11 +257,13 @@ def _say_plan(run: Run) -> None:
     run.reporter.note(run.plan.text())
     if warning := run.plan.warning():
         run.reporter.warn(warning)
+    for text in run.notes:
+        run.reporter.note(text)
+    for text in run.warnings:
+        run.reporter.warn(text)
     if run.position.epoch or run.position.step:
-        where = f"after step {run.position.step} of epoch {run.position.epoch + 1}"
-        run.reporter.note(
-            "The run is finished" if run.position.epoch == run.epochs else f"Going on {where} of {run.epochs}"
-        )
+        going_on = f"Going on {_where(run.position)} of {run.epochs}"
+        run.reporter.note("The run is finished" if run.position.epoch == run.epochs else going_on)
 
 
 def _record_start(run: Run, stop: _StopSignal) -> None:

@@ -46,6 +46,7 @@ class Plan:
 
     def text(self) -> str:
         """Say it in a line."""
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         steps = "1 step" if self.steps_per_epoch == 1 else f"{self.steps_per_epoch} steps"
         seen = min(self.images, -(-self.steps_per_epoch * self.batch // self.repeats))
         views = f", {self.repeats} views each of {seen} of them" if self.repeats > 1 else ""
@@ -55,7 +56,7 @@ class Plan:
             else ""
         )
         return (
-            f"{self.images} images to train on, {self.batch} a step: {steps} an epoch{views}; {self.epochs} epochs{cooldown}: "
+            f"{self.images} images to train on, {self.batch} a step: {steps} an epoch{views}; {epochs}{cooldown}: "
             f"{self.steps} steps in all; learning rate {self.peak:.3g} to {self.floor:.3g}"
         )
 

@@ -14,9 +14,10 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
 from sit_deploy.models.card import ModelCard, read_card
 from sit_deploy.models.data_config import RECIPE, Choice, Said, by_card, by_checkpoint, by_name, choose
-from sit_deploy.models.load import LoadedModel, fit_partly, load_model, looks_like
+from sit_deploy.models.load import LoadedModel, fit_partly, load_model
 from sit_deploy.preprocessing import Preprocessing
 from training.datasets import Data
+from training.inherit import Inherited, read_start
 from training.recipes import Recipe
 from training.request import TrainRequest
 from training.seeding import seed_all
@@ -31,7 +32,7 @@ NEW_PARTS = (*UNDEPLOYED, "tsm.", "head.", "head_dist.", "dist_token", "dist_pos
 @dataclass(frozen=True)
 class Models:
     """model: what is trained. teacher, cnn: frozen, or None. cnn_normalisation: see `FRDTask`. start: where the weights
-    come from, in words."""
+    come from, in words. notes: what should be known of size and preprocessing, a sentence each."""
 
     config: ModelConfig
     model: nn.Module
@@ -41,6 +42,7 @@ class Models:
     teacher_config: ModelConfig | None = None
     cnn: nn.Module | None = None
     cnn_normalisation: tuple[Tensor, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -68,17 +70,20 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         InputError: a checkpoint that cannot be read or is of another model, a teacher that does not fit: what and why.
     """
     config = get_config(request.model, request.stages, request.keeping_ratio)
-    card = read_card(request.init) if request.qat and request.init else None
-    native = card.image_size if card else config.image_size
-    size = native if request.image_size is None else request.image_size
-    if card:  # a model that is trained keeps what it was trained with
-        _check_classes("model", request.init, card, data)
-        said = [by_card(card)]
+    if request.teacher and len(config.stage_blocks) == 1:
+        raise InputError(
+            f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
+        )
+    inherited = Inherited.of(request, config)
+    size = inherited.size
+    by_recipe = Said(RECIPE, crop_pct=recipe.crop_pct or None)
+    if request.qat and inherited.card:  # a model that is trained keeps what it was trained with
+        _check_classes("model", request.init, inherited.card, data)
+        said = [by_card(inherited.card)]
+    elif request.teacher and inherited.card:  # a student is taught about what its teacher sees
+        said = [by_card(inherited.card), by_recipe]
     else:
-        said = [
-            Said(RECIPE, crop_pct=recipe.crop_pct or None),
-            *map(_of_values, _known(request.init or request.teacher)),
-        ]
+        said = [by_recipe, *map(_of_values, _known(request.teacher or request.init))]
     choice = choose(size, [request.preprocessing, *said], by_name(config), "exif")
     preprocessing = choice.preprocessing
     options: dict[str, Any] = {
@@ -95,7 +100,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         if request.init is None:
             initialise(model, request.seed)
             return Models(config, model, choice, "scratch")
-        return Models(config, model, choice, _start(model, config, request))
+        return Models(config, model, choice, _start(model, config, request), notes=inherited.notes)
 
     loaded, seen = _load_teacher(request, config, size, data.num_classes)
     _check_teacher(loaded.model, model, request, config, data)
@@ -108,19 +113,15 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     teacher_config = loaded.config
     start = _start(model, config, request)
     cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
-    return Models(config, model, choice, start, loaded.model, teacher_config, cnn, normalisation)
+    return Models(
+        config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, inherited.notes
+    )
 
 
 def _start(model: nn.Module, config: ModelConfig, request: TrainRequest) -> str:
     """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
     path = request.init or request.teacher
-    unslimmed = replace(config, stage_blocks=(config.depth,))
-    read = read_checkpoint(
-        path,
-        key=request.checkpoint_key,
-        key_is_shared=request.key_is_shared,
-        fits=lambda names: looks_like(names, config) or looks_like(names, unslimmed),
-    )
+    read = read_start(path, request, config)
     missing, left_out = fit_partly(read.state, model)
     new = [k for k in missing if not k.startswith(UNDEPLOYED)]
     if request.qat and new:
@@ -151,10 +152,6 @@ def _load_teacher(
     request: TrainRequest, config: ModelConfig, size: int, classes: int
 ) -> tuple[LoadedModel, Preprocessing]:
     """Return the teacher, and the preprocessing that it was trained with."""
-    if len(config.stage_blocks) == 1:
-        raise InputError(
-            f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
-        )
     key: dict[str, Any] = {
         "checkpoint_key": request.checkpoint_key,
         "key_is_shared": request.key_is_shared,

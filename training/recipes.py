@@ -8,6 +8,7 @@ teachers trained by cross-entropy alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from numbers import Number
 from typing import Any
 
 from sit_deploy.errors import InputError
@@ -102,7 +103,7 @@ class Recipe:
         A learning rate below the end of the cosine takes the end along, in the recipe's proportion; epochs that are no more
         than the warm-up leave a fifth of them for it.
         """
-        made = replace(self, **values)
+        made = replace(self, **{name: _plain(value) for name, value in values.items()})
         if "min_lr" not in values and isinstance(made.lr, int | float) and 0 < made.lr < self.min_lr:
             made = replace(made, min_lr=made.lr * self.min_lr / self.lr)
         if (
@@ -118,6 +119,11 @@ _SHARES = ("drop_path", "smoothing", "erasing", "flip", "ema_decay")
 # beyond what any training takes, and within what can be counted and held
 _MOST = {"epochs": 10**6, "cooldown_epochs": 10**6, "batch_size": 10**6, "repeats": 1000}
 _TYPES = {"int": (int, "a whole number"), "float": (int | float, "a number"), "str": (str, "a text"), "bool": (bool, "true or false")}  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as Python's."""
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def _check_type(name: str, kind: str, value: Any) -> None:

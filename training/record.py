@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engines.files import atomic_path
 from engines.strict_json import parse
 from sit_deploy.errors import InputError
 
@@ -98,6 +99,9 @@ def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> 
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     path = folder / CURVES
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+    finally:
+        pyplot.close(figure)
     return path

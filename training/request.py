@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,10 @@ class TrainRequest:
         """
         limits.check_numbers(self, _LARGEST)
         require_utf8(**vars(self))
+        for package, needed in (("matplotlib", True), ("tensorboard", self.tensorboard)):
+            if needed and find_spec(package) is None:
+                what = "--tensorboard" if package == "tensorboard" else "the picture of a run's curves"
+                raise InputError(f"{what} needs the package {package}; pip install {package}")
         self.recipe.check()
         _ = self.preprocessing  # raises for values out of range
         if self.amp not in AMP:

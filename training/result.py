@@ -19,6 +19,7 @@ from sit_deploy.staging import write_whole
 from training.evaluate import Metrics, evaluate
 from training.qat import GRID, THRESHOLD, thresholds_of
 from training.record import draw_curves
+from training.text import text_of
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -94,17 +95,18 @@ def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _save(run: Run, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
     path = run.request.output / WEIGHTS
     try:
-        save_weights(path, weights, _card(run, metrics))
+        save_weights(path, weights, card_of(run, metrics))
     except EngineError as error:
         raise InputError(f"{error}; free some space, then go on with --resume") from None
 
 
-def _card(run: Run, metrics: dict[str, Any]) -> ModelCard:
+def card_of(run: Run, metrics: dict[str, Any]) -> ModelCard:
+    """Return the card of what a run trains."""
     models, request = run.models, run.request
     training = {
-        "data": run.data.name,
-        "start": models.start,
-        "teacher": str(request.teacher) if request.teacher else None,
+        "data": text_of(run.data.name),
+        "start": text_of(models.start),
+        "teacher": text_of(request.teacher) if request.teacher else None,
         "teacher_model": models.teacher_config.name if models.teacher_config else None,
         "recipe": asdict(run.recipe),
         "total_batch": run.total_batch,
@@ -146,9 +148,18 @@ def count_macs(config: ModelConfig, model: nn.Module) -> int:
     return counter.get_total_flops() // 2
 
 
+def _draw(run: Run, teacher_top1: float | None) -> None:
+    """Draw the curves; that they cannot be drawn takes nothing from what was trained."""
+    title = f"{run.models.config.name} on {text_of(run.data.name)}"
+    try:
+        draw_curves(run.request.output, title, teacher_top1)
+    except Exception as error:  # of any type: of fonts, of a folder for them, of a full disk
+        run.reporter.warn(f"the curves could not be drawn ({' '.join(str(error).split())[:200]})")
+
+
 def finish(run: Run) -> Summary:
     """Measure the best weights and the teacher on the held-out images; write summary, card and curves."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from training.loading import count_damaged
 
@@ -156,7 +167,8 @@ def finish(run: Run) -> Summary:
     run.world.barrier()
     path = run.request.output / WEIGHTS
     model = run.task.model
-    model.load_state_dict({**model.state_dict(), **load_file(path)})
+    kept = load(path.read_bytes())  # by way of bytes: the format's own reader takes no path that is no UTF-8
+    model.load_state_dict({**model.state_dict(), **kept})
     model.to(run.world.device)
 
     teacher = run.models.teacher
@@ -199,13 +211,8 @@ def finish(run: Run) -> Summary:
         figures = {**best, **metrics.to_dict()}
         if teacher_metrics is not None:
             figures |= {"teacher_top1": teacher_metrics.top1, "retained": summary.retained}
-        _save(run, load_file(path), figures)
-        draw_curves(
-            run.request.output,
-            f"{models.config.name} on {run.data.name}",
-            teacher_metrics.top1 if teacher_metrics else None,
-        )
-        text = json.dumps(summary.to_dict(), indent=2)
-        write_whole(run.request.output / SUMMARY, text + "\n")
+        _save(run, kept, figures)
+        write_whole(run.request.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
+        _draw(run, teacher_metrics.top1 if teacher_metrics else None)
     run.world.barrier()
     return summary

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,17 @@ from sit_deploy.models.data_config import describe
 from sit_deploy.turned import ignored_turns
 from training.datasets import Data, open_data
 from training.distributed import World
+from training.folder import unwritable
 from training.loading import Loaders, gather_damaged, make_loaders, make_mixing, restore_damaged
 from training.optimise import make_optimiser, make_schedule
 from training.plan import Pace, Place, Plan
+from training.preflight import check_card, check_space, of_one_class, of_threads
 from training.prepare import Models, make_models
 from training.qat import quantise
 from training.recipes import Recipe
-from training.record import BOARD, LOG, Log
+from training.record import Log
 from training.request import TrainRequest
-from training.result import WEIGHTS
+from training.result import WEIGHTS, card_of
 from training.state import LAST, Position, read_state, restore, save_state
 from training.sync_batchnorm import synchronise
 from training.task import ClassificationTask, FRDTask, Task
@@ -100,7 +101,8 @@ class Run:
     pace: Pace = field(default_factory=Pace)
     log: Log | None = None
     names_damaged: bool = True  # until one has been named
-    absent: list[Path] = field(default_factory=list)  # of what it writes, what was not there before
+    notes: list[str] = field(default_factory=list)  # to be said before the first step
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def epochs(self) -> int:
@@ -139,7 +141,7 @@ class Run:
         return parts
 
     def open(self) -> None:
-        """Make the output folder and open the log in it, if this is the main process.
+        """Open the log, if this is the main process.
 
         Raises:
             InputError: it cannot be written to, or TensorBoard is asked for and not installed.
@@ -147,29 +149,10 @@ class Run:
         if not self.world.is_main:
             return
         folder = self.request.output
-        names = (LOG, BOARD, WEIGHTS, str(Path(WEIGHTS).with_suffix(".json")))
         try:
-            places = (*reversed(folder.parents), folder, *(folder / name for name in names))
-            self.absent = [path for path in places if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.tmp")):
-                leftover.unlink()
             self.log = Log(folder, self.position.log_bytes, self.request.tensorboard)
         except OSError as error:
-            raise InputError(f"cannot write to {folder} ({error.strerror}); choose another -o") from None
-
-    def clear_away(self) -> None:
-        """Remove what a run has written that ended before its first state was saved."""
-        if self.last.exists():
-            return
-        for path in reversed(self.absent):
-            with suppress(OSError):  # not there, or a folder that somebody else has put something into
-                if path.name == BOARD:
-                    shutil.rmtree(path)
-                elif path.is_dir():
-                    path.rmdir()
-                else:
-                    path.unlink()
+            raise unwritable(folder, error) from None
 
     def save(self) -> None:
         """Write last.pt, if this is the main process."""
@@ -192,6 +175,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         InputError: bad input of any kind, before the first step is taken.
     """
     recipe = request.recipe
+    resuming = _is_resumed(request, world)
     data = open_data(
         request.data,
         request.data_dir,
@@ -219,7 +203,6 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     )  # fmt: skip
     total_batch = recipe.batch_size * request.accumulate * world.size
     identity = request.identity(total_batch)
-    resuming = _claim_folder(request, world)
     states = None
     position = Position()
     if resuming:
@@ -235,6 +218,10 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         request, recipe, world, reporter, data, models, loaders, mix, task,
         optimiser, schedule, scaler, autocast, identity, position,
     )  # fmt: skip
+    check_card(card_of(run, {}))
+    check_space(request.output, models.model, bool(recipe.ema_decay))
+    run.notes += models.notes
+    run.warnings += (*of_one_class(data), *of_threads(world, workers))
     if states is not None:
         position.require_within(request.output / LAST, run.epochs, loaders.steps)
         restore(run.parts(), states, request.output / LAST)
@@ -246,7 +233,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     return run
 
 
-def _claim_folder(request: TrainRequest, world: World) -> bool:
+def _is_resumed(request: TrainRequest, world: World) -> bool:
     """Return whether the output folder holds a run to be resumed; refuse to write over one that is not."""
     folder, last = request.output, request.output / LAST
     if last.exists() and not request.resume:

@@ -291,7 +291,7 @@ def test_killed_between_the_first_best_weights_and_the_first_state(
 
     with monkeypatch.context() as patched:
         patched.setattr("training.run.save_state", cut)
-        patched.setattr("training.run.Run.clear_away", lambda _: None)
+        patched.setattr("training.folder.RunFolder.clear_away", lambda _: None)
         with pytest.raises(PowerCut):
             train(wanted(tmp_path / "cut"))
     assert (tmp_path / "cut" / "model.safetensors").exists() and not (tmp_path / "cut" / "last.pt").exists()

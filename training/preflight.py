@@ -1,0 +1,97 @@
+"""What can go wrong at the end of a run, looked at before its first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.card import ModelCard
+from sit_deploy.report.view import file_size
+from training.datasets import Data
+from training.distributed import World
+from training.result import WEIGHTS, weights_of
+from training.state import LAST
+
+
+def check_card(card: ModelCard) -> None:
+    """Refuse what a model card cannot hold.
+
+    Raises:
+        InputError: a class whose name is no UTF-8, or another value that is no JSON.
+    """
+    for name in card.classes or ():
+        if not _is_text(name):
+            raise InputError(
+                f"the name of class {name!a} is no UTF-8, which no model card can hold; rename its folder"
+            )
+    try:
+        json.dumps(card.to_dict(), ensure_ascii=False, allow_nan=False).encode()
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        raise InputError(f"the model card cannot be written ({error}); check the options") from None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_space(folder: Path, model: nn.Module, averaged: bool) -> None:
+    """Refuse a disk that has not room for the weights and the state, roughly.
+
+    Each is written beside the one before. A state has the weights, AdamW's two moments, and the averaged weights.
+
+    Raises:
+        InputError: says what is free and what it takes.
+    """
+    weights = sum(map(_bytes, weights_of(model.state_dict()).values()))
+    whole = sum(map(_bytes, model.state_dict().values()))
+    state = whole * (2 if averaged else 1) + 2 * sum(_bytes(p) for p in model.parameters() if p.requires_grad)
+    there = sum((folder / name).stat().st_size for name in (WEIGHTS, LAST) if (folder / name).exists())
+    needed = 2 * (weights + state) - there
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # of a file system that does not tell
+        return
+    if free < needed:
+        raise InputError(
+            f"{folder} has {file_size(free)} free, and the weights and the state of this run take about "
+            f"{file_size(needed)}; free some space, or choose another -o"
+        )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def of_one_class(data: Data) -> list[str]:
+    """Return warnings of parts whose images are all of one class: any model that says it is always right."""
+    found = []
+    for part, what in ((data.train, "to train on"), (data.val, "held out")):
+        labels = getattr(part, "labels", None)
+        if labels is not None and len(labels) and len(set(map(int, labels))) == 1:
+            name = data.classes[int(labels[0])] if data.classes else int(labels[0])
+            found.append(f"all {len(labels)} images {what} are of one class, {name}: accuracy says nothing")
+    return found
+
+
+def of_threads(world: World, workers: int) -> list[str]:
+    """Return a warning where processes of training and their threads are far more than the cores they run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = torch.get_num_threads()
+    if world.device.type == "cpu" and processes * threads > 2 * cores:
+        return [
+            f"{processes * threads} threads compute on {cores} cores, which is slow; set OMP_NUM_THREADS={max(1, cores // processes)}"
+        ]
+    if workers > 4 * cores:
+        return [f"{workers} workers an image loader on {cores} cores are slow; pass fewer --workers"]
+    return []
