@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sit_deploy.errors import InputError, SitDeployError
+from sit_deploy.models.data_config import describe
+from sit_deploy.turned import ignored_turns
 from training.distributed import join_world
 from training.evaluate import Metrics, evaluate
 from training.folder import claim
@@ -253,7 +255,12 @@ def _validate(run: Run, stop: _StopSignal) -> Metrics:
 
 
 def _say_plan(run: Run) -> None:
-    """Say what is going to be done, before it is."""
+    """Say what is going to be done, before it is: nothing can be refused any more."""
+    if not run.world.is_main:
+        return
+    for note in run.data.notes:
+        run.reporter.note(note)
+    _say_preprocessing(run)
     run.reporter.note(run.plan.text())
     if warning := run.plan.warning():
         run.reporter.warn(warning)
@@ -264,6 +271,17 @@ def _say_plan(run: Run) -> None:
     if run.position.epoch or run.position.step:
         going_on = f"Going on {_where(run.position)} of {run.epochs}"
         run.reporter.note("The run is finished" if run.position.epoch == run.epochs else going_on)
+
+
+def _say_preprocessing(run: Run) -> None:
+    """Say how pictures are prepared, who says so, and what of it is doubtful."""
+    choice, data = run.models.choice, run.data
+    run.reporter.note(f"Preprocessing: {describe(choice.preprocessing.to_dict(), choice.sources)}")
+    for note in choice.notes:
+        run.reporter.warn(note)
+    files = [sample for part in (data.train, data.val) for sample in getattr(part, "samples", ())]
+    if lying := ignored_turns(files, choice.preprocessing, "train it with"):
+        run.reporter.warn(lying)
 
 
 def _record_start(run: Run, stop: _StopSignal) -> None:

@@ -14,8 +14,6 @@ import torch
 from torch.optim import Optimizer
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.data_config import describe
-from sit_deploy.turned import ignored_turns
 from training.datasets import Data, open_data
 from training.distributed import World
 from training.folder import unwritable
@@ -186,8 +184,6 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         request.image_key,
         request.label_key,
     )
-    for note in data.notes if world.is_main else ():
-        reporter.note(note)
     if recipe.repeats > 1 and data.streamed:
         raise InputError("streamed data cannot be repeated in a batch; pass --repeats 1")
     if request.qat and data.streamed:
@@ -195,7 +191,6 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
             "--qat calibrates on chosen images, and streamed data gives none; pass it as a folder"
         )
     models = make_models(request, recipe, data)
-    _tell_preprocessing(models, data, reporter)
     workers = _workers(request, world)
     loaders = make_loaders(
         data, recipe, models.preprocessing, world,
@@ -268,17 +263,6 @@ def _quantise(
             skip=request.qat_skip, progress=reporter.calibrating,
         )  # fmt: skip
     quantise(models.model, thresholds, request.qat_skip)
-
-
-def _tell_preprocessing(models: Models, data: Data, reporter: Reporter) -> None:
-    """Say how pictures are prepared, who says so, and what of it is doubtful."""
-    choice = models.choice
-    reporter.note(f"Preprocessing: {describe(choice.preprocessing.to_dict(), choice.sources)}")
-    for note in choice.notes:
-        reporter.warn(note)
-    files = [sample for part in (data.train, data.val) for sample in getattr(part, "samples", ())]
-    if lying := ignored_turns(files, choice.preprocessing, "train it with"):
-        reporter.warn(lying)
 
 
 def _workers(request: TrainRequest, world: World) -> int:

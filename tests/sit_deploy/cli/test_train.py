@@ -73,7 +73,12 @@ def test_teacher_student_bundle(pictures: Path, teacher: Path, cli: CommandLine)
 def test_what_is_said(pictures: Path, cli: CommandLine) -> None:
     """On standard error how it goes, on standard output what came of it."""
     result = cli(*line(pictures, "--epochs", 2))
-    said = result.err.splitlines()
+    taken, prepared, *said = result.err.splitlines()
+    assert taken == f"training on {pictures / 'train'}, held out: {pictures / 'val'}"
+    assert prepared.startswith(
+        "Preprocessing: mean 0.485 0.456 0.406, std 0.229 0.224 0.225, shorter side to"
+    )
+    assert prepared.endswith("turned by EXIF (from the default of sit-deploy train)")
     assert said[0] == (
         "48 images to train on, 8 a step: 6 steps an epoch; 2 epochs: 12 steps in all; learning rate 0.00156 to 1.56e-07"
     )
@@ -189,7 +194,7 @@ def test_help_is_quick() -> None:
     [
         (["--model", "lvvit_nanu"], "unknown model 'lvvit_nanu'; did you mean 'lvvit_nano'?"),
         (["--data", "nowhere"], "nowhere: no such folder; pass --data with a folder, digits, or a data set of timm"),
-        (["--val-split", "heldout"], "has no subfolder heldout; put the images into"),
+        (["--val-split", "heldout"], "has no subfolder heldout; check --val-split"),
         (["--num-classes", "7"], "has 6 classes, not 7; leave --num-classes out"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--epochs", "-1"], "--epochs must be at least 1, got -1"),
@@ -339,7 +344,10 @@ def refused_late(result: Result) -> str:
     assert (result.status, result.out) == (2, "")
     assert "Traceback" not in result.err and last.startswith("Error: ")
     assert all(
-        re.match(r"Training |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all", text)
+        re.match(
+            r"training on |Preprocessing: |Training |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all",
+            text,
+        )
         for text in before
     ), before
     return last.removeprefix("Error: ")
