@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <utility>
 
 #include "checked.hpp"
 #include "files.hpp"
@@ -40,6 +41,12 @@ std::size_t whole(const json::Value& group, const std::string& key, std::size_t 
     });
 }
 
+/// Height and width.
+std::pair<std::size_t, std::size_t> pair_of_sizes(const json::Value& value) {
+    const auto& items = value.row(2);
+    return {items[0].size(), items[1].size()};
+}
+
 /// Of R, G and B, as float32.
 std::array<float, 3> colours(const json::Value& group, const std::string& key) {
     return field(group, key, [](const json::Value& value) {
@@ -60,10 +67,7 @@ Preprocessing read_preprocessing(const json::Value& fields) {
         if (std::find(std::begin(known), std::end(known), name) == std::end(known))
             throw Error("has preprocessing unknown here (" + name + "); upgrade this library");
     Preprocessing how;
-    const auto size = field(fields, "size", [](const json::Value& value) {
-        const auto& items = value.row(2);
-        return std::pair(items[0].size(), items[1].size());
-    });
+    const auto size = field(fields, "size", pair_of_sizes);
     how.height = size.first;
     how.width = size.second;
     how.resize = whole(fields, "resize", limits::resized);
@@ -136,6 +140,9 @@ Bundle read_manifest(const fs::path& folder, const json::Value& manifest) {
     bundle.batch_max = whole(batch, fixed ? "size" : "max", limits::batch);
     bundle.classes = read_classes(manifest);
     bundle.preprocessing = read_preprocessing(manifest.at("preprocessing"));
+    const auto size = field(manifest.at("model"), "image_size", pair_of_sizes);
+    if (size != std::pair(bundle.preprocessing.height, bundle.preprocessing.width))
+        throw Error("contradicts itself: preprocessing.size is not model.image_size");
     check(bundle);
     return bundle;
 }

@@ -106,7 +106,7 @@ def _shared(factory: pytest.TempPathFactory, name: str, *options: str) -> Progra
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     """The library as users build it."""
-    return _shared(tmp_path_factory, "release")
+    return _shared(tmp_path_factory, "release", "-DSIT_DEPLOY_TESTS=OFF")
 
 
 @pytest.fixture(scope="session")

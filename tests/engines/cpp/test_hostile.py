@@ -54,6 +54,7 @@ FIELDS = [
     ("model.num_classes", (0, -1, 10**9, 2**63, 2**64, 1000.0, "1000", None, [1000], True)),
     ("classes", ("names", [1] * 1000, ["one"], {"a": 1})),
     ("preprocessing.size", (112, [112], [112, 112, 3], [0, 112], [2**63, 112], [-1, 1], [112, 1e308])),
+    ("model.image_size", ([96, 96], 112, None)),
     ("preprocessing.resize", (0, 100_000, 2**63, 111, 128.5)),
     ("preprocessing.mean", ([0.5, 0.5, 1e308], [0.5, 0.5, "0"], [0.5] * 4)),
     ("preprocessing.std", ([0, 1, 1], [1, 1, 1e-60], [-1, 1, 1])),
