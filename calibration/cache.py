@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,10 +18,12 @@ from calibration.errors import CalibrationError
 from calibration.thresholds import METHODS_OF
 from engines.errors import EngineError
 from engines.files import atomic_path
+from engines.strict_json import parse
 
 SCHEMA = 1
 KIND = "sit-deploy calibration"
 
+_LARGEST = 3.4028234663852886e38  # of float32, which activations are
 _AGAIN = "calibrate again, or leave --calib-cache out"
 
 
@@ -123,8 +124,8 @@ class Calibration:
         except UnicodeDecodeError as error:
             raise CalibrationError(f"{path} is not a calibration cache: it is not text; {_AGAIN}") from error
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            fields = parse(text)
+        except ValueError as error:
             raise CalibrationError(
                 f"{path} is not a calibration cache: it is not JSON ({error}); {_AGAIN}"
             ) from error
@@ -250,8 +251,11 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # an integer may be too large for a float
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _is_exponent(value: object) -> bool:
+    return _is_int(value) and abs(value) < 127  # beyond, float32 has no such power of two
 
 
 def _is_magnitude(value: object) -> bool:
@@ -298,9 +302,9 @@ _FIELDS: Mapping[str, Callable[[object], bool]] = {
     "preprocessing": lambda value: isinstance(value, dict),
     "method": _is_text,
     "grid": lambda value: value in tuple(METHODS_OF),  # no hash: it may be a list
-    "percentile": _is_number,
+    "percentile": lambda value: _is_number(value) and 0 < value <= 100,
     "tensors": _each(_is_tensor),
-    "migration": _each(_list_of(_is_int)),
+    "migration": _each(_list_of(_is_exponent)),
 }
 
 

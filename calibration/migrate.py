@@ -95,9 +95,20 @@ def migration_exponents(
 
 
 def migrate(model: onnx.ModelProto, exponents: Mapping[Migration, np.ndarray]) -> onnx.ModelProto:
-    """Return the graph with channel c of each migration's tensor divided by 2^exponents[c]; its logits are the same bits."""
+    """Return the graph with channel c of each migration's tensor divided by 2^exponents[c]; its logits are the same bits.
+
+    Raises:
+        CalibrationError: not one exponent for each channel.
+    """
     graph = Graph(model)
     for migration, power in exponents.items():
+        reader = graph.node(migration.readers[0])
+        channels = graph.array(reader.input[1]).shape[_input_axis(reader)]
+        if np.shape(power) != (channels,):
+            raise CalibrationError(
+                f"'{migration.source}' has {channels} channels, and the calibration has exponents of shape "
+                f"{np.shape(power)}; calibrate again"
+            )
         factor = np.ldexp(np.float32(1), power).astype(np.float32)
         source = graph.node(migration.source)
         if source.op_type == "LayerNormalization":

@@ -178,6 +178,10 @@ def calibrate(
 def migrated_graph(graph: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
     """Return the float32 graph with its scales migrated as a calibration says."""
     places = {place.source: place for place in find_migrations(graph)}
+    if unknown := sorted(calibration.migration.keys() - places.keys()):
+        raise InputError(
+            f"the calibration migrates the scales of {unknown[0]!r}, which this graph has not; calibrate again"
+        )
     return migrate(
         graph, {places[source]: np.array(power) for source, power in calibration.migration.items()}
     )
