@@ -207,6 +207,15 @@ def test_a_manifest_cannot_point_outside(name: str, tmp_path: Path) -> None:
         load_bundle(path)
 
 
+def test_a_bundle_of_one_output_says_what_to_do(tmp_path: Path) -> None:
+    """Whatever such a bundle is asked, its answer would be 100 %."""
+    path = make_bundle(tmp_path / "b", model={**FIELDS["model"], "num_classes": 1})
+    with pytest.raises(
+        InputError, match=r"has one output: softmax .* build it again .* with --num-classes 2"
+    ):
+        load_bundle(path)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "engine.onnx"])
 def test_what_is_deserialised_must_have_a_hash(name: str, tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "b")

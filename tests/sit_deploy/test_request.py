@@ -94,6 +94,11 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_command_says_where_in_the_checkpoint_the_weights_are() -> None:
+    request = BuildRequest("sit_nano", Path("out"), checkpoint=Path("dino.pth"), checkpoint_key="teacher.net")
+    assert "--checkpoint-key teacher.net" in request.command("onnxruntime")
+
+
 def test_command_of_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     request = BuildRequest(
