@@ -239,6 +239,10 @@ def _folder(path: Any) -> Path:
         )
     path = Path(path)
     recover(path)
+    if "\0" not in str(path) and path.exists() and not path.is_dir():
+        raise InputError(
+            f"{path} is not a bundle: it is a file, and a bundle is a folder; pass the folder that `build` wrote"
+        )
     if "\0" in str(path) or not path.is_dir():
         raise InputError(
             f"{path} is not a bundle: no such folder; make one with `sit-deploy build -o {path}`"

@@ -19,6 +19,7 @@ from typing import Any
 
 import engines
 from engines.files import exchange, held
+from sit_deploy import limits
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.staging import scratch, uninterrupted
@@ -123,7 +124,7 @@ def _check_serving(bundle: Bundle, serving: Serving) -> None:
         (
             serving.max_queue_delay,
             0,
-            10**9,
+            limits.MICROSECONDS,
             "--max-queue-delay must be 0 or more microseconds",
             "--max-queue-delay 100",
         ),

@@ -68,7 +68,8 @@ def find_server(folder: Path | None = None) -> Installation:
     own = shutil.which("tritonserver", path=str(where / "bin")) if folder else shutil.which("tritonserver")
     if own:  # as NVIDIA's container has it, in /opt/tritonserver
         return Installation(Path(own), None, {})
-    into = f" --server-folder {shlex.quote(str(folder))}" if folder else ""
+    free = folder is not None and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))
+    into = f" --server-folder {shlex.quote(str(folder))}" if free else ""
     raise InputError(
         f"no Triton server in {where}{'' if folder else ' or on the PATH'}; run `sit-deploy serve --install{into}` (0.4 GB), "
         "name another --server-folder, or package the bundle and serve it in NVIDIA's container"

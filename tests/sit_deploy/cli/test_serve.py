@@ -145,6 +145,10 @@ def test_a_run_that_is_killed_takes_the_server_along(
 def test_nothing_to_serve(cli: CommandLine, trained: Trained) -> None:
     assert "Missing argument 'BUNDLE'" in cli("serve", status=2).usage_error()
     assert "is not a bundle" in cli.refuses("serve", "gone")
+    (cli.folder / "model.onnx").touch()
+    assert "model.onnx is not a bundle: it is a file, and a bundle is a folder" in cli.refuses(
+        "serve", "model.onnx"
+    )
     assert (
         "no Triton server in nowhere; run `sit-deploy serve --install --server-folder nowhere`"
         in cli.refuses("serve", trained.bundle, "--server-folder", "nowhere")
@@ -176,7 +180,9 @@ def test_a_folder_that_is_no_installation_or_half_of_one(
     for name in folder.split():
         (cli.folder / "triton" / name).mkdir(parents=True)
     message = cli.refuses("serve", trained.bundle, "--server-folder", "triton")
-    assert re.search(missing, message) and "serve --install --server-folder triton" in message
+    assert re.search(missing, message) and "run `sit-deploy serve --install" in message
+    # an installation is not proposed where it would be refused
+    assert ("--install --server-folder triton" in message) is (folder == "backends venv")
 
 
 def test_a_server_as_the_container_has_it(cli: CommandLine) -> None:
