@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy import speed
-from sit_deploy.report.view import build_view, engine_entry, evidence_view, figure, file_size, time_doubts
+from sit_deploy.report.view import build_view, engine_entry, evidence_view, figure, file_size, time_doubt
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         )
         if accuracy and latency:
             low, high = accuracy["engine_top1_interval"]
-            name = f"{row['name']} (time {speed.NOT_NOW})" if time_doubts(row) else row["name"]
+            name = f"{row['name']} (time {speed.NOT_NOW})" if time_doubt(row) else row["name"]
             points.append(
                 {
                     **{"name": name, "engine": build["engine"]["kind"], "latency_ms": latency},

@@ -71,7 +71,7 @@ def evidence_view(evidence: Mapping[str, Any]) -> dict[str, Any]:
         "name": evidence["name"],
         "verdict": evidence["verdict"],
         "figures": _key_figures(evidence),
-        "ledger": ledger_view(evidence["ledger"], time_doubts(evidence)),
+        "ledger": ledger_view(evidence["ledger"], time_doubt(evidence)),
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
         "latency": _latency(evidence, mark) if timing else None,
@@ -81,14 +81,17 @@ def evidence_view(evidence: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def time_doubts(evidence: Mapping[str, Any]) -> list[str]:
-    """Return why the times of the hops may mean little, each reason once."""
-    doubts = (told["doubt"] for told in evidence["speedups"].values())
-    return list(dict.fromkeys(doubt for doubt in doubts if doubt))
+def time_doubt(evidence: Mapping[str, Any]) -> str | None:
+    """Return why the times of the hops may mean little, in one sentence; None where the rounds bear them out."""
+    doubts = list(dict.fromkeys(told["doubt"] for told in evidence["speedups"].values() if told["doubt"]))
+    if not doubts:
+        return None
+    more = f" (and {len(doubts) - 1} more of the kind)" if len(doubts) > 1 else ""
+    return f"Take the times with care: {doubts[0]}{more}."
 
 
-def ledger_view(ledger: Mapping[str, Any], doubts: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the ledger as a table: a hop a row, what it changed in brackets. doubts: of `time_doubts`."""
+def ledger_view(ledger: Mapping[str, Any], doubt: str | None = None) -> dict[str, Any]:
+    """Return the ledger as a table: a hop a row, what it changed in brackets. doubt: of `time_doubt`."""
     entries = ledger["entries"]
     labelled = any(entry["top1"] is not None for entry in entries)
     head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
@@ -122,7 +125,7 @@ def ledger_view(ledger: Mapping[str, Any], doubts: Sequence[str] = ()) -> dict[s
         "head": head,
         "rows": rows,
         "notes": [
-            *([f"Take the times with care: {'; '.join(doubts)}."] if doubts else []),
+            *([doubt] if doubt else []),
             *(f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]),
         ],
     }
@@ -200,7 +203,8 @@ def _key_figures(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     if entry["latency_ms"] is not None:
         rate = 1e3 * evidence["ledger"]["batch_size"] / entry["latency_ms"]
         batch = evidence["ledger"]["batch_size"]
-        found.append((f"{entry['latency_ms']:.2f} ms", f"a batch of {batch}, {rate:.0f} images/s"))
+        told = speed.NOT_NOW if time_doubt(evidence) else f"{rate:.0f} images/s"
+        found.append((f"{entry['latency_ms']:.2f} ms", f"a batch of {batch}, {told}"))
     others = (
         ("student", "PyTorch"),
         ("teacher", "the teacher in PyTorch"),
@@ -226,7 +230,7 @@ def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
         for name, row in timing.items()
     ]
     threads = evidence["threads"] or "the runtime's own number of"
-    doubts = time_doubts(evidence)
+    doubt = time_doubt(evidence)
     return {
         "plot": plots.latency_histogram(timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
@@ -234,8 +238,7 @@ def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
         "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host['cpu_model']} "
         f"({host['usable_cpus']} CPUs). Around the engine, for one image ({around['image']}) on one thread: decoding "
         f"{around['decode_ms']:.2f} ms, preparing {around['prepare_ms']:.2f} ms, classes from logits "
-        f"{around['classes_ms']:.2f} ms."
-        + (f" Take the times with care: {'; '.join(doubts)}." if doubts else ""),
+        f"{around['classes_ms']:.2f} ms." + (f" {doubt}" if doubt else ""),
     }
 
 

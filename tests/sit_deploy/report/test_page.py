@@ -4,7 +4,10 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from sit_deploy.report import render_evidence
+from sit_deploy.report.verdict import judge
 from tests.sit_deploy.report.conftest import Page, flipped
 from tests.sit_deploy.report.test_build_page import hostile
 
@@ -46,6 +49,30 @@ def test_every_value_is_escaped(evidence: dict[str, Any]) -> None:
     assert page.seen == plain.seen
     assert {name for name, _ in page.attributes} == {name for name, _ in plain.attributes}
     assert page.text.count("<script>") > 10
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_speeds_stand_with_what_is_behind_them_or_not_at_all(form: str, evidence: dict[str, Any]) -> None:
+    told = {
+        "median": 123.46,
+        "low": 121.0,
+        "high": 125.0,
+        "per_round": [123.46],
+        "baseline_ms": 27.7,
+        "candidate_ms": 8.0,
+    }
+    evidence["speedups"] = {"student": {**told, "doubt": None}}
+    evidence["verdict"] = judge(evidence).to_dict()
+    text = render_evidence([evidence], form)
+    assert text.count("123.46×") >= 1 and "half of the rounds 121.00 to 125.00; 27.70 over 8.00 ms" in text
+    assert "Take the times with care" not in text
+    busy = {**told, "doubt": "other programs took 50% of the CPUs while student was timed"}
+    evidence["speedups"] = {"student": busy, "deploy form": busy}
+    evidence["verdict"] = judge(evidence).to_dict()
+    other = {**evidence, "name": "b", "bundle": "b"}
+    for text in (render_evidence([evidence], form), render_evidence([evidence, other], form)):
+        assert "123.46" not in text and "not measurable now" in text
+        assert "Take the times with care: other programs took 50% of the CPUs" in text
 
 
 def test_several_bundles_side_by_side(evidence: dict[str, Any]) -> None:
