@@ -36,17 +36,14 @@ def hide(folder: Path, name: str) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize(
-    "name", ["engines", "calibration", "training", "engines.py", "click.py", "torch.py", "numpy.py"]
-)
 @pytest.mark.parametrize("path", [HOME, f".{os.pathsep}{HOME}"], ids=["plain", "PYTHONPATH=."])
-def test_the_command_line_does_not_look_in_the_current_folder(name: str, path: str, tmp_path: Path) -> None:
-    hide(tmp_path, name)
-    starts = [["-m", "sit_deploy"], ["-c", CONSOLE]] if "." in path[:1] else [["-m", "sit_deploy"]]
-    for start in starts:
+def test_the_command_line_does_not_look_in_the_current_folder(path: str, tmp_path: Path) -> None:
+    for name in ("engines", "calibration", "training", "click.py", "torch.py", "numpy.py"):
+        hide(tmp_path, name)
+    for start in (["-m", "sit_deploy"], ["-c", CONSOLE])[: 1 if path == HOME else 2]:
         done = run(tmp_path, *start, "models", "--json", path=path)
         assert (done.returncode, done.stderr) == (0, ""), start
-        assert "sit_nano" in done.stdout or "sit_s" in done.stdout
+        assert "sit_s" in done.stdout
 
 
 @pytest.mark.parametrize("start", [["-m", "sit_deploy"], ["-c", CONSOLE]], ids=["-m", "console"])

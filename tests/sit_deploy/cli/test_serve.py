@@ -104,7 +104,7 @@ def answer_to(line: str, folder: Path) -> int:
     return int(json.loads(done.stdout)["outputs"][0]["data"][0].split(":")[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_server_that_dies_is_told_of(
     number: signal.Signals, installation: server.Installation, trained: Trained, cli: CommandLine
 ) -> None:

@@ -204,10 +204,7 @@ def test_of_requests_that_came_together_the_bad_ones_fail(triton: Running, train
                 assert isinstance(answer, float) and answer < 1e-4, answer
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("batch_max", "many"), ("batch_max", "0"), ("threads", "-1"), ("batch_min", "1" * 30), ("threads", "")],
-)
+@pytest.mark.parametrize(("name", "value"), [("batch_max", "0"), ("threads", "many")])
 def test_a_configuration_edited_by_hand_is_refused_by_name(
     name: str, value: str, trained: Trained, installation: server.Installation, tmp_path: Path
 ) -> None:
