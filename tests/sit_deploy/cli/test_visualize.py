@@ -37,7 +37,7 @@ def test_bad_input(trained: Trained, cli: CommandLine) -> None:
     assert "no such file or folder" in cli.refuses("visualize", trained.bundle, "gone.jpg")
     assert "has no model card; pass --model NAME" in cli.refuses("visualize", trained.checkpoint, image)
     assert "does not exist or is not a file" in cli.refuses("visualize", "gone.pth", image)
-    assert "leave out --model and --stages" in cli.refuses(
+    assert "leave out --model, --stages" in cli.refuses(
         "visualize", trained.bundle, image, "--model", "sit_nano"
     )
     assert "--checkpoint says where a bundle's weights are" in cli.refuses(
