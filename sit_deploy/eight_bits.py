@@ -51,7 +51,7 @@ def fp8_targets(kind: str, asked: tuple[str, ...]) -> tuple[str, ...]:
         capabilities += [gpu.compute_capability for gpu in find_gpus().gpus]
     for capability in capabilities:
         number = capability.removeprefix("sm")
-        if number.isdigit() and int(number) < OLDEST_FP8:
+        if number.isdecimal() and int(number[:9]) < OLDEST_FP8:
             raise InputError(
                 f"{capability} has no FP8: it came with sm{OLDEST_FP8}; pass --precision int8 or a newer --target"
             )

@@ -245,7 +245,8 @@ class Channels(click.ParamType):
             numbers = [float(part) for part in str(value).replace(",", " ").split()]
         except ValueError:
             numbers = []
-        if len(numbers) not in (1, 3):
+        # NaN is not below anything
+        if len(numbers) not in (1, 3) or not all(abs(number) <= limits.REAL for number in numbers):
             self.fail(
                 f"{value!r} is not R,G,B; write for example 0.485,0.456,0.406, or 0.5 for all", param, ctx
             )

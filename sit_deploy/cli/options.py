@@ -124,7 +124,10 @@ _PREPROCESSING_OPTIONS = (
     click.option("--mean", type=Channels(), help="Of the pixels in [0, 1]."),
     click.option("--std", type=Channels(), help="Likewise."),
     click.option(
-        "--crop-pct", type=float, metavar="X", help="Share of the resized shorter side that the crop keeps."
+        "--crop-pct",
+        type=Real(most=1),
+        metavar="X",
+        help="Share of the resized shorter side that the crop keeps.",
     ),
     click.option("--interpolation", metavar="NAME", help="Of resizing: bicubic, bilinear or lanczos."),
     click.option(

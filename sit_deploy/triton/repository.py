@@ -169,7 +169,7 @@ def _check_model(made: Path, there: Path, version: int, force: bool) -> None:
             "replace it"
         )
     new, old = (parse((path / _CONFIG).read_text(encoding="utf-8")) for path in (made, there))
-    others = {p.name for p in there.iterdir() if p.name.isdigit()} - {str(version)}
+    others = {p.name for p in there.iterdir() if p.name.isdecimal()} - {str(version)}
     if any(int(other) > version for other in others) and _for_all_versions(made) != _for_all_versions(there):
         raise InputError(
             f"{there} has a version newer than {version}, and it would be served with this bundle's labels and preprocessing; "
@@ -209,7 +209,7 @@ def _contract_text(config: Any) -> str:
 
 
 def _next_version(model: Path) -> int:
-    return max((int(p.name) for p in model.iterdir() if p.name.isdigit()), default=0) + 1
+    return max((int(p.name) for p in model.iterdir() if p.name.isdecimal()), default=0) + 1
 
 
 def _check_decoder(bundle: Bundle, serving: Serving, folder: Path, repository: Path) -> None:

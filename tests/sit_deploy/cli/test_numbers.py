@@ -9,7 +9,7 @@ import click
 import pytest
 
 from sit_deploy.cli import cli as group
-from sit_deploy.cli.common import Counts, Cpus, DynamicBatch
+from sit_deploy.cli.common import Channels, Counts, Cpus, DynamicBatch
 from tests.helpers.command_line import CommandLine
 
 ABSURD = (
@@ -27,7 +27,7 @@ ABSURD = (
     "1:2:3",
     "0-99999999999",
 )
-NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Counts, Cpus, DynamicBatch)
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Channels, Counts, Cpus, DynamicBatch)
 
 
 def commands(
