@@ -329,7 +329,7 @@ def _name_damaged(run: Run, damaged: list[Tensor]) -> None:
             where = (
                 f", such as {samples.describe(int(flags.nonzero()[0]))}" if flags.dtype == torch.bool else ""
             )
-            run.reporter.note(f"some images cannot be read or augmented and are skipped{where}")
+            run.reporter.note(f"Some images cannot be read or augmented and are skipped{where}")
 
 
 def _stop(run: Run, stop: _StopSignal, meter: _Meter | None = None) -> None:

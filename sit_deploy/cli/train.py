@@ -121,7 +121,12 @@ def recipe_options(command: Callable) -> Callable:
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in that folder, or start it if there is none."
 )
-@click.option("--image-size", type=Whole(limits.PIXELS), metavar="N", help="Pixels of the square input.")
+@click.option(
+    "--image-size",
+    type=Whole(limits.PIXELS),
+    metavar="N",
+    help="Pixels of the square input.  [default: the teacher's, --init's, or the model's]",
+)
 @click.option(
     "--mean", type=Channels(), help="Of the pixels in [0, 1].  [default: the checkpoint's, or by the name]"
 )

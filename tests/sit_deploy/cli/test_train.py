@@ -146,7 +146,7 @@ def test_damaged_images_are_counted(pictures: Path, cli: CommandLine) -> None:
         summary = result.json()
         assert (summary["images"], summary["damaged_images"]) == (22, 5)
         assert "5 damaged images skipped" in result.err
-        assert "some images cannot be read or augmented and are skipped, such as " in result.err
+        assert "Some images cannot be read or augmented and are skipped, such as " in result.err
     out = cli(*line(data), *options, "--resume").out
     assert (
         "On 22 held-out images" in out and "5 images could not be read or augmented and were skipped" in out
@@ -345,7 +345,7 @@ def refused_late(result: Result) -> str:
     assert "Traceback" not in result.err and last.startswith("Error: ")
     assert all(
         re.match(
-            r"training on |Preprocessing: |Training |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all",
+            r"[Tt]raining |Preprocessing: |Some images |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all",
             text,
         )
         for text in before
