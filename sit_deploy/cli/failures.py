@@ -52,7 +52,8 @@ def _is_full(error: BaseException) -> bool:
 
 def _no_space(error: BaseException, args: Iterable[str]) -> str:
     """Return where there is how little left, the fullest first: what was half-written may have gone again meanwhile."""
-    writes_to = [getattr(error, "filename2", None) or getattr(error, "filename", None) or Path.cwd()]
+    written = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    writes_to = [written or Path.cwd()]
     places = {Path(tempfile.gettempdir()): " (temporary files, TMPDIR)"}
     for word in [*writes_to, *args]:
         if not str(word).startswith("-") or "=" in str(word):
@@ -65,7 +66,9 @@ def _no_space(error: BaseException, args: Iterable[str]) -> str:
             left.setdefault(there.stat().st_dev, (free, f"{file_size(free)} left for {there}{what}"))
         except (OSError, ValueError, StopIteration):  # a word that is no path
             continue
-    return "No space left on device: " + ", ".join(text for _, text in sorted(left.values()))
+    return f"No space left on device{f' ({written})' if written else ''}: " + ", ".join(
+        text for _, text in sorted(left.values())
+    )
 
 
 def _name(error: BaseException) -> str:

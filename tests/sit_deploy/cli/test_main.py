@@ -120,7 +120,7 @@ def test_unknown_option_suggests_the_nearest(cli: CommandLine) -> None:
         (
             OSError(28, "No space left on device", "a.onnx"),
             2,
-            "No space left on device (a.onnx); free some space or",
+            "No space left on device (a.onnx): ",
         ),
         (
             OSError(30, "Read-only file system"),
@@ -210,7 +210,8 @@ def test_the_disk_that_is_full_is_named(error: Exception, full_disk: Path, tmp_p
     """First, whether the output is there already or not, and beside the others that may have been meant."""
     for words in (["build", "-o", str(full_disk / "new" / "b")], ["build", f"--output={full_disk}", "\0"]):
         line, status = explain(error, words)
-        assert status == 2 and line.startswith(f"No space left on device: 0.0 kB left for {full_disk}, ")
+        assert status == 2
+        assert re.match(rf"No space left on device( \(b\))?: 0\.0 kB left for {full_disk}, ", line)
         assert line.endswith("; free some space there or choose another output folder")
     assert str(full_disk) not in explain(error, [str(tmp_path)])[0]
 
