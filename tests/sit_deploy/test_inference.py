@@ -243,7 +243,7 @@ def test_every_natural_way_to_give_an_image(opened: Classifier, tmp_path: Path) 
 @pytest.mark.parametrize(
     "images",
     [
-        None, 3, 2.5, [], (), {}, [None], [3], object(), [["a.png"]], "nowhere.png", Path(), b"", b"no picture", "", "\0",
+        None, 3, 2.5, [], (), {}, [None], [3], object, [["a.png"]], "nowhere.png", Path(), b"", b"no picture", "", "\0",
         np.zeros(()), np.zeros(3), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8),
         np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8), np.zeros((1, 3, 112, 112), np.float32),
         [np.zeros((2, 4, 4, 3), np.uint8)], np.array(["a"]), [(Path("a.png"), 0)],

@@ -58,7 +58,7 @@ def parse(command: click.Command, option: click.Parameter, value: str) -> Any:
     return command.make_context("command", words, parent=parent).params[option.name]
 
 
-@pytest.mark.parametrize(("command", "option"), numeric())
+@pytest.mark.parametrize(("command", "option"), list(numeric()))
 def test_absurd_numbers_are_refused_as_the_command_line_is_read(command: click.Command, option: Any) -> None:
     """Not even Python's own limits (4300 digits, a float's infinity) are reached by anything."""
     for value in ABSURD:
