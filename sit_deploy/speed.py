@@ -20,7 +20,11 @@ def of_build(speed: Mapping[str, Any]) -> dict[str, Any]:
     baseline, candidate = speed["p50_ms"].values()  # of `over` and of 8 bits, in this order
     times = {"baseline_ms": baseline, "candidate_ms": candidate}
     if "doubt" in speed:
-        return {"median": speed["ratio"], **{key: speed[key] for key in ("low", "high", "doubt")}, **times}
+        return {
+            "median": speed["ratio"],
+            **{key: speed.get(key) for key in ("low", "high", "doubt")},
+            **times,
+        }
     from engines.speedup import of_ratios
 
     return of_ratios(speed["per_round"], **times).to_dict()

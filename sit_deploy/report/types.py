@@ -61,14 +61,18 @@ class Source(Struct):
 
 
 class Times(Struct):
-    """A speed-up with both sides' milliseconds, as `engines.speedup.Speedup.to_dict`."""
+    """A speed-up with both sides' milliseconds, as `engines.speedup.Speedup.to_dict`; no figures where the clock tells none."""
 
-    median: Positive
-    low: Positive
-    high: Positive
+    median: Positive | None
+    low: Positive | None
+    high: Positive | None
     baseline_ms: Positive
     candidate_ms: Positive
     doubt: str | None
+
+    def __post_init__(self) -> None:
+        if self.doubt is None and None in (self.median, self.low, self.high):
+            raise ValueError("it has neither a figure nor a doubt")
 
 
 class SpeedOf8Bits(Struct):
@@ -76,16 +80,18 @@ class SpeedOf8Bits(Struct):
 
     over: Text
     batch_size: Annotated[int, Meta(ge=1, le=limits.BATCH)]
-    ratio: Positive
+    ratio: Positive | None
     p50_ms: Annotated[dict[str, Positive], Meta(min_length=2, max_length=2)]
-    per_round: Annotated[list[Annotated[float, Meta(gt=0, le=limits.REAL)]], Meta(min_length=1)]
+    per_round: list[Annotated[float, Meta(gt=0, le=limits.REAL)]]
     low: Positive | None = None
     high: Positive | None = None
     doubt: str | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
-        if self.doubt is not UNSET and None in (self.low, self.high):
-            raise ValueError("it has a doubt, and no low and high")
+        if self.doubt is UNSET and not self.per_round:
+            raise ValueError("it has no rounds")
+        if self.doubt is None and None in (self.ratio, self.low, self.high):
+            raise ValueError("it has neither a figure nor a doubt")
 
 
 class QuantisedLayer(Struct):
@@ -191,6 +197,17 @@ class Accuracy(Paired, kw_only=True):
     teacher: Teacher | None = None
 
 
+class Prepared(Struct):
+    """What the page says of the preprocessing."""
+
+    size: Annotated[list[Count], Meta(min_length=2, max_length=2)]
+    mean: list[Number]
+    std: list[Number]
+    resize: Any
+    interpolation: Text
+    orientation: str = "stored"
+
+
 class Build(Struct):
     """report.json of a bundle."""
 
@@ -203,6 +220,7 @@ class Build(Struct):
     hops: list[Hop]
     notes: list[str]
     compared_on: str
+    preprocessing: Prepared
     plan: Plan
     graph: Graph
     quantization: Quantization | None
@@ -211,6 +229,7 @@ class Build(Struct):
     versions: dict[str, str | None]
     command: str
     engine_layers: EngineLayers | None = None
+    preprocessing_source: dict[str, str] | None = None
 
 
 class Entry(Struct):
