@@ -18,6 +18,14 @@ def printable(text: str) -> str:
     return _OBEYED.sub(lambda found: _shown(ord(found[0])), text)
 
 
+def shortened(text: str, most: int = 2000) -> str:
+    """Return a text, its middle left out where it is longer: the start says what is wrong, the end what to do."""
+    start, end = most * 2 // 3, most // 3
+    if len(text) <= most:
+        return text
+    return f"{text[:start]} ... ({len(text) - start - end} more characters) ... {text[-end:]}"
+
+
 def shown(name: Any) -> str:
     r"""Return the name of a file or of a class on one line, as `printable`: what is written wherever the name goes."""
     return printable(str(name)).replace("\n", "\\n")

@@ -13,7 +13,7 @@ import click
 from sit_deploy import __version__
 from sit_deploy.cli.failures import TRACEBACK, explain
 from sit_deploy.errors import SitDeployError, nearest
-from sit_deploy.text import printable
+from sit_deploy.text import printable, shortened
 
 # name → one line of help; the module sit_deploy.cli.NAME has the click command `command`
 COMMANDS = {
@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
         # with standalone_mode off, click returns a command's result, and the status of Context.exit as an integer
         status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
     except click.ClickException as error:
-        error.message = printable(error.message)
+        error.message = printable(shortened(error.message))
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -107,6 +107,6 @@ def _interrupt(*_: object) -> None:
 
 
 def _fail(message: str, status: int = 2) -> None:
-    line = printable(" ".join(message.split()))
+    line = printable(shortened(" ".join(message.split())))
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
     sys.exit(status)

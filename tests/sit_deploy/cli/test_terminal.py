@@ -55,3 +55,18 @@ def test_usage_errors_show_them_too(cli: CommandLine) -> None:
     ):
         err = cli(*words, status=2).err
         assert "x1b[31m" in err and all(character.isprintable() or character == "\n" for character in err)
+
+
+def test_a_value_without_end_does_not_flood_the_terminal(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong and what to do about it are both seen."""
+
+    def fail(as_json: bool) -> None:
+        raise SitDeployError(f"precision is {'x' * 100_000}; build the bundle again")
+
+    monkeypatch.setattr("sit_deploy.cli.models.command.callback", fail)
+    message = cli("models", status=2).the_error()
+    assert message.startswith("precision is xxx") and message.endswith("xxx; build the bundle again")
+    assert len(message) < 2100 and "more characters" in message
+    assert len(cli("bench", "b", f"--rounds={'x' * 100_000}", status=2).err) < 3000
