@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,10 +126,18 @@ def load(
         threads: CPU threads; the runtime's choice by default.
         device: "cpu", "cuda" or "cuda:N"; by default the CPU for ONNX Runtime and the first GPU for TensorRT.
     Raises:
-        InputError: not a whole and unchanged bundle, or a graph that the engine asked for cannot run.
+        InputError: not a whole and unchanged bundle, a graph that the engine asked for cannot run, or an argument that is no
+            text or no whole number.
         engines.NoGpuError: its engine needs a GPU that is not here.
         engines.EngineLoadError: its engine was built for another release or another GPU.
     """
+    for name, value, of, what in (
+        ("engine", engine, str, "text"),
+        ("device", device, str, "text"),
+        ("threads", threads, Integral, "a whole number"),
+    ):
+        if value is not None and not isinstance(value, of):
+            raise InputError(f"{name} must be {what} or None, got {value!r}")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     kind = bundle.manifest["engine"]["kind"]
     if engine in (None, kind):

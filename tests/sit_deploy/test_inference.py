@@ -277,3 +277,13 @@ def test_what_is_no_bundle(bundle: Any) -> None:
 def test_threads_that_no_machine_has(threads: int, nano_fp32: Path) -> None:
     with pytest.raises(EngineError, match="threads must be at "):
         load(nano_fp32, threads=threads)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"engine": 5}, {"device": 0}, {"device": b"cpu"}, {"threads": "2"}, {"threads": 2.0}]
+)
+def test_an_argument_of_another_type_is_named(argument: dict[str, Any], tmp_path: Path) -> None:
+    """Before the bundle is read, and before an engine takes it for what it is not."""
+    ((name, value),) = argument.items()
+    with pytest.raises(InputError, match=f"^{name} must be .* got {value!r}$"):
+        load(tmp_path, **argument)
