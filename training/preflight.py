@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.report.view import file_size
+from sit_deploy.text import shown
 from training.datasets import Data
 from training.distributed import World
 from training.result import WEIGHTS, weights_of
@@ -81,6 +83,37 @@ def of_one_class(data: Data) -> list[str]:
             name = data.classes[int(labels[0])] if data.classes else int(labels[0])
             found.append(f"all {len(labels)} images {what} are of one class, {name}: accuracy says nothing")
     return found
+
+
+def trained_on_too(data: Data) -> list[str]:
+    """Return a warning of held-out files that are trained on too, told by class, name and content: their top-1 is no proof.
+
+    Only files of one name are compared, so that a large data set costs no more than a look at its list.
+    """
+    held_out, train = (getattr(part, "samples", None) or () for part in (data.val, data.train))
+    wanted = {(label, path.name) for path, label in held_out}
+    alike: dict[tuple[int, str], list[Path]] = {}
+    for path, label in train:
+        if (label, path.name) in wanted:
+            alike.setdefault((label, path.name), []).append(path)
+    same = [
+        path
+        for path, label in held_out
+        if any(_is_same_file(path, other) for other in alike.get((label, path.name), ()))
+    ]
+    if not same:
+        return []
+    return [
+        f"{len(same)} of {len(held_out)} images held out are trained on too ({shown(same[0])}, ...): accuracy says little; hold "
+        "out others"
+    ]
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:  # who reads it says so
+        return False
 
 
 def of_threads(world: World, workers: int) -> list[str]:

@@ -20,7 +20,7 @@ from training.folder import unwritable
 from training.loading import Loaders, gather_damaged, make_loaders, make_mixing, restore_damaged
 from training.optimise import make_optimiser, make_schedule
 from training.plan import Pace, Place, Plan
-from training.preflight import check_card, check_space, of_one_class, of_threads
+from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
 from training.prepare import Models, make_models
 from training.qat import quantise
 from training.recipes import Recipe
@@ -216,7 +216,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     check_card(card_of(run, {}))
     check_space(request.output, models.model, bool(recipe.ema_decay))
     run.notes += models.notes
-    run.warnings += (*of_one_class(data), *of_threads(world, workers))
+    run.warnings += (*of_one_class(data), *trained_on_too(data), *of_threads(world, workers))
     if states is not None:
         position.require_within(request.output / LAST, run.epochs, loaders.steps)
         restore(run.parts(), states, request.output / LAST)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
@@ -19,10 +20,10 @@ from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.models import tiny_model
 from tests.helpers.train import PLAIN, log_rows, read_parts
 from training import TrainRequest, train
-from training.datasets import ArrayImages, Data
+from training.datasets import ArrayImages, Data, open_data
 from training.distributed import World
 from training.loop import DivergedError
-from training.preflight import check_card, check_space, of_one_class, of_threads
+from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
 from training.run import Silent
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -205,3 +206,22 @@ def test_other_types_are_refused_in_a_line(options: dict[str, Any], tmp_path: Pa
 def test_what_is_no_request() -> None:
     with pytest.raises(InputError, match=r"train takes a training\.TrainRequest, got dict"):
         train({"model": "sit_s"})
+
+
+def test_held_out_files_that_are_trained_on_too_are_counted(tmp_path: Path) -> None:
+    for part, name, color in (
+        ("train", "a/1.png", 1), ("train", "b/1.png", 2), ("train", "b/3.png", 3),
+        ("val", "a/1.png", 1), ("val", "b/1.png", 9), ("val", "b/4.png", 3),
+    ):  # fmt: skip
+        path = tmp_path / part / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (color, 0, 0)).save(path)
+    assert trained_on_too(open_data(str(tmp_path))) == [
+        f"1 of 3 images held out are trained on too ({tmp_path}/val/a/1.png, ...): accuracy says little; hold out others"
+    ]
+    (tmp_path / "val/a/1.png").unlink()
+    Image.new("RGB", (8, 8), (7, 0, 0)).save(tmp_path / "val/a/1.png")
+    assert trained_on_too(open_data(str(tmp_path))) == []
+    (tmp_path / "val/b/3.png").symlink_to(tmp_path / "train/b/3.png")
+    assert "1 of 4" in trained_on_too(open_data(str(tmp_path)))[0]
+    assert trained_on_too(open_data("digits")) == []
