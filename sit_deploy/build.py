@@ -168,7 +168,9 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         if made.lowered.calibration is not None:
             made.lowered.calibration.save(folder / CALIBRATION)
 
-    np.savez(folder / GOLDEN, images=made.inputs[:GOLDEN_IMAGES], logits=made.reference[:GOLDEN_IMAGES])
+    # evenly spread, since a folder's images come class by class: the first few would be of one class
+    spread = np.linspace(0, len(made.inputs) - 1, min(GOLDEN_IMAGES, len(made.inputs))).round().astype(int)
+    np.savez(folder / GOLDEN, images=made.inputs[spread], logits=made.reference[spread])
     manifest = _manifest(work, made, info, why)
     report = {
         **manifest,

@@ -94,9 +94,12 @@ def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> 
     if teacher_top1 is not None:
         right.axhline(teacher_top1, color="grey", linestyle="--", label="teacher")
     right.set(xlabel="epoch", ylabel="top-1 on held-out images, %")
+    low, high = right.get_ylim()
+    right.set_ylim(max(low, -1.0), min(high, 101.0))  # no marks beyond 0 and 100 % where all epochs are alike
     right.legend(loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     path = folder / CURVES
     try:

@@ -61,6 +61,7 @@ class Summary:
     teacher: Side | None = None
     agreement: float | None = None
     kl: float | None = None
+    num_classes: int | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -195,6 +196,7 @@ def finish(run: Run) -> Summary:
         weights=path,
         curves=run.request.output / "curves.png",
         images=metrics.images,
+        num_classes=run.data.num_classes,
         best_epoch=best["epoch"],
         epochs=run.epochs,
         seconds=round(run.position.seconds, 1),

@@ -60,6 +60,7 @@ _REMEDY = "close other programs, pin both with --cpus, or give more --rounds"
     default=1.0,
     show_default=True,
     type=Real(0, limits.SECONDS, above=True),
+    metavar="S",
     help="Length of a turn.",
 )
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of both sides.")

@@ -152,28 +152,34 @@ def progress() -> Iterator[Progress]:
         yield update
 
 
-class Whole(click.IntRange):
-    """A whole number up to `most` (`sit_deploy.limits`); without `least`, what is too small is told by who uses it."""
+class Whole(click.ParamType):
+    """A whole number up to `most` (`sit_deploy.limits`); without `least`, what is too small is told by who uses it.
+
+    No IntRange itself, so that help does not end every option with a limit that nobody meets: who does is told it.
+    """
 
     name = "integer"
 
     def __init__(self, most: int, least: int | None = None) -> None:
-        super().__init__(least, most)
+        self.range = click.IntRange(least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.range.convert(value, param, ctx)
 
 
-class Real(click.FloatRange):
-    """A finite number."""
+class Real(click.ParamType):
+    """A finite number; its limits are not in help either."""
 
     name = "float"
 
     def __init__(self, least: float | None = None, most: float = limits.REAL, above: bool = False) -> None:
-        super().__init__(least, most, min_open=above)
+        self.range = click.FloatRange(least, most, min_open=above)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = click.FLOAT.convert(value, param, ctx)
         if not math.isfinite(found):
             self.fail(f"{value!r} is no number to count with; write for example 0.5", param, ctx)
-        return super().convert(value, param, ctx)
+        return self.range.convert(value, param, ctx)
 
 
 def _numbers(texts: Iterable[str]) -> list[int] | None:

@@ -80,6 +80,7 @@ _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
     type=Whole(limits.ROUNDS, 0),
     default=5,
     show_default=True,
+    metavar="N",
     help="Turns of each hop at being timed; 0 times nothing.",
 )
 @click.option(
@@ -87,6 +88,7 @@ _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
     type=Real(0, limits.SECONDS, above=True),
     default=1.0,
     show_default=True,
+    metavar="S",
     help="Length of a turn.",
 )
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of every side.")

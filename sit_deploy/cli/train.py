@@ -70,7 +70,9 @@ def recipe_options(command: Callable) -> Callable:
 )  # fmt: skip
 @click.option("--data-dir", type=path_type, metavar="DIR", help="Where the data sets of timm lie.")
 @click.option("--train-split", metavar="NAME", help="Part to train on.  [default: train]")
-@click.option("--val-split", metavar="NAME", help="Part held out.  [default: val or validation]")
+@click.option(
+    "--val-split", metavar="NAME", help="Part held out.  [default: val, test or what is called alike]"
+)
 @key_options
 @click.option(
     "--num-classes",
@@ -208,7 +210,7 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     accuracies are those of the INT8 model, and the ranges it was trained with are in the model card for
     `sit-deploy build --precision int8`.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m training with the same options.
+    On several GPUs: torchrun --nproc-per-node 8 -m sit_deploy train, with the same options.
     """
     from training import TrainRequest, train
 
@@ -308,12 +310,14 @@ def show_summary(screen: Console, summary: Any) -> None:
     right = ("GMACs", "top-1 %", "top-5 %")
     listing = table("", "model", *right, "tokens", title=f"On {summary.images} held-out images", right=right)
     student = "student" if summary.teacher else ""
+    few = summary.num_classes is not None and summary.num_classes <= 5  # every answer is among the first five
     if summary.int8:
         student = f"{student} in INT8".strip()
     for role, side in (("teacher", summary.teacher), (student, summary.student)):
         if side is not None:
             tokens = "/".join(map(str, side.tokens))
-            figures = (f"{side.macs / 1e9:.3f}", f"{side.top1:.2f}", f"{side.top5:.2f}")
+            top5 = "—" if few else f"{side.top5:.2f}"
+            figures = (f"{side.macs / 1e9:.3f}", f"{side.top1:.2f}", top5)
             listing.add_row(role, side.name, *figures, tokens)
     screen.print(listing)
     if summary.teacher:

@@ -92,7 +92,9 @@ def load_model(
     )
     _check_architecture(read, config, model_option)
     under = f", under the prefix '{read.prefix}'" if read.prefix else ""
-    notes = [f"{read.source} weights of {read.path.name}{under}", *read.notes]
+    notes = [*read.notes]
+    if under or read.source != "state_dict":  # else the file holds these weights alone: nothing to tell
+        notes.insert(0, f"{read.source} weights of {read.path.name}{under}")
     if _outputs(read.state) == 1:
         if not (binary or num_classes == 2):
             remedy = "if it tells no from yes, pass --num-classes 2, which makes two outputs of it, exactly"

@@ -420,5 +420,18 @@ def test_images_are_spread_over_the_folder(trained: Trained) -> None:
     assert (len(images), source) == (11, f"11 of 11 images in {trained.images}")
 
 
+def test_golden_images_are_spread_over_those_of_the_comparisons(trained: Trained) -> None:
+    """The first four of a folder with many images a class would be of one class, whose agreement proves nothing."""
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.make_graph import Work
+    from sit_deploy.preprocessing import Preprocessing
+
+    work = Work(BuildRequest("sit_nano", Path("out"), calib_data=trained.images), print)
+    compared, _ = make_graph._images(work, Preprocessing.for_model(112))
+    images, _ = load_bundle(trained.bundle).golden()
+    assert len(compared) == 8
+    np.testing.assert_array_equal(images, compared[[0, 2, 5, 7]])
+
+
 def test_public_names() -> None:
     assert set(module.__all__) == {"BuildRequest", "build", "export"}

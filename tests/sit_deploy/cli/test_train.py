@@ -8,16 +8,20 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from sit_deploy.cli.train import show_summary
 from sit_deploy.models.card import read_card
 from tests.helpers.command_line import CommandLine, Result, snapshot
 from tests.helpers.train import CLASSES, PLAIN, log_rows, start, start_server, words, write_pictures
 from training.recipes import Recipe, option_name
+from training.result import Side, Summary
 
 RECIPE = {**PLAIN, "batch_size": 8, "clip_grad": 1.0}
 
@@ -433,3 +437,12 @@ def test_interrupted_before_the_first_step(
 
     monkeypatch.setattr("training.run.make_optimiser", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert cli.refuses(*line(pictures)) == "interrupted; nothing was left half-written"
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(5, "—"), (6, "100.00"), (None, "100.00")])
+def test_the_first_five_of_five_classes_are_no_figure(classes: int | None, shown: str) -> None:
+    side = Side("lvvit_nano", 84_000_000, (49,), 75.0, 100.0)
+    summary = Summary(Path("w"), Path("c"), 40, 1, 1, 1.0, 0, student=side, num_classes=classes)
+    with StringIO() as out:
+        show_summary(Console(file=out, width=100), summary)
+        assert re.search(rf"lvvit_nano +0\.084 +75\.00 +{shown} +49", out.getvalue())
