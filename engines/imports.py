@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 from engines.errors import EngineLoadError, EngineNotInstalledError
 
-MOST_THREADS = 4096
+# that a runtime starts here at once: far more of them than CPUs only wait for each other, for minutes a call
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 
 
 def import_runtime(package: str, title: str) -> ModuleType:
@@ -38,11 +40,11 @@ def _broken(package: str, title: str, error: Exception) -> EngineNotInstalledErr
 
 def allowed_threads(threads: int) -> str:
     """Return the limit that a number of threads breaks, in words."""
-    return "at least 1" if threads < 1 else f"at most {MOST_THREADS}"
+    return "at least 1" if threads < 1 else f"at most {MOST_THREADS} on this machine"
 
 
 def require_threads(threads: int | None) -> None:
-    """Refuse a number of threads that no machine has: a runtime tries to start them all.
+    """Refuse a number of threads that this machine cannot make use of: a runtime starts them all.
 
     Raises:
         EngineLoadError: names it.

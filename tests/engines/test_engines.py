@@ -87,6 +87,7 @@ def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch):
         ({"optimization_level": 6}, "0 to 5, got 6"),
         ({"workspace_bytes": 0}, "got 0"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 1000 * 64}, "threads must be at most "),
     ],
 )
 def test_options_out_of_range(bad: dict, named: str):

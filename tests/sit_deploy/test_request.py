@@ -68,6 +68,7 @@ except InputError:
 def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option that is not its default, with absolute paths, quoted for a shell."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "val").mkdir()  # a folder, and no name of a data set
     request = BuildRequest(
         "sit_lvvit_small", Path("out"), "fp16", Path("my weights.pth"), False, "auto", dynamic_batch=(1, 8, 32),
         image_size=256, num_classes=10, labels=Path("l.txt"), calib_data=Path("calib"), calib_images=5,

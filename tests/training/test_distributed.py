@@ -55,9 +55,10 @@ def assert_agree(two: Path, one: Path) -> None:
     states = [read_parts(folder) for folder in (two, one)]
     for part in ("model", "ema"):
         for name, ours in states[0][part].items():
-            torch.testing.assert_close(
-                ours, states[1][part][name], rtol=1e-3, atol=2e-5, msg=f"{part} {name}"
-            )
+            # As a whole far nearer than a step of 0.02 moves them. A single weight whose gradient is nothing but rounding may
+            # be moved further by it, as Adam divides by the gradient's size: on one kind of CPU 1 of 73728, by 5e-5.
+            apart = (ours.double() - states[1][part][name].double()).abs()
+            assert apart.square().mean().sqrt() < 2e-6 and apart.max() < 2e-4, f"{part} {name}"
 
 
 @pytest.fixture(scope="module", params=["classification", "FRD"])

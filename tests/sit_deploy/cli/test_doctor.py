@@ -14,7 +14,8 @@ def test_json_is_what_the_engines_say(cli: CommandLine) -> None:
     result = cli("doctor", "--json")
     found = result.json()
     assert result.err == ""
-    assert found["engines"] == json.loads(json.dumps([asdict(support) for support in engines.support()]))
+    told = [{key: value for key, value in row.items() if key != "note"} for row in found["engines"]]
+    assert told == json.loads(json.dumps([asdict(support) for support in engines.support()]))
     assert found["versions"] == versions()
 
 
