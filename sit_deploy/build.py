@@ -62,7 +62,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         GateError: a hop or the accuracy is out of tolerance; nothing is written.
         engines.EngineError: the engine is missing, or cannot be built.
     """
-    request = request.completed()
+    request = _require_request(request).completed()
     request.check()
     check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
@@ -82,6 +82,14 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     return load_bundle(request.output)
 
 
+def _require_request(request: BuildRequest) -> BuildRequest:
+    if not isinstance(request, BuildRequest):
+        raise InputError(
+            f"a build takes a BuildRequest, got {type(request).__name__}; make one of its options"
+        )
+    return request
+
+
 def _instead(work: Work, higher: BuildRequest, gave_up: NoGainError) -> Work:
     """Return the work of building without 8 bits what was not worth building with them; the time spent counts."""
     note = str(gave_up)
@@ -96,7 +104,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> dict[str,
     Raises:
         InputError, GateError: as `build`; the file appears whole or not at all.
     """
-    request = request.completed()
+    request = _require_request(request).completed()
     request.check()
     path = request.output.absolute()
     if path.is_dir() or path.suffix != ".onnx":

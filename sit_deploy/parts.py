@@ -319,7 +319,17 @@ def _is_nested(folder: Path) -> bool:
 
 
 def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None, option: str) -> None:
-    """Ask where several folders hold the same folders each, as parts do whatever they are called."""
+    """Ask where several folders hold the same folders each, as parts do whatever they are called, or one a copy of the others."""
+    siblings = {plain(name) for name in inside}
+    for name in inside:
+        copied = sorted(
+            below for below in subfolders(root / name) if plain(below) in siblings - {plain(name)}
+        )
+        if len(copied) >= 2:
+            raise InputError(
+                f"{shown(root)} has the class folders {_listing(copied)}, and {shown(name)} beside them with folders of the same "
+                f"names, as a copy has: move one of the two away, name a folder with {option}, or pass {option} . where all are classes"
+            )
     if len(inside) < 2 or any(has_images(root / name, below=False) for name in inside):
         return
     within = [set(map(plain, subfolders(root / name))) for name in inside]

@@ -178,9 +178,10 @@ def choose(size: int, said: Sequence[Said], named: Said, orientation: str) -> Ch
 
 def _disagreement(name: str, taken: Said, other: Said) -> str:
     option = name.replace("_", "-")
+    remedy = "" if taken.source == OPTIONS else f"; --{option} says otherwise"
     return (
         f"preprocessing: {option} {_text(getattr(taken, name))} of {taken.source} is taken, not {_text(getattr(other, name))} "
-        f"of {other.source}; --{option} says otherwise"
+        f"of {other.source}{remedy}"
     )
 
 

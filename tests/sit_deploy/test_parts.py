@@ -94,6 +94,8 @@ def test_parts_below_the_classes_are_not_put_together(tmp_path: Path) -> None:
         (("prueba/{cat,dog}", "entrenamiento/{cat,dog}", "x/{cat,dog}"), "if these are parts of a data set, name one with --split"),
         (("train/{cat,dog}", "test/{cat,dog}", "cow"), "holds parts of a data set (test, train) beside other folders (cow)"),
         (("cat/{train,test}", "dog/{train,test}"), "holds parts below its classes (cat/test, train)"),
+        (("yes", "no", "brain_tumor_dataset/{yes,no}"), "as a copy has: move one of the two away"),
+        (("Cat", "dog", "fox", "resized/{cat,dog,fox}"), "as a copy has: move one of the two away"),
         (("images", "annotations"), "images that are in no class folders"),
         (("JPEGImages", "Annotations", "SegmentationClass"), "images that are in no class folders"),
     ],

@@ -11,7 +11,7 @@ import pytest
 
 import engines
 from engines import EngineError
-from sit_deploy.errors import SitDeployError
+from sit_deploy.errors import InputError, SitDeployError
 from sit_deploy.request import BuildRequest
 
 BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
@@ -137,3 +137,12 @@ def test_eight_bits_need_a_newer_onnxruntime(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SitDeployError, match=r"need ONNX Runtime 1\.26 or newer .* 1\.25\.1 is installed"):
         asked.check()
     BuildRequest("sit_nano", Path("out"), "fp16").check()
+
+
+@pytest.mark.parametrize("given", [None, 5, {}, "sit_nano"])
+def test_a_build_of_what_is_no_request(given: object) -> None:
+    from sit_deploy.build import build, export
+
+    for make in (build, export):
+        with pytest.raises(InputError, match="takes a BuildRequest, got "):
+            make(given)  # type: ignore[arg-type]
