@@ -162,6 +162,7 @@ class Whole(click.ParamType):
 
     def __init__(self, most: int, least: int | None = None) -> None:
         self.range = click.IntRange(least, most)
+        self.range.name = self.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return self.range.convert(value, param, ctx)
@@ -174,6 +175,7 @@ class Real(click.ParamType):
 
     def __init__(self, least: float | None = None, most: float = limits.REAL, above: bool = False) -> None:
         self.range = click.FloatRange(least, most, min_open=above)
+        self.range.name = self.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = click.FLOAT.convert(value, param, ctx)

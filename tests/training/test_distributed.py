@@ -55,10 +55,12 @@ def assert_agree(two: Path, one: Path) -> None:
     states = [read_parts(folder) for folder in (two, one)]
     for part in ("model", "ema"):
         for name, ours in states[0][part].items():
-            # As a whole far nearer than a step of 0.02 moves them. A single weight whose gradient is nothing but rounding may
-            # be moved further by it, as Adam divides by the gradient's size: on one kind of CPU 1 of 73728, by 5e-5.
-            apart = (ours.double() - states[1][part][name].double()).abs()
-            assert apart.square().mean().sqrt() < 2e-6 and apart.max() < 2e-4, f"{part} {name}"
+            # A weight whose gradient is nothing but rounding may be moved further by it, as Adam divides by the gradient's
+            # size (on one kind of CPU 1 of 73728, by 5e-5): a few of a large tensor may, by a hundredth of a step of 0.02.
+            theirs = states[1][part][name]
+            apart = (ours.double() - theirs.double()).abs()
+            far = int((apart > 2e-5 + 1e-3 * theirs.double().abs()).sum())
+            assert far <= apart.numel() // 10_000 and (not far or apart.max() < 2e-4), f"{part} {name}"
 
 
 @pytest.fixture(scope="module", params=["classification", "FRD"])
