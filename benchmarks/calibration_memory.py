@@ -4,7 +4,7 @@
     python benchmarks/calibration_memory.py --model sit_t --rounds 3
 
     plain        the graph on ONNX Runtime at batch 1, a default session
-    ours         calibration.observe: every tensor that enters a Conv or a MatMul with a constant weight
+    ours         calibration.collect: every tensor that enters a Conv or a MatMul with a constant weight
     onnxruntime  its entropy calibrator on Conv and MatMul, which takes their outputs and the attention's too
 
 Each runs in processes of its own. Memory is the process's resident set, its peak as the kernel keeps it (VmHWM); the
@@ -62,8 +62,8 @@ def export(name: str, path: Path) -> tuple[int, int]:
     import onnx
 
     from benchmarks.random_weights import random_model
-    from sit_deploy.deploy import to_deploy_form
-    from sit_deploy.export import export_onnx
+    from sit_deploy.graph.deploy_form import to_deploy_form
+    from sit_deploy.graph.export import export_onnx
 
     model = random_model(name)
     onnx.save(export_onnx(to_deploy_form(model), model.img_size), path)
@@ -104,9 +104,9 @@ def run_plain(path: Path, size: tuple[int, int], count: int, threads: int) -> di
 def run_ours(path: Path, size: tuple[int, int], count: int, threads: int) -> dict[str, Any]:
     import onnx
 
-    from calibration.observe import observe
+    from calibration.collect import observe
     from calibration.thresholds import thresholds
-    from sit_deploy.calibrate import MIGRATED_ON
+    from sit_deploy.quantize.calibrate import MIGRATED_ON
 
     model = onnx.load(path)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -203,7 +203,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 def main(model: str, few: int, many: int, peer_images: int, rounds: int, threads: int) -> None:
     """Measure what observing costs over plain inference; exit 1 if it costs more than it may."""
-    from sit_deploy.calibrate import MIGRATED_ON
+    from sit_deploy.quantize.calibrate import MIGRATED_ON
 
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     before = machine()

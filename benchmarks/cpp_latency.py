@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
 from engines.timing import machine  # noqa: E402
-from sit_deploy.build import build  # noqa: E402
-from sit_deploy.request import BuildRequest  # noqa: E402
+from sit_deploy.pipeline.build import build  # noqa: E402
+from sit_deploy.pipeline.request import BuildRequest  # noqa: E402
 
 # the same settings as engines/cpp/src/openvino.cpp
 OPENVINO = """

@@ -78,8 +78,8 @@ def prepare(name: str, batch: int, threads: int, folder: Path) -> tuple[dict[str
     import torch
 
     import engines
-    from sit_deploy.deploy import to_deploy_form
-    from sit_deploy.export import export_onnx
+    from sit_deploy.graph.deploy_form import to_deploy_form
+    from sit_deploy.graph.export import export_onnx
 
     model = random_model(name)
     images = random_images(batch, model.img_size)

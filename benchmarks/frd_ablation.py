@@ -64,12 +64,12 @@ def against_teacher(weights: Path, teacher: Path, data: Path) -> dict[str, float
     """Return a student's accuracy, agreement and KL divergence against its teacher on the held-out images."""
     import torch
 
+    from sit_deploy.data.datasets import open_data
     from sit_deploy.models.card import read_card
     from sit_deploy.models.load import load_model
-    from training.datasets import open_data
-    from training.distributed import World
-    from training.evaluate import evaluate
-    from training.loading import HeldOut
+    from sit_deploy.processes import World
+    from training.loaders import HeldOut
+    from training.metrics import evaluate
 
     models = []
     for path in (weights, teacher):
@@ -173,7 +173,7 @@ def main(
 ) -> None:  # fmt: skip
     """Run what has not been run, and write the results."""
     from sit_deploy.models.card import read_card
-    from training.record import draw_curves
+    from training.log import draw_curves
 
     data = work / f"data-{train_images}-{val_images}"
     if not data.exists():

@@ -107,8 +107,8 @@ def tensorrt_candidate(
     kind: str, name: str, precision: str, batches: tuple[int, ...], folder: Path
 ) -> Candidate:
     """An engine that `sit-deploy build` makes here, of random weights, for all batch sizes, tuned for the middle one."""
-    from sit_deploy.build import build
-    from sit_deploy.request import BuildRequest
+    from sit_deploy.pipeline.build import build
+    from sit_deploy.pipeline.request import BuildRequest
 
     ordered = sorted(batches)
     bundle = build(

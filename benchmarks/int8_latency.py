@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.random_weights import random_model  # noqa: E402
 from engines.base import BuildOptions  # noqa: E402
-from engines.onnxruntime import OnnxRuntime  # noqa: E402
+from engines.onnxruntime.engine import OnnxRuntime  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import EngineCall, WorkerSpec, alternate, machine  # noqa: E402
 
@@ -44,13 +44,13 @@ def make_graphs(name: str, folder: Path) -> tuple[Path, Path]:
     """Export a model with random weights; returns the FP32 graph and its Q/DQ form, with an open batch."""
     import onnx
 
-    from calibration.grids import float16_scale, shifted_scale
+    from calibration.formats import float16_scale, shifted_scale
+    from calibration.insert_qdq import Scales, insert_qdq
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from calibration.qdq import Scales, insert_qdq
     from calibration.ranges import observe_ranges
-    from sit_deploy.deploy import to_deploy_form
-    from sit_deploy.export import export_onnx
+    from sit_deploy.graph.deploy_form import to_deploy_form
+    from sit_deploy.graph.export import export_onnx
 
     model = random_model(name)
     size = model.img_size

@@ -46,9 +46,9 @@ EVERY_WEIGHT = (*BASE, "stem", "head")
 
 def prepare(checkpoint: Path, calibration: Path, work: Path) -> tuple[Any, Any]:
     """Return the float graph of a checkpoint, with what goes with it, and the stream of its calibration images."""
-    from sit_deploy.lower import calibration_stream
-    from sit_deploy.make_graph import Work, make_float_graph
-    from sit_deploy.request import BuildRequest
+    from sit_deploy.pipeline.float_graph import Work, make_float_graph
+    from sit_deploy.pipeline.lower import calibration_stream
+    from sit_deploy.pipeline.request import BuildRequest
 
     request = BuildRequest(
         None,
@@ -70,9 +70,9 @@ class Judge:
     def __init__(self, graph: Any, val: Path, made: Any) -> None:
         import numpy as np
 
-        from sit_deploy.calibrate import ImageStream, run_logits
-        from sit_deploy.data import ImageFolder
-        from sit_deploy.labelled import match_labels
+        from sit_deploy.data.images import ImageFolder
+        from sit_deploy.data.labelled import match_labels
+        from sit_deploy.quantize.calibrate import ImageStream, run_logits
 
         samples = match_labels(ImageFolder(val), made.classes, made.loaded.model.num_classes)
         self.labels = np.array([label for _, label in samples])
@@ -82,7 +82,7 @@ class Judge:
     def __call__(self, graph: Any) -> dict[str, float]:
         import numpy as np
 
-        from sit_deploy.calibrate import logits_error, run_logits
+        from sit_deploy.quantize.calibrate import logits_error, run_logits
 
         logits = run_logits(graph, self.stream)
         signal = float(np.square(self.reference.astype(np.float64)).mean())
@@ -100,8 +100,8 @@ def ablate(name: str, checkpoint: Path, calibration: Path, val: Path, work: Path
     """Return every row of the two tables for one model."""
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from sit_deploy.calibrate import calibrate
-    from sit_deploy.quantize import make_quantiser
+    from sit_deploy.quantize.calibrate import calibrate
+    from sit_deploy.quantize.quantizer import make_quantiser
 
     made, stream = prepare(checkpoint, calibration, work)
     graph = made.exported.graph
@@ -131,14 +131,14 @@ def ablate(name: str, checkpoint: Path, calibration: Path, val: Path, work: Path
 
 def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict[str, Any]:
     """Return graphs, made when asked for, that add one tool after the other to plain min-max; then the methods."""
-    from calibration.grids import float16_scale
-    from calibration.layer_errors import correct_biases, measure_layers
+    from calibration.bias_correction import correct_biases, measure_layers
+    from calibration.collect import observe
+    from calibration.formats import float16_scale
+    from calibration.insert_qdq import Scales, insert_qdq
     from calibration.layers import find_layers
-    from calibration.observe import observe
     from calibration.plan import make_plan
-    from calibration.qdq import Scales, insert_qdq
-    from sit_deploy.calibrate import choose_scales, migrated_graph
-    from sit_deploy.quantize import MEASURED_ON, make_quantiser
+    from sit_deploy.quantize.calibrate import choose_scales, migrated_graph
+    from sit_deploy.quantize.quantizer import MEASURED_ON, make_quantiser
 
     migrated = migrated_graph(graph, found)
     known = find_layers(migrated)

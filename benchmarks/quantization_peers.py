@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
 from engines.timing import machine  # noqa: E402
-from sit_deploy.data import batches, list_images  # noqa: E402
+from sit_deploy.data.images import batches, list_images  # noqa: E402
 from sit_deploy.models.card import ModelCard, read_card  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantization_peers.json"
@@ -94,7 +94,7 @@ class Case:
 
 def prepare(checkpoint: Path, count: int, work: Path) -> Case:
     """Export the graph, and write the calibration images where every tool reads the same pixels."""
-    from training.datasets import open_data
+    from sit_deploy.data.datasets import open_data
 
     card = read_card(checkpoint)
     if card is None:

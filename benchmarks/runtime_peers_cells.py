@@ -142,13 +142,13 @@ WITH_STEM = "int8 with stem"
 
 def make_model(name: str, threads: int, int8: bool = True) -> Model:
     """Export a model, and quantise it as `sit-deploy build --precision int8` does."""
-    from sit_deploy.calibrate import ImageStream, calibrate
-    from sit_deploy.deploy import to_deploy_form
-    from sit_deploy.export import export_onnx
-    from sit_deploy.models.configs import get_config
+    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.graph.deploy_form import to_deploy_form
+    from sit_deploy.graph.export import export_onnx
+    from sit_deploy.models.config import get_config
     from sit_deploy.preprocessing import Preprocessing
-    from sit_deploy.quantize import make_quantiser
-    from sit_deploy.sample_images import sample_images
+    from sit_deploy.quantize.calibrate import ImageStream, calibrate
+    from sit_deploy.quantize.quantizer import make_quantiser
 
     config = get_config(name)
     preprocessing = Preprocessing.for_model(
@@ -280,7 +280,7 @@ def _nncf(setting: Setting) -> Way:
 def _ours(setting: Setting, kind: str, precision: str) -> Way:
     import onnx
 
-    from sit_deploy.export import set_batch
+    from sit_deploy.graph.export import set_batch
 
     engine = engines.get(kind)
     source = setting.path(f"{precision}.onnx")

@@ -100,10 +100,10 @@ def main(
     """Measure and write the result."""
     import torch
 
-    from training.datasets import open_data
-    from training.distributed import join_world
+    from sit_deploy.data.datasets import open_data
+    from sit_deploy.processes import join_world
     from training.request import TrainRequest
-    from training.run import Silent, set_up
+    from training.set_up import Silent, set_up
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, join_world(device) as world:

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.documents import write_between  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import EngineCall, WorkerSpec, alternate, machine  # noqa: E402
-from sit_deploy.build import build  # noqa: E402
-from sit_deploy.request import BuildRequest  # noqa: E402
+from sit_deploy.pipeline.build import build  # noqa: E402
+from sit_deploy.pipeline.request import BuildRequest  # noqa: E402
 from sit_deploy.triton import server  # noqa: E402
 from sit_deploy.triton.config import Serving  # noqa: E402
 from sit_deploy.triton.install import WHEEL  # noqa: E402

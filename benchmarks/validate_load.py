@@ -33,14 +33,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
 from engines.timing import machine  # noqa: E402
-from sit_deploy.build import build  # noqa: E402
 from sit_deploy.bundle import load_bundle  # noqa: E402
-from sit_deploy.data import ImageFolder, batches  # noqa: E402
-from sit_deploy.evaluate import evaluate  # noqa: E402
+from sit_deploy.data.images import ImageFolder, batches  # noqa: E402
+from sit_deploy.data.synthetic import sample_images  # noqa: E402
 from sit_deploy.inference import load  # noqa: E402
-from sit_deploy.reference import reference_logits, reference_model  # noqa: E402
-from sit_deploy.request import BuildRequest  # noqa: E402
-from sit_deploy.sample_images import sample_images  # noqa: E402
+from sit_deploy.measure.evaluate import evaluate  # noqa: E402
+from sit_deploy.pipeline.build import build  # noqa: E402
+from sit_deploy.pipeline.request import BuildRequest  # noqa: E402
+from sit_deploy.validation.reference import reference_logits, reference_model  # noqa: E402
 
 FILES = 200  # different pictures
 SIZE, SMALL = (375, 500), (120, 160)

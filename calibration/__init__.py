@@ -1,6 +1,6 @@
 """Calibration on a stream of images: memory does not grow with their number, and observations merge.
 
-    from calibration.observe import observe
+    from calibration.collect import observe
     from calibration.thresholds import thresholds
 
     seen = observe(model, images, tensors=["head/input"])
@@ -17,7 +17,7 @@ from calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
     from calibration.cache import Calibration, TensorCalibration
-    from calibration.observe import Observations
+    from calibration.collect import Observations
     from calibration.observers import ChannelObserver, TensorObserver
     from calibration.ranges import TensorRange, observe_ranges
     from calibration.thresholds import METHODS, channel_thresholds, threshold
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "Calibration": "cache",
     "TensorCalibration": "cache",
-    "Observations": "observe",
+    "Observations": "collect",
     "ChannelObserver": "observers",
     "TensorObserver": "observers",
     "TensorRange": "ranges",

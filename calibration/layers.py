@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from calibration.edit import shapes_of
 from calibration.errors import CalibrationError
+from calibration.graph_editor import shapes_of
 
 # By what the exporter calls nodes: the path of the module that they come from.
 _GROUPS = (

@@ -61,15 +61,15 @@ def get(kind: str) -> Engine:
         EngineError: there is no such kind; the nearest name is suggested.
     """
     if kind == "onnxruntime":
-        from engines.onnxruntime import OnnxRuntime
+        from engines.onnxruntime.engine import OnnxRuntime
 
         return OnnxRuntime()
     if kind == "openvino":
-        from engines.openvino import OpenVino
+        from engines.openvino.engine import OpenVino
 
         return OpenVino()
     if kind in ("tensorrt", "tensorrt-rtx"):
-        from engines.tensorrt import TensorRT
+        from engines.tensorrt.engine import TensorRT
 
         return TensorRT(kind)
     from difflib import get_close_matches

@@ -53,7 +53,7 @@ def _onnxruntime(
 ) -> tuple[LayerTime, ...]:
     import onnxruntime as ort
 
-    from engines.onnxruntime import running_options
+    from engines.onnxruntime.engine import running_options
 
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         options = running_options(ort, threads)
@@ -82,7 +82,7 @@ def _onnxruntime(
 def _openvino(
     engine_path: Path, feeds: Mapping[str, np.ndarray], runs: int, threads: int | None
 ) -> tuple[LayerTime, ...]:
-    from engines.openvino import import_openvino, settings
+    from engines.openvino.engine import import_openvino, settings
 
     ov = import_openvino()
     try:

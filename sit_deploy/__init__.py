@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy import neighbours
+from sit_deploy import import_check
 
 if TYPE_CHECKING:
     from sit_deploy.bundle import Bundle, load_bundle
     from sit_deploy.inference import Classifier, load
 
-neighbours.check()
+import_check.check()
 
 __version__ = "0.1.0"
 __all__ = ["Bundle", "Classifier", "load", "load_bundle"]

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.errors import InputError
-from sit_deploy.hashing import sha256
+from sit_deploy.files import place, recover, scratch, sha256
 from sit_deploy.schema import read_json
-from sit_deploy.staging import place, recover, scratch
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -162,7 +161,7 @@ class Bundle:
         return (batch["size"],) * 2 if "size" in batch else (batch["min"], batch["max"])
 
     def preprocessing(self) -> Any:
-        """Return the `sit_deploy.data.Preprocessing` of the manifest."""
+        """Return the `sit_deploy.data.images.Preprocessing` of the manifest."""
         from sit_deploy.preprocessing import Preprocessing
 
         return Preprocessing.from_dict(self.manifest["preprocessing"])
@@ -204,7 +203,7 @@ def load_bundle(path: str | Path) -> Bundle:
             f"{where} was changed: it does not match its digest; copy it again or build the bundle again"
         )
     from sit_deploy.manifest import check_manifest
-    from sit_deploy.models.configs import ONE_OUTPUT
+    from sit_deploy.models.config import ONE_OUTPUT
 
     check_manifest(manifest, where, again)
     if manifest["model"]["num_classes"] == 1:  # as earlier versions built

@@ -11,7 +11,7 @@ from pathlib import Path
 import engines
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.staging import place, scratch
+from sit_deploy.files import place, scratch
 
 _SOURCES = Path(engines.__file__).parent / "cpp"
 

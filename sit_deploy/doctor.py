@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
     from dataclasses import asdict
 
     import engines
-    from engines.gpu import find_gpus
+    from engines.gpus import find_gpus
     from engines.timing import machine
 
     gpus = find_gpus()

@@ -74,7 +74,7 @@ class Classifier:
         """
         import numpy as np
 
-        from sit_deploy.data import batches
+        from sit_deploy.data.images import batches
 
         if self.bundle is None:
             raise InputError("this classifier has no bundle to say how images are prepared; call logits()")

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 import engines
 from sit_deploy import limits
 from sit_deploy.errors import InputError
-from sit_deploy.parity import TOLERANCE
+from sit_deploy.precisions import TOLERANCE
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.schema import check
 

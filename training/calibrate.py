@@ -8,14 +8,14 @@ from functools import partial, reduce
 import torch
 from torch import Tensor, nn
 
-from calibration.grids import GRIDS, float16_scale
+from calibration.formats import GRIDS, float16_scale
 from calibration.observers import TensorObserver
 from calibration.thresholds import threshold
+from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
-from training.datasets import Data
-from training.distributed import World
-from training.loading import read_sample
+from sit_deploy.processes import World
+from training.loaders import read_sample
 from training.qat import GRID, deployed_tokens, quantised_layers
 from training.seeding import CALIBRATION, permutation
 
@@ -44,7 +44,7 @@ def calibrate(
     Args:
         model: in float, on its device. data: with images that can be chosen.
         images: how many to look at, over all processes, drawn by the seed.
-        damaged, max_damaged: see `training.loading.read_sample`, which puts the next image in place of a damaged one.
+        damaged, max_damaged: see `training.loaders.read_sample`, which puts the next image in place of a damaged one.
         progress: called with images done and their number, of this process.
     Raises:
         InputError: fewer images than asked for, or an activation that is no finite number.

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from sit_deploy.data.orientation import ignored_turns
 from sit_deploy.errors import InputError, SitDeployError
 from sit_deploy.models.data_config import describe
-from sit_deploy.turned import ignored_turns
-from training.distributed import join_world
-from training.evaluate import Metrics, evaluate
-from training.folder import claim
-from training.loading import gather_damaged
-from training.optimise import set_learning_rate
+from sit_deploy.processes import join_world
+from training.loaders import gather_damaged
+from training.metrics import Metrics, evaluate
+from training.optimizer import set_learning_rate
 from training.qat import in_float
 from training.request import TrainRequest
 from training.result import Summary, finish, keep_best
-from training.run import Reporter, Run, Silent, set_up
+from training.run_folder import claim
 from training.seeding import STEP, seed_all
+from training.set_up import Reporter, Run, Silent, set_up
 from training.state import Position
 
 

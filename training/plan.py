@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.optimise import rates_of
+from training.optimizer import rates_of
 from training.recipes import Recipe
 
 FEW_STEPS = 50  # with fewer in all, hardly anything is learnt

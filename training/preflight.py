@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
+from sit_deploy.processes import World
 from sit_deploy.report.view import file_size
 from sit_deploy.text import shown
-from training.datasets import Data
-from training.distributed import World
 from training.result import WEIGHTS, weights_of
 from training.state import LAST
 

@@ -170,7 +170,7 @@ class TrainRequest:
         Where and how fast it computes may differ, and in how many parts a step is taken; what it computes may not. Files
         go by their content.
         """
-        from sit_deploy.hashing import sha256
+        from sit_deploy.files import sha256
         from sit_deploy.models.file_kind import find_file
 
         files = {

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from engines.errors import EngineError
 from sit_deploy.errors import InputError
+from sit_deploy.files import write_whole
 from sit_deploy.models import CONFIGS, ModelConfig
 from sit_deploy.models.card import ModelCard, save_weights
 from sit_deploy.models.cost import cost
-from sit_deploy.staging import write_whole
-from training.evaluate import Metrics, evaluate
+from training.log import draw_curves
+from training.metrics import Metrics, evaluate
 from training.qat import GRID, THRESHOLD, thresholds_of
-from training.record import draw_curves
 from training.text import text_of
 
 if TYPE_CHECKING:
-    from training.run import Run
+    from training.set_up import Run
 
 WEIGHTS = "model.safetensors"
 SUMMARY = "summary.json"
@@ -162,7 +162,7 @@ def finish(run: Run) -> Summary:
     """Measure the best weights and the teacher on the held-out images; write summary, card and curves."""
     from safetensors.torch import load
 
-    from training.loading import count_damaged
+    from training.loaders import count_damaged
 
     best, models = run.position.best, run.models
     run.world.barrier()

@@ -15,7 +15,7 @@ from sit_deploy.cli.failures import TRACEBACK, explain
 from sit_deploy.errors import SitDeployError, nearest
 from sit_deploy.text import printable, shortened
 
-# name → one line of help; the module sit_deploy.cli.NAME has the click command `command`
+# name → one line of help; the module sit_deploy.cli.NAME has the click command `command`, if _ELSEWHERE names no other
 COMMANDS = {
     "models": "List every model: parameters, MACs, tokens, resolution.",
     "quickstart": "The whole way in minutes: train, distil, build, compare.",
@@ -34,13 +34,17 @@ COMMANDS = {
     "doctor": "Say what each engine can do on this machine.",
 }
 
+_ELSEWHERE = {"train": "training.cli.train", "quickstart": "training.cli.quickstart"}
+
 
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return import_module(f"sit_deploy.cli.{name}").command if name in COMMANDS else None
+        if name not in COMMANDS:
+            return None
+        return import_module(_ELSEWHERE.get(name, f"sit_deploy.cli.{name}")).command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Here, because click itself would turn these into "Aborted" and into status 1."""

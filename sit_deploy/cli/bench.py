@@ -25,7 +25,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import InputError
-from sit_deploy.speed import sentence
+from sit_deploy.measure.speed import sentence
 
 _REMEDY = "close other programs, pin both with --cpus, or give more --rounds"
 
@@ -103,8 +103,8 @@ def command(
     quartiles. Where the rounds do not bear one out (other programs had the CPUs, the rounds lie far apart or on both sides
     of 1), it says so instead. On a GPU there are two times: end to end with transfers, and the GPU's own without them.
     """
-    from sit_deploy.bench import bench
     from sit_deploy.bundle import load_bundle
+    from sit_deploy.validation.bench import bench
 
     if batch_size and batch_sizes:
         raise InputError("--batch-size and --batch-sizes exclude each other; pass one of them")
@@ -149,8 +149,8 @@ def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
     """Write the rows and draw them: both files beside their places first, and moved there whole."""
     import csv
 
-    from sit_deploy.bench import CSV_COLUMNS, csv_rows, plot_csv
-    from sit_deploy.staging import scratch
+    from sit_deploy.files import scratch
+    from sit_deploy.validation.bench import CSV_COLUMNS, csv_rows, plot_csv
 
     with scratch(path) as folder:
         rows, picture = folder / path.name, folder / path.with_suffix(".png").name

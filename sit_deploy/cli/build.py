@@ -27,8 +27,8 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options, val_options
+from sit_deploy.measure.speed import of_build, sentence
 from sit_deploy.report.view import WARNINGS, difference, figure, preprocessing_words
-from sit_deploy.speed import of_build, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,8 +114,8 @@ def command(precision: str, output: Path | None, no_ema: bool, as_json: bool, **
     Every hop (PyTorch, deploy form, ONNX, precision, engine) is compared with the one before and with the PyTorch
     reference; if one is out of tolerance, nothing is written and the exit status is 1.
     """
-    from sit_deploy.build import build
-    from sit_deploy.request import BuildRequest
+    from sit_deploy.pipeline.build import build
+    from sit_deploy.pipeline.request import BuildRequest
 
     request = BuildRequest(
         precision=precision, output=output or Path(), ema=not no_ema, **options

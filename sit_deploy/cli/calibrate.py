@@ -90,9 +90,10 @@ def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: A
     Started by torchrun (torchrun --nproc-per-node 8 -m sit_deploy calibrate ...), every process takes a share of the
     images, and the result is the same to the last digit.
     """
-    from sit_deploy.lower import calibrate_alone
-    from sit_deploy.request import EIGHT_BITS, BuildRequest
-    from training.distributed import join_world
+    from sit_deploy.pipeline.lower import calibrate_alone
+    from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.precisions import EIGHT_BITS
+    from sit_deploy.processes import join_world
 
     request = BuildRequest(output=output, ema=not no_ema, **options).completed()
     if request.precision not in EIGHT_BITS:

@@ -34,9 +34,9 @@ from sit_deploy.cli.options import graph_options
 @json_option
 def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Write the ONNX graph alone: static, standard operators, linted and compared with PyTorch."""
-    from sit_deploy.build import export
     from sit_deploy.cli.build import show_graph
-    from sit_deploy.request import BuildRequest
+    from sit_deploy.pipeline.build import export
+    from sit_deploy.pipeline.request import BuildRequest
 
     request = BuildRequest(output=output or Path(), ema=not no_ema, **options).completed()
     if output is None:

@@ -20,7 +20,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError
-from sit_deploy.kernels import NOT_ALL, kernels_note
+from sit_deploy.report.kernels import NOT_ALL, kernels_note
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
     """Return what a bundle's report says of its layers, nothing for one without 8 bits."""
     if bundle is None:
         return []
-    from sit_deploy.report.evidence import read_build_report
+    from sit_deploy.validation.evidence import read_build_report
 
     report = read_build_report(bundle)
     return (report.get("quantization") or {}).get("layers", [])
@@ -110,7 +110,7 @@ def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
 def quantised_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the layers of a graph with what they run in and their scales, as the graph itself has them, and with why and
     with what error, as the report has it."""
-    from calibration.read import read_layers
+    from calibration.read_qdq import read_layers
 
     known = {row["layer"]: row for row in reported}
     rows = []
@@ -150,7 +150,7 @@ def _read(path: Path) -> onnx.ModelProto:
     Raises:
         engines.EngineBuildError: missing, unreadable or not ONNX.
     """
-    from engines.graph import read_model
+    from engines.graph_file import read_model
 
     return read_model(path, weights=True)
 

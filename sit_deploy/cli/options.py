@@ -244,7 +244,7 @@ def serving_options(command: Callable) -> Callable:
 
 def data_options(command: Callable) -> Callable:
     """Add which labelled images to measure on: `data`, and what `which_data` takes, and `images` of
-    `sit_deploy.labelled.open_for`."""
+    `sit_deploy.data.labelled.open_for`."""
     return _add(_DATA_OPTIONS, command)
 
 
@@ -259,7 +259,7 @@ def key_options(command: Callable) -> Callable:
 
 
 def which_data(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `sit_deploy.labelled.open_labelled` among those of a command."""
+    """Return the options of `sit_deploy.data.labelled.open_labelled` among those of a command."""
     return {"root" if name == "data_dir" else name: options[name] for name in DATA_WHICH}
 
 

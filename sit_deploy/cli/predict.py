@@ -53,9 +53,9 @@ def command(
 ) -> None:
     """Classify image files, or all images below folders, with a bundle."""
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.image_files import find_images
+    from sit_deploy.data.image_files import find_images
+    from sit_deploy.data.orientation import ignored_turns
     from sit_deploy.inference import load, top_classes
-    from sit_deploy.turned import ignored_turns
 
     found = find_images(images)
     files = found.images

@@ -116,12 +116,12 @@ def command(
     and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable now", and said
     so beside "Ship it"; what 8 bits gain must be known. No limit is broken by it.
     """
-    from sit_deploy.labelled import open_for
+    from sit_deploy.data.labelled import open_for
+    from sit_deploy.data.orientation import ignored_turns
+    from sit_deploy.files import write_whole
     from sit_deploy.report import render_evidence
-    from sit_deploy.report.evidence import gather, read_evidence, require_comparable
     from sit_deploy.report.verdict import judge
-    from sit_deploy.staging import write_whole
-    from sit_deploy.turned import ignored_turns
+    from sit_deploy.validation.evidence import gather, read_evidence, require_comparable
 
     limits = {
         "max_drop": max_accuracy_drop,

@@ -38,7 +38,7 @@ from sit_deploy.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from engines.layerwise import LayerComparison
+    from engines.layer_comparison import LayerComparison
 
 _SHOWN = 15  # layers, the slowest or the worst; --json has all
 _SHOWN_FEW = 5  # classes and images; --json has all
@@ -96,8 +96,8 @@ def command(
     """
     from sit_deploy.bundle import load_bundle
     from sit_deploy.inference import load
-    from sit_deploy.parity import require
-    from sit_deploy.validate import check_golden, check_layers, compare_layers, time_layers
+    from sit_deploy.measure.parity import require
+    from sit_deploy.validation.validate import check_golden, check_layers, compare_layers, time_layers
 
     limits = {"--max-accuracy-drop": max_accuracy_drop, "--min-agreement": min_agreement}
     if data is None and any(limit is not None for limit in limits.values()):
@@ -186,8 +186,8 @@ def _preprocessing(bundle: Any, options: dict[str, Any], limits: dict[str, Any])
 
 def _prepared(bundle: Any, preprocessing: Any, samples: Any) -> dict[str, Any]:
     """Return what was done to the images, who says so, and how many lie on their side all the same."""
+    from sit_deploy.data.orientation import ignored_turns
     from sit_deploy.models.data_config import FIELDS
-    from sit_deploy.turned import ignored_turns
 
     ours, sources = bundle.preprocessing(), dict(bundle.manifest.get("preprocessing_source") or {})
     used = preprocessing or ours
@@ -207,7 +207,7 @@ def _world(data: str | None) -> Any:
     """Join the processes that torchrun started, where there is something to share; PyTorch is imported only then."""
     if data is None:
         return contextlib.nullcontext(None)
-    from training.distributed import join_world
+    from sit_deploy.processes import join_world
 
     return join_world("cpu")  # they exchange counts alone
 
@@ -226,7 +226,7 @@ def _measure(
         return None
     import torch
 
-    from sit_deploy.validate import check_accuracy
+    from sit_deploy.validation.validate import check_accuracy
 
     on_gpu = (device or ("cpu" if kind in ON_CPU else "cuda")).startswith(
         "cuda"

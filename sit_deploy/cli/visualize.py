@@ -71,8 +71,8 @@ def command(
     Writes NAME-tokens.png for each image: the picture, and for each stage every patch in the colour of the token that has
     most of it, and how much each patch counts. The weights are the bundle's reference weights, in PyTorch.
     """
-    from sit_deploy.image_files import find_images
-    from sit_deploy.turned import ignored_turns
+    from sit_deploy.data.image_files import find_images
+    from sit_deploy.data.orientation import ignored_turns
 
     listed = find_images(images)
     files = listed.images
@@ -109,7 +109,7 @@ def _load(
     """Return the plain PyTorch model and its preprocessing."""
     if source.is_dir():
         from sit_deploy.bundle import load_bundle
-        from sit_deploy.reference import reference_model
+        from sit_deploy.validation.reference import reference_model
 
         if model or stages or key:
             raise InputError(
@@ -117,8 +117,8 @@ def _load(
             )
         bundle = load_bundle(source)
         return reference_model(bundle, checkpoint), bundle.preprocessing()
-    from sit_deploy.make_graph import Work, load_request
-    from sit_deploy.request import BuildRequest
+    from sit_deploy.pipeline.float_graph import Work, load_request
+    from sit_deploy.pipeline.request import BuildRequest
 
     if checkpoint:
         raise InputError("--checkpoint says where a bundle's weights are; leave it out")

@@ -20,11 +20,10 @@ from onnx import TensorProto, numpy_helper
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.graph.casts import NUMPY_TYPES, TAGS, Writer, fewest_casts, round_to
 from sit_deploy.graph.inspect import TensorInfo, default_opset, dtype_name, tensor_info
+from sit_deploy.precisions import FLOATS
 
 if TYPE_CHECKING:
     from calibration.ranges import TensorRange
-
-PRECISIONS = ("fp32", "fp16", "bf16")
 
 # A tensor may be held in low precision if the calibration images leave it this far below the largest finite value:
 # for fp16, |x| <= 65504 / 2. Calibration sees a sample, and a factor of two is the room left for images it did not see.
@@ -127,10 +126,10 @@ def to_precision(
     Raises:
         InputError: unknown precision, a graph that holds low-precision tensors already, or ranges of another graph.
     """
-    if precision not in PRECISIONS:
-        choices = ", ".join(PRECISIONS)
+    if precision not in FLOATS:
+        choices = ", ".join(FLOATS)
         raise InputError(
-            f"unknown precision '{precision}'; choose from {choices}{nearest(precision, PRECISIONS)}"
+            f"unknown precision '{precision}'; choose from {choices}{nearest(precision, FLOATS)}"
         )
     info = tensor_info(model)
     if precision == "fp32":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
+from sit_deploy.models.config import CONFIGS, ModelConfig, get_config
 
 if TYPE_CHECKING:
     from sit_deploy.models.card import ModelCard, read_card, save_weights

@@ -1,6 +1,6 @@
 """Reading checkpoint files safely: whatever trainer wrote them, and without running anything that is in them.
 
-Pickles are read by `sit_deploy.models.inert`, which looks no name up; safetensors files are read as they are.
+Pickles are read by `sit_deploy.models.unpickle`, which looks no name up; safetensors files are read as they are.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from sit_deploy.errors import InputError
-from sit_deploy.hashing import sha256
-from sit_deploy.models.entries import Fits, find_weights, left_out_words, split_riders
+from sit_deploy.files import sha256
 from sit_deploy.models.file_kind import file_kind, find_file
-from sit_deploy.models.inert import HostilePickle, full_name
+from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, split_riders
 from sit_deploy.models.torch_file import DamagedFileError, Stored, read_archive, read_stream
+from sit_deploy.models.unpickle import HostilePickle, full_name
 
 StateDict = dict[str, Tensor]
 
@@ -55,7 +55,7 @@ def read_checkpoint(
         ema: take the averaged weights where the file has them beside the plain ones.
         key: entry of the file, prefix of names, or both (dotted), under which the weights stand, where there are several.
         key_is_shared: the key may be of another file, if this one has nothing there.
-        names, fits: see `sit_deploy.models.entries.find_weights`.
+        names, fits: see `sit_deploy.models.find_weights.find_weights`.
     Raises:
         InputError: missing, unreadable, damaged, of another kind, without weights, with several to choose from, or with
             weights that are no finite numbers.

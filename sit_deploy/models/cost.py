@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import CONFIGS, STEMS, ModelConfig
+from sit_deploy.models.config import CONFIGS, STEMS, ModelConfig
 
 
 @dataclass(frozen=True)

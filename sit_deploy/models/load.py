@@ -13,8 +13,10 @@ from torch import nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
-from sit_deploy.models.configs import CONFIGS, ONE_OUTPUT, ModelConfig, check_class_count, get_config
-from sit_deploy.models.fit import (
+from sit_deploy.models.config import CONFIGS, ONE_OUTPUT, ModelConfig, check_class_count, get_config
+from sit_deploy.models.mismatch import mismatch_words
+from sit_deploy.models.registry import create_model
+from sit_deploy.models.state_dict import (
     StateDict,
     filter_state_dict,
     fit_partly,
@@ -22,8 +24,6 @@ from sit_deploy.models.fit import (
     has_reverse_tsms,
     position_prefix,
 )
-from sit_deploy.models.mismatch import mismatch_words
-from sit_deploy.models.registry import create_model
 
 __all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
 

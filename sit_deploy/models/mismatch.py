@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sit_deploy.models.fit import OPTIONAL_KEYS
+from sit_deploy.models.state_dict import OPTIONAL_KEYS
 
 _SHOWN = 3
 _PREFIX = ("cls_token", "dist_token", "reg_token")

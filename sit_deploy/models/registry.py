@@ -9,10 +9,10 @@ import timm
 from timm.models import build_model_with_cfg, register_model
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import CONFIGS, ModelConfig, get_config
-from sit_deploy.models.fit import filter_state_dict
+from sit_deploy.models.config import CONFIGS, ModelConfig, get_config
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimViT, slim
+from sit_deploy.models.state_dict import filter_state_dict
 
 
 def _timm_cfg(config: ModelConfig) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _register(name: str, config: ModelConfig) -> None:
         )
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{config.name}: see sit_deploy.models.configs."
+    build.__doc__ = f"{config.name}: see sit_deploy.models.config."
     module = sys.modules[__name__]
     build.__module__ = __name__
     setattr(module, name, build)

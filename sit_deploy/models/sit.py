@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
-from sit_deploy.models.configs import PATCH, STEMS, check_image_sides, token_schedule
+from sit_deploy.models.config import PATCH, STEMS, check_image_sides, token_schedule
 from sit_deploy.models.forward import SlimmingForward
 from sit_deploy.models.tsm import Mlp, TokenSlimming, init_linears, reverse_tsms, slim_after
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import check_image_sides, token_schedule
+from sit_deploy.models.config import check_image_sides, token_schedule
 from sit_deploy.models.forward import SlimmingForward
 from sit_deploy.models.timm_vit import check_supported
 from sit_deploy.models.tsm import TokenSlimming, init_linears, reverse_tsms, slim_after

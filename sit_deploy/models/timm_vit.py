@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.configs import ModelConfig
+from sit_deploy.models.config import ModelConfig
 
 
 def is_timm_model(name: str) -> bool:

@@ -1,6 +1,6 @@
 """The files of `torch.save`, of now (an archive of pickle and storages) and of old (one stream), read without running anything.
 
-The pickle is read by `sit_deploy.models.inert`; tensors are put together here, and only those that are asked for. The
+The pickle is read by `sit_deploy.models.unpickle`; tensors are put together here, and only those that are asked for. The
 layouts are those of torch/serialization.py, the tensors' notes those of torch/_utils.py.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sit_deploy.models.inert import Record, full_name, unpickle
+from sit_deploy.models.unpickle import Record, full_name, unpickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DEPTH = 12  # of containers within containers that are looked into

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sit_deploy import speed
+from sit_deploy.measure import speed
 from sit_deploy.report.view import build_view, engine_entry, evidence_view, figure, file_size, time_doubt
 
 

@@ -17,7 +17,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Hop(Struct):
-    """A step that was compared with the step before it (`sit_deploy.parity.Hop`)."""
+    """A step that was compared with the step before it (`sit_deploy.measure.parity.Hop`)."""
 
     name: Text
     compared: bool
@@ -167,7 +167,7 @@ class Flip(Struct):
 
 
 class Accuracy(Paired, kw_only=True):
-    """Engine and reference on labelled images (`sit_deploy.accuracy.Accuracy.to_dict`)."""
+    """Engine and reference on labelled images (`sit_deploy.measure.accuracy.Accuracy.to_dict`)."""
 
     measured_on: Text
     data: str

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sit_deploy.chance import by_chance, doubts
-from sit_deploy.speed import NOT_NOW, REMEDY, of_build, rounds, sentence
+from sit_deploy.measure.chance import by_chance, doubts
+from sit_deploy.measure.speed import NOT_NOW, REMEDY, of_build, rounds, sentence
 
 SHIP, UNSURE, DO_NOT = "ship", "not enough evidence", "do not ship"
 MAX_DROP = 1.0  # points of top-1 that an engine may lose, where nobody says otherwise

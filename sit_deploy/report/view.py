@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sit_deploy import speed
-from sit_deploy.kernels import NOT_ALL, kernels_note
+from sit_deploy.measure import speed
+from sit_deploy.measure.speed import of_build, sentence
 from sit_deploy.report import plots
-from sit_deploy.speed import of_build, sentence
+from sit_deploy.report.kernels import NOT_ALL, kernels_note
 
 # how a note begins that a reader must not miss
 IN_DOUBT = "the accuracy here is in doubt"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engines.files import held
 from sit_deploy.errors import InputError
-from sit_deploy.staging import scratch
+from sit_deploy.files import scratch
 from sit_deploy.triton.server import STUB, is_installed, packages_of
 
 WHEEL = "nvidia-pytriton==0.7.0"  # Triton 2.51

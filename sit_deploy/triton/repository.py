@@ -22,7 +22,7 @@ from engines.files import exchange, held
 from sit_deploy import limits
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.staging import scratch, uninterrupted
+from sit_deploy.files import scratch, uninterrupted
 from sit_deploy.triton.config import (
     BACKENDS,
     LABELS,

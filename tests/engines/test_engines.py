@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import engines
-from engines import gpu
+from engines import gpus
 
 
 def test_import_is_light():
@@ -39,7 +39,7 @@ def test_support_covers_every_kind_in_order():
 
 def test_auto_prefers_rtx_over_onnxruntime_without_a_gpu(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("engines.tensorrt.find_gpus", lambda: gpu.GpuStatus((), "none"))
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: gpus.GpuStatus((), "none"))
     engine, why = engines.select()
     assert engine.kind == "tensorrt-rtx"
     assert why.startswith("tensorrt-rtx was chosen") and why.endswith(".")
@@ -67,7 +67,7 @@ def test_no_runtime_at_all(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_gpu_status_is_true_or_has_a_reason():
-    status = gpu.find_gpus()
+    status = gpus.find_gpus()
     assert bool(status) != bool(status.reason)
 
 
@@ -76,7 +76,7 @@ def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch):
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", missing)
-    assert "no NVIDIA driver" in gpu.find_gpus().reason
+    assert "no NVIDIA driver" in gpus.find_gpus().reason
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from calibration.grids import GRIDS, float16_scale, shifted_scale
+from calibration.collect import observe
+from calibration.formats import GRIDS, float16_scale, shifted_scale
+from calibration.insert_qdq import Scales
 from calibration.layers import Layer
-from calibration.observe import observe
-from calibration.qdq import Scales
-from sit_deploy.deploy import to_deploy_form
-from sit_deploy.export import export_onnx
+from sit_deploy.graph.deploy_form import to_deploy_form
+from sit_deploy.graph.export import export_onnx
 from tests.helpers.models import named_model, tiny_model, tiny_vit
 
 _MODELS = {

@@ -13,8 +13,8 @@ import onnxruntime as ort
 import pytest
 import torch  # noqa: F401  before a fake is in place of cuda.bindings, which PyTorch imports for itself
 
-from engines.gpu import Gpu, GpuStatus
-from engines.tensorrt import TensorRT
+from engines.gpus import Gpu, GpuStatus
+from engines.tensorrt.engine import TensorRT
 from tests.helpers.fake_cuda import FakeGpu
 from tests.helpers.fake_tensorrt import FakeTensorRT
 
@@ -51,10 +51,10 @@ def make_rig(monkeypatch: pytest.MonkeyPatch, cache: Path, release: str) -> Rig:
     monkeypatch.setitem(sys.modules, kind.replace("-", "_"), trt.module)
     monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.driver)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.graphs)
-    monkeypatch.setattr("engines.cuda._contexts", {})
+    monkeypatch.setattr("engines.tensorrt.cuda._contexts", {})
     monkeypatch.setenv("SIT_DEPLOY_CACHE", str(cache))
     status = GpuStatus((Gpu(gpu.name, "sm{}{}".format(*gpu.capability)),), "")
-    monkeypatch.setattr("engines.tensorrt.find_gpus", lambda: status)
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: status)
     return Rig(TensorRT(kind), gpu, trt)
 
 

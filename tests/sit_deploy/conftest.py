@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from sit_deploy.build import build
-from sit_deploy.request import BuildRequest
-from tests.helpers.command_line import CommandLine
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.request import BuildRequest
 
 # Hostile on purpose: HTML, Rich markup that closes what was never opened, an emoji code, brackets.
 CLASSES = ("cat", "dog", "<b>hen", "[red]fox", ":cow:", "</p><script>alert(1)</script>", "[/red]")
-
-
-@pytest.fixture
-def cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[CommandLine]:
-    """The command line in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield CommandLine(tmp_path, capfd)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background and have it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +64,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """sit_nano of seven classes, with weights that matter; see `Trained`. Do not write into it."""
     import torch
 
+    from sit_deploy.data.synthetic import sample_images
     from sit_deploy.preprocessing import Preprocessing
-    from sit_deploy.sample_images import sample_images
     from tests.helpers.models import named_model
 
     folder = tmp_path_factory.mktemp("trained")
@@ -145,7 +123,7 @@ class GraphMade:
 @pytest.fixture(scope="session")
 def graph_made(tmp_path_factory: pytest.TempPathFactory) -> GraphMade:
     """The first half of building sit_nano in FP32 at batch 1, with random weights."""
-    from sit_deploy.make_graph import Work, make_graph
+    from sit_deploy.pipeline.float_graph import Work, make_graph
 
     folder = tmp_path_factory.mktemp("graph")
     work = Work(BuildRequest("sit_nano", folder), lambda *_: None)
@@ -162,7 +140,7 @@ def quick_graph(graph_made: GraphMade, monkeypatch: pytest.MonkeyPatch) -> Graph
         work.notes += graph_made.notes
         return graph_made.graph
 
-    monkeypatch.setattr("sit_deploy.build.make_graph", stand_in)
+    monkeypatch.setattr("sit_deploy.pipeline.build.make_graph", stand_in)
     return graph_made
 
 
@@ -172,7 +150,7 @@ def trained_graph(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 
     model = onnx.load(trained.bundle / "model.onnx")
-    monkeypatch.setattr("sit_deploy.make_graph._export", lambda *_: model)
+    monkeypatch.setattr("sit_deploy.pipeline.float_graph._export", lambda *_: model)
 
 
 @dataclass(frozen=True)
@@ -208,8 +186,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from sit_deploy.make_graph import Work, make_float_graph
     from sit_deploy.models.card import ModelCard, save_weights
+    from sit_deploy.pipeline.float_graph import Work, make_float_graph
     from sit_deploy.preprocessing import Preprocessing
     from tests.helpers.models import named_model
 
@@ -243,9 +221,9 @@ def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch
     """Let every build take a float graph made once, its own where none is given: exporting takes seconds."""
 
     def stand_in(work: Any, folder: Path) -> Any:
-        from sit_deploy.data import ImageFolder
-        from sit_deploy.labelled import match_labels
-        from sit_deploy.make_graph import write_graph
+        from sit_deploy.data.images import ImageFolder
+        from sit_deploy.data.labelled import match_labels
+        from sit_deploy.pipeline.float_graph import write_graph
 
         chosen = digits.made if made is None else made
         work.hops += digits.hops
@@ -255,7 +233,7 @@ def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch
             work.samples = match_labels(ImageFolder(work.request.val_data), chosen.classes, 10)
         return chosen
 
-    monkeypatch.setattr("sit_deploy.make_graph.make_float_graph", stand_in)
+    monkeypatch.setattr("sit_deploy.pipeline.float_graph.make_float_graph", stand_in)
 
 
 def trained_checkpoint(digits: Digits, folder: Path, thresholds: dict[str, float]) -> Path:
@@ -273,7 +251,7 @@ def trained_checkpoint(digits: Digits, folder: Path, thresholds: dict[str, float
 def quick_float(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> Digits:
     """Let every build of this test take the float graph of `digits`, and time nothing."""
     stand_in_for_the_float_graph(digits, monkeypatch)
-    monkeypatch.setattr("sit_deploy.build.compare_speed", lambda *_: None)
+    monkeypatch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
     return digits
 
 
@@ -283,8 +261,8 @@ def nano_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "nano-int8"
     with pytest.MonkeyPatch.context() as patch:
         stand_in_for_the_float_graph(digits, patch)
-        patch.setattr("sit_deploy.eight_bits.ROUNDS", 2)
-        patch.setattr("sit_deploy.eight_bits.SECONDS", 0.1)
+        patch.setattr("sit_deploy.pipeline.speed_gate.ROUNDS", 2)
+        patch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
         build(digits.request(path, calib_method="auto", val_data=digits.images))
     return path
 
@@ -293,7 +271,7 @@ def _for_tensorrt(digits: Digits, path: Path, precision: str) -> Path:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
     with pytest.MonkeyPatch.context() as patch:
         stand_in_for_the_float_graph(digits, patch)
-        patch.setattr("sit_deploy.build.compare_speed", lambda *_: None)
+        patch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
         build(digits.request(path, precision=precision, engine="tensorrt-rtx", calib_images=8))
     return path
 
@@ -314,3 +292,32 @@ def rtx_fp8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits() -> np.ndarray:
     """Logits of 6 images and 9 classes, float32."""
     return np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Evidence of the digits in INT8, half of the images in the folder of another class, so that not all is right.
+
+    Measured once for all processes of a run, really timed.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.data.labelled import open_labelled
+    from sit_deploy.validation.evidence import gather
+
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "evidence.json"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            bundle = load_bundle(request.getfixturevalue("nano_int8"))
+            images = request.getfixturevalue("digits").images
+            samples = open_labelled(images, bundle.manifest["classes"], 10)
+            moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
+            found = gather(bundle, moved, "digits/val", rounds=1, seconds=0.02, threads=1)
+            path.write_text(json.dumps(found))
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def evidence(measured: dict[str, Any]) -> dict[str, Any]:
+    """The same, to be changed."""
+    return json.loads(json.dumps(measured))

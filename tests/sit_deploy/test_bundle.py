@@ -15,11 +15,11 @@ import pytest
 
 from engines import files
 from sit_deploy import bundle as bundles
-from sit_deploy import staging as stages
+from sit_deploy import files as stages
 from sit_deploy.bundle import check_destination, digest, load_bundle, sha256, staging, write_manifest
 from sit_deploy.errors import InputError
+from sit_deploy.files import scratch, write_whole
 from sit_deploy.preprocessing import Preprocessing
-from sit_deploy.staging import scratch, write_whole
 from tests.helpers.command_line import snapshot
 
 FILES = ("model.onnx", "engine.onnx", "golden.npz", "report.json", "report.html")

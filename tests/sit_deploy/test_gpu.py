@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import engines
-from engines.gpu import find_gpus
-from engines.tensorrt_features import Features
-from engines.tensorrt_flavours import FLAVOURS, import_module
-from sit_deploy.models.configs import CONFIGS
+from engines.gpus import find_gpus
+from engines.tensorrt.features import Features
+from engines.tensorrt.library import FLAVOURS, import_module
+from sit_deploy.models.config import CONFIGS
 from tests.helpers.command_line import CommandLine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

@@ -16,7 +16,7 @@ import engines
 import sit_deploy
 from engines import EngineError, EngineInputError, Runner, TensorSpec
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data import list_images
+from sit_deploy.data.images import list_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, load, top_classes
 from sit_deploy.preprocessing import load_image
@@ -103,8 +103,8 @@ def test_batches_of_a_real_engine_equal_one_image_at_a_time(trained: Trained) ->
 
 
 def test_golden_outputs_are_what_pytorch_gives(trained: Trained) -> None:
-    from sit_deploy.make_graph import torch_logits
-    from sit_deploy.reference import reference_model
+    from sit_deploy.pipeline.float_graph import torch_logits
+    from sit_deploy.validation.reference import reference_model
 
     bundle = load_bundle(trained.bundle)
     images, logits = bundle.golden()

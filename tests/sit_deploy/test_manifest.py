@@ -73,8 +73,8 @@ def golden(folder: Path, n: int = 2, **changes: Any) -> None:
 
 def read_all(bundle: Bundle) -> None:
     """Read what every reader of a bundle reads before it opens the engine."""
-    from sit_deploy.baseline import expected_top1
-    from sit_deploy.reference import reference_weights
+    from sit_deploy.measure.baseline import expected_top1
+    from sit_deploy.validation.reference import reference_weights
 
     low, high = bundle.batch_range
     assert 1 <= low <= bundle.batch_size <= high <= 65536

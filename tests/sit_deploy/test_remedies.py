@@ -17,7 +17,7 @@ import torch
 
 from sit_deploy.cli import COMMANDS
 from sit_deploy.errors import InputError
-from sit_deploy.reference import teacher_model
+from sit_deploy.validation.reference import teacher_model
 from tests.helpers.models import named_model
 
 ROOT = Path(__file__).parents[2]
@@ -34,17 +34,17 @@ FOREIGN = {
 }
 # which commands a message can come from; of any other module, from some command that has the option
 COMMANDS_OF = {
-    "training/hub.py": (),  # opens data sets for train, validate and report
+    "sit_deploy/data/hub.py": (),  # opens data sets for train, validate and report
     "training/": ("train",),
     "sit_deploy/cli/models.py": ("build",),  # whose models it lists
-    "sit_deploy/bench.py": ("bench",),
-    "sit_deploy/evaluate.py": ("validate",),
-    "sit_deploy/models/entries.py": ("build", "export", "calibrate", "train", "visualize"),
+    "sit_deploy/validation/bench.py": ("bench",),
+    "sit_deploy/measure/evaluate.py": ("validate",),
+    "sit_deploy/models/find_weights.py": ("build", "export", "calibrate", "train", "visualize"),
     "sit_deploy/models/load.py": ("build", "export", "calibrate"),
     "sit_deploy/models/mismatch.py": ("build", "export", "calibrate"),
-    "sit_deploy/reference.py": ("validate", "bench", "report"),
+    "sit_deploy/validation/reference.py": ("validate", "bench", "report"),
     "sit_deploy/report/": ("report",),
-    "sit_deploy/request.py": ("build",),
+    "sit_deploy/pipeline/request.py": ("build",),
     "sit_deploy/triton/repository.py": ("package triton",),
     "sit_deploy/triton/install.py": ("serve",),
     "sit_deploy/triton/server.py": ("serve",),
@@ -150,7 +150,7 @@ def test_what_train_says_of_a_teacher(kind: str, tmp_path: Path) -> None:
     """--model, --stages and --num-classes are there of the student and of the data."""
     from sit_deploy.models import get_config
     from training import TrainRequest
-    from training.prepare import _load_teacher
+    from training.make_models import _load_teacher
 
     torch.save(WRONG_TEACHERS[kind][0](), tmp_path / "teacher.pth")
     request = TrainRequest("sit_nano", "digits", tmp_path / "run", teacher=tmp_path / "teacher.pth")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sit_deploy.errors import InputError
-from sit_deploy.request import BuildRequest
+from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.text import is_utf8, require_utf8, shown
 from training.request import TrainRequest
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from sit_deploy.data.datasets import FolderImages, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.processes import World
 from tests.helpers.train import RICH, assert_same_run, log_rows, write_photographs
 from training import TrainRequest, train
 from training.augment import operations, posterize, train_transform
-from training.datasets import FolderImages, open_data
-from training.distributed import World
-from training.loading import Augmented, HeldOut, count_damaged, make_loaders
+from training.loaders import Augmented, HeldOut, count_damaged, make_loaders
 from training.loop import StoppedError
 from training.recipes import STUDENTS, Recipe
 
@@ -121,7 +121,7 @@ def photographs(tmp_path: Path) -> Path:
 @pytest.fixture
 def fragile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "training.loading.train_transform",
+        "training.loaders.train_transform",
         lambda *args, **options: Fragile(train_transform(*args, **options)),
     )
 

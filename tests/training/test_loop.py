@@ -29,7 +29,7 @@ from tests.helpers.train import (
 )
 from training import Summary, TrainRequest, train
 from training.loop import DivergedError, StoppedError
-from training.run import Silent
+from training.set_up import Silent
 
 
 class Stopper(Silent):
@@ -198,7 +198,7 @@ def at_pass(
     then_on: bool = False,
 ) -> None:
     """Give the images of the nth pass of every run (of all passes from it on) to `act`, which may replace them."""
-    from training.loading import make_mixing
+    from training.loaders import make_mixing
 
     def make(*arguments: Any) -> Callable:
         mix, passes = make_mixing(*arguments), 0
@@ -214,7 +214,7 @@ def at_pass(
 
         return mixed
 
-    monkeypatch.setattr("training.run.make_mixing", make)
+    monkeypatch.setattr("training.set_up.make_mixing", make)
 
 
 # ------------------------------------------------------------------------------------------------------------ killed
@@ -290,8 +290,8 @@ def test_killed_between_the_first_best_weights_and_the_first_state(
         return request(pictures, output, PLAIN, resume=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.run.save_state", cut)
-        patched.setattr("training.folder.RunFolder.clear_away", lambda _: None)
+        patched.setattr("training.set_up.save_state", cut)
+        patched.setattr("training.run_folder.RunFolder.clear_away", lambda _: None)
         with pytest.raises(PowerCut):
             train(wanted(tmp_path / "cut"))
     assert (tmp_path / "cut" / "model.safetensors").exists() and not (tmp_path / "cut" / "last.pt").exists()

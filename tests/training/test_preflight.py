@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from sit_deploy.data.datasets import ArrayImages, Data, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.processes import World
 from tests.helpers.models import tiny_model
 from tests.helpers.train import PLAIN, log_rows, read_parts
 from training import TrainRequest, train
-from training.datasets import ArrayImages, Data, open_data
-from training.distributed import World
 from training.loop import DivergedError
 from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
-from training.run import Silent
+from training.set_up import Silent
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -19,21 +19,21 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from calibration import thresholds as methods
-from sit_deploy.deploy import DeployForm, to_deploy_form
+from sit_deploy.data.datasets import ArrayImages, Data
 from sit_deploy.errors import InputError
-from sit_deploy.export import export_onnx
+from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
+from sit_deploy.graph.export import export_onnx
 from sit_deploy.models import load_model, read_card
 from sit_deploy.models.card import save_weights
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.processes import World
 from tests.helpers.models import VIT_VARIANTS, images, named_model, tiny_model, tiny_vit
 from tests.helpers.train import PLAIN, RICH, assert_same_run, log_rows, read_parts, start, start_world, words
 from training import Summary, TrainRequest, calibrate, qat, train
-from training.datasets import ArrayImages, Data
-from training.distributed import World
-from training.evaluate import evaluate
 from training.loop import StoppedError
+from training.metrics import evaluate
 from training.recipes import DIGITS_STUDENT, STUDENTS, recipe_for
-from training.run import Silent, set_up
+from training.set_up import Silent, set_up
 
 HERE = World(0, 1, torch.device("cpu"))
 MODELS: dict[str, Callable[[], Any]] = {

@@ -20,8 +20,8 @@ from sit_deploy.models.cost import cost
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts
 from training import Summary, TrainRequest, train
-from training.loading import make_mixing
-from training.run import Silent
+from training.loaders import make_mixing
+from training.set_up import Silent
 
 RECIPE = {**PLAIN, "epochs": 3, "batch_size": 8, "lr": 0.03, "clip_grad": 1.0, "token_weight": 1.5}
 
@@ -196,7 +196,7 @@ def test_the_best_epoch_is_kept_and_not_the_last(
 
         return mixed
 
-    monkeypatch.setattr("training.run.make_mixing", make)
+    monkeypatch.setattr("training.set_up.make_mixing", make)
     recipe = {**RECIPE, "epochs": 5, "ema_decay": ema_decay}
     del recipe["token_weight"]
     reporter = KeepWeights(tmp_path)

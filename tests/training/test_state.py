@@ -16,7 +16,7 @@ from torch import nn
 from sit_deploy.errors import InputError
 from sit_deploy.models.sit import SiT
 from tests.helpers.models import TINY
-from training.optimise import make_optimiser, make_schedule, set_learning_rate
+from training.optimizer import make_optimiser, make_schedule, set_learning_rate
 from training.recipes import Recipe
 from training.state import Position, read_state, restore, save_state
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.bundle import digest
-from sit_deploy.hashing import sha256
+from sit_deploy.files import sha256
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> Path:

@@ -17,14 +17,14 @@ import PIL
 import pytest
 from PIL import Image
 
-from sit_deploy.build import build
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.cpp_project import write_project
-from sit_deploy.data import list_images
+from sit_deploy.data.images import list_images
+from sit_deploy.data.synthetic import sample_images
 from sit_deploy.inference import load
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import load_image
-from sit_deploy.request import BuildRequest
-from sit_deploy.sample_images import sample_images
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments
 from tests.engines.cpp.manifests import rewrite
 from tests.sit_deploy.conftest import CLASSES, Trained, copy_of, nano_rtx, trained

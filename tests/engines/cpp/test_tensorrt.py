@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.gpu import find_gpus
+from engines.gpus import find_gpus
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments, compiled
 from tests.sit_deploy.conftest import nano_fp32, nano_rtx
 

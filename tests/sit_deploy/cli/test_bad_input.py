@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from engines.gpu import find_gpus
+from engines.gpus import find_gpus
 from sit_deploy.bundle import digest
 from tests.helpers.command_line import CommandLine, snapshot
 from tests.sit_deploy.conftest import GraphMade, Trained
@@ -355,9 +355,9 @@ main()
 # Only the engine's build is waited for: the graph is there already, and what else there is of it is asked for later.
 GRAPH_MADE = """
 import shutil, types
-import sit_deploy.build
+import sit_deploy.pipeline.build
 made = types.SimpleNamespace(lowered=types.SimpleNamespace(quantiser=None))
-sit_deploy.build.make_graph = lambda work, folder: shutil.copy({graph!r}, folder / "model.onnx") and made
+sit_deploy.pipeline.build.make_graph = lambda work, folder: shutil.copy({graph!r}, folder / "model.onnx") and made
 """
 
 
@@ -378,12 +378,14 @@ def test_ctrl_c_while_exporting(cli: CommandLine) -> None:
 def test_interrupted_while_the_engine_builds(name: str, cli: CommandLine, nano_fp32: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
     graph = GRAPH_MADE.format(graph=str(nano_fp32 / "model.onnx"))
-    program = INTERRUPTED.format(module="engines.tensorrt_build", function="_build", seconds=0.1, signal=name)
+    program = INTERRUPTED.format(module="engines.tensorrt.build", function="_build", seconds=0.1, signal=name)
     interrupt(cli, graph + program, "tensorrt-rtx")
 
 
 def test_interrupted_while_exporting_to_a_file(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     (cli.folder / "m.onnx").write_text("precious")
-    monkeypatch.setattr("sit_deploy.make_graph._export", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "sit_deploy.pipeline.float_graph._export", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
     message = cli.refuses("export", "--model", "sit_nano", "-o", "m.onnx", "--force")
     assert message == "interrupted; nothing was left half-written"

@@ -83,7 +83,7 @@ def test_refused_before_any_work(
     more: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sit_deploy.make_graph.make_float_graph", lambda *_: pytest.fail("the work was begun")
+        "sit_deploy.pipeline.float_graph.make_float_graph", lambda *_: pytest.fail("the work was begun")
     )
     (cli.folder / "file").write_text("x")
     assert message in cli.refuses(*words(digits, "-o", "c.json"), *more)
@@ -127,7 +127,7 @@ def test_more_processes_than_images(
     quick_float: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sit_deploy.errors import InputError
-    from sit_deploy.lower import calibrate_alone
+    from sit_deploy.pipeline.lower import calibrate_alone
 
     request = quick_float.request(cli.folder / "c.json", calib_images=2)
     with pytest.raises(InputError, match=r"^2 calibration images for 3 processes; start fewer$"):
@@ -137,11 +137,11 @@ def test_more_processes_than_images(
 # The command line with a float graph that is there already, the first argument: exporting takes seconds.
 GRAPH_GIVEN = """
 import sys, types, onnx
-import sit_deploy.make_graph
+import sit_deploy.pipeline.float_graph
 from sit_deploy.preprocessing import Preprocessing
 exported = types.SimpleNamespace(graph=onnx.load(sys.argv.pop(1)))
 made = types.SimpleNamespace(preprocessing=Preprocessing.for_model(112), sources={}, exported=exported)
-sit_deploy.make_graph.make_float_graph = lambda *_: made
+sit_deploy.pipeline.float_graph.make_float_graph = lambda *_: made
 from sit_deploy.cli import main
 main()
 """

@@ -31,8 +31,8 @@ def test_table_and_remedies(cli: CommandLine) -> None:
 
 
 def test_a_machine_with_a_gpu(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engines.gpu import Gpu, GpuStatus
+    from engines.gpus import Gpu, GpuStatus
 
     gpus = GpuStatus((Gpu("NVIDIA [L4]", "sm89"), Gpu("NVIDIA A100", "sm80")), "")
-    monkeypatch.setattr("engines.gpu.find_gpus", lambda: gpus)
+    monkeypatch.setattr("engines.gpus.find_gpus", lambda: gpus)
     assert "GPU: NVIDIA [L4] (sm89), NVIDIA A100 (sm80)\n" in cli("doctor").out

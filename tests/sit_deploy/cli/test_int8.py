@@ -16,8 +16,8 @@ from onnx import TensorProto
 from calibration.cache import Calibration
 from sit_deploy import load
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data import batches, list_images
-from sit_deploy.parity import TOLERANCE
+from sit_deploy.data.images import batches, list_images
+from sit_deploy.precisions import TOLERANCE
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, Trained
 
@@ -259,7 +259,7 @@ def test_groups(quick_float: Digits, cli: CommandLine, monkeypatch: pytest.Monke
 def test_refused_before_any_work(
     words: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sit_deploy.build.make_graph", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("sit_deploy.pipeline.build.make_graph", lambda *_: pytest.fail("the work was begun"))
     if "tensorrt-rtx" in words:
         pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
     line = cli.refuses(*digits.words("--calib-data", digits.images, "-o", "new/out"), *words)
@@ -277,7 +277,7 @@ def test_refused_before_any_work(
 def test_without_images(
     words: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sit_deploy.build.make_graph", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("sit_deploy.pipeline.build.make_graph", lambda *_: pytest.fail("the work was begun"))
     (cli.folder / "there.json").write_text("{}")
     assert message in cli.refuses(*digits.words("-o", "new/out"), *words)
 

@@ -95,9 +95,9 @@ def test_numbers_below_nothing(
         pytest.fail("work was begun")
 
     for place in (
-        "sit_deploy.build.make_graph",
-        "sit_deploy.lower.calibrate_alone",
-        "training.run.make_loaders",
+        "sit_deploy.pipeline.build.make_graph",
+        "sit_deploy.pipeline.lower.calibrate_alone",
+        "training.set_up.make_loaders",
     ):
         monkeypatch.setattr(place, begun)
     result = cli(*words, f"--{option}=-1", status=2)

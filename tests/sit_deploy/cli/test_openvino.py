@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sit_deploy.build import build
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data import list_images
+from sit_deploy.data.images import list_images
 from sit_deploy.inference import load
-from sit_deploy.request import BuildRequest
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 

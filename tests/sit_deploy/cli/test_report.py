@@ -55,7 +55,7 @@ def test_bad_input(trained: Trained, cli: CommandLine, monkeypatch: pytest.Monke
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("sit_deploy.report.evidence.gather", never)
+    monkeypatch.setattr("sit_deploy.validation.evidence.gather", never)
     (cli.folder / "empty").mkdir()
     (cli.folder / "taken.html").write_text("mine")
     assert "empty has no bundle in it; make one with `sit-deploy build" in cli.refuses("report", "empty")

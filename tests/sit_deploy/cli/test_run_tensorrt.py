@@ -11,7 +11,7 @@ import pytest
 
 import sit_deploy
 from engines import BuildOptions, EngineInfo
-from engines.tensorrt import TensorRT
+from engines.tensorrt.engine import TensorRT
 from sit_deploy.bundle import load_bundle, write_manifest
 from tests.helpers.command_line import CommandLine
 from tests.helpers.fake_tensorrt import make_plan
@@ -168,7 +168,7 @@ def test_a_build_where_a_gpu_is_runs_its_engine(rig: Rig, cli: CommandLine, monk
 
 
 def test_speed_is_measured_on_the_engine_s_device(rig: Rig, bundle: Path):
-    from sit_deploy.bench import torch_device
+    from sit_deploy.validation.bench import torch_device
 
     kind = rig.engine.kind
     assert torch_device(kind, None, "fp16") == ("cuda:0", "float16")

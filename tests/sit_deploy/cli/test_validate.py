@@ -101,7 +101,7 @@ def test_limits_that_are_not_kept(
     trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
     """The golden outputs would say it first; the limits are what is tried here, so they are let through."""
-    from sit_deploy import validate
+    from sit_deploy.validation import validate
 
     bundle = copy_of(trained.bundle)
     worse(bundle, lambda values: -values)
@@ -149,7 +149,7 @@ def test_data_that_does_not_fit(
 
 def test_differences_are_shown(trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine) -> None:
     """Class names are hostile on purpose: they must come through as they are."""
-    from sit_deploy import validate
+    from sit_deploy.validation import validate
 
     bundle = copy_of(trained.bundle)
     worse(bundle, lambda values: values[::-1] if values.shape[0] == 7 else values[:, ::-1])
@@ -222,7 +222,7 @@ def test_a_reference_that_is_not_what_it_was(
     manifest["weights"]["top1"] = 99.0
     write_manifest(bundle, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sit_deploy.baseline.FEWEST", 5)
+        patch.setattr("sit_deploy.measure.baseline.FEWEST", 5)
         found = cli("validate", bundle, "--data", trained.images, "--json").json()["accuracy"]
         out = " ".join(cli("validate", bundle, "--data", trained.images).out.split())
     assert found["warning"].startswith("the PyTorch reference itself has ")

@@ -16,9 +16,9 @@ from timm.layers import resample_abs_pos_embed
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, load_model, read_checkpoint
-from sit_deploy.models.fit import filter_state_dict
 from sit_deploy.models.load import identify
 from sit_deploy.models.sit import SiT
+from sit_deploy.models.state_dict import filter_state_dict
 from tests.helpers.models import images, named_model
 
 State = dict[str, torch.Tensor]

@@ -15,9 +15,9 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, get_config
-from sit_deploy.models.fit import filter_state_dict, fit_partly
 from sit_deploy.models.load import load_model
 from sit_deploy.models.slim import SlimViT, slim
+from sit_deploy.models.state_dict import filter_state_dict, fit_partly
 from tests.helpers.models import VIT, images, plain_vit, randomise, tiny_model, tiny_vit
 
 Save = Callable[..., Path]

@@ -13,7 +13,7 @@ import torch
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
-from sit_deploy.models.configs import get_config
+from sit_deploy.models.config import get_config
 from sit_deploy.models.data_config import (
     FIELDS,
     OPTIONS,
@@ -26,8 +26,8 @@ from sit_deploy.models.data_config import (
     describe,
     overridden,
 )
+from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from sit_deploy.request import BuildRequest
 
 VIT, DEIT = "vit_tiny_patch16_224", "deit_tiny_patch16_224"
 HALF = (0.5, 0.5, 0.5)

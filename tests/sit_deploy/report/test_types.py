@@ -15,8 +15,8 @@ from sit_deploy.cli.common import console
 from sit_deploy.cli.report import _show
 from sit_deploy.errors import InputError
 from sit_deploy.report import render_evidence
-from sit_deploy.report.evidence import SCHEMA, read_evidence, require_comparable
 from sit_deploy.report.verdict import judge
+from sit_deploy.validation.evidence import SCHEMA, read_evidence, require_comparable
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.report.conftest import flipped
 from tests.sit_deploy.test_manifest import changed, places

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engines.speedup import Speedup
-from sit_deploy.accuracy import Accuracy
+from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.report.verdict import DO_NOT, SHIP, UNSURE, images_needed, judge, largest_drop
 
 

@@ -19,12 +19,13 @@ import pytest
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from sit_deploy.build import build
 from sit_deploy.bundle import Bundle, digest, load_bundle
-from sit_deploy.data import list_images
+from sit_deploy.data.images import list_images
 from sit_deploy.inference import load
-from sit_deploy.parity import TOLERANCE, compare
-from sit_deploy.request import BuildRequest
+from sit_deploy.measure.parity import compare
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.precisions import TOLERANCE
 from sit_deploy.triton import server
 from sit_deploy.triton.config import parse
 from sit_deploy.triton.config import text as pbtxt

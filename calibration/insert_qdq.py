@@ -1,0 +1,210 @@
+"""Writing 8 bits into a graph: a QuantizeLinear and a DequantizeLinear wherever a layer that is to run in 8 bits reads.
+
+Activations have one scale a tensor, weights one an output channel; both are symmetric, with a zero point of 0, which is
+what TensorRT takes. Biases stay as they are. The types in the graph say everything: no runtime has a switch to set.
+
+A tensor that is far from symmetric, as GELU's output is, [-0.17, max], would waste half of its codes. It is shifted: a
+constant c is subtracted before it is quantised, and c·Σw is added to the bias, which is exact:
+
+    W·x = W·(x - c) + c·W·1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+from calibration.errors import CalibrationError
+from calibration.formats import GRIDS, Grid, along, weight_scale
+from calibration.graph_editor import Graph
+from calibration.layers import Layer, find_layers
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What the layers' operands are quantised with.
+
+    activations: scales by tensor name. shifts: by tensor name, the multiple of its scale that is subtracted first, where
+    that is not 0 (`calibration.formats.shifted_scale`). weights: by layer name, codes found in place of the nearest ones
+    (`calibration.gptq`), for the scales that `weight_scale` gives.
+    """
+
+    activations: Mapping[str, float]
+    shifts: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def offset(self, tensor: str) -> float:
+        """Return what is subtracted from a tensor before it is quantised."""
+        return self.shifts.get(tensor, 0) * self.activations[tensor]
+
+
+def insert_qdq(
+    model: onnx.ModelProto, layers: Collection[str], scales: Scales, precision: str = "int8"
+) -> onnx.ModelProto:
+    """Return the graph with the operands of some layers quantised; its names, inputs and outputs stay.
+
+    Args:
+        model: a float32 graph; it is not changed.
+        layers: names of layers of `find_layers`.
+        precision: "int8", or "fp8" for E4M3.
+
+    Raises:
+        CalibrationError: an unknown layer or precision, a tensor without a scale that is above 0 and finite, a shift where
+            nothing takes it back, or an operator set that has no such codes (FP8: 19).
+    """
+    grid = GRIDS.get(precision)
+    if grid is None:
+        raise CalibrationError(f"'{precision}' is not one of {', '.join(GRIDS)}")
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < (13 if precision == "int8" else 19):
+        raise CalibrationError(
+            f"{precision} needs operator set {13 if precision == 'int8' else 19}, and the graph declares {opset}; "
+            "export it with a newer one (--opset 20)"
+        )
+    known = find_layers(model)
+    if unknown := sorted(set(layers) - known.keys()):
+        raise CalibrationError(
+            f"the graph has no layer '{unknown[0]}'; plan and graph do not belong together"
+        )
+    writer = _Writer(Graph(model), grid, scales)
+    for name, layer in known.items():
+        if name in layers:
+            writer.quantise(layer)
+    return writer.graph.done()
+
+
+class _Writer:
+    def __init__(self, graph: Graph, grid: Grid, scales: Scales) -> None:
+        self.graph, self.grid, self.scales = graph, grid, scales
+        # tensor and padding -> its dequantised form
+        self._quantised: dict[tuple[str, tuple[int, ...]], str] = {}
+
+    def quantise(self, layer: Layer) -> None:
+        node = self.graph.node(layer.name)
+        shift = self.scales.shifts.get(layer.inputs[0], 0)
+        if layer.weight is None and any(self.scales.shifts.get(name) for name in layer.inputs):
+            raise CalibrationError(
+                f"'{layer.name}' has no weight that takes the shift of '{', '.join(layer.inputs)}' back; "
+                "scale its operands without a shift"
+            )
+        if layer.weight is not None:
+            codes, scale = self._weight(layer, node)
+            if shift:
+                others = tuple(axis for axis in range(codes.ndim) if axis != layer.channel_axis)
+                total = codes.astype(np.float64).sum(axis=others) * scale
+                add_bias(self.graph, node, self.scales.offset(layer.inputs[0]) * total)
+        pads = self._take_padding(node) if shift and node.op_type == "Conv" else ()
+        for position, name in zip(layer.operands, layer.inputs, strict=True):
+            node.input[position] = self._activation(name, pads)
+
+    def _weight(self, layer: Layer, node: NodeProto) -> tuple[np.ndarray, np.ndarray]:
+        """Quantise a layer's weight; return its codes and scales."""
+        g, axis = self.graph, layer.channel_axis
+        weight = g.array(layer.weight)
+        scale = weight_scale(weight, axis, self.grid)
+        codes = self.scales.weights.get(layer.name)
+        if codes is None:
+            codes = self.grid.weight_codes(weight, along(scale, axis, weight.ndim))
+        elif codes.shape != weight.shape:
+            raise CalibrationError(
+                f"the codes of '{layer.name}' are {codes.shape}, its weight {weight.shape}"
+            )
+        name = layer.weight
+        operands = [
+            g.add(f"{name}/codes", codes.astype(self.grid.dtype)),
+            g.add(f"{name}/scale", scale),
+            g.add(f"{name}/zero_point", np.zeros(scale.shape, self.grid.dtype)),
+        ]
+        node.input[1] = g.fresh(f"{name}/dequantized")
+        label = g.fresh(f"{name}/dequantize")
+        g.before(node, [helper.make_node("DequantizeLinear", operands, [node.input[1]], label, axis=axis)])
+        return codes, scale
+
+    def _take_padding(self, node: NodeProto) -> tuple[int, ...]:
+        """Take a convolution's padding from it, to be done before: a shifted 0 is not 0."""
+        if any(a.name == "auto_pad" and a.s != b"NOTSET" for a in node.attribute):
+            raise CalibrationError(f"'{node.name}' pads automatically; export it with its pads written out")
+        found = next((a for a in node.attribute if a.name == "pads"), None)
+        if found is None or not any(found.ints):
+            return ()
+        pads = tuple(found.ints)
+        found.CopyFrom(helper.make_attribute("pads", [0] * len(pads)))
+        return pads
+
+    def _activation(self, name: str, pads: tuple[int, ...]) -> str:
+        """Quantise a tensor, once for all layers that read it alike; return the name of its dequantised form."""
+        if (name, pads) in self._quantised:
+            return self._quantised[name, pads]
+        g = self.graph
+        scale = self.scales.activations.get(name, math.nan)
+        if not 0 < scale < math.inf:
+            raise CalibrationError(
+                f"'{name}' has no usable scale ({scale}); calibrate the graph that is quantised"
+            )
+        nodes, source = [], name
+        if offset := self.scales.offset(name):
+            minus = g.add(f"{name}/minus_shift", np.float32(-offset))
+            nodes.append(
+                helper.make_node(
+                    "Add", [source, minus], [g.fresh(f"{name}/shifted")], g.fresh(f"{name}/shift")
+                )
+            )
+            source = nodes[-1].output[0]
+            if pads:
+                half = len(pads) // 2
+                amounts = g.add(f"{name}/pads", np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64))
+                nodes.append(
+                    helper.make_node(
+                        "Pad", [source, amounts, minus], [g.fresh(f"{name}/padded")], g.fresh(f"{name}/pad")
+                    )
+                )
+                source = nodes[-1].output[0]
+        constants = [
+            g.add(f"{name}/scale", np.float32(scale)),
+            g.add(f"{name}/zero_point", np.zeros((), self.grid.dtype)),
+        ]
+        codes, out = g.fresh(f"{name}/quantized"), g.fresh(f"{name}/dequantized")
+        nodes += [
+            helper.make_node("QuantizeLinear", [source, *constants], [codes], g.fresh(f"{name}/quantize")),
+            helper.make_node("DequantizeLinear", [codes, *constants], [out], g.fresh(f"{name}/dequantize")),
+        ]
+        maker = g.producer(name)
+        if maker is None:  # the graph's input
+            g.nodes[0:0] = nodes
+        else:
+            g.after(maker, nodes)
+        self._quantised[name, pads] = out
+        return out
+
+
+def bias_of(graph: Graph, node: NodeProto) -> tuple[NodeProto, int] | None:
+    """Return where a layer's bias is, as node and position: its own operand, or that of the one Add behind it."""
+    if node.op_type in ("Conv", "Gemm"):
+        return (node, 2) if len(node.input) > 2 and node.input[2] else None
+    readers = graph.readers(node.output[0])
+    if len(readers) != 1 or readers[0].op_type != "Add" or node.output[0] in graph.outputs:
+        return None
+    other = 1 - list(readers[0].input).index(node.output[0])
+    return (readers[0], other) if graph.is_constant(readers[0].input[other]) else None
+
+
+def add_bias(graph: Graph, node: NodeProto, amount: np.ndarray) -> None:
+    """Add (channels,) to what a layer gives: to its bias where it has one, else with an Add of its own."""
+    if (found := bias_of(graph, node)) is not None:
+        reader, position = found
+        bias = graph.array(reader.input[position])
+        graph.give(reader, position, (bias + amount).astype(np.float32))
+    elif node.op_type in ("Conv", "Gemm"):
+        del node.input[2:]
+        node.input.append(graph.add(f"{node.name}/bias", amount.astype(np.float32)))
+    else:
+        plain = graph.fresh(f"{node.output[0]}/without_bias")
+        bias = graph.add(f"{node.name}/bias/value", amount.astype(np.float32))
+        new = helper.make_node("Add", [plain, bias], [node.output[0]], graph.fresh(f"{node.name}/bias"))
+        node.output[0] = plain
+        graph.after(node, [new])

@@ -1,0 +1,212 @@
+"""From an ONNX file to a serialized TensorRT plan: parse, configure, build, cancel."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from engines.base import BuildOptions, Progress, TensorSpec
+from engines.errors import EngineBuildError
+from engines.tensorrt.config import attach_timing_cache, batch_profile, configure, save_timing_cache
+from engines.tensorrt.features import Features
+from engines.tensorrt.kernels import products
+from engines.tensorrt.messages import Messages, builder_problems, facts, make_logger, parser_problems
+from engines.tensorrt.types import constrain, network_flags, numpy_type, require_types
+
+if TYPE_CHECKING:
+    from engines.tensorrt.library import Flavour
+
+_POLL_SECONDS = 0.05
+_SHOWN_PROBLEMS = 3
+
+
+def build_plan(
+    trt: ModuleType,
+    flavour: Flavour,
+    onnx_path: Path,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    types: set[str],
+    asked: Mapping[str, str],
+    options: BuildOptions,
+    compute_capabilities: tuple[str, ...],
+    progress: Progress | None,
+) -> tuple[memoryview, dict[str, Any]]:
+    """Build and return the serialized plan and what is worth knowing of it (JSON values).
+
+    Args:
+        asked: what products compute in (`tensorrt_layers.asked_types`), to be held to the engine's kernels; empty for none.
+    Raises:
+        EngineBuildError: the parser or the builder refuses the graph, or an option.
+        KeyboardInterrupt: Ctrl-C; the builder has stopped by then.
+    """
+    title, features = flavour.title, Features.of(trt)
+    require_types(title, features, types)
+    messages = Messages()
+    logger = make_logger(trt, messages)
+    builder = trt.Builder(logger)
+    if options.threads is not None:
+        builder.max_threads = options.threads
+    network = builder.create_network(network_flags(trt, features))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        _refuse(f"{title} cannot read {onnx_path}", parser_problems(parser, title))
+    _check_types(trt, title, features, network, inputs, outputs)
+
+    config = builder.create_builder_config()
+    configure(trt, features, builder, network, config, options, compute_capabilities)
+    constrained = None if features.strong_typing else constrain(trt, network, config, types)
+    cache = None
+    if options.timing_cache is not None and flavour.has_timing_cache:
+        cache = attach_timing_cache(config, options.timing_cache, messages)
+    monitor = _make_monitor(trt, features)
+    if features.progress_monitor:
+        config.progress_monitor = monitor
+    messages.clear_errors()  # a parser that succeeds may still have logged some
+    plan = _build(builder, network, config, monitor, progress)
+    if plan is None:
+        _refuse(f"{title} cannot build {onnx_path}", builder_problems(messages))
+
+    details: dict[str, Any] = {
+        "layers": network.num_layers,
+        "layer_output_types": _layer_types(network),
+        "typing": "strong" if features.strong_typing else f"weak, {constrained} layers told their types",
+        "profile": batch_profile(inputs, options),
+        "flags": [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)],
+        "compute_capabilities": list(compute_capabilities) or "default",
+        "optimization_level": config.builder_optimization_level,
+        "hardware_compatibility": options.hardware_compatibility,
+        "version_compatible": options.version_compatible,
+        "strip_weights": options.strip_weights,
+        "refit": options.refit,
+        "profiling": options.profiling,
+        "workspace_bytes": options.workspace_bytes,
+        "eight_bits": found.to_dict() if (found := products(messages.kernels, asked)) else None,
+        "warnings": messages.warnings,
+        **facts(messages.notes),
+    }
+    if options.timing_cache is not None:
+        details["timing_cache"] = (
+            f"not used: {title} does not time kernels while it builds"
+            if cache is None
+            else save_timing_cache(config, options.timing_cache, cache)
+        )
+    return memoryview(plan), details
+
+
+def _check_types(
+    trt: ModuleType,
+    title: str,
+    features: Features,
+    network: Any,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> None:
+    """Inputs and outputs keep the ONNX graph's types, and the network is strongly typed where it can be."""
+    if features.typing_flag and not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
+        raise EngineBuildError(f"{title} made a weakly typed network; its types would not be ours")
+    found = [network.get_input(i) for i in range(network.num_inputs)]
+    found += [network.get_output(i) for i in range(network.num_outputs)]
+    got = {tensor.name: numpy_type(tensor.dtype) for tensor in found}
+    for spec in (*inputs, *outputs):
+        if got.get(spec.name) != spec.dtype:
+            raise EngineBuildError(
+                f"{title} took {spec.name} for {got.get(spec.name, 'nothing')}, "
+                f"the ONNX graph says {spec.dtype}"
+            )
+
+
+def _build(builder: Any, network: Any, config: Any, monitor: Any, progress: Progress | None) -> Any | None:
+    """Build in a thread, so that Ctrl-C reaches Python here and `progress` runs in our thread.
+
+    An exception raised inside one of the builder's callbacks would have to pass through C++.
+    """
+    result: list[Any] = []
+    failure: list[BaseException] = []
+    # Not Thread.join: interrupted by Ctrl-C, Python 3.11's marks a running thread as ended.
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            result.append(builder.build_serialized_network(network, config))
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=work, name="tensorrt-build")
+    reported = None
+    try:
+        thread.start()
+        while not ended.wait(_POLL_SECONDS):
+            latest = monitor.latest
+            if progress and latest is not None and latest != reported:
+                reported = latest
+                progress(*latest)
+        if progress and monitor.latest not in (None, reported):
+            progress(*monitor.latest)  # a quick build ends between two looks
+    except BaseException:
+        monitor.cancelled = True
+        while thread.is_alive() and not ended.is_set():
+            # The builder's objects must outlive its thread, however often Ctrl-C is pressed.
+            with suppress(KeyboardInterrupt):
+                ended.wait()
+        raise
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _refuse(what: str, problems: tuple[str, ...]) -> None:
+    shown = "; ".join(problems[:_SHOWN_PROBLEMS]) or "no reason given"
+    more = len(problems) - _SHOWN_PROBLEMS
+    raise EngineBuildError(f"{what}: {shown}" + (f"; and {more} more" if more > 0 else ""), problems)
+
+
+def _layer_types(network: Any) -> dict[str, int]:
+    """How many layers put out each type: a look at where the graph is low precision."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    counts = Counter(numpy_type(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)
+    return dict(sorted(counts.items()))
+
+
+class _Silent:
+    """The monitor of a library that has none: nothing is told, and nothing can be cancelled."""
+
+    latest: tuple[str, int, int] | None = None
+    cancelled = False
+
+
+def _make_monitor(trt: ModuleType, features: Features) -> Any:
+    """A progress monitor: `latest` is (phase, done, total), `cancelled` stops the build.
+
+    The builder calls from threads of its own; both attributes are set in one assignment.
+    """
+
+    if not features.progress_monitor:
+        return _Silent()
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.latest: tuple[str, int, int] | None = None
+            self.cancelled = False
+            self._totals: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._totals[phase] = steps
+            self.latest = (phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            self.latest = (phase, step + 1, self._totals[phase])
+            return not self.cancelled
+
+        def phase_finish(self, phase: str) -> None:
+            self._totals.pop(phase, None)
+
+    return Monitor()

@@ -1,0 +1,1 @@
+"""Images and labels: files, folders and data sets of others, as batches."""

@@ -1,0 +1,151 @@
+"""Labelled images to measure accuracy on, numbered as the model's classes are: a folder, or a data set of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sit_deploy.data.class_names import Matched, match_names
+from sit_deploy.data.image_files import skipped_note
+from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.splits import HELD_OUT, find_part
+from sit_deploy.errors import InputError
+from sit_deploy.measure.evaluate import describe, spread_over
+from sit_deploy.text import shown
+
+if TYPE_CHECKING:
+    from sit_deploy.bundle import Bundle
+
+Samples = Sequence[tuple[Any, int]]  # of (path or Pillow image, label)
+
+
+@dataclass(frozen=True)
+class Labelled(Sequence):
+    """Images with the model's labels, and how these were come by.
+
+    samples: (source, label) pairs. name: what was taken, a part of a data set included. matched: its classes with the
+    model's. notes: what else to know of it, in sentences.
+    """
+
+    samples: Samples
+    name: str
+    matched: Matched
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[index]
+
+    def describe(self, index: int) -> str:
+        return describe(self.samples, index)
+
+    @property
+    def files(self) -> list[tuple[Path, int]] | None:
+        """The images as files, None where they are no files."""
+        return self.samples if isinstance(self.samples, list) else None
+
+
+class Relabelled(Sequence):
+    """A data set whose labels are exchanged for the model's. labels: by the data set's own label."""
+
+    def __init__(self, samples: Any, labels: Sequence[int]) -> None:
+        self._samples, self._labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            image, label = self._samples[index]
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file
+            raise InputError(
+                f"{self.describe(index)} cannot be decoded ({error}); repair the data set, or take another"
+            ) from None
+        if not 0 <= label < len(self._labels):
+            raise InputError(
+                f"{self.describe(index)} has the label {label}, and there are {len(self._labels)} classes"
+            )
+        return image, self._labels[label]
+
+    def describe(self, index: int) -> str:
+        return self._samples.describe(index)
+
+
+def open_labelled(
+    data: str | Path,
+    classes: Sequence[str] | None,
+    num_classes: int,
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Labelled:
+    """Open held-out images as (source, label) pairs.
+
+    Args:
+        data: a folder with one subfolder a class; a folder that has such a folder called val, test or the like
+            (`sit_deploy.data.splits`); or a data set of timm (torch/NAME, hfds/OWNER/NAME), or digits.
+        classes: names of the model's classes in label order, None where it has none.
+        root, split: where a data set of timm lies, and the part to take; also of a folder with several parts.
+        image_key, label_key: columns of a data set of the Hugging Face Hub.
+    Raises:
+        InputError: missing, empty, streamed, or of other classes than the model's.
+    """
+    path = Path(data)
+    if path.is_dir() or not _is_named(str(data)):
+        if image_key or label_key:
+            raise InputError("--image-key and --label-key are for hfds/…; leave them out with a folder")
+        part = find_part(path, HELD_OUT, split, classes=classes, num_classes=num_classes)
+        labelled = match_labels(ImageFolder(part), classes, num_classes)
+        if part == path:
+            return labelled
+        return replace(labelled, notes=(f"taken from {shown(part)}", *labelled.notes))
+    from sit_deploy.data.datasets import open_held_out
+
+    found = open_held_out(str(data), root, split, image_key, label_key)
+    names = found.classes or [str(label) for label in range(found.num_classes)]
+    matched = match_names(str(data), names, classes, num_classes, ordered=True)
+    return Labelled(
+        Relabelled(found.val, matched.labels), found.name, matched, (*found.notes, *matched.notes)
+    )
+
+
+def open_for(bundle: Bundle, data: str | Path, images: int | None = None, **options: Any) -> Labelled:
+    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
+    manifest = bundle.manifest
+    classes, count = manifest["classes"], manifest["model"]["num_classes"]
+    found = open_labelled(data, classes, count, **options)
+    return replace(found, samples=spread_over(found.samples, images))
+
+
+def count_shared(files: Iterable[Any], samples: Labelled) -> int:
+    """Return how many of the files are among labelled images, whatever path leads to them."""
+
+    def mark(path: Any) -> tuple[int, int] | None:
+        try:
+            facts = Path(path).stat()
+        except (OSError, TypeError):  # no files
+            return None
+        return facts.st_dev, facts.st_ino
+
+    measured = {mark(path) for path, _ in samples.files or ()} - {None}
+    return sum(mark(path) in measured for path in files) if measured else 0
+
+
+def _is_named(data: str) -> bool:
+    from sit_deploy.data.datasets import is_named
+
+    return is_named(data)
+
+
+def match_labels(folder: ImageFolder, classes: Sequence[str] | None, num_classes: int) -> Labelled:
+    """Return the images of a folder numbered as the model's classes are; names and errors as `match_names`."""
+    matched = match_names(shown(folder.root), folder.classes, classes, num_classes)
+    samples = [(path, matched.labels[i]) for path, i in folder.samples]
+    note = skipped_note(folder.skipped)
+    return Labelled(samples, shown(folder.root), matched, (*matched.notes, *([note] if note else [])))

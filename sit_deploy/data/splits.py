@@ -1,0 +1,358 @@
+"""The parts of a data set: which folder below the one that was named holds the images to train on, and which to measure on.
+
+People and sites call them by many names; what is never done is to take the parts for classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+from sit_deploy.data.class_names import listed, plain
+from sit_deploy.data.image_files import Found, check_folder, find_images, has_images, subfolders
+from sit_deploy.errors import InputError
+from sit_deploy.text import shown
+
+Role = Literal["train", "val", "test"]
+HELD_OUT: tuple[Role, ...] = (
+    "val",
+    "test",
+)  # who has both picks epochs on the first, and keeps the second for the end
+
+_WORDS: Mapping[str, Role] = {
+    **dict.fromkeys(("train", "training", "trn", "trainval", "trainvalid"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "eval", "evaluation", "dev", "devel", "development"), "val"),
+    **dict.fromkeys(("holdout", "heldout"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}  # fmt: skip
+_PAIRS = {"hold out": "holdout", "held out": "heldout", "train val": "trainval"}
+# says nothing of which part it is
+_FILLER = frozenset(
+    [
+        "set",
+        "sets",
+        "data",
+        "dataset",
+        "datasets",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "picture",
+        "pictures",
+        "photo",
+        "photos",
+        "split",
+        "splits",
+        "part",
+        "folder",
+        "files",
+        "seg",
+        "raw",
+    ]
+)
+_CONTENT = frozenset(
+    ["data", "dataset", "datasets", "image", "images", "imgs", "pictures", "photos", "jpegimages"]
+)
+# pictures that say where something is in another picture, or that nobody has labelled
+_BESIDE = frozenset(
+    [
+        "annotation",
+        "annotations",
+        "label",
+        "labels",
+        "mask",
+        "masks",
+        "bbox",
+        "bboxes",
+        "trimaps",
+        "segmentation",
+        "segmentations",
+        "segmentationclass",
+        "segmentationobject",
+        "imagesets",
+        "groundtruth",
+        "meta",
+        "metadata",
+        "attributes",
+        "docs",
+    ]
+)
+_UNLABELLED = frozenset(
+    [
+        "pred",
+        "prediction",
+        "predictions",
+        "unlabeled",
+        "unlabelled",
+        "unsup",
+        "extra",
+        "demo",
+        "sample",
+        "samples",
+    ]
+)
+
+
+def role(name: str) -> Role | None:
+    """Return which part a folder's name says it is: Training, test_set, val2017, seg_train; None for another name."""
+    words = [word for word in _words(name) if word not in _FILLER]
+    return _WORDS.get(words[0]) if len(words) == 1 else None
+
+
+def find_part(
+    root: Path,
+    roles: Collection[Role],
+    split: str | None = None,
+    *,
+    classes: Collection[str] | None = None,
+    num_classes: int | None = None,
+    option: str = "--split",
+) -> Path:
+    """Return the folder of class folders: the one given where it is that, or a part of it.
+
+    Args:
+        roles: parts to take, the first that there is. split: the part by name, however spelt, in place of that.
+        classes: names of the model's classes, which are never parts. num_classes: how many.
+        option: what names the part on the command line.
+    Raises:
+        InputError: nothing of the kind, or several; the message lists what there is.
+    """
+    if not root.is_dir():
+        return root  # whoever reads it says what is wrong
+    check_folder(root)
+    found = _part(root, roles, split, classes, num_classes, option)
+    _refuse_parts_of_classes(found)
+    return found
+
+
+def _part(
+    root: Path,
+    roles: Collection[Role],
+    split: str | None,
+    classes: Collection[str] | None,
+    num_classes: int | None,
+    option: str,
+) -> Path:
+    root = _unwrapped(root, classes)
+    if split:
+        return _unwrapped(_named(root, split, option), classes, inside=True)
+    inside = subfolders(root)
+    theirs = {plain(name) for name in classes or ()}
+    if theirs and all(plain(shown(name)) in theirs for name in inside):
+        return root
+    parts = _parts(root, inside, option)
+    if parts is None:
+        _refuse_unknown_parts(root, inside, num_classes, option)
+        return root
+    return _unwrapped(_chosen(root, parts, roles, option), classes, inside=True)
+
+
+def find_training_images(root: Path) -> tuple[Path, Found]:
+    """Return the images to calibrate on, and where they are: the part for training, where a folder holds parts.
+
+    Raises:
+        InputError: parts, and none for training; or as `find_images`.
+    """
+    where = _training_part(root)
+    return where, find_images(where)
+
+
+def _training_part(root: Path) -> Path:
+    if not root.is_dir():
+        return root
+    check_folder(root)
+    root = _unwrapped(root, None)
+    inside = [name for name in subfolders(root) if has_images(root / name)]
+    parts: dict[str, Role] = {
+        name: found for name in inside if (found := role(name)) or (found := _loose_role(name))
+    }
+    others = [name for name in inside if name not in parts and not _is_beside(name)]
+    if not parts or others or len({*parts.values()}) < 2:
+        return root
+    train = [name for name, found in parts.items() if found == "train"]
+    if len(train) != 1:
+        raise InputError(
+            f"{shown(root)} has the parts {_listing(inside)}, and images to calibrate on must not be those that accuracy is "
+            f"measured on; pass the folder of one part"
+        )
+    return root / train[0]
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case, without digits: TrainingSet, training_set, "training set 2"."""
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
+    text = " ".join(re.findall(r"[^\W\d_]+", spaced)).casefold()
+    for pair, word in _PAIRS.items():
+        text = re.sub(rf"\b{pair}\b", word, text)
+    return [_without_filler(word) for word in text.split()]
+
+
+def _without_filler(word: str) -> str:
+    """Return trainset, testimages and the like without their ending."""
+    for ending in ("set", "sets", "data", "images", "imgs", "dir", "folder"):
+        if word.endswith(ending) and word[: -len(ending)] in _WORDS:
+            return word[: -len(ending)]
+    return word
+
+
+def _loose_role(name: str) -> Role | None:
+    """Return the part that one word of a longer name says: imagenet_val, asl_alphabet_test."""
+    found = {_WORDS[word] for word in _words(name) if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_beside(name: str) -> bool:
+    words = _words(name)
+    if not words or words[-1] in _BESIDE or "".join(words) in _BESIDE:
+        return bool(words)
+    return any(word in _UNLABELLED for word in words)
+
+
+def _unwrapped(root: Path, classes: Collection[str] | None, *, inside: bool = False) -> Path:
+    """Go down through folders that hold one folder and no image: archives are often packed so.
+
+    inside: a part was chosen already, in which one more folder of its name is none of several.
+    """
+    theirs = {plain(name) for name in classes or ()}
+    for _ in range(8):
+        names = [name for name in subfolders(root) if has_images(root / name)]
+        content = [name for name in names if not _is_beside(name)]
+        if len(content) != 1 or has_images(root, below=False):
+            break
+        name = content[0]
+        if len(names) > 1 and plain(name) not in _CONTENT:
+            break
+        if plain(shown(name)) in theirs or (not inside and role(name)):
+            break
+        if has_images(root / name, below=False):  # a class, or a heap
+            if len(names) > 1 or plain(name) in _CONTENT:
+                raise InputError(
+                    f"{shown(root / name)} holds images that are in no class folders; put each class's images into a folder of "
+                    "its own"
+                )
+            break
+        root = root / name
+    return root
+
+
+def _named(root: Path, split: str, option: str) -> Path:
+    if (root / split).is_dir():
+        return root / split
+    inside = subfolders(root)
+    alike = [name for name in inside if plain(name) == plain(split)]
+    alike = alike or [name for name in inside if role(split) and _same_word(name, split)]
+    if len(alike) != 1:
+        there = f"it has {_listing(inside)}" if inside else "it has none"
+        what = "no subfolder" if not alike else "several subfolders"
+        raise InputError(f"{shown(root)} has {what} {shown(split)}; check {option} ({there})")
+    return root / alike[0]
+
+
+def _same_word(name: str, other: str) -> bool:
+    """Whether two names of parts are forms of one word: test and Testing, val and validation_set; not dev and val."""
+    if role(name) != role(other):
+        return False
+    one, two = (next(word for word in _words(text) if word not in _FILLER) for text in (name, other))
+    return one.startswith(two) or two.startswith(one)
+
+
+def _parts(root: Path, inside: list[str], option: str) -> dict[str, Role] | None:
+    """Return the parts that a folder holds, None where its folders are classes."""
+    parts: dict[str, Role] = {name: found for name in inside if (found := role(name))}
+    others = [
+        name for name in inside if name not in parts and not _is_beside(name) and has_images(root / name)
+    ]
+    nested = {name for name in parts if _is_nested(root / name)}
+    if others and not nested:
+        loose = {name: _loose_role(name) for name in (*parts, *others)}
+        if (
+            None in loose.values()
+            or len({*loose.values()}) < 2
+            or not any(_is_nested(root / name) for name in loose)
+        ):
+            return None
+        return {name: found for name, found in loose.items() if found}
+    if others:
+        raise InputError(
+            f"{shown(root)} holds parts of a data set ({_listing(list(parts))}) beside other folders ({_listing(others)}); name "
+            f"the part with {option}, or {option} . where these are the classes"
+        )
+    return parts or None
+
+
+def _chosen(root: Path, parts: Mapping[str, Role], roles: Collection[Role], option: str) -> Path:
+    where = shown(root)
+    labelled = [name for name in parts if _is_nested(root / name)]
+    for wanted in roles:
+        found = [name for name in labelled if parts[name] == wanted]
+        if len(found) > 1:
+            raise InputError(
+                f"{where} has {_listing(found)}, which may each be meant; name one with {option}"
+            )
+        if found:
+            return root / found[0]
+    wanted_parts = [name for name in parts if parts[name] in roles]
+    if len(wanted_parts) == 1 and (labelled or len(parts) == 1):
+        return root / wanted_parts[0]  # whoever reads it says that there are no class folders
+    if any(has_images(root / name) for name in parts) and not labelled:
+        raise InputError(
+            f"{where} holds the parts {_listing(parts)}, whose images are in no class folders; put each class's images of a part "
+            f"into a folder of its own (or pass {option} . where these are the classes)"
+        )
+    if "train" in roles:
+        raise InputError(
+            f"{where} has no subfolder train; put the images into {where}/train/CLASS/ and {where}/val/CLASS/, or name its parts "
+            f"with --train-split and --val-split (it has {_listing(parts)})"
+        )
+    raise InputError(
+        f"{where} has training images only; give the folder of held-out ones, or name its part with {option} (it has "
+        f"{_listing(parts)})"
+    )
+
+
+def _is_nested(folder: Path) -> bool:
+    """Whether the images of a folder are in folders below it."""
+    return any(has_images(folder / name) for name in subfolders(folder))
+
+
+def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None, option: str) -> None:
+    """Ask where several folders hold the same folders each, as parts do whatever they are called, or one a copy of the others."""
+    siblings = {plain(name) for name in inside}
+    for name in inside:
+        copied = sorted(
+            below for below in subfolders(root / name) if plain(below) in siblings - {plain(name)}
+        )
+        if len(copied) >= 2:
+            raise InputError(
+                f"{shown(root)} has the class folders {_listing(copied)}, and {shown(name)} beside them with folders of the same "
+                f"names, as a copy has: move one of the two away, name a folder with {option}, or pass {option} . where all are classes"
+            )
+    if len(inside) < 2 or any(has_images(root / name, below=False) for name in inside):
+        return
+    within = [set(map(plain, subfolders(root / name))) for name in inside]
+    shared = {name for name in set.intersection(*within) if not role(name)}
+    if len(shared) < 2 or (len(inside) == num_classes != len(shared)):
+        return
+    raise InputError(
+        f"{shown(root)} holds the folders {_listing(inside)} with the same folders in each ({listed(sorted(shared))}): if these are "
+        f"parts of a data set, name one with {option}; if they are its classes, pass {option} ."
+    )
+
+
+def _refuse_parts_of_classes(root: Path) -> None:
+    """Refuse class folders that hold parts of their own: accuracy would be of training images too."""
+    for name in subfolders(root):
+        found = {role(part) for part in subfolders(root / name)} - {None}
+        if "train" in found and len(found) > 1:
+            example = shown(name)
+            raise InputError(
+                f"{shown(root)} holds parts below its classes ({example}/{listed(sorted(map(str, found)))}); lay it out as "
+                "val/CLASS, or pass a folder of the held-out images alone"
+            )
+
+
+def _listing(names: Collection[str]) -> str:
+    return listed([shown(name) for name in names], 6)

@@ -1,0 +1,86 @@
+"""Files that commands write, whole or not at all, in words that name the option; and the hash that files are known by."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from engines.files import move_in, partial_folder, sweep, uninterrupted
+from sit_deploy.errors import InputError
+
+__all__ = ["place", "recover", "scratch", "sha256", "uninterrupted", "write_whole"]
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `path`; it goes, with any parents made for it, however the block ends.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    path = path.absolute()
+    made = [p for p in path.parents if not p.exists()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, made)  # those that something was put into stay
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(partial_folder(path))
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write to {path.parent} ({reason}); choose another -o") from None
+        yield folder
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with uninterrupted():
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def place(folder: Path, destination: Path, replace: bool = False) -> None:
+    """Move a folder of `scratch` to its place, where nothing is but an empty folder or, with `replace`, what gives way.
+
+    Raises:
+        InputError: something else is there.
+    """
+    try:
+        with uninterrupted():
+            move_in(folder, destination.absolute(), replace)
+    except FileExistsError:
+        raise InputError(
+            f"output {destination} was made by another program meanwhile, and is left as it is; choose another -o"
+        ) from None
+
+
+def recover(path: Path) -> None:
+    """Bring back a folder that a run was killed at the moment of replacing, if it is gone from its place."""
+    if not os.path.lexists(path):
+        sweep(path.absolute().parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Of a link, the file that it leads to is replaced.
+
+    Raises:
+        InputError: its folder cannot be written, or it is a folder, a device or a pipe.
+    """
+    real = Path(os.path.realpath(path))
+    if real.exists() and not real.is_file():
+        raise InputError(f"output {path} is not a file; choose another -o")
+    with scratch(real) as folder:
+        temporary = folder / real.name
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(real)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

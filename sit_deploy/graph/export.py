@@ -1,0 +1,233 @@
+"""Exports a deploy form to one static ONNX graph of standard operators, named after the model and reproducible.
+
+PyTorch's exporter (`dynamo=True`) writes the graph; what follows here makes it canonical: names that read like the
+model (`blocks.3/attn/qkv`), a batch dimension that is a plain number or the only open one, the operator set that was
+asked for, and no trace of the machine it was made on. `sit_deploy.graph.lint` proves the result.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from sit_deploy.errors import InputError
+from sit_deploy.graph.deploy_form import DeployForm
+
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+DEFAULT_OPSET = 20  # Gelu is one operator from here on; TensorRT 10 and newer read it
+OPSETS = (17, 18, 19, 20)  # 17: the most that TensorRT 8.6 reads
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+# what the inputs of an operator are called in the names of its initializers
+_ROLES = {
+    "Conv": ("", "weight", "bias"),
+    "MatMul": ("weight", "weight"),
+    "Gemm": ("", "weight", "bias"),
+    "LayerNormalization": ("", "weight", "bias"),
+    "Add": ("value", "value"),
+    "Mul": ("value", "value"),
+    "Div": ("value", "value"),
+    "Reshape": ("", "shape"),
+    "Pad": ("", "pads", "value"),
+    "ReduceMean": ("", "axes"),
+    "Slice": ("", "starts", "ends", "axes", "steps"),
+    "Split": ("", "sizes"),
+}
+# the operator that stands for its whole module, and so bears the module's name
+_MAIN = {"Conv", "MatMul", "Gemm", "LayerNormalization", "Gelu"}
+
+
+def export_onnx(
+    model: DeployForm,
+    image_size: tuple[int, int],
+    *,
+    batch: int | str = 1,
+    opset: int = DEFAULT_OPSET,
+    name: str = "sit",
+) -> ModelProto:
+    """Return the ONNX graph of a deploy form: `images` float32 (batch, 3, H, W) → `logits` float32 (batch, classes).
+
+    Args:
+        image_size: height and width in pixels.
+        batch: a number, or "batch" for an open dimension 0; nothing else is ever open.
+        opset: version of the standard operator set.
+    Raises:
+        InputError: an operator set that is not offered, or a batch below 1.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"opset {opset} is not offered; pass --opset {' or '.join(map(str, OPSETS))}")
+    if isinstance(batch, int) and batch < 1:
+        raise InputError(f"batch size must be at least 1, got {batch}; pass --batch-size 1 or more")
+    channels = model.stem.conv1.in_channels
+    # exported at 2 images: an exporter may treat a dimension of 1 as one to broadcast
+    sample = torch.zeros(2, channels, *image_size)
+    with _quiet():
+        program = torch.onnx.export(
+            model, (sample,), dynamo=True, opset_version=max(opset, 18), input_names=[INPUT], output_names=[OUTPUT],
+            optimize=True, verbose=False,
+        )  # fmt: skip
+    graph = program.model_proto
+    _lower_opset(graph, opset)
+    _rename(graph)
+    _free_batch(graph)
+    return set_batch(_clean(graph, name), batch)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress prints, deprecation warnings and logs: none concerns the user's model."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _lower_opset(model: ModelProto, opset: int) -> None:
+    """Declare a lower operator set after making every node valid in it (the checker proves that it is).
+
+    onnx's converter has no adapter from 18 to 17 for Pad, whose only change is an optional input that is not used
+    here; Split's only change is an attribute that repeats the number of outputs, and ReduceMean's that its axes, an
+    attribute before, are an input.
+    """
+    (declared,) = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    if declared.version == opset:
+        return
+    for node in model.graph.node:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+        if node.op_type == "Split" and "num_outputs" not in schema.attributes:
+            kept = [a for a in node.attribute if a.name != "num_outputs"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        if node.op_type == "ReduceMean" and len(schema.inputs) == 1 and len(node.input) == 2:
+            (axes,) = [t for t in model.graph.initializer if t.name == node.input[1]]
+            kept = [a for a in node.attribute if a.name == "keepdims"]
+            del node.attribute[:], node.input[1:]
+            node.attribute.extend(
+                [*kept, helper.make_attribute("axes", numpy_helper.to_array(axes).tolist())]
+            )
+    declared.version = opset
+
+
+def _scope(node: NodeProto) -> str | None:
+    """Return the path of the module that a node comes from, e.g. `blocks.3/attn/qkv`; None where it is not recorded."""
+    for prop in node.metadata_props:
+        if prop.key == _SCOPES:
+            modules = ast.literal_eval(prop.value)[:-1]
+            return re.sub(r"\.(?!\d)", "/", modules[-1]) if modules else ""
+    return None
+
+
+def _node_names(model: ModelProto) -> list[str]:
+    """Return a unique readable name for every node, in order."""
+    nodes = model.graph.node
+    producer = {out: i for i, node in enumerate(nodes) for out in node.output}
+    scopes: list[str] = []
+    for node in nodes:
+        scope = _scope(node)
+        if scope is None:  # made by an optimisation of the exporter: it belongs where its input was made
+            made_by = [producer[i] for i in node.input if i in producer]
+            scope = scopes[made_by[0]].rsplit("/", 1)[0] if made_by else ""
+        scopes.append(scope)
+    parents = {"/".join(s.split("/")[:n]) for s in scopes for n in range(1, s.count("/") + 1)}
+    initializers = {t.name for t in model.graph.initializer}
+    used: Counter[str] = Counter()
+    names = []
+    for node, scope in zip(nodes, scopes, strict=True):
+        leaf = scope and scope not in parents
+        if leaf and node.op_type in _MAIN:
+            name = scope
+        elif leaf and node.op_type == "Add" and used[scope] and any(i in initializers for i in node.input):
+            name = f"{scope}/bias"
+        else:
+            name = f"{scope}/{node.op_type.lower()}".lstrip("/")
+        used[name] += 1
+        names.append(name if used[name] == 1 else f"{name}_{used[name]}")
+    return names
+
+
+def _rename(model: ModelProto) -> None:
+    """Name nodes after their module, tensors after the node that makes them, initializers after their first reader."""
+    graph = model.graph
+    names = {i.name: i.name for i in (*graph.input, *graph.output)}
+    initializers = {t.name for t in graph.initializer}
+    taken: set[str] = set()
+    for node, name in zip(graph.node, _node_names(model), strict=True):
+        node.name = name
+        for position, tensor in enumerate(node.input):
+            if tensor in initializers and tensor not in names:
+                roles = _ROLES.get(node.op_type, ())
+                role = roles[position] if position < len(roles) else f"input{position}"
+                wanted = f"{name}/{role}"
+                names[tensor] = wanted if wanted not in taken else f"{wanted}_{position}"
+                taken.add(names[tensor])
+        for position, tensor in enumerate(node.output):
+            if tensor not in names:
+                names[tensor] = name if len(node.output) == 1 else f"{name}:{position}"
+    for node in graph.node:
+        node.input[:] = [names.get(t, t) for t in node.input]
+        node.output[:] = [names.get(t, t) for t in node.output]
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+
+
+def _free_batch(model: ModelProto) -> None:
+    """Write the batch dimension of every Reshape as 0, "as the input's": valid for any batch, with no arithmetic."""
+    constants = {t.name: t for t in model.graph.initializer}
+    shapes = {i for node in model.graph.node if node.op_type == "Reshape" for i in node.input[1:2]}
+    for name in shapes:
+        target = numpy_helper.to_array(constants[name]).copy()
+        target[0] = 0
+        constants[name].CopyFrom(numpy_helper.from_array(target, name))
+    for node in model.graph.node:
+        if node.op_type == "Reshape":
+            del node.attribute[:]  # allowzero=1 would make the 0 an empty dimension
+
+
+def _clean(model: ModelProto, name: str) -> ModelProto:
+    """Return the model with nothing but its graph: no stack traces, no stale shapes, a fixed order of initializers."""
+    graph = model.graph
+    order = {t: i for i, t in enumerate(dict.fromkeys(t for node in graph.node for t in node.input))}
+    initializers = sorted((t for t in graph.initializer if t.name in order), key=lambda t: order[t.name])
+    for item in (*graph.node, *initializers, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    clean = helper.make_graph(list(graph.node), name, list(graph.input), list(graph.output), initializers)
+    opset = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return helper.make_model(
+        clean, opset_imports=opset, producer_name="sit-deploy", ir_version=8 if opset[0].version < 19 else 9
+    )
+
+
+def set_batch(model: ModelProto, batch: int | str) -> ModelProto:
+    """Return an exported graph with dimension 0 of input and output set to a number or to an open name.
+
+    Shapes of all other tensors are inferred anew.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.value_info[:]
+    for value in (*result.graph.input, *result.graph.output):
+        dimension = value.type.tensor_type.shape.dim[0]
+        dimension.Clear()
+        if isinstance(batch, int):
+            dimension.dim_value = batch
+        else:
+            dimension.dim_param = batch
+    return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)

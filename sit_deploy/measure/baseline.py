@@ -1,0 +1,104 @@
+"""Can an accuracy be believed? Whether the labels are the model's, and whether the reference is what it was when it was trained;
+whether there is anything to tell apart, `chance` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sit_deploy.errors import GateError
+from sit_deploy.measure.accuracy import Accuracy
+from sit_deploy.measure.label_order import Guesses, Order, better_order, confirmed
+
+FAR = 2.0  # points below what it had, beyond chance, that are worth a warning
+FEWEST = 50  # images that say something of a share
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """warning: why what was measured is doubtful, None where it is not. unsound: why no limit can be judged by it, None where
+    one can."""
+
+    warning: str | None = None
+    unsound: str | None = None
+
+    def require_sound(self, option: str) -> None:
+        """Refuse to judge a limit by accuracies that say nothing.
+
+        Raises:
+            GateError: names the option that set it, and the reason.
+        """
+        if self.unsound:
+            raise GateError(f"{option} cannot be judged here: {self.unsound}")
+
+
+def expected_top1(manifest: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Return the top-1 in percent that a bundle's weights were known to have, and by whom; None where nobody measured it."""
+    weights, model = manifest["weights"], manifest["model"]
+    if weights["source"] == "random":
+        return None
+    trained = weights.get("top1")
+    if trained is not None:
+        return float(trained), "its training"
+    published = model.get("published_top1")
+    return (float(published), "its publication") if published and model["num_classes"] == 1000 else None
+
+
+def find_doubts(
+    accuracy: Accuracy,
+    manifest: Mapping[str, Any],
+    guesses: Guesses,
+    samples: Sequence[tuple[Any, int]] = (),
+) -> Doubt:
+    """Return what makes an accuracy doubtful.
+
+    Args:
+        manifest: `weights` and `model` of it. guesses: images by (label, class the reference took them for).
+        samples: the images, a `Labelled` where how they were matched is known.
+    """
+    if manifest["weights"]["source"] == "random":  # which are told for what they are
+        return Doubt()
+    count = manifest["model"]["num_classes"]
+    matched = getattr(samples, "matched", None)
+    names = matched.names if matched and len(matched.names) == count else tuple(map(str, range(count)))
+    unsound = None
+    order = better_order(guesses, names)
+    if order is not None:
+        unsound = _order_words(order, accuracy, guesses)
+    elif matched and matched.doubt and not confirmed(guesses, names):
+        unsound = matched.doubt
+    warning, far = unsound, _far_off(accuracy, manifest)
+    if far:
+        usually = "usually the images are prepared otherwise than in training (mean, std, crop), or are other images"
+        warning = f"{far}: {unsound or usually}"
+    return Doubt(warning, unsound)
+
+
+def _far_off(accuracy: Accuracy, manifest: Mapping[str, Any]) -> str | None:
+    """Say so where the reference is clearly worse here than it was known to be."""
+    known = expected_top1(manifest)
+    if known is None or accuracy.images < FEWEST:
+        return None
+    expected, who = known
+    if accuracy.interval(accuracy.reference_top1)[1] >= expected - FAR:
+        return None
+    return (
+        f"the PyTorch reference itself has {accuracy.reference_top1:.1f} % top-1 on these images, and by {who} "
+        f"{expected:.1f} %"
+    )
+
+
+def _order_words(order: Order, accuracy: Accuracy, guesses: Guesses) -> str:
+    moved = [
+        (count, -label, guess)
+        for (label, guess), count in guesses.items()
+        if label != order.to[label] == guess
+    ]
+    count, label, guess = max(moved)
+    how = f"with them {order.name}" if order.name else "with the order it sees"
+    return (
+        f"the classes seem to be in another order than the model's ({100 * order.right / accuracy.images:.1f} % {how}, "
+        f"{accuracy.reference_top1:.1f} % as they are; {count} images of class {-label} are taken for class {guess}); name the folders "
+        "as the model's classes, or pass --labels when building"
+    )

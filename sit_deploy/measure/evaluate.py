@@ -1,0 +1,162 @@
+"""Running a reference and what is to be like it over labelled images: once over the data, in constant memory, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.measure.resume import Notebook
+from sit_deploy.measure.tally import Tally
+from sit_deploy.text import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sit_deploy.preprocessing import Preprocessing
+
+Logits = Callable[["np.ndarray"], "np.ndarray"]
+Progress = Callable[[str, int, int], None]
+
+SAVE_SECONDS = 20.0  # between two notes of how far a run has come
+
+
+@dataclass
+class Evaluation:
+    """What was counted over the first `done` images.
+
+    tallies: of every candidate. guesses: how many images of a label the reference took for a class, by (label, class).
+    """
+
+    tallies: dict[str, Tally]
+    guesses: Counter[tuple[int, int]] = field(default_factory=Counter)
+    done: int = 0
+
+    def merge(self, other: Evaluation) -> Evaluation:
+        """Return the evaluation of the images of both."""
+        tallies = {name: tally.merge(other.tallies[name]) for name, tally in self.tallies.items()}
+        return Evaluation(tallies, self.guesses + other.guesses, self.done + other.done)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "tallies": {name: tally.to_dict() for name, tally in self.tallies.items()},
+            "guesses": [[*pair, count] for pair, count in self.guesses.items()],
+            "done": self.done,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Evaluation:
+        return cls(
+            {name: Tally.from_dict(tally) for name, tally in fields["tallies"].items()},
+            Counter({(label, best): count for label, best, count in fields["guesses"]}),
+            fields["done"],
+        )
+
+
+def run_key(*parts: Any) -> str:
+    """Return what a `Notebook` knows a run by: SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def describe(samples: Sequence[Any], index: int) -> str:
+    """Return what to call an image: its path, or what a data set without files says."""
+    tell = getattr(samples, "describe", None)
+    return tell(index) if tell else shown(samples[index][0])
+
+
+def evaluate(
+    reference: Logits,
+    candidates: Mapping[str, Logits],
+    samples: Sequence[tuple[Any, int]],
+    preprocessing: Preprocessing,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+    *,
+    notebook: Notebook | None = None,
+    rank: int = 0,
+    size: int = 1,
+) -> Evaluation:
+    """Classify labelled images with the reference and every candidate. Memory does not grow with their number.
+
+    Args:
+        reference: normalised images float32 (n, 3, H, W) → logits (n, classes).
+        candidates: images as the preprocessing gives them → logits; by name, which messages use.
+        samples: (source, label) pairs, a source being a path or a Pillow image.
+        notebook: how far an earlier run came, to go on from; noted every 20 seconds and at the end.
+        rank, size: this process among those that take a share of the images each.
+    Raises:
+        InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
+        GateError: a candidate gives NaN or infinite logits; the image is named.
+    """
+    from sit_deploy.data.images import batches
+
+    mine = range(rank, len(samples), size)
+    noted = notebook.read(set(candidates), len(mine)) if notebook else None
+    found = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
+    last = time.monotonic()
+    part = samples if (found.done, size) == (0, 1) else Part(samples, mine[found.done :])
+    if found.done and not len(part):
+        return found
+    for images, labels in batches(part, preprocessing, batch_size):
+        indices = mine[found.done : found.done + len(images)]
+        names = [describe(samples, index) for index in indices]
+        normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
+        theirs = reference(normalised)
+        _require_finite(theirs, names, InputError, "the PyTorch model itself")
+        ours = {name: logits(images) for name, logits in candidates.items()}
+        for name, logits in ours.items():
+            _require_finite(logits, names, GateError, name)
+        for name, logits in ours.items():
+            found.tallies[name].add(theirs, logits, labels, names, indices)
+        found.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
+        found.done += len(images)
+        if progress:
+            progress("measuring accuracy", found.done, len(mine))
+        # only here is every image counted whole or not at all; a run that is stopped loses what came after the last note
+        if notebook and (time.monotonic() - last > SAVE_SECONDS or found.done == len(mine)):
+            notebook.write(found.to_dict())
+            last = time.monotonic()
+    return found
+
+
+class Part(Sequence):
+    """Some of a data set's samples, fetched when they are asked for."""
+
+    def __init__(self, samples: Sequence[Any], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[self._indices[index]]
+
+    def describe(self, index: int) -> str:
+        return describe(self._samples, self._indices[index])
+
+
+def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """Return `count` of the samples, evenly spread, or all: a sorted data set then does not give one class only."""
+    from sit_deploy.data.images import spread
+
+    if count is None or count >= len(samples):
+        return samples
+    if isinstance(samples, list):
+        return spread(samples, count)
+    return Part(samples, spread(range(len(samples)), count))
+
+
+def _require_finite(logits: np.ndarray, names: Sequence[str], error: type[Exception], who: str) -> None:
+    """Refuse NaN, which compares with nothing and so would count as the best class."""
+    import numpy as np
+
+    for name, finite in zip(names, np.isfinite(logits).all(axis=1), strict=True):
+        if not finite:
+            raise error(
+                f"{who} gives NaN or infinite logits for {name}; check the weights, or try a higher precision"
+            )

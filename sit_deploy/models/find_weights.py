@@ -1,0 +1,259 @@
+"""Finding a model's weights in what a file holds: in which entry they are, under which prefix, and what stands beside them.
+
+No spelling of a trainer's is asked for: the weights are where the names of a vision transformer are. What wrappers put
+between names is removed; what remains undecided is for the user to say (`--checkpoint-key`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.key_names import to_timm_names
+from sit_deploy.models.torch_file import Stored
+
+Names = Mapping[str, Stored]
+Fits = Callable[[Names], bool]
+
+# what timm and the official code call the parts of a vision transformer
+OWN = re.compile(
+    r"(cls_token|pos_embed|reg_token|dist_token|dist_pos_embed|(patch_embed|norm|norm_pre|fc_norm|head|head_dist|aux_head"
+    r"|pre_logits|attn_pool)\.\w|(blocks|tsm|rtsm)\.\d)"
+)
+# what is no weight of a model though it stands among them: losses, metrics, counters of averages, unused poolers
+RIDER = re.compile(
+    r"(.*\.)?(criterion|loss|losses|\w*_loss|loss_\w+|metrics?|\w+_metrics?|\w*(acc|accuracy|auroc|f1|confmat)"
+    r"|optimizers?|n_averaged|num_updates|decay|pooler|mask_token)(\.|$)"
+)
+# DistributedDataParallel, torch.compile, activation checkpointing, FSDP, DeepSpeed
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
+_LONGEST = 200  # characters of a name: it is to fit on the one line of a message
+_DEPTH = 4  # entries within entries
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights stand. entry: path of keys in the file, dotted. prefix: of their names, with its dot. names: the weights by
+    the names of the model, and whatever else stands under that prefix. beside: what stands outside it. like: how many
+    names are those of a vision transformer. notes: how they were renamed."""
+
+    entry: str
+    prefix: str
+    names: dict[str, Stored]
+    beside: dict[str, Stored] = field(default_factory=dict)
+    like: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """What --checkpoint-key takes to mean these weights alone; a dot for those at the top of the file."""
+        return ".".join(filter(None, (self.entry, self.prefix.rstrip(".")))) or "."
+
+    def is_at(self, key: str) -> bool:
+        return key in (self.address, self.entry, self.prefix.rstrip("."))
+
+    @property
+    def averaged(self) -> bool:
+        return "ema" in re.split(r"[._]", self.entry.lower())
+
+
+def find_weights(
+    content: Any,
+    where: str,
+    ema: bool = True,
+    key: str | None = None,
+    key_is_shared: bool = False,
+    names: Collection[str] = (),
+    fits: Fits | None = None,
+) -> Weights:
+    """Return the weights in a file's content.
+
+    Args:
+        where: the file, for messages.
+        ema: of averaged weights and plain ones in entries of their own, take the averaged.
+        key: the entry, the prefix, or both, that the user names. key_is_shared: nothing there is no error.
+        names: of the model, where it is no vision transformer. fits: whether names and shapes are those of the model that
+            is asked for; decides between several, and where it does not, the user must.
+    Raises:
+        InputError: no weights, several that could be meant, or none under `key`.
+    """
+    found = [w for entry in _entries(content, ()) for w in _rooted(*entry, where, frozenset(names))]
+    if key is not None:
+        rivals = [w for w in found if key == w.address]
+        rivals = rivals or [w for w in found if w.is_at(key)]
+        if not rivals and key_is_shared:
+            return find_weights(content, where, ema, names=names, fits=fits)
+        if not rivals:
+            raise InputError(
+                f"{where} has no weights under '{key}'; pass --checkpoint-key with one of {_addresses(found)}"
+            )
+        ema_asked = len({w.averaged for w in rivals}) == 1
+    else:
+        rivals, ema_asked = found, False
+    if fits:  # first: an optimiser's flat state has three names of each weight
+        rivals = [w for w in rivals if fits(w.names)] or rivals
+    best = max((w.like for w in rivals), default=0)
+    rivals = [w for w in rivals if 2 * w.like >= best]
+    if not ema_asked and len({w.averaged for w in rivals}) == 2:
+        rivals = [w for w in rivals if w.averaged == ema]
+    if not rivals:
+        raise InputError(
+            f"{where} has no weights under model, state_dict, module (found: {_kinds(content)}); save a state dict"
+        )
+    if best == 0:  # no vision transformer: what is largest is what its entry says
+        rivals = [max(rivals, key=lambda w: len(w.names))]
+    rivals = _distinct(rivals)
+    if len(rivals) > 1:
+        raise InputError(
+            f"{where} has weights of a model under each of {_addresses(rivals)}; say which with --checkpoint-key (of build, "
+            "export, calibrate, train and visualize)"
+        )
+    return rivals[0]
+
+
+def _addresses(found: list[Weights]) -> str:
+    shown = [f"'{w.address}'" for w in found if w.address.isprintable() and len(w.address) <= _LONGEST][
+        : 2 * _SHOWN
+    ]
+    return ", ".join(dict.fromkeys(shown)) or "none: it has none"
+
+
+def _kinds(content: Any) -> str:
+    if not isinstance(content, dict):
+        return type(content).__name__
+    return ", ".join(
+        repr(key)[:40] if isinstance(key, str | int | float) else type(key).__name__
+        for key in list(content)[:5]
+    )
+
+
+def _entries(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Stored]]]:
+    """Give the path and the tensors of every container that has some by name."""
+    if len(path) > _DEPTH:
+        return
+    if isinstance(value, dict):
+        tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Stored)}
+        if tensors:
+            yield path, tensors
+        for key, inner in value.items():
+            if isinstance(key, str | int) and isinstance(inner, dict | list):
+                yield from _entries(inner, (*path, str(key)))
+    elif isinstance(value, list) and len(value) <= 100:
+        for i, inner in enumerate(value):
+            if isinstance(inner, dict | list):
+                yield from _entries(inner, (*path, str(i)))
+
+
+def _rooted(
+    path: tuple[str, ...], tensors: dict[str, Stored], where: str, own: frozenset[str]
+) -> Iterator[Weights]:
+    """Give every reading of an entry: one a prefix under which names of a model stand, or all as they are."""
+    for key in tensors:
+        if not key.isprintable() or len(key) > _LONGEST:
+            raise InputError(f"{where} has weights named {key[:40]!r}; save the state dict of a model")
+    tensors = _unwrapped(tensors)
+    tensors, notes = to_timm_names(tensors)
+    like: dict[str, int] = {}
+    for key in tensors:
+        at = 0
+        while at >= 0:
+            rest = key[at:]
+            if rest in own or OWN.match(rest):
+                like[key[:at]] = like.get(key[:at], 0) + 1
+                if not own:
+                    break  # the first is the outermost: blocks.0.norm.weight is no norm.weight
+            at = key.find(".", at) + 1 or -1
+    most = max(like.values(), default=0)
+    entry = ".".join(path)
+    for prefix, count in like.items() if most else [("", 0)]:
+        if 2 * count >= most:
+            names = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            beside = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+            yield Weights(entry, prefix, names, beside, count, notes)
+
+
+def _unwrapped(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """Return the tensors without the segments that wrappers put into names; as they are where two would become one."""
+    cleaned = {
+        ".".join(part for part in key.split(".") if part not in _WRAPPERS) or key: value
+        for key, value in tensors.items()
+    }
+    return cleaned if len(cleaned) == len(tensors) else tensors
+
+
+def _distinct(rivals: list[Weights]) -> list[Weights]:
+    """Return the weights that differ from one another: some trainers write the same ones twice."""
+    kept: list[Weights] = []
+    for one in rivals:
+        if not any(_equal(one.names, other.names) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _equal(one: Names, other: Names) -> bool:
+    return one.keys() == other.keys() and all(
+        a.plain and other[k].plain and a.shape == other[k].shape and torch.equal(a.read(), other[k].read())
+        for k, a in one.items()
+    )
+
+
+def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, Stored], list[str]]:
+    """Return the weights by the names of the model, and the names of what is left out as no part of it.
+
+    Whatever under the prefix is not known for a rider is kept: if the model has no such weight, that is a mismatch.
+
+    Args:
+        chosen: whether the user named what to take.
+    Raises:
+        InputError: outside the prefix, a part of the model, or a layer that could follow it, which nobody said to leave out.
+    """
+    names = {
+        k: v for k, v in weights.names.items() if OWN.match(k) or not (RIDER.match(k) or _other_model(k))
+    }
+    riders = [weights.prefix + k for k in weights.names if k not in names]
+    stray = [k for k in weights.beside if OWN.match(k)]
+    if stray and weights.like and not chosen:
+        raise InputError(
+            f"{where} has weights of a model under '{weights.address}' and {len(stray)} more outside it ({_some(stray)}); save one "
+            f"state dict with all of them, or pass --checkpoint-key {weights.address} to leave those out"
+        )
+    position, head = names.get("pos_embed"), names.get("head.weight")
+    widths = [t.shape[i] for t, i in ((position, -1), (head, 0)) if t is not None and t.ndim > 1]
+    layers = [
+        k
+        for k, v in weights.beside.items()
+        if k.endswith("weight")
+        and v.ndim == 2
+        and v.shape[1] in widths
+        and not RIDER.match(k)
+        and not _other_model(k)
+    ]
+    if layers and not chosen:
+        raise InputError(
+            f"{where} has weights of a model under '{weights.address}' and layers beside it that may follow it ({_some(layers)}); "
+            f"pass --checkpoint-key {weights.address or weights.entry} to leave them out"
+        )
+    return names, riders + list(weights.beside)
+
+
+def _other_model(key: str) -> bool:
+    """Say whether a name is of another vision transformer's own parts, such as a teacher's."""
+    return any(OWN.match(key[m.end() :]) for m in re.finditer(r"\.", key))
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+
+
+def left_out_words(riders: list[str]) -> str | None:
+    """Return the note on what was left out beside the weights, None where nothing was."""
+    if not riders:
+        return None
+    what = "1 entry that is" if len(riders) == 1 else f"{len(riders)} entries that are"
+    return f"left out {what} no part of the model: {_some(riders)}"

@@ -1,0 +1,369 @@
+"""`sit-deploy build`: checkpoint → deploy form → ONNX → precision → engine → bundle, every hop compared.
+
+Nothing is written to the output folder until every hop is within tolerance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import engines
+from engines.gpus import find_gpus
+from sit_deploy.bundle import (
+    CALIBRATION,
+    GOLDEN,
+    MODEL,
+    Bundle,
+    check_destination,
+    load_bundle,
+    staging,
+    write_manifest,
+)
+from sit_deploy.errors import InputError
+from sit_deploy.files import scratch
+from sit_deploy.measure.parity import Hop, compare, require
+from sit_deploy.pipeline.float_graph import (
+    REFERENCE_BATCH,
+    Graph,
+    Progress,
+    Work,
+    make_graph,
+    torch_logits,
+    with_input,
+)
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed, fp8_targets, settle
+from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
+from sit_deploy.report.kernels import NOT_ALL, kernels_note
+
+if TYPE_CHECKING:
+    from sit_deploy.models.load import LoadedModel
+
+__all__ = ["BuildRequest", "build", "export"]
+
+GOLDEN_IMAGES = 4
+# benchmarks/runtime_peers.py: 1.05 to 1.4 times as fast, at 1 to 3 dB; with trained models 4 to 8 dB (docs/quantization.md)
+_STEM_NOTE = "OpenVINO has INT8 kernels for the stem too: --quantize default,stem may be a tenth to a third faster, at some accuracy"
+# fields of a configuration that a manifest has in other places
+_ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolation", "squash")
+
+
+def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
+    """Build a bundle, checked hop by hop, and move it into place whole.
+
+    A build in 8 bits is timed in spawned processes where its engine runs: a script that calls this needs
+    `if __name__ == "__main__":`.
+
+    Raises:
+        InputError: bad input: see each option's own checks; nothing is written.
+        GateError: a hop or the accuracy is out of tolerance; nothing is written.
+        engines.EngineError: the engine is missing, or cannot be built.
+    """
+    request = _require_request(request).completed()
+    request.check()
+    check_destination(request.output, request.force)
+    engine, why = engines.select(request.engine)
+    asked, request = request, _for_engine(request, engine)
+    request.check()
+    _check_engine(request, engine)
+    report = progress or (lambda *_: None)
+    with staging(request.output, request.force) as folder:
+        work = Work(request, report)
+        try:
+            _make_bundle(work, engine, why, folder)
+        except NoGainError as gave_up:
+            for path in folder.iterdir():
+                path.unlink()
+            higher = replace(request.in_high_precision(), targets=asked.targets)
+            _make_bundle(_instead(work, higher, gave_up), engine, why, folder)
+    return load_bundle(request.output)
+
+
+def _require_request(request: BuildRequest) -> BuildRequest:
+    if not isinstance(request, BuildRequest):
+        raise InputError(
+            f"a build takes a BuildRequest, got {type(request).__name__}; make one of its options"
+        )
+    return request
+
+
+def _instead(work: Work, higher: BuildRequest, gave_up: NoGainError) -> Work:
+    """Return the work of building without 8 bits what was not worth building with them; the time spent counts."""
+    note = str(gave_up)
+    if work.request.precision in higher.output.name:
+        note += f" (the folder's name is as it was asked for: {higher.output.name} holds {higher.precision})"
+    return Work(higher, work.progress, seconds=work.seconds, notes=[*work.notes, note])
+
+
+def export(request: BuildRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the ONNX graph alone to the file `request.output`; return what a bundle's report says of a graph.
+
+    Raises:
+        InputError, GateError: as `build`; the file appears whole or not at all.
+    """
+    request = _require_request(request).completed()
+    request.check()
+    path = request.output.absolute()
+    if path.is_dir() or path.suffix != ".onnx":
+        raise InputError(
+            f"output {request.output} must be a file that ends in .onnx; pass for example -o model.onnx"
+        )
+    if path.exists() and not request.force:
+        raise InputError(f"output {request.output} exists; pass --force to replace it, or choose another -o")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"folder {path.parent} does not exist or cannot be written; choose another with -o")
+    work = Work(request, progress or (lambda *_: None))
+    with scratch(path) as folder:
+        made = with_input(work, make_graph(work, folder), folder)
+        require(work.hops)
+        (folder / MODEL).replace(path)
+    return _graph_report(work, made)
+
+
+def _for_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
+    """Return the request with what 8 bits leave to the engine: the type of the rest, and targets that have FP8."""
+    if request.precision not in EIGHT_BITS:
+        return request
+    if request.rest is None:
+        request = replace(request, rest="fp32" if engine.kind in engines.ON_CPU else "fp16")
+    # engines for a CPU have no FP8 at all, which `_check_engine` says
+    if request.precision == "fp8" and engine.kind not in engines.ON_CPU:
+        request = replace(request, targets=fp8_targets(engine.kind, request.targets))
+    return request
+
+
+def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
+    """Refuse, before any work, what this engine cannot be built with."""
+    name = engines.TITLES[engine.kind] if engine.kind in engines.ON_CPU else None
+    if name and request.precision == "bf16":
+        raise InputError(
+            f"{name} has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"
+        )
+    if name and request.precision == "fp8":
+        raise InputError(
+            f"{name} has no fp8 kernels for a CPU; pass --engine tensorrt-rtx, or --precision int8"
+        )
+    engine.check(request.engine_options())
+
+
+def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:
+    import numpy as np
+
+    from sit_deploy.report import write_report
+
+    made = make_graph(work, folder)
+    eight = None
+    if made.lowered.quantiser is not None:
+        made, eight = settle(work, made, folder)
+        if engine.kind == "openvino" and not work.request.quantize:
+            work.notes.append(_STEM_NOTE)
+    made = with_input(work, made, folder)
+    with work.step(f"Building the {engine.kind} engine") as report:
+        engine_path = folder / engine.filename
+        info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
+    kernels = kernels_note(info.details, work.request.precision)
+    if kernels and kernels.startswith(NOT_ALL):
+        work.notes.append(kernels)
+    layers = _engine_hop(work, engine, engine_path, made, info.origin)
+    accuracy = _accuracy(work, engine, folder, made, info.origin) if work.samples else None
+    if eight is not None:
+        eight["speed"] = compare_speed(
+            work, engine, engine_path, made, work.request.engine_options(), info.origin
+        )
+        if made.lowered.calibration is not None:
+            made.lowered.calibration.save(folder / CALIBRATION)
+
+    # evenly spread, since a folder's images come class by class: the first few would be of one class
+    spread = np.linspace(0, len(made.inputs) - 1, min(GOLDEN_IMAGES, len(made.inputs))).round().astype(int)
+    np.savez(folder / GOLDEN, images=made.inputs[spread], logits=made.reference[spread])
+    manifest = _manifest(work, made, info, why)
+    report = {
+        **manifest,
+        **_graph_report(work, made),
+        "quantization": eight,
+        "engine_layers": layers,
+        "accuracy": accuracy,
+        "seconds": work.seconds,
+    }
+    write_report(folder, report)
+    write_manifest(folder, manifest)
+
+
+def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
+    """Return what there is to say of the graph and of how it was checked, as plain types."""
+    from sit_deploy.graph.inspect import summarize
+
+    return {
+        "weights": _weights(work.request, made.loaded),
+        "preprocessing": made.preprocessing.to_dict(),
+        "preprocessing_source": made.sources,
+        "notes": list(dict.fromkeys(work.notes)),
+        "compared_on": made.image_source,
+        "hops": [hop.to_dict() for hop in work.hops],
+        "plan": {
+            "counts": made.lowered.plan.counts,
+            "held_back": [asdict(node) for node in made.lowered.plan.held_back],
+            "casts": made.lowered.plan.casts,
+        },
+        "graph": summarize(made.graph).to_dict(),
+    }
+
+
+def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
+    """Return where the weights came from; `ema`: whether averaged ones were to be preferred; `top1`: of their training."""
+    checkpoint = loaded.checkpoint
+    if checkpoint is None:
+        return {"source": "random", "seed": 0}
+    return {
+        "source": str(checkpoint.path.absolute()),
+        "sha256": checkpoint.sha256,
+        "entry": checkpoint.source,
+        **({"key": request.checkpoint_key} if request.checkpoint_key else {}),
+        "ema": request.ema,
+        "top1": request.card.metrics.get("top1") if request.card else None,
+    }
+
+
+def _engine_hop(
+    work: Work, engine: engines.Engine, engine_path: Path, made: Graph, origin: engines.EngineOrigin
+) -> dict[str, Any] | None:
+    """Compare the engine, where it runs here; returns what a TensorRT engine then tells of its layers."""
+    name = f"{engine.kind} engine"
+    if not engine.probe().can_run:
+        note = "built; to run, it needs pycuda" if find_gpus() else "built; to run, it needs a GPU"
+        work.hops.append(Hop(name, note=note))
+        return None
+    from sit_deploy.inference import Classifier
+    from sit_deploy.validation.validate import check_layers
+
+    with work.step(f"Running the {name}"):
+        runner = engine.load(engine_path, threads=work.request.threads, origin=origin)
+        with Classifier(runner, work.request.batch_range) as classifier:
+            logits = classifier.logits(made.inputs)
+            tells = engine.kind not in engines.ON_CPU and work.request.profiling != "none"
+            layers = check_layers(engine_path.with_name(MODEL), classifier, made.inputs) if tells else None
+        tolerance = TOLERANCE[work.request.precision]
+        work.hops.append(compare(name, logits, made.logits, made.reference, tolerance))
+        require(work.hops)
+    return layers
+
+
+def _accuracy(
+    work: Work, engine: engines.Engine, folder: Path, made: Graph, origin: engines.EngineOrigin
+) -> dict[str, Any]:
+    """Measure both sides on labelled images; where the engine cannot run here, its graph stands in, and says so."""
+    from sit_deploy.inference import Classifier, graph_on_onnxruntime
+    from sit_deploy.measure.accuracy import ENGINE, Accuracy
+    from sit_deploy.measure.baseline import find_doubts
+    from sit_deploy.measure.evaluate import evaluate
+    from sit_deploy.report.view import IN_DOUBT
+
+    model = made.loaded.model
+    runs_here = engine.probe().can_run
+    with work.step("Measuring accuracy") as report, contextlib.ExitStack() as stack:
+        if runs_here:
+            runner = engine.load(folder / engine.filename, threads=work.request.threads, origin=origin)
+        else:
+            runner = stack.enter_context(graph_on_onnxruntime(folder / MODEL))
+        classifier = stack.enter_context(Classifier(runner, work.request.batch_range))
+        found = evaluate(
+            lambda images: torch_logits(model, images),
+            {ENGINE: classifier.logits},
+            work.samples,
+            made.preprocessing,
+            REFERENCE_BATCH,
+            report,
+        )
+    accuracy = Accuracy.of(found.tallies[ENGINE])
+    facts = {
+        "weights": _weights(work.request, made.loaded),
+        "model": {"published_top1": made.loaded.config.top1, "num_classes": model.num_classes},
+    }
+    doubt = find_doubts(accuracy, facts, found.guesses, work.samples)
+    if doubt.warning:
+        work.notes.append(f"{IN_DOUBT}: {doubt.warning}")
+    random = made.loaded.checkpoint is None  # which a note says; such a build is a rehearsal
+    if not random:
+        work.notes += [f"the accuracy proves nothing: {doubt.text}" for doubt in accuracy.doubts()]
+    limit = work.request.max_accuracy_drop
+    if limit is not None:
+        doubt.require_sound("--max-accuracy-drop")
+        accuracy.require(limit, rehearsal=random)
+    measured_on = f"{engine.kind} engine" if runs_here else f"{MODEL} on ONNX Runtime"
+    return {
+        **accuracy.to_dict(made.classes),
+        "measured_on": measured_on,
+        "data": work.samples.name,
+        "warning": doubt.warning,
+    }
+
+
+def _calibration(made: Graph) -> dict[str, Any] | None:
+    """Return how a graph in 8 bits came by its ranges, None for one that is not."""
+    lowered = made.lowered
+    if lowered.quantiser is None:
+        return None
+    if lowered.calibration is None:
+        return {"method": "trained", "file": None}
+    images = lowered.calibration.images
+    return {
+        "method": lowered.quantiser.method,
+        "file": CALIBRATION,
+        "images": images.count,
+        "source": images.description,
+        "images_key": images.key,
+        "graph": lowered.calibration.graph,
+    }
+
+
+def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> dict[str, Any]:
+    from sit_deploy.doctor import versions
+    from sit_deploy.graph.inspect import count_macs
+
+    request, loaded, model = work.request, made.loaded, made.loaded.model
+    config = loaded.config
+    low, high = request.batch_range
+    batch = (
+        {"size": low}
+        if not request.dynamic_batch
+        else {"min": low, "opt": request.dynamic_batch[1], "max": high}
+    )
+    return {
+        "model": {
+            "name": loaded.name,
+            "stages": list(model.stage_blocks),
+            "keeping_ratio": config.keeping_ratio,
+            "image_size": list(model.img_size),
+            "num_classes": model.num_classes,
+            "dist_token": model.has_dist_token,
+            "tokens": list(model.kept),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "macs": count_macs(made.graph) // (1 if request.dynamic_batch else request.batch_size),
+            "config": {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
+            "published_top1": config.top1,
+        },
+        "classes": made.classes,
+        "preprocessing": made.preprocessing.to_dict(),
+        "preprocessing_source": made.sources,
+        "precision": request.precision,
+        "batch": batch,
+        "opset": request.opset,
+        "engine": {
+            "kind": info.kind,
+            "why": why,
+            "version": info.version,
+            "file": info.filename,
+            "target": info.target,
+            "build_seconds": round(info.build_seconds, 2),
+            "details": info.details,
+        },
+        "weights": _weights(request, loaded),
+        "calibration": _calibration(made),
+        "compared_on": made.image_source,
+        "versions": versions(),
+        "command": request.command(info.kind),
+    }

@@ -1,0 +1,78 @@
+"""Where a graph's residual stream leaves that of the float32 graph: after which block, and by how much.
+
+Both run on ONNX Runtime's CPU, the rounding of 16 bits written out. Only the stream is compared: between its tensors an
+exact rewrite (scales that migrated before quantisation) may hold other values that mean the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines import layer_comparison
+from sit_deploy.bundle import Bundle
+from sit_deploy.precisions import TOLERANCE
+from sit_deploy.validation.reference import export_again, reference_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+def stream_tensors(graph: onnx.ModelProto) -> list[str]:
+    """Return the tensors of the residual stream in order: sums of two computed tensors, slimmed tokens, and the outputs."""
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    found = []
+    for node in graph.graph.node:
+        inner = node.op_type == "Add" and constants.isdisjoint(node.input)
+        slimmed = node.op_type == "Concat" and node.name.startswith("tsm.")
+        if inner or slimmed:
+            found.append(node.output[0])
+    outputs = [output.name for output in graph.graph.output]
+    return [name for name in found if name not in outputs] + outputs
+
+
+def compare_stream(
+    float_graph: onnx.ModelProto, bundle: Bundle, images: np.ndarray
+) -> layer_comparison.LayerComparison:
+    """Compare a bundle's graph with the float32 graph of the same weights.
+
+    Args:
+        images: as the bundle's engine takes them; as many as a batch, at most.
+    Raises:
+        engines.EngineNotInstalledError: Polygraphy is missing.
+    """
+    import onnx
+
+    from sit_deploy.graph.simulate import simulate
+
+    preprocessing = bundle.preprocessing()
+    low = bundle.batch_range[0]
+    images = images[[i % len(images) for i in range(low)]]
+    normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
+    graph = onnx.load(bundle.model_path)
+    names = [name for name in stream_tensors(float_graph) if name in _tensors(graph)]
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
+        for number, (model, given) in enumerate(((float_graph, normalised), (simulate(graph), images))):
+            path = Path(folder) / f"{number}.onnx"
+            onnx.save(model, path)
+            feeds = {model.graph.input[0].name: given}
+            found.append(layer_comparison.onnxruntime_outputs(path, feeds, names))
+    reference, ours = ({name: side[name] for name in names} for side in found)
+    return layer_comparison.compare_layers(
+        float_graph, reference, ours, TOLERANCE[bundle.manifest["precision"]]
+    )
+
+
+def debug_on_cpu(bundle: Bundle, checkpoint: Path | None = None) -> layer_comparison.LayerComparison:
+    """Export the float32 graph of a bundle's weights again, and compare the bundle's with it on the golden images."""
+    from sit_deploy.graph.deploy_form import to_deploy_form
+
+    float_graph = export_again(bundle, to_deploy_form(reference_model(bundle, checkpoint)))
+    return compare_stream(float_graph, bundle, bundle.golden()[0])
+
+
+def _tensors(graph: onnx.ModelProto) -> set[str]:
+    return {output for node in graph.graph.node for output in node.output}

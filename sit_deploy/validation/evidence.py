@@ -1,0 +1,266 @@
+"""Everything there is to say of a bundle on this machine, measured: what a report is made from. JSON values throughout."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import engines
+from engines.speedup import speedup
+from engines.timing import machine
+from sit_deploy.bundle import Bundle
+from sit_deploy.data.labelled import Samples
+from sit_deploy.doctor import versions
+from sit_deploy.errors import InputError
+from sit_deploy.measure.accuracy import Accuracy
+from sit_deploy.measure.baseline import find_doubts
+from sit_deploy.report.types import Build, Evidence
+from sit_deploy.report.verdict import judge
+from sit_deploy.schema import check, read_json
+from sit_deploy.validation.bench import time_around
+from sit_deploy.validation.stages import TEACHER, Ledger, measure_ledger
+
+Progress = Callable[[str, int, int], None]
+
+SCHEMA = 2
+THUMBNAIL = 160  # pixels of a flipped image in the report
+_LAYERS = 200  # the slowest; the rest adds nothing to see
+
+
+def gather(
+    bundle: Bundle,
+    samples: Samples | None = None,
+    data: str | None = None,
+    *,
+    teacher: Path | None = None,
+    teacher_name: str | None = None,
+    checkpoint: Path | None = None,
+    rounds: int = 5,
+    seconds: float = 1.0,
+    threads: int | None = None,
+    device: str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    max_student_drop: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a bundle.
+
+    Args:
+        samples, data: labelled images, and what to call them. The others: see `measure_ledger` and `judge`.
+    Raises:
+        InputError, GateError: as `measure_ledger`.
+    """
+    build = read_build_report(bundle)  # before anything is measured
+    ledger = measure_ledger(
+        bundle,
+        samples,
+        teacher=teacher,
+        teacher_name=teacher_name,
+        checkpoint=checkpoint,
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+        device=device,
+        progress=progress,
+    )
+    report = progress or (lambda *_: None)
+    report("Looking into the layers", 0, 0)
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "bundle": str(bundle.path),
+        "name": bundle.path.resolve().name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "build": build,
+        "bytes": sum(facts["bytes"] for facts in bundle.manifest["files"].values()),
+        "golden": _golden(bundle, threads, device),
+        "ledger": ledger.to_dict(),
+        "accuracy": _accuracy(bundle, ledger, samples, data),
+        "timing": {
+            name: {**asdict(result.stats), "histogram": asdict(result.histogram)}
+            for name, result in ledger.timing.items()
+        },
+        "around": time_around(bundle),
+        "speedups": _speedups(bundle, ledger),
+        "drift": _drift(bundle, ledger),
+        "layers": _layers(bundle, threads, device),
+        "threads": threads,
+        "machine": asdict(machine()),
+        "versions": versions(),
+    }
+    report("Looking into the layers", 1, 1)
+    found["verdict"] = judge(found, max_drop, min_agreement, max_student_drop).to_dict()
+    return found
+
+
+def read_evidence(path: Path) -> list[dict[str, Any]]:
+    """Return the evidence in a JSON file that `sit-deploy report` wrote.
+
+    Raises:
+        InputError: not such a file.
+    """
+    again = "pass one that `sit-deploy report -o FILE.json` wrote"
+    fields = read_json(path, again)
+    rows = fields.get("bundles") if isinstance(fields, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "schema" in row for row in rows):
+        raise InputError(f"{path} is not a report of sit-deploy; {again}")
+    if not rows:
+        raise InputError(f"{path} is a report of no bundle; {again}")
+    for number, row in enumerate(rows):
+        if row["schema"] != SCHEMA or isinstance(row["schema"], bool):
+            raise InputError(
+                f"{path} is a report of schema {str(row['schema'])[:20]}, and {SCHEMA} is known here; measure the bundle again"
+            )
+        check(row, Evidence, f"{path} is not a whole report of sit-deploy: bundles[{number}]", again)
+    return rows
+
+
+def read_build_report(bundle: Bundle) -> dict[str, Any]:
+    """Return report.json of a bundle, its fields checked.
+
+    Raises:
+        InputError: names the first field that is not as it should be.
+    """
+    path, again = bundle.path / "report.json", "build the bundle again"
+    fields = read_json(path, again)
+    check(fields, Build, path, again)
+    return fields
+
+
+def _runs_here(bundle: Bundle) -> bool:
+    return engines.get(bundle.manifest["engine"]["kind"]).probe().can_run
+
+
+def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str, Any] | None:
+    from sit_deploy.inference import load
+    from sit_deploy.validation.validate import check_golden
+
+    if not _runs_here(bundle):
+        return None
+    with load(bundle, threads=threads, device=device) as classifier:
+        return check_golden(bundle, classifier).to_dict()
+
+
+def _accuracy(
+    bundle: Bundle, ledger: Ledger, samples: Samples | None, data: str | None
+) -> dict[str, Any] | None:
+    if ledger.accuracy is None or samples is None:
+        return None
+    accuracy = ledger.accuracy
+    told = accuracy.to_dict(bundle.manifest["classes"])
+    doubt = find_doubts(accuracy, bundle.manifest, ledger.evaluation.guesses, samples)
+    for flip in told["flips"]:
+        flip["picture"] = _thumbnail(bundle, samples[flip["index"]][0])
+    return {
+        **told,
+        "measured_on": ledger.engine,
+        "data": getattr(samples, "name", data),
+        "warning": doubt.warning,
+        "notes": list(getattr(samples, "notes", ())),
+        "teacher": _teacher(ledger),
+    }
+
+
+def _teacher(ledger: Ledger) -> dict[str, Any] | None:
+    """Return the teacher's accuracy beside the student's, where it was measured: lost and gained are images that only the
+    teacher, and only the student, classifies right."""
+    tally = ledger.evaluation.tallies.get(TEACHER)
+    if tally is None:
+        return None
+    found = Accuracy.of(tally)  # the student is what the teacher was compared with
+    return {
+        "top1": found.engine_top1,
+        "top1_interval": list(found.interval(found.engine_top1)),
+        "retained": _share(found.reference_top1, found.engine_top1),
+        "drop": -found.drop,
+        "lost": found.gained,
+        "gained": found.lost,
+        "images": found.images,
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def _thumbnail(bundle: Bundle, source: Any) -> str:
+    """Return what the model sees of an image, as the data URI of a small JPEG."""
+    from PIL import Image
+
+    from sit_deploy.preprocessing import load_image
+
+    image = source if isinstance(source, Image.Image) else load_image(source)
+    picture = Image.fromarray(bundle.preprocessing().pixels(image))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
+    """Return how many times as fast the engine is as each other hop: `engines.speedup.Speedup.to_dict`."""
+    kind = bundle.manifest["engine"]["kind"]
+    engine = ledger.timing.get(f"{kind} engine")
+    if engine is None:
+        return {}
+    others = {name: result for name, result in ledger.timing.items() if result is not engine}
+    return {name: speedup(result, engine, (name, "the engine")).to_dict() for name, result in others.items()}
+
+
+def _drift(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
+    """Return the error along the residual stream, or why there is none to tell."""
+    from sit_deploy.validation.drift import compare_stream
+
+    try:
+        found = compare_stream(ledger.float_graph, bundle, bundle.golden()[0])
+    except engines.EngineNotInstalledError as error:
+        return {"note": str(error), "tensors": []}
+    return {"note": "", **found.to_dict()}
+
+
+def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dict[str, Any]]:
+    """Return layer, operator and milliseconds of the engine's slowest layers; none where it does not run here."""
+    from sit_deploy.inference import load
+    from sit_deploy.validation.validate import check_layers, time_layers
+
+    if not _runs_here(bundle):
+        return []
+    if bundle.manifest["engine"]["kind"] in engines.ON_CPU:
+        told = time_layers(bundle, threads)
+    else:
+        with load(bundle, threads=threads, device=device) as classifier:
+            told = check_layers(bundle.model_path, classifier, bundle.golden()[0])
+    return told["layers"][:_LAYERS]
+
+
+def require_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to put bundles side by side whose accuracies mean different things.
+
+    Raises:
+        InputError: names two of them, and what differs.
+    """
+    first = rows[0]
+    for other in rows[1:]:
+        a, b = first["build"], other["build"]
+        if a["model"]["num_classes"] != b["model"]["num_classes"] or a["classes"] != b["classes"]:
+            raise InputError(
+                f"{first['bundle']} and {other['bundle']} tell other classes apart ({a['model']['num_classes']} and "
+                f"{b['model']['num_classes']}); report them one by one"
+            )
+        measured = [
+            row["accuracy"] and (row["accuracy"]["data"], row["accuracy"]["images"]) for row in (first, other)
+        ]
+        if None not in measured and measured[0] != measured[1]:
+            raise InputError(
+                f"{first['bundle']} was measured on {measured[0][1]} images of {measured[0][0]}, {other['bundle']} on "
+                f"{measured[1][1]} of {measured[1][0]}; measure both on the same"
+            )
+    names = [row["bundle"] for row in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{twice[0]} is there twice; leave one out")

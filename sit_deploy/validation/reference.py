@@ -1,0 +1,121 @@
+"""The PyTorch model that a bundle was made from, for comparing the two where the weights are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sit_deploy.bundle import Bundle
+from sit_deploy.errors import InputError
+from sit_deploy.files import sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> Path | None:
+    """Return the checkpoint that a bundle was built from, None where that was random weights. Imports nothing heavy.
+
+    Args:
+        checkpoint: where its weights are now, if not where the bundle was built from.
+    Raises:
+        InputError: the weights are gone, or are not those that the bundle was built from.
+    """
+    weights = bundle.manifest["weights"]
+    if weights["source"] == "random":
+        if checkpoint is not None:
+            raise InputError(f"bundle {bundle.path} was built from random weights; leave --checkpoint out")
+        return None
+    path = Path(checkpoint or weights["source"])
+    if not path.is_file():
+        raise InputError(
+            f"the reference needs the weights {bundle.path} was built from, and {path} is not there; pass --checkpoint FILE"
+        )
+    if sha256(path) != weights["sha256"]:
+        raise InputError(
+            f"{path} is not the checkpoint that {bundle.path} was built from (its hash differs); pass --checkpoint FILE"
+        )
+    return path
+
+
+def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
+    """Return the plain PyTorch model of a bundle, in eval mode; arguments and errors as `reference_weights`."""
+    path = reference_weights(bundle, checkpoint)
+    from sit_deploy.models.load import load_model
+
+    facts, weights = bundle.manifest["model"], bundle.manifest["weights"]
+    return load_model(
+        facts["name"],
+        path,
+        facts["image_size"][0],
+        facts["num_classes"],
+        weights.get("ema", True),
+        stages=facts.get("stages"),
+        keeping_ratio=facts.get("keeping_ratio"),
+        checkpoint_key=weights.get("key"),
+    ).model
+
+
+def export_again(bundle: Bundle, deploy: Any) -> onnx.ModelProto:
+    """Return the float32 graph of a deploy form as the bundle's build exported it."""
+    from sit_deploy.graph.export import BATCH, export_onnx
+
+    facts = bundle.manifest["model"]
+    batch = BATCH if "min" in bundle.manifest["batch"] else bundle.batch_size
+    size = tuple(facts["image_size"])
+    return export_onnx(deploy, size, batch=batch, opset=bundle.manifest["opset"], name=facts["name"])
+
+
+def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
+    """Return the unslimmed model that a bundle's model was distilled from, for the same images, in eval mode.
+
+    Args:
+        source: a checkpoint, or a bundle of the teacher's. name: of a checkpoint without a model card.
+    Raises:
+        InputError: not there, not readable, or of another class count.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.models.load import load_model
+    from sit_deploy.pipeline.request import BuildRequest
+
+    facts = bundle.manifest["model"]
+    if source.is_dir():
+        model = reference_model(load_bundle(source))
+    else:
+        request = BuildRequest(name, Path(), checkpoint=source).completed("--teacher-model")
+        model = load_model(
+            request.model,
+            source,
+            facts["image_size"][0],
+            stages=request.stages,
+            keeping_ratio=request.keeping_ratio,
+            binary=facts["num_classes"] == 2,
+            model_option="--teacher-model",
+        ).model
+    theirs = (list(model.img_size), model.num_classes)
+    if theirs != (facts["image_size"], facts["num_classes"]):
+        raise InputError(
+            f"the teacher {source} takes {theirs[0][0]} pixels and has {theirs[1]} classes, the model of {bundle.path} "
+            f"{facts['image_size'][0]} and {facts['num_classes']}; give the teacher that it was distilled from"
+        )
+    return model
+
+
+def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from normalised images float32 (n, 3, H, W) to logits (n, classes) in float32, on a device."""
+    from sit_deploy.pipeline.float_graph import torch_logits
+
+    if device == "cpu":
+        return lambda images: torch_logits(model, images)
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = model.to(device)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).to(device)).cpu().numpy()
+
+    return run

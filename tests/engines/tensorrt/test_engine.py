@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engines import BuildOptions, EngineLoadError, NoGpuError
+from engines.errors import EngineBuildError, EngineError
+from engines.gpus import Gpu, GpuStatus
+from engines.tensorrt.config import targets
+from engines.tensorrt.engine import TensorRT
+from engines.tensorrt.messages import Messages, builder_problems, clean, facts
+
+KINDS = ("tensorrt", "tensorrt-rtx")
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def fake_trt(**more: object) -> SimpleNamespace:
+    return SimpleNamespace(
+        __version__="99.0",
+        Builder=object,
+        OnnxParser=object,
+        NetworkDefinitionCreationFlag=SimpleNamespace(),
+        INetworkDefinition=SimpleNamespace(add_normalization=None),
+        IExecutionContext=SimpleNamespace(set_tensor_address=None, execute_async_v3=None),
+        BuilderFlag=SimpleNamespace(**more),
+    )
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: GpuStatus((), "no driver"))
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = GpuStatus((Gpu("Some GPU", "sm89"),), "")
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: status)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "engine.plan"
+    path.write_bytes(b"plan")
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_installed(monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.setitem(sys.modules, MODULES[kind], None)
+    answer = TensorRT(kind).probe()
+    assert not answer.installed and not answer.can_build and not answer.can_run
+    assert "is not installed" in answer.reason
+    assert "pip install" in (answer.remedy or "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("raise OSError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
+        ("import a_module_nobody_has", "a_module_nobody_has"),
+    ],
+)
+def test_broken_install_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, source: str, cause: str
+):
+    (tmp_path / f"{MODULES[kind]}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, MODULES[kind], raising=False)
+    answer = TensorRT(kind).probe()
+    assert not answer.installed
+    assert "installed but cannot be imported" in answer.reason and cause in answer.reason
+
+
+def test_a_release_without_a_path_is_refused(monkeypatch: pytest.MonkeyPatch):
+    old = fake_trt()
+    old.__version__ = "8.4.3"
+    old.IExecutionContext = SimpleNamespace(execute_async_v2=None)
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    answer = TensorRT("tensorrt").probe()
+    assert not answer.installed
+    assert answer.reason == "TensorRT 8.4.3 has no execute_async_v3"
+    assert answer.remedy == "install TensorRT 8.6 or newer"
+
+
+def test_full_tensorrt_needs_a_gpu_to_build(
+    monkeypatch: pytest.MonkeyPatch, no_gpu: None, make_mlp, tmp_path: Path
+):
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_trt())
+    answer = TensorRT("tensorrt").probe()
+    assert answer.installed and not answer.can_build
+    with pytest.raises(NoGpuError, match="building a TensorRT engine needs an NVIDIA GPU"):
+        TensorRT("tensorrt").build(make_mlp(), tmp_path / "engine.plan", BuildOptions())
+    assert not (tmp_path / "engine.plan").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_without_a_gpu(no_gpu: None, plan: Path, kind: str):
+    with pytest.raises(NoGpuError) as caught:
+        TensorRT(kind).load(plan)
+    message = str(caught.value)
+    assert "needs an NVIDIA GPU and driver; none found here" in message
+    assert "--engine onnxruntime" in message and "\n" not in message
+
+
+def test_load_of_a_missing_file(tmp_path: Path):
+    with pytest.raises(EngineLoadError, match="no such engine file"):
+        TensorRT("tensorrt-rtx").load(tmp_path / "engine.plan")
+
+
+def test_unknown_flavour():
+    with pytest.raises(EngineError, match="unknown TensorRT flavour"):
+        TensorRT("tensorrt-lite")
+
+
+def test_targets_on_a_library_that_has_none():
+    trt = SimpleNamespace(IBuilderConfig=SimpleNamespace)
+    assert targets(trt, "TensorRT", (), False) == ()
+    with pytest.raises(EngineBuildError, match="cannot be given compute capabilities"):
+        targets(trt, "TensorRT", ("sm80",), False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "heart"),
+    [
+        (
+            "ITensor::getDimensions: Error Code 4: API Usage Error (mm1: IMatrixMultiplyLayer must "
+            "have same input types. In validateTypes at /_src/nodes/matrixMultiplyNode.cpp:38)",
+            "mm1: IMatrixMultiplyLayer must have same input types",
+        ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: "
+            "check_turing_op_compatibility] Cannot compile operation 'mm0' for Turing (SM75): "
+            "FP32 GEMM is not supported. In compileGraph at /_src/myelin/codeGenerator.cpp:2012)",
+            "Cannot compile operation 'mm0' for Turing (SM75): FP32 GEMM is not supported",
+        ),
+        ("something\nplain", "something plain"),
+    ],
+)
+def test_clean_keeps_the_heart_of_a_message(raw: str, heart: str):
+    assert clean(raw) == heart
+
+
+def test_absent_driver_is_only_told_if_there_is_nothing_else():
+    driver = "[a.cpp::b::25] Error Code 1: Cuda Runtime (In b at /_src/a.cpp:25 (cudaError 35: x))"
+    assert builder_problems(Messages(errors=[driver, "the real one", driver])) == ("the real one",)
+    (alone,) = builder_problems(Messages(errors=[driver]))
+    assert "cudaError 35" in alone
+
+
+def test_facts_are_read_from_the_builder_s_notes():
+    notes = [
+        "Total Weights Memory: 33024 bytes",
+        "[MemUsageStats] Peak memory usage of TRT CPU/GPU memory allocators: CPU 4 MiB, GPU 7 MiB",
+    ]
+    assert facts(notes) == {
+        "weights_bytes": 33024,
+        "builder_peak_cpu_mib": 4,
+        "builder_peak_gpu_mib": 7,
+    }

@@ -1,0 +1,98 @@
+"""Lines in the form of TensorRT-RTX 1.7.1's verbose log, shortened to what is read; the real builder is asked in test_tensorrt_rtx.py."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from engines.tensorrt.kernels import is_kernel, products
+from engines.tensorrt.messages import Messages, make_logger
+
+ASKED = {
+    "a/qkv": "int8",
+    "a/proj": "int8",
+    "a/fc1": "float8_e4m3fn",
+    "a/matmul": "float16",
+    "head": "float32",
+}
+
+
+def tensor(name: str, kind: str) -> str:
+    return (
+        f"{{ Name: {name}, Dimensions: [1,50,128], Strides: [6400,128,1], StrideOrder: [2,1,0], Datatype: {kind}, "
+        "Format: (Linear) Row major linear format }"
+    )
+
+
+def line(name: str, kind: str, inputs: list[str], constants: list[str], output: str, *nodes: str) -> str:
+    def group(title: str, types: list[str]) -> str:
+        return f"{title}: [ {', '.join(tensor('__mye1', kind) for kind in types)}], " if types else ""
+
+    metadata = "".join(f"[ONNX Layer: {node}]" for node in nodes)
+    return (
+        f"Name: {name}, LayerType: {kind}, {group('Inputs', inputs)}{group('Constants', constants)}"
+        f"Outputs: [ {tensor('out', output)}], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: {metadata}"
+    )
+
+
+WEIGHT = line("__myl_CastMul_6", "kgen", [], ["Half", "Int8"], "Half", "a/qkv/weight/dequantize", "a/qkv")
+WIDENED = line(
+    "__myl_CastMulFc_7", "runtime_fusion", ["Int8", "Half"], [], "Half", "a/qkv", "a/norm/dequantize"
+)
+ATTENTION = line("_gemm_mha_v2_8", "kgen", ["Half"] * 3, [], "Int8", "a/matmul", "a/softmax")
+KEPT = line(
+    "a/proj_U1_10", "gemm", ["Int8"], ["Int8", "Float", "Float"], "Half", "a/proj", "a/proj/weight/dequantize"
+)
+EPILOGUE = line(
+    "__myl_MulAdd_11", "kgen", ["Half", "Int8", "Int8"], ["Float"], "Int8", "a/proj", "a/qkv", "a/add"
+)
+FP8 = line("a/fc1_U2_12", "gemm", ["FP8"], ["FP8", "Float"], "Half", "a/fc1")
+LINES = [WEIGHT, WIDENED, ATTENTION, KEPT, EPILOGUE, FP8]
+
+
+def test_what_is_multiplied_in_8_bits() -> None:
+    found = products(LINES, ASKED)
+    assert found.to_dict() == {"kept": ["a/proj", "a/fc1"], "widened": ["a/qkv"], "unknown": []}
+    assert products(LINES, {"head": "float32", "a/matmul": "float16"}) is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["Name: a/proj_U1_10, LayerType: gemm"],  # --profiling names
+        ["a/proj: 0.1 ms"],
+        [text.replace("Datatype: ", "Type: ") for text in LINES],
+        [
+            text.replace("Datatype: Int8", "Datatype: Whole").replace("LayerType: gemm", "LayerType: kgen")
+            for text in LINES
+        ],
+        [text.replace("ONNX Layer", "Node") for text in LINES],
+        [text.replace("Outputs", "Results") for text in LINES],
+        [WEIGHT, EPILOGUE],  # what multiplies is missing
+    ],
+)
+def test_another_form_is_unknown(lines: list[str]) -> None:
+    found = products(lines, {"a/proj": "int8", "a/fc1": "float8_e4m3fn"})
+    assert (found.kept, found.widened, found.unknown) == ((), (), ("a/proj", "a/fc1"))
+
+
+def test_weight_only_is_not_in_8_bits() -> None:
+    """A fused product of a weight in 8 bits with activations in 16 has one operand in 8 bits."""
+    fused = line("a/proj_U1_10", "gemm", ["Half"], ["Int8", "Half"], "Half", "a/proj")
+    assert products([fused], {"a/proj": "int8"}).widened == ("a/proj",)
+    both_wide = line("a/proj_U1_10", "gemm", ["Half"], ["Half"], "Half", "a/proj")
+    assert products([both_wide], {"a/proj": "int8"}).widened == ("a/proj",)
+
+
+def test_the_log_keeps_these_lines_alone() -> None:
+    assert is_kernel(KEPT) and not is_kernel(f"Engine {KEPT}") and not is_kernel("Name: x")
+    severities = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+    trt = SimpleNamespace(ILogger=type("ILogger", (), {"Severity": severities}))
+    messages = Messages()
+    logger = make_logger(trt, messages)
+    logger.log(trt.ILogger.Severity.VERBOSE, "Engine Layer Information:\n" + "\n".join(LINES) + "\nbye")
+    logger.log(trt.ILogger.Severity.VERBOSE, "Tactic 5 took 1 ms")
+    logger.log(trt.ILogger.Severity.INFO, KEPT)
+    assert messages.kernels == LINES and messages.notes == [KEPT]

@@ -1,0 +1,116 @@
+"""Which class of the model is each class of a data set: by name, by number, and last by order."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from sit_deploy.data.class_names import match_names, natural_key, plain
+from sit_deploy.errors import InputError
+
+
+def as_sorted(*names: object) -> list[str]:
+    """Return names as folders are listed: by code point."""
+    return sorted(map(str, names))
+
+
+@pytest.mark.parametrize("form", ["{}", "{:02}", "{:03}"])
+def test_numbers_are_taken_by_value(form: str) -> None:
+    found = as_sorted(*(form.format(i) for i in range(12)))
+    matched = match_names("data", found, None, 12)
+    assert dict(zip(found, matched.labels, strict=True)) == {form.format(i): i for i in range(12)}
+    assert matched.doubt is None and bool(matched.notes) == (form == "{}")
+    words = [f"word{i}" for i in range(12)]
+    assert match_names("data", found, words, 12).labels == matched.labels  # also of a model that has names
+
+
+def test_numbers_that_count_from_1() -> None:
+    found = as_sorted(*range(1, 13))
+    matched = match_names("data", found, None, 12)
+    assert [int(name) - 1 for name in found] == matched.labels
+    assert "count from 1" in matched.notes[0] and matched.doubt is None
+
+
+def test_numbers_with_gaps() -> None:
+    matched = match_names("data", ["0", "11", "5"], None, 12)
+    assert matched.labels == [0, 11, 5] and matched.doubt is None
+    assert "9 of the model's 12 classes have no images here" in matched.notes[-1]
+    matched = match_names("data", ["12", "3"], None, 12)
+    assert matched.labels == [11, 2]  # 12 can only be the last of them
+    matched = match_names("data", ["11", "3"], None, 12)
+    assert matched.labels == [11, 3] and "may count from 1" in matched.doubt
+
+
+def test_numbers_that_are_no_labels() -> None:
+    assert match_names("data", ["1998", "2004"], None, 2).labels == [0, 1]  # names like any other
+    with pytest.raises(InputError, match="13 class folders, the model 12 classes"):
+        match_names("data", as_sorted(*range(13)), None, 12)
+    with pytest.raises(InputError, match="2 class folders, the model 12 classes"):
+        match_names("data", ["0", "12"], None, 12)
+    with pytest.raises(InputError, match="01 and 1, which are the same number"):
+        match_names("data", ["01", "1"], None, 2)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("Cat", "cat"), ("golden_retriever", "Golden Retriever"), ("great-white shark", "great white shark"), ("07", "7"),
+        (unicodedata.normalize("NFD", "café"), unicodedata.normalize("NFC", "Café")), (" cat ", "cat"), ("STRASSE", "straße"),
+    ],
+)  # fmt: skip
+def test_spelling_is_no_other_class(folder: str, name: str) -> None:
+    assert plain(folder) == plain(name)
+    matched = match_names("data", as_sorted(folder, "zebra"), ["zebra", name], 2)
+    assert dict(zip(as_sorted(folder, "zebra"), matched.labels, strict=True)) == {folder: 1, "zebra": 0}
+    assert f"1 of 2 class names but for their spelling ({folder} is {name})" in matched.notes[0]
+
+
+def test_spellings_that_collide() -> None:
+    with pytest.raises(InputError, match="Cat and cat, which are one name but for case"):
+        match_names("data", ["Cat", "cat"], ["Cat", "dog"], 2)
+    with pytest.raises(InputError, match="class folder CAT of data may be the model's Cat and cat"):
+        match_names("data", ["CAT", "dog"], ["Cat", "cat", "dog"], 3)
+    assert match_names("data", ["Cat", "cat"], ["cat", "Cat"], 2).labels == [
+        1,
+        0,
+    ]  # exact names are what they are
+
+
+def test_a_name_the_model_lacks_is_refused_beside_others() -> None:
+    with pytest.raises(InputError, match=r"no name for \(cow\) beside some that it has"):
+        match_names("data", ["Cat", "cow"], ["cat", "dog"], 2)
+
+
+@pytest.mark.parametrize(
+    "names", [[f"class{i}" for i in range(12)], ["img_10", "img_2"], ["Zebra", "ant"], ["a1b10", "a1b9"]]
+)
+def test_an_order_that_libraries_differ_in(names: list[str]) -> None:
+    found = as_sorted(*names)
+    assert sorted(found, key=natural_key) != found
+    matched = match_names("data", found, None, len(found))
+    assert matched.labels == list(range(len(found)))  # torchvision's
+    assert "as torchvision sorts them, which is taken" in matched.doubt and "--labels" in matched.doubt
+    assert match_names("data", found, found[::-1], len(found)).doubt is None  # names leave no doubt
+
+
+@pytest.mark.parametrize(
+    "found", [["ant", "bee", "cow"], ["n01440764", "n01443537", "n02102040"], ["c01", "c02", "c10"]]
+)
+def test_an_order_that_all_agree_on(found: list[str]) -> None:
+    assert match_names("data", found, None, 3).doubt is None
+
+
+def test_words_beside_other_words() -> None:
+    matched = match_names("data", ["auto", "haus", "hund"], ["car", "dog", "house"], 3)
+    assert (
+        "no class folder bears a name of the model's (auto, haus, hund and car, dog, house)" in matched.doubt
+    )
+    assert match_names("data", ["n01440764", "n01443537"], ["tench", "goldfish"], 2).doubt is None
+
+
+def test_a_data_set_s_own_labels() -> None:
+    """Their order is not a matter of sorting, unless it is just what sorting gives."""
+    assert match_names("data", ["7 - seven", "10 - ten"], None, 2, ordered=True).doubt is None
+    assert match_names("data", ["0", "1", "10", "2"], None, 4, ordered=True).labels == [0, 1, 2, 3]
+    assert match_names("data", ["0", "1", "10", "2"], None, 4, ordered=True).doubt is not None

@@ -1,0 +1,448 @@
+"""The deploy form: each rewrite alone, all of them together on every model, and proof that each one is needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.graph import deploy_form
+from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
+from sit_deploy.models import CONFIGS
+from sit_deploy.models.sit import Block, SiT
+from sit_deploy.models.tsm import TokenSlimming
+from tests.helpers.models import (
+    VIT_VARIANTS,
+    images,
+    named_model,
+    randomise,
+    relative_error,
+    tiny_model,
+    tiny_vit,
+)
+
+TOLERANCE = 2e-5  # of the logits' standard deviation
+
+
+@pytest.fixture(autouse=True)
+def no_gradients_and_one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one gains little and spins where another process wants the core
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- each rewrite alone ---
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_batchnorm_is_folded(stride: int) -> None:
+    conv = nn.Conv2d(3, 8, 3, stride=stride, padding=1, bias=False)
+    bn = nn.BatchNorm2d(8, eps=0.1)  # large enough for a forgotten one to show
+    randomise(nn.Sequential(conv, bn)).eval()
+    pixels = torch.randn(2, 3, 10, 10)
+    close(deploy_form.fold_batchnorm(conv, bn)(pixels), bn(conv(pixels)))
+
+
+@pytest.mark.parametrize("skip_lam", [2.0, 3.0])
+def test_residual_divisor_is_folded(skip_lam: float, x: torch.Tensor) -> None:
+    linear = randomise(nn.Linear(32, 16))
+    close(deploy_form.fold_gain(linear, 1 / skip_lam)(x), linear(x) / skip_lam)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_scale_is_folded_output_by_output(bias: bool, x: torch.Tensor) -> None:
+    linear = randomise(nn.Linear(32, 16, bias=bias))
+    gamma = torch.linspace(-2, 2, 16)
+    close(deploy_form.fold_gain(linear, gamma)(x), gamma * linear(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_scale_is_folded_into_the_queries_alone(bias: bool, x: torch.Tensor) -> None:
+    qkv = randomise(nn.Linear(32, 96, bias=bias))
+    q, k, v = deploy_form.fold_attention_scale(qkv, num_heads=4)(x).chunk(3, dim=-1)
+    expected = qkv(x).chunk(3, dim=-1)
+    close(q, expected[0] / 8**0.5)
+    close(k, expected[1])
+    close(v, expected[2])
+
+
+def test_tsm_scalar_is_folded_and_its_bias_dropped(x: torch.Tensor) -> None:
+    tsm = randomise(TokenSlimming(32, 4))
+    assert tsm.weight[3].bias.abs().min() > 0
+    folded = deploy_form.fold_tsm_scale(tsm)
+    close(folded(tsm.weight[:3](x)), (tsm.weight(x) - tsm.weight[3].bias) * tsm.scale)
+    close(folded(tsm.weight[:3](x)).softmax(dim=1), (tsm.weight(x) * tsm.scale).softmax(dim=1))
+
+
+@pytest.mark.parametrize("dist_token", [False, True])
+def test_position_table_replaces_the_concatenation(dist_token: bool) -> None:
+    model = tiny_model(dist_token=dist_token)
+    embedding = deploy_form.DeployEmbedding(model)
+    assert embedding.position.shape == (1, 16 + 1 + dist_token, 32)
+    close(embedding(model.patch_embed(images(model))), model.embed(images(model)))
+
+
+@pytest.mark.parametrize("dist_token", [False, True])
+def test_heads_are_merged(dist_token: bool, x: torch.Tensor) -> None:
+    model = tiny_model(dist_token=dist_token)
+    n = model.num_prefix_tokens
+    close(deploy_form.merged_head(model)(x[:, :n].flatten(1)), model.forward_head(x))
+
+
+def test_attention_keeps_its_result(x: torch.Tensor) -> None:
+    attention = tiny_model().blocks[0].attn
+    close(deploy_form.DeployAttention(attention, 1 / 3)(x), attention(x) / 3.0)
+
+
+@pytest.mark.parametrize("prefix", [1, 2])
+def test_last_attention_is_that_of_the_prefix_tokens(prefix: int, x: torch.Tensor) -> None:
+    attention = tiny_model().blocks[0].attn
+    found = deploy_form.FirstAttention(attention, 0.5, prefix)(x)
+    assert found.shape == (2, prefix, 32)
+    close(found, attention(x)[:, :prefix] / 2.0)
+
+
+@pytest.mark.parametrize("prefix", [None, 1, 2])
+def test_block_keeps_its_result(prefix: int | None, x: torch.Tensor) -> None:
+    block: Block = tiny_model(skip_lam=3.0).blocks[0]
+    close(deploy_form.DeployBlock(block, prefix)(x), block(x)[:, :prefix])
+
+
+@pytest.mark.parametrize("prefix", [1, 2])
+def test_slimming_leaves_the_prefix_alone(prefix: int, x: torch.Tensor) -> None:
+    tsm = randomise(TokenSlimming(32, 4))
+    found = deploy_form.DeployTSM(tsm, prefix)(x)
+    assert torch.equal(found[:, :prefix], x[:, :prefix])
+    close(found[:, prefix:], tsm(x[:, prefix:]))
+
+
+def tokens_into(modules: dict[str, nn.Module], run: Callable[[], Any]) -> dict[str, int]:
+    """Return how many tokens of an image each module is given while `run` runs."""
+    seen: dict[str, int] = {}
+    hooks = [
+        m.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].shape[1]}))
+        for name, m in modules.items()
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("dist_token", [False, True])
+@pytest.mark.parametrize("stages", [(2, 1, 1, 2), (3,)])
+def test_last_block_computes_the_prefix_tokens_only(stages: tuple[int, ...], dist_token: bool) -> None:
+    model = tiny_model(stage_blocks=stages, dist_token=dist_token)
+    form = to_deploy_form(model)
+    n, kept = model.num_prefix_tokens, model.kept[-1]
+    for part, expected in (
+        ("norm1", n + kept), ("attn.kv", n + kept), ("attn.q", n), ("attn.proj", n), ("norm2", n), ("mlp.fc1", n), ("mlp.fc2", n),
+    ):  # fmt: skip
+        module = form.blocks[-1].get_submodule(part)
+        assert tokens_into({part: module}, lambda: form(images(model))) == {part: expected}
+    inner = {"fc1": form.blocks[-2].mlp.fc1, "norm": form.norm}
+    before = n + (model.kept[-1] if stages[-1] > 1 else model.kept[-2])
+    assert tokens_into(inner, lambda: form(images(model))) == {"fc1": before, "norm": n}
+    # the plain model computes them all
+    plain = {"fc1": model.blocks[-1].mlp.fc1, "norm": model.norm}
+    assert tokens_into(plain, lambda: model(images(model))) == {"fc1": n + kept, "norm": n + kept}
+
+
+def test_softmax_of_slimming_is_over_the_input_tokens_on_the_last_axis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[tuple[int, ...], int]] = []
+    softmax = torch.Tensor.softmax
+
+    def record(self: torch.Tensor, dim: int) -> torch.Tensor:
+        calls.append((tuple(self.shape), dim))
+        return softmax(self, dim)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", record)
+    deploy_form.DeployTSM(randomise(TokenSlimming(32, 4)), prefix=1)(torch.randn(2, 9, 32))
+    assert calls == [((2, 4, 8), -1)]
+
+
+# --- all of them together ---
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_model_keeps_its_logits(name: str) -> None:
+    model = named_model(name)
+    pixels = images(model)
+    expected = model(pixels)
+    assert expected.std() > 0.1
+    assert relative_error(to_deploy_form(model)(pixels), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dist_token": True},
+        {"dist_token": True, "stage_blocks": (3,)},
+        {"stem": "6c", "skip_lam": 3.0},
+        {"img_size": (48, 80)},
+        {"in_chans": 1},
+        {"reverse_tsm": True},
+        {"kept": (16, 11, 5, 3)},
+        {"keeping_ratio": 1.0},
+        {"stage_blocks": (1,)},
+        {"stage_blocks": (1, 1)},
+        {"num_classes": 1},
+    ],
+)
+def test_every_variation_keeps_its_logits(options: dict[str, Any]) -> None:
+    model = tiny_model(**options)
+    pixels = images(model, batch=5)
+    form = to_deploy_form(model)
+    expected = model(pixels)
+    assert (form(pixels) - expected).abs().max() < TOLERANCE * max(expected.std(), 0.5)
+    assert not any("rtsm" in n or "aux" in n for n, _ in form.named_modules())
+
+
+@pytest.mark.parametrize("stage_blocks", [(2, 1, 1, 2), (6,), (5, 1)])
+@pytest.mark.parametrize("variant", VIT_VARIANTS)
+def test_every_vision_transformer_keeps_its_logits(variant: str, stage_blocks: tuple[int, ...]) -> None:
+    model = tiny_vit(variant, stage_blocks, reverse_tsm=True)
+    pixels = images(model, batch=5)
+    expected = model(pixels)
+    assert expected.std() > 0.1
+    form = to_deploy_form(model)
+    assert relative_error(form(pixels), expected) < TOLERANCE
+    kinds = {type(m) for m in form.modules()}
+    assert not kinds & {nn.Identity, nn.Dropout}
+    assert not any("rtsm" in n or "ls" in n.split(".") for n, _ in form.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("variant", "into_last", "into_norm"),
+    # tokens of the last block's MLP and of the last norm: the class token, or all of them and then the patches
+    [("plain", 1, 1), ("registers", 1, 1), ("average after the norm", 1 + 2, 2), ("average with registers", 4 + 2, None)],
+)  # fmt: skip
+def test_last_block_computes_what_the_head_reads(variant: str, into_last: int, into_norm: int | None) -> None:
+    model = tiny_vit(variant)
+    form = to_deploy_form(model)
+    seen = tokens_into({"last": form.blocks[-1].mlp.fc1}, lambda: form(images(model)))
+    assert seen == {"last": into_last}
+    if into_norm is not None:
+        assert tokens_into({"norm": form.norm}, lambda: form(images(model))) == {"norm": into_norm}
+
+
+def _no_layer_scale(form: DeployForm, model: Any) -> None:
+    form.blocks[2].attn.proj = model.blocks[2].attn.proj
+
+
+def _no_layer_scale_of_the_bias(form: DeployForm, model: Any) -> None:
+    form.blocks[2].mlp.fc2.bias = model.blocks[2].mlp.fc2.bias
+
+
+def _no_scale_of_the_query_bias(form: DeployForm, model: Any) -> None:
+    form.blocks[1].attn.qkv.bias = model.blocks[1].attn.qkv.bias
+
+
+def _no_value_bias(form: DeployForm, model: Any) -> None:
+    form.blocks[0].attn.qkv.bias.data[64:] = 0
+
+
+def _registers_with_positions(form: DeployForm, model: Any) -> None:
+    form.embed.position[:, :4] += model.pos_embed[:, :4]
+
+
+def _registers_averaged(form: DeployForm, model: Any) -> None:
+    form.prefix = 0
+
+
+def _registers_slimmed(form: DeployForm, model: Any) -> None:
+    form.tsm[0].prefix = 3
+
+
+def _norm_before_the_mean(form: DeployForm, model: Any) -> None:
+    form.norm, form.fc_norm = form.fc_norm, None
+
+
+VIT_MUTATIONS = (
+    _no_layer_scale, _no_layer_scale_of_the_bias, _no_scale_of_the_query_bias, _no_value_bias, _registers_with_positions,
+    _registers_averaged, _registers_slimmed, _norm_before_the_mean,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", VIT_MUTATIONS, ids=lambda f: f.__name__.strip("_"))
+def test_the_comparison_sees_each_rewrite_of_a_vision_transformer(
+    mutate: Callable[[DeployForm, Any], None],
+) -> None:
+    model = tiny_vit("average with registers")
+    pixels = images(model)
+    expected = model(pixels)
+    form = to_deploy_form(model)
+    assert relative_error(form(pixels), expected) < TOLERANCE
+    mutate(form, copy.deepcopy(model))
+    assert relative_error(form(pixels), expected) > 10 * TOLERANCE
+
+
+def _slim_before_the_block(form: DeployForm, model: SiT) -> None:
+    form.slim_after = {i - 1: t for i, t in form.slim_after.items()}
+
+
+def _unfolded_bn(form: DeployForm, model: SiT) -> None:
+    form.stem.conv3.weight.data = model.patch_embed.conv3.weight.data
+
+
+def _without_bn_shift(form: DeployForm, model: SiT) -> None:
+    form.stem.conv4.bias.data.zero_()
+
+
+def _unfolded_attention_skip(form: DeployForm, model: SiT) -> None:
+    form.blocks[2].attn.proj = model.blocks[2].attn.proj
+
+
+def _unfolded_mlp_skip(form: DeployForm, model: SiT) -> None:
+    form.blocks[2].mlp.fc2 = model.blocks[2].mlp.fc2
+
+
+def _unfolded_skip_bias(form: DeployForm, model: SiT) -> None:
+    form.blocks[0].mlp.fc2.bias = model.blocks[0].mlp.fc2.bias
+
+
+def _unfolded_scale(form: DeployForm, model: SiT) -> None:
+    form.blocks[1].attn.qkv = model.blocks[1].attn.qkv
+
+
+def _unfolded_last_scale(form: DeployForm, model: SiT) -> None:
+    form.blocks[-1].attn.q.weight.data = model.blocks[-1].attn.qkv.weight.data[:32]
+
+
+def _unfolded_tsm(form: DeployForm, model: SiT) -> None:
+    form.tsm[1].fc2 = model.tsm[1].weight[3]
+
+
+def _transposed_softmax(form: DeployForm, model: SiT) -> None:
+    tsm = form.tsm[0]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        tokens = x[:, tsm.prefix :]
+        assignment = tsm.fc2(tsm.act(tsm.fc1(tsm.norm(tokens)))).transpose(1, 2).softmax(dim=1)
+        return torch.cat((x[:, : tsm.prefix], assignment @ tokens), dim=1)
+
+    tsm.forward = forward
+
+
+def _slimmed_class_token(form: DeployForm, model: SiT) -> None:
+    tsm = form.tsm[0]
+    tsm.prefix = 0
+    whole = tsm.forward
+    tsm.forward = lambda x: torch.cat((x[:, :2], whole(x)), dim=1)
+
+
+def _position_of_the_neighbour(form: DeployForm, model: SiT) -> None:
+    form.embed.position.data = form.embed.position.data.roll(1, dims=1)
+
+
+def _class_token_twice(form: DeployForm, model: SiT) -> None:
+    form.embed.position[:, :1] += model.cls_token
+
+
+def _one_head_only(form: DeployForm, model: SiT) -> None:
+    form.head.weight.data[:, 32:] = 0
+
+
+def _heads_summed(form: DeployForm, model: SiT) -> None:
+    form.head.weight.data *= 2
+
+
+def _other_tokens_last(form: DeployForm, model: SiT) -> None:
+    last = form.blocks[-1]
+    forward = last.forward
+    last.forward = lambda x: forward(x.flip(1))
+
+
+def _tanh_gelu(form: DeployForm, model: SiT) -> None:
+    for module in form.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+
+
+MUTATIONS = (
+    _slim_before_the_block, _unfolded_bn, _without_bn_shift, _unfolded_attention_skip, _unfolded_mlp_skip,
+    _unfolded_skip_bias, _unfolded_scale, _unfolded_last_scale, _unfolded_tsm, _transposed_softmax, _slimmed_class_token,
+    _position_of_the_neighbour, _class_token_twice, _one_head_only, _heads_summed, _other_tokens_last, _tanh_gelu,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__.strip("_"))
+def test_the_comparison_sees_each_rewrite(mutate: Callable[[DeployForm, SiT], None]) -> None:
+    """An exact form is inside the tolerance, and one with a single rewrite undone or misplaced far outside it."""
+    model = tiny_model(dist_token=True)
+    pixels = images(model)
+    expected = model(pixels)
+    form = to_deploy_form(model)
+    assert relative_error(form(pixels), expected) < TOLERANCE
+    mutate(form, copy.deepcopy(model))
+    assert relative_error(form(pixels), expected) > 10 * TOLERANCE
+
+
+# --- what surrounds them ---
+
+
+def test_plain_model_is_not_changed() -> None:
+    model = tiny_model(reverse_tsm=True, dist_token=True).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    frozen = {n: p.requires_grad for n, p in model.named_parameters()}
+    form = to_deploy_form(model)
+    form(images(model))
+    for parameter in form.parameters():
+        parameter.zero_()
+    assert model.training
+    assert all(m.training for m in model.modules())
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == frozen
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_result_is_float32_frozen_and_in_eval_mode(dtype: torch.dtype) -> None:
+    model = tiny_model().to(dtype).train()
+    form = to_deploy_form(model)
+    assert {t.dtype for t in (*form.parameters(), *form.buffers())} == {torch.float32}
+    assert not any(p.requires_grad for p in form.parameters())
+    assert not any(m.training for m in form.modules())
+    assert form(images(model)).dtype == torch.float32
+
+
+def test_drop_path_is_gone() -> None:
+    model = tiny_model(drop_path_rate=0.9)
+    pixels = images(model)
+    assert relative_error(to_deploy_form(model.train())(pixels), model.eval()(pixels)) < TOLERANCE
+
+
+def test_a_model_without_classifier_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no classifier.*one with a head"):
+        to_deploy_form(tiny_model(num_classes=0))
+
+
+def test_nothing_is_left_that_inference_does_not_use() -> None:
+    model = tiny_model(reverse_tsm=True, dist_token=True)
+    form = to_deploy_form(model)
+    used: set[int] = set()
+    for module in form.modules():
+        module.register_forward_pre_hook(lambda m, _: used.update(id(p) for p in m.parameters(recurse=False)))
+    form(images(model))
+    assert [n for n, p in form.named_parameters() if id(p) not in used] == []
+    kinds = {type(m) for m in form.modules()}
+    assert not kinds & {nn.BatchNorm2d, nn.Identity, nn.Dropout}

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration import CalibrationError
+from calibration.collect import Observations
+from sit_deploy.data.images import list_images
+from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.quantize import calibrate as module
+from sit_deploy.quantize.calibrate import (
+    ImageStream,
+    calibrate,
+    calibration_images,
+    graph_key,
+    images_key,
+    spread,
+)
+from tests.sit_deploy.conftest import Digits
+
+PREPARE = Preprocessing.for_model(112)
+
+
+def stream_of(images: list[Any]) -> ImageStream:
+    return ImageStream(images, PREPARE, f"{len(images)} images")
+
+
+def noise(count: int) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 40, 50, 3), np.uint8)
+    return [Image.fromarray(one) for one in pixels]
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+def test_spread() -> None:
+    assert spread("abcdefghij", 3) == ["a", "d", "g"]
+    assert spread("abc", 5) == spread("abc", 3) == ["a", "b", "c"]
+
+
+def test_a_stream_gives_all_its_images_again_and_again() -> None:
+    images = noise(11)
+    stream = stream_of(images)
+    wanted = np.stack([PREPARE(image) for image in images])
+    for _ in range(2):
+        arrays = list(stream)
+        assert len(arrays) == len(stream) == 2  # what progress is reckoned with
+        np.testing.assert_array_equal(np.concatenate(arrays), wanted)
+    assert len(np.concatenate(list(stream.spread(3)))) == 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shards_are_all_images_once(size: int) -> None:
+    stream = stream_of(list(range(7)))
+    shards = [list(stream.shard(rank, size).sources) for rank in range(size)]
+    assert sorted(itertools.chain(*shards)) == list(range(7))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_how_many(digits: Digits) -> None:
+    found = list_images(digits.images)
+    few = calibration_images(digits.images, 5, 256, PREPARE)
+    assert list(few.sources) == spread(found, 5)
+    assert few.description == f"5 of 20 images in {digits.images}"
+    assert list(calibration_images(digits.images, None, 256, PREPARE).sources) == found  # all there are
+    assert len(calibration_images(digits.images, None, 6, PREPARE).sources) == 6
+    with pytest.raises(
+        InputError, match=r"has 20 images and --calib-images asks for 21; add images or ask for fewer"
+    ):
+        calibration_images(digits.images, 21, 256, PREPARE)
+
+
+def test_the_key_of_images_is_of_what_they_hold(digits: Digits, tmp_path: Path) -> None:
+    stream = calibration_images(digits.images, None, 256, PREPARE)
+    key = images_key(stream.digests())
+    assert images_key(reversed(stream.digests())) == key  # order is no matter
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number, path in enumerate(stream.sources):
+        (elsewhere / f"{number}.png").write_bytes(path.read_bytes())
+    assert images_key(calibration_images(elsewhere, None, 256, PREPARE).digests()) == key
+    (elsewhere / "0.png").write_bytes(stream.sources[1].read_bytes())
+    assert images_key(calibration_images(elsewhere, None, 256, PREPARE).digests()) != key
+    assert images_key(stream_of(noise(2)).digests()) == images_key(stream_of(noise(2)).digests())
+
+
+def test_the_key_of_a_graph(digits: Digits) -> None:
+    """The same for a graph of another batch size, another for other weights."""
+    import onnx
+
+    graph = onnx.ModelProto()
+    graph.CopyFrom(digits.made.exported.graph)
+    key = graph_key(graph)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    assert graph_key(graph) == key
+    (bias,) = [t for t in graph.graph.initializer if t.name == "head/bias"]
+    values = onnx.numpy_helper.to_array(bias) + np.float32(1e-6)
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    assert graph_key(graph) != key
+
+
+# ----------------------------------------------------------------------------------------------------- calibrating
+
+
+def run(digits: Digits, images: Any, **options: Any) -> Any:
+    return calibrate(digits.made.exported.graph, stream_of(images), **({"method": "minmax"} | options))
+
+
+def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) -> None:
+    """Three threads stand for three processes: each sees its share, and all get everything that was seen."""
+    images = list_images(digits.images)[:7]
+    stream, barrier = stream_of(images), threading.Barrier(3)
+    shown: dict[int, Observations] = {}
+    counts: list[int] = []
+
+    def work(rank: int) -> None:
+        def gather(ours: Observations) -> Observations:
+            counts.append(ours.images)
+            shown[rank] = ours
+            barrier.wait(60)
+            merged = shown[2].merge(shown[0]).merge(shown[1])
+            barrier.wait(60)
+            return merged
+
+        graph = digits.made.exported.graph
+        found, _ = calibrate(graph, stream, method="auto", gather=gather, rank=rank, size=3)
+        found.save(tmp_path / f"{rank}.json")
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    whole, _ = run(digits, images, method="auto")
+    whole.save(tmp_path / "whole.json")
+    assert sorted(counts) == [2, 2, 2, 2, 3, 3]  # two passes
+    assert len({(tmp_path / f"{name}.json").read_bytes() for name in (0, 1, 2, "whole")}) == 1
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_auto_takes_the_method_that_hurts_least(
+    precision: str, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but one are made to clip nearly everything; each in turn is the good one."""
+    right = module.thresholds
+    for best in ("average", "mse"):
+
+        def spoilt(observer: Any, *options: Any, best: str = best) -> dict[str, float]:
+            found = right(observer, *options)
+            return {name: value if name == best else value / 50 for name, value in found.items()}
+
+        monkeypatch.setattr(module, "thresholds", spoilt)
+        found, _ = run(digits, list_images(digits.images)[:2], precision=precision, method="auto")
+        assert found.method == best
+
+
+def test_auto_compares_on_the_layers_that_are_to_be_quantised(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    insert = module.insert_qdq
+    monkeypatch.setattr(
+        module,
+        "insert_qdq",
+        lambda graph, names, *rest: asked.append(list(names)) or insert(graph, names, *rest),
+    )
+    run(digits, list_images(digits.images)[:1], method="auto", layers=["blocks.0/mlp/fc1", "blocks.0/add"])
+    assert asked == [["blocks.0/mlp/fc1", "blocks.0/add"]] * 5
+
+
+def test_a_method_that_gives_no_finite_logits_is_never_taken() -> None:
+    logits = np.zeros((2, 3), np.float32)
+    assert module.logits_error(logits + 2, logits) == 4
+    assert module.logits_error(logits * np.nan, logits) == np.inf
+
+
+@pytest.mark.parametrize(("precision", "method"), [("int8", "best"), ("fp8", "entropy")])
+def test_unknown_methods_are_refused_before_any_image_is_read(
+    precision: str, method: str, digits: Digits
+) -> None:
+    with pytest.raises(
+        InputError, match=f"{precision} has no calibration method '{method}'; choose from auto, minmax"
+    ):
+        run(digits, [Path("nowhere.png")], precision=precision, method=method)
+
+
+# ------------------------------------------------------------------------------------------------- what is odd, and bad
+
+
+def test_nothing_is_odd_about_good_images(digits: Digits) -> None:
+    assert run(digits, list_images(digits.images)[:4])[1] == []
+
+
+def test_identical_images(digits: Digits) -> None:
+    _, notes = run(digits, noise(1) * 3)
+    assert notes == [
+        "all 3 calibration images are the same picture; give pictures as the model will see them"
+    ]
+
+
+@pytest.mark.parametrize("colours", [[(0, 0, 0), (90, 14, 200)], [(128, 128, 128)]])
+def test_images_of_one_colour(colours: list[tuple[int, int, int]], digits: Digits) -> None:
+    _, notes = run(digits, [Image.new("RGB", (60, 50), colour) for colour in colours])
+    assert notes == [
+        "every calibration image is of a single colour; give pictures as the model will see them"
+    ]
+    _, notes = run(digits, [*(Image.new("RGB", (60, 50), c) for c in colours), *noise(1)])
+    assert notes == []
+
+
+def test_dead_activations(digits: Digits) -> None:
+    """A LayerNorm whose scale and shift are 0, and so what reads it."""
+    import onnx
+
+    graph = onnx.ModelProto()
+    graph.CopyFrom(digits.made.exported.graph)
+    (norm,) = [node for node in graph.graph.node if node.name == "blocks.2/norm2"]
+    for name in norm.input[1:]:
+        old = next(t for t in graph.graph.initializer if t.name == name)
+        new = onnx.numpy_helper.from_array(np.zeros(old.dims, np.float32), f"zero/{name}")
+        graph.graph.initializer.append(new)
+    norm.input[1], norm.input[2] = (f"zero/{name}" for name in norm.input[1:])
+    found, notes = calibrate(graph, stream_of(noise(1)), method="minmax")
+    assert notes == [f"{norm.output[0]} was 0 on every calibration image: its range is unknown"]
+    assert found.tensors[norm.output[0]].absmax == 0
+
+
+def test_nan_activations_are_named(digits: Digits) -> None:
+    import onnx
+
+    graph = onnx.ModelProto()
+    graph.CopyFrom(digits.made.exported.graph)
+    (bias,) = [t for t in graph.graph.initializer if t.name == "blocks.1/mlp/fc1/weight"]
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, np.nan, np.float32), bias.name))
+    with pytest.raises(
+        CalibrationError,
+        match=r"tensor 'blocks\.1/mlp/fc1\S*' holds a NaN or infinity on calibration image 1",
+    ):
+        calibrate(graph, stream_of(noise(1)), method="minmax")
+
+
+def test_images_of_every_kind(digits: Digits, tmp_path: Path) -> None:
+    """Grey, CMYK, 16 bits, with alpha, turned by EXIF, a palette, and tiny ones."""
+    (rgb,) = noise(1)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb.convert("L").save(tmp_path / "grey.png")
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    rgb.convert("RGBA").save(tmp_path / "alpha.png")
+    rgb.convert("P").save(tmp_path / "palette.png")
+    rgb.save(tmp_path / "turned.jpg", exif=turned)
+    rgb.resize((3, 90)).save(tmp_path / "narrow.png")
+    stream = calibration_images(tmp_path, 7, 256, PREPARE)
+    found, notes = calibrate(digits.made.exported.graph, stream, method="minmax")
+    assert (found.images.count, notes) == (7, [])
+    assert all(np.isfinite([seen.min, seen.max]).all() for seen in found.tensors.values())
+
+
+def test_an_image_that_cannot_be_read_is_named(
+    digits: Digits, make_image_folder: Callable[..., Path]
+) -> None:
+    folder = make_image_folder(per_class=1, suffixes=(".png",))
+    broken = folder / "dog" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"dog/000\.png: cannot decode the image"):
+        calibrate(digits.made.exported.graph, calibration_images(folder, None, 9, PREPARE), method="minmax")

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from calibration.cache import Calibration
+from calibration.formats import GRIDS, along, float16_scale, weight_scale
+from sit_deploy.data.images import list_images
+from sit_deploy.errors import InputError
+from sit_deploy.quantize.calibrate import ImageStream, calibrate, migrated_graph, run_logits
+from sit_deploy.quantize.quantizer import Quantiser, make_quantiser, sensitivity, trained_quantiser
+from tests.sit_deploy.conftest import Digits
+
+
+@pytest.fixture(scope="module")
+def stream(digits: Digits) -> ImageStream:
+    return ImageStream(list_images(digits.images)[:8], digits.made.preprocessing, "8 images")
+
+
+@pytest.fixture(scope="module")
+def calibration(digits: Digits, stream: ImageStream) -> Calibration:
+    return calibrate(digits.made.exported.graph, stream, method="minmax")[0]
+
+
+@pytest.fixture(scope="module")
+def quantiser(digits: Digits, calibration: Calibration, stream: ImageStream) -> Quantiser:
+    return make_quantiser(digits.made.exported.graph, calibration, stream)
+
+
+def initializers(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+
+
+def sqnr(logits: np.ndarray, reference: np.ndarray) -> float:
+    return 10 * np.log10(np.square(reference).mean() / np.square(logits - reference).mean())
+
+
+def test_migration_leaves_the_logits_as_they_are(
+    digits: Digits, calibration: Calibration, stream: ImageStream
+) -> None:
+    graph = digits.made.exported.graph
+    migrated = migrated_graph(graph, calibration)
+    assert any(any(power) for power in calibration.migration.values())
+    assert migrated.SerializeToString() != graph.SerializeToString()
+    np.testing.assert_array_equal(run_logits(migrated, stream), run_logits(graph, stream))
+
+
+def test_rounding_against_the_inputs_is_better_than_to_nearest(
+    digits: Digits, calibration: Calibration, stream: ImageStream, quantiser: Quantiser
+) -> None:
+    plain = make_quantiser(digits.made.exported.graph, calibration, None)
+    reference = run_logits(digits.made.exported.graph, stream)
+    rounded = sqnr(run_logits(quantiser.quantised(), stream), reference)
+    assert rounded > sqnr(run_logits(plain.quantised(), stream), reference) + 1
+
+
+def test_without_images(digits: Digits, calibration: Calibration) -> None:
+    plain = make_quantiser(digits.made.exported.graph, calibration, None)
+    assert plain.notes == (
+        "no images were given beside the calibration: weights are rounded to nearest and layers are not measured",
+    )
+    assert plain.errors == {} and not plain.corrected
+    assert all(row["sqnr_db"] is None for row in plain.rows())
+    weight = initializers(plain.graph)["blocks.1/mlp/fc2/weight"]
+    scale = weight_scale(weight, 1, GRIDS["int8"])
+    nearest = np.rint(weight / along(scale, 1, 2)).clip(-127, 127)
+    np.testing.assert_array_equal(initializers(plain.quantised())["blocks.1/mlp/fc2/weight/codes"], nearest)
+
+
+def test_biases_are_corrected_only_where_that_is_better(
+    digits: Digits, calibration: Calibration, stream: ImageStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two forms are measured, the plain one second; the better is taken."""
+    from sit_deploy.quantize import quantizer
+
+    graph = digits.made.exported.graph
+    for errors, better in (((1.0, 2.0), True), ((2.0, 1.0), False), ((1.0, 1.0), False)):
+        left = list(errors)
+        monkeypatch.setattr(quantizer, "logits_error", lambda *_, left=left: left.pop(0))
+        made = make_quantiser(graph, calibration, stream, ["tsm"])
+        assert made.corrected == better
+        plain = replace(made, corrected=False)
+        a, b = (form.quantised().SerializeToString() for form in (made, plain))
+        assert (a != b) == better
+
+
+def test_rows(quantiser: Quantiser) -> None:
+    rows = {row["layer"]: row for row in quantiser.rows({"head": {"alone_db": 9.0}})}
+    assert list(rows) == [layer.name for layer in quantiser.plan.layers]
+    fc2 = rows["blocks.0/mlp/fc2"]
+    source = quantiser.layers["blocks.0/mlp/fc2"].inputs[0]
+    assert fc2["scale"] == quantiser.scales.activations[source]
+    assert fc2["shift"] == quantiser.scales.shifts[source] > 0
+    assert fc2["sqnr_db"] == quantiser.errors["blocks.0/mlp/fc2"].sqnr_db > 20
+    assert (rows["head"]["precision"], rows["head"]["alone_db"]) == ("high", 9.0)
+
+
+def test_fewer_layers(quantiser: Quantiser) -> None:
+    plan = quantiser.plan.keep_high({"blocks.0/mlp/fc2": "it hurts"})
+    names = initializers(quantiser.with_plan(plan).quantised())
+    assert "blocks.0/mlp/fc2/weight" in names and "blocks.0/mlp/fc2/weight/codes" not in names
+    assert "blocks.0/mlp/fc1/weight/codes" in names
+    (row,) = [r for r in quantiser.with_plan(plan).rows() if r["layer"] == "blocks.0/mlp/fc2"]
+    assert (row["precision"], row["reason"], row["scale"], row["sqnr_db"]) == ("high", "it hurts", None, None)
+
+
+def test_another_method_than_the_calibrations(digits: Digits, calibration: Calibration) -> None:
+    graph = digits.made.exported.graph
+    asked = make_quantiser(graph, calibration, None, ["proj"], "mse")
+    assert (asked.method, make_quantiser(graph, calibration, None, ["proj"]).method) == ("mse", "minmax")
+    (source,) = asked.layers["blocks.0/attn/proj"].inputs
+    wanted = float(float16_scale(calibration.threshold(source, "mse") / 127))
+    assert asked.scales.activations[source] <= wanted < calibration.threshold(source, "minmax") / 127
+
+
+# ----------------------------------------------------------------------------------------------------- sensitivity
+
+
+def test_sensitivity_is_of_each_layer_alone(
+    quantiser: Quantiser, stream: ImageStream, digits: Digits
+) -> None:
+    names = ("blocks.0/attn/qkv", "tsm.1/fc2")
+    others = {n: "not now" for n in quantiser.plan.quantised if n not in names}
+    two = quantiser.with_plan(quantiser.plan.keep_high(others))
+    labelled = [(path, int(path.parent.name)) for path in stream.sources]
+    seen: list[tuple[int, int]] = []
+    found = sensitivity(two, stream, labelled, lambda _, done, total: seen.append((done, total)))
+    assert set(found) == set(names) and seen == [(0, 2), (1, 2)]
+    reference = run_logits(quantiser.graph, stream)
+    for name in names:
+        logits = run_logits(quantiser.quantised([name]), stream)
+        assert found[name]["noise"] == pytest.approx(np.square(logits.astype(np.float64) - reference).mean())
+        assert found[name]["alone_db"] == pytest.approx(sqnr(logits, reference), abs=1e-3)
+        right = np.mean(logits.argmax(1) == [label for _, label in labelled])
+        assert found[name]["alone_drop"] == pytest.approx(100 * (1 - right))
+    assert "alone_drop" not in sensitivity(two, stream)[names[0]]
+
+
+def test_sensitivity_of_logits_that_are_all_zero(
+    quantiser: Quantiser, stream: ImageStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no ratio of nothing to something, in dB or otherwise."""
+    one = quantiser.with_plan(quantiser.plan.keep_high({n: "" for n in quantiser.plan.quantised[1:]}))
+    given = iter([np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)])
+    monkeypatch.setattr("sit_deploy.quantize.quantizer.run_logits", lambda *_: next(given))
+    assert sensitivity(one, stream) == {quantiser.plan.quantised[0]: {"noise": 1.0}}
+
+
+# --------------------------------------------------------------------------------------------- trained to be rounded
+
+
+def test_trained_thresholds_are_used_as_they_are(digits: Digits) -> None:
+    thresholds = {"blocks.0/mlp/fc1": 3.0, "blocks.5/attn/proj": 0.123, "head": 20.0}
+    made = trained_quantiser(digits.made.exported.graph, thresholds)
+    assert made.plan.quantised == tuple(thresholds)
+    assert (made.method, made.corrected, made.scales.shifts, made.scales.weights) == (
+        "trained",
+        False,
+        {},
+        {},
+    )
+    low: dict[str, Any] = initializers(made.quantised())
+    for name, limit in thresholds.items():
+        (source,) = made.layers[name].inputs
+        assert low[f"{source}/scale"] == float16_scale(limit / 127)
+        assert 0 <= low[f"{source}/scale"] - limit / 127 < limit / 127 * 1e-3
+        assert f"{name}/weight/codes" in low
+    rows = {row["layer"]: row["reason"] for row in made.rows()}
+    assert (rows["head"], rows["blocks.1/mlp/fc1"]) == ("trained in 8 bits", "trained in float")
+    assert made.graph is digits.made.exported.graph  # nothing migrated
+
+
+def test_trained_thresholds_of_unknown_layers(digits: Digits) -> None:
+    with pytest.raises(
+        InputError, match=r"has a threshold for 'blocks\.9/mlp/fc1', which the deployed graph does not have"
+    ):
+        trained_quantiser(digits.made.exported.graph, {"blocks.9/mlp/fc1": 1.0})

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.latency import Histogram, LatencyStats
+from engines.timing import WorkerResult, WorkerSpec
+from sit_deploy.bundle import load_bundle
+from sit_deploy.data.labelled import open_labelled
+from sit_deploy.errors import InputError
+from sit_deploy.validation import stages as module
+from sit_deploy.validation.bench import TorchCall
+from sit_deploy.validation.reference import teacher_model
+from sit_deploy.validation.stages import (
+    DEPLOY,
+    STUDENT,
+    TEACHER,
+    TEACHER_ENGINE,
+    DeployCall,
+    Ledger,
+    TeacherCall,
+    measure_ledger,
+)
+from sit_deploy.validation.validate import check_accuracy
+from tests.helpers.models import named_model
+from tests.sit_deploy.conftest import Trained
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unslimmed model of seven classes, in a checkpoint without a card."""
+    import torch
+
+    path = tmp_path_factory.mktemp("teacher") / "lvvit.pth"
+    torch.save(named_model("lvvit_nano", num_classes=7).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, WorkerSpec]:
+    """What was to be timed; the answer is 8, 4, 2, ... ms, in that order."""
+    seen: dict[str, WorkerSpec] = {}
+
+    def alternate(
+        workers: dict[str, WorkerSpec], rounds: int, seconds: float, **_: Any
+    ) -> dict[str, WorkerResult]:
+        seen.update(workers)
+        for spec in workers.values():  # what is timed must still be there
+            assert not isinstance(spec.args[1], Path) or spec.args[1].exists()
+        times = [[8e-3 / 2**i] * rounds for i in range(len(workers))]
+        return {
+            name: WorkerResult(
+                LatencyStats.from_seconds(t),
+                tuple(1e3 * s for s in t),
+                1,
+                (0,),
+                True,
+                histogram=Histogram.from_seconds(t),
+            )
+            for name, t in zip(workers, times, strict=True)
+        }
+
+    monkeypatch.setattr(module, "alternate", alternate)
+    return seen
+
+
+def entries(ledger: Ledger) -> dict[str, Any]:
+    return {entry.name: entry for entry in ledger.entries}
+
+
+def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[str, WorkerSpec]) -> None:
+    bundle = load_bundle(trained.bundle)
+    samples = open_labelled(trained.images, bundle.manifest["classes"], 7)
+    found = measure_ledger(bundle, samples, teacher=teacher, teacher_name="lvvit_nano", rounds=2, threads=1)
+    names = [TEACHER, STUDENT, DEPLOY, "ONNX fp32", "onnxruntime engine"]
+    assert [entry.name for entry in found.entries] == names == list(asked)
+    assert [asked[name].factory for name in names[:3]] == [TeacherCall, TorchCall, DeployCall]
+    assert [entry.latency_ms for entry in found.entries] == pytest.approx([8, 4, 2, 1, 0.5])
+    rows = entries(found)
+    assert rows[TEACHER].macs > 1.5 * rows[STUDENT].macs > 1.5 * rows[DEPLOY].macs * 0.9
+    assert rows["ONNX fp32"].macs == rows["onnxruntime engine"].macs == bundle.manifest["model"]["macs"]
+    assert rows["onnxruntime engine"].size == (trained.bundle / "engine.onnx").stat().st_size
+    for name in names[2:]:
+        assert rows[name].agreement == 100 and rows[name].sqnr_db > 100
+        assert rows[name].top1 == rows[STUDENT].top1
+    assert rows[TEACHER].agreement < 100 and rows[TEACHER].sqnr_db < 20
+    assert rows[STUDENT].agreement == 100 and rows[STUDENT].sqnr_db is None
+    assert (found.engine, found.images, found.batch_size) == ("onnxruntime engine", 11, 3)
+    from sit_deploy.inference import load
+
+    with load(bundle, threads=1) as classifier:
+        measured = check_accuracy(bundle, classifier, trained.images).accuracy
+    assert found.accuracy.engine_top1 == measured.engine_top1 == rows["onnxruntime engine"].top1
+
+
+def test_hops_of_eight_bits(nano_int8: Path, asked: dict[str, WorkerSpec]) -> None:
+    """Without labelled images there is no accuracy, and the hops are compared all the same."""
+    found = measure_ledger(load_bundle(nano_int8), rounds=1)
+    names = [STUDENT, DEPLOY, "ONNX fp32", "ONNX int8", "onnxruntime engine"]
+    assert [entry.name for entry in found.entries] == names
+    rows = entries(found)
+    assert rows["ONNX fp32"].sqnr_db > 100 > 60 > rows["ONNX int8"].sqnr_db > 5
+    assert rows["ONNX int8"].size < 0.5 * rows["ONNX fp32"].size
+    assert all(entry.top1 is None for entry in found.entries) and found.accuracy is None
+    assert found.images == module.SYNTHETIC
+
+
+def test_an_engine_that_does_not_run_here(rtx_int8: Path, asked: dict[str, WorkerSpec]) -> None:
+    """FP16, which 8 bits leave the rest in, is a hop of its own; what a CPU simulates is not timed, and that is said."""
+    from engines.gpus import find_gpus
+
+    if find_gpus():
+        pytest.skip("the engine does run here")
+    found = measure_ledger(load_bundle(rtx_int8), rounds=1)
+    rows = entries(found)
+    assert list(rows) == [STUDENT, DEPLOY, "ONNX fp32", "ONNX fp16", "ONNX int8", "tensorrt-rtx engine"]
+    assert found.engine == "ONNX int8" and list(asked) == [STUDENT, DEPLOY, "ONNX fp32"]
+    assert rows["ONNX fp32"].sqnr_db > rows["ONNX fp16"].sqnr_db > rows["ONNX int8"].sqnr_db > 5
+    assert "simulated" in rows["ONNX fp16"].note and rows["ONNX fp16"].latency_ms is None
+    engine = rows["tensorrt-rtx engine"]
+    assert (engine.agreement, engine.sqnr_db, engine.latency_ms) == (None, None, None)
+    assert engine.note == "needs a GPU: not run here" and engine.size > 0
+
+
+def test_the_engine_of_a_teachers_bundle(
+    trained: Trained, teacher: Path, tmp_path: Path, asked: dict[str, WorkerSpec]
+) -> None:
+    from sit_deploy.pipeline.build import build
+    from sit_deploy.pipeline.request import BuildRequest
+
+    common = {"engine": "onnxruntime", "checkpoint": teacher, "labels": trained.labels}
+    of_teacher = build(BuildRequest("lvvit_nano", tmp_path / "t", dynamic_batch=(2, 3, 4), **common)).path
+    found = measure_ledger(load_bundle(trained.bundle), teacher=of_teacher, rounds=1)
+    rows = entries(found)
+    assert list(rows)[:3] == [TEACHER, TEACHER_ENGINE, STUDENT] == list(asked)[:3]
+    assert asked[TEACHER_ENGINE].args[1] == (of_teacher / "engine.onnx").absolute()
+    assert rows[TEACHER_ENGINE].agreement == rows[TEACHER].agreement
+    assert rows[TEACHER_ENGINE].sqnr_db == pytest.approx(rows[TEACHER].sqnr_db, abs=0.01)
+    assert found.engine == "onnxruntime engine"
+    other = build(BuildRequest("lvvit_nano", tmp_path / "one", **common)).path
+    with pytest.raises(
+        InputError, match=r"another batch than .*; build it with the same, or give its checkpoint"
+    ):
+        measure_ledger(load_bundle(trained.bundle), teacher=other)
+
+
+def test_nothing_is_timed_unless_asked(nano_fp32: Path, asked: dict[str, WorkerSpec]) -> None:
+    found = measure_ledger(load_bundle(nano_fp32), rounds=0)
+    assert not asked and all(entry.latency_ms is None for entry in found.entries)
+
+
+def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]) -> None:
+    from sit_deploy.pipeline.build import build
+    from sit_deploy.pipeline.request import BuildRequest
+
+    bundle = build(BuildRequest("sit_nano", tmp_path / "pixels", engine="onnxruntime", input="uint8"))
+    rows = entries(measure_ledger(bundle, rounds=0))
+    assert all(row.agreement == 100 for row in rows.values())
+    assert rows["onnxruntime engine"].sqnr_db > 80
+
+
+def test_a_teacher_that_does_not_fit(trained: Trained, nano_fp32: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(trained.bundle)
+    with pytest.raises(InputError, match="another batch than"):
+        measure_ledger(bundle, teacher=nano_fp32, rounds=0)
+    with pytest.raises(InputError, match=r"1000 classes, the model of .* 112 and 7; give the teacher"):
+        teacher_model(bundle, nano_fp32)
+    with pytest.raises(InputError, match="does not exist"):
+        measure_ledger(bundle, teacher=tmp_path / "gone.pth", rounds=0)

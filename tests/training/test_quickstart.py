@@ -1,0 +1,126 @@
+"""The quickstart: every figure of its ledger against the files that it left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sit_deploy.bundle import load_bundle
+from sit_deploy.data.images import ImageFolder
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.inference import Classifier, graph_on_onnxruntime
+from sit_deploy.measure.accuracy import measure
+from sit_deploy.models import load_model
+from sit_deploy.pipeline.float_graph import torch_logits
+from training.quickstart import Entry, _require_worth, quickstart, write_digits
+
+QUICK = (("epochs", 1), ("warmup_epochs", 0))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    return folder, quickstart(folder, overrides=QUICK)
+
+
+@pytest.mark.slow
+def test_ledger_is_what_the_files_say(made):
+    folder, ledger = made
+    teacher = load_model("lvvit_nano", folder / "teacher" / "model.safetensors").model
+    student = load_model("sit_nano", folder / "student" / "model.safetensors").model
+    bundle = load_bundle(folder / "bundle")
+    samples = ImageFolder(folder / "digits" / "val").samples
+    preprocessing = bundle.preprocessing()
+
+    def against_teacher(logits):
+        return measure(lambda images: torch_logits(teacher, images), logits, samples, preprocessing, 32)
+
+    of_student = against_teacher(lambda images: torch_logits(student, images))
+    with (
+        graph_on_onnxruntime(bundle.model_path) as runner,
+        Classifier(runner, bundle.batch_range) as classify,
+    ):
+        of_engine = against_teacher(classify.logits)
+    by_file = [
+        (of_student.reference_top1, 100.0),
+        (of_student.engine_top1, of_student.agreement),
+        (of_engine.engine_top1, of_engine.agreement),
+    ]
+    assert [(e.top1, e.agreement) for e in ledger.entries] == [pytest.approx(pair) for pair in by_file]
+    assert ledger.images == len(samples) == 360
+    assert ledger.entries[0].macs > 1.7 * ledger.entries[1].macs
+    assert ledger.entries[2].size == bundle.engine_path.stat().st_size
+    assert json.loads(json.dumps(ledger.to_dict()))["entries"][0]["what"] == "teacher"
+    assert all(curves.read_bytes().startswith(b"\x89PNG") for curves in ledger.curves)
+
+
+@pytest.mark.slow
+def test_started_again_it_trains_nothing_twice(made):
+    folder, ledger = made
+    runs = [folder / name / "last.pt" for name in ("teacher", "student")]
+    before = [run.stat().st_mtime_ns for run in runs]
+    again = quickstart(folder, overrides=QUICK)
+    assert [run.stat().st_mtime_ns for run in runs] == before
+    assert again.entries == ledger.entries
+
+
+@pytest.mark.slow
+def test_a_student_that_lost_too_much_fails(made, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = made
+    monkeypatch.setattr("training.quickstart.MAX_DROP", -100.0)
+    with pytest.raises(GateError, match=r"the student lost -?\d+\.\d\d points of top-1, more than -100"):
+        quickstart(folder, overrides=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("top1", "words"),
+    [
+        ((95.0, 94.5, 94.5), None),
+        ((95.0, 91.0, 91.0), "the student lost 4.00 points"),
+        ((95.0, 95.0, 90.0), "the fp16, graph lost 5.00 points"),
+        (
+            (11.1, 11.1, 11.1),
+            "the teacher has 11.10 % top-1 on these images, and guessing among 10 classes has 10.00 %",
+        ),
+        ((17.0, 17.0, 17.0), "that says nothing for it"),
+    ],
+)
+def test_what_lost_too_much_and_what_had_nothing_to_lose(top1: tuple[float, ...], words: str | None) -> None:
+    names = ("teacher", "student", "fp16, graph")
+    entries = tuple(Entry(name, "x", value, 100.0, 1, 1) for name, value in zip(names, top1, strict=True))
+    facts = {"classes": 10, "majority": 9.9, "present": 10, "images": 360}
+    if words is None:
+        _require_worth(entries, facts, Path("run"))
+        return
+    with pytest.raises(GateError) as caught:
+        _require_worth(entries, facts, Path("run"))
+    assert words in str(caught.value) and str(caught.value).endswith("run is in run")
+
+
+def test_digits_as_files_are_the_held_out_ones(tmp_path: Path):
+    import numpy as np
+    from PIL import Image
+
+    from sit_deploy.data.datasets import open_data
+
+    val, calibration = write_digits(tmp_path)
+    data = open_data("digits")
+    files = sorted(val.glob("*/*.png"), key=lambda p: p.name)
+    assert len(files) == 360 and len(list(calibration.glob("*.png"))) == 32
+    for i in (0, 17, 359):
+        image, label = data.val[i]
+        assert files[i].parent.name == str(label)
+        assert np.array_equal(np.asarray(Image.open(files[i])), np.asarray(image))
+
+
+def test_taken_folder_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="not a folder"):
+        quickstart(tmp_path / "file")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="other files"):
+        quickstart(tmp_path)
+    assert not (tmp_path / "teacher").exists()

@@ -1,0 +1,1 @@
+"""The commands `sit-deploy train` and `sit-deploy quickstart`."""

@@ -1,0 +1,83 @@
+"""The image size that a run takes over from the checkpoints it is given, unless it is told otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sit_deploy.models import ModelConfig, read_checkpoint
+from sit_deploy.models.card import ModelCard, read_card
+from sit_deploy.models.checkpoint import Checkpoint
+from sit_deploy.models.load import looks_like
+from sit_deploy.models.state_dict import grid_side
+from training.request import TrainRequest
+
+# tokens that have a position and are no patch: a class token, none, with a dist token, with registers
+PREFIXES = (1, 0, 2, 5, 4)
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """size: pixels of the square input. card: of the checkpoint that it comes from, if it has one. notes: what was taken from
+    where, where it could be otherwise, a sentence each."""
+
+    size: int
+    card: ModelCard | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: TrainRequest, config: ModelConfig) -> Inherited:
+        """Look at the teacher, or where there is none (or with --qat) at the checkpoint that the run starts from.
+
+        Raises:
+            InputError: a checkpoint that cannot be read.
+        """
+        files = {"teacher": request.teacher, "checkpoint": request.init}
+        if request.qat:
+            files = {"checkpoint": request.init, "teacher": request.teacher}
+        given = {role: path for role, path in files.items() if path}
+        seen = {f"{role} {path}": _size_of(path, request, config) for role, path in given.items()}
+        notes = []
+        size = request.image_size
+        if size is None and seen:
+            whose, (size, where) = next(iter(seen.items()))
+            if size is None:
+                size = config.image_size
+                notes.append(
+                    f"The image size of {whose} cannot be told: {size} pixels are taken, as {config.name} has; pass --image-size "
+                    "if it is another"
+                )
+            elif size != config.image_size:
+                notes.append(
+                    f"Image size {size}, from {where} of {whose}; {config.name}'s own would be {config.image_size}"
+                )
+        size = config.image_size if size is None else size
+        for whose, (own, where) in seen.items():
+            if own not in (None, size):
+                notes.append(
+                    f"The {whose} is of {own} pixels, as {where} says, and {size} are taken: its positions are resampled"
+                )
+        first = next(iter(given), None)
+        card = read_card(given[first]) if first else None
+        return cls(size, card, tuple(notes))
+
+
+def _size_of(path: Path, request: TrainRequest, config: ModelConfig) -> tuple[int | None, str]:
+    """Return the image size that a checkpoint is of, None where it does not tell, and what says so."""
+    if card := read_card(path):
+        return card.image_size, "the model card"
+    state = read_start(path, request, config).state
+    sides = (grid_side(state.get("pos_embed"), prefix) for prefix in PREFIXES)
+    side = next(filter(None, sides), None)
+    return (side * config.patch_size if side else None), "the position embedding"
+
+
+def read_start(path: Path, request: TrainRequest, config: ModelConfig) -> Checkpoint:
+    """Read a checkpoint that a run of this model may start from, or learn from: slimmed or not."""
+    unslimmed = replace(config, stage_blocks=(config.depth,))
+    return read_checkpoint(
+        path,
+        key=request.checkpoint_key,
+        key_is_shared=request.key_is_shared,
+        fits=lambda names: looks_like(names, config) or looks_like(names, unslimmed),
+    )

@@ -1,0 +1,231 @@
+"""The models of a run with the weights they start from, and proof that teacher and student fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sit_deploy.data.datasets import Data
+from sit_deploy.errors import InputError
+from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
+from sit_deploy.models.card import ModelCard, read_card
+from sit_deploy.models.data_config import RECIPE, Choice, Said, by_card, by_checkpoint, by_name, choose
+from sit_deploy.models.load import LoadedModel, fit_partly, load_model
+from sit_deploy.preprocessing import Preprocessing
+from training.image_size import Inherited, read_start
+from training.init_weights import initialise
+from training.recipes import Recipe
+from training.request import TrainRequest
+from training.seeding import seed_all
+
+# what a trained model's checkpoint need not have
+UNDEPLOYED = ("rtsm.", "aux_head.")
+# and that of an unslimmed model, or of one with other classes
+NEW_PARTS = (*UNDEPLOYED, "tsm.", "head.", "head_dist.", "dist_token", "dist_pos_embed")
+
+
+@dataclass(frozen=True)
+class Models:
+    """model: what is trained. teacher, cnn: frozen, or None. cnn_normalisation: see `FRDTask`. start: where the weights
+    come from, in words. notes: what should be known of size and preprocessing, a sentence each."""
+
+    config: ModelConfig
+    model: nn.Module
+    choice: Choice
+    start: str
+    teacher: nn.Module | None = None
+    teacher_config: ModelConfig | None = None
+    cnn: nn.Module | None = None
+    cnn_normalisation: tuple[Tensor, Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of evaluation, and with its mean, std and orientation of training."""
+        return self.choice.preprocessing
+
+
+def _known(checkpoint: Path | None) -> list[Said]:
+    """Return what a checkpoint says of its preprocessing: its model card, or else its own trainer."""
+    if checkpoint is None:
+        return []
+    card = read_card(checkpoint)
+    return [by_card(card)] if card else by_checkpoint(checkpoint)
+
+
+def _of_values(said: Said) -> Said:
+    """Return what is said of the values that weights expect; how much is looked at, and whether turned, is learnt anew."""
+    return replace(said, crop_pct=None, orientation=None, like=None)
+
+
+def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
+    """Make what is trained, and its teachers.
+
+    Raises:
+        InputError: a checkpoint that cannot be read or is of another model, a teacher that does not fit: what and why.
+    """
+    config = get_config(request.model, request.stages, request.keeping_ratio)
+    if request.teacher and len(config.stage_blocks) == 1:
+        raise InputError(
+            f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
+        )
+    inherited = Inherited.of(request, config)
+    size = inherited.size
+    by_recipe = Said(RECIPE, crop_pct=recipe.crop_pct or None)
+    if request.qat and inherited.card:  # a model that is trained keeps what it was trained with
+        _check_classes("model", request.init, inherited.card, data)
+        said = [by_card(inherited.card)]
+    elif request.teacher and inherited.card:  # a student is taught about what its teacher sees
+        said = [by_card(inherited.card), by_recipe]
+    else:
+        said = [by_recipe, *map(_of_values, _known(request.teacher or request.init))]
+    choice = choose(size, [request.preprocessing, *said], by_name(config), "exif")
+    preprocessing = choice.preprocessing
+    options: dict[str, Any] = {
+        "img_size": size,
+        "num_classes": data.num_classes,
+        "drop_path_rate": recipe.drop_path,
+        "reverse_tsm": request.teacher is not None,
+    }
+    if request.cnn_teacher:
+        options["dist_token"] = True
+    seed_all(request.seed)
+    model = create_model(config, **options)
+    if request.teacher is None:
+        if request.init is None:
+            initialise(model, request.seed)
+            return Models(config, model, choice, "scratch")
+        return Models(config, model, choice, _start(model, config, request), notes=inherited.notes)
+
+    loaded, seen = _load_teacher(request, config, size, data.num_classes)
+    _check_teacher(loaded.model, model, request, config, data)
+    if (seen.mean, seen.std) != (preprocessing.mean, preprocessing.std):
+        raise InputError(
+            f"teacher {request.teacher} sees images of mean {seen.mean} and std {seen.std}, {config.name} of "
+            f"{preprocessing.mean} and {preprocessing.std}, and both see the same images; take a student that is made of "
+            f"{loaded.name}, or pass the teacher's --mean and --std"
+        )
+    teacher_config = loaded.config
+    start = _start(model, config, request)
+    cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
+    return Models(
+        config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, inherited.notes
+    )
+
+
+def _start(model: nn.Module, config: ModelConfig, request: TrainRequest) -> str:
+    """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
+    path = request.init or request.teacher
+    read = read_start(path, request, config)
+    missing, left_out = fit_partly(read.state, model)
+    new = [k for k in missing if not k.startswith(UNDEPLOYED)]
+    if request.qat and new:
+        raise InputError(
+            f"--qat starts from a trained {config.name}, and {path} lacks or does not fit {len(new)} of its weights "
+            f"({_some(new)}); train one without --qat, then pass it with --init"
+        )
+    lacking = [k for k in missing if not k.startswith(NEW_PARTS)]
+    # a deeper model's first blocks are no model; whatever else is too much, the model can do without
+    lacking += [k for k in left_out if k.startswith("blocks.") and k not in lacking]
+    if lacking:
+        raise InputError(
+            f"checkpoint {path} does not fit {config.name}: {len(lacking)} weights are missing, without a place or of another shape "
+            f"({_some(lacking)}); give one of the same width and depth"
+        )
+    new_head = any(k.startswith("head.") for k in (*missing, *left_out))
+    origin = "" if request.init else "the teacher's weights, "
+    unused = [k for k in left_out if not k.startswith(NEW_PARTS)]
+    notes = [*read.notes, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
+    return "; ".join((f"{origin}{path}{', with a new head' if new_head else ''}", *notes))
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _load_teacher(
+    request: TrainRequest, config: ModelConfig, size: int, classes: int
+) -> tuple[LoadedModel, Preprocessing]:
+    """Return the teacher, and the preprocessing that it was trained with."""
+    key: dict[str, Any] = {
+        "checkpoint_key": request.checkpoint_key,
+        "key_is_shared": request.key_is_shared,
+        "binary": classes == 2,
+        "model_option": None,
+    }
+    card = read_card(request.teacher)
+    if card:
+        loaded = load_model(
+            card.name, request.teacher, size, stages=card.stages, keeping_ratio=card.keeping_ratio, **key
+        )
+    else:  # an LV-ViT armed by --stages has its own name as its teacher's
+        loaded = load_model(config.teacher or config.name, request.teacher, size, **key)
+    said = [*_known(request.teacher), request.preprocessing]
+    return loaded, choose(size, said, by_name(loaded.config), "exif").preprocessing
+
+
+def _check_teacher(
+    teacher: nn.Module, student: nn.Module, request: TrainRequest, config: ModelConfig, data: Data
+) -> None:
+    path, unslimmed = request.teacher, config.teacher or config.name
+    if teacher.slim_after:
+        raise InputError(f"teacher {path} is slimmed itself; give the unslimmed {unslimmed}")
+    facts = (
+        ("width", teacher.embed_dim, student.embed_dim),
+        ("depth", teacher.depth, student.depth),
+        ("patch tokens", teacher.kept[0], student.kept[0]),
+    )
+    if differing := [f"{what} {theirs}, not {ours}" for what, theirs, ours in facts if theirs != ours]:
+        raise InputError(
+            f"teacher {path} does not fit {config.name}: it has {'; '.join(differing)}; give a checkpoint of "
+            f"{unslimmed}"
+        )
+    if teacher.num_classes != data.num_classes:
+        raise InputError(
+            f"teacher {path} has {teacher.num_classes} classes and {data.name} has {data.num_classes}; first train it on "
+            f"these: sit-deploy train --model {unslimmed} --init {path} --data {request.data}"
+        )
+    if card := read_card(path):
+        _check_classes("teacher", path, card, data)
+
+
+def _check_classes(role: str, path: Path, card: ModelCard, data: Data) -> None:
+    if card.classes and data.classes and list(card.classes) != data.classes:
+        pairs = zip_longest(card.classes, data.classes)
+        wrong = next(i for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        theirs, here = (f"'{c[wrong]}'" if wrong < len(c) else "none" for c in (card.classes, data.classes))
+        raise InputError(
+            f"{role} {path} was trained on other classes: its class {wrong} is {theirs}, here it is {here}; "
+            "use the data set of its training"
+        )
+
+
+def _cnn_teacher(
+    request: TrainRequest, preprocessing: Preprocessing, data: Data
+) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return the extra teacher, and the gain and offset that take the student's normalised images to its own."""
+    import timm
+
+    name = str(request.cnn_teacher)
+    if not timm.is_model(name):
+        raise InputError(f"unknown CNN teacher '{name}'; take a name of timm.list_models()")
+    model = timm.create_model(name, num_classes=data.num_classes)
+    state = read_checkpoint(request.cnn_checkpoint, names=model.state_dict()).state
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"checkpoint {request.cnn_checkpoint} does not fit {name} with {data.num_classes} classes "
+            f"({' '.join(str(error).split())[:150]})"
+        ) from None
+    wanted = timm.data.resolve_model_data_config(model)
+    mean, std, their_mean, their_std = (
+        torch.tensor(v).view(1, 3, 1, 1)
+        for v in (preprocessing.mean, preprocessing.std, wanted["mean"], wanted["std"])
+    )
+    return model.eval(), (std / their_std, (mean - their_mean) / their_std)
