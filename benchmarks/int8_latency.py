@@ -56,7 +56,7 @@ def make_graphs(name: str, folder: Path) -> tuple[Path, Path]:
     size = model.img_size
     graph = export_onnx(to_deploy_form(model), size, batch="batch")
     layers = find_layers(graph)
-    chosen = make_plan(layers).quantised
+    chosen = make_plan(layers).quantized
     images = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
     ranges = observe_ranges(graph, [images], {tensor for layer in chosen for tensor in layers[layer].inputs})
     after_gelu = {output for node in graph.graph.node if node.op_type == "Gelu" for output in node.output}

@@ -27,7 +27,7 @@ from engines.timing import machine  # noqa: E402
 
 CALIBRATION_IMAGES = 256
 BASE = ("qkv", "proj", "fc1", "fc2", "tsm")
-# what is quantised beside or without what the default plan quantises
+# what is quantized beside or without what the default plan quantizes
 PLANS = {
     "default": BASE,
     "default + stem": (*BASE, "stem"),
@@ -101,18 +101,18 @@ def ablate(name: str, checkpoint: Path, calibration: Path, val: Path, work: Path
     from calibration.layers import find_layers
     from calibration.plan import make_plan
     from sit_deploy.quantize.calibrate import calibrate
-    from sit_deploy.quantize.quantizer import make_quantiser
+    from sit_deploy.quantize.quantizer import make_quantizer
 
     made, stream = prepare(checkpoint, calibration, work)
     graph = made.exported.graph
     layers = find_layers(graph)
-    everything = make_plan(layers, "int8", EVERYTHING).quantised
+    everything = make_plan(layers, "int8", EVERYTHING).quantized
     found, _ = calibrate(graph, stream, "int8", layers=everything)
     judge = Judge(graph, val, made)
     plans = {}
     for label, groups in PLANS.items():
-        quantiser = make_quantiser(graph, found, stream, groups)
-        plans[label] = {"share_of_macs": quantiser.plan.share, **judge(quantiser.quantised())}
+        quantizer = make_quantizer(graph, found, stream, groups)
+        plans[label] = {"share_of_macs": quantizer.plan.share, **judge(quantizer.quantized())}
         print(f"{name}: {label}: {plans[label]}", flush=True)
     tools = {label: {} for label in _tools(graph, found, stream, BASE)}
     for title, groups in (("default", BASE), ("every weight", EVERY_WEIGHT)):
@@ -138,11 +138,11 @@ def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict
     from calibration.layers import find_layers
     from calibration.plan import make_plan
     from sit_deploy.quantize.calibrate import choose_scales, migrated_graph
-    from sit_deploy.quantize.quantizer import MEASURED_ON, make_quantiser
+    from sit_deploy.quantize.quantizer import MEASURED_ON, make_quantizer
 
     migrated = migrated_graph(graph, found)
     known = find_layers(migrated)
-    names = make_plan(known, "int8", groups).quantised
+    names = make_plan(known, "int8", groups).quantized
     chosen = [known[name] for name in names]
 
     def plain() -> Any:
@@ -166,12 +166,12 @@ def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict
         return correct_biases(insert_qdq(migrated, names, scales), errors)
 
     def rounded(method: str) -> Any:
-        quantiser = make_quantiser(graph, found, stream, groups, method)
-        return dataclasses.replace(quantiser, corrected=False).quantised()
+        quantizer = make_quantizer(graph, found, stream, groups, method)
+        return dataclasses.replace(quantizer, corrected=False).quantized()
 
     def with_all(method: str) -> Any:
-        quantiser = make_quantiser(graph, found, stream, groups, method)
-        return dataclasses.replace(quantiser, corrected=True).quantised()
+        quantizer = make_quantizer(graph, found, stream, groups, method)
+        return dataclasses.replace(quantizer, corrected=True).quantized()
 
     return {
         "min-max alone": plain,
@@ -191,7 +191,7 @@ def tables(result: dict[str, Any]) -> str:
     """Return the two tables as Markdown."""
     models = result["models"]
     head = "".join(f" {name}: work in INT8 | SQNR dB | top-1 |" for name in models)
-    lines = [f"| quantised |{head}", "|---|" + "---:|" * (3 * len(models))]
+    lines = [f"| quantized |{head}", "|---|" + "---:|" * (3 * len(models))]
     floats = "".join(f" 0 % | | {m['float_top1']:.2f} |" for m in models.values())
     lines.append(f"| nothing (float32) |{floats}")
     for label in PLANS:

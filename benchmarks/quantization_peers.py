@@ -3,8 +3,8 @@
     python benchmarks/quantization_peers.py WORK student/model.safetensors ...
 
 Each checkpoint is one of `sit-deploy train`, whose card says which images it was trained on.
-All quantise the FP32 graph of `sit-deploy export` with the same calibration images, spread over the training part. There
-are two comparisons, for SQNR says nothing of graphs with different layers in 8 bits: in the first all quantise every
+All quantize the FP32 graph of `sit-deploy export` with the same calibration images, spread over the training part. There
+are two comparisons, for SQNR says nothing of graphs with different layers in 8 bits: in the first all quantize every
 Linear and Conv, in the second the Linear of blocks and TSMs, which is sit-deploy's default. Attention products, sums,
 softmax, LayerNorm and GELU stay float. Rows of a peer's own choice of layers come last, to themselves.
 Every result runs on ONNX Runtime's CPU over the same held-out images.
@@ -69,7 +69,7 @@ CARRIERS = ("Cast", "Transpose", "Reshape", "Identity", "Slice", "Split", "Conca
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model under one plan: its FP32 graph, the names of the layers to quantise, and its images.
+    """One model under one plan: its FP32 graph, the names of the layers to quantize, and its images.
 
     plan, groups: the plan's title, and the same for `sit-deploy build --quantize`.
 
@@ -140,11 +140,11 @@ def sit_deploy(*arguments: Any) -> tuple[float, int]:
     return run([sys.executable, "-m", "sit_deploy", *map(str, arguments)])
 
 
-# ------------------------------------------------------------------------------------------------------- quantisers
+# ------------------------------------------------------------------------------------------------------- quantizers
 
 
 def ours(case: Case, output: Path) -> dict[str, Any]:
-    """Quantise by the public command line, and take the graph out of the bundle.
+    """Quantize by the public command line, and take the graph out of the bundle.
 
     Its seconds and memory are of the whole command: PyTorch, export, calibration, comparisons and the engine.
     """
@@ -158,7 +158,7 @@ def ours(case: Case, output: Path) -> dict[str, Any]:
 
 
 def peer(case: Case, who: str, method: str, output: Path, python: Path) -> dict[str, Any]:
-    """Have a peer quantise in its own environment and a process of its own."""
+    """Have a peer quantize in its own environment and a process of its own."""
     job, answer = output.with_suffix(".job.json"), output.with_suffix(".answer.json")
     asked = {
         "graph": str(case.graph),
@@ -183,7 +183,7 @@ def linear_and_conv(model: onnx.ModelProto) -> list[str]:
 
 
 def quantized_nodes(model: onnx.ModelProto) -> tuple[set[str], int]:
-    """Return the layers whose input and weight are both dequantised, and how many other nodes have such an input."""
+    """Return the layers whose input and weight are both dequantized, and how many other nodes have such an input."""
     producers = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name for tensor in model.graph.initializer}
 
@@ -233,7 +233,7 @@ def sqnr_db(logits: np.ndarray, reference: np.ndarray) -> float:
 
 
 def figures(case: Case, path: Path) -> dict[str, Any]:
-    """Return what the quantised graph is worth.
+    """Return what the quantized graph is worth.
 
     sqnr_db: by ONNX Runtime with all its optimisations, thus with integer kernels; sqnr_db_unoptimized: node by node as
     the graph says. The difference is the runtime's doing.
@@ -321,7 +321,7 @@ def table(case: dict[str, Any]) -> str:
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--calib-images", default=256, show_default=True)
 def main(work: Path, checkpoints: tuple[Path, ...], calib_images: int) -> None:
-    """Quantise each checkpoint by every tool, and compare."""
+    """Quantize each checkpoint by every tool, and compare."""
     work = work.absolute()
     same_layers = tuple(row for row in ROWS if row[1] != "default")
     cases = []
@@ -345,7 +345,7 @@ def main(work: Path, checkpoints: tuple[Path, ...], calib_images: int) -> None:
     about = (
         f"`{result['command']}`, {result['date']}, {result['machine']['cpu_model']}, ONNX Runtime "
         f"{result['versions']['onnxruntime']}. Peers' versions are in benchmarks/peers/requirements-*.txt. Seconds and memory are "
-        "of the whole `sit-deploy build` here, with export, checks and timing, and of the quantiser's call alone for the others."
+        "of the whole `sit-deploy build` here, with export, checks and timing, and of the quantizer's call alone for the others."
     )
     write_between("quantization.md", "peers", f"{about}\n\n{text}")
     print("\n" + text)

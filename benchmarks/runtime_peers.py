@@ -1,4 +1,4 @@
-"""Every way to run a SiT on this CPU, in one run: PyTorch, ONNX Runtime, OpenVINO, quantisers, and sit-deploy on each engine.
+"""Every way to run a SiT on this CPU, in one run: PyTorch, ONNX Runtime, OpenVINO, quantizers, and sit-deploy on each engine.
 
     python benchmarks/runtime_peers.py --write-docs            # sit_s, sit_xs, lvvit_s at batch 1 and 8, FP32 and INT8
     python benchmarks/runtime_peers.py --pairs --write-docs    # students against their teachers on our engines, FP32, batch 1
@@ -186,7 +186,7 @@ def run_all(
     int8 = not {c.key for c in CANDIDATES if c.precision == "int8"} <= without
     models = {}
     for name in names:
-        say(f"{name}: exporting and quantising")
+        say(f"{name}: exporting and quantizing")
         models[name] = make_model(name, threads, int8)
     for batch in batches:
         with tempfile.TemporaryDirectory(prefix="sit-deploy-peers-") as folder:

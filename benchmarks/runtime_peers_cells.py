@@ -58,7 +58,7 @@ def open_compiled(name: str, threads: int) -> Logits:
 
 
 def open_dynamic(name: str, threads: int) -> Logits:
-    """Linear layers with 8-bit weights, and activations that are quantised as they come."""
+    """Linear layers with 8-bit weights, and activations that are quantized as they come."""
     import torch
     from torch.ao.quantization import quantize_dynamic
 
@@ -141,14 +141,14 @@ WITH_STEM = "int8 with stem"
 
 
 def make_model(name: str, threads: int, int8: bool = True) -> Model:
-    """Export a model, and quantise it as `sit-deploy build --precision int8` does."""
+    """Export a model, and quantize it as `sit-deploy build --precision int8` does."""
     from sit_deploy.data.synthetic import sample_images
     from sit_deploy.graph.deploy_form import to_deploy_form
     from sit_deploy.graph.export import export_onnx
     from sit_deploy.models.config import get_config
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.quantize.calibrate import ImageStream, calibrate
-    from sit_deploy.quantize.quantizer import make_quantiser
+    from sit_deploy.quantize.quantizer import make_quantizer
 
     config = get_config(name)
     preprocessing = Preprocessing.for_model(
@@ -164,7 +164,7 @@ def make_model(name: str, threads: int, int8: bool = True) -> Model:
     if int8:
         found, _ = calibrate(graph, calibration)
         for precision, groups in (("int8", None), (WITH_STEM, ("default", "stem"))):
-            graphs[precision] = make_quantiser(graph, found, calibration, groups).quantised()
+            graphs[precision] = make_quantizer(graph, found, calibration, groups).quantized()
     images = np.concatenate(list(checked))
     return Model(name, np.concatenate(list(calibration)), images, open_eager(name, threads)(images), graphs)
 

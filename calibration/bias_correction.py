@@ -1,4 +1,4 @@
-"""What 8 bits cost each layer by itself: its quantised form runs beside it, on the inputs that the float graph gives it.
+"""What 8 bits cost each layer by itself: its quantized form runs beside it, on the inputs that the float graph gives it.
 
 One pass over the images and one graph measure all layers at once; every comparison is reduced inside the graph.
 """
@@ -22,7 +22,7 @@ from calibration.ranges import ImageSession
 
 Progress = Callable[[str, int, int], None]
 
-_QUANTISED = "/quantised"
+_QUANTIZED = "/quantized"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LayerError:
 
     sqnr_db: power of its output over that of the error, in dB; infinite where there is no error, and minus infinite where
     there is nothing else. mean: the error's mean for
-    each output channel, quantised less float, float64 (channels,); None for a layer without weights.
+    each output channel, quantized less float, float64 (channels,); None for a layer without weights.
     """
 
     sqnr_db: float
@@ -46,10 +46,10 @@ def measure_layers(
     precision: str = "int8",
     progress: Progress | None = None,
 ) -> dict[str, LayerError]:
-    """Return what quantising each layer alone does to its output.
+    """Return what quantizing each layer alone does to its output.
 
     Args:
-        model: the float32 graph; `layers` names those of its layers that are quantised.
+        model: the float32 graph; `layers` names those of its layers that are quantized.
         images: float32 arrays (n, 3, H, W). Read once.
 
     Raises:
@@ -62,7 +62,7 @@ def measure_layers(
         )
     known = {name: layer for name, layer in found.items() if name in layers}
     beside = insert_qdq(
-        _double(model, known), [name + _QUANTISED for name in known], _doubled(scales), precision
+        _double(model, known), [name + _QUANTIZED for name in known], _doubled(scales), precision
     )
     session = ImageSession(_compared(at_batch_one(beside), known))
     count, signal, noise = 0, np.zeros(len(known)), np.zeros(len(known))
@@ -116,7 +116,7 @@ def _doubled(scales: Scales) -> Scales:
     return Scales(
         scales.activations,
         scales.shifts,
-        {name + _QUANTISED: codes for name, codes in scales.weights.items()},
+        {name + _QUANTIZED: codes for name, codes in scales.weights.items()},
     )
 
 
@@ -127,8 +127,8 @@ def _double(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> onnx.ModelPr
         node = graph.node(name)
         twin = NodeProto()
         twin.CopyFrom(node)
-        twin.name = name + _QUANTISED
-        twin.output[0] = node.output[0] + _QUANTISED
+        twin.name = name + _QUANTIZED
+        twin.output[0] = node.output[0] + _QUANTIZED
         graph.after(node, [twin])
         graph.outputs.add(twin.output[0])
         shown = helper.make_tensor_value_info(twin.output[0], TensorProto.FLOAT, None)
@@ -149,7 +149,7 @@ def _compared(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> onnx.Model
     for name, layer in layers.items():
         out = graph.node(name).output[0]
         difference = f"{name}/error"
-        nodes.append(helper.make_node("Sub", [out + _QUANTISED, out], [difference], difference))
+        nodes.append(helper.make_node("Sub", [out + _QUANTIZED, out], [difference], difference))
         for source, label in ((out, "signal"), (difference, "noise")):
             result = f"{name}/{label}"
             nodes.append(helper.make_node("ReduceSumSquare", [source], [result], result, keepdims=0))

@@ -40,7 +40,7 @@ def round_weights(
     """Return the codes of every layer's weight, in the weight's own shape, for the scales that `weight_scale` gives.
 
     Args:
-        model: a float32 graph; `layers` names those of its layers that have a weight and are to be quantised.
+        model: a float32 graph; `layers` names those of its layers that have a weight and are to be quantized.
         images: float32 arrays (n, 3, H, W), which may be iterated more than once; a few dozen do.
             The scales of the activations have no say: a shift is given back with the rounded weights, so that x itself
             is what they multiply.

@@ -4,7 +4,7 @@ Activations have one scale a tensor, weights one an output channel; both are sym
 what TensorRT takes. Biases stay as they are. The types in the graph say everything: no runtime has a switch to set.
 
 A tensor that is far from symmetric, as GELU's output is, [-0.17, max], would waste half of its codes. It is shifted: a
-constant c is subtracted before it is quantised, and c·Σw is added to the bias, which is exact:
+constant c is subtracted before it is quantized, and c·Σw is added to the bias, which is exact:
 
     W·x = W·(x - c) + c·W·1
 """
@@ -27,7 +27,7 @@ from calibration.layers import Layer, find_layers
 
 @dataclass(frozen=True)
 class Scales:
-    """What the layers' operands are quantised with.
+    """What the layers' operands are quantized with.
 
     activations: scales by tensor name. shifts: by tensor name, the multiple of its scale that is subtracted first, where
     that is not 0 (`calibration.formats.shifted_scale`). weights: by layer name, codes found in place of the nearest ones
@@ -39,14 +39,14 @@ class Scales:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def offset(self, tensor: str) -> float:
-        """Return what is subtracted from a tensor before it is quantised."""
+        """Return what is subtracted from a tensor before it is quantized."""
         return self.shifts.get(tensor, 0) * self.activations[tensor]
 
 
 def insert_qdq(
     model: onnx.ModelProto, layers: Collection[str], scales: Scales, precision: str = "int8"
 ) -> onnx.ModelProto:
-    """Return the graph with the operands of some layers quantised; its names, inputs and outputs stay.
+    """Return the graph with the operands of some layers quantized; its names, inputs and outputs stay.
 
     Args:
         model: a float32 graph; it is not changed.
@@ -74,17 +74,17 @@ def insert_qdq(
     writer = _Writer(Graph(model), grid, scales)
     for name, layer in known.items():
         if name in layers:
-            writer.quantise(layer)
+            writer.quantize(layer)
     return writer.graph.done()
 
 
 class _Writer:
     def __init__(self, graph: Graph, grid: Grid, scales: Scales) -> None:
         self.graph, self.grid, self.scales = graph, grid, scales
-        # tensor and padding -> its dequantised form
-        self._quantised: dict[tuple[str, tuple[int, ...]], str] = {}
+        # tensor and padding -> its dequantized form
+        self._quantized: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def quantise(self, layer: Layer) -> None:
+    def quantize(self, layer: Layer) -> None:
         node = self.graph.node(layer.name)
         shift = self.scales.shifts.get(layer.inputs[0], 0)
         if layer.weight is None and any(self.scales.shifts.get(name) for name in layer.inputs):
@@ -103,7 +103,7 @@ class _Writer:
             node.input[position] = self._activation(name, pads)
 
     def _weight(self, layer: Layer, node: NodeProto) -> tuple[np.ndarray, np.ndarray]:
-        """Quantise a layer's weight; return its codes and scales."""
+        """Quantize a layer's weight; return its codes and scales."""
         g, axis = self.graph, layer.channel_axis
         weight = g.array(layer.weight)
         scale = weight_scale(weight, axis, self.grid)
@@ -137,14 +137,14 @@ class _Writer:
         return pads
 
     def _activation(self, name: str, pads: tuple[int, ...]) -> str:
-        """Quantise a tensor, once for all layers that read it alike; return the name of its dequantised form."""
-        if (name, pads) in self._quantised:
-            return self._quantised[name, pads]
+        """Quantize a tensor, once for all layers that read it alike; return the name of its dequantized form."""
+        if (name, pads) in self._quantized:
+            return self._quantized[name, pads]
         g = self.graph
         scale = self.scales.activations.get(name, math.nan)
         if not 0 < scale < math.inf:
             raise CalibrationError(
-                f"'{name}' has no usable scale ({scale}); calibrate the graph that is quantised"
+                f"'{name}' has no usable scale ({scale}); calibrate the graph that is quantized"
             )
         nodes, source = [], name
         if offset := self.scales.offset(name):
@@ -178,7 +178,7 @@ class _Writer:
             g.nodes[0:0] = nodes
         else:
             g.after(maker, nodes)
-        self._quantised[name, pads] = out
+        self._quantized[name, pads] = out
         return out
 
 

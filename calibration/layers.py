@@ -1,4 +1,4 @@
-"""What of a graph can be quantised: its products and its residual sums, each in the group that a plan decides on."""
+"""What of a graph can be quantized: its products and its residual sums, each in the group that a plan decides on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CHANNEL_AXIS = {"MatMul": 1, "Gemm": 1, "Conv": 0}  # of weights; a Gemm may ha
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that can be quantised.
+    """A node that can be quantized.
 
     operands: positions of its inputs that are activations. weight: its constant operand, with `channel_axis` the axis of
     output channels; None for a product or a sum of two activations. macs: multiply-accumulates for one image.
@@ -47,7 +47,7 @@ class Layer:
 
 
 def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
-    """Return the quantisable nodes of a float32 graph by name, in its order.
+    """Return the quantizable nodes of a float32 graph by name, in its order.
 
     A product of none of the named groups (another family's graph) counts as "linear" or "conv". A product that 8 bits are
     not written for is left out: one whose constant comes first, is no matrix, or is scaled as it is multiplied.

@@ -42,7 +42,7 @@ class QuantPlan:
     layers: tuple[PlannedLayer, ...]
 
     @property
-    def quantised(self) -> tuple[str, ...]:
+    def quantized(self) -> tuple[str, ...]:
         """Names of the layers that run in 8 bits."""
         return tuple(layer.name for layer in self.layers if layer.precision != "high")
 
@@ -78,14 +78,14 @@ class QuantPlan:
 def make_plan(
     layers: Mapping[str, Layer], precision: str = "int8", groups: Collection[str] | None = None
 ) -> QuantPlan:
-    """Quantise the layers of some groups.
+    """Quantize the layers of some groups.
 
     Args:
         layers: of `find_layers`.
         groups: names of groups, "all" for every layer with a weight, "default" for the default ones; None for those.
 
     Raises:
-        CalibrationError: an unknown precision or group, or nothing to quantise.
+        CalibrationError: an unknown precision or group, or nothing to quantize.
     """
     if precision not in PRECISIONS:
         raise CalibrationError(f"'{precision}' is not one of {', '.join(PRECISIONS)}")
@@ -97,16 +97,16 @@ def make_plan(
         raise CalibrationError(f"no layers are called '{strange[0]}'; choose from {', '.join(known)}")
     planned = []
     for layer in layers.values():
-        quantise = layer.group in chosen or ("all" in chosen and layer.weight is not None)
+        quantize = layer.group in chosen or ("all" in chosen and layer.weight is not None)
         reason = (
             ("constant weight" if layer.weight is not None else "asked for")
-            if quantise
+            if quantize
             else _HIGH.get(layer.group, "not asked for")
         )
         planned.append(
-            PlannedLayer(layer.name, layer.group, precision if quantise else "high", reason, layer.macs)
+            PlannedLayer(layer.name, layer.group, precision if quantize else "high", reason, layer.macs)
         )
     plan = QuantPlan(precision, tuple(planned))
-    if not plan.quantised:
-        raise CalibrationError("the plan quantises no layer; choose groups that the model has")
+    if not plan.quantized:
+        raise CalibrationError("the plan quantizes no layer; choose groups that the model has")
     return plan

@@ -1,4 +1,4 @@
-"""Reading 8 bits out of a graph: which layers have their operands quantised, and with which scales."""
+"""Reading 8 bits out of a graph: which layers have their operands quantized, and with which scales."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _FOLLOWED = ("Cast", "Pad")
 
 
 def read_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    """Return every product of a graph, and every sum that is quantised, in graph order.
+    """Return every product of a graph, and every sum that is quantized, in graph order.
 
-    Each with `layer` (the node's name), `precision` ("int8", "fp8", or "high" where its operands are not all quantised to
+    Each with `layer` (the node's name), `precision` ("int8", "fp8", or "high" where its operands are not all quantized to
     8 bits), `scale` of its activation (of the first, where it has two), and `shift`, the multiple of it that is subtracted
     first. Graphs of other tools are read too; where the activation has no single constant scale, `scale` is None.
     """

@@ -1,4 +1,4 @@
-"""From an observed activation to its threshold: the |x| that the largest code of a quantised grid stands for.
+"""From an observed activation to its threshold: the |x| that the largest code of a quantized grid stands for.
 
 Codes are symmetric. int8 has the steps 0, 1, …, 127 of threshold/127 (-128 is not counted on); fp8 has the magnitudes of
 E4M3, scaled so that its largest, 448, stands at the threshold. What lies above the threshold saturates.
@@ -109,7 +109,7 @@ def channel_thresholds(
 
 
 def squared_error(histogram: Histogram, thresholds: np.ndarray, grid: str = "int8") -> np.ndarray:
-    """Return the expected squared error of quantising with each threshold, float64 (n,).
+    """Return the expected squared error of quantizing with each threshold, float64 (n,).
 
     The integral is exact where the values of a bin are spread evenly over it: in each bin the density is constant, so the
     moments up to any point are polynomials of it. With levels q_k, midpoints m_k between q_(k-1) and q_k, and M_j the

@@ -54,7 +54,7 @@ def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 
 
 def tensor_types(model: onnx.ModelProto) -> set[str]:
-    """The types that weights, inputs, outputs, casts and quantisation give the graph, by numpy's names."""
+    """The types that weights, inputs, outputs, casts and quantization give the graph, by numpy's names."""
     from onnx import helper
 
     graph = model.graph

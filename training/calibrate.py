@@ -1,4 +1,4 @@
-"""The ranges that quantisation-aware training rounds with, observed on training images by every process of a run."""
+"""The ranges that quantization-aware training rounds with, observed on training images by every process of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
 from training.loaders import read_sample
-from training.qat import GRID, deployed_tokens, quantised_layers
+from training.qat import GRID, deployed_tokens, quantized_layers
 from training.seeding import CALIBRATION, permutation
 
 METHOD = "mse"
@@ -53,7 +53,7 @@ def calibrate(
         raise InputError(
             f"{data.name} has {len(data.train)} images to train on, fewer than --qat-images {images}; pass fewer"
         )
-    layers = quantised_layers(model, skip)
+    layers = quantized_layers(model, skip)
     observers = {nodes[0]: TensorObserver() for nodes in layers.values()}
     hooks = [
         model.get_submodule(path).register_forward_pre_hook(

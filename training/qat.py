@@ -1,6 +1,6 @@
-"""Quantisation-aware training: the model computes with INT8's rounding, exactly where the deployed graph has it.
+"""Quantization-aware training: the model computes with INT8's rounding, exactly where the deployed graph has it.
 
-Fake quantisation of the deployed Linear and Conv layers, "Quantization and Training of Neural Networks for Efficient
+Fake quantization of the deployed Linear and Conv layers, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference" (arXiv 1712.05877): inputs per tensor, weights per output channel, both symmetric;
 gradients go straight through the rounding. All else computes in float, as it does in the graph.
 
@@ -65,7 +65,7 @@ def _reads_all(model: nn.Module) -> bool:
     return getattr(model, "global_pool", "token") == "avg"
 
 
-def quantised_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+def quantized_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
     """Return the part of `deployed_layers` none of whose nodes matches a pattern of `skip`.
 
     Raises:
@@ -78,7 +78,7 @@ def quantised_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, 
     ]  # which is left out itself in some models
     for pattern in skip:
         if not any(fnmatchcase(node, pattern) for node in nodes):
-            raise InputError(f"no quantised layer is called '{pattern}'{nearest(pattern, nodes)}")
+            raise InputError(f"no quantized layer is called '{pattern}'{nearest(pattern, nodes)}")
     kept = {}
     for layer, own in names.items():
         skipped = [any(fnmatchcase(node, pattern) for pattern in skip) for node in own]
@@ -87,14 +87,14 @@ def quantised_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, 
         if not any(skipped):
             kept[layer] = own
     if not kept:
-        raise InputError("--qat has no layer left to quantise; skip fewer of them")
+        raise InputError("--qat has no layer left to quantize; skip fewer of them")
     return kept
 
 
-# ------------------------------------------------------------------------------------------------ fake quantisation
+# ------------------------------------------------------------------------------------------------ fake quantization
 
 
-class _FakeQuantise(torch.autograd.Function):
+class _FakeQuantize(torch.autograd.Function):
     """Rounding whose gradient is 1 where nothing is clipped, else 0."""
 
     @staticmethod
@@ -109,20 +109,20 @@ class _FakeQuantise(torch.autograd.Function):
         return gradient * inside, None, None, None
 
 
-def quantise_input(x: Tensor, limit: Tensor) -> Tensor:
+def quantize_input(x: Tensor, limit: Tensor) -> Tensor:
     """Return x (any shape) on the grid of scale limit / 127, codes -128..127, rounding half to even; half types as float32."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return _FakeQuantise.apply(x.to(wide), limit / HIGH, LOW, HIGH)
+    return _FakeQuantize.apply(x.to(wide), limit / HIGH, LOW, HIGH)
 
 
-def quantise_weight(weight: Tensor) -> Tensor:
+def quantize_weight(weight: Tensor) -> Tensor:
     """Return weights (out, ...) on the grids of their output channels, of scale max|row| / 127: codes -127..127."""
     largest = weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
     scale = (largest / HIGH).view(-1, *[1] * (weight.ndim - 1))
-    return _FakeQuantise.apply(weight, scale, -HIGH, HIGH)
+    return _FakeQuantize.apply(weight, scale, -HIGH, HIGH)
 
 
-class _Quantised:
+class _Quantized:
     """A layer that rounds its input and its weights; a Linear or Conv made so in place, whose weights keep their names.
 
     input_threshold: the |x| that has the largest code, float32 (), a buffer, and so saved and resumed with the weights.
@@ -137,21 +137,21 @@ class _Quantised:
         """Return input and weights as the layer is to take them."""
         if not self.rounds:
             return x, self.weight
-        rounded = quantise_input(x[:, : self.first], self.input_threshold)
+        rounded = quantize_input(x[:, : self.first], self.input_threshold)
         if self.first is not None:
             rounded = torch.cat((rounded, x[:, self.first :]), dim=1)
-        return rounded, quantise_weight(self.weight)
+        return rounded, quantize_weight(self.weight)
 
 
-class QuantisedLinear(_Quantised, nn.Linear):
-    """`nn.Linear` with fake quantisation: (..., in) → (..., out)."""
+class QuantizedLinear(_Quantized, nn.Linear):
+    """`nn.Linear` with fake quantization: (..., in) → (..., out)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(*self._operands(x), self.bias)
 
 
-class QuantisedConv2d(_Quantised, nn.Conv2d):
-    """`nn.Conv2d` with fake quantisation: (B, in, H, W) → (B, out, h, w)."""
+class QuantizedConv2d(_Quantized, nn.Conv2d):
+    """`nn.Conv2d` with fake quantization: (B, in, H, W) → (B, out, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(*self._operands(x), self.bias)
@@ -164,7 +164,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
-def quantise(model: nn.Module, thresholds: Mapping[str, float], skip: tuple[str, ...] = ()) -> None:
+def quantize(model: nn.Module, thresholds: Mapping[str, float], skip: tuple[str, ...] = ()) -> None:
     """Make the deployed layers of a model round as INT8 does, and freeze its BatchNorm. In place.
 
     Args:
@@ -172,16 +172,16 @@ def quantise(model: nn.Module, thresholds: Mapping[str, float], skip: tuple[str,
             for a state to be loaded over it.
         skip: patterns of node names, such as "stem/*", that stay in float.
     Raises:
-        InputError: a threshold that is no positive number, or see `quantised_layers`.
+        InputError: a threshold that is no positive number, or see `quantized_layers`.
     """
-    for path, nodes in quantised_layers(model, skip).items():
+    for path, nodes in quantized_layers(model, skip).items():
         layer = model.get_submodule(path)
         limit = thresholds.get(nodes[0], 1.0)
         if not 0 < limit < float("inf"):
             raise InputError(
-                f"the input of {nodes[0]} has no range to quantise (threshold {limit:g}); pass other images, or skip it"
+                f"the input of {nodes[0]} has no range to quantize (threshold {limit:g}); pass other images, or skip it"
             )
-        layer.__class__ = QuantisedConv2d if isinstance(layer, nn.Conv2d) else QuantisedLinear
+        layer.__class__ = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
         layer.register_buffer(THRESHOLD, torch.tensor(limit, dtype=torch.float32, device=layer.weight.device))
         layer.first, layer.rounds = deployed_tokens(model, path), True
     for module in model.modules():
@@ -198,12 +198,12 @@ def deployed_tokens(model: nn.Module, path: str) -> int | None:
 
 
 def thresholds_of(model: nn.Module) -> dict[str, float]:
-    """Return node name → threshold of its input, of a model that `quantise` has changed."""
+    """Return node name → threshold of its input, of a model that `quantize` has changed."""
     layers = ((nodes, model.get_submodule(path)) for path, nodes in deployed_layers(model).items())
     return {
         node: float(layer.input_threshold)
         for nodes, layer in layers
-        if isinstance(layer, _Quantised)
+        if isinstance(layer, _Quantized)
         for node in nodes
     }
 
@@ -211,7 +211,7 @@ def thresholds_of(model: nn.Module) -> dict[str, float]:
 @contextmanager
 def in_float(model: nn.Module) -> Iterator[None]:
     """Compute without rounding for the time being."""
-    layers = [m for m in model.modules() if isinstance(m, _Quantised)]
+    layers = [m for m in model.modules() if isinstance(m, _Quantized)]
     for layer in layers:
         layer.rounds = False
     try:

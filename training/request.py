@@ -39,7 +39,7 @@ class TrainRequest:
     teacher: checkpoint of the unslimmed model; without one, plain cross-entropy. init: checkpoint to start from, its head
     replaced where the classes are others; a student starts from its teacher by default. checkpoint_key: where the weights are, in
     whichever of the two has several (`read_checkpoint`). overrides: fields of the recipe
-    that the user set. accumulate: passes a step. qat: quantisation-aware, from the trained model in `init`, calibrated on
+    that the user set. accumulate: passes a step. qat: quantization-aware, from the trained model in `init`, calibrated on
     qat_images; qat_skip: patterns of names of layers that stay in float. mean, std, interpolation, orientation: of the
     preprocessing, in place of what else says it (`sit_deploy.models.data_config`), with `crop_pct` of the recipe.
     """

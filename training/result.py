@@ -46,7 +46,7 @@ class Summary:
     """A finished run.
 
     agreement, kl: of the student with its teacher (see `Metrics`). retained: percent of its top-1. int8: whether the
-    student's figures are those of its fake-quantised form. plan, recipe: what was done, as plain values.
+    student's figures are those of its fake-quantized form. plan, recipe: what was done, as plain values.
     """
 
     weights: Path

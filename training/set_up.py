@@ -22,7 +22,7 @@ from training.make_models import Models, make_models
 from training.optimizer import make_optimiser, make_schedule
 from training.plan import Pace, Place, Plan
 from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
-from training.qat import quantise
+from training.qat import quantize
 from training.recipes import Recipe
 from training.request import TrainRequest
 from training.result import WEIGHTS, card_of
@@ -203,7 +203,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     if resuming:
         position, states = read_state(request.output / LAST, identity)
     if request.qat:
-        _quantise(request, models, data, loaders, world, reporter, resumed=states is not None)
+        _quantize(request, models, data, loaders, world, reporter, resumed=states is not None)
     task = _make_task(request, recipe, models, world)
     optimiser = make_optimiser(task.model, recipe, total_batch)
     schedule = make_schedule(optimiser, recipe, loaders.steps, total_batch)
@@ -242,7 +242,7 @@ def _is_resumed(request: TrainRequest, world: World) -> bool:
     return resuming
 
 
-def _quantise(
+def _quantize(
     request: TrainRequest,
     models: Models,
     data: Data,
@@ -262,7 +262,7 @@ def _quantise(
             images=request.qat_images, seed=request.seed, damaged=loaders.damaged[0], max_damaged=request.max_damaged,
             skip=request.qat_skip, progress=reporter.calibrating,
         )  # fmt: skip
-    quantise(models.model, thresholds, request.qat_skip)
+    quantize(models.model, thresholds, request.qat_skip)
 
 
 def _workers(request: TrainRequest, world: World) -> int:

@@ -17,10 +17,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Job:
-    """Quantise `graph` into `output` by `method`.
+    """Quantize `graph` into `output` by `method`.
 
     images: float32 (n, 3, H, W), preprocessed, of which the graph takes one at a time.
-    layers: names of the nodes to quantise; a method called "default" leaves the choice to the peer.
+    layers: names of the nodes to quantize; a method called "default" leaves the choice to the peer.
     """
 
     graph: Path

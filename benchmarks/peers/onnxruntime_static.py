@@ -2,7 +2,7 @@
 
     python onnxruntime_static.py JOB.json ANSWER.json
 
-Methods: minmax, entropy, percentile on the layers asked for, the layers' outputs left alone (its own choice would quantise
+Methods: minmax, entropy, percentile on the layers asked for, the layers' outputs left alone (its own choice would quantize
 them too, and so the residual stream); "default": MinMax with every operator and output that it takes by itself.
 """
 

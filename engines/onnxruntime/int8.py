@@ -1,13 +1,13 @@
 """INT8 products of a Q/DQ graph as ONNX Runtime's INT8 operators, with the same numbers.
 
-    x → Q → DQ → MatMul or Gemm (· dequantised weight) → + bias   →  Q (uint8) → com.microsoft MatMulIntegerToFloat
+    x → Q → DQ → MatMul or Gemm (· dequantized weight) → + bias   →  Q (uint8) → com.microsoft MatMulIntegerToFloat
     x → + constant → Q                                            →  Q with another zero point
-    dequantised weight of a Conv                                  →  the float weight
+    dequantized weight of a Conv                                  →  the float weight
 
 Activations become uint8, their zero points 128 more: on x86, uint8 by int8 is the product that has fast kernels; int8 by
 int8 is 30 times as slow, and cannot be loaded where `session.x64quantprecision` turns weights into uint8.
 
-The second rule needs a constant that is a whole number of steps of the quantisation, because rounding then commutes
+The second rule needs a constant that is a whole number of steps of the quantization, because rounding then commutes
 with the addition; other constants are still added. A convolution has no fast INT8 operator with a float result, and with
 its weight made float again at each run it would not even have the fast float one.
 
@@ -46,14 +46,14 @@ _FLOAT_OPERATORS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "Fused
 
 @dataclass(frozen=True)
 class _Codes:
-    """A quantised activation.
+    """A quantized activation.
 
-    quantise makes the codes of `source`, with the zero point `encode`; `dequantise` are all its readers, and `decode` is
+    quantize makes the codes of `source`, with the zero point `encode`; `dequantize` are all its readers, and `decode` is
     the zero point of the one in question. Both zero points as uint8 has them.
     """
 
-    quantise: NodeProto
-    dequantise: tuple[NodeProto, ...]
+    quantize: NodeProto
+    dequantize: tuple[NodeProto, ...]
     source: str
     encode: int
     decode: int
@@ -78,14 +78,14 @@ class Product:
     def operands(self, graph: Graph) -> dict[str, str]:
         """Make the activation uint8; return the names of the operator's inputs."""
         codes = self._codes
-        graph.retype(codes.quantise.output[0])
-        codes.quantise.input[0] = codes.source
-        codes.quantise.input[2] = _zero_point(graph, codes.encode)
-        for node in codes.dequantise:
+        graph.retype(codes.quantize.output[0])
+        codes.quantize.input[0] = codes.source
+        codes.quantize.input[2] = _zero_point(graph, codes.encode)
+        for node in codes.dequantize:
             # what else reads the codes sees the same values
             node.input[2] = _zero_point(graph, _zero(graph, node))
         return {
-            "codes": codes.quantise.output[0],
+            "codes": codes.quantize.output[0],
             "weight": self._weight(graph),
             "scale": codes.scale,
             "weight_scale": self.weight_scale,
@@ -157,9 +157,9 @@ def match_product(graph: Graph, node: NodeProto) -> Product | None:
     if gemm and (attribute(node, "transA", 0), attribute(node, "alpha", 1.0)) != (0, 1.0):
         return None
     transposed = gemm and bool(attribute(node, "transB", 0))
-    dequantise = graph.producer(node.input[1], "DequantizeLinear")
-    codes = graph.constant(dequantise.input[0], TensorProto.INT8) if dequantise is not None else None
-    weight = _weight(graph, dequantise, tuple(codes.dims)) if codes is not None else None
+    dequantize = graph.producer(node.input[1], "DequantizeLinear")
+    codes = graph.constant(dequantize.input[0], TensorProto.INT8) if dequantize is not None else None
+    weight = _weight(graph, dequantize, tuple(codes.dims)) if codes is not None else None
     if weight is None or len(codes.dims) != 2 or weight[0] != (0 if transposed else 1):
         return None
     activation = _match_codes(graph, node.input[0])
@@ -172,7 +172,7 @@ def match_product(graph: Graph, node: NodeProto) -> Product | None:
     return Product(
         node=node,
         weight=codes.name,
-        weight_scale=dequantise.input[1],
+        weight_scale=dequantize.input[1],
         shape=(rows, columns),
         transposed=transposed,
         bias=bias or None,
@@ -201,41 +201,41 @@ def _fuse(graph: Graph, product: Product) -> None:
 
 def _match_codes(graph: Graph, name: str) -> _Codes | None:
     """The codes of which a tensor is the values, with whatever constant is added in front."""
-    dequantise = graph.producer(name, "DequantizeLinear")
-    quantise = graph.producer(dequantise.input[0], "QuantizeLinear") if dequantise is not None else None
-    if quantise is None or _zero(graph, quantise) is None:
+    dequantize = graph.producer(name, "DequantizeLinear")
+    quantize = graph.producer(dequantize.input[0], "QuantizeLinear") if dequantize is not None else None
+    if quantize is None or _zero(graph, quantize) is None:
         return None
-    codes = quantise.output[0]
-    is_int8 = graph.constant(quantise.input[2], TensorProto.INT8) is not None
-    readers = graph.readers(codes) if is_int8 else [dequantise]
+    codes = quantize.output[0]
+    is_int8 = graph.constant(quantize.input[2], TensorProto.INT8) is not None
+    readers = graph.readers(codes) if is_int8 else [dequantize]
     if any(not is_operator(node, "DequantizeLinear") or _zero(graph, node) is None for node in readers):
         return None
     if is_int8 and graph.is_output(codes):
         return None
-    source, shift = _match_shift(graph, quantise)
+    source, shift = _match_shift(graph, quantize)
     return _Codes(
-        quantise=quantise,
-        dequantise=tuple(readers) if is_int8 else (),
+        quantize=quantize,
+        dequantize=tuple(readers) if is_int8 else (),
         source=source,
-        encode=_zero(graph, quantise) + shift,
-        decode=_zero(graph, dequantise),
-        scale=dequantise.input[1],
+        encode=_zero(graph, quantize) + shift,
+        decode=_zero(graph, dequantize),
+        scale=dequantize.input[1],
     )
 
 
-def _match_shift(graph: Graph, quantise: NodeProto) -> tuple[str, int]:
-    """What is quantised and the steps added to it: all of a constant in front that is so many steps, or nothing."""
-    name = quantise.input[0]
+def _match_shift(graph: Graph, quantize: NodeProto) -> tuple[str, int]:
+    """What is quantized and the steps added to it: all of a constant in front that is so many steps, or nothing."""
+    name = quantize.input[0]
     add = graph.producer(name, "Add")
     constants = [operand for operand in add.input if graph.float32_shape(operand) == ()] if add else []
     if len(constants) != 1:
         return name, 0
-    step = graph.array(quantise.input[1], TensorProto.FLOAT).item()
+    step = graph.array(quantize.input[1], TensorProto.FLOAT).item()
     amount = graph.array(constants[0], TensorProto.FLOAT).item()
     if not (step > 0 and math.isfinite(amount)):
         return name, 0
     steps = round(amount / step)
-    if np.float32(steps * step) != np.float32(amount) or not 0 <= _zero(graph, quantise) + steps <= 255:
+    if np.float32(steps * step) != np.float32(amount) or not 0 <= _zero(graph, quantize) + steps <= 255:
         return name, 0
     return other(add, constants[0]), steps
 
@@ -256,21 +256,21 @@ def _zero_point(graph: Graph, value: int) -> str:
 
 
 def _is_float_conv(graph: Graph, node: NodeProto) -> bool:
-    """Whether a node is a Conv that ONNX Runtime makes no QLinearConv of: one whose result is not quantised at once."""
+    """Whether a node is a Conv that ONNX Runtime makes no QLinearConv of: one whose result is not quantized at once."""
     after = ("QuantizeLinear", "Relu", "Clip")
     return is_operator(node, "Conv") and not any(
         is_operator(reader, operator) for reader in graph.readers(node.output[0]) for operator in after
     )
 
 
-def _weight(graph: Graph, dequantise: NodeProto, shape: tuple[int, ...]) -> tuple[int, np.ndarray] | None:
-    """The axis of output channels of a dequantised int8 constant and their float32 scales; None for another kind."""
-    scale = graph.array(dequantise.input[1], TensorProto.FLOAT)
-    axis = attribute(dequantise, "axis", 1)
+def _weight(graph: Graph, dequantize: NodeProto, shape: tuple[int, ...]) -> tuple[int, np.ndarray] | None:
+    """The axis of output channels of a dequantized int8 constant and their float32 scales; None for another kind."""
+    scale = graph.array(dequantize.input[1], TensorProto.FLOAT)
+    axis = attribute(dequantize, "axis", 1)
     if scale is None or not -len(shape) <= axis < len(shape) or scale.shape != (shape[axis],):
         return None
-    if len(dequantise.input) > 2 and dequantise.input[2]:
-        zero = graph.array(dequantise.input[2], TensorProto.INT8)
+    if len(dequantize.input) > 2 and dequantize.input[2]:
+        zero = graph.array(dequantize.input[2], TensorProto.INT8)
         if zero is None or zero.any():
             return None
     return axis % len(shape), scale

@@ -18,7 +18,7 @@ def split_projections(model: onnx.ModelProto) -> int:
     Queries, keys and values come from one product, which OpenVINO then takes apart with a copy; three products write them
     where they are wanted. The numbers are the same. Changes the model; returns how many products were split.
 
-    Quantised weights (DequantizeLinear of constants) are split with their scales, and a bias with its product.
+    Quantized weights (DequantizeLinear of constants) are split with their scales, and a bias with its product.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -77,8 +77,8 @@ def _projection(
         return None
     weight = product.input[1]
     low = makers.get(weight)
-    quantised = low is not None and low.op_type == "DequantizeLinear" and low.input[0] in constants
-    if weight not in constants and not quantised:
+    quantized = low is not None and low.op_type == "DequantizeLinear" and low.input[0] in constants
+    if weight not in constants and not quantized:
         return None
     return chain
 
@@ -148,7 +148,7 @@ class _Part:
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
-    """Remove constants, and dequantisations of constants, that nothing reads any more."""
+    """Remove constants, and dequantizations of constants, that nothing reads any more."""
     graph = model.graph
     wanted = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
     nodes = [n for n in graph.node if n.op_type != "DequantizeLinear" or n.output[0] in wanted]

@@ -68,7 +68,7 @@ ENGINES = ("auto", *KINDS)
 @click.option(
     "--sensitivity",
     is_flag=True,
-    help="Also quantise one layer at a time and report what each costs (int8, fp8).",
+    help="Also quantize one layer at a time and report what each costs (int8, fp8).",
 )
 @click.option(
     "--target", "targets", multiple=True, metavar="smXY", help="GPU to build for (TensorRT-RTX); may repeat."

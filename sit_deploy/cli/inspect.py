@@ -49,7 +49,7 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
 
     bundle = load_bundle(target) if target.is_dir() else None
     graph = _read(bundle.model_path if bundle else target)
-    layers = quantised_layers(graph, _reported(bundle))
+    layers = quantized_layers(graph, _reported(bundle))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
     open_batch = any(not d.HasField("dim_value") for d in dims)
     findings = lint(graph, max_opset=opset, dynamic_batch=open_batch)
@@ -107,7 +107,7 @@ def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
     return (report.get("quantization") or {}).get("layers", [])
 
 
-def quantised_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def quantized_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the layers of a graph with what they run in and their scales, as the graph itself has them, and with why and
     with what error, as the report has it."""
     from calibration.read_qdq import read_layers

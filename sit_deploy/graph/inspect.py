@@ -148,7 +148,7 @@ class Block:
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """What a graph holds. `parameters` are weights only: floating point or quantised, not the shapes of Reshapes."""
+    """What a graph holds. `parameters` are weights only: floating point or quantized, not the shapes of Reshapes."""
 
     inputs: tuple[Interface, ...]
     outputs: tuple[Interface, ...]
@@ -222,7 +222,7 @@ def _bits(dtype: int) -> int:
 
 
 def _product_dtype(output: str, graph: onnx.GraphProto, info: dict[str, TensorInfo]) -> str:
-    """Return the type a product's operands are held in: the quantised one if both are dequantised just before it."""
+    """Return the type a product's operands are held in: the quantized one if both are dequantized just before it."""
     producer = {name: node for node in graph.node for name in node.output}
     left, right = producer[output].input[:2]
     sources = [producer.get(left), producer.get(right)]

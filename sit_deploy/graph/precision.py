@@ -44,7 +44,7 @@ _FP32_REASON = {
     "ReduceMean": "mean sums tokens",
     "Softmax": "softmax sums exponentials",
 }
-# They copy values, so they compute nothing that a type could harm. Quantisation belongs here: the scale sets the type.
+# They copy values, so they compute nothing that a type could harm. Quantization belongs here: the scale sets the type.
 MOVEMENT = frozenset(
     {
         "Concat",

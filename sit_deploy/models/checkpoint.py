@@ -130,7 +130,7 @@ def _read_values(found: dict[str, Stored], path: Path) -> StateDict:
 def _check_values(key: str, value: Tensor, path: Path) -> None:
     if value.is_meta or value.is_quantized or value.is_complex() or value.layout != torch.strided:
         raise InputError(
-            f"checkpoint {path} holds no plain numbers in '{key}' (a quantised, sparse, complex or empty tensor); save the float model"
+            f"checkpoint {path} holds no plain numbers in '{key}' (a quantized, sparse, complex or empty tensor); save the float model"
         )
     if not value.is_floating_point() or key.endswith("num_batches_tracked"):
         return  # the counter of BatchNorm, which nothing reads, overflows where a whole state dict was made half

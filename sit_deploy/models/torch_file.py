@@ -37,7 +37,7 @@ _NUMPY_DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file. shape: its sides. plain: whether it is made of numbers as they are (else it is quantised, sparse
+    """A tensor in a file. shape: its sides. plain: whether it is made of numbers as they are (else it is quantized, sparse
     or has no values). read: gives the values."""
 
     shape: tuple[int, ...]

@@ -37,7 +37,7 @@ def order_of_return(plan: QuantPlan, noise: Mapping[str, float]) -> list[str]:
         noise: by layer, the power of the logits' error with that layer alone in 8 bits.
     """
     macs = {layer.name: max(layer.macs, 1) for layer in plan.layers}
-    return sorted(plan.quantised, key=lambda name: (-noise[name] / macs[name], name))
+    return sorted(plan.quantized, key=lambda name: (-noise[name] / macs[name], name))
 
 
 def fit(

@@ -157,7 +157,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
 
     made = make_graph(work, folder)
     eight = None
-    if made.lowered.quantiser is not None:
+    if made.lowered.quantizer is not None:
         made, eight = settle(work, made, folder)
         if engine.kind == "openvino" and not work.request.quantize:
             work.notes.append(_STEM_NOTE)
@@ -305,13 +305,13 @@ def _accuracy(
 def _calibration(made: Graph) -> dict[str, Any] | None:
     """Return how a graph in 8 bits came by its ranges, None for one that is not."""
     lowered = made.lowered
-    if lowered.quantiser is None:
+    if lowered.quantizer is None:
         return None
     if lowered.calibration is None:
         return {"method": "trained", "file": None}
     images = lowered.calibration.images
     return {
-        "method": lowered.quantiser.method,
+        "method": lowered.quantizer.method,
         "file": CALIBRATION,
         "images": images.count,
         "source": images.description,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sit_deploy.pipeline.float_graph import Work
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.quantize.calibrate import ImageStream
-    from sit_deploy.quantize.quantizer import Quantiser
+    from sit_deploy.quantize.quantizer import Quantizer
 
 RANGES_BATCH = 8  # images that ranges are observed on at once
 
@@ -31,14 +31,14 @@ RANGES_BATCH = 8  # images that ranges are observed on at once
 class Lowered:
     """A graph in its precision, which node computes in what, and its logits on the compared images.
 
-    quantiser, calibration, stream: where it holds 8 bits; calibration is None for a model trained for them, stream where
+    quantizer, calibration, stream: where it holds 8 bits; calibration is None for a model trained for them, stream where
     there are no images beside a calibration cache.
     """
 
     graph: onnx.ModelProto
     plan: PrecisionPlan
     logits: np.ndarray
-    quantiser: Quantiser | None = None
+    quantizer: Quantizer | None = None
     calibration: Calibration | None = None
     stream: ImageStream | None = None
 
@@ -66,26 +66,26 @@ def lower(work: Work, exported: Exported, preprocessing: Preprocessing, folder: 
         return Lowered(*to_precision(exported.graph, "fp32"), exported.logits)
     if precision not in EIGHT_BITS:
         return Lowered(*to_half(work, exported, exported.graph, precision, folder))
-    quantiser, calibration, stream = _quantiser(work, exported, preprocessing)
-    return lower_quantised(work, exported, quantiser, calibration, stream, folder)
+    quantizer, calibration, stream = _quantizer(work, exported, preprocessing)
+    return lower_quantized(work, exported, quantizer, calibration, stream, folder)
 
 
-def lower_quantised(
+def lower_quantized(
     work: Work,
     exported: Exported,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     calibration: Calibration | None,
     stream: ImageStream | None,
     folder: Path,
 ) -> Lowered:
-    """Write 8 bits into the graph as a quantiser's plan says, and the rest as the request says."""
+    """Write 8 bits into the graph as a quantizer's plan says, and the rest as the request says."""
     from sit_deploy.graph import lint
     from sit_deploy.graph.precision import to_precision
     from sit_deploy.pipeline.float_graph import graph_logits, write_graph
 
     request = work.request
     with work.step(f"Writing {request.precision} into the graph"):
-        low = quantiser.quantised()
+        low = quantizer.quantized()
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
         write_graph(low, folder / MODEL)
         logits = graph_logits(folder / MODEL, exported.images, request.batch_range)
@@ -94,10 +94,10 @@ def lower_quantised(
         work.hops.append(compare(name, logits, exported.logits, exported.reference, tolerance))
         _require(work)
     if request.high == "fp32":
-        return Lowered(low, to_precision(low, "fp32")[1], logits, quantiser, calibration, stream)
+        return Lowered(low, to_precision(low, "fp32")[1], logits, quantizer, calibration, stream)
     rest = Exported(low, exported.images, logits, exported.reference)
-    graph, plan, logits = to_half(work, rest, quantiser.graph, request.high, folder)
-    return Lowered(graph, plan, logits, quantiser, calibration, stream)
+    graph, plan, logits = to_half(work, rest, quantizer.graph, request.high, folder)
+    return Lowered(graph, plan, logits, quantizer, calibration, stream)
 
 
 def to_half(
@@ -157,16 +157,16 @@ def float16_ranges(
     )
 
 
-def _quantiser(
+def _quantizer(
     work: Work, exported: Exported, preprocessing: Preprocessing
-) -> tuple[Quantiser, Calibration | None, ImageStream | None]:
-    """Return what quantises the graph: from the model's training, from a calibration cache, or from images."""
-    from sit_deploy.quantize.quantizer import make_quantiser, trained_quantiser
+) -> tuple[Quantizer, Calibration | None, ImageStream | None]:
+    """Return what quantizes the graph: from the model's training, from a calibration cache, or from images."""
+    from sit_deploy.quantize.quantizer import make_quantizer, trained_quantizer
 
     request = work.request
     if request.trained_thresholds:
         work.notes.append("the model was trained in int8 (--qat): its own thresholds are used")
-        return trained_quantiser(exported.graph, request.trained_thresholds), None, None
+        return trained_quantizer(exported.graph, request.trained_thresholds), None, None
     stream = calibration_stream(request, preprocessing)
     shared = count_shared(stream.sources, work.samples) if stream and work.samples else 0
     if shared:
@@ -178,9 +178,9 @@ def _quantiser(
         calibration = _calibration(work, exported.graph, stream, preprocessing, report)
     method = None if request.calib_method == "auto" else request.calib_method
     with work.step("Rounding and measuring layers") as report:
-        quantiser = make_quantiser(exported.graph, calibration, stream, request.quantize, method, report)
-    work.notes += quantiser.notes
-    return quantiser, calibration, stream
+        quantizer = make_quantizer(exported.graph, calibration, stream, request.quantize, method, report)
+    work.notes += quantizer.notes
+    return quantizer, calibration, stream
 
 
 def calibrate_alone(
@@ -218,7 +218,7 @@ def calibrate_alone(
             request.precision,
             request.calib_method,
             percentile=request.calib_percentile,
-            layers=make_plan(find_layers(graph), request.precision, request.quantize).quantised,
+            layers=make_plan(find_layers(graph), request.precision, request.quantize).quantized,
             gather=gather,
             rank=rank,
             size=size,
@@ -269,7 +269,7 @@ def _calibration(
         )
         work.notes.append(f"calibrated by {cache}, made from {found.images.description}")
         return found
-    layers = make_plan(find_layers(graph), request.precision, request.quantize).quantised
+    layers = make_plan(find_layers(graph), request.precision, request.quantize).quantized
     found, notes = calibrate(
         graph,
         stream,

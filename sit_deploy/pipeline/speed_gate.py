@@ -71,13 +71,13 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
 
     def measure_alone() -> dict[str, float]:
         if not alone:
-            with work.step("Quantising one layer at a time") as report:
+            with work.step("Quantizing one layer at a time") as report:
                 from sit_deploy.data.images import spread
 
                 stream = lowered.stream or _validation_stream(work, made)
                 labelled = spread(work.samples or [], SENSITIVITY_LABELLED) if request.sensitivity else []
                 alone.update(
-                    sensitivity(lowered.quantiser, stream.spread(SENSITIVITY_IMAGES), labelled, report)
+                    sensitivity(lowered.quantizer, stream.spread(SENSITIVITY_IMAGES), labelled, report)
                 )
         return {name: row["noise"] for name, row in alone.items()}
 
@@ -90,13 +90,13 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
             require(work.hops, f"{request.high} was built instead")
         except GateError as error:
             raise NoGainError(str(error)) from None
-    quantiser = made.lowered.quantiser
+    quantizer = made.lowered.quantizer
     return made, {
-        "method": quantiser.method,
-        "bias_correction": quantiser.corrected,
+        "method": quantizer.method,
+        "bias_correction": quantizer.corrected,
         "rest": request.high,
-        "share_of_macs": quantiser.plan.share,
-        "layers": quantiser.rows(alone),
+        "share_of_macs": quantizer.plan.share,
+        "layers": quantizer.rows(alone),
         "tries": [{"share_of_macs": share, "drop": drop} for share, drop in tries],
     }
 
@@ -114,7 +114,7 @@ def _keep_budget(
     work: Work, made: Graph, folder: Path, noise: Callable[[], Mapping[str, float]]
 ) -> tuple[Graph, tuple[tuple[float, float], ...]]:
     from sit_deploy.pipeline.accuracy_budget import fit
-    from sit_deploy.pipeline.lower import lower_quantised
+    from sit_deploy.pipeline.lower import lower_quantized
 
     request, first = work.request, made.lowered
     limit = request.max_accuracy_drop
@@ -123,23 +123,23 @@ def _keep_budget(
 
     def attempt(plan: QuantPlan) -> Accuracy:
         nonlocal made
-        if plan is not made.lowered.quantiser.plan:
+        if plan is not made.lowered.quantizer.plan:
             work.hops[:] = hops  # the float graph's; this plan's come new
-            quantiser = first.quantiser.with_plan(plan)
-            lowered = lower_quantised(work, made.exported, quantiser, first.calibration, first.stream, folder)
+            quantizer = first.quantizer.with_plan(plan)
+            lowered = lower_quantized(work, made.exported, quantizer, first.calibration, first.stream, folder)
             made = replace(made, lowered=lowered)
         with work.step("Measuring accuracy of a plan") as report:
             return _graph_accuracy(work, made, folder, reference, report)
 
-    whole = attempt(first.quantiser.plan)
-    result = fit(first.quantiser.plan, whole, limit, noise, attempt)
+    whole = attempt(first.quantizer.plan)
+    result = fit(first.quantizer.plan, whole, limit, noise, attempt)
     told = "; ".join(f"{share:.0%} in 8 bits: {drop:+.2f}" for share, drop in result.tries)
     if result.plan is None:
         raise NoGainError(
             f"{request.precision} cannot keep top-1 within {limit:g} points (lost by share of the work {told}); "
             f"{request.high} was built instead"
         )
-    if made.lowered.quantiser.plan is not result.plan:
+    if made.lowered.quantizer.plan is not result.plan:
         attempt(result.plan)  # writes its graph again
     high = [layer.name for layer in result.plan.layers if layer.reason.startswith("kept high for accuracy")]
     if high:

@@ -131,7 +131,7 @@ def calibrate(
     Args:
         stream: all images. rank, size: this process among those that take a share of them each.
         method: one of `METHODS_OF[precision]`, or "auto": the one with the best logits on some of the images.
-        layers: names of those that are to be quantised, which the methods are compared on; the plan's default ones if
+        layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if
             none. Ranges are observed for every other layer that has a weight too.
         gather: merges what all processes saw; each of them gets the same back.
 
@@ -214,14 +214,14 @@ def best_method(
 ) -> str:
     """Return the method whose thresholds leave the logits nearest to those of the float graph, weights rounded to nearest."""
     known = find_layers(graph)
-    names = layers or make_plan(known, calibration.grid).quantised
-    quantised = [known[name] for name in names]
+    names = layers or make_plan(known, calibration.grid).quantized
+    quantized = [known[name] for name in names]
     reference = run_logits(graph, stream)
     found: dict[str, float] = {}
     methods = METHODS_OF[calibration.grid]
     for done, method in enumerate(methods):
         progress("Comparing calibration methods", done, len(methods))
-        scales = choose_scales(calibration, quantised, method)
+        scales = choose_scales(calibration, quantized, method)
         low = insert_qdq(graph, names, scales, calibration.grid)
         found[method] = logits_error(run_logits(low, stream), reference)
     progress("Comparing calibration methods", len(methods), len(methods))

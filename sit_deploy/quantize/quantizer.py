@@ -28,8 +28,8 @@ MEASURED_ON = 32  # images that layers, and their bias correction, are measured 
 
 
 @dataclass(frozen=True)
-class Quantiser:
-    """A float32 graph and all that quantising any of its layers takes.
+class Quantizer:
+    """A float32 graph and all that quantizing any of its layers takes.
 
     graph: with its scales migrated. plan: what the user asked for. errors: of each of its layers by itself; empty where
     there were no images. corrected: whether biases are corrected.
@@ -47,16 +47,16 @@ class Quantiser:
     def layers(self) -> dict[str, Layer]:
         return find_layers(self.graph)
 
-    def quantised(self, layers: Collection[str] | None = None) -> onnx.ModelProto:
+    def quantized(self, layers: Collection[str] | None = None) -> onnx.ModelProto:
         """Return the float32 graph with Q/DQ on some of the plan's layers, or on all of them."""
-        names = self.plan.quantised if layers is None else layers
+        names = self.plan.quantized if layers is None else layers
         low = insert_qdq(self.graph, names, self.scales, self.plan.precision)
         if not self.corrected:
             return low
         return correct_biases(low, {name: self.errors[name] for name in names})
 
-    def with_plan(self, plan: QuantPlan) -> Quantiser:
-        """Return the same with fewer layers quantised."""
+    def with_plan(self, plan: QuantPlan) -> Quantizer:
+        """Return the same with fewer layers quantized."""
         return replace(self, plan=plan)
 
     def rows(self, sensitivity: Mapping[str, Mapping[str, float]] | None = None) -> list[dict[str, Any]]:
@@ -82,20 +82,20 @@ class Quantiser:
         return found
 
 
-def make_quantiser(
+def make_quantizer(
     graph: onnx.ModelProto,
     calibration: Calibration,
     stream: ImageStream | None,
     groups: Collection[str] | None = None,
     method: str | None = None,
     progress: Progress | None = None,
-) -> Quantiser:
-    """Return what quantises a float32 graph as its calibration says.
+) -> Quantizer:
+    """Return what quantizes a float32 graph as its calibration says.
 
     Args:
         stream: calibration images, to round the weights and measure the layers with. Without any, weights are rounded
             to the nearest code, nothing is measured, and the notes say so.
-        groups: of layers to quantise (`calibration.plan`); None for the default ones.
+        groups: of layers to quantize (`calibration.plan`); None for the default ones.
         method: of the thresholds, in place of the calibration's own.
 
     Raises:
@@ -106,26 +106,26 @@ def make_quantiser(
     layers = find_layers(migrated)
     plan = make_plan(layers, calibration.grid, groups)
     method = method or calibration.method
-    scales = choose_scales(calibration, [layers[name] for name in plan.quantised], method)
+    scales = choose_scales(calibration, [layers[name] for name in plan.quantized], method)
     if stream is None:
         note = "no images were given beside the calibration: weights are rounded to nearest and layers are not measured"
-        return Quantiser(migrated, plan, scales, {}, False, method, (note,))
-    codes = round_weights(migrated, plan.quantised, stream.spread(ROUNDED_ON), calibration.grid, report)
+        return Quantizer(migrated, plan, scales, {}, False, method, (note,))
+    codes = round_weights(migrated, plan.quantized, stream.spread(ROUNDED_ON), calibration.grid, report)
     scales = replace(scales, weights=codes)
     few = stream.spread(MEASURED_ON)
-    errors = measure_layers(migrated, plan.quantised, few, scales, calibration.grid, report)
-    plain = Quantiser(migrated, plan, scales, errors, False, method)
+    errors = measure_layers(migrated, plan.quantized, few, scales, calibration.grid, report)
+    plain = Quantizer(migrated, plan, scales, errors, False, method)
     corrected = replace(plain, corrected=True)
     reference = run_logits(migrated, few)
     # rounding against the inputs leaves little for a correction to mend, and now and then nothing: measured, not assumed
-    better = logits_error(run_logits(corrected.quantised(), few), reference) < logits_error(
-        run_logits(plain.quantised(), few), reference
+    better = logits_error(run_logits(corrected.quantized(), few), reference) < logits_error(
+        run_logits(plain.quantized(), few), reference
     )
     return corrected if better else plain
 
 
-def trained_quantiser(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -> Quantiser:
-    """Return what quantises a model that was trained to be rounded (`train --qat`), with the thresholds it learned.
+def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -> Quantizer:
+    """Return what quantizes a model that was trained to be rounded (`train --qat`), with the thresholds it learned.
 
     Nothing is migrated, shifted, rounded otherwise or corrected: the graph is to compute what was trained.
 
@@ -153,16 +153,16 @@ def trained_quantiser(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
     activations: dict[str, float] = {}
     for name, limit in thresholds.items():
         activations[layers[name].inputs[0]] = float(float16_scale(limit / 127))
-    return Quantiser(graph, QuantPlan("int8", planned), Scales(activations), {}, False, "trained")
+    return Quantizer(graph, QuantPlan("int8", planned), Scales(activations), {}, False, "trained")
 
 
 def sensitivity(
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     stream: ImageStream,
     labelled: Iterable[tuple[Any, int]] = (),
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Quantise one layer at a time; return for each what it alone does to the logits.
+    """Quantize one layer at a time; return for each what it alone does to the logits.
 
     Args:
         labelled: (image, class) pairs; with any, top-1 in percent is measured on them beside the SQNR on the stream.
@@ -176,15 +176,15 @@ def sensitivity(
     samples = list(labelled)
     labels = np.array([label for _, label in samples])
     images = replace(stream, sources=[source for source, _ in samples]) if samples else None
-    reference = run_logits(quantiser.graph, stream)
+    reference = run_logits(quantizer.graph, stream)
     signal = float(np.square(reference.astype(np.float64)).mean())
-    right = float((run_logits(quantiser.graph, images).argmax(1) == labels).mean()) if images else 0.0
+    right = float((run_logits(quantizer.graph, images).argmax(1) == labels).mean()) if images else 0.0
     found: dict[str, dict[str, float]] = {}
-    names = quantiser.plan.quantised
+    names = quantizer.plan.quantized
     for done, name in enumerate(names):
         if progress:
             progress("One layer at a time", done, len(names))
-        alone = quantiser.quantised([name])
+        alone = quantizer.quantized([name])
         noise = logits_error(run_logits(alone, stream), reference)
         row = {"noise": noise}
         if noise > 0 and signal > 0:

@@ -94,7 +94,7 @@ class SpeedOf8Bits(Struct):
             raise ValueError("it has neither a figure nor a doubt")
 
 
-class QuantisedLayer(Struct):
+class QuantizedLayer(Struct):
     layer: Text
     precision: str
     reason: str
@@ -108,7 +108,7 @@ class Quantization(Struct):
     method: str
     rest: str
     share_of_macs: Share
-    layers: list[QuantisedLayer]
+    layers: list[QuantizedLayer]
     speed: SpeedOf8Bits | None
 
 

@@ -1,7 +1,7 @@
 """Where a graph's residual stream leaves that of the float32 graph: after which block, and by how much.
 
 Both run on ONNX Runtime's CPU, the rounding of 16 bits written out. Only the stream is compared: between its tensors an
-exact rewrite (scales that migrated before quantisation) may hold other values that mean the same.
+exact rewrite (scales that migrated before quantization) may hold other values that mean the same.
 """
 
 from __future__ import annotations

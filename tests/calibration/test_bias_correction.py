@@ -27,14 +27,14 @@ def prepared(
 ) -> tuple[onnx.ModelProto, tuple[str, ...], Scales]:
     model = exported(name, 1, opset)
     layers = find_layers(model)
-    names = make_plan(layers, precision, groups).quantised
+    names = make_plan(layers, precision, groups).quantized
     return model, names, scales_of(model, [layers[n] for n in names], images_for(model), precision, shifted)
 
 
 def alone(
     model: onnx.ModelProto, name: str, image: np.ndarray, scales: Scales, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return one layer's output, and what it is where the layer alone is quantised: of two graphs run for themselves."""
+    """Return one layer's output, and what it is where the layer alone is quantized: of two graphs run for themselves."""
     output = next(node.output[0] for node in model.graph.node if node.name == name)
     low = insert_qdq(model, [name], scales, precision)
     # with a shift the layer's own output is only whole with its bias
@@ -126,7 +126,7 @@ def test_corrected_biases_leave_no_mean_error(name: str, shifted: bool) -> None:
     ]
     with_bias = 0
     for layer in names:
-        # the layer for itself once more, its bias corrected in the graph in which it alone is quantised
+        # the layer for itself once more, its bias corrected in the graph in which it alone is quantized
         single = correct_biases(insert_qdq(model, [layer], scales), {layer: errors[layer]})
         output, means = output_of(model, layer), []
         for image in images:

@@ -177,7 +177,7 @@ def test_layers_of_a_graph(precision: str) -> None:
     """Every layer is rounded against the inputs that the float graph gives it, all tokens of all images."""
     model = exported("sit")
     layers, images, grid = find_layers(model), images_for(model, 5), GRIDS[precision]
-    names = make_plan(layers, precision, ["all"]).quantised
+    names = make_plan(layers, precision, ["all"]).quantized
     codes = round_weights(model, names, [np.concatenate(images[:3]), *images[3:]], precision)
     assert list(codes) == list(names)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -217,7 +217,7 @@ class Images:
 
 def test_several_passes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = exported("sit")
-    names = make_plan(find_layers(model)).quantised
+    names = make_plan(find_layers(model)).quantized
     once, often = Images(images_for(model)), Images(images_for(model))
     calls: list[tuple[int, int]] = []
     expected = round_weights(model, names, once)

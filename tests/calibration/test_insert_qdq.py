@@ -22,7 +22,7 @@ from tests.helpers.graphs import exported, images_for, run, scales_of, sqnr_db
 EVERYTHING = ("all", "attention", "aggregation", "residual")
 
 
-def quantised(
+def quantized(
     model: onnx.ModelProto,
     groups: tuple[str, ...] | None = None,
     precision: str = "int8",
@@ -30,7 +30,7 @@ def quantised(
 ) -> tuple[onnx.ModelProto, list[Layer], Scales]:
     """Return a graph with Q/DQ, the layers that have it, and the scales."""
     layers = find_layers(model)
-    chosen = [layers[name] for name in make_plan(layers, precision, groups).quantised]
+    chosen = [layers[name] for name in make_plan(layers, precision, groups).quantized]
     scales = scales_of(model, chosen, images_for(model), precision, shifted)
     return insert_qdq(model, [layer.name for layer in chosen], scales, precision), chosen, scales
 
@@ -86,7 +86,7 @@ def reference(
 @pytest.mark.parametrize(("precision", "shifted"), [("int8", False), ("int8", True), ("fp8", False)])
 def test_every_layer_equals_a_numpy_reference(name: str, precision: str, shifted: bool) -> None:
     model = exported(name)
-    low, layers, scales = quantised(model, EVERYTHING, precision, shifted)
+    low, layers, scales = quantized(model, EVERYTHING, precision, shifted)
     assert bool(scales.shifts) == shifted
     outputs = [with_bias(model, layer) for layer in layers]
     names = [name for layer in layers for name in layer.inputs] + [name for name, _ in outputs]
@@ -124,9 +124,9 @@ def test_shifts_are_exact() -> None:
     assert not np.array_equal(run(plain, images)["a"], before["a"])
 
 
-def test_a_tensor_is_quantised_once_and_its_other_readers_keep_the_float() -> None:
+def test_a_tensor_is_quantized_once_and_its_other_readers_keep_the_float() -> None:
     model = exported("sit")
-    low, layers, _ = quantised(model, EVERYTHING)
+    low, layers, _ = quantized(model, EVERYTHING)
     inputs = {name for layer in layers for name in layer.inputs}
     sources = Counter(node.input[0] for node in low.graph.node if node.op_type == "QuantizeLinear")
     assert sources == Counter(dict.fromkeys(inputs, 1))
@@ -155,7 +155,7 @@ def test_two_layers_share_what_both_read() -> None:
 @pytest.mark.parametrize("opset", [17, 20])
 def test_the_graph_is_deployable_as_it_is(opset: int) -> None:
     model = exported("sit", "batch", opset)
-    low, _, _ = quantised(model, EVERYTHING, shifted=True)
+    low, _, _ = quantized(model, EVERYTHING, shifted=True)
     assert lint(low, max_opset=opset, dynamic_batch=True) == []
     assert low.graph.input == model.graph.input and low.graph.output == model.graph.output
     assert {node.name for node in model.graph.node} <= {node.name for node in low.graph.node}
@@ -167,7 +167,7 @@ def test_the_graph_is_deployable_as_it_is(opset: int) -> None:
 
 @pytest.mark.parametrize(("opset", "precision"), [(17, "int8"), (20, "int8"), (20, "fp8")])
 def test_fp16_holds_the_same_codes_and_scales(opset: int, precision: str) -> None:
-    low, _, _ = quantised(exported("sit", 1, opset), EVERYTHING, precision, shifted=precision == "int8")
+    low, _, _ = quantized(exported("sit", 1, opset), EVERYTHING, precision, shifted=precision == "int8")
     half, _ = to_precision(low, "fp16")
     assert lint(half, max_opset=opset) == []
     before, after = constants(low), constants(half)
@@ -196,7 +196,7 @@ def test_fp16_holds_the_same_codes_and_scales(opset: int, precision: str) -> Non
 
 def test_the_same_bytes_each_time() -> None:
     model = exported("sit")
-    low, layers, scales = quantised(model, EVERYTHING, shifted=True)
+    low, layers, scales = quantized(model, EVERYTHING, shifted=True)
     again = insert_qdq(model, {layer.name for layer in reversed(layers)}, scales)
     assert again.SerializeToString(deterministic=True) == low.SerializeToString(deterministic=True)
     assert model == exported("sit")
@@ -221,7 +221,7 @@ def test_a_dead_layer_and_a_dead_channel() -> None:
     values = numpy_helper.to_array(weight).copy()
     values[:, 3:] = 0
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    low, _, _ = quantised(model)
+    low, _, _ = quantized(model)
     images = images_for(model)[0]
     assert sqnr_db(run(low, images)["logits"], run(model, images)["logits"]) > 15
 
@@ -272,7 +272,7 @@ def test_the_real_builder_takes_it(tmp_path: Path, precision: str, targets: tupl
 
     model = exported("sit_nano")
     layers = find_layers(model)
-    names = make_plan(layers, precision).quantised
+    names = make_plan(layers, precision).quantized
     activations, shifts = {}, {}
     for layer in map(layers.__getitem__, names):
         (name,) = layer.inputs

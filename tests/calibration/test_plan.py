@@ -25,7 +25,7 @@ def test_default(layers: dict[str, Layer], precision: str) -> None:
         assert layer.precision == ("high" if layer.group in HIGH else precision)
         assert layer.macs == layers[layer.name].macs
         assert layer.reason
-    assert plan.quantised == tuple(name for name, layer in layers.items() if layer.group not in HIGH)
+    assert plan.quantized == tuple(name for name, layer in layers.items() if layer.group not in HIGH)
     reasons = {layer.group: layer.reason for layer in plan.layers if layer.group in HIGH}
     assert len(set(reasons.values())) == len(HIGH)
 
@@ -33,27 +33,27 @@ def test_default(layers: dict[str, Layer], precision: str) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_one_group(layers: dict[str, Layer], group: str) -> None:
     plan = make_plan(layers, "int8", [group])
-    assert plan.quantised == tuple(name for name, layer in layers.items() if layer.group == group)
+    assert plan.quantized == tuple(name for name, layer in layers.items() if layer.group == group)
 
 
 def test_default_and_one_more(layers: dict[str, Layer]) -> None:
     assert make_plan(layers, groups=["default"]) == make_plan(layers)
-    more = set(make_plan(layers, groups=["default", "head"]).quantised)
-    assert more == {*make_plan(layers).quantised, "head"}
+    more = set(make_plan(layers, groups=["default", "head"]).quantized)
+    assert more == {*make_plan(layers).quantized, "head"}
 
 
 def test_all_is_every_layer_with_a_weight(layers: dict[str, Layer]) -> None:
     expected = tuple(name for name, layer in layers.items() if layer.weight is not None)
-    assert make_plan(layers, "int8", ["all"]).quantised == expected
+    assert make_plan(layers, "int8", ["all"]).quantized == expected
 
 
-def test_unnamed_products_are_quantised_and_convolutions_not() -> None:
+def test_unnamed_products_are_quantized_and_convolutions_not() -> None:
     found = {
         name: Layer(name, op_type, name, (0,), ("x",), "w", 0, 1)
         for name, op_type in (("linear", "MatMul"), ("conv", "Conv"))
     }
-    assert make_plan(found).quantised == ("linear",)
-    assert make_plan(found, groups=["conv"]).quantised == ("conv",)
+    assert make_plan(found).quantized == ("linear",)
+    assert make_plan(found, groups=["conv"]).quantized == ("conv",)
     assert {*GROUPS, "linear"} - HIGH == DEFAULT_GROUPS
 
 
@@ -66,14 +66,14 @@ def test_share_is_of_multiply_accumulates(layers: dict[str, Layer]) -> None:
 
 def test_keep_high(layers: dict[str, Layer]) -> None:
     plan = make_plan(layers)
-    first, *rest = plan.quantised
+    first, *rest = plan.quantized
     kept = plan.keep_high({first: "costs 3 dB"})
-    assert kept.quantised == tuple(rest)
+    assert kept.quantized == tuple(rest)
     assert next(layer.reason for layer in kept.layers if layer.name == first) == "costs 3 dB"
     assert [layer for layer in kept.layers if layer.name != first] == [
         layer for layer in plan.layers if layer.name != first
     ]
-    assert first in plan.quantised
+    assert first in plan.quantized
     with pytest.raises(CalibrationError, match="no layer 'nowhere'"):
         plan.keep_high({"nowhere": "why not"})
 
@@ -95,8 +95,8 @@ def test_plain_types(layers: dict[str, Layer]) -> None:
     [
         ("int4", None, "'int4' is not one of int8, fp8"),
         ("int8", ["qvk"], "no layers are called 'qvk'; choose from stem, qkv, .*linear, conv"),
-        ("int8", [], "quantises no layer"),
-        ("int8", ["conv"], "quantises no layer"),
+        ("int8", [], "quantizes no layer"),
+        ("int8", ["conv"], "quantizes no layer"),
     ],
 )
 def test_refusals(layers: dict[str, Layer], precision: str, groups: list[str] | None, message: str) -> None:

@@ -82,7 +82,7 @@ def test_both_operands_have_to_be(which: str) -> None:
 
 
 def test_shift() -> None:
-    """What is added before quantising, over the scale; through the cast of an FP16 graph and a convolution's padding."""
+    """What is added before quantizing, over the scale; through the cast of an FP16 graph and a convolution's padding."""
     more, constants = weights()
     constants |= SCALE | {"minus": np.float32(-28.0)}
     add = helper.make_node("Add", ["x", "minus"], ["shifted"])

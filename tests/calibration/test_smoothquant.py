@@ -57,7 +57,7 @@ def migrated(
 
 def int8(model: onnx.ModelProto, images: list[np.ndarray]) -> onnx.ModelProto:
     layers = find_layers(model)
-    names = make_plan(layers).quantised
+    names = make_plan(layers).quantized
     return insert_qdq(model, names, scales_of(model, [layers[name] for name in names], images))
 
 

@@ -53,7 +53,7 @@ def known(above: Callable[[float], float], largest: float) -> TensorObserver:
     return seen
 
 
-def quantised(values: np.ndarray, threshold: float, grid: str) -> np.ndarray:
+def quantized(values: np.ndarray, threshold: float, grid: str) -> np.ndarray:
     """What Q/DQ makes of the values."""
     values = values.astype(np.float64)
     if grid == "int8":
@@ -63,7 +63,7 @@ def quantised(values: np.ndarray, threshold: float, grid: str) -> np.ndarray:
 
 
 def measured_error(values: np.ndarray, threshold: float, grid: str) -> float:
-    return float(np.mean((values.astype(np.float64) - quantised(values, threshold, grid)) ** 2))
+    return float(np.mean((values.astype(np.float64) - quantized(values, threshold, grid)) ** 2))
 
 
 def expected_error(clip: float, density) -> float:
@@ -164,7 +164,7 @@ def test_least_squared_error_of_known_distributions(
 
 @pytest.mark.parametrize("grid", ["int8", "fp8"])
 @pytest.mark.parametrize("clip", [0.5, 1.7, 3.0, 4.4, 9.0])
-def test_squared_error_is_that_of_quantising_the_values(grid: str, clip: float) -> None:
+def test_squared_error_is_that_of_quantizing_the_values(grid: str, clip: float) -> None:
     values = np.random.default_rng(0).normal(size=400_000).astype(np.float32)
     values[:50_000] = 0
     got = squared_error(observed(values).histogram, np.array([clip]), grid)[0]
@@ -182,7 +182,7 @@ def test_squared_error_is_exact_for_even_bins(values: np.ndarray, clip: float, g
     filled = np.flatnonzero(counts)
     share = (np.arange(4000) + 0.5) / 4000
     spread = edges[filled][:, None] + np.diff(edges)[filled][:, None] * share
-    errors = (spread - quantised(spread, clip, grid)) ** 2
+    errors = (spread - quantized(spread, clip, grid)) ** 2
     expected = (errors.mean(axis=1) * counts[filled]).sum() / values.size
     got = squared_error(seen, np.array([clip]), grid)[0]
     assert got == pytest.approx(expected, rel=2e-3, abs=1e-7 * clip**2)

@@ -67,7 +67,7 @@ def det_model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def int8_model(tmp_path: Path) -> Path:
-    """A quantised 64 by 64 MatMul with every weight 127 and every scale 1."""
+    """A quantized 64 by 64 MatMul with every weight 127 and every scale 1."""
     weights = {
         "scale": np.ones((), np.float32),
         "zero": np.zeros((), np.int8),

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: rounds as ONNX Runtime does, where the deployed graph does, and leaves a plain checkpoint."""
+"""Quantization-aware training: rounds as ONNX Runtime does, where the deployed graph does, and leaves a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ def runtime_rounding(x: np.ndarray, scale: np.ndarray, axis: int | None = None) 
 def test_inputs_round_as_onnx_runtime_does() -> None:
     """Half to even, and one more code below zero than above."""
     x = torch.cat((torch.arange(-300, 300) / 4.0, 40 * torch.randn(1000), torch.tensor([1e9, -1e9])))
-    ours = qat.quantise_input(x, torch.tensor(63.5))
+    ours = qat.quantize_input(x, torch.tensor(63.5))
     theirs = runtime_rounding(x.numpy(), np.float32(63.5) / np.array(127, np.float32))
     assert torch.equal(ours, torch.from_numpy(theirs))
     assert (ours.min(), ours.max()) == (-64, 63.5)
-    assert qat.quantise_input(torch.tensor([0.25, 0.75, -0.25]), torch.tensor(63.5)).tolist() == [0, 1, 0]
+    assert qat.quantize_input(torch.tensor([0.25, 0.75, -0.25]), torch.tensor(63.5)).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (5, 3, 3, 3)])
 def test_weights_round_by_output_channel(shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape) * torch.tensor([1e-3, 1, 40, 1, 1]).view(-1, *[1] * (len(shape) - 1))
     weight[3] = 0  # a dead channel stays what it is
-    ours = qat.quantise_weight(weight)
+    ours = qat.quantize_weight(weight)
     largest = weight.flatten(1).abs().amax(1).numpy()
     scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
     assert torch.equal(ours, torch.from_numpy(runtime_rounding(weight.numpy(), scale, 0)))
@@ -94,17 +94,17 @@ def test_weights_round_by_output_channel(shape: tuple[int, ...]) -> None:
 def test_gradients_pass_the_rounding_and_stop_at_the_clipping() -> None:
     x = torch.tensor([0.3, -64.0, -64.3, 63.5, 63.7, 63.8, -500.0], requires_grad=True)
     weights = torch.tensor([1.0, 2, 3, 4, 5, 6, 7])
-    (qat.quantise_input(x, torch.tensor(63.5)) * weights).sum().backward()
+    (qat.quantize_input(x, torch.tensor(63.5)) * weights).sum().backward()
     assert x.grad.tolist() == [1, 2, 0, 4, 5, 0, 0]  # codes -128.6 and 127.6 are off the grid, 127.4 is not
     weight = torch.randn(4, 6, requires_grad=True)
-    qat.quantise_weight(weight).square().sum().backward()
-    torch.testing.assert_close(weight.grad, 2 * qat.quantise_weight(weight).detach())
+    qat.quantize_weight(weight).square().sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * qat.quantize_weight(weight).detach())
 
 
 def test_batchnorm_keeps_its_statistics_and_learns_the_rest() -> None:
     model = tiny_model()
     before = copy.deepcopy(model.patch_embed.bn2)
-    qat.quantise(model, {})
+    qat.quantize(model, {})
     model.train()
     x = torch.randn(4, 8, 5, 5)
     model.patch_embed.bn2(x).square().mean().backward()
@@ -218,7 +218,7 @@ def with_exact_folds(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_it_computes_what_the_quantised_deploy_form_does(name: str) -> None:
+def test_it_computes_what_the_quantized_deploy_form_does(name: str) -> None:
     model = with_exact_folds(MODELS[name]())
     x = images(model, 3).double()
     form = to_deploy_form(model)
@@ -228,7 +228,7 @@ def test_it_computes_what_the_quantised_deploy_form_does(name: str) -> None:
     in_float = model(x)
     wanted = rounded_deploy_form(model, thresholds)(x)
     assert (wanted - in_float).abs().mean() > 1e-3 * in_float.std()
-    qat.quantise(model, thresholds)
+    qat.quantize(model, thresholds)
     ours = model.train().eval()(x)
     torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
     with qat.in_float(model):
@@ -307,7 +307,7 @@ def test_shares_of_processes_add_up_to_what_one_sees() -> None:
 
 
 def test_patterns_of_layers_to_skip() -> None:
-    layers = qat.quantised_layers(tiny_model(), ("stem/*", "head", "blocks.5/attn/*"))
+    layers = qat.quantized_layers(tiny_model(), ("stem/*", "head", "blocks.5/attn/*"))
     nodes = {node for names in layers.values() for node in names}
     assert nodes == {
         node
@@ -315,9 +315,9 @@ def test_patterns_of_layers_to_skip() -> None:
         for node in names
         if not node.startswith(("stem", "head", "blocks.5/attn"))
     }
-    qat.quantised_layers(tiny_model(dist_token=True), ("head",))  # it is left out already
+    qat.quantized_layers(tiny_model(dist_token=True), ("head",))  # it is left out already
     model = tiny_model()
-    qat.quantise(model, {}, ("stem/*",))
+    qat.quantize(model, {}, ("stem/*",))
     assert type(model.patch_embed.conv1) is nn.Conv2d
     assert qat.thresholds_of(model).keys() == nodes | {"head"} | {
         f"blocks.5/attn/{part}" for part in ("q", "kv", "proj")
@@ -327,24 +327,24 @@ def test_patterns_of_layers_to_skip() -> None:
 @pytest.mark.parametrize(
     ("skip", "message"),
     [
-        (("blocks.1/attn/qvk",), "no quantised layer is called 'blocks.1/attn/qvk'; did you mean 'blocks.1/attn/qkv'?"),
-        (("rtsm.*",), "no quantised layer is called 'rtsm.*'"),
+        (("blocks.1/attn/qvk",), "no quantized layer is called 'blocks.1/attn/qvk'; did you mean 'blocks.1/attn/qkv'?"),
+        (("rtsm.*",), "no quantized layer is called 'rtsm.*'"),
         (("blocks.5/attn/q",), "blocks.5/attn/q and blocks.5/attn/kv are one layer in training; skip both or none"),
-        (("*",), "--qat has no layer left to quantise; skip fewer of them"),
+        (("*",), "--qat has no layer left to quantize; skip fewer of them"),
     ],
 )  # fmt: skip
 def test_patterns_that_make_no_sense(skip: tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError) as error:
-        qat.quantised_layers(tiny_model(reverse_tsm=True), skip)
+        qat.quantized_layers(tiny_model(reverse_tsm=True), skip)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_threshold_must_be_a_positive_number(limit: float) -> None:
     with pytest.raises(
-        InputError, match=r"the input of tsm\.0/fc1 has no range to quantise \(threshold .*skip it"
+        InputError, match=r"the input of tsm\.0/fc1 has no range to quantize \(threshold .*skip it"
     ):
-        qat.quantise(tiny_model(), {"tsm.0/fc1": limit})
+        qat.quantize(tiny_model(), {"tsm.0/fc1": limit})
 
 
 def test_activations_that_are_dead_or_not_finite_are_named() -> None:
@@ -353,7 +353,7 @@ def test_activations_that_are_dead_or_not_finite_are_named() -> None:
     nn.init.zeros_(model.blocks[1].mlp.fc1.bias)
     thresholds = observed(model, noise(), 2)
     with pytest.raises(InputError, match=r"the input of blocks\.1/mlp/fc2 has no range"):
-        qat.quantise(model, thresholds)
+        qat.quantize(model, thresholds)
     nn.init.constant_(model.blocks[3].mlp.fc1.bias, 3e38)
     nn.init.constant_(model.blocks[3].mlp.fc2.weight, 3e38)
     with pytest.raises(InputError, match=r"the input of blocks\.3/mlp/fc2 is not finite"):
@@ -396,7 +396,7 @@ def run_request(*args: Any, stop: Silent | None = None, **options: Any) -> Summa
 def recovered(
     wide_pictures: Path, teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Summary]:
-    """The student after quantisation-aware FRD; every layer rounds, and clips so much that it shows. Do not write into it."""
+    """The student after quantization-aware FRD; every layer rounds, and clips so much that it shows. Do not write into it."""
     output = tmp_path_factory.mktemp("recovered") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "_on_scale", lambda limit: limit / 2)
@@ -427,7 +427,7 @@ def test_what_is_left_is_a_plain_checkpoint_with_thresholds_in_its_card(
     assert card.training["qat_images"] == 16 and card.training["qat_skip"] == []
 
 
-def test_the_figures_are_those_of_the_quantised_deploy_form(
+def test_the_figures_are_those_of_the_quantized_deploy_form(
     recovered: tuple[Path, Summary], student: Path, wide_pictures: Path, teacher: Path
 ) -> None:
     """Of the file that is left, as a build would read it."""
@@ -507,7 +507,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         ({"init": None}, "--qat starts from a trained model; pass its weights with --init"),
         ({"qat_images": 0}, "--qat-images must be at least 1, got 0"),
         ({"qat_images": 49}, "48 images to train on, fewer than --qat-images 49; pass fewer"),
-        ({"qat_skip": ("neck",)}, "no quantised layer is called 'neck'"),
+        ({"qat_skip": ("neck",)}, "no quantized layer is called 'neck'"),
     ],
 )
 def test_what_a_run_refuses(

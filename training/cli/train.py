@@ -97,7 +97,7 @@ def recipe_options(command: Callable) -> Callable:
 @click.option(
     "--qat",
     is_flag=True,
-    help="Quantisation-aware: get the trained model of --init used to INT8's rounding.",
+    help="Quantization-aware: get the trained model of --init used to INT8's rounding.",
 )
 @click.option(
     "--qat-images",

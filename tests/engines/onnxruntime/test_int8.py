@@ -63,7 +63,7 @@ def _model(
     return model
 
 
-def _quantised(x: str = "x", axis: int = 1) -> list[onnx.NodeProto]:
+def _quantized(x: str = "x", axis: int = 1) -> list[onnx.NodeProto]:
     return [
         helper.make_node("QuantizeLinear", [x, "step", "zero"], ["q"], name="quantize", axis=axis),
         helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["d"], name="dequantize", axis=axis),
@@ -78,10 +78,10 @@ def _linear(
     outputs: tuple[str, ...] = (),
     **changed: Any,
 ) -> onnx.ModelProto:
-    """x + shift → Q → DQ → MatMul with a dequantised weight → + bias."""
+    """x + shift → Q → DQ → MatMul with a dequantized weight → + bias."""
     nodes = [
         *([] if shift is None else [helper.make_node("Add", ["x", "shift"], ["shifted"], name="shift")]),
-        *_quantised("x" if shift is None else "shifted", activation_axis),
+        *_quantized("x" if shift is None else "shifted", activation_axis),
         helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["w"], name="weight", axis=axis),
         helper.make_node("MatMul", ["d", "w"], ["product"], name="linear"),
         helper.make_node("Add", ["product", "bias"], ["y"], name="bias"),
@@ -92,7 +92,7 @@ def _linear(
 
 def _gemm(transposed: bool, *, with_bias: bool = True, **attributes: Any) -> onnx.ModelProto:
     nodes = [
-        *_quantised(),
+        *_quantized(),
         helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["w"], axis=int(not transposed)),
         helper.make_node(
             "Gemm", ["d", "w", *(["bias"] if with_bias else [])], ["y"], transB=int(transposed), **attributes
@@ -104,7 +104,7 @@ def _gemm(transposed: bool, *, with_bias: bool = True, **attributes: Any) -> onn
 def _attention(*, bias: bool, batch: int | str = "batch", outputs: tuple[str, ...] = ()) -> onnx.ModelProto:
     dim = N // 3
     nodes = [
-        *_quantised(),
+        *_quantized(),
         helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["w"], axis=1),
         helper.make_node("MatMul", ["d", "w"], ["product"]),
         *([helper.make_node("Add", ["product", "bias"], ["biased"])] if bias else []),
@@ -128,7 +128,7 @@ def _attention(*, bias: bool, batch: int | str = "batch", outputs: tuple[str, ..
 
 def _conv(*, then: str | None = None) -> onnx.ModelProto:
     nodes = [
-        *_quantised(),
+        *_quantized(),
         helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["w"], axis=0),
         helper.make_node("Conv", ["d", "w", "bias"], ["conv" if then else "y"], pads=[1, 1, 1, 1]),
         *([helper.make_node(then, ["conv"], ["y"])] if then else []),
@@ -187,8 +187,8 @@ def test_product_is_one_integer_operator_with_the_same_result(zero: np.integer) 
 def test_activations_are_uint8_and_nothing_unused_is_kept() -> None:
     model = _linear()
     assert fuse_int8_products(model) == 1
-    quantise, product = model.graph.node
-    assert _array(model, quantise.input[2]) == np.uint8(128)
+    quantize, product = model.graph.node
+    assert _array(model, quantize.input[2]) == np.uint8(128)
     assert _array(model, product.input[4]) == np.uint8(128)
     assert {t.name for t in model.graph.initializer} == {
         n for node in model.graph.node for n in node.input
@@ -200,9 +200,9 @@ def test_added_whole_steps_become_a_zero_point(shift: float) -> None:
     plain = _linear(shift=shift)
     fused = _copy(plain)
     assert fuse_int8_products(fused) == 1
-    quantise, product = fused.graph.node
-    assert quantise.input[0] == "x"
-    assert _array(fused, quantise.input[2]) == 128 + round(shift / STEP)
+    quantize, product = fused.graph.node
+    assert quantize.input[0] == "x"
+    assert _array(fused, quantize.input[2]) == 128 + round(shift / STEP)
     assert _array(fused, product.input[4]) == 128
     _assert_same(fused, plain, _input(3, TOKENS, K))
 
@@ -235,10 +235,10 @@ def test_gemm_is_one_integer_operator_with_the_same_result(transposed: bool, wit
     _assert_same(fused, plain, _input(3, K))
 
 
-def test_several_readers_share_one_quantisation() -> None:
+def test_several_readers_share_one_quantization() -> None:
     nodes = [
         helper.make_node("Add", ["x", "shift"], ["shifted"]),
-        *_quantised("shifted"),
+        *_quantized("shifted"),
         helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["other"]),
         helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["w"], axis=1),
         helper.make_node("MatMul", ["d", "w"], ["first"]),

@@ -75,7 +75,7 @@ def test_half_precision_graph_keeps_its_types(make_mlp, tmp_path: Path):
         assert runner.infer({"x": np.ones((2, 8), np.float16)})["y"].dtype == np.float16
 
 
-def test_quantised_products_are_exact(int8_model: Path, tmp_path: Path):
+def test_quantized_products_are_exact(int8_model: Path, tmp_path: Path):
     OpenVino().build(int8_model, tmp_path / "engine.xml", OPTIONS)
     with OpenVino().load(tmp_path / "engine.xml") as runner:
         (spec,) = runner.inputs

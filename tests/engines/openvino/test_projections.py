@@ -28,12 +28,12 @@ def test_the_numbers_stay(name: str) -> None:
     assert split_projections(model) == 0  # nothing is left to do
 
 
-def projection(sizes: tuple[int, ...], bias: bool, quantised: bool, axis: int) -> onnx.ModelProto:
+def projection(sizes: tuple[int, ...], bias: bool, quantized: bool, axis: int) -> onnx.ModelProto:
     """x (1, 3, 4) times constant weights (4, 12), perhaps of 8 bits, perhaps plus a bias, split into `sizes`."""
     random = np.random.default_rng(0)
     nodes, tensors = [], [numpy_helper.from_array(np.array(sizes, np.int64), "sizes")]
     weight = "w"
-    if quantised:
+    if quantized:
         tensors.append(numpy_helper.from_array(random.integers(-127, 128, (4, 12)).astype(np.int8), "codes"))
         tensors.append(numpy_helper.from_array(random.random(12).astype(np.float32), "scale"))
         tensors.append(numpy_helper.from_array(np.zeros(12, np.int8), "zero"))
@@ -61,10 +61,10 @@ def projection(sizes: tuple[int, ...], bias: bool, quantised: bool, axis: int) -
 
 @pytest.mark.parametrize("axis", [-1, 2])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (2, 9, 1)])
-def test_a_product_and_its_parts(sizes: tuple[int, ...], bias: bool, quantised: bool, axis: int) -> None:
-    model = projection(sizes, bias, quantised, axis)
+def test_a_product_and_its_parts(sizes: tuple[int, ...], bias: bool, quantized: bool, axis: int) -> None:
+    model = projection(sizes, bias, quantized, axis)
     x = np.random.default_rng(1).standard_normal((1, 3, 4)).astype(np.float32)
     before = run(model, x)
     assert split_projections(model) == 1

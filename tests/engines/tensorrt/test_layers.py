@@ -106,8 +106,8 @@ def test_types_that_a_graph_asks_for(make_mlp, int8_model: Path):
     assert asked_types(onnx.load(int8_model)) == {"matmul": "int8"}
 
 
-def test_half_quantised_is_not_int8():
-    """Only the weight is quantised: the product is in float32."""
+def test_half_quantized_is_not_int8():
+    """Only the weight is quantized: the product is in float32."""
     weights = [
         numpy_helper.from_array(np.ones((4, 4), np.int8), "w"),
         numpy_helper.from_array(np.float32(1), "s"),

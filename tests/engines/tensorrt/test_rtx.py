@@ -41,7 +41,7 @@ def test_builds_strongly_typed(make_mlp, target: Path, dtype: str):
     assert info.target.startswith("sm80,") and "sm75" not in info.target
 
 
-def test_quantised_graph_keeps_its_int8_layers(int8_model: Path, target: Path):
+def test_quantized_graph_keeps_its_int8_layers(int8_model: Path, target: Path):
     assert build(int8_model, target).details["layer_output_types"]["int8"] == 2
 
 

@@ -356,7 +356,7 @@ main()
 GRAPH_MADE = """
 import shutil, types
 import sit_deploy.pipeline.build
-made = types.SimpleNamespace(lowered=types.SimpleNamespace(quantiser=None))
+made = types.SimpleNamespace(lowered=types.SimpleNamespace(quantizer=None))
 sit_deploy.pipeline.build.make_graph = lambda work, folder: shutil.copy({graph!r}, folder / "model.onnx") and made
 """
 

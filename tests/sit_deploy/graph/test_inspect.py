@@ -82,7 +82,7 @@ def test_convolutions_without_bfloat16_show_in_the_fraction(
     assert summary.low_precision_fraction == pytest.approx(1 - stem)
 
 
-def test_dequantized_operands_count_as_quantised() -> None:
+def test_dequantized_operands_count_as_quantized() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]> g (float[2,4] x) => (float[2,3] y)
         <float s = {0.1}, int8 z = {0}, int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}>

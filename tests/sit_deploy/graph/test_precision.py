@@ -270,7 +270,7 @@ def test_constant_nodes_become_weights() -> None:
     assert plan.casts == 2
 
 
-def test_quantised_linear_takes_low_scales() -> None:
+def test_quantized_linear_takes_low_scales() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]> g (float[2,4] x) => (float[2,3] y)
         <float s = {0.1}, int8 z = {0}, int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {1, 2, 3}>

@@ -221,7 +221,7 @@ def test_values_beyond_float32_are_not_finite(state: State, save: Save) -> None:
 NOT_PLAIN: dict[str, Callable[[], torch.Tensor]] = {
     "sparse": lambda: torch.ones(128).to_sparse(),
     "meta": lambda: torch.ones(128, device="meta"),
-    "quantised": lambda: torch.quantize_per_tensor(torch.ones(128), 1.0, 0, torch.qint8),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(128), 1.0, 0, torch.qint8),
     "complex": lambda: torch.ones(128, dtype=torch.complex64),
 }
 

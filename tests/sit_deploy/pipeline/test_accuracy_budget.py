@@ -34,11 +34,11 @@ class Tried:
 
     def __call__(self, plan: QuantPlan) -> Accuracy:
         self.plans.append(plan)
-        return lost(self.drop(set(plan.quantised)))
+        return lost(self.drop(set(plan.quantized)))
 
 
 def run(plan: QuantPlan, limit: float, noise: Mapping[str, float], tried: Tried) -> Any:
-    return fit(plan, lost(tried.drop(set(plan.quantised))), limit, lambda: noise, tried)
+    return fit(plan, lost(tried.drop(set(plan.quantized))), limit, lambda: noise, tried)
 
 
 def test_a_plan_that_keeps_the_budget_is_taken_as_it_is() -> None:
@@ -79,7 +79,7 @@ def test_bisection_finds_the_fewest_that_have_to_go_back(needed: int) -> None:
     ]
     assert found.accuracy.drop == 0
     assert len(tried.plans) <= 5  # log2(17), and no more
-    assert found.tries == ((1.0, 1.0), *((p.share, tried.drop(set(p.quantised))) for p in tried.plans))
+    assert found.tries == ((1.0, 1.0), *((p.share, tried.drop(set(p.quantized))) for p in tried.plans))
 
 
 def test_never_less_than_is_worth_it() -> None:
@@ -122,4 +122,4 @@ def test_what_is_returned_was_measured_even_where_more_is_not_better() -> None:
     tried = Tried(lambda low: drops.get(len(low), 4.0))
     found = run(plan, 0.5, {f"l{i}": 9.0 - i for i in range(9)}, tried)
     assert found.plan in tried.plans
-    assert found.accuracy.drop == drops[len(found.plan.quantised)] <= 0.5
+    assert found.accuracy.drop == drops[len(found.plan.quantized)] <= 0.5

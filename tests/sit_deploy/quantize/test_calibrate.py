@@ -163,7 +163,7 @@ def test_auto_takes_the_method_that_hurts_least(
         assert found.method == best
 
 
-def test_auto_compares_on_the_layers_that_are_to_be_quantised(
+def test_auto_compares_on_the_layers_that_are_to_be_quantized(
     digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []

@@ -13,7 +13,7 @@ from calibration.formats import GRIDS, along, float16_scale, weight_scale
 from sit_deploy.data.images import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.quantize.calibrate import ImageStream, calibrate, migrated_graph, run_logits
-from sit_deploy.quantize.quantizer import Quantiser, make_quantiser, sensitivity, trained_quantiser
+from sit_deploy.quantize.quantizer import Quantizer, make_quantizer, sensitivity, trained_quantizer
 from tests.sit_deploy.conftest import Digits
 
 
@@ -28,8 +28,8 @@ def calibration(digits: Digits, stream: ImageStream) -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def quantiser(digits: Digits, calibration: Calibration, stream: ImageStream) -> Quantiser:
-    return make_quantiser(digits.made.exported.graph, calibration, stream)
+def quantizer(digits: Digits, calibration: Calibration, stream: ImageStream) -> Quantizer:
+    return make_quantizer(digits.made.exported.graph, calibration, stream)
 
 
 def initializers(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -51,16 +51,16 @@ def test_migration_leaves_the_logits_as_they_are(
 
 
 def test_rounding_against_the_inputs_is_better_than_to_nearest(
-    digits: Digits, calibration: Calibration, stream: ImageStream, quantiser: Quantiser
+    digits: Digits, calibration: Calibration, stream: ImageStream, quantizer: Quantizer
 ) -> None:
-    plain = make_quantiser(digits.made.exported.graph, calibration, None)
+    plain = make_quantizer(digits.made.exported.graph, calibration, None)
     reference = run_logits(digits.made.exported.graph, stream)
-    rounded = sqnr(run_logits(quantiser.quantised(), stream), reference)
-    assert rounded > sqnr(run_logits(plain.quantised(), stream), reference) + 1
+    rounded = sqnr(run_logits(quantizer.quantized(), stream), reference)
+    assert rounded > sqnr(run_logits(plain.quantized(), stream), reference) + 1
 
 
 def test_without_images(digits: Digits, calibration: Calibration) -> None:
-    plain = make_quantiser(digits.made.exported.graph, calibration, None)
+    plain = make_quantizer(digits.made.exported.graph, calibration, None)
     assert plain.notes == (
         "no images were given beside the calibration: weights are rounded to nearest and layers are not measured",
     )
@@ -69,7 +69,7 @@ def test_without_images(digits: Digits, calibration: Calibration) -> None:
     weight = initializers(plain.graph)["blocks.1/mlp/fc2/weight"]
     scale = weight_scale(weight, 1, GRIDS["int8"])
     nearest = np.rint(weight / along(scale, 1, 2)).clip(-127, 127)
-    np.testing.assert_array_equal(initializers(plain.quantised())["blocks.1/mlp/fc2/weight/codes"], nearest)
+    np.testing.assert_array_equal(initializers(plain.quantized())["blocks.1/mlp/fc2/weight/codes"], nearest)
 
 
 def test_biases_are_corrected_only_where_that_is_better(
@@ -82,37 +82,37 @@ def test_biases_are_corrected_only_where_that_is_better(
     for errors, better in (((1.0, 2.0), True), ((2.0, 1.0), False), ((1.0, 1.0), False)):
         left = list(errors)
         monkeypatch.setattr(quantizer, "logits_error", lambda *_, left=left: left.pop(0))
-        made = make_quantiser(graph, calibration, stream, ["tsm"])
+        made = make_quantizer(graph, calibration, stream, ["tsm"])
         assert made.corrected == better
         plain = replace(made, corrected=False)
-        a, b = (form.quantised().SerializeToString() for form in (made, plain))
+        a, b = (form.quantized().SerializeToString() for form in (made, plain))
         assert (a != b) == better
 
 
-def test_rows(quantiser: Quantiser) -> None:
-    rows = {row["layer"]: row for row in quantiser.rows({"head": {"alone_db": 9.0}})}
-    assert list(rows) == [layer.name for layer in quantiser.plan.layers]
+def test_rows(quantizer: Quantizer) -> None:
+    rows = {row["layer"]: row for row in quantizer.rows({"head": {"alone_db": 9.0}})}
+    assert list(rows) == [layer.name for layer in quantizer.plan.layers]
     fc2 = rows["blocks.0/mlp/fc2"]
-    source = quantiser.layers["blocks.0/mlp/fc2"].inputs[0]
-    assert fc2["scale"] == quantiser.scales.activations[source]
-    assert fc2["shift"] == quantiser.scales.shifts[source] > 0
-    assert fc2["sqnr_db"] == quantiser.errors["blocks.0/mlp/fc2"].sqnr_db > 20
+    source = quantizer.layers["blocks.0/mlp/fc2"].inputs[0]
+    assert fc2["scale"] == quantizer.scales.activations[source]
+    assert fc2["shift"] == quantizer.scales.shifts[source] > 0
+    assert fc2["sqnr_db"] == quantizer.errors["blocks.0/mlp/fc2"].sqnr_db > 20
     assert (rows["head"]["precision"], rows["head"]["alone_db"]) == ("high", 9.0)
 
 
-def test_fewer_layers(quantiser: Quantiser) -> None:
-    plan = quantiser.plan.keep_high({"blocks.0/mlp/fc2": "it hurts"})
-    names = initializers(quantiser.with_plan(plan).quantised())
+def test_fewer_layers(quantizer: Quantizer) -> None:
+    plan = quantizer.plan.keep_high({"blocks.0/mlp/fc2": "it hurts"})
+    names = initializers(quantizer.with_plan(plan).quantized())
     assert "blocks.0/mlp/fc2/weight" in names and "blocks.0/mlp/fc2/weight/codes" not in names
     assert "blocks.0/mlp/fc1/weight/codes" in names
-    (row,) = [r for r in quantiser.with_plan(plan).rows() if r["layer"] == "blocks.0/mlp/fc2"]
+    (row,) = [r for r in quantizer.with_plan(plan).rows() if r["layer"] == "blocks.0/mlp/fc2"]
     assert (row["precision"], row["reason"], row["scale"], row["sqnr_db"]) == ("high", "it hurts", None, None)
 
 
 def test_another_method_than_the_calibrations(digits: Digits, calibration: Calibration) -> None:
     graph = digits.made.exported.graph
-    asked = make_quantiser(graph, calibration, None, ["proj"], "mse")
-    assert (asked.method, make_quantiser(graph, calibration, None, ["proj"]).method) == ("mse", "minmax")
+    asked = make_quantizer(graph, calibration, None, ["proj"], "mse")
+    assert (asked.method, make_quantizer(graph, calibration, None, ["proj"]).method) == ("mse", "minmax")
     (source,) = asked.layers["blocks.0/attn/proj"].inputs
     wanted = float(float16_scale(calibration.threshold(source, "mse") / 127))
     assert asked.scales.activations[source] <= wanted < calibration.threshold(source, "minmax") / 127
@@ -122,18 +122,18 @@ def test_another_method_than_the_calibrations(digits: Digits, calibration: Calib
 
 
 def test_sensitivity_is_of_each_layer_alone(
-    quantiser: Quantiser, stream: ImageStream, digits: Digits
+    quantizer: Quantizer, stream: ImageStream, digits: Digits
 ) -> None:
     names = ("blocks.0/attn/qkv", "tsm.1/fc2")
-    others = {n: "not now" for n in quantiser.plan.quantised if n not in names}
-    two = quantiser.with_plan(quantiser.plan.keep_high(others))
+    others = {n: "not now" for n in quantizer.plan.quantized if n not in names}
+    two = quantizer.with_plan(quantizer.plan.keep_high(others))
     labelled = [(path, int(path.parent.name)) for path in stream.sources]
     seen: list[tuple[int, int]] = []
     found = sensitivity(two, stream, labelled, lambda _, done, total: seen.append((done, total)))
     assert set(found) == set(names) and seen == [(0, 2), (1, 2)]
-    reference = run_logits(quantiser.graph, stream)
+    reference = run_logits(quantizer.graph, stream)
     for name in names:
-        logits = run_logits(quantiser.quantised([name]), stream)
+        logits = run_logits(quantizer.quantized([name]), stream)
         assert found[name]["noise"] == pytest.approx(np.square(logits.astype(np.float64) - reference).mean())
         assert found[name]["alone_db"] == pytest.approx(sqnr(logits, reference), abs=1e-3)
         right = np.mean(logits.argmax(1) == [label for _, label in labelled])
@@ -142,13 +142,13 @@ def test_sensitivity_is_of_each_layer_alone(
 
 
 def test_sensitivity_of_logits_that_are_all_zero(
-    quantiser: Quantiser, stream: ImageStream, monkeypatch: pytest.MonkeyPatch
+    quantizer: Quantizer, stream: ImageStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no ratio of nothing to something, in dB or otherwise."""
-    one = quantiser.with_plan(quantiser.plan.keep_high({n: "" for n in quantiser.plan.quantised[1:]}))
+    one = quantizer.with_plan(quantizer.plan.keep_high({n: "" for n in quantizer.plan.quantized[1:]}))
     given = iter([np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)])
     monkeypatch.setattr("sit_deploy.quantize.quantizer.run_logits", lambda *_: next(given))
-    assert sensitivity(one, stream) == {quantiser.plan.quantised[0]: {"noise": 1.0}}
+    assert sensitivity(one, stream) == {quantizer.plan.quantized[0]: {"noise": 1.0}}
 
 
 # --------------------------------------------------------------------------------------------- trained to be rounded
@@ -156,15 +156,15 @@ def test_sensitivity_of_logits_that_are_all_zero(
 
 def test_trained_thresholds_are_used_as_they_are(digits: Digits) -> None:
     thresholds = {"blocks.0/mlp/fc1": 3.0, "blocks.5/attn/proj": 0.123, "head": 20.0}
-    made = trained_quantiser(digits.made.exported.graph, thresholds)
-    assert made.plan.quantised == tuple(thresholds)
+    made = trained_quantizer(digits.made.exported.graph, thresholds)
+    assert made.plan.quantized == tuple(thresholds)
     assert (made.method, made.corrected, made.scales.shifts, made.scales.weights) == (
         "trained",
         False,
         {},
         {},
     )
-    low: dict[str, Any] = initializers(made.quantised())
+    low: dict[str, Any] = initializers(made.quantized())
     for name, limit in thresholds.items():
         (source,) = made.layers[name].inputs
         assert low[f"{source}/scale"] == float16_scale(limit / 127)
@@ -179,4 +179,4 @@ def test_trained_thresholds_of_unknown_layers(digits: Digits) -> None:
     with pytest.raises(
         InputError, match=r"has a threshold for 'blocks\.9/mlp/fc1', which the deployed graph does not have"
     ):
-        trained_quantiser(digits.made.exported.graph, {"blocks.9/mlp/fc1": 1.0})
+        trained_quantizer(digits.made.exported.graph, {"blocks.9/mlp/fc1": 1.0})
