@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from engines.errors import Error
 
-class CalibrationError(Exception):
+
+class CalibrationError(Error):
     """Calibration cannot go on: no images, images of the wrong shape, or a graph that does not run."""
-
-    exit_status = 2

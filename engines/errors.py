@@ -1,12 +1,20 @@
-"""What can go wrong in an engine: one family, each message one line that says what to do."""
+"""Errors: the root of all that sit-deploy raises on purpose, and the family of what can go wrong in an engine.
+
+The message of every one is a single line that says what is wrong and what to do about it. The root is here because every
+other package may import this one; people reach it as `sit_deploy.Error`.
+"""
 
 from __future__ import annotations
 
 
-class EngineError(Exception):
-    """Root of the family; a command line ends with `exit_status` and the message, no traceback."""
+class Error(Exception):
+    """Root of every error that sit-deploy raises on purpose; the command line ends with `exit_status` and the message."""
 
     exit_status = 2
+
+
+class EngineError(Error):
+    """An engine cannot be had, built, opened or run."""
 
 
 class EngineNotInstalledError(EngineError):

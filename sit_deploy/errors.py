@@ -6,18 +6,16 @@ as it is; a traceback means a defect of sit-deploy.
 
 from __future__ import annotations
 
+from engines.errors import Error
 
-class SitDeployError(Exception):
-    """Base of every error that sit-deploy raises on purpose."""
-
-    exit_status = 2
+__all__ = ["Error", "GateError", "InputError", "nearest"]
 
 
-class InputError(SitDeployError):
+class InputError(Error):
     """The input or the usage is wrong: a file, an option, a data set, an environment."""
 
 
-class GateError(SitDeployError):
+class GateError(Error):
     """The work was done and its result is out of tolerance: parity, accuracy or agreement."""
 
     exit_status = 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sit_deploy.data.orientation import ignored_turns
-from sit_deploy.errors import InputError, SitDeployError
+from sit_deploy.errors import Error, InputError
 from sit_deploy.models.data_config import describe
 from sit_deploy.processes import join_world
 from training.loaders import gather_damaged
@@ -30,11 +30,11 @@ from training.set_up import Reporter, Run, Silent, set_up
 from training.state import Position
 
 
-class StoppedError(SitDeployError):
+class StoppedError(Error):
     """The run was told to stop; its state is saved."""
 
 
-class DivergedError(SitDeployError):
+class DivergedError(Error):
     """The loss or a weight is no finite number any more; the last good state is on disk."""
 
 

@@ -12,7 +12,7 @@ import click
 
 from sit_deploy import __version__
 from sit_deploy.cli.failures import TRACEBACK, explain
-from sit_deploy.errors import SitDeployError, nearest
+from sit_deploy.errors import Error, nearest
 from sit_deploy.text import printable, shortened
 
 # name → one line of help; the module sit_deploy.cli.NAME has the click command `command`, if _ELSEWHERE names no other
@@ -51,7 +51,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise SitDeployError("interrupted; nothing was left half-written") from None
+            raise Error("interrupted; nothing was left half-written") from None
         except EOFError as error:  # of a file; click takes it for the end of what somebody types
             raise RuntimeError(f"a file ended too early ({error})") from error
         except (
@@ -59,7 +59,7 @@ class _Group(click.Group):
         ):  # the reader of our output has gone, as with `| head`: nobody is there to tell
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            ctx.exit(SitDeployError.exit_status)
+            ctx.exit(Error.exit_status)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):

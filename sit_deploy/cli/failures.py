@@ -8,8 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from engines.errors import EngineError
-from sit_deploy.errors import SitDeployError
+from sit_deploy.errors import Error
 from sit_deploy.report.view import file_size
 
 TRACEBACK = "SIT_DEPLOY_TRACEBACK"  # of the environment: shows where a defect is
@@ -25,11 +24,7 @@ def explain(error: BaseException, args: Iterable[str]) -> tuple[str, int]:
     Args:
         args: of the command line; its paths are where a disk may be full.
     """
-    if isinstance(error, SitDeployError | EngineError):
-        return str(error), error.exit_status
-    from calibration.errors import CalibrationError
-
-    if isinstance(error, CalibrationError):
+    if isinstance(error, Error):
         return str(error), error.exit_status
     if isinstance(error, OSError):
         return _os_error(error, args), 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from sit_deploy.bundle import MODEL
-from sit_deploy.errors import GateError, InputError, SitDeployError
+from sit_deploy.errors import Error, GateError, InputError
 from sit_deploy.measure.parity import require
 from sit_deploy.measure.speed import sentence
 
@@ -29,7 +29,7 @@ SENSITIVITY_LABELLED = 256
 ROUNDS, SECONDS = 7, 0.5
 
 
-class NoGainError(SitDeployError):
+class NoGainError(Error):
     """8 bits cannot keep the accuracy asked for, or are no faster: the sentence says which, and what is built instead."""
 
     exit_status = 1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sit_deploy.errors import InputError, SitDeployError
+from sit_deploy.errors import Error, InputError
 
 STUB = "triton_python_backend_stub"
 _STOP_SECONDS = 15
@@ -29,7 +29,7 @@ _BENIGN = ("CudaDriverHelper", "CUDA driver version is insufficient")
 _ERROR = re.compile(r"E\d{4} \S+ \d+ \S+\] (.*)")  # month and day, time, thread, place
 
 
-class ServerError(SitDeployError):
+class ServerError(Error):
     """The server did not start, or stopped by itself; the message has its last words."""
 
 

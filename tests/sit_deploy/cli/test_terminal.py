@@ -8,7 +8,7 @@ import re
 import pytest
 
 from sit_deploy.cli.common import console, emit_json, literal, say, table
-from sit_deploy.errors import SitDeployError
+from sit_deploy.errors import Error
 from tests.helpers.command_line import CommandLine
 
 HOSTILE = "\x1b[31mred\x07 \x9b2J \u202egnp.exe \x7f \udcff"
@@ -16,7 +16,7 @@ HOSTILE = "\x1b[31mred\x07 \x9b2J \u202egnp.exe \x7f \udcff"
 
 def test_control_characters_are_shown(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(as_json: bool) -> None:
-        raise SitDeployError(f"no {HOSTILE} here\nor there")
+        raise Error(f"no {HOSTILE} here\nor there")
 
     monkeypatch.setattr("sit_deploy.cli.models.command.callback", fail)
     message = cli("models", status=2).the_error()
@@ -63,7 +63,7 @@ def test_a_value_without_end_does_not_flood_the_terminal(
     """What is wrong and what to do about it are both seen."""
 
     def fail(as_json: bool) -> None:
-        raise SitDeployError(f"precision is {'x' * 100_000}; build the bundle again")
+        raise Error(f"precision is {'x' * 100_000}; build the bundle again")
 
     monkeypatch.setattr("sit_deploy.cli.models.command.callback", fail)
     message = cli("models", status=2).the_error()
