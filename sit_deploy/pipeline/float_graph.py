@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
+from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import Hop, agreement_note, compare, reference_fault, require
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, COMPARED_IMAGES, BuildRequest
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
@@ -296,11 +297,6 @@ def _check_graph(
         )
     require(work.hops)
     return logits
-
-
-def write_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Write a graph, the same bytes for the same graph."""
-    path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from sit_deploy.quantize.calibrate import ImageStream
     from sit_deploy.quantize.quantizer import Quantizer
 
-RANGES_BATCH = 8  # images that ranges are observed on at once
-
 
 @dataclass(frozen=True)
 class Lowered:
@@ -81,7 +79,8 @@ def lower_quantized(
     """Write 8 bits into the graph as a quantizer's plan says, and the rest as the request says."""
     from sit_deploy.graph import lint
     from sit_deploy.graph.precision import to_precision
-    from sit_deploy.pipeline.float_graph import graph_logits, write_graph
+    from sit_deploy.graph.write import write_graph
+    from sit_deploy.pipeline.float_graph import graph_logits
 
     request = work.request
     with work.step(f"Writing {request.precision} into the graph"):
@@ -111,15 +110,17 @@ def to_half(
     import numpy as np
 
     from sit_deploy.graph import lint
+    from sit_deploy.graph.float16_ranges import observe_float16_ranges
     from sit_deploy.graph.precision import to_precision
     from sit_deploy.graph.simulate import first_non_finite, simulate
-    from sit_deploy.pipeline.float_graph import graph_logits, write_graph
+    from sit_deploy.graph.write import write_graph
+    from sit_deploy.pipeline.float_graph import graph_logits
 
     request = work.request
     ranges = None
     if precision == "fp16":  # bf16 has the range of float32
         with work.step("Observing ranges") as report:
-            ranges = float16_ranges(observed, exported.images, request.batch_range[1], report)
+            ranges = observe_float16_ranges(observed, exported.images, request.batch_range[1], report)
     with work.step(f"Writing {precision} into the graph"):
         low, plan = to_precision(exported.graph, precision, ranges)
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
@@ -143,18 +144,6 @@ def _require(work: Work) -> None:
     """Stop at a hop out of tolerance; not yet where an accuracy budget may take layers back from 8 bits."""
     if work.request.max_accuracy_drop is None or work.request.precision not in EIGHT_BITS:
         require(work.hops)
-
-
-def float16_ranges(
-    graph: onnx.ModelProto, images: np.ndarray, largest: int, progress: Any = None
-) -> dict[str, Any]:
-    """Return the ranges of a float32 graph's activations on the compared images; largest: the batch the graph takes."""
-    from calibration.ranges import observe_ranges
-
-    step = max(1, min(largest, RANGES_BATCH))
-    return observe_ranges(
-        graph, [images[i : i + step] for i in range(0, len(images), step)], progress=progress
-    )
 
 
 def _quantizer(

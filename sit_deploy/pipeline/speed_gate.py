@@ -203,10 +203,10 @@ def compare_speed(
     """
     from engines.speedup import speedup
     from engines.timing import EngineCall, WorkerSpec, alternate
+    from sit_deploy.graph.float16_ranges import observe_float16_ranges
     from sit_deploy.graph.pixels import take_pixels
     from sit_deploy.graph.precision import to_precision
-    from sit_deploy.pipeline.float_graph import write_graph
-    from sit_deploy.pipeline.lower import float16_ranges
+    from sit_deploy.graph.write import write_graph
 
     request = work.request
     if not engine.probe().can_run:
@@ -223,7 +223,7 @@ def compare_speed(
         float_graph = made.exported.graph
         ranges = None
         if request.high == "fp16":
-            ranges = float16_ranges(float_graph, made.images, request.batch_range[1])
+            ranges = observe_float16_ranges(float_graph, made.images, request.batch_range[1])
         graph = to_precision(float_graph, request.high, ranges)[0]
         if made.preprocessing.takes_pixels:
             graph = take_pixels(graph, made.preprocessing)

@@ -293,9 +293,9 @@ def _hops(
 
 def _graphs(making: _Making, float_graph: onnx.ModelProto) -> Iterator[tuple[str, Path]]:
     """Give the graphs between the deploy form and the engine, by name: FP32, what 8 bits leave the rest in, the bundle's."""
+    from sit_deploy.graph.float16_ranges import observe_float16_ranges
     from sit_deploy.graph.precision import to_precision
-    from sit_deploy.pipeline.float_graph import write_graph
-    from sit_deploy.pipeline.lower import float16_ranges
+    from sit_deploy.graph.write import write_graph
 
     bundle, folder = making.bundle, making.folder
     precision = bundle.manifest["precision"]
@@ -305,7 +305,7 @@ def _graphs(making: _Making, float_graph: onnx.ModelProto) -> Iterator[tuple[str
         images = bundle.golden()[0]
         if bundle.preprocessing().takes_pixels:
             images = bundle.preprocessing().normalise(images)
-        ranges = float16_ranges(float_graph, images, bundle.batch_range[1])
+        ranges = observe_float16_ranges(float_graph, images, bundle.batch_range[1])
         write_graph(to_precision(float_graph, "fp16", ranges)[0], folder / "fp16.onnx")
         yield "ONNX fp16", folder / "fp16.onnx"
     if precision != "fp32":

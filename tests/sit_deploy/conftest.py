@@ -223,7 +223,7 @@ def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch
     def stand_in(work: Any, folder: Path) -> Any:
         from sit_deploy.data.images import ImageFolder
         from sit_deploy.data.labelled import match_labels
-        from sit_deploy.pipeline.float_graph import write_graph
+        from sit_deploy.graph.write import write_graph
 
         chosen = digits.made if made is None else made
         work.hops += digits.hops
