@@ -8,7 +8,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -c constraints.txt -e
 INPUTS  := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo quickstart test lint format clean
+.PHONY: demo quickstart test check lint format clean
 
 demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle
 	$(BIN)/sit-deploy build --model sit_s --precision fp16 -o build/sit_s-fp16 --force
@@ -19,6 +19,9 @@ quickstart: $(VENV)/installed ## train a small teacher, distil a SiT from it, bu
 test: $(VENV)/installed-test $(VENV)/triton/backends ## every test that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+check: $(VENV)/installed-test ## the quick ones alone: for while you work
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
 # a Triton server for the tests, in an environment of its own
 $(VENV)/triton/backends: | $(VENV)/installed-test
 	$(BIN)/sit-deploy serve --install --server-folder $(VENV)/triton
@@ -26,6 +29,7 @@ $(VENV)/triton/backends: | $(VENV)/installed-test
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
