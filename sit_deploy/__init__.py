@@ -5,7 +5,8 @@
     with sit_deploy.load("sit_s-fp32") as classify:
         logits = classify(["cat.jpg"])
 
-Importing this package is quick; what needs NumPy or an engine's runtime is imported at first use.
+What the command line does is here as functions with typed results (docs/python.md); every error is a `sit_deploy.Error`.
+Importing this package is quick; what needs NumPy, PyTorch or an engine's runtime is imported at first use.
 """
 
 from __future__ import annotations
@@ -15,25 +16,65 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy import import_check
 
 if TYPE_CHECKING:
+    from calibration.errors import CalibrationError
+    from engines.errors import EngineError
     from sit_deploy.bundle import Bundle, load_bundle
+    from sit_deploy.errors import Error, GateError, InputError
     from sit_deploy.inference import Classifier, load
+    from sit_deploy.pipeline.build import build, export
+    from sit_deploy.pipeline.request import BuildRequest
+    from training.loop import train
+    from training.request import TrainRequest
+    from training.result import Summary
 
 import_check.check()
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Classifier", "load", "load_bundle"]
+__all__ = [
+    "BuildRequest",
+    "Bundle",
+    "CalibrationError",
+    "Classifier",
+    "EngineError",
+    "Error",
+    "GateError",
+    "InputError",
+    "Summary",
+    "TrainRequest",
+    "build",
+    "export",
+    "load",
+    "load_bundle",
+    "train",
+]
 
-_LAZY = {
-    "Bundle": "bundle",
-    "Classifier": "inference",
-    "load": "inference",
-    "load_bundle": "bundle",
+# where each name is; `training` stands above this package, and is named here as text alone
+_HOMES = {
+    "BuildRequest": "sit_deploy.pipeline.request",
+    "Bundle": "sit_deploy.bundle",
+    "CalibrationError": "calibration.errors",
+    "Classifier": "sit_deploy.inference",
+    "EngineError": "engines.errors",
+    "Error": "sit_deploy.errors",
+    "GateError": "sit_deploy.errors",
+    "InputError": "sit_deploy.errors",
+    "Summary": "training.result",
+    "TrainRequest": "training.request",
+    "build": "sit_deploy.pipeline.build",
+    "export": "sit_deploy.pipeline.build",
+    "load": "sit_deploy.inference",
+    "load_bundle": "sit_deploy.bundle",
+    "train": "training.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

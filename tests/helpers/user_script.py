@@ -1,0 +1,38 @@
+"""A short program of a user of sit-deploy, as docs/python.md teaches it. tests/sit_deploy/test_api.py type-checks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import assert_type
+
+import sit_deploy
+
+
+def main(images: list[str]) -> int:
+    try:
+        request = sit_deploy.BuildRequest("sit_s", Path("sit_s-fp16"), precision="fp16")
+        bundle = sit_deploy.build(request, progress=show)
+        assert_type(bundle, sit_deploy.Bundle)
+        with sit_deploy.load(bundle.path, threads=2) as classify:
+            assert_type(classify, sit_deploy.Classifier)
+            logits: np.ndarray = classify(images)
+            print(logits.argmax(1))
+        trained = sit_deploy.train(sit_deploy.TrainRequest("lvvit_nano", "digits", Path("run")))
+        assert_type(trained, sit_deploy.Summary)
+    except sit_deploy.GateError as error:
+        print(f"not good enough: {error}")
+        return error.exit_status
+    except sit_deploy.Error as error:
+        print(error)
+        return error.exit_status
+    return 0
+
+
+def show(step: str, done: int, total: int) -> None:
+    print(f"{step}: {done} of {total}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["cat.jpg"]))

@@ -1,0 +1,132 @@
+"""What `import sit_deploy` offers: names, types, errors, and how quickly."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sit_deploy
+
+ROOT = Path(sit_deploy.__file__).parents[1]
+SCRIPT = ROOT / "tests/helpers/user_script.py"
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt_rtx", "numpy", "PIL", "matplotlib")
+
+# Never leave the module that raises them: signals from one of its functions to another.
+_SIGNALS = {"DamagedFileError", "GraphError", "HostilePickle", "RefusedError"}
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_every_name_is_there_and_in_one_list() -> None:
+    assert sorted(sit_deploy.__all__) == sorted(sit_deploy._HOMES) == list(sit_deploy.__all__)
+    for name in sit_deploy.__all__:
+        assert getattr(sit_deploy, name).__name__ == name
+    assert set(sit_deploy.__all__) <= set(dir(sit_deploy))
+
+
+def test_type_checkers_see_the_names_where_they_are() -> None:
+    tree = ast.parse(inspect.getsource(sit_deploy))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == sit_deploy._HOMES
+
+
+def test_no_name_is_a_modules_too() -> None:
+    """Importing such a module would put it in the function's place."""
+    assert not {module.name for module in pkgutil.iter_modules(sit_deploy.__path__)} & set(sit_deploy.__all__)
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'biuld'"):
+        sit_deploy.biuld  # noqa: B018
+
+
+def test_importing_it_is_quick() -> None:
+    """Nothing heavy is imported by the package, by its errors, or by what a request holds."""
+    loaded = python(
+        "import sys, sit_deploy; from pathlib import Path; sit_deploy.Error; sit_deploy.load_bundle; "
+        "sit_deploy.BuildRequest('sit_s', Path('out')); print(*sys.modules)"
+    ).split()
+    assert not set(HEAVY) & set(loaded)
+
+
+def modules() -> list[str]:
+    found = []
+    for package in ("sit_deploy", "training", "engines", "calibration"):
+        root = importlib.import_module(package)
+        found += [info.name for info in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    return [name for name in found if "python_models" not in name and not name.endswith("__main__")]
+
+
+def test_every_error_is_a_kind_of_one_root() -> None:
+    errors = {
+        value
+        for name in modules()
+        for value in vars(importlib.import_module(name)).values()
+        if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ in modules()
+    }
+    assert {error.__name__ for error in errors if not issubclass(error, sit_deploy.Error)} == _SIGNALS
+    kinds = (sit_deploy.InputError, sit_deploy.GateError, sit_deploy.EngineError, sit_deploy.CalibrationError)
+    assert set(kinds) <= errors
+    assert {error.exit_status for error in errors if issubclass(error, sit_deploy.Error)} == {1, 2}
+
+
+def mypy(script: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Type-check a program in strict mode, this package's own types taken and PyTorch's left out, which takes minutes."""
+    settings = cache / "mypy.ini"
+    others = "torch timm torchvision onnx onnxruntime PIL msgspec ml_dtypes safetensors sklearn scipy matplotlib click rich"
+    settings.write_text(
+        "[mypy]\nstrict = true\nfollow_imports = silent\n"
+        f"[mypy-{','.join(f'{name}.*' for name in others.split())}]\nfollow_imports = skip\nignore_missing_imports = true\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", settings, "--cache-dir", cache / "mypy", script]
+    return subprocess.run(
+        command, cwd=cache, env={"MYPYPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mypy")
+
+
+def test_a_users_program_is_typed(cache: Path) -> None:
+    done = mypy(SCRIPT, cache)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('precision="fp16"', "precision=16"),
+        ("assert_type(bundle, sit_deploy.Bundle)", "assert_type(bundle, str)"),
+        ("error.exit_status", "error.exit_code"),
+        ("sit_deploy.train(", "sit_deploy.trian("),
+    ],
+)
+def test_a_wrong_program_is_refused(right: str, wrong: str, cache: Path) -> None:
+    text = SCRIPT.read_text()
+    assert right in text
+    script = cache / "wrong.py"
+    script.write_text(text.replace(right, wrong))
+    done = mypy(script, cache)
+    assert done.returncode == 1
+    assert "error:" in done.stdout
+
+
+def test_the_types_are_packaged(tmp_path: Path) -> None:
+    code = "import sys; sys.argv[1:] = ['-q', 'build_py', '--build-lib', sys.argv[1]]; import setuptools; setuptools.setup()"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True, capture_output=True)
+    for package in ("sit_deploy", "training", "engines", "calibration"):
+        assert (tmp_path / package / "py.typed").is_file()
+    assert (tmp_path / "engines/cpp/CMakeLists.txt").is_file()
