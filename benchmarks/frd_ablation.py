@@ -65,7 +65,7 @@ def against_teacher(weights: Path, teacher: Path, data: Path) -> dict[str, float
     import torch
 
     from sit_deploy.data.datasets import open_data
-    from sit_deploy.models.card import read_card
+    from sit_deploy.models.card_file import read_card
     from sit_deploy.models.load import load_model
     from sit_deploy.processes import World
     from training.loaders import HeldOut
@@ -172,7 +172,7 @@ def main(
     epochs: int, grid: str, seeds: int, jobs: int, long_epochs: int, teacher_only: bool,
 ) -> None:  # fmt: skip
     """Run what has not been run, and write the results."""
-    from sit_deploy.models.card import read_card
+    from sit_deploy.models.card_file import read_card
     from training.log import draw_curves
 
     data = work / f"data-{train_images}-{val_images}"

@@ -43,7 +43,7 @@ from benchmarks.gpu_cells import (  # noqa: E402
 )
 from benchmarks.random_weights import random_model  # noqa: E402
 from engines.gpus import telemetry  # noqa: E402
-from sit_deploy.models.config import get_config  # noqa: E402
+from sit_deploy.models.catalog import get_config  # noqa: E402
 from sit_deploy.models.cost import cost  # noqa: E402
 
 MODELS = "sit_xs,lvvit_s,sit_s,sit_l,lvvit_l,sit_m,lvvit_m"

@@ -37,7 +37,8 @@ from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.data.images import batches, list_images  # noqa: E402
-from sit_deploy.models.card import ModelCard, read_card  # noqa: E402
+from sit_deploy.models.card import ModelCard  # noqa: E402
+from sit_deploy.models.card_file import read_card  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantization_peers.json"
 SCRIPTS = {"onnxruntime": "onnxruntime_static.py", "modelopt": "modelopt_onnx.py", "nncf": "nncf_quantize.py"}

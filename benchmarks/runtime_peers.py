@@ -52,7 +52,7 @@ from engines.gpus import find_gpus  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.errors import InputError  # noqa: E402
-from sit_deploy.models.config import get_config  # noqa: E402
+from sit_deploy.models.catalog import get_config  # noqa: E402
 from sit_deploy.models.cost import cost  # noqa: E402
 
 MODELS = "sit_s,sit_xs,lvvit_s"

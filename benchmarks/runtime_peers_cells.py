@@ -145,7 +145,7 @@ def make_model(name: str, threads: int, int8: bool = True) -> Model:
     from sit_deploy.data.synthetic import sample_images
     from sit_deploy.graph.deploy_form import to_deploy_form
     from sit_deploy.graph.export import export_onnx
-    from sit_deploy.models.config import get_config
+    from sit_deploy.models.catalog import get_config
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.quantize.calibrate import ImageStream, calibrate
     from sit_deploy.quantize.quantizer import make_quantizer

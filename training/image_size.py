@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sit_deploy.models import ModelConfig, read_checkpoint
-from sit_deploy.models.card import ModelCard, read_card
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import read_card
 from sit_deploy.models.checkpoint import Checkpoint
 from sit_deploy.models.load import looks_like
 from sit_deploy.models.state_dict import grid_side

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
-from sit_deploy.models.card import ModelCard, read_card
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import read_card
 from sit_deploy.models.data_config import RECIPE, Choice, Said, by_card, by_checkpoint, by_name, choose
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
 from sit_deploy.preprocessing import Preprocessing

@@ -14,7 +14,8 @@ from engines.errors import EngineError
 from sit_deploy.errors import InputError
 from sit_deploy.files import write_whole
 from sit_deploy.models import CONFIGS, ModelConfig
-from sit_deploy.models.card import ModelCard, save_weights
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import save_weights
 from sit_deploy.models.cost import cost
 from training.log import draw_curves
 from training.metrics import Metrics, evaluate

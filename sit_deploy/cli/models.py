@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sit_deploy.cli.common import console, emit_json, examples, json_option, say, table
-from sit_deploy.models.config import CONFIGS
+from sit_deploy.models.catalog import CONFIGS
 from sit_deploy.models.cost import cost
 
 

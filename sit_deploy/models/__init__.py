@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.models.config import CONFIGS, ModelConfig, get_config
+from sit_deploy.models.catalog import CONFIGS, get_config
+from sit_deploy.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from sit_deploy.models.card import ModelCard, read_card, save_weights
+    from sit_deploy.models.card import ModelCard
+    from sit_deploy.models.card_file import read_card, save_weights
     from sit_deploy.models.checkpoint import read_checkpoint
     from sit_deploy.models.forward import FRDOutput
     from sit_deploy.models.load import fit_partly, load_model
@@ -27,9 +29,9 @@ _LAZY = {
     "create_model": "registry",
     "fit_partly": "load",
     "load_model": "load",
-    "read_card": "card",
+    "read_card": "card_file",
     "read_checkpoint": "checkpoint",
-    "save_weights": "card",
+    "save_weights": "card_file",
 }
 __all__ = [
     "CONFIGS",

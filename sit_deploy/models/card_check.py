@@ -1,13 +1,12 @@
-"""Does a model card tell the truth of the weights that it stands beside? Their shapes are in the same header."""
+"""Comparing a model card with the shapes of the weights that it describes, which the header of the same file gives."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card import ModelCard
 
 _POSITIONS = (0, 1, 2)  # beside the patches: class token, dist token
 
@@ -16,6 +15,7 @@ def contradiction(card: ModelCard, header: Mapping[str, Any]) -> str | None:
     """Return the first thing that card and weights say differently, as half a sentence; None where there is none.
 
     Args:
+        card: the card.
         header: of the safetensors file: `shape` by name. What has another name than in our models is not compared.
     """
     shapes = {name: _shape(entry) for name, entry in header.items() if name != "__metadata__"}
@@ -56,8 +56,8 @@ def _shape(entry: Any) -> tuple[int, ...]:
 
 
 def _count(shapes: Mapping[str, Any], pattern: str) -> int:
-    found: Callable[[str], Any] = re.compile(pattern).match
-    return len({match[1] for match in map(found, shapes) if match})
+    """Return how many numbers the pattern's group takes among the names."""
+    return len({match[1] for match in map(re.compile(pattern).match, shapes) if match})
 
 
 def _has_stem(shapes: Mapping[str, Any]) -> bool:

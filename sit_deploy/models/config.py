@@ -1,7 +1,6 @@
-"""The named models as data: architecture, preprocessing and published accuracy. Imports nothing heavy.
+"""The configuration of a model: its architecture and token schedule, how its images are prepared, and the rules these follow.
 
-Figures are those of the paper and the official code (github.com/Sense-X/SiT); tests pin parameters and MACs. A name that is
-none of ours is looked up among timm's plain vision transformers, which does import timm.
+Imports nothing heavy. The configurations that have names are in `sit_deploy.models.catalog`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from sit_deploy.errors import InputError, nearest
+from sit_deploy.errors import InputError
 
 # (channels = dim / divisor, stride) of the stem's convolutions, which make patches of 16 pixels
 STEMS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -111,106 +110,25 @@ class ModelConfig:
     def depth(self) -> int:
         return sum(self.stage_blocks)
 
-    @property
-    def title(self) -> str:
-        """Its name and, where that alone does not say how it slims, its stages: for messages."""
-        own = CONFIGS.get(self.name)
-        stages = own.stage_blocks if own else (self.depth,)
-        if stages == self.stage_blocks:
-            return self.name
-        return f"{self.name} of stages {','.join(map(str, self.stage_blocks))}"
-
     def tokens(self, image_size: int | None = None) -> tuple[int, ...]:
         """Return the patch tokens of each stage at `image_size` pixels (the native size by default)."""
         side = (image_size or self.image_size) // self.patch_size
         return kept_tokens(side * side, len(self.stage_blocks), self.keeping_ratio)
 
 
-def _teacher(
-    student: ModelConfig, name: str, top1: float | None, aliases: tuple[str, ...] = ()
-) -> ModelConfig:
-    stage = (student.depth,)
-    return replace(student, name=name, stage_blocks=stage, teacher=None, top1=top1, aliases=aliases)
-
-
-def _deit(name: str, dim: int, heads: int, base: str) -> ModelConfig:
-    return ModelConfig(
-        name, dim, heads, (6, 2, 2, 2), skip_lam=1.0, mlp_ratio=4.0, teacher=base, base=base, crop_pct=0.9
-    )
-
-
-_SIT_NANO = ModelConfig("sit_nano", 128, 4, (2, 2, 2, 2), image_size=112, teacher="lvvit_nano")
-_SIT_MICRO = ModelConfig("sit_micro", 96, 3, (1, 1, 1, 13), image_size=112, teacher="lvvit_micro")
-_SIT_T = ModelConfig(
-    "sit_t", 320, 5, (1, 1, 1, 11), teacher="lvvit_t", top1=80.1, aliases=("sit_lvvit_tiny",)
-)
-_SIT_XS = ModelConfig(
-    "sit_xs", 384, 6, (1, 1, 1, 13), teacher="lvvit_s", top1=81.2, aliases=("sit_lvvit_xsmall",)
-)
-_SIT_S = ModelConfig(
-    "sit_s", 384, 6, (9, 3, 2, 2), teacher="lvvit_s", top1=83.1, aliases=("sit_lvvit_small",)
-)
-_SIT_M = ModelConfig(
-    "sit_m", 512, 8, (10, 4, 3, 3), teacher="lvvit_m", top1=84.2, aliases=("sit_lvvit_medium",)
-)
-_SIT_L = ModelConfig(
-    "sit_l", 768, 12, (10, 4, 3, 7), image_size=288, stem="6c", skip_lam=3.0, teacher="lvvit_l", top1=85.6,
-    aliases=("sit_lvvit_large",),
-)  # fmt: skip
-
-CONFIGS: dict[str, ModelConfig] = {
-    c.name: c
-    for c in (
-        _SIT_NANO, _SIT_MICRO, _SIT_T, _SIT_XS, _SIT_S, _SIT_M, _SIT_L,
-        _deit("sit_deit_s", 384, 6, "deit_small_patch16_224"),
-        _deit("sit_deit_b", 768, 12, "deit_base_patch16_224"),
-        _teacher(_SIT_NANO, "lvvit_nano", None),
-        _teacher(_SIT_MICRO, "lvvit_micro", None),
-        _teacher(_SIT_T, "lvvit_t", 81.8, ("lvvit_tiny",)),
-        _teacher(_SIT_S, "lvvit_s", 83.1, ("lvvit_small",)),
-        _teacher(_SIT_M, "lvvit_m", 84.0, ("lvvit_medium",)),
-        _teacher(_SIT_L, "lvvit_l", 85.3, ("lvvit_large",)),
-    )
-}  # fmt: skip
-_ALIASES = {alias: name for name, config in CONFIGS.items() for alias in (*config.aliases, name)}
-
-
-def get_config(
-    name: str, stages: tuple[int, ...] | None = None, keeping_ratio: float | None = None
-) -> ModelConfig:
-    """Return the configuration of a model: by its name, an official alias, or its name in timm.
-
-    Args:
-        stages: blocks of each stage, in place of the model's own; one number is the unslimmed model.
-        keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
-    Raises:
-        InputError: no such model (names the nearest), one of timm's that cannot be slimmed, stages that do not add up to
-            its depth, or a ratio out of range.
-    """
-    if name in _ALIASES:
-        config = CONFIGS[_ALIASES[name]]
-    else:
-        from sit_deploy.models.timm_vit import is_timm_model, timm_config, timm_names
-
-        if not is_timm_model(name):
-            raise InputError(
-                f"unknown model '{name}'{_nearest_model(name, (*_ALIASES, *timm_names())) or ';'} `sit-deploy models` lists ours, "
-                "and timm's plain vision transformers will do too"
-            )
-        config = timm_config(name)
-    return _reschedule(config, stages, keeping_ratio)
-
-
-def _nearest_model(name: str, known: tuple[str, ...]) -> str:
-    """Return as `nearest` does, a model of the same family first: a sit_tiny is no lvvit_tiny, which is its teacher."""
-    family = [other for other in known if other.partition("_")[0] == name.lower().partition("_")[0]]
-    return nearest(name.lower(), family) or nearest(name.lower(), known)
-
-
-def _reschedule(
+def reschedule(
     config: ModelConfig, stages: tuple[int, ...] | None, keeping_ratio: float | None
 ) -> ModelConfig:
-    """Return `config` with other stages and another keeping ratio, `config` itself where they are its own."""
+    """Return a configuration with other stages and another keeping ratio, `config` itself where they are its own.
+
+    Args:
+        config: whose depth the stages must add up to.
+        stages: blocks of each stage, in place of its own; one number is the unslimmed model.
+        keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
+
+    Raises:
+        InputError: stages that do not add up to the depth, a ratio out of range, or one for a model that does not slim.
+    """
     ratio = config.keeping_ratio if keeping_ratio is None else float(keeping_ratio)
     blocks = config.stage_blocks if stages is None else tuple(stages)
     if not 0 < ratio <= 1:
@@ -218,13 +136,13 @@ def _reschedule(
             f"keeping ratio must be above 0 and at most 1, got {keeping_ratio}; pass for example --keeping-ratio 0.5"
         )
     if not blocks or min(blocks) < 1 or sum(blocks) != config.depth:
-        given, example = (",".join(map(str, b)) for b in (blocks, _example_stages(config.depth)))
+        given, example = (",".join(map(str, b)) for b in (blocks, example_stages(config.depth)))
         raise InputError(
             f"stages {given or 'of no number'} do not fit {config.name}: every stage must have a block, and they must add up to its "
             f"depth of {config.depth}; pass for example --stages {example}"
         )
     if keeping_ratio is not None and stages is None and len(blocks) == 1:
-        example = ",".join(map(str, _example_stages(config.depth)))
+        example = ",".join(map(str, example_stages(config.depth)))
         raise InputError(
             f"{config.name} slims nothing, so a keeping ratio changes nothing; pass its stages too, as --stages {example}"
         )
@@ -234,7 +152,7 @@ def _reschedule(
     return replace(config, stage_blocks=blocks, keeping_ratio=ratio, teacher=teacher, top1=None)
 
 
-def _example_stages(depth: int) -> tuple[int, ...]:
+def example_stages(depth: int) -> tuple[int, ...]:
     """Return stages for a depth in the proportion of 6,2,2,2 of 12."""
     later = max(depth // 6, 1)
     return (depth - 3 * later, *[later] * 3) if depth > 3 else (1,) * depth

@@ -12,7 +12,8 @@ import itertools
 from dataclasses import dataclass
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import CONFIGS, STEMS, ModelConfig
+from sit_deploy.models.catalog import CONFIGS
+from sit_deploy.models.config import STEMS, ModelConfig
 
 
 @dataclass(frozen=True)

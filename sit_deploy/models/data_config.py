@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import ModelConfig, get_config
+from sit_deploy.models.catalog import get_config
+from sit_deploy.models.config import ModelConfig
 
 if TYPE_CHECKING:  # what reads options is to be quick, without NumPy
     from sit_deploy.models.card import ModelCard

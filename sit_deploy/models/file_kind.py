@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sit_deploy.errors import InputError
 
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format's own reader
+MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the safetensors format's own reader
 _TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
 # what transformers and accelerate write beside a model's weights
 _COMPANION = re.compile(
@@ -92,7 +92,9 @@ def is_safetensors(path: Path) -> bool:
             start = file.read(9)
     except OSError:
         return False
-    return len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= _MAX_HEADER
+    return (
+        len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= MAX_SAFETENSORS_HEADER
+    )
 
 
 def file_kind(path: Path) -> str:

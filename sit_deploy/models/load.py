@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.catalog import CONFIGS, get_config, title
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
-from sit_deploy.models.config import CONFIGS, ONE_OUTPUT, ModelConfig, check_class_count, get_config
+from sit_deploy.models.config import ONE_OUTPUT, ModelConfig, check_class_count
 from sit_deploy.models.mismatch import mismatch_words
 from sit_deploy.models.registry import create_model
 from sit_deploy.models.state_dict import (
@@ -113,8 +114,8 @@ def load_model(
         options["kept"] = ((size // config.patch_size) ** 2, *kept)
     model = create_model(config, **options)
     state = filter_state_dict(read.state, model)
-    if differences := mismatch_words(state, model, config.title, read.path, model_option):
-        raise InputError(f"checkpoint {read.path} does not fit {config.title}: {differences}")
+    if differences := mismatch_words(state, model, title(config), read.path, model_option):
+        raise InputError(f"checkpoint {read.path} does not fit {title(config)}: {differences}")
     model.load_state_dict(state)
 
     side = grid_side(read.state["pos_embed"], position_prefix(model))
@@ -126,7 +127,7 @@ def load_model(
     if "kept" in options:
         found, usual = ("/".join(map(str, tokens)) for tokens in (kept, config.tokens(size)[1:]))
         notes.append(
-            f"its TSMs keep {found} tokens, not the {usual} of {config.title} at {size} pixels; check its accuracy"
+            f"its TSMs keep {found} tokens, not the {usual} of {title(config)} at {size} pixels; check its accuracy"
         )
     if has_reverse_tsms(state) and not has_reverse_tsms(read.state):
         notes.append("its reverse TSMs are new: the checkpoint has none; train them before they are of use")
@@ -173,11 +174,11 @@ def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | Non
         if config.name in fits:
             remedy = "leave out --stages"
         if option is None:
-            remedy = f"give the checkpoint of a {config.title}"
+            remedy = f"give the checkpoint of a {title(config)}"
         elif config.teacher in fits:
             remedy += f": a teacher must be distilled before it can be a {config.name}"
         raise InputError(
-            f"checkpoint {read.path} does not fit {config.title}: it looks like {' or '.join(fits)}; {remedy}"
+            f"checkpoint {read.path} does not fit {title(config)}: it looks like {' or '.join(fits)}; {remedy}"
         )
     blocks, tsms, wanted = (
         len(_indices(read.state, "blocks")),
@@ -191,9 +192,9 @@ def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | Non
             else f"pass the {tsms + 1} --stages that it was trained with"
         )
         if option != "--model":
-            remedy = f"give the checkpoint of a {config.title}"
+            remedy = f"give the checkpoint of a {title(config)}"
         raise InputError(
-            f"checkpoint {read.path} does not fit {config.title}: it has {tsms} TSMs, not {len(wanted) - 1}; {remedy}"
+            f"checkpoint {read.path} does not fit {title(config)}: it has {tsms} TSMs, not {len(wanted) - 1}; {remedy}"
         )
 
 

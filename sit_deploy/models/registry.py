@@ -9,7 +9,8 @@ import timm
 from timm.models import build_model_with_cfg, register_model
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import CONFIGS, ModelConfig, get_config
+from sit_deploy.models.catalog import CONFIGS, get_config
+from sit_deploy.models.config import ModelConfig
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimViT, slim
 from sit_deploy.models.state_dict import filter_state_dict
@@ -72,7 +73,7 @@ def _register(name: str, config: ModelConfig) -> None:
         )
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{config.name}: see sit_deploy.models.config."
+    build.__doc__ = f"{config.name}: see sit_deploy.models.catalog."
     module = sys.modules[__name__]
     build.__module__ = __name__
     setattr(module, name, build)

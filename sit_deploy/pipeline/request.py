@@ -12,8 +12,10 @@ import engines
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
-from sit_deploy.models.card import ModelCard, read_card
-from sit_deploy.models.config import ModelConfig, check_class_count, get_config
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import read_card
+from sit_deploy.models.catalog import get_config
+from sit_deploy.models.config import ModelConfig, check_class_count
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.precisions import EIGHT_BITS, PRECISIONS
 from sit_deploy.schema import settle_types

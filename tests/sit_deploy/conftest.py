@@ -186,7 +186,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from sit_deploy.models.card import ModelCard, save_weights
+    from sit_deploy.models.card import ModelCard
+    from sit_deploy.models.card_file import save_weights
     from sit_deploy.pipeline.float_graph import Work, make_float_graph
     from sit_deploy.preprocessing import Preprocessing
     from tests.helpers.models import named_model
@@ -240,7 +241,7 @@ def trained_checkpoint(digits: Digits, folder: Path, thresholds: dict[str, float
     """Write the checkpoint of `digits` with a card that says it was trained in int8, with these thresholds by layer."""
     from safetensors.torch import load_file
 
-    from sit_deploy.models.card import read_card, save_weights
+    from sit_deploy.models.card_file import read_card, save_weights
 
     card = replace(read_card(digits.checkpoint), quantization={"grid": "int8", "thresholds": thresholds})
     save_weights(folder / "qat.safetensors", load_file(digits.checkpoint), card)

@@ -11,7 +11,7 @@ import engines
 from engines.gpus import find_gpus
 from engines.tensorrt.features import Features
 from engines.tensorrt.library import FLAVOURS, import_module
-from sit_deploy.models.config import CONFIGS
+from sit_deploy.models.catalog import CONFIGS
 from tests.helpers.command_line import CommandLine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

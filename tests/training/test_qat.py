@@ -24,7 +24,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
 from sit_deploy.graph.export import export_onnx
 from sit_deploy.models import load_model, read_card
-from sit_deploy.models.card import save_weights
+from sit_deploy.models.card_file import save_weights
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
 from tests.helpers.models import VIT_VARIANTS, images, named_model, tiny_model, tiny_vit

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, safe_open
 from torchvision import transforms
 
 from sit_deploy.models import create_model, get_config
-from sit_deploy.models.card import read_card
+from sit_deploy.models.card_file import read_card
 from sit_deploy.models.cost import cost
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts

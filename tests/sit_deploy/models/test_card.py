@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from engines.errors import EngineError
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model
-from sit_deploy.models.card import KEY, ModelCard, read_card, save_weights
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import KEY, read_card, save_weights
 from sit_deploy.preprocessing import Preprocessing
 from tests.sit_deploy.test_manifest import changed as altered
 from tests.sit_deploy.test_manifest import places

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import CONFIGS, STEMS, get_config, kept_tokens
+from sit_deploy.models.catalog import CONFIGS, get_config, title
+from sit_deploy.models.config import STEMS, kept_tokens
 
 # width, depth, heads, blocks of the stages, pixels, patch tokens of the stages, residual divisor, stem
 ARCHITECTURES = {
@@ -153,7 +154,7 @@ def test_other_stages_slim_a_teacher() -> None:
     config = get_config("lvvit_s", (9, 3, 2, 2))
     assert (config.name, config.teacher, config.top1) == ("lvvit_s", "lvvit_s", None)
     assert config.tokens() == get_config("sit_s").tokens()
-    assert config.title == "lvvit_s of stages 9,3,2,2"
+    assert title(config) == "lvvit_s of stages 9,3,2,2"
 
 
 def test_another_ratio_and_none() -> None:
@@ -194,10 +195,10 @@ def test_a_ratio_of_a_model_that_slims_nothing() -> None:
 
 
 def test_every_example_fits_its_depth() -> None:
-    from sit_deploy.models.config import _example_stages
+    from sit_deploy.models.config import example_stages
 
     for depth in range(1, 41):
-        assert sum(_example_stages(depth)) == depth and min(_example_stages(depth)) >= 1
+        assert sum(example_stages(depth)) == depth and min(example_stages(depth)) >= 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
-from sit_deploy.models.config import get_config
+from sit_deploy.models.catalog import get_config
 from sit_deploy.models.data_config import (
     FIELDS,
     OPTIONS,

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import read_checkpoint
-from sit_deploy.models.card import ModelCard, read_card, save_weights
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import read_card, save_weights
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.models import named_model
 

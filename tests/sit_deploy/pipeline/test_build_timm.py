@@ -16,7 +16,8 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.data.synthetic import sample_images
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, get_config
-from sit_deploy.models.card import ModelCard, save_weights
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import save_weights
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.validation.reference import reference_model

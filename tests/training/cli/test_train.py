@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from sit_deploy.models.card import read_card
+from sit_deploy.models.card_file import read_card
 from tests.helpers.command_line import CommandLine, Result, snapshot
 from tests.helpers.train import CLASSES, PLAIN, log_rows, start, start_server, words, write_pictures
 from training.cli.train import show_summary
