@@ -1,37 +1,90 @@
-"""Which layers run in 8 bits and which stay high, and why: decided here, shown by `sit-deploy inspect`."""
+"""The quantization plan: which layers run in 8 bits and which stay high, and why.
+
+It is made here by groups of layers, changed by the accuracy budget, and shown by `sit-deploy inspect`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from calibration.errors import CalibrationError
+from calibration.formats import GRIDS
 from calibration.layers import GROUPS, Layer
 
-PRECISIONS = ("int8", "fp8")
+HIGH = "high"  # a layer's precision: the type of the rest
 
 # What docs/quantization.md's ablation leaves: nearly all multiply-accumulates, at a small part of the error.
 DEFAULT_GROUPS = frozenset({"qkv", "proj", "fc1", "fc2", "tsm", "linear"})
-_HIGH = {
-    "stem": "every token comes from it",
-    "conv": "every token comes from it",
-    "head": "writes the logits, for little work",
-    "attention": "product of two activations",
-    "aggregation": "every later token comes from it",
-    "residual": "carries every block's error on",
+
+
+class Reason(Enum):
+    """Why a layer runs in 8 bits or stays high. The value is the sentence; `{rank}` is the layer's."""
+
+    CONSTANT_WEIGHT = "constant weight"
+    ASKED_FOR = "asked for"
+    NOT_ASKED_FOR = "not asked for"
+    MAKES_ALL_TOKENS = "every token comes from it"
+    MAKES_LATER_TOKENS = "every later token comes from it"
+    WRITES_LOGITS = "writes the logits, for little work"
+    TWO_ACTIVATIONS = "product of two activations"
+    CARRIES_ERRORS_ON = "carries every block's error on"
+    ACCURACY_BUDGET = "kept high for accuracy: number {rank} by harm for its work"
+    TRAINED_IN_8_BITS = "trained in 8 bits"
+    TRAINED_IN_FLOAT = "trained in float"
+
+
+_LEFT_HIGH = {
+    "stem": Reason.MAKES_ALL_TOKENS,
+    "conv": Reason.MAKES_ALL_TOKENS,
+    "head": Reason.WRITES_LOGITS,
+    "attention": Reason.TWO_ACTIVATIONS,
+    "aggregation": Reason.MAKES_LATER_TOKENS,
+    "residual": Reason.CARRIES_ERRORS_ON,
 }
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, what it runs in ("int8", "fp8", or "high": the type of the rest), and why."""
+    """A layer of a plan.
+
+    Attributes:
+        name: of its node in the graph.
+        group: what kind of layer it is (`calibration.layers`).
+        precision: "int8", "fp8", or HIGH.
+        reason: why.
+        macs: its multiply-accumulates for one image.
+        rank: for Reason.ACCURACY_BUDGET, how many layers went back to higher precision up to this one.
+    """
 
     name: str
     group: str
     precision: str
-    reason: str
+    reason: Reason
     macs: int
+    rank: int | None = None
+
+    @property
+    def is_high(self) -> bool:
+        """Whether it stays in the type of the rest."""
+        return self.precision == HIGH
+
+    @property
+    def sentence(self) -> str:
+        """The reason in words."""
+        return self.reason.value.format(rank=self.rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON; the reason in words."""
+        return {
+            "name": self.name,
+            "group": self.group,
+            "precision": self.precision,
+            "reason": self.sentence,
+            "macs": self.macs,
+        }
 
 
 @dataclass(frozen=True)
@@ -44,35 +97,39 @@ class QuantPlan:
     @property
     def quantized(self) -> tuple[str, ...]:
         """Names of the layers that run in 8 bits."""
-        return tuple(layer.name for layer in self.layers if layer.precision != "high")
+        return tuple(layer.name for layer in self.layers if not layer.is_high)
+
+    @property
+    def kept_for_accuracy(self) -> tuple[str, ...]:
+        """Names of the layers that an accuracy budget keeps high."""
+        return tuple(layer.name for layer in self.layers if layer.reason is Reason.ACCURACY_BUDGET)
 
     @property
     def share(self) -> float:
         """Share of the layers' multiply-accumulates that run in 8 bits."""
         total = sum(layer.macs for layer in self.layers)
-        return sum(layer.macs for layer in self.layers if layer.precision != "high") / max(total, 1)
+        return sum(layer.macs for layer in self.layers if not layer.is_high) / max(total, 1)
 
-    def keep_high(self, reasons: Mapping[str, str]) -> QuantPlan:
-        """Return a plan in which the layers named stay high for the reasons given.
+    def keep_high(self, names: Sequence[str]) -> QuantPlan:
+        """Return a plan in which these layers stay high for an accuracy budget; their order is their rank, from 1.
 
         Raises:
             CalibrationError: a layer that the plan does not have.
         """
-        if unknown := sorted(reasons.keys() - {layer.name for layer in self.layers}):
+        ranks = {name: rank for rank, name in enumerate(names, 1)}
+        if unknown := sorted(ranks.keys() - {layer.name for layer in self.layers}):
             raise CalibrationError(f"the plan has no layer '{unknown[0]}'")
-        return replace(
-            self,
-            layers=tuple(
-                replace(layer, precision="high", reason=reasons[layer.name])
-                if layer.name in reasons
-                else layer
-                for layer in self.layers
-            ),
+        layers = tuple(
+            replace(layer, precision=HIGH, reason=Reason.ACCURACY_BUDGET, rank=ranks[layer.name])
+            if layer.name in ranks
+            else layer
+            for layer in self.layers
         )
+        return replace(self, layers=layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
-        return asdict(self)
+        return {"precision": self.precision, "layers": [layer.to_dict() for layer in self.layers]}
 
 
 def make_plan(
@@ -82,13 +139,14 @@ def make_plan(
 
     Args:
         layers: of `find_layers`.
+        precision: "int8" or "fp8".
         groups: names of groups, "all" for every layer with a weight, "default" for the default ones; None for those.
 
     Raises:
         CalibrationError: an unknown precision or group, or nothing to quantize.
     """
-    if precision not in PRECISIONS:
-        raise CalibrationError(f"'{precision}' is not one of {', '.join(PRECISIONS)}")
+    if precision not in GRIDS:
+        raise CalibrationError(f"'{precision}' is not one of {', '.join(GRIDS)}")
     chosen = {"default"} if groups is None else set(groups)
     if "default" in chosen:
         chosen |= DEFAULT_GROUPS
@@ -97,15 +155,12 @@ def make_plan(
         raise CalibrationError(f"no layers are called '{strange[0]}'; choose from {', '.join(known)}")
     planned = []
     for layer in layers.values():
-        quantize = layer.group in chosen or ("all" in chosen and layer.weight is not None)
-        reason = (
-            ("constant weight" if layer.weight is not None else "asked for")
-            if quantize
-            else _HIGH.get(layer.group, "not asked for")
-        )
-        planned.append(
-            PlannedLayer(layer.name, layer.group, precision if quantize else "high", reason, layer.macs)
-        )
+        if layer.group in chosen or ("all" in chosen and layer.weight is not None):
+            reason = Reason.CONSTANT_WEIGHT if layer.weight is not None else Reason.ASKED_FOR
+            planned.append(PlannedLayer(layer.name, layer.group, precision, reason, layer.macs))
+        else:
+            reason = _LEFT_HIGH.get(layer.group, Reason.NOT_ASKED_FOR)
+            planned.append(PlannedLayer(layer.name, layer.group, HIGH, reason, layer.macs))
     plan = QuantPlan(precision, tuple(planned))
     if not plan.quantized:
         raise CalibrationError("the plan quantizes no layer; choose groups that the model has")

@@ -63,12 +63,7 @@ def fit(
     low, high = 1, len(order) - 1  # how many go back
     while low <= high:
         count = (low + high) // 2
-        smaller = plan.keep_high(
-            {
-                name: f"kept high for accuracy: number {i} by harm for its work"
-                for i, name in enumerate(order[:count], 1)
-            }
-        )
+        smaller = plan.keep_high(order[:count])
         if smaller.share < WORTH_IT:
             high = count - 1
             continue

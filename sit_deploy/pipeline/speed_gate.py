@@ -141,8 +141,7 @@ def _keep_budget(
         )
     if made.lowered.quantizer.plan is not result.plan:
         attempt(result.plan)  # writes its graph again
-    high = [layer.name for layer in result.plan.layers if layer.reason.startswith("kept high for accuracy")]
-    if high:
+    if high := result.plan.kept_for_accuracy:
         more = ", ..." if len(high) > 3 else ""
         work.notes.append(
             f"kept in {request.high} to lose at most {limit:g} points ({told}): {', '.join(high[:3])}{more}"

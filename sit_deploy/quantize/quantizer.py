@@ -14,7 +14,7 @@ from calibration.formats import float16_scale
 from calibration.gptq import round_weights
 from calibration.insert_qdq import Scales, insert_qdq
 from calibration.layers import Layer, find_layers
-from calibration.plan import PlannedLayer, QuantPlan, make_plan
+from calibration.plan import HIGH, PlannedLayer, QuantPlan, Reason, make_plan
 from sit_deploy.errors import InputError
 from sit_deploy.quantize.calibrate import ImageStream, choose_scales, logits_error, migrated_graph, run_logits
 
@@ -63,7 +63,7 @@ class Quantizer:
         """Return what there is to say of every layer, as plain types: precision, why, scale, shift, error."""
         found = []
         for planned in self.plan.layers:
-            low = planned.precision != "high"
+            low = not planned.is_high
             source = self.layers[planned.name].inputs[0]
             error = self.errors.get(planned.name) if low else None
             found.append(
@@ -71,7 +71,7 @@ class Quantizer:
                     "layer": planned.name,
                     "group": planned.group,
                     "precision": planned.precision,
-                    "reason": planned.reason,
+                    "reason": planned.sentence,
                     "macs": planned.macs,
                     "scale": self.scales.activations.get(source) if low else None,
                     "shift": self.scales.shifts.get(source, 0) if low else None,
@@ -144,8 +144,8 @@ def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
         PlannedLayer(
             layer.name,
             layer.group,
-            "int8" if layer.name in thresholds else "high",
-            "trained in 8 bits" if layer.name in thresholds else "trained in float",
+            "int8" if layer.name in thresholds else HIGH,
+            Reason.TRAINED_IN_8_BITS if layer.name in thresholds else Reason.TRAINED_IN_FLOAT,
             layer.macs,
         )
         for layer in layers.values()

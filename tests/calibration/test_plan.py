@@ -6,7 +6,7 @@ import pytest
 
 from calibration.errors import CalibrationError
 from calibration.layers import GROUPS, Layer, find_layers
-from calibration.plan import DEFAULT_GROUPS, make_plan
+from calibration.plan import DEFAULT_GROUPS, Reason, make_plan
 from tests.helpers.graphs import exported
 
 HIGH = {"stem", "head", "attention", "aggregation", "residual"}
@@ -67,15 +67,25 @@ def test_share_is_of_multiply_accumulates(layers: dict[str, Layer]) -> None:
 def test_keep_high(layers: dict[str, Layer]) -> None:
     plan = make_plan(layers)
     first, *rest = plan.quantized
-    kept = plan.keep_high({first: "costs 3 dB"})
+    kept = plan.keep_high([first])
     assert kept.quantized == tuple(rest)
-    assert next(layer.reason for layer in kept.layers if layer.name == first) == "costs 3 dB"
+    assert kept.kept_for_accuracy == (first,) and plan.kept_for_accuracy == ()
+    assert next(layer.reason for layer in kept.layers if layer.name == first) is Reason.ACCURACY_BUDGET
     assert [layer for layer in kept.layers if layer.name != first] == [
         layer for layer in plan.layers if layer.name != first
     ]
     assert first in plan.quantized
     with pytest.raises(CalibrationError, match="no layer 'nowhere'"):
-        plan.keep_high({"nowhere": "why not"})
+        plan.keep_high(["nowhere"])
+
+
+def test_the_order_of_those_kept_high_is_their_rank(layers: dict[str, Layer]) -> None:
+    plan = make_plan(layers)
+    last, first = plan.quantized[-1], plan.quantized[0]
+    words = {layer.name: layer.sentence for layer in plan.keep_high([last, first]).layers}
+    assert words[last] == "kept high for accuracy: number 1 by harm for its work"
+    assert words[first] == "kept high for accuracy: number 2 by harm for its work"
+    assert words[plan.quantized[1]] == "constant weight"
 
 
 def test_plain_types(layers: dict[str, Layer]) -> None:
@@ -85,7 +95,7 @@ def test_plain_types(layers: dict[str, Layer]) -> None:
         "name": "stem/conv1",
         "group": "stem",
         "precision": "high",
-        "reason": make_plan(layers).layers[0].reason,
+        "reason": "every token comes from it",
         "macs": layers["stem/conv1"].macs,
     }
 

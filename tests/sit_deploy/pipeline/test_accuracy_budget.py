@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from calibration.plan import PlannedLayer, QuantPlan
+from calibration.plan import HIGH, PlannedLayer, QuantPlan, Reason
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.pipeline.accuracy_budget import WORTH_IT, fit, order_of_return
 
@@ -15,7 +15,7 @@ def plan_of(*macs: int, high: tuple[int, ...] = ()) -> QuantPlan:
     return QuantPlan(
         "int8",
         tuple(
-            PlannedLayer(f"l{i}", "fc1", "high" if i in high else "int8", "", work)
+            PlannedLayer(f"l{i}", "fc1", HIGH if i in high else "int8", Reason.CONSTANT_WEIGHT, work)
             for i, work in enumerate(macs)
         ),
     )
@@ -74,7 +74,8 @@ def test_bisection_finds_the_fewest_that_have_to_go_back(needed: int) -> None:
     found = run(plan, 0.5, noise, tried)
     high = [layer for layer in found.plan.layers if layer.precision == "high"]
     assert [layer.name for layer in high] == [f"l{i}" for i in range(needed)]
-    assert [layer.reason for layer in high] == [
+    assert {layer.reason for layer in high} == {Reason.ACCURACY_BUDGET}
+    assert [layer.sentence for layer in high] == [
         f"kept high for accuracy: number {i} by harm for its work" for i in range(1, needed + 1)
     ]
     assert found.accuracy.drop == 0

@@ -158,7 +158,7 @@ def test_the_graph_on_disk_is_the_one_chosen_and_not_the_last_tried(
 
     def go_on(plan: Any, whole: Any, limit: float, noise: Any, attempt: Any) -> Any:
         found = fit(plan, whole, limit, noise, attempt)
-        attempt(plan.keep_high({name: "tried" for name in plan.quantized[1:]}))
+        attempt(plan.keep_high(plan.quantized[1:]))
         return found
 
     monkeypatch.setattr(accuracy_budget, "fit", go_on)

@@ -101,12 +101,13 @@ def test_rows(quantizer: Quantizer) -> None:
 
 
 def test_fewer_layers(quantizer: Quantizer) -> None:
-    plan = quantizer.plan.keep_high({"blocks.0/mlp/fc2": "it hurts"})
+    plan = quantizer.plan.keep_high(["blocks.0/mlp/fc2"])
     names = initializers(quantizer.with_plan(plan).quantized())
     assert "blocks.0/mlp/fc2/weight" in names and "blocks.0/mlp/fc2/weight/codes" not in names
     assert "blocks.0/mlp/fc1/weight/codes" in names
     (row,) = [r for r in quantizer.with_plan(plan).rows() if r["layer"] == "blocks.0/mlp/fc2"]
-    assert (row["precision"], row["reason"], row["scale"], row["sqnr_db"]) == ("high", "it hurts", None, None)
+    assert (row["precision"], row["scale"], row["sqnr_db"]) == ("high", None, None)
+    assert row["reason"] == "kept high for accuracy: number 1 by harm for its work"
 
 
 def test_another_method_than_the_calibrations(digits: Digits, calibration: Calibration) -> None:
@@ -125,7 +126,7 @@ def test_sensitivity_is_of_each_layer_alone(
     quantizer: Quantizer, stream: ImageStream, digits: Digits
 ) -> None:
     names = ("blocks.0/attn/qkv", "tsm.1/fc2")
-    others = {n: "not now" for n in quantizer.plan.quantized if n not in names}
+    others = [n for n in quantizer.plan.quantized if n not in names]
     two = quantizer.with_plan(quantizer.plan.keep_high(others))
     labelled = [(path, int(path.parent.name)) for path in stream.sources]
     seen: list[tuple[int, int]] = []
@@ -145,7 +146,7 @@ def test_sensitivity_of_logits_that_are_all_zero(
     quantizer: Quantizer, stream: ImageStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no ratio of nothing to something, in dB or otherwise."""
-    one = quantizer.with_plan(quantizer.plan.keep_high({n: "" for n in quantizer.plan.quantized[1:]}))
+    one = quantizer.with_plan(quantizer.plan.keep_high(quantizer.plan.quantized[1:]))
     given = iter([np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)])
     monkeypatch.setattr("sit_deploy.quantize.quantizer.run_logits", lambda *_: next(given))
     assert sensitivity(one, stream) == {quantizer.plan.quantized[0]: {"noise": 1.0}}
