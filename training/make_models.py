@@ -15,8 +15,9 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
-from sit_deploy.models.data_config import RECIPE, Choice, Said, by_card, by_checkpoint, by_name, choose
+from sit_deploy.models.data_config import Choice, DataConfig, Source, choose, from_card, from_name
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
+from sit_deploy.models.trainer_config import from_checkpoint
 from sit_deploy.preprocessing import Preprocessing
 from training.image_size import Inherited, read_start
 from training.init_weights import initialise
@@ -51,17 +52,17 @@ class Models:
         return self.choice.preprocessing
 
 
-def _known(checkpoint: Path | None) -> list[Said]:
+def _known(checkpoint: Path | None) -> list[DataConfig]:
     """Return what a checkpoint says of its preprocessing: its model card, or else its own trainer."""
     if checkpoint is None:
         return []
     card = read_card(checkpoint)
-    return [by_card(card)] if card else by_checkpoint(checkpoint)
+    return [from_card(card)] if card else from_checkpoint(checkpoint)
 
 
-def _of_values(said: Said) -> Said:
+def _of_values(config: DataConfig) -> DataConfig:
     """Return what is said of the values that weights expect; how much is looked at, and whether turned, is learnt anew."""
-    return replace(said, crop_pct=None, orientation=None, like=None)
+    return replace(config, crop_pct=None, orientation=None, like=None)
 
 
 def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
@@ -77,15 +78,15 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         )
     inherited = Inherited.of(request, config)
     size = inherited.size
-    by_recipe = Said(RECIPE, crop_pct=recipe.crop_pct or None)
+    by_recipe = DataConfig(Source.RECIPE, crop_pct=recipe.crop_pct or None)
     if request.qat and inherited.card:  # a model that is trained keeps what it was trained with
         _check_classes("model", request.init, inherited.card, data)
-        said = [by_card(inherited.card)]
+        configs = [from_card(inherited.card)]
     elif request.teacher and inherited.card:  # a student is taught about what its teacher sees
-        said = [by_card(inherited.card), by_recipe]
+        configs = [from_card(inherited.card), by_recipe]
     else:
-        said = [by_recipe, *map(_of_values, _known(request.teacher or request.init))]
-    choice = choose(size, [request.preprocessing, *said], by_name(config), "exif")
+        configs = [by_recipe, *map(_of_values, _known(request.teacher or request.init))]
+    choice = choose(size, [request.preprocessing, *configs], from_name(config), "exif")
     preprocessing = choice.preprocessing
     options: dict[str, Any] = {
         "img_size": size,
@@ -166,8 +167,8 @@ def _load_teacher(
         )
     else:  # an LV-ViT armed by --stages has its own name as its teacher's
         loaded = load_model(config.teacher or config.name, request.teacher, size, **key)
-    said = [*_known(request.teacher), request.preprocessing]
-    return loaded, choose(size, said, by_name(loaded.config), "exif").preprocessing
+    configs = [*_known(request.teacher), request.preprocessing]
+    return loaded, choose(size, configs, from_name(loaded.config), "exif").preprocessing
 
 
 def _check_teacher(

@@ -14,7 +14,7 @@ from sit_deploy.text import require_utf8
 from training.recipes import Recipe, recipe_for
 
 if TYPE_CHECKING:
-    from sit_deploy.models.data_config import Said
+    from sit_deploy.models.data_config import DataConfig
 
 AMP = ("auto", "off", "bf16", "fp16")
 # layers that INT8 graphs keep high by default (`calibration.plan`), and QAT in float
@@ -110,16 +110,17 @@ class TrainRequest:
         return bool(self.init and self.teacher)
 
     @property
-    def preprocessing(self) -> Said:
+    def preprocessing(self) -> DataConfig:
         """What the options say of the preprocessing.
 
         Raises:
             InputError: a value out of range.
         """
-        from sit_deploy.models.data_config import OPTIONS, Said
+        from sit_deploy.models.data_config import DataConfig, Source
 
         crop = dict(self.overrides).get("crop_pct") or None
-        return Said(OPTIONS, self.mean, self.std, crop, self.interpolation, self.orientation).check()
+        values = (self.mean, self.std, crop, self.interpolation, self.orientation)
+        return DataConfig(Source.OPTIONS, *values).check()
 
     @property
     def _turns(self) -> str | None:

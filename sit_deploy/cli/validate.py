@@ -171,9 +171,9 @@ def _preprocessing(bundle: Any, options: dict[str, Any], limits: dict[str, Any])
     Raises:
         InputError: a value out of range, or a limit with them: it is of the bundle as it is.
     """
-    from sit_deploy.models.data_config import by_options, overridden
+    from sit_deploy.models.data_config import from_options, override
 
-    said = by_options(SimpleNamespace(**options))
+    said = from_options(SimpleNamespace(**options))
     if not said:
         return None
     if given := [name for name, limit in limits.items() if limit is not None]:
@@ -181,7 +181,7 @@ def _preprocessing(bundle: Any, options: dict[str, Any], limits: dict[str, Any])
             f"{given[0]} is for the bundle as it is, and options of the preprocessing try another; leave one of them out, or build "
             "the bundle again with the preprocessing that is right"
         )
-    return overridden(bundle.preprocessing(), said)
+    return override(bundle.preprocessing(), said)
 
 
 def _prepared(bundle: Any, preprocessing: Any, samples: Any) -> dict[str, Any]:

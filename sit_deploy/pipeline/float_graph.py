@@ -187,29 +187,28 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
 
 def _choose(work: Work, loaded: LoadedModel) -> Choice:
     """Return the preprocessing that the options, the model card, the checkpoint itself or the model's name say."""
-    from sit_deploy.models.data_config import by_card, by_checkpoint, by_name, by_options, choose
+    from sit_deploy.models.data_config import Source, choose, from_card, from_name, from_options
+    from sit_deploy.models.trainer_config import from_checkpoint
 
     request, config = work.request, loaded.config
-    said = [by_options(request)]
+    configs = [from_options(request)]
     if request.card:
-        said.append(by_card(request.card))
+        configs.append(from_card(request.card))
     if loaded.checkpoint:
-        said += by_checkpoint(loaded.checkpoint.path)
-    found = choose(loaded.model.img_size[0], said, by_name(config), "stored")
-    work.notes += found.notes
-    named = [
-        name.replace("_", "-") for name in ("mean", "std") if found.sources[name] == by_name(config).source
-    ]
+        configs += from_checkpoint(loaded.checkpoint.path)
+    choice = choose(loaded.model.img_size[0], configs, from_name(config), "stored")
+    work.notes += choice.notes
+    named = [name for name in ("mean", "std") if choice.deciding[name].source is Source.MODEL_NAME]
     if loaded.checkpoint and named:
         work.notes.append(
             f"{loaded.checkpoint.path.name} does not say what its images were like, so {' and '.join(named)} are from "
-            f"{by_name(config).source}; if it was trained otherwise, pass {' and '.join(f'--{name}' for name in named)}"
+            f"{from_name(config).words}; if it was trained otherwise, pass {' and '.join(f'--{name}' for name in named)}"
         )
     if config.squash and not request.card:
         work.notes.append(
             f"{config.name} was published for images squeezed into a square; here they are cropped at the centre"
         )
-    return found
+    return choice
 
 
 def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:

@@ -163,7 +163,7 @@ class BuildRequest:
 
     def command(self, engine: str) -> str:
         """Return the command that builds the same again, its paths absolute and the output folder left to the caller."""
-        from sit_deploy.models.data_config import by_options
+        from sit_deploy.models.data_config import from_options
 
         options: dict[str, Any] = {
             "--model": self.config.name,
@@ -176,7 +176,7 @@ class BuildRequest:
             "--image-size": self.image_size,
             "--num-classes": self.num_classes,
             "--labels": self.labels and self.labels.absolute(),
-            **by_options(self).options(),
+            **from_options(self).options(),
             "--calib-data": self.calib_data and self.calib_data.absolute(),
             "--calib-images": self.calib_images,
             **(self._eight_bit_options() if self.precision in EIGHT_BITS else {}),
@@ -259,12 +259,12 @@ class BuildRequest:
         Raises:
             InputError, engines.EngineError: an option that is unknown, out of range or in need of another.
         """
-        from sit_deploy.models.data_config import by_options
+        from sit_deploy.models.data_config import from_options
 
         require_utf8(**(vars(self) | {"val_data": Path(self.val_data) if self.val_data else None}))
         config = self.config
         check_numbers(self, _LARGEST)
-        by_options(self)  # raises for values out of range
+        from_options(self)  # raises for values out of range
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"precision '{self.precision}' is not offered; choose from {', '.join(PRECISIONS)}"

@@ -1,0 +1,124 @@
+"""What a checkpoint's own trainer says of the preprocessing is taken, and said."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sit_deploy.models.catalog import get_config
+from sit_deploy.models.data_config import DataConfig, Source, choose, from_name
+from sit_deploy.models.trainer_config import from_checkpoint
+from sit_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+VIT, DEIT = "vit_tiny_patch16_224", "deit_tiny_patch16_224"
+HALF = (0.5, 0.5, 0.5)
+OURS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+WEIGHTS = {"head.weight": torch.zeros(2, 2)}
+
+
+def saved(folder: Path, **beside: Any) -> Path:
+    torch.save({"state_dict": WEIGHTS, **beside}, folder / "m.pth")
+    return folder / "m.pth"
+
+
+def chosen(path: Path, name: str = VIT, **options: Any) -> Any:
+    said = [DataConfig(Source.OPTIONS, **options), *from_checkpoint(path)]
+    return choose(224, said, from_name(get_config(name)), "stored")
+
+
+@pytest.mark.parametrize("entry", ["args", "hyper_parameters", "data_config"])
+@pytest.mark.parametrize("kind", [dict, lambda fields: argparse.Namespace(**fields)])
+def test_what_a_trainer_wrote_beside_the_weights_is_taken_and_said(
+    entry: str, kind: Any, tmp_path: Path
+) -> None:
+    fields = {**OURS, "crop_pct": 0.95, "interpolation": "bilinear", "lr": 0.1}
+    found = chosen(saved(tmp_path, **{entry: kind(fields)}))
+    expected = Preprocessing.for_model(224, 0.95, "bilinear", OURS["mean"], OURS["std"])
+    assert found.preprocessing == expected
+    assert found.sources["mean"] == f"{entry} in m.pth"
+    assert any(
+        f"of {entry} in m.pth is taken, not 0.5 0.5 0.5 of timm's configuration of {VIT}" in n
+        for n in found.notes
+    )
+    over = chosen(saved(tmp_path, **{entry: kind(fields)}), mean=HALF)
+    assert over.preprocessing.mean == HALF and over.preprocessing.std == (0.4, 0.5, 0.6)
+    assert any("mean 0.5 0.5 0.5 of the options is taken, not 0.1 0.2 0.3" in n for n in over.notes)
+
+
+def test_a_trainer_that_names_another_model_means_what_goes_with_it(tmp_path: Path) -> None:
+    args = argparse.Namespace(model=DEIT, mean=None, std=None, crop_pct=None, interpolation="")
+    found = chosen(saved(tmp_path, args=args))
+    assert (found.preprocessing.mean, found.preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert found.sources["mean"] == f"args in m.pth, trained as {DEIT}"
+    same = chosen(saved(tmp_path, args=argparse.Namespace(model=VIT, mean=None)))
+    assert same.preprocessing.mean == HALF and not same.notes
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"mean": [123.7, 116.3, 103.5]}, {"mean": 0.5}, {"mean": [0.5]}, {"mean": "0.5"}, {"mean": [0.5, 0.5, "x"]},
+        {"mean": {"r": 1}}, {"std": [float("nan")] * 3}, {"crop_pct": 87}, {"interpolation": "random"}, {"model": "resnet50"},
+        {"model": "my own"}, {"interpolation": ["bicubic"]}, {"model": 7}, 3, None, "mean",
+    ],
+)  # fmt: skip
+def test_what_a_trainer_does_not_say_plainly_is_left(args: Any, tmp_path: Path) -> None:
+    found = chosen(saved(tmp_path, args=args))
+    assert found.preprocessing == chosen(saved(tmp_path)).preprocessing
+    assert found.sources["mean"] == f"timm's configuration of {VIT}"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        (
+            "preprocessor_config.json",
+            {"image_mean": OURS["mean"], "image_std": OURS["std"], "resample": 2, "do_center_crop": True,
+             "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
+            Preprocessing.for_model(224, 0.875, "bilinear", OURS["mean"], OURS["std"]),
+        ),
+        (
+            "preprocessor_config.json",
+            {"image_mean": HALF, "image_std": HALF, "do_normalize": False, "size": {"height": 224, "width": 224}},
+            Preprocessing.for_model(224, 0.9, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ),
+        (
+            "config.json",
+            {"architecture": VIT, "pretrained_cfg": {**OURS, "crop_pct": 1.0, "interpolation": "lanczos"}},
+            Preprocessing.for_model(224, 1.0, "lanczos", OURS["mean"], OURS["std"]),
+        ),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_the_file_is_taken_and_said(
+    name: str, fields: dict, expected: Preprocessing, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps(fields))
+    found = chosen(saved(tmp_path))
+    assert found.preprocessing == expected
+    assert f"{name} beside" in found.sources["mean"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", "[" * 100_000, "{}", '{"image_mean": [0.5]}', '{"image_mean": [0.1, 0.1, 0.1], "rescale_factor": 0.0078}',
+     '{"pretrained_cfg": 3}', '{"resample": "x", "size": 3, "crop_size": [], "do_center_crop": true}', "\ud800"],
+)  # fmt: skip
+def test_a_file_beside_that_says_nothing_of_it_is_left(text: str, tmp_path: Path) -> None:
+    for name in ("preprocessor_config.json", "config.json"):
+        (tmp_path / name).write_text(text, errors="surrogatepass")
+    assert chosen(saved(tmp_path)).sources["mean"] == f"timm's configuration of {VIT}"
+
+
+def test_two_that_disagree_are_named(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF}))
+    found = chosen(saved(tmp_path, args=argparse.Namespace(**OURS)))
+    assert found.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert any(
+        "of args in m.pth is taken, not 0.5 0.5 0.5 of preprocessor_config.json beside" in n
+        for n in found.notes
+    )
