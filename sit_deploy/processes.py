@@ -1,18 +1,38 @@
-"""The processes of one training: alone, or as `torchrun` starts them."""
+"""The processes that share one job, as `torchrun` starts them, and the part of the work that each of them takes.
+
+PyTorch is imported only where processes talk to each other: what merely takes a `Shard` does not need it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a whole that one process of several takes. rank: the process, from 0. size: how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's items: every `size`-th, from number `rank` on."""
+        return items[self.rank :: self.size]
+
+
+WHOLE = Shard()  # all of the work: what a process takes that is alone
 
 
 @dataclass(frozen=True)
@@ -24,33 +44,48 @@ class World:
     device: torch.device
 
     @property
+    def shard(self) -> Shard:
+        """The part of the work that this process takes."""
+        return Shard(self.rank, self.size)
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
-        return self._reduce(values, dist.ReduceOp.SUM)
+        if self.size == 1:
+            return values
+        import torch.distributed as dist
+
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.SUM)
+        return values
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all must ask."""
-        return bool(self._reduce(torch.tensor(int(flag), device=self.device), dist.ReduceOp.MAX))
+        if self.size == 1:
+            return flag
+        import torch
+
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the value, which can be pickled, of every process, in their order; all must give theirs."""
-        values = [value] * self.size
-        if self.size > 1:
-            dist.all_gather_object(values, value)
-        return values
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
 
-    def _reduce(self, values: Tensor, how: dist.ReduceOp) -> Tensor:
-        if self.size > 1:
-            values = values.clone()
-            dist.all_reduce(values, how)
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
+        """Wait until every process is here."""
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
 
@@ -63,15 +98,17 @@ def join_world(device: str = "auto") -> Iterator[World]:
     Raises:
         InputError: a device that is not there, or fewer GPUs than processes on this machine.
     """
+    import torch
+
     rank, size, local = (
         int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device '{device}' is not offered; choose from auto, cpu, cuda")
-    found = torch.cuda.is_available()
-    if device == "cuda" and not found:
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
         raise InputError("no CUDA device that PyTorch can use; pass --device cpu, or install a driver")
-    if device == "cpu" or not found:
+    if device == "cpu" or not has_cuda:
         chosen, backend = torch.device("cpu"), "gloo"
     else:
         if local >= torch.cuda.device_count():
@@ -84,6 +121,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
+    import torch.distributed as dist
+
     dist.init_process_group(backend, device_id=chosen if backend == "nccl" else None)
     try:
         yield World(rank, size, chosen)

@@ -63,7 +63,7 @@ def calibrate(
     ]
     mode = model.training
     model.eval()
-    mine = permutation(len(data.train), CALIBRATION, seed)[:images][world.rank :: world.size]
+    mine = world.shard.of(permutation(len(data.train), CALIBRATION, seed)[:images])
     for done, index in enumerate(mine, 1):
         image, _ = read_sample(data.train, int(index), damaged, max_damaged)
         model(torch.from_numpy(preprocessing(image))[None].to(world.device))

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
-from sit_deploy.processes import World
+from sit_deploy.processes import Shard, World
 from training.augment import train_transform
 from training.recipes import Recipe
 from training.seeding import ORDER, SAMPLE, permutation, seed_all
@@ -38,11 +38,11 @@ class TrainOrder(Sampler[list[Key]]):
     image fall on different processes, and a step's images are the same however many processes share them.
     """
 
-    def __init__(self, images: int, recipe: Recipe, accumulate: int, world: World, seed: int) -> None:
-        self.images, self.recipe, self.world, self.seed = images, recipe, world, seed
+    def __init__(self, images: int, recipe: Recipe, accumulate: int, shard: Shard, seed: int) -> None:
+        self.images, self.recipe, self.shard, self.seed = images, recipe, shard, seed
         self.accumulate = accumulate
         self.epoch = self.start = 0
-        total = recipe.batch_size * accumulate * world.size
+        total = recipe.batch_size * accumulate * shard.size
         self.steps = images // total
         if not self.steps:
             raise InputError(
@@ -58,13 +58,11 @@ class TrainOrder(Sampler[list[Key]]):
         return (self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        size, world = self.recipe.batch_size, self.world
-        taken = -(-self.steps * self.accumulate * size * world.size // self.recipe.repeats)
+        total = self.recipe.batch_size * self.shard.size
+        taken = -(-self.steps * self.accumulate * total // self.recipe.repeats)
         order = permutation(self.images, ORDER, self.seed, self.epoch)[:taken].repeat(self.recipe.repeats)
         for batch in range(self.start * self.accumulate, self.steps * self.accumulate):
-            places = range(
-                batch * size * world.size + world.rank, (batch + 1) * size * world.size, world.size
-            )
+            places = self.shard.of(range(batch * total, (batch + 1) * total))
             yield [(self.epoch, place, int(order[place])) for place in places]
 
 
@@ -200,7 +198,7 @@ def make_loaders(
         raise InputError(
             f"{data.name} has no images to {'train' if len(data.val) else 'validate'} on; add some"
         )
-    order = TrainOrder(len(data.train), recipe, accumulate, world, seed)
+    order = TrainOrder(len(data.train), recipe, accumulate, world.shard, seed)
     augmented = Augmented(data.train, transform, seed, max_damaged)
     held_out = HeldOut(data.val, preprocessing, max_damaged)
     common = {
@@ -210,7 +208,7 @@ def make_loaders(
         "worker_init_fn": _own_group if workers else None,
     }
     train = DataLoader(augmented, batch_sampler=order, collate_fn=_collate(world), **common)
-    mine = range(world.rank, len(held_out), world.size)
+    mine = world.shard.of(range(len(held_out)))
     val = DataLoader(held_out, batch_size=recipe.batch_size, sampler=mine, **common)
     return Loaders(
         _on_device(train, preprocessing, world),
@@ -273,7 +271,7 @@ def _streamed_loaders(
         "worker_init_fn": _own_group if workers else None,
     }
     train = DataLoader(data.train, collate_fn=_collate(world), drop_last=True, **common)
-    val = DataLoader(_Share(data.val, world, preprocessing), **common)
+    val = DataLoader(_Share(data.val, world.shard, preprocessing), **common)
     damaged = tuple(guard.count for guard in guards)
     return Loaders(_on_device(train, preprocessing, world), val, None, steps, damaged)
 
@@ -327,15 +325,15 @@ class _Share(IterableDataset):
     timm's readers share out whole shards and then repeat or leave out samples, for all processes to have as many.
     """
 
-    def __init__(self, samples: Any, world: World, preprocessing: Preprocessing) -> None:
+    def __init__(self, samples: Any, shard: Shard, preprocessing: Preprocessing) -> None:
         samples.reader.dist_rank, samples.reader.dist_num_replicas = 0, 1
-        self.samples, self.world, self.preprocessing = samples, world, preprocessing
+        self.samples, self.shard, self.preprocessing = samples, shard, preprocessing
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.world.size)
+        return -(-len(self.samples) // self.shard.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for image, label in islice(iter(self.samples), self.world.rank, None, self.world.size):
+        for image, label in islice(iter(self.samples), self.shard.rank, None, self.shard.size):
             if image is None:
                 yield torch.zeros(3, *self.preprocessing.size), -1
             else:

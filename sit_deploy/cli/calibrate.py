@@ -106,7 +106,7 @@ def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: A
             return reduce(lambda a, b: a.merge(b), world.gather(seen))
 
         with progress() if world.is_main else contextlib.nullcontext(lambda *_: None) as report:
-            found, notes = calibrate_alone(request, output, report, gather, world.rank, world.size)
+            found, notes = calibrate_alone(request, output, report, gather, world.shard)
     if world.is_main:
         _show(found, notes, output, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from engines.layer_comparison import LayerComparison
+    from sit_deploy.processes import World
 
 _SHOWN = 15  # layers, the slowest or the worst; --json has all
 _SHOWN_FEW = 5  # classes and images; --json has all
@@ -203,7 +205,7 @@ def _prepared(bundle: Any, preprocessing: Any, samples: Any) -> dict[str, Any]:
     }
 
 
-def _world(data: str | None) -> Any:
+def _world(data: str | None) -> AbstractContextManager[World | None]:
     """Join the processes that torchrun started, where there is something to share; PyTorch is imported only then."""
     if data is None:
         return contextlib.nullcontext(None)
@@ -218,7 +220,7 @@ def _measure(
     data: str | None,
     kind: str,
     device: str | None,
-    world: Any,
+    world: World | None,
     report: Any,
     options: dict[str, Any],
 ) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
+from sit_deploy.processes import WHOLE, Shard
 from sit_deploy.text import shown
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def evaluate(
     progress: Progress | None = None,
     *,
     notebook: Notebook | None = None,
-    rank: int = 0,
-    size: int = 1,
+    shard: Shard = WHOLE,
 ) -> Evaluation:
     """Classify labelled images with the reference and every candidate. Memory does not grow with their number.
 
@@ -88,18 +88,18 @@ def evaluate(
         candidates: images as the preprocessing gives them → logits; by name, which messages use.
         samples: (source, label) pairs, a source being a path or a Pillow image.
         notebook: how far an earlier run came, to go on from; noted every 20 seconds and at the end.
-        rank, size: this process among those that take a share of the images each.
+        shard: the share of the images that this process takes.
     Raises:
         InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
         GateError: a candidate gives NaN or infinite logits; the image is named.
     """
     from sit_deploy.data.images import batches
 
-    mine = range(rank, len(samples), size)
+    mine = shard.of(range(len(samples)))
     noted = notebook.read(set(candidates), len(mine)) if notebook else None
     found = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
     last = time.monotonic()
-    part = samples if (found.done, size) == (0, 1) else Part(samples, mine[found.done :])
+    part = samples if (found.done, shard) == (0, WHOLE) else Part(samples, mine[found.done :])
     if found.done and not len(part):
         return found
     for images, labels in batches(part, preprocessing, batch_size):

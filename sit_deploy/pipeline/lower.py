@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sit_deploy.graph.precision import PrecisionPlan
     from sit_deploy.pipeline.float_graph import Work
     from sit_deploy.preprocessing import Preprocessing
+    from sit_deploy.processes import Shard
     from sit_deploy.quantize.calibrate import ImageStream
     from sit_deploy.quantize.quantizer import Quantizer
 
@@ -173,12 +174,12 @@ def _quantizer(
 
 
 def calibrate_alone(
-    request: BuildRequest, output: Path, progress: Any, gather: Any, rank: int, size: int
+    request: BuildRequest, output: Path, progress: Any, gather: Any, shard: Shard
 ) -> tuple[Calibration, list[str]]:
     """Make a calibration without a build, in one process or a share of it in each of several; the first one writes it.
 
     Args:
-        gather: merges what all processes saw (`sit_deploy.quantize.calibrate.calibrate`). rank, size: this process among them.
+        gather: merges what all processes saw (`sit_deploy.quantize.calibrate.calibrate`). shard: this process among them.
 
     Returns:
         The calibration, the same in every process, and what is odd about it.
@@ -197,8 +198,8 @@ def calibrate_alone(
     with scratch(output) as folder:
         made = make_float_graph(work, folder)
     stream = calibration_stream(request, made.preprocessing)
-    if len(stream.sources) < size:
-        raise InputError(f"{len(stream.sources)} calibration images for {size} processes; start fewer")
+    if len(stream.sources) < shard.size:
+        raise InputError(f"{len(stream.sources)} calibration images for {shard.size} processes; start fewer")
     graph = made.exported.graph
     with work.step("Calibrating") as report:
         found, notes = calibrate(
@@ -209,11 +210,10 @@ def calibrate_alone(
             percentile=request.calib_percentile,
             layers=make_plan(find_layers(graph), request.precision, request.quantize).quantized,
             gather=gather,
-            rank=rank,
-            size=size,
+            shard=shard,
             progress=report,
         )
-        if rank == 0:
+        if shard.rank == 0:
             found.save(output)
     told = describe(made.preprocessing.to_dict(), made.sources)
     return found, [f"the images' preprocessing: {told}", *work.notes, *notes]

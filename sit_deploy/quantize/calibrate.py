@@ -26,6 +26,7 @@ from calibration.thresholds import METHODS_OF, PERCENTILE, thresholds
 from sit_deploy import __version__
 from sit_deploy.data.images import spread
 from sit_deploy.errors import InputError
+from sit_deploy.processes import WHOLE, Shard
 from sit_deploy.text import shown
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ class ImageStream:
         """Return the stream of `count` of the images, or of all, evenly spread over them."""
         return replace(self, sources=spread(self.sources, count))
 
-    def shard(self, rank: int, size: int) -> ImageStream:
-        """Return the part of the images that one of `size` processes takes."""
-        return replace(self, sources=self.sources[rank::size])
+    def part(self, shard: Shard) -> ImageStream:
+        """Return the part of the images that one process takes."""
+        return replace(self, sources=shard.of(self.sources))
 
     def digests(self) -> list[str]:
         """Return the SHA-256 of every image as it is stored, in hexadecimal."""
@@ -122,14 +123,13 @@ def calibrate(
     percentile: float = PERCENTILE,
     layers: Collection[str] = (),
     gather: Gather = lambda seen: seen,
-    rank: int = 0,
-    size: int = 1,
+    shard: Shard = WHOLE,
     progress: Progress | None = None,
 ) -> tuple[Calibration, list[str]]:
     """Observe a float32 graph; return its calibration, and what is odd about it, in sentences.
 
     Args:
-        stream: all images. rank, size: this process among those that take a share of them each.
+        stream: all images. shard: the share of them that this process observes.
         method: one of `METHODS_OF[precision]`, or "auto": the one with the best logits on some of the images.
         layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if
             none. Ranges are observed for every other layer that has a weight too.
@@ -145,7 +145,7 @@ def calibrate(
         )
     report = progress or (lambda *_: None)
     places = find_migrations(graph)
-    few = stream.spread(max(MIGRATED_ON, size)).shard(rank, size)
+    few = stream.spread(max(MIGRATED_ON, shard.size)).part(shard)
     seen = gather(observe(graph, few, [], {place.tensor: -1 for place in places}, report))
     exponents = {
         place: migration_exponents(graph, place, seen.channels[place.tensor].absmax) for place in places
@@ -154,7 +154,7 @@ def calibrate(
     known = find_layers(migrated)
     chosen = [layer for name, layer in known.items() if layer.weight is not None or name in layers]
     tensors = list(dict.fromkeys(name for layer in chosen for name in layer.inputs))
-    seen = gather(observe(migrated, stream.shard(rank, size), tensors, None, report))
+    seen = gather(observe(migrated, stream.part(shard), tensors, None, report))
     digests = stream.digests()
     calibration = Calibration(
         tool=f"sit-deploy {__version__}",

@@ -19,6 +19,7 @@ from sit_deploy.measure.parity import Hop, agreement_note, compare, reference_fa
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.precisions import TOLERANCE
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.processes import WHOLE, World
 
 
 def check_golden(bundle: Bundle, classifier: Any) -> Hop:
@@ -63,7 +64,7 @@ def check_accuracy(
     *,
     images: int | None = None,
     resume: Path | None = None,
-    world: Any = None,
+    world: World | None = None,
     reference_device: str = "cpu",
     preprocessing: Preprocessing | None = None,
     **options: Any,
@@ -73,7 +74,7 @@ def check_accuracy(
     Args:
         images: of so many of them, evenly spread; all by default.
         resume: a file that says how far a run has come; every process but the first appends its number.
-        world: the processes that share the images, a `sit_deploy.processes.World`; all but the first get None back.
+        world: the processes that share the images; all but the first get None back.
         reference_device: where PyTorch runs.
         preprocessing: of both sides, in place of the bundle's.
     Raises:
@@ -85,14 +86,16 @@ def check_accuracy(
 
     manifest = bundle.manifest
     samples = open_for(bundle, data, images, **options)
-    rank, size = (world.rank, world.size) if world else (0, 1)
+    shard = world.shard if world else WHOLE
     notebook = None
     if resume is not None:
         kind = type(classifier.runner).__name__
         chosen = {name: str(value) for name, value in options.items()}
-        facts = (manifest["digest"], kind, str(data), chosen, len(samples), rank, size)
+        facts = (manifest["digest"], kind, str(data), chosen, len(samples), shard.rank, shard.size)
         facts += (repr(preprocessing),) if preprocessing else ()
-        notebook = Notebook(resume if rank == 0 else Path(f"{resume}.{rank}"), run_key(facts, samples.files))
+        notebook = Notebook(
+            resume if shard.rank == 0 else Path(f"{resume}.{shard.rank}"), run_key(facts, samples.files)
+        )
     model = reference_model(bundle, checkpoint)
     found = evaluate(
         reference_logits(model, reference_device),
@@ -102,8 +105,7 @@ def check_accuracy(
         max(8, bundle.batch_size),
         progress,
         notebook=notebook,
-        rank=rank,
-        size=size,
+        shard=shard,
     )
     if world:
         found = reduce(lambda a, b: a.merge(b), world.gather(found))

@@ -46,7 +46,7 @@ def keys(
     start: int = 0,
     seed: int = 0,
 ) -> list[list[tuple[int, int, int]]]:
-    order = TrainOrder(images, recipe, accumulate, world, seed)
+    order = TrainOrder(images, recipe, accumulate, world.shard, seed)
     order.set_position(epoch, start)
     batches = list(order)
     assert len(batches) == len(order)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from calibration.cache import Calibration
+from sit_deploy.processes import Shard
 from tests.helpers.command_line import CommandLine
 from tests.helpers.ranks import run_ranks
 from tests.sit_deploy.conftest import Digits
@@ -131,7 +132,7 @@ def test_more_processes_than_images(
 
     request = quick_float.request(cli.folder / "c.json", calib_images=2)
     with pytest.raises(InputError, match=r"^2 calibration images for 3 processes; start fewer$"):
-        calibrate_alone(request, cli.folder / "c.json", lambda *_: None, lambda seen: seen, 0, 3)
+        calibrate_alone(request, cli.folder / "c.json", lambda *_: None, lambda seen: seen, Shard(0, 3))
 
 
 # The command line with a float graph that is there already, the first argument: exporting takes seconds.

@@ -18,6 +18,7 @@ from sit_deploy.measure.evaluate import Evaluation, Part, evaluate, run_key
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.processes import Shard
 from tests.sit_deploy.test_manifest import changed, places
 
 SMALL = Preprocessing.for_model(32)
@@ -55,7 +56,7 @@ def test_candidates_are_counted_apart(samples: Any) -> None:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_shares_of_several_processes_add_up(size: int, samples: Any) -> None:
     whole = run(samples)
-    parts = [run(samples, rank=rank, size=size) for rank in range(size)]
+    parts = [run(samples, shard=Shard(rank, size)) for rank in range(size)]
     assert sum(part.done for part in parts) == 21
     merged = parts[0]
     for part in parts[1:]:
@@ -70,7 +71,7 @@ def test_shares_of_several_processes_add_up(size: int, samples: Any) -> None:
 
 def test_more_processes_than_images(samples: Any) -> None:
     with pytest.raises(InputError, match="no images"):
-        run(samples[:1], rank=1, size=2)
+        run(samples[:1], shard=Shard(1, 2))
 
 
 class StopError(Exception):

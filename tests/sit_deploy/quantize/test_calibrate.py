@@ -15,6 +15,7 @@ from calibration.collect import Observations
 from sit_deploy.data.images import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.processes import Shard
 from sit_deploy.quantize import calibrate as module
 from sit_deploy.quantize.calibrate import (
     ImageStream,
@@ -60,7 +61,7 @@ def test_a_stream_gives_all_its_images_again_and_again() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_shards_are_all_images_once(size: int) -> None:
     stream = stream_of(list(range(7)))
-    shards = [list(stream.shard(rank, size).sources) for rank in range(size)]
+    shards = [list(stream.part(Shard(rank, size)).sources) for rank in range(size)]
     assert sorted(itertools.chain(*shards)) == list(range(7))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
@@ -132,7 +133,7 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
             return merged
 
         graph = digits.made.exported.graph
-        found, _ = calibrate(graph, stream, method="auto", gather=gather, rank=rank, size=3)
+        found, _ = calibrate(graph, stream, method="auto", gather=gather, shard=Shard(rank, 3))
         found.save(tmp_path / f"{rank}.json")
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
