@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
+from tests.helpers.shared import shared, shared_value
 
 # Hostile on purpose: HTML, Rich markup that closes what was never opened, an emoji code, brackets.
 CLASSES = ("cat", "dog", "<b>hen", "[red]fox", ":cow:", "</p><script>alert(1)</script>", "[/red]")
@@ -24,18 +23,22 @@ CLASSES = ("cat", "dog", "<b>hen", "[red]fox", ":cow:", "</p><script>alert(1)</s
 @pytest.fixture(scope="session")
 def nano_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sit_nano with random weights, FP32, ONNX Runtime, batch 1. Do not write into it."""
-    path = tmp_path_factory.mktemp("bundles") / "nano-fp32"
-    build(BuildRequest("sit_nano", path, engine="onnxruntime"))
-    return path
+    return shared(
+        tmp_path_factory,
+        "nano-fp32",
+        lambda path: build(BuildRequest("sit_nano", path, engine="onnxruntime")),
+    )
 
 
 @pytest.fixture(scope="session")
 def nano_rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sit_nano with random weights, FP16, TensorRT-RTX, batch 1. Do not write into it."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
-    path = tmp_path_factory.mktemp("bundles") / "nano-rtx"
-    build(BuildRequest("sit_nano", path, engine="tensorrt-rtx", precision="fp16"))
-    return path
+
+    def make(path: Path) -> None:
+        build(BuildRequest("sit_nano", path, engine="tensorrt-rtx", precision="fp16"))
+
+    return shared(tmp_path_factory, "nano-rtx", make)
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,18 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """sit_nano of seven classes, with weights that matter; see `Trained`. Do not write into it."""
+    folder = shared(tmp_path_factory, "trained", _make_trained)
+    return Trained(folder / "nano.pth", folder / "labels.txt", folder / "images", folder / "bundle")
+
+
+def _make_trained(folder: Path) -> None:
     import torch
 
     from sit_deploy.data.synthetic import sample_images
     from sit_deploy.preprocessing import Preprocessing
     from tests.helpers.models import named_model
 
-    folder = tmp_path_factory.mktemp("trained")
+    folder.mkdir()
     model = named_model("sit_nano", num_classes=len(CLASSES))
     (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
     images, prepare = sample_images(11, size=(160, 128)), Preprocessing.for_model(112)
@@ -84,20 +92,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         place = folder / "images" / CLASSES[best if index % 2 else (best + 1) % 5]
         place.mkdir(parents=True, exist_ok=True)
         image.save(place / f"{index:02}.png")
-    made = Trained(folder / "nano.pth", folder / "labels.txt", folder / "images", folder / "bundle")
     build(
         BuildRequest(
             "sit_nano",
-            made.bundle,
+            folder / "bundle",
             engine="onnxruntime",
             dynamic_batch=(2, 3, 4),
-            checkpoint=made.checkpoint,
-            labels=made.labels,
-            calib_data=made.images,
-            val_data=made.images,
+            checkpoint=folder / "nano.pth",
+            labels=folder / "labels.txt",
+            calib_data=folder / "images",
+            val_data=folder / "images",
         )
     )
-    return made
 
 
 @pytest.fixture
@@ -182,17 +188,28 @@ class Digits:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """Do not write into it."""
+    from sit_deploy.pipeline.float_graph import Work, make_float_graph
+
+    folder = shared(tmp_path_factory, "digits", _make_digits)
+    request = BuildRequest(
+        None, folder, "int8", folder / "nano.safetensors", calib_data=folder / "images"
+    ).completed()
+    work = Work(request, lambda *_: None)
+    made = make_float_graph(work, tmp_path_factory.mktemp("digits"))
+    return Digits(request.checkpoint, request.calib_data, made, work.hops, work.notes)
+
+
+def _make_digits(folder: Path) -> None:
     import torch
     from PIL import Image
     from sklearn.datasets import load_digits
 
     from sit_deploy.models.card import ModelCard
     from sit_deploy.models.card_file import save_weights
-    from sit_deploy.pipeline.float_graph import Work, make_float_graph
     from sit_deploy.preprocessing import Preprocessing
     from tests.helpers.models import named_model
 
-    folder = tmp_path_factory.mktemp("digits")
+    folder.mkdir()
     model, prepare = named_model("sit_nano", num_classes=10), Preprocessing.for_model(112)
     pictures = [
         Image.fromarray((grey * 15.9).astype(np.uint8)).resize((112, 112)).convert("RGB")
@@ -209,13 +226,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     names = tuple(map(str, range(10)))
     card = ModelCard("sit_nano", (2, 2, 2, 2), 0.5, (49, 24, 12, 6), 112, 10, prepare, classes=names)
     save_weights(folder / "nano.safetensors", model.state_dict(), card)
-    request = BuildRequest(
-        None, folder, "int8", folder / "nano.safetensors", calib_data=folder / "images"
-    ).completed()
-    (folder / "work").mkdir()
-    work = Work(request, lambda *_: None)
-    made = make_float_graph(work, folder / "work")
-    return Digits(request.checkpoint, request.calib_data, made, work.hops, work.notes)
 
 
 def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch, made: Any = None) -> None:
@@ -259,34 +269,39 @@ def quick_float(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> Digits:
 @pytest.fixture(scope="session")
 def nano_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`digits` in INT8 for ONNX Runtime, with all that belongs to it, the timing and the accuracy included."""
-    path = tmp_path_factory.mktemp("bundles") / "nano-int8"
-    with pytest.MonkeyPatch.context() as patch:
-        stand_in_for_the_float_graph(digits, patch)
-        patch.setattr("sit_deploy.pipeline.speed_gate.ROUNDS", 2)
-        patch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
-        build(digits.request(path, calib_method="auto", val_data=digits.images))
-    return path
+
+    def make(path: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            stand_in_for_the_float_graph(digits, patch)
+            patch.setattr("sit_deploy.pipeline.speed_gate.ROUNDS", 2)
+            patch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
+            build(digits.request(path, calib_method="auto", val_data=digits.images))
+
+    return shared(tmp_path_factory, "nano-int8", make)
 
 
-def _for_tensorrt(digits: Digits, path: Path, precision: str) -> Path:
+def _for_tensorrt(digits: Digits, factory: pytest.TempPathFactory, precision: str) -> Path:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
-    with pytest.MonkeyPatch.context() as patch:
-        stand_in_for_the_float_graph(digits, patch)
-        patch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
-        build(digits.request(path, precision=precision, engine="tensorrt-rtx", calib_images=8))
-    return path
+
+    def make(path: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            stand_in_for_the_float_graph(digits, patch)
+            patch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
+            build(digits.request(path, precision=precision, engine="tensorrt-rtx", calib_images=8))
+
+    return shared(factory, f"rtx-{precision}", make)
 
 
 @pytest.fixture(scope="session")
 def rtx_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`digits` in INT8 for TensorRT-RTX, the rest FP16. Do not write into it."""
-    return _for_tensorrt(digits, tmp_path_factory.mktemp("bundles") / "rtx-int8", "int8")
+    return _for_tensorrt(digits, tmp_path_factory, "int8")
 
 
 @pytest.fixture(scope="session")
 def rtx_fp8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`digits` in FP8 for TensorRT-RTX, the rest FP16. Do not write into it."""
-    return _for_tensorrt(digits, tmp_path_factory.mktemp("bundles") / "rtx-fp8", "fp8")
+    return _for_tensorrt(digits, tmp_path_factory, "fp8")
 
 
 @pytest.fixture
@@ -305,17 +320,16 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     from sit_deploy.data.labelled import open_labelled
     from sit_deploy.validation.evidence import gather
 
-    base = tmp_path_factory.getbasetemp()
-    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "evidence.json"
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            bundle = load_bundle(request.getfixturevalue("nano_int8"))
-            images = request.getfixturevalue("digits").images
-            samples = open_labelled(images, bundle.manifest["classes"], 10)
-            moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
-            found = gather(bundle, moved, "digits/val", rounds=1, seconds=0.02, threads=1)
-            path.write_text(json.dumps(found))
-    return json.loads(path.read_text())
+    bundle = load_bundle(request.getfixturevalue("nano_int8"))
+    images = request.getfixturevalue("digits").images
+
+    def measure() -> dict[str, Any]:
+        samples = open_labelled(images, bundle.manifest["classes"], 10)
+        moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
+        found = gather(bundle, moved, "digits/val", rounds=1, seconds=0.02, threads=1)
+        return json.loads(json.dumps(found))
+
+    return shared_value(tmp_path_factory, "evidence", measure)
 
 
 @pytest.fixture

@@ -72,11 +72,13 @@ def test_the_golden_pixels_are_those_the_reference_saw(pixels: Bundle, trained: 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_normalisation_changes_nothing_in_low_precision(
-    precision: str, trained: Trained, tmp_path: Path
+    precision: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import json
 
-    bundle = build(request_for(trained, tmp_path / "low", precision=precision))
+    monkeypatch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
+    quick = {"calib_method": "minmax", "calib_images": 4} if precision == "int8" else {}
+    bundle = build(request_for(trained, tmp_path / "low", precision=precision, **quick))
     hops = json.loads((bundle.path / "report.json").read_text())["hops"]
     (hop,) = (hop for hop in hops if hop["name"] == "uint8 input")
     assert hop["step_error"] == 0 and hop["passed"]
