@@ -98,8 +98,10 @@ def command(
     """
     from sit_deploy.bundle import load_bundle
     from sit_deploy.inference import load
+    from sit_deploy.measure.layers import check_layers, time_layers
     from sit_deploy.measure.parity import require
-    from sit_deploy.validation.validate import check_golden, check_layers, compare_layers, time_layers
+    from sit_deploy.validation.drift import compare_layers
+    from sit_deploy.validation.validate import check_golden
 
     limits = {"--max-accuracy-drop": max_accuracy_drop, "--min-agreement": min_agreement}
     if data is None and any(limit is not None for limit in limits.values()):

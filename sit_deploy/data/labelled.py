@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.data.class_names import Matched, match_names
 from sit_deploy.data.image_files import skipped_note
 from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.samples import Samples, describe, spread_over
 from sit_deploy.data.splits import HELD_OUT, find_part
 from sit_deploy.errors import InputError
-from sit_deploy.measure.evaluate import describe, spread_over
 from sit_deploy.text import shown
 
 if TYPE_CHECKING:
     from sit_deploy.bundle import Bundle
-
-Samples = Sequence[tuple[Any, int]]  # of (path or Pillow image, label)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.data.samples import Subset, describe
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
 from sit_deploy.processes import WHOLE, Shard
-from sit_deploy.text import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,12 +64,6 @@ def run_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def describe(samples: Sequence[Any], index: int) -> str:
-    """Return what to call an image: its path, or what a data set without files says."""
-    tell = getattr(samples, "describe", None)
-    return tell(index) if tell else shown(samples[index][0])
-
-
 def evaluate(
     reference: Logits,
     candidates: Mapping[str, Logits],
@@ -99,7 +93,7 @@ def evaluate(
     noted = notebook.read(set(candidates), len(mine)) if notebook else None
     found = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
     last = time.monotonic()
-    part = samples if (found.done, shard) == (0, WHOLE) else Part(samples, mine[found.done :])
+    part = samples if (found.done, shard) == (0, WHOLE) else Subset(samples, mine[found.done :])
     if found.done and not len(part):
         return found
     for images, labels in batches(part, preprocessing, batch_size):
@@ -122,33 +116,6 @@ def evaluate(
             notebook.write(found.to_dict())
             last = time.monotonic()
     return found
-
-
-class Part(Sequence):
-    """Some of a data set's samples, fetched when they are asked for."""
-
-    def __init__(self, samples: Sequence[Any], indices: Sequence[int]) -> None:
-        self._samples, self._indices = samples, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._samples[self._indices[index]]
-
-    def describe(self, index: int) -> str:
-        return describe(self._samples, self._indices[index])
-
-
-def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:
-    """Return `count` of the samples, evenly spread, or all: a sorted data set then does not give one class only."""
-    from sit_deploy.data.images import spread
-
-    if count is None or count >= len(samples):
-        return samples
-    if isinstance(samples, list):
-        return spread(samples, count)
-    return Part(samples, spread(range(len(samples)), count))
 
 
 def _require_finite(logits: np.ndarray, names: Sequence[str], error: type[Exception], who: str) -> None:

@@ -238,7 +238,7 @@ def _engine_hop(
         work.hops.append(Hop(name, note=note))
         return None
     from sit_deploy.inference import Classifier
-    from sit_deploy.validation.validate import check_layers
+    from sit_deploy.measure.layers import check_layers
 
     with work.step(f"Running the {name}"):
         runner = engine.load(engine_path, threads=work.request.threads, origin=origin)

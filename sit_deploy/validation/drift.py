@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import engines
 from engines import layer_comparison
 from sit_deploy.bundle import Bundle
 from sit_deploy.precisions import TOLERANCE
@@ -72,6 +73,37 @@ def debug_on_cpu(bundle: Bundle, checkpoint: Path | None = None) -> layer_compar
 
     float_graph = export_again(bundle, to_deploy_form(reference_model(bundle, checkpoint)))
     return compare_stream(float_graph, bundle, bundle.golden()[0])
+
+
+def compare_layers(
+    bundle: Bundle, kind: str, checkpoint: Path | None = None
+) -> layer_comparison.LayerComparison:
+    """Find the first layer that drifts, on the golden images.
+
+    A TensorRT engine is compared with its graph on ONNX Runtime, tensor by tensor; on a CPU the bundle's graph with the
+    float32 graph, along the residual stream.
+
+    Args:
+        kind: the engine to debug, the bundle's own or one for a CPU.
+    Raises:
+        InputError: the weights of a CPU bundle are not there.
+        engines.NoGpuError, engines.EngineNotInstalledError: no GPU, or no Polygraphy.
+    """
+    import onnx
+
+    from sit_deploy.graph.simulate import simulate
+
+    if kind in engines.ON_CPU:
+        return debug_on_cpu(bundle, checkpoint)
+    graph = onnx.load(bundle.model_path)
+    feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}
+    theirs = layer_comparison.tensorrt_outputs(kind, bundle.model_path, feeds)
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
+        # a CPU computes 16-bit graphs in float32, so their rounding is written out
+        reference = Path(folder) / "reference.onnx"
+        onnx.save(simulate(graph), reference)
+        ours = layer_comparison.onnxruntime_outputs(reference, feeds)
+    return layer_comparison.compare_layers(graph, ours, theirs, TOLERANCE[bundle.manifest["precision"]])
 
 
 def _tensors(graph: onnx.ModelProto) -> set[str]:

@@ -14,7 +14,7 @@ import engines
 from engines.speedup import speedup
 from engines.timing import machine
 from sit_deploy.bundle import Bundle
-from sit_deploy.data.labelled import Samples
+from sit_deploy.data.samples import Samples
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import Accuracy
@@ -226,7 +226,7 @@ def _drift(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
 def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dict[str, Any]]:
     """Return layer, operator and milliseconds of the engine's slowest layers; none where it does not run here."""
     from sit_deploy.inference import load
-    from sit_deploy.validation.validate import check_layers, time_layers
+    from sit_deploy.measure.layers import check_layers, time_layers
 
     if not _runs_here(bundle):
         return []

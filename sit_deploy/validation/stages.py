@@ -26,7 +26,7 @@ from sit_deploy.validation.reference import export_again, reference_logits, refe
 if TYPE_CHECKING:
     import onnx
 
-    from sit_deploy.data.labelled import Samples
+    from sit_deploy.data.samples import Samples
 
 Progress = Callable[[str, int, int], None]
 

@@ -8,7 +8,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import engines
 from sit_deploy.bundle import GOLDEN, Bundle
 from sit_deploy.data.labelled import Labelled, open_for
 from sit_deploy.errors import InputError
@@ -113,86 +112,3 @@ def check_accuracy(
             return None
     accuracy = Accuracy.of(found.tallies[ENGINE])
     return Checked(accuracy, find_doubts(accuracy, manifest, found.guesses, samples), samples)
-
-
-def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> dict[str, Any]:
-    """Ask a TensorRT engine for its layers: types and time of each, and whether products run in the types of the graph.
-
-    Args:
-        model: the engine's graph. classifier: the open engine. images: float32 (n, 3, H, W), of which the first is run.
-    Returns:
-        JSON values: `kept`, `raised` and `untold` products by ONNX node, and `layers`, the slowest first.
-    """
-    import onnx
-
-    from engines.tensorrt import layers as reader
-
-    runner = classifier.runner
-    layers = reader.read_layers(runner.inspect_layers())
-    asked = reader.asked_types(onnx.load(model, load_external_data=False))
-    found = reader.check_precision(layers, asked)
-    profiler = reader.make_profiler(runner.trt)
-    batch = images[:1].repeat(classifier.batch[0], axis=0)
-    runner.profile_layers({runner.inputs[0].name: batch}, profiler, runs)
-    milliseconds = {name: total / profiler.runs[name] for name, total in profiler.milliseconds.items()}
-    return {
-        "kept": list(found.kept),
-        "raised": list(found.raised),
-        "untold": list(found.untold),
-        "layers": reader.table(layers, milliseconds),
-    }
-
-
-def time_layers(bundle: Bundle, threads: int | None = None, runs: int = 20) -> dict[str, Any]:
-    """Ask the runtime of a CPU engine for the time of each layer, on the golden images.
-
-    Returns:
-        JSON values as `check_layers`, without what only TensorRT tells; `types` has the operator.
-    """
-    from engines.layer_times import layer_times
-
-    images = bundle.golden()[0]
-    batch = images[[i % len(images) for i in range(bundle.batch_size)]]
-    kind = bundle.manifest["engine"]["kind"]
-    with engines.get(kind).load(bundle.engine_path, threads=threads, origin=bundle.origin) as runner:
-        feeds = {runner.inputs[0].name: batch}
-    found = layer_times(kind, bundle.engine_path, feeds, runs, threads)
-    whole = sum(layer.ms for layer in found)
-    rows = [
-        {"layer": row.layer, "types": [row.operator], "ms": row.ms, "share": row.ms / whole, "tactic": ""}
-        for row in sorted(found, key=lambda row: -row.ms)
-    ]
-    return {"kept": None, "raised": None, "untold": None, "layers": rows}
-
-
-def compare_layers(bundle: Bundle, kind: str, checkpoint: Path | None = None) -> Any:
-    """Find the first layer that drifts, on the golden images: an `engines.layer_comparison.LayerComparison`.
-
-    A TensorRT engine is compared with its graph on ONNX Runtime, tensor by tensor; on a CPU the bundle's graph with the
-    float32 graph, along the residual stream.
-
-    Args:
-        kind: the engine to debug, the bundle's own or one for a CPU.
-    Raises:
-        InputError: the weights of a CPU bundle are not there.
-        engines.NoGpuError, engines.EngineNotInstalledError: no GPU, or no Polygraphy.
-    """
-    import tempfile
-
-    import onnx
-
-    from engines import layer_comparison
-    from sit_deploy.graph.simulate import simulate
-    from sit_deploy.validation.drift import debug_on_cpu
-
-    if kind in engines.ON_CPU:
-        return debug_on_cpu(bundle, checkpoint)
-    graph = onnx.load(bundle.model_path)
-    feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}
-    theirs = layer_comparison.tensorrt_outputs(kind, bundle.model_path, feeds)
-    with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
-        # a CPU computes 16-bit graphs in float32, so their rounding is written out
-        reference = Path(folder) / "reference.onnx"
-        onnx.save(simulate(graph), reference)
-        ours = layer_comparison.onnxruntime_outputs(reference, feeds)
-    return layer_comparison.compare_layers(graph, ours, theirs, TOLERANCE[bundle.manifest["precision"]])

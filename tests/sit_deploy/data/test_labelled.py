@@ -10,8 +10,8 @@ from PIL import Image
 
 from sit_deploy.data.images import ImageFolder
 from sit_deploy.data.labelled import count_shared, match_labels, open_labelled
+from sit_deploy.data.samples import describe
 from sit_deploy.errors import InputError
-from sit_deploy.measure.evaluate import describe
 
 Samples = list[tuple[Path, int]]
 

@@ -14,7 +14,7 @@ from sit_deploy.data.images import ImageFolder
 from sit_deploy.errors import InputError
 from sit_deploy.measure import evaluate as module
 from sit_deploy.measure.accuracy import Accuracy
-from sit_deploy.measure.evaluate import Evaluation, Part, evaluate, run_key
+from sit_deploy.measure.evaluate import Evaluation, evaluate, run_key
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
 from sit_deploy.preprocessing import Preprocessing
@@ -132,12 +132,6 @@ def test_progress_of_another_run_is_refused(samples: Any, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=match):
             run(samples, notebook=Notebook(path, run_key("this")))
     assert before != path.read_text() == json.dumps({"schema": 99})
-
-
-def test_part_of_a_data_set(samples: Any) -> None:
-    part = Part(samples, [3, 9])
-    assert len(part) == 2 and part[1] == samples[9] and part.describe(1) == str(samples[9][0])
-    assert run(part).done == 2
 
 
 def test_every_field_of_a_notebook_is_checked(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Samples of a data set, (image, label) pairs: a part of them, some evenly spread, and what to call one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sit_deploy.data.images import spread
+from sit_deploy.text import shown
+
+Samples = Sequence[tuple[Any, int]]  # of (path or Pillow image, label)
+
+
+def describe(samples: Sequence[Any], index: int) -> str:
+    """Return what to call an image: its path, or what a data set without files says."""
+    tell = getattr(samples, "describe", None)
+    return tell(index) if tell else shown(samples[index][0])
+
+
+class Subset(Sequence):
+    """Some of a data set's samples, fetched when they are asked for."""
+
+    def __init__(self, samples: Sequence[Any], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[self._indices[index]]
+
+    def describe(self, index: int) -> str:
+        """Return what to call an image."""
+        return describe(self._samples, self._indices[index])
+
+
+def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """Return `count` of the samples, evenly spread, or all: a sorted data set then does not give one class only."""
+    if count is None or count >= len(samples):
+        return samples
+    if isinstance(samples, list):
+        return spread(samples, count)
+    return Subset(samples, spread(range(len(samples)), count))
