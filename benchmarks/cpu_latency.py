@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_weights import random_model  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
-from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
+from engines.timing import EngineCall, TimingOptions, WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
 
 TOLERANCE = 1e-4  # largest difference from eager, in standard deviations of the logits
 
@@ -165,7 +165,7 @@ def main(model: str, batch: int, rounds: int, seconds: float, threads: int, as_j
             raise click.ClickException(
                 f"logits differ by {worst:.1e} of their standard deviation; nothing was timed"
             )
-        results = alternate(workers, rounds=rounds, seconds_per_round=seconds)
+        results = alternate(workers, TimingOptions(rounds, seconds))
     report = summary(model, batch, threads, facts, results)
     path = ROOT / "benchmarks" / "results" / f"cpu_latency_{model}_b{batch}.json"
     path.parent.mkdir(exist_ok=True)

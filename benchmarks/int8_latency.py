@@ -34,7 +34,7 @@ from benchmarks.random_weights import random_model  # noqa: E402
 from engines.base import BuildOptions  # noqa: E402
 from engines.onnxruntime.engine import OnnxRuntime  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
-from engines.timing import EngineCall, WorkerSpec, alternate, machine  # noqa: E402
+from engines.timing import EngineCall, TimingOptions, WorkerSpec, alternate, machine  # noqa: E402
 
 CANDIDATES = ("fp32", "int8", "as_is")
 BATCHES = (1, 8)
@@ -94,7 +94,7 @@ def measure(paths: dict[str, Path], batch: int, threads: int, rounds: int, secon
         for key, path in paths.items()
     }
     before = os.getloadavg()[0]
-    results = alternate(workers, rounds=rounds, seconds_per_round=seconds)
+    results = alternate(workers, TimingOptions(rounds, seconds))
     speedups = {key: speedup(results["fp32"], results[key], ("fp32", key)) for key in CANDIDATES[1:]}
     return {
         "batch": batch,

@@ -50,7 +50,7 @@ from benchmarks.runtime_peers_cells import (  # noqa: E402
 from engines.errors import EngineError  # noqa: E402
 from engines.gpus import find_gpus  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
-from engines.timing import WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.errors import InputError  # noqa: E402
 from sit_deploy.models.catalog import get_config  # noqa: E402
 from sit_deploy.models.cost import cost  # noqa: E402
@@ -130,7 +130,7 @@ def turns(workers: Mapping[str, WorkerSpec], rounds: int, seconds: float) -> dic
     if not workers:
         return {}
     say(f"timing {', '.join(workers)}")
-    return alternate(workers, rounds, seconds, WARM_UP_SECONDS)
+    return alternate(workers, TimingOptions(rounds, seconds, WARM_UP_SECONDS))
 
 
 def over_teachers(

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
-from engines.timing import EngineCall, WorkerSpec, alternate, machine  # noqa: E402
+from engines.timing import EngineCall, TimingOptions, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.pipeline.build import build  # noqa: E402
 from sit_deploy.pipeline.request import BuildRequest  # noqa: E402
 from sit_deploy.triton import server  # noqa: E402
@@ -108,7 +108,7 @@ def measure(
         for n, path in files.items():
             job = (ports.grpc, name, shape, dtype, n, str(path))
             workers[f"triton {n}"] = WorkerSpec(TritonCall, job, BATCH * n)
-        results = alternate(workers, rounds, seconds)
+        results = alternate(workers, TimingOptions(rounds, seconds))
     rows = []
     for n, path in files.items():
         found = speedup(results[f"triton {n}"], results["bare"], ("Triton", "bare"))

@@ -39,6 +39,27 @@ _LONGEST_WARM_UP = 8  # times the seconds asked for: a machine that others use i
 
 
 @dataclass(frozen=True)
+class TimingOptions:
+    """How candidates are timed, and on what they run.
+
+    Attributes:
+        rounds: turns of each candidate.
+        seconds: length of a turn.
+        warmup_seconds: untimed running of each before the first turn, and on until its times are steady.
+        threads: CPU threads of each; None leaves the choice to the runtime.
+        device: "cpu", "cuda" or "cuda:N"; None is what an engine is for.
+        cpus: CPUs to pin each to; None leaves them free.
+    """
+
+    rounds: int = 5
+    seconds: float = 1.0
+    warmup_seconds: float = 1.0
+    threads: int | None = None
+    device: str | None = None
+    cpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """A candidate to time.
 
@@ -108,9 +129,7 @@ def machine() -> Machine:
 
 def alternate(
     workers: Mapping[str, WorkerSpec],
-    rounds: int = 5,
-    seconds_per_round: float = 2.0,
-    warmup_seconds: float = 1.0,
+    timing: TimingOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, WorkerResult]:
     """Time the workers turn about, each in a process of its own.
@@ -118,21 +137,20 @@ def alternate(
     The processes are spawned, so a calling script needs `if __name__ == "__main__":`.
 
     Args:
-        workers: candidates by name, timed in this order within each round.
-        rounds: turns of each worker.
-        seconds_per_round: length of a turn.
-        warmup_seconds: untimed running of each worker before the first round, and on until its times are steady.
+        workers: candidates by name, timed in this order within each round. What they run on is in them.
+        timing: the turns and their length.
 
     Raises:
         EngineError: bad arguments, or a worker failed or died (its own words, on one line).
     """
-    if not workers or rounds < 1 or seconds_per_round <= 0 or warmup_seconds < 0:
+    timing = timing or TimingOptions()
+    if not workers or timing.rounds < 1 or timing.seconds <= 0 or timing.warmup_seconds < 0:
         raise EngineError(
             "timing needs at least one worker, one round, a positive time a round and no negative "
-            f"warm-up; got {len(workers)} workers, {rounds} rounds, {seconds_per_round} s a round, "
-            f"{warmup_seconds} s of warm-up"
+            f"warm-up; got {len(workers)} workers, {timing.rounds} rounds, {timing.seconds} s a round, "
+            f"{timing.warmup_seconds} s of warm-up"
         )
-    total = len(workers) * (1 + rounds)
+    total = len(workers) * (1 + timing.rounds)
     running: dict[str, _Worker] = {}
     samples: dict[str, list[list[float]]] = {name: [] for name in workers}
     gpu_samples: dict[str, list[list[float]]] = {name: [] for name in workers}
@@ -143,12 +161,12 @@ def alternate(
         for done, (name, spec) in enumerate(workers.items()):
             if progress:
                 progress(f"starting {name}", done, total)
-            running[name] = _Worker(name, spec, warmup_seconds)
-        for turn in range(rounds):
+            running[name] = _Worker(name, spec, timing.warmup_seconds)
+        for turn in range(timing.rounds):
             for place, (name, worker) in enumerate(running.items()):
                 if progress:
                     progress(f"timing {name}", len(workers) * (1 + turn) + place, total)
-                seconds, gpu_seconds, taken, went_quiet = worker.time(seconds_per_round)
+                seconds, gpu_seconds, taken, went_quiet = worker.time(timing.seconds)
                 samples[name].append(seconds)
                 others[name] += [] if taken is None else [taken]
                 if gpu_seconds:
@@ -228,6 +246,24 @@ class EngineCall:
 
     def close(self) -> None:
         self._runner.close()
+
+
+def engine_worker(
+    kind: str,
+    engine_path: Path,
+    batch_size: int,
+    timing: TimingOptions,
+    origin: EngineOrigin | None = None,
+) -> WorkerSpec:
+    """The candidate that is a built engine, run on random batches.
+
+    Args:
+        batch_size: images a call; fills an open batch.
+        timing: what it runs on: threads, device, CPUs.
+        origin: how it was built, as for `Engine.load`.
+    """
+    job = (kind, engine_path.absolute(), batch_size, timing.threads, timing.device, origin)
+    return WorkerSpec(EngineCall, job, batch_size, timing.cpus)
 
 
 class _Worker:

@@ -95,7 +95,9 @@ def command(
     csv_path: Path | None,
     force: bool,
     as_json: bool,
-    **options: Any,
+    engine: str | None,
+    checkpoint: Path | None,
+    **timing: Any,
 ) -> None:
     """Time a bundle's engine against PyTorch eager.
 
@@ -103,6 +105,7 @@ def command(
     quartiles. Where the rounds do not bear one out (other programs had the CPUs, the rounds lie far apart or on both sides
     of 1), it says so instead. On a GPU there are two times: end to end with transfers, and the GPU's own without them.
     """
+    from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
     from sit_deploy.validation.bench import bench
 
@@ -111,7 +114,12 @@ def command(
     if csv_path:
         _check_csv(csv_path, force)
     opened = load_bundle(bundle)
-    options["teacher"] = load_bundle(teacher) if teacher else None
+    others = {
+        "engine": engine,
+        "checkpoint": checkpoint,
+        "teacher": load_bundle(teacher) if teacher else None,
+        "timing": TimingOptions(**timing),
+    }
     results = []
     with progress() as report:
         for size in batch_sizes or (batch_size,):
@@ -121,7 +129,7 @@ def command(
             def show(_: str, done: int, total: int, text: str = text) -> None:
                 report(text, done, total)
 
-            results.append(bench(opened, batch_size=size, **options, progress=show))
+            results.append(bench(opened, batch_size=size, **others, progress=show))
     if csv_path:
         _write_csv(csv_path, results)
     if as_json:

@@ -30,6 +30,7 @@ from sit_deploy.errors import GateError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+_TIMING = ("rounds", "seconds", "threads", "device")
 _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 
 
@@ -116,6 +117,7 @@ def command(
     and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable now", and said
     so beside "Ship it"; what 8 bits gain must be known. No limit is broken by it.
     """
+    from engines.timing import TimingOptions
     from sit_deploy.data.labelled import open_for
     from sit_deploy.data.orientation import ignored_turns
     from sit_deploy.files import write_whole
@@ -140,6 +142,7 @@ def command(
         row["verdict"] = judge(row, **limits).to_dict()
     which = which_data(options)
     options = {name: value for name, value in options.items() if name not in DATA_WHICH}
+    options["timing"] = TimingOptions(**{name: options.pop(name) for name in _TIMING})
     with progress() as report:
         for bundle in bundles:
 

@@ -26,7 +26,7 @@ OLDEST_FP8 = 89  # Ada; TensorRT-RTX refuses FP8 for what is older
 _RTX_FP8 = ("sm89", "sm120", "sm121")  # of what TensorRT-RTX builds for
 SENSITIVITY_IMAGES = 32
 SENSITIVITY_LABELLED = 256
-ROUNDS, SECONDS = 7, 0.5
+ROUNDS, SECONDS = 7, 0.5  # of the timing
 
 
 class NoGainError(Error):
@@ -201,7 +201,7 @@ def compare_speed(
             made up for the loss. Where they bear nothing out, what was asked for stays, and a note says so.
     """
     from engines.speedup import speedup
-    from engines.timing import EngineCall, WorkerSpec, alternate
+    from engines.timing import TimingOptions, alternate, engine_worker
     from sit_deploy.graph.float16_ranges import observe_float16_ranges
     from sit_deploy.graph.pixels import take_pixels
     from sit_deploy.graph.precision import to_precision
@@ -228,16 +228,15 @@ def compare_speed(
             graph = take_pixels(graph, made.preprocessing)
         write_graph(graph, source)
         theirs = engine.build(source, higher, options).origin
+        timing = TimingOptions(ROUNDS, SECONDS, threads=request.threads)
         workers = {
-            name: WorkerSpec(
-                EngineCall, (engine.kind, path.absolute(), batch, request.threads, None, made_from), batch
-            )
+            name: engine_worker(engine.kind, path, batch, timing, made_from)
             for name, path, made_from in (
                 (request.high, higher, theirs),
                 (request.precision, engine_path, origin),
             )
         }
-        results = alternate(workers, ROUNDS, SECONDS, progress=report)
+        results = alternate(workers, timing, report)
     low, high = request.precision, request.high
     gain = speedup(results[high], results[low], (high, low))
     speed = {

@@ -19,7 +19,7 @@ from typing import Any
 import engines
 from engines.gpus import telemetry
 from engines.speedup import of_rounds, speedup
-from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate, machine
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate, engine_worker, machine
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -28,6 +28,8 @@ from sit_deploy.validation.reference import reference_model, reference_weights
 # What PyTorch runs in on a GPU beside an engine of each precision: its own fastest type of no more rounding, or FP16
 # where the engine has 8 bits, which eager PyTorch has not.
 _TORCH_TYPE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float16", "fp8": "float16"}
+
+ROUNDS = 10  # turns of each side, where nothing else is asked for
 
 
 class TorchCall:
@@ -91,13 +93,9 @@ def bench(
     *,
     engine: str | None = None,
     batch_size: int | None = None,
-    rounds: int = 10,
-    seconds: float = 1.0,
-    threads: int | None = None,
+    timing: TimingOptions | None = None,
     checkpoint: Path | None = None,
-    device: str | None = None,
     teacher: Bundle | None = None,
-    cpus: tuple[int, ...] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time the engine against PyTorch eager; return statistics of both, their ratio by round, and the machine.
@@ -105,10 +103,8 @@ def bench(
     Args:
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU instead of its engine.
         batch_size: images a run, within what the engine takes; what it is tuned for by default.
-        rounds, seconds: turns of each side, and the length of a turn.
-        device: where both sides run; by default where the engine is for.
+        timing: the turns, and what both sides run on; by default ten rounds, where the engine is for.
         teacher: a bundle for the same engine to be timed too, for the realised speed-up over it.
-        cpus: numbers of the CPUs that every side is pinned to; the system's choice by default.
     Raises:
         InputError: a batch that an engine does not take, a teacher of another engine, or reference weights that are not
             there.
@@ -117,7 +113,8 @@ def bench(
     """
     batch = bundle.batch_size if batch_size is None else batch_size
     _require_batch(bundle, batch)
-    require_cpus(cpus)
+    timing = timing or TimingOptions(rounds=ROUNDS)
+    require_cpus(timing.cpus)
     if teacher is not None:
         _require_same_task(bundle, teacher)
         _require_batch(teacher, batch)
@@ -137,11 +134,11 @@ def bench(
                     f"{bundle.path} holds a {kind} engine; --engine can be {kind} or onnxruntime"
                 )
             kind, path, origin = engine, Path(folder) / "engine.onnx", None
-            options = engines.BuildOptions(threads=threads, device=device or "cpu")
+            options = engines.BuildOptions(threads=timing.threads, device=timing.device or "cpu")
             engines.get(kind).build(bundle.model_path, path, options)
         # says at once, and not from inside a worker, that the weights are gone or the engine cannot run here
         reference_weights(bundle, checkpoint)
-        engines.get(kind).load(path, threads=threads, device=device, origin=origin).close()
+        engines.get(kind).load(path, threads=timing.threads, device=timing.device, origin=origin).close()
         workers = {
             "PyTorch": WorkerSpec(
                 TorchCall,
@@ -149,21 +146,18 @@ def bench(
                     bundle.path.absolute(),
                     checkpoint,
                     batch,
-                    threads,
-                    *torch_device(kind, device, bundle.manifest["precision"]),
+                    timing.threads,
+                    *torch_device(kind, timing.device, bundle.manifest["precision"]),
                 ),
                 batch,
-                cpus,
+                timing.cpus,
             ),
-            kind: WorkerSpec(
-                EngineCall, (kind, path.absolute(), batch, threads, device, origin), batch, cpus
-            ),
+            kind: engine_worker(kind, path, batch, timing, origin),
         }
         if teacher is not None:
-            job = (kind, teacher.engine_path.absolute(), batch, threads, device, teacher.origin)
-            workers["teacher"] = WorkerSpec(EngineCall, job, batch, cpus)
+            workers["teacher"] = engine_worker(kind, teacher.engine_path, batch, timing, teacher.origin)
         gpu_before = telemetry()
-        results = alternate(workers, rounds, seconds, progress=progress)
+        results = alternate(workers, timing, progress)
         gpu_after = telemetry()
     found = speedup(results["PyTorch"], results[kind], ("PyTorch", kind))
     return {
@@ -171,8 +165,8 @@ def bench(
         "model": bundle.manifest["model"]["name"],
         "precision": bundle.manifest["precision"],
         "batch_size": batch,
-        "threads": threads,
-        "cpus": list(cpus) if cpus else None,
+        "threads": timing.threads,
+        "cpus": list(timing.cpus) if timing.cpus else None,
         "results": {name: asdict(result) for name, result in results.items()},
         "speedup": {"engine": kind, "over": "PyTorch", **found.to_dict()},
         "gpu_speedup": _gpu_speedup(results["PyTorch"], results[kind]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import engines
 from engines.speedup import speedup
-from engines.timing import machine
+from engines.timing import TimingOptions, machine
 from sit_deploy.bundle import Bundle
 from sit_deploy.data.samples import Samples
 from sit_deploy.doctor import versions
@@ -40,10 +40,7 @@ def gather(
     teacher: Path | None = None,
     teacher_name: str | None = None,
     checkpoint: Path | None = None,
-    rounds: int = 5,
-    seconds: float = 1.0,
-    threads: int | None = None,
-    device: str | None = None,
+    timing: TimingOptions | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
     max_student_drop: float | None = None,
@@ -56,6 +53,8 @@ def gather(
     Raises:
         InputError, GateError: as `measure_ledger`.
     """
+    timing = timing or TimingOptions()
+    threads, device = timing.threads, timing.device
     build = read_build_report(bundle)  # before anything is measured
     ledger = measure_ledger(
         bundle,
@@ -63,10 +62,7 @@ def gather(
         teacher=teacher,
         teacher_name=teacher_name,
         checkpoint=checkpoint,
-        rounds=rounds,
-        seconds=seconds,
-        threads=threads,
-        device=device,
+        timing=timing,
         progress=progress,
     )
     report = progress or (lambda *_: None)

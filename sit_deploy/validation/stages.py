@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
-from engines.timing import EngineCall, WorkerResult, WorkerSpec, alternate
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate, engine_worker
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.inference import Classifier, graph_on_onnxruntime, is_low_precision, load
@@ -121,10 +121,7 @@ def measure_ledger(
     teacher: Path | None = None,
     teacher_name: str | None = None,
     checkpoint: Path | None = None,
-    rounds: int = 5,
-    seconds: float = 1.0,
-    threads: int | None = None,
-    device: str | None = None,
+    timing: TimingOptions | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
     """Measure every hop of a bundle.
@@ -132,26 +129,27 @@ def measure_ledger(
     Args:
         samples: labelled images; without them the hops are compared on synthetic ones, and have no accuracy.
         teacher, teacher_name: see `reference.teacher_model`; of a bundle its engine is a hop too. checkpoint: see `reference.reference_weights`.
-        rounds, seconds: turns of each hop at being timed, and their length; with no round, nothing is timed.
+        timing: turns of each hop at being timed, and what it runs on; with no round, nothing is timed.
     Raises:
         InputError: weights that are not there, a teacher that does not fit, or an image that cannot be read.
         GateError: a hop gives NaN or infinity.
     """
     from sit_deploy.data.synthetic import sample_images
 
+    timing = timing or TimingOptions()
     if teacher is not None and teacher.is_dir():
         _require_same_input(bundle, load_bundle(teacher))
     report = progress or (lambda *_: None)
     labelled = samples is not None
     given = samples if labelled else [(image, 0) for image in sample_images(SYNTHETIC)]
-    torch_on = torch_device(bundle.manifest["engine"]["kind"], device, bundle.manifest["precision"])
+    torch_on = torch_device(bundle.manifest["engine"]["kind"], timing.device, bundle.manifest["precision"])
     if torch_on[0] != "cpu":
         import torch
 
         if not torch.cuda.is_available():
             torch_on = ("cpu", "float32")
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as temporary:
-        making = _Making(bundle, Path(temporary), checkpoint, threads, device, torch_on)
+        making = _Making(bundle, Path(temporary), checkpoint, timing, torch_on)
         with contextlib.ExitStack() as stack:
             report("Preparing every hop", 0, 0)
             student, hops, graph = _hops(making, stack, teacher, teacher_name)
@@ -166,8 +164,8 @@ def measure_ledger(
             )
         # out here their sessions are closed: idle threads would slow what is timed
         workers = {hop.name: hop.worker for hop in hops if hop.worker}
-        timing = alternate(workers, rounds, seconds, progress=_renamed(report)) if rounds else {}
-    return _ledger(hops, found, timing, bundle, labelled, graph)
+        timed = alternate(workers, timing, _renamed(report)) if timing.rounds else {}
+    return _ledger(hops, found, timed, bundle, labelled, graph)
 
 
 def _require_same_input(bundle: Bundle, teacher: Bundle) -> None:
@@ -227,8 +225,7 @@ class _Making:
     bundle: Bundle
     folder: Path
     checkpoint: Path | None
-    threads: int | None
-    device: str | None
+    timing: TimingOptions
     torch_on: tuple[str, str]
 
     def normalised(self, logits: Logits) -> Logits:
@@ -251,7 +248,7 @@ class _Making:
             macs,
             self.normalised(reference_logits(model, device)),
             WorkerSpec(
-                call, (self.bundle.path.absolute(), weights, batch, self.threads, device, dtype), batch
+                call, (self.bundle.path.absolute(), weights, batch, self.timing.threads, device, dtype), batch
             ),
         )
 
@@ -318,7 +315,7 @@ def _graph_hop(making: _Making, stack: contextlib.ExitStack, name: str, path: Pa
 
     from sit_deploy.graph.inspect import count_macs
 
-    bundle, threads = making.bundle, making.threads
+    bundle, threads = making.bundle, making.timing.threads
     batch = bundle.batch_size
     worker, note = None, "rounding simulated on the CPU: not timed"
     if is_low_precision(path):
@@ -329,14 +326,14 @@ def _graph_hop(making: _Making, stack: contextlib.ExitStack, name: str, path: Pa
         runtime.build(path, engine, engines.BuildOptions(threads=threads))
         runner = runtime.load(engine, threads=threads)
         classifier = stack.enter_context(Classifier(runner, bundle.batch_range))
-        worker, note = WorkerSpec(EngineCall, ("onnxruntime", engine, batch, threads), batch), ""
+        worker, note = engine_worker("onnxruntime", engine, batch, replace(making.timing, device=None)), ""
     logits = classifier.logits if path == bundle.model_path else making.normalised(classifier.logits)
     macs = count_macs(onnx.load(path)) // (1 if "min" in bundle.manifest["batch"] else batch)
     return _Hop(name, "ONNX Runtime", path.stat().st_size, macs, logits, worker, note)
 
 
 def _engine_hop(making: _Making, stack: contextlib.ExitStack, name: str) -> _Hop:
-    bundle, threads, device = making.bundle, making.threads, making.device
+    bundle, timing = making.bundle, making.timing
     kind = bundle.manifest["engine"]["kind"]
     size = sum(
         facts["bytes"]
@@ -347,7 +344,6 @@ def _engine_hop(making: _Making, stack: contextlib.ExitStack, name: str) -> _Hop
     runtime = engines.TITLES[kind]
     if not engines.get(kind).probe().can_run:
         return _Hop(name, runtime, size, macs, None, note="needs a GPU: not run here")
-    classifier = stack.enter_context(load(bundle, threads=threads, device=device))
-    batch = bundle.batch_size
-    job = (kind, bundle.engine_path.absolute(), batch, threads, device, bundle.origin)
-    return _Hop(name, runtime, size, macs, classifier.logits, WorkerSpec(EngineCall, job, batch))
+    classifier = stack.enter_context(load(bundle, threads=timing.threads, device=timing.device))
+    worker = engine_worker(kind, bundle.engine_path, bundle.batch_size, timing, bundle.origin)
+    return _Hop(name, runtime, size, macs, classifier.logits, worker)

@@ -17,7 +17,7 @@ from benchmarks import documents, peer_environments, runtime_peers, runtime_peer
 from benchmarks.runtime_peers_cells import CANDIDATES, Candidate, Cell, Model, Setting, make_model, prepare
 from engines.errors import EngineError
 from engines.latency import LatencyStats
-from engines.timing import WorkerResult, WorkerSpec
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec
 
 SLOW = "compiled,optimum,nncf"  # a compilation, and two environments that would have to be installed
 
@@ -28,13 +28,13 @@ def result_of(*medians_ms: float) -> WorkerResult:
     )
 
 
-def one_call_each(workers: Mapping[str, WorkerSpec], rounds: int, *_: Any) -> dict[str, WorkerResult]:
+def one_call_each(workers: Mapping[str, WorkerSpec], timing: TimingOptions) -> dict[str, WorkerResult]:
     """In place of `alternate`: every worker's call is made once, here; its times are its place in the order."""
     for spec in workers.values():
         factory, args = pickle.loads(pickle.dumps((spec.factory, spec.args)))
         logits = factory(*args)()
         assert logits.shape[0] == spec.batch_size
-    return {key: result_of(*[float(place)] * rounds) for place, key in enumerate(workers, 1)}
+    return {key: result_of(*[float(place)] * timing.rounds) for place, key in enumerate(workers, 1)}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from engines import EngineError, cpu
 from engines import speedup as module
 from engines.latency import LatencyStats
 from engines.speedup import Speedup, speedup
-from engines.timing import WorkerResult, WorkerSpec, alternate
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate
 
 
 def timed(*rounds_ms: float, fastest: float | None = None, others: tuple[float, ...] = ()) -> WorkerResult:
@@ -163,5 +163,5 @@ def test_a_worker_tells_what_others_took_of_its_cpus() -> None:
     import time
     from functools import partial
 
-    found = alternate({"a": WorkerSpec(partial, (time.sleep, 0.01))}, 2, 0.25, 0.0)["a"]
+    found = alternate({"a": WorkerSpec(partial, (time.sleep, 0.01))}, TimingOptions(2, 0.25, 0.0))["a"]
     assert all(0 <= share <= 1 for share in found.others) and len(found.others) in (0, 2)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from engines import BuildOptions, EngineError, timing
 from engines.latency import Histogram, LatencyStats, percentile
 from engines.timing import (
     EngineCall,
+    TimingOptions,
     WorkerSpec,
     alternate,
     machine,
 )
 
-QUICK = {"rounds": 2, "seconds_per_round": 0.02, "warmup_seconds": 0.0}
+QUICK = TimingOptions(rounds=2, seconds=0.02, warmup_seconds=0.0)
 
 
 def sleeper(seconds: float, **more) -> WorkerSpec:
@@ -69,7 +71,7 @@ def test_alternate_times_each_worker_in_its_own_process():
             "short": sleeper(0.001, batch_size=4),
             "long": sleeper(0.004, cpus=None if cpu is None else (cpu,)),
         },
-        **QUICK,
+        QUICK,
         progress=lambda *step: steps.append(step),
     )
     assert list(results) == ["short", "long"]
@@ -107,15 +109,15 @@ def test_alternate_times_each_worker_in_its_own_process():
 )
 def test_a_failing_worker_is_one_line_and_takes_the_others_down(spec: WorkerSpec, message: str):
     with pytest.raises(EngineError, match=message) as caught:
-        alternate({"good": sleeper(0.001), "bad": spec}, **QUICK)
+        alternate({"good": sleeper(0.001), "bad": spec}, QUICK)
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("bad", [{"rounds": 0}, {"seconds_per_round": 0}, {"warmup_seconds": -1}])
+@pytest.mark.parametrize("bad", [{"rounds": 0}, {"seconds": 0}, {"warmup_seconds": -1}])
 def test_bad_arguments(bad: dict):
     with pytest.raises(EngineError, match="at least one worker"):
-        alternate({"a": sleeper(0.001)}, **{**QUICK, **bad})
+        alternate({"a": sleeper(0.001)}, replace(QUICK, **bad))
 
 
 def test_an_engine_is_timed_and_its_errors_come_back(make_mlp, tmp_path):
@@ -125,12 +127,12 @@ def test_an_engine_is_timed_and_its_errors_come_back(make_mlp, tmp_path):
     path = tmp_path / "engine.onnx"
     engines.get("onnxruntime").build(make_mlp(batch="batch"), path, BuildOptions())
     spec = WorkerSpec(EngineCall, ("onnxruntime", path, 4, 1), batch_size=4)
-    found = alternate({"engine": spec}, **QUICK)["engine"]
+    found = alternate({"engine": spec}, QUICK)["engine"]
     assert found.stats.iterations >= 6
     assert found.threads is None or found.threads >= 1
     missing = WorkerSpec(EngineCall, ("onnxruntime", tmp_path / "none.onnx"))
     with pytest.raises(EngineError, match=r"worker engine failed: .*no such engine file"):
-        alternate({"engine": missing}, **QUICK)
+        alternate({"engine": missing}, QUICK)
 
 
 def test_machine_is_described():
@@ -141,7 +143,7 @@ def test_machine_is_described():
 
 SCRIPT = """
 import functools, multiprocessing, time
-from engines.timing import WorkerSpec, alternate
+from engines.timing import TimingOptions, WorkerSpec, alternate
 
 def progress(phase, done, total):
     if phase == "timing b":
@@ -150,7 +152,7 @@ def progress(phase, done, total):
 
 if __name__ == "__main__":
     spec = WorkerSpec(functools.partial, (time.sleep, 0.001))
-    alternate({"a": spec, "b": spec}, 1000, 0.05, 0.0, progress)
+    alternate({"a": spec, "b": spec}, TimingOptions(1000, 0.05, 0.0), progress)
 """
 
 
@@ -199,7 +201,7 @@ def test_a_histogram_of_calls_that_took_the_same():
 
 
 def test_workers_bring_their_histogram():
-    found = alternate({"a": sleeper(0.001)}, **QUICK)["a"]
+    found = alternate({"a": sleeper(0.001)}, QUICK)["a"]
     assert sum(found.histogram.counts) == found.stats.iterations
 
 

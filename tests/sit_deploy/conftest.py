@@ -316,6 +316,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     Measured once for all processes of a run, really timed.
     """
+    from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
     from sit_deploy.data.labelled import open_labelled
     from sit_deploy.validation.evidence import gather
@@ -326,7 +327,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     def measure() -> dict[str, Any]:
         samples = open_labelled(images, bundle.manifest["classes"], 10)
         moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
-        found = gather(bundle, moved, "digits/val", rounds=1, seconds=0.02, threads=1)
+        found = gather(bundle, moved, "digits/val", timing=TimingOptions(1, 0.02, threads=1))
         return json.loads(json.dumps(found))
 
     return shared_value(tmp_path_factory, "evidence", measure)

@@ -9,7 +9,7 @@ import pytest
 import engines
 from engines import timing
 from engines.latency import LatencyStats
-from engines.timing import EngineCall, WorkerResult, WorkerSpec
+from engines.timing import EngineCall, TimingOptions, WorkerResult, WorkerSpec
 from sit_deploy.bundle import load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -23,10 +23,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the timing was asked for; it answers that PyTorch takes 6, 8 and 10 ms a call and the engine 2 ms."""
     seen: dict[str, Any] = {}
 
-    def alternate(
-        workers: dict[str, WorkerSpec], rounds: int, seconds: float, **_: Any
-    ) -> dict[str, WorkerResult]:
-        seen.update(workers=workers, rounds=rounds, seconds=seconds)
+    def alternate(workers: dict[str, WorkerSpec], timing: TimingOptions, *_: Any) -> dict[str, WorkerResult]:
+        seen.update(workers=workers, timing=timing)
         # the engine's file must still be there while it is timed
         seen["files"] = {name: Path(spec.args[1] or ".").exists() for name, spec in workers.items()}
         times = {name: (6.0, 8.0, 10.0) if name == "PyTorch" else (2.0, 2.0, 2.0) for name in workers}
@@ -40,8 +38,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
-    result = bench(load_bundle(trained.bundle), rounds=3, seconds=0.25, threads=1)
-    assert (asked["rounds"], asked["seconds"]) == (3, 0.25)
+    result = bench(load_bundle(trained.bundle), timing=TimingOptions(3, 0.25, threads=1))
+    assert (asked["timing"].rounds, asked["timing"].seconds) == (3, 0.25)
     torch, ours = asked["workers"]["PyTorch"], asked["workers"]["onnxruntime"]
     # 3: what the batch range is tuned for
     assert torch == WorkerSpec(TorchCall, (trained.bundle, None, 3, 1, "cpu", "float32"), 3)
@@ -133,7 +131,7 @@ class OnGpu:
 
 
 def test_gpu_time_comes_back_from_a_worker() -> None:
-    result = timing.alternate({"a": WorkerSpec(OnGpu, batch_size=2)}, 2, 0.02, 0.0)["a"]
+    result = timing.alternate({"a": WorkerSpec(OnGpu, batch_size=2)}, TimingOptions(2, 0.02, 0.0))["a"]
     assert result.gpu.p50_ms == 0.25 and result.gpu.images_per_second == pytest.approx(8000)
     assert result.gpu_round_medians_ms == (0.25, 0.25)
     assert result.gpu.iterations == result.stats.iterations and result.stats.p50_ms >= 1

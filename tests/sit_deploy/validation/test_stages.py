@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engines.latency import Histogram, LatencyStats
-from engines.timing import WorkerResult, WorkerSpec
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec
 from sit_deploy.bundle import load_bundle
 from sit_deploy.data.labelled import open_labelled
 from sit_deploy.errors import InputError
@@ -43,13 +43,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, WorkerSpec]:
     """What was to be timed; the answer is 8, 4, 2, ... ms, in that order."""
     seen: dict[str, WorkerSpec] = {}
 
-    def alternate(
-        workers: dict[str, WorkerSpec], rounds: int, seconds: float, **_: Any
-    ) -> dict[str, WorkerResult]:
+    def alternate(workers: dict[str, WorkerSpec], timing: TimingOptions, *_: Any) -> dict[str, WorkerResult]:
         seen.update(workers)
         for spec in workers.values():  # what is timed must still be there
             assert not isinstance(spec.args[1], Path) or spec.args[1].exists()
-        times = [[8e-3 / 2**i] * rounds for i in range(len(workers))]
+        times = [[8e-3 / 2**i] * timing.rounds for i in range(len(workers))]
         return {
             name: WorkerResult(
                 LatencyStats.from_seconds(t),
@@ -73,7 +71,9 @@ def entries(ledger: Ledger) -> dict[str, Any]:
 def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[str, WorkerSpec]) -> None:
     bundle = load_bundle(trained.bundle)
     samples = open_labelled(trained.images, bundle.manifest["classes"], 7)
-    found = measure_ledger(bundle, samples, teacher=teacher, teacher_name="lvvit_nano", rounds=2, threads=1)
+    found = measure_ledger(
+        bundle, samples, teacher=teacher, teacher_name="lvvit_nano", timing=TimingOptions(2, threads=1)
+    )
     names = [TEACHER, STUDENT, DEPLOY, "ONNX fp32", "onnxruntime engine"]
     assert [entry.name for entry in found.entries] == names == list(asked)
     assert [asked[name].factory for name in names[:3]] == [TeacherCall, TorchCall, DeployCall]
@@ -97,7 +97,7 @@ def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[
 
 def test_hops_of_eight_bits(nano_int8: Path, asked: dict[str, WorkerSpec]) -> None:
     """Without labelled images there is no accuracy, and the hops are compared all the same."""
-    found = measure_ledger(load_bundle(nano_int8), rounds=1)
+    found = measure_ledger(load_bundle(nano_int8), timing=TimingOptions(rounds=1))
     names = [STUDENT, DEPLOY, "ONNX fp32", "ONNX int8", "onnxruntime engine"]
     assert [entry.name for entry in found.entries] == names
     rows = entries(found)
@@ -113,7 +113,7 @@ def test_an_engine_that_does_not_run_here(rtx_int8: Path, asked: dict[str, Worke
 
     if find_gpus():
         pytest.skip("the engine does run here")
-    found = measure_ledger(load_bundle(rtx_int8), rounds=1)
+    found = measure_ledger(load_bundle(rtx_int8), timing=TimingOptions(rounds=1))
     rows = entries(found)
     assert list(rows) == [STUDENT, DEPLOY, "ONNX fp32", "ONNX fp16", "ONNX int8", "tensorrt-rtx engine"]
     assert found.engine == "ONNX int8" and list(asked) == [STUDENT, DEPLOY, "ONNX fp32"]
@@ -132,7 +132,7 @@ def test_the_engine_of_a_teachers_bundle(
 
     common = {"engine": "onnxruntime", "checkpoint": teacher, "labels": trained.labels}
     of_teacher = build(BuildRequest("lvvit_nano", tmp_path / "t", dynamic_batch=(2, 3, 4), **common)).path
-    found = measure_ledger(load_bundle(trained.bundle), teacher=of_teacher, rounds=1)
+    found = measure_ledger(load_bundle(trained.bundle), teacher=of_teacher, timing=TimingOptions(rounds=1))
     rows = entries(found)
     assert list(rows)[:3] == [TEACHER, TEACHER_ENGINE, STUDENT] == list(asked)[:3]
     assert asked[TEACHER_ENGINE].args[1] == (of_teacher / "engine.onnx").absolute()
@@ -147,7 +147,7 @@ def test_the_engine_of_a_teachers_bundle(
 
 
 def test_nothing_is_timed_unless_asked(nano_fp32: Path, asked: dict[str, WorkerSpec]) -> None:
-    found = measure_ledger(load_bundle(nano_fp32), rounds=0)
+    found = measure_ledger(load_bundle(nano_fp32), timing=TimingOptions(rounds=0))
     assert not asked and all(entry.latency_ms is None for entry in found.entries)
 
 
@@ -156,7 +156,7 @@ def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]
     from sit_deploy.pipeline.request import BuildRequest
 
     bundle = build(BuildRequest("sit_nano", tmp_path / "pixels", engine="onnxruntime", input="uint8"))
-    rows = entries(measure_ledger(bundle, rounds=0))
+    rows = entries(measure_ledger(bundle, timing=TimingOptions(rounds=0)))
     assert all(row.agreement == 100 for row in rows.values())
     assert rows["onnxruntime engine"].sqnr_db > 80
 
@@ -164,8 +164,8 @@ def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]
 def test_a_teacher_that_does_not_fit(trained: Trained, nano_fp32: Path, tmp_path: Path) -> None:
     bundle = load_bundle(trained.bundle)
     with pytest.raises(InputError, match="another batch than"):
-        measure_ledger(bundle, teacher=nano_fp32, rounds=0)
+        measure_ledger(bundle, teacher=nano_fp32, timing=TimingOptions(rounds=0))
     with pytest.raises(InputError, match=r"1000 classes, the model of .* 112 and 7; give the teacher"):
         teacher_model(bundle, nano_fp32)
     with pytest.raises(InputError, match="does not exist"):
-        measure_ledger(bundle, teacher=tmp_path / "gone.pth", rounds=0)
+        measure_ledger(bundle, teacher=tmp_path / "gone.pth", timing=TimingOptions(rounds=0))
