@@ -19,11 +19,21 @@ _LARGEST_FLOAT = 3.4e38  # of float32, in which thresholds are used
 class ModelCard:
     """A model as it was trained.
 
-    name: ours or timm's. stages, keeping_ratio: how it slims, and `tokens` the patch tokens that gives at `image_size`
-    pixels. classes: their names in label order, None where they have none. preprocessing: of evaluation.
-    metrics, training: what was reached and how, for people: any JSON. quantization: what it was trained to be rounded
-    with, None for a model trained in float: {"grid": "int8", "thresholds": {node of the deployed graph: the |x| of its
-    input that has the largest code}}; other layers were trained in float.
+    Attributes:
+        name: ours or timm's.
+        stages: blocks of each stage.
+        keeping_ratio: share of the patch tokens that each further stage keeps.
+        tokens: patch tokens of each stage at `image_size`.
+        image_size: side of its square images in pixels.
+        num_classes: outputs of its head.
+        preprocessing: of evaluation.
+        dist_token: whether it has the token of a CNN teacher.
+        classes: their names in label order, None where they have none.
+        metrics: what was reached, for people: any JSON.
+        training: how it was reached, likewise.
+        quantization: what it was trained to be rounded with, None for a model trained in float: {"grid": "int8",
+            "thresholds": {node of the deployed graph: the |x| of its input that has the largest code}}; other layers were
+            trained in float.
     """
 
     name: str

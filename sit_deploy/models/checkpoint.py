@@ -5,7 +5,6 @@ Pickles are read by `sit_deploy.models.unpickle`, which looks no name up; safete
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
 from sit_deploy.models.file_kind import file_kind, find_file
 from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, split_riders
-from sit_deploy.models.torch_file import DamagedFileError, Stored, read_archive, read_stream
+from sit_deploy.models.torch_file import DamagedFileError, OtherPickleError, Stored, read_archive, read_stream
 from sit_deploy.models.unpickle import HostilePickle, full_name
 
 StateDict = dict[str, Tensor]
@@ -27,10 +26,15 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights as read from `path`, by the names of the model.
+    """Weights as read from a file.
 
-    source: which entry of the file they are. sha256: of the file's bytes. prefix: of their names there. notes: what was
-    renamed and what was left out, a sentence each.
+    Attributes:
+        path: of the file.
+        state: the weights, by the names of the model.
+        source: which entry of the file they are.
+        sha256: of the file's bytes.
+        prefix: of their names there.
+        notes: what was renamed and what was left out, a sentence each.
     """
 
     path: Path
@@ -52,10 +56,13 @@ def read_checkpoint(
     """Read the weights in a PyTorch or safetensors checkpoint, or in the one such file of a folder.
 
     Args:
+        path: of the file, or of its folder.
         ema: take the averaged weights where the file has them beside the plain ones.
         key: entry of the file, prefix of names, or both (dotted), under which the weights stand, where there are several.
         key_is_shared: the key may be of another file, if this one has nothing there.
-        names, fits: see `sit_deploy.models.find_weights.find_weights`.
+        names: see `sit_deploy.models.find_weights.find_weights`.
+        fits: likewise.
+
     Raises:
         InputError: missing, unreadable, damaged, of another kind, without weights, with several to choose from, or with
             weights that are no finite numbers.
@@ -80,10 +87,10 @@ def read_checkpoint(
     if objects := _objects(content):
         raise InputError(f"{where} {_object_words(objects[0])}")
     weights = find_weights(content, where, ema, key, key_is_shared, names, fits)
-    found, riders = split_riders(weights, where, chosen=key in (weights.address, weights.prefix.rstrip(".")))
+    stored, riders = split_riders(weights, where, chosen=key in (weights.address, weights.prefix.rstrip(".")))
     notes = tuple(filter(None, (*weights.notes, left_out_words(riders))))
     source = weights.entry or "state_dict"
-    return Checkpoint(path, _read_values(found, path), source, digest, weights.prefix, notes)
+    return Checkpoint(path, _read_values(stored, path), source, digest, weights.prefix, notes)
 
 
 def _objects(content: Any) -> list[str]:
@@ -107,10 +114,10 @@ _DATA = (
 )
 
 
-def _read_values(found: dict[str, Stored], path: Path) -> StateDict:
+def _read_values(tensors: dict[str, Stored], path: Path) -> StateDict:
     """Read the tensors of a state dict."""
     state = {}
-    for key, stored in found.items():
+    for key, stored in tensors.items():
         try:
             state[key] = stored.read()
         except (
@@ -164,13 +171,11 @@ def _read_torch(path: Path, kind: str) -> Any:
         return (read_archive if kind == "archive" else read_stream)(path)
     except HostilePickle as error:
         raise InputError(f"checkpoint {path} {_object_words(error.name)}") from None
-    except pickle.UnpicklingError as error:
-        if kind == "stream" and "begin" in str(error):
-            raise InputError(
-                f"checkpoint {path} is not a PyTorch checkpoint but another pickle, which is never loaded; save the weights by "
-                "torch.save(model.state_dict(), 'weights.pth')"
-            ) from None
-        raise InputError(f"checkpoint {path} {_damaged_words(error)}") from None
+    except OtherPickleError:
+        raise InputError(
+            f"checkpoint {path} is not a PyTorch checkpoint but another pickle, which is never loaded; save the weights by "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        ) from None
     except Exception as error:  # of corrupt bytes an unpickler may make any of them
         raise InputError(f"checkpoint {path} {_damaged_words(error)}") from None
 

@@ -78,11 +78,28 @@ def check_class_count(count: int) -> None:
 class ModelConfig:
     """One architecture and how its images are prepared.
 
-    stage_blocks: blocks a stage; one stage is the unslimmed model. image_size: native height and width in pixels.
-    base: the timm model that it is, or is made of; None for a SiT or LV-ViT, to which alone `stem` and `skip_lam` (what
-    residual branches are divided by) apply. teacher: the unslimmed model it is distilled from. top1: published
-    ImageNet-1k accuracy in percent. crop_pct: share of the resized shorter side that the centre crop keeps. squash:
-    its authors evaluate it on images squeezed into a square, which is not done here: they are cropped at the centre.
+    Attributes:
+        name: ours or timm's.
+        embed_dim: width of a token.
+        num_heads: of each attention.
+        stage_blocks: blocks a stage; one stage is the unslimmed model.
+        image_size: native height and width in pixels.
+        stem: which of `STEMS` makes the patches, of a SiT or LV-ViT.
+        skip_lam: what residual branches are divided by, of a SiT or LV-ViT.
+        mlp_ratio: hidden width of an MLP over that of a token.
+        keeping_ratio: share of the patch tokens that each further stage keeps.
+        num_classes: of the published weights.
+        teacher: the unslimmed model it is distilled from.
+        top1: published ImageNet-1k accuracy in percent.
+        aliases: its names in the official code.
+        base: the timm model that it is, or is made of; None for a SiT or LV-ViT.
+        patch_size: side of a patch in pixels.
+        mean: of each channel of its images, of values from 0 to 1.
+        std: likewise.
+        crop_pct: share of the resized shorter side that the centre crop keeps.
+        interpolation: of the resize.
+        squash: its authors evaluate it on images squeezed into a square, which is not done here: they are cropped at the
+            centre.
     """
 
     name: str

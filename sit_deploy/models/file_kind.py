@@ -1,4 +1,4 @@
-"""What a checkpoint file is, by its first bytes rather than by its ending, and what to do with one that is no checkpoint.
+"""What kind of file a checkpoint is, by its first bytes, and what to do with one that is no checkpoint.
 
 Imports nothing heavy.
 """
@@ -101,7 +101,8 @@ def file_kind(path: Path) -> str:
     """Return "safetensors", "archive" (of torch.save) or "stream" (its old format).
 
     Raises:
-        InputError: anything else, called what it is. OSError: it cannot be read.
+        InputError: anything else, called what it is.
+        OSError: it cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(4096)

@@ -1,4 +1,4 @@
-"""Finding a model's weights in what a file holds: in which entry they are, under which prefix, and what stands beside them.
+"""Finding a model's weights in what a file holds: their entry, the prefix of their names, and what stands beside them.
 
 No spelling of a trainer's is asked for: the weights are where the names of a vision transformer are. What wrappers put
 between names is removed; what remains undecided is for the user to say (`--checkpoint-key`).
@@ -39,9 +39,16 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights stand. entry: path of keys in the file, dotted. prefix: of their names, with its dot. names: the weights by
-    the names of the model, and whatever else stands under that prefix. beside: what stands outside it. like: how many
-    names are those of a vision transformer. notes: how they were renamed."""
+    """Where weights stand in a file.
+
+    Attributes:
+        entry: path of keys in the file, dotted.
+        prefix: of their names, with its dot.
+        names: the weights by the names of the model, and whatever else stands under that prefix.
+        beside: what stands outside it.
+        like: how many names are those of a vision transformer.
+        notes: how they were renamed.
+    """
 
     entry: str
     prefix: str
@@ -75,27 +82,31 @@ def find_weights(
     """Return the weights in a file's content.
 
     Args:
+        content: of the file, as `sit_deploy.models.torch_file` gives it.
         where: the file, for messages.
         ema: of averaged weights and plain ones in entries of their own, take the averaged.
-        key: the entry, the prefix, or both, that the user names. key_is_shared: nothing there is no error.
-        names: of the model, where it is no vision transformer. fits: whether names and shapes are those of the model that
-            is asked for; decides between several, and where it does not, the user must.
+        key: the entry, the prefix, or both, that the user names.
+        key_is_shared: nothing under the key is no error.
+        names: of the model, where it is no vision transformer.
+        fits: whether names and shapes are those of the model that is asked for; decides between several, and where it does
+            not, the user must.
+
     Raises:
         InputError: no weights, several that could be meant, or none under `key`.
     """
-    found = [w for entry in _entries(content, ()) for w in _rooted(*entry, where, frozenset(names))]
+    candidates = [w for entry in _entries(content, ()) for w in _rooted(*entry, where, frozenset(names))]
     if key is not None:
-        rivals = [w for w in found if key == w.address]
-        rivals = rivals or [w for w in found if w.is_at(key)]
+        rivals = [w for w in candidates if key == w.address]
+        rivals = rivals or [w for w in candidates if w.is_at(key)]
         if not rivals and key_is_shared:
             return find_weights(content, where, ema, names=names, fits=fits)
         if not rivals:
             raise InputError(
-                f"{where} has no weights under '{key}'; pass --checkpoint-key with one of {_addresses(found)}"
+                f"{where} has no weights under '{key}'; pass --checkpoint-key with one of {_addresses(candidates)}"
             )
         ema_asked = len({w.averaged for w in rivals}) == 1
     else:
-        rivals, ema_asked = found, False
+        rivals, ema_asked = candidates, False
     if fits:  # first: an optimiser's flat state has three names of each weight
         rivals = [w for w in rivals if fits(w.names)] or rivals
     best = max((w.like for w in rivals), default=0)
@@ -117,8 +128,8 @@ def find_weights(
     return rivals[0]
 
 
-def _addresses(found: list[Weights]) -> str:
-    shown = [f"'{w.address}'" for w in found if w.address.isprintable() and len(w.address) <= _LONGEST][
+def _addresses(candidates: list[Weights]) -> str:
+    shown = [f"'{w.address}'" for w in candidates if w.address.isprintable() and len(w.address) <= _LONGEST][
         : 2 * _SHOWN
     ]
     return ", ".join(dict.fromkeys(shown)) or "none: it has none"
@@ -209,7 +220,10 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
     Whatever under the prefix is not known for a rider is kept: if the model has no such weight, that is a mismatch.
 
     Args:
+        weights: as found.
+        where: the file, for messages.
         chosen: whether the user named what to take.
+
     Raises:
         InputError: outside the prefix, a part of the model, or a layer that could follow it, which nobody said to leave out.
     """

@@ -68,24 +68,24 @@ def to_timm_names(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tup
 
 def _from_hugging_face(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
     parent = root[: root.rstrip(".").rfind(".") + 1]  # of the backbone and its classifier
-    found: dict[str, Stored] = {}
+    renamed: dict[str, Stored] = {}
     parts: dict[str, dict[int, tuple[str, Stored]]] = {}
     for key, value in tensors.items():
         if key.startswith(f"{parent}classifier.") and key.count(".") == parent.count(".") + 1:
-            found[f"{parent}head.{key.rpartition('.')[2]}"] = value
+            renamed[f"{parent}head.{key.rpartition('.')[2]}"] = value
             continue
         rest = key[len(root) :] if key.startswith(root) else ""
         block = _HF_BLOCK.match(rest)
         if rest in _HF_TOP:
-            found[parent + _HF_TOP[rest]] = value
+            renamed[parent + _HF_TOP[rest]] = value
         elif block and block[2] in _HF_PARTS:
             kind = "gamma" if block[3] == "lambda1" else block[3]
-            found[f"{parent}blocks.{block[1]}.{_HF_PARTS[block[2]]}.{kind}"] = value
+            renamed[f"{parent}blocks.{block[1]}.{_HF_PARTS[block[2]]}.{kind}"] = value
         elif block and block[2] in _HF_QKV:
             fused = f"{parent}blocks.{block[1]}.attn.qkv.{block[3]}"
             parts.setdefault(fused, {})[_HF_QKV[block[2]]] = (key, value)
         else:
-            found[key] = value
+            renamed[key] = value
     for fused, three in parts.items():
         values = [three[i][1] for i in sorted(three)]
         if (
@@ -93,10 +93,10 @@ def _from_hugging_face(tensors: Mapping[str, Stored], root: str) -> dict[str, St
             and len({v.shape for v in values}) == 1
             and all(v.plain and v.ndim for v in values)
         ):
-            found[fused] = _stack(values)
+            renamed[fused] = _stack(values)
         else:  # BEiT's keys have no bias
-            found |= dict(three.values())
-    return found
+            renamed |= dict(three.values())
+    return renamed
 
 
 def _stack(values: list[Stored]) -> Stored:
@@ -107,12 +107,12 @@ def _stack(values: list[Stored]) -> Stored:
 
 
 def _from_torchvision(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
-    found = {}
+    renamed = {}
     for key, value in tensors.items():
         rest = key[len(root) :] if key.startswith(root) else ""
         for pattern, name in _TV_NAMES:
             if rest and pattern.match(rest):
                 key = root + pattern.sub(name, rest, count=1)
                 break
-        found[key] = value
-    return found
+        renamed[key] = value
+    return renamed

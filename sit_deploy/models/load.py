@@ -1,4 +1,4 @@
-"""Making a named model with the weights of a checkpoint, every mismatch named: which keys, which shapes, what to do."""
+"""Making a named model with the weights of a checkpoint; every mismatch is named, with what to do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ __all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode with its weights. notes: what a user should know of how they were fitted, a sentence each."""
+    """A model in eval mode with its weights.
+
+    Attributes:
+        model: the module.
+        config: what it was made from.
+        checkpoint: where its weights are from, None for random ones.
+        notes: what a user should know of how they were fitted, a sentence each.
+    """
 
     model: nn.Module
     config: ModelConfig
@@ -62,16 +69,23 @@ def load_model(
     Class count, dist token and the tokens that the TSMs keep are read from the checkpoint. A teacher's checkpoint is
     not taken for its student: only training starts one from the other (see `fit_partly`). Nothing is ever downloaded.
 
+    Its arguments are the options of the command line, and so are more than seven.
+
     Args:
+        name: of the model, or an alias.
+        checkpoint: the file, or its folder.
         image_size: pixels of the square input, divisible by the patch size; the native size by default.
         num_classes: the head's outputs; the checkpoint's own, or 1000, by default. 2 for a checkpoint of one output z makes
             exactly the model of two whose logits are 0 and z.
         ema: take the averaged weights where the file has them beside the plain ones.
         reverse_tsm: make the reverse TSMs of training; those of the checkpoint, or new ones.
-        stages, keeping_ratio: in place of the model's own; see `get_config`.
-        checkpoint_key, key_is_shared: where in the file the weights are, if there are several; see `read_checkpoint`.
+        stages: blocks of each stage, in place of the model's own; see `get_config`.
+        keeping_ratio: likewise.
+        checkpoint_key: where in the file the weights are, if there are several; see `read_checkpoint`.
+        key_is_shared: the key may be of another file.
         binary: make two outputs of one, whatever `num_classes` says.
         model_option: what names this model on the command line, for remedies; None where nothing does.
+
     Raises:
         InputError: unknown model, unreadable checkpoint, one that does not fit (keys, shapes and remedy named), or one
             output, of which softmax makes 100 % whatever the image.
@@ -125,9 +139,9 @@ def load_model(
             f"positions resampled from {side}x{side} to {height}x{width} patches; check its accuracy at {size} pixels"
         )
     if "kept" in options:
-        found, usual = ("/".join(map(str, tokens)) for tokens in (kept, config.tokens(size)[1:]))
+        trained, usual = ("/".join(map(str, tokens)) for tokens in (kept, config.tokens(size)[1:]))
         notes.append(
-            f"its TSMs keep {found} tokens, not the {usual} of {title(config)} at {size} pixels; check its accuracy"
+            f"its TSMs keep {trained} tokens, not the {usual} of {title(config)} at {size} pixels; check its accuracy"
         )
     if has_reverse_tsms(state) and not has_reverse_tsms(read.state):
         notes.append("its reverse TSMs are new: the checkpoint has none; train them before they are of use")
@@ -199,14 +213,14 @@ def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | Non
 
 
 def _class_count(read: Checkpoint, config: ModelConfig, asked: int | None) -> int:
-    found = _outputs(read.state)
-    if not found:
+    outputs = _outputs(read.state)
+    if not outputs:
         return asked or config.num_classes  # that the head does not fit is said where all else is
-    if asked not in (None, found):
+    if asked not in (None, outputs):
         raise InputError(
-            f"checkpoint {read.path} has {found} classes, not {asked}; pass --num-classes {found} or leave it out"
+            f"checkpoint {read.path} has {outputs} classes, not {asked}; pass --num-classes {outputs} or leave it out"
         )
-    return found
+    return outputs
 
 
 def _outputs(state: StateDict) -> int:

@@ -1,10 +1,14 @@
-"""How a state dict differs from the model that it was given for, in words: facts that can be seen, and no guess at why."""
+"""How a state dict differs from the model that it was given for, in words.
+
+Facts that can be seen, and no guess at why.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -39,33 +43,63 @@ _UNFINISHED = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Differences:
+    """Names of weights that the model and a state dict do not have alike."""
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[str]
+    types: list[str]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> _Differences:
+        """Compare a state dict with the model's own."""
+        shared = [k for k in own if k in state]
+        shapes = [k for k in shared if state[k].shape != own[k].shape]
+        return cls(
+            [k for k in own if k not in state],
+            [k for k in state if k not in own],
+            shapes,
+            [k for k in shared if k not in shapes and state[k].dtype != own[k].dtype],
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes or self.types)
+
+
 def mismatch_words(
     state: Mapping[str, Tensor], model: nn.Module, name: str, path: Path, option: str | None = "--model"
 ) -> str | None:
-    """Return how `state` differs from the model of that name and what to do, for a message; None where it fits.
+    """Return how `state` differs from a model and what to do, for a message; None where it fits.
 
-    option: what names the model on the command line, None where nothing does.
+    Args:
+        state: weights by name.
+        model: what they are for.
+        name: of the model.
+        path: of the checkpoint.
+        option: what names the model on the command line, None where nothing does.
     """
     own = model.state_dict()
-    missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
-    shared = [k for k in own if k in state]
-    shapes = [k for k in shared if state[k].shape != own[k].shape]
-    types = [k for k in shared if k not in shapes and state[k].dtype != own[k].dtype]
-    if not (missing or unexpected or shapes or types):
+    differences = _Differences.of(state, own)
+    if not differences:
         return None
-    found = [
+    missing, unexpected = differences.missing, differences.unexpected
+    counts = [
         f"{len(items)} {what} ({', '.join(items[:_SHOWN])}{', ...' if len(items) > _SHOWN else ''})"
         for what, items in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes]),
-            ("of another type", [f"{k} {_type(state[k])} for {_type(own[k])}" for k in types]),
+            (
+                "of another shape",
+                [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in differences.shapes],
+            ),
+            ("of another type", [f"{k} {_type(state[k])} for {_type(own[k])}" for k in differences.types]),
         )
         if items
     ]
-    differences = [*_facts(state, own, missing, unexpected), *found]
-    return f"{'; '.join(differences)}; {_remedy(missing, unexpected, shapes, types, own, name, path, option)}"
+    words = [*_facts(state, own, missing, unexpected), *counts]
+    return f"{'; '.join(words)}; {_remedy(differences, own, name, path, option)}"
 
 
 def _facts(
@@ -96,18 +130,18 @@ def _facts(
 
 
 def _remedy(
-    missing: list[str], unexpected: list[str], shapes: list[str], types: list[str], own: Mapping[str, Tensor], name: str,
-    path: Path, option: str | None,
-) -> str:  # fmt: skip
+    differences: _Differences, own: Mapping[str, Tensor], name: str, path: Path, option: str | None
+) -> str:
     for pattern, _, remedy in _UNFINISHED:
-        if _any(pattern, unexpected):
+        if _any(pattern, differences.unexpected):
             return remedy
-    if missing and all(k.startswith("head.") for k in missing) and not (unexpected or shapes or types):
+    missing = differences.missing
+    if differences == _Differences(missing, [], [], []) and all(k.startswith("head.") for k in missing):
         return (
             f"it ends in features, without a head; train one: sit-deploy train --model {name} --init {path}"
         )
     needed = [k for k in own if not OPTIONAL_KEYS.match(k)]
-    held = len(set(needed) - set(missing) - set(shapes))
+    held = len(set(needed) - set(missing) - set(differences.shapes))
     if 2 * held <= len(needed):
         remedy = f"pass the {option} that it was trained as" if option else f"give the checkpoint of a {name}"
         return f"it holds {held} of the {len(needed)} weights of {name}: {remedy}"

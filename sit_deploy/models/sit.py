@@ -83,6 +83,8 @@ class SiT(SlimmingForward):
 
     forward: images (B, in_chans, H, W) float → logits (B, num_classes); with a dist token, the mean of both heads.
 
+    The constructor takes what timm's do, and the paper's own numbers: more than seven arguments.
+
     Args:
         img_size: height and width in pixels, each divisible by 16.
         num_classes: 0 gives the features of the class token instead of logits.
@@ -92,6 +94,7 @@ class SiT(SlimmingForward):
             another image size has its own).
         dist_token: add the distillation token of a CNN teacher and its head.
         reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
+
     Raises:
         InputError: an image size that 16 does not divide, or a schedule that leaves no token or grows.
     """

@@ -1,4 +1,4 @@
-"""Token slimming for any plain vision transformer of timm: TSMs between its blocks, reverse TSMs for its training.
+"""SlimViT: token slimming for any plain vision transformer of timm, by TSMs between its blocks.
 
 Parameter names stay timm's own, with `tsm.*` and `rtsm.*` beside them, so that timm's and DeiT's checkpoints load as they are.
 """
@@ -80,6 +80,7 @@ def slim(
         keeping_ratio: share of the patch tokens that each further stage keeps.
         kept: patch tokens of every stage, in place of those that `keeping_ratio` gives.
         reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
+
     Raises:
         InputError: a model with a part that is not supported (named), stages that do not add up to its depth, an image
             that its patches do not divide, or a schedule that leaves no token or grows.
@@ -108,6 +109,6 @@ def slim(
 
 def _initialised(model: nn.Module, modules: Iterable[nn.Module]) -> nn.ModuleList:
     """Return new modules initialised as SiT's, on the device and in the type of the model that they join."""
-    made = nn.ModuleList(modules)
-    init_linears(made)
-    return made.to(next(model.parameters()))
+    joined = nn.ModuleList(modules)
+    init_linears(joined)
+    return joined.to(next(model.parameters()))

@@ -70,10 +70,10 @@ def check_supported(model: nn.Module, name: str) -> None:
     Raises:
         InputError: names the first part that is not supported.
     """
-    found = next(_obstacles(model), None)
-    if found:
+    obstacle = next(_obstacles(model), None)
+    if obstacle:
         raise InputError(
-            f"{name} is not supported, for it has {found}; take a plain vision transformer of timm, such as deit_small_patch16_224"
+            f"{name} is not supported, for it has {obstacle}; take a plain vision transformer of timm, such as deit_small_patch16_224"
         )
 
 

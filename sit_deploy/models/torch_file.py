@@ -1,4 +1,4 @@
-"""The files of `torch.save`, of now (an archive of pickle and storages) and of old (one stream), read without running anything.
+"""Reading the files of `torch.save`, an archive now and one stream of old, without running anything in them.
 
 The pickle is read by `sit_deploy.models.unpickle`; tensors are put together here, and only those that are asked for. The
 layouts are those of torch/serialization.py, the tensors' notes those of torch/_utils.py.
@@ -37,8 +37,13 @@ _NUMPY_DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file. shape: its sides. plain: whether it is made of numbers as they are (else it is quantized, sparse
-    or has no values). read: gives the values."""
+    """A tensor in a file.
+
+    Attributes:
+        shape: its sides.
+        read: gives the values.
+        plain: whether it is made of numbers as they are; else it is quantized, sparse or has no values.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
@@ -60,11 +65,16 @@ class DamagedFileError(Exception):
     """What the file says of its tensors cannot be; the text says what."""
 
 
+class OtherPickleError(pickle.UnpicklingError):
+    """A pickle that `torch.save` did not write."""
+
+
 def read_archive(path: Path) -> Any:
     """Read an archive: `Stored` for tensors and arrays, dict for whatever is like one, `Record` for other objects.
 
     Raises:
-        DamagedFileError, pickle.UnpicklingError and, of damaged bytes, any exception.
+        DamagedFileError: what it says of its tensors cannot be.
+        pickle.UnpicklingError: likewise, of its pickle; and, of damaged bytes, any exception.
     """
     archive = zipfile.ZipFile(path)  # open for as long as tensors may be asked for
     entries = {info.filename: info for info in archive.infolist()}
@@ -84,11 +94,17 @@ def read_archive(path: Path) -> Any:
 
 
 def read_stream(path: Path) -> Any:
-    """Read the old format: five pickles, then each storage's count of values and its values. As `read_archive`."""
+    """Read the old format: five pickles, then each storage's count of values and its values. Returns as `read_archive`.
+
+    Raises:
+        OtherPickleError: another program's pickle.
+        DamagedFileError: what it says of its tensors cannot be.
+        pickle.UnpicklingError: likewise, of its pickles; and, of damaged bytes, any exception.
+    """
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if unpickle(data) != _MAGIC:  # type: ignore[arg-type]
-        raise pickle.UnpicklingError("it does not begin as a file of torch.save")
+        raise OtherPickleError("it does not begin as a file of torch.save")
     version, system = (unpickle(data) for _ in range(2))  # type: ignore[arg-type]
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise DamagedFileError("it is of another version, or in another byte order")
@@ -140,21 +156,21 @@ def _plain_content(content: Any, load: Callable[[_Storage], bytearray]) -> Any:
     def plain(value: Any, depth: int) -> Any:
         if id(value) in seen:
             return seen[id(value)]
-        found = seen[id(value)] = value  # whatever holds itself is looked into once
+        content = seen[id(value)] = value  # whatever holds itself is looked into once
         if isinstance(value, Record):
-            found = _stored(value, flat)
-            found = _array(value) if found is None else found
-            if found is None:
+            tensor = _stored(value, flat)
+            content = _array(value) if tensor is None else tensor
+            if content is None:
                 pairs = dict(_pairs(value))
-                found = (
+                content = (
                     {k: plain(v, depth + 1) for k, v in pairs.items()} if pairs and depth < _DEPTH else value
                 )
         elif isinstance(value, dict) and depth < _DEPTH:
-            found = {k: plain(v, depth + 1) for k, v in value.items()}
+            content = {k: plain(v, depth + 1) for k, v in value.items()}
         elif isinstance(value, list | tuple) and depth < _DEPTH:
-            found = [plain(v, depth + 1) for v in value]
-        seen[id(value)] = found
-        return found
+            content = [plain(v, depth + 1) for v in value]
+        seen[id(value)] = content
+        return content
 
     return plain(content, 0)
 

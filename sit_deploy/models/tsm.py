@@ -77,8 +77,8 @@ class ReverseTokenSlimming(nn.Module):
 def reverse_tsms(dim: int, stage_blocks: tuple[int, ...], kept: tuple[int, ...]) -> nn.ModuleList:
     """Make one reverse TSM a block, Identity for the blocks before the first slimming, where nothing is to recover."""
     slimmed_after = slim_after(stage_blocks)
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for block in range(sum(stage_blocks)):
         times = sum(after <= block for after in slimmed_after)
-        made.append(ReverseTokenSlimming(dim, kept[times], kept[0]) if times else nn.Identity())
-    return nn.ModuleList(made)
+        modules.append(ReverseTokenSlimming(dim, kept[times], kept[0]) if times else nn.Identity())
+    return nn.ModuleList(modules)

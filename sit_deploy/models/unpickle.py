@@ -1,4 +1,6 @@
-"""Unpickling that runs nothing: no name of a pickle is looked up, so there is nothing in it that could be called.
+"""Reading a pickle without running anything in it.
+
+No name of a pickle is looked up, so there is nothing in it that could be called.
 
 `pickle` asks `find_class` for every class and function that a pickle names. Here the answer is always a class that notes
 what it is given, so that the objects made are those of Python's own literals, and notes. Reading the notes is up to others.
@@ -47,9 +49,9 @@ class Record:
     items: list[Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Record:
-        made = object.__new__(cls)
-        made.args, made.kwargs, made.state, made.entries, made.items = args, kwargs, None, {}, []
-        return made
+        record = object.__new__(cls)
+        record.args, record.kwargs, record.state, record.entries, record.items = args, kwargs, None, {}, []
+        return record
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -81,10 +83,13 @@ def unpickle(file: BinaryIO, persistent: Callable[[Any], Any] | None = None) -> 
     Args:
         file: of bounded memory: what it holds, not what it is asked for, is what a read allocates.
         persistent: gives the value of a persistent id.
+
     Returns:
         The content: `Record` for everything that is no literal.
+
     Raises:
-        HostilePickle: it names what would run a program. pickle.UnpicklingError and, of damaged bytes, any exception.
+        HostilePickle: it names what would run a program.
+        pickle.UnpicklingError: it is damaged, and of damaged bytes any exception.
     """
     start = file.tell()
     _check_opcodes(file)
