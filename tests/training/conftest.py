@@ -8,34 +8,42 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.exports import exported_once
+from tests.helpers.shared import shared
 from tests.helpers.train import PLAIN, write_pictures
+
+__all__ = ["exported_once"]
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """36 pictures of 32x32 to train on and 18 held out, of six classes. Do not write into it."""
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "data")
+    return shared(tmp_path_factory, "pictures", write_pictures)
 
 
 @pytest.fixture(scope="session")
 def wide_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 pictures of 48x48, which sit_nano can slim, to train on and 29 held out. Do not write into it."""
-    root = write_pictures(tmp_path_factory.mktemp("wide") / "data", train=8, val=5, size=48)
-    (root / "val" / "fox" / "4.png").unlink()  # an odd number, which two processes cannot share evenly
-    return root
+
+    def make(root: Path) -> None:
+        write_pictures(root, train=8, val=5, size=48)
+        (root / "val" / "fox" / "4.png").unlink()  # an odd number, which two processes cannot share evenly
+
+    return shared(tmp_path_factory, "wide-pictures", make)
 
 
 @pytest.fixture(scope="session")
 def teacher(wide_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of an lvvit_nano on `wide_pictures`. Do not write into it."""
-    from training import TrainRequest, train
-
-    output = tmp_path_factory.mktemp("teacher") / "run"
     overrides = tuple({**PLAIN, "epochs": 6, "batch_size": 8, "clip_grad": 1.0}.items())
-    train(
-        TrainRequest("lvvit_nano", str(wide_pictures), output, image_size=48, overrides=overrides, workers=0)
-    )
-    return output
+
+    def make(output: Path) -> None:
+        from training import TrainRequest, train
+
+        data = str(wide_pictures)
+        train(TrainRequest("lvvit_nano", data, output, image_size=48, overrides=overrides, workers=0))
+
+    return shared(tmp_path_factory, "teacher", make)
 
 
 @pytest.fixture(autouse=True)
