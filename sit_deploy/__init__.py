@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sit_deploy.inference import Classifier, load
     from sit_deploy.pipeline.build import build, export
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.validation.validate import ValidateRequest, Validation, validate
     from training.loop import train
     from training.request import TrainRequest
     from training.result import Summary
@@ -41,11 +42,14 @@ __all__ = [
     "InputError",
     "Summary",
     "TrainRequest",
+    "ValidateRequest",
+    "Validation",
     "build",
     "export",
     "load",
     "load_bundle",
     "train",
+    "validate",
 ]
 
 # where each name is; `training` stands above this package, and is named here as text alone
@@ -60,11 +64,14 @@ _HOMES = {
     "InputError": "sit_deploy.errors",
     "Summary": "training.result",
     "TrainRequest": "training.request",
+    "ValidateRequest": "sit_deploy.validation.validate",
+    "Validation": "sit_deploy.validation.validate",
     "build": "sit_deploy.pipeline.build",
     "export": "sit_deploy.pipeline.build",
     "load": "sit_deploy.inference",
     "load_bundle": "sit_deploy.bundle",
     "train": "training.loop",
+    "validate": "sit_deploy.validation.validate",
 }
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from contextlib import AbstractContextManager
-from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import ON_CPU
 from sit_deploy import limits
 from sit_deploy.cli.common import (
     Real,
@@ -27,20 +23,12 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import (
-    DATA_WHICH,
-    data_options,
-    preprocessing_options,
-    refuse_options_of_data,
-    which_data,
-)
-from sit_deploy.errors import InputError
+from sit_deploy.cli.options import data_options, preprocessing_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from engines.layer_comparison import LayerComparison
-    from sit_deploy.processes import World
 
 _SHOWN = 15  # layers, the slowest or the worst; --json has all
 _SHOWN_FEW = 5  # classes and images; --json has all
@@ -77,177 +65,26 @@ _SHOWN_FEW = 5  # classes and images; --json has all
     help="Which layer drifts first? TensorRT against its graph, or a CPU engine's graph against FP32.",
 )
 @json_option
-def command(
-    bundle: Path,
-    data: str | None,
-    engine: str | None,
-    max_accuracy_drop: float | None,
-    min_agreement: float | None,
-    threads: int | None,
-    device: str | None,
-    layers: bool,
-    debug: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(as_json: bool, **options: Any) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
     Exit status 1 if the golden outputs are out of tolerance, or a limit is not kept or would be by any engine: a model at
     chance loses nothing, and images of one class, or that all get one, tell nothing apart. Started by torchrun (torchrun
     --nproc-per-node 8 -m sit_deploy validate ...), the processes share the images.
     """
-    from sit_deploy.bundle import load_bundle
-    from sit_deploy.inference import load
-    from sit_deploy.measure.layers import check_layers, time_layers
-    from sit_deploy.measure.parity import require
-    from sit_deploy.validation.drift import compare_layers
-    from sit_deploy.validation.validate import check_golden
+    from sit_deploy.validation.validate import ValidateRequest, validate
 
-    limits = {"--max-accuracy-drop": max_accuracy_drop, "--min-agreement": min_agreement}
-    if data is None and any(limit is not None for limit in limits.values()):
-        raise InputError("--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR")
-    if data is None:
-        refuse_options_of_data(**{name: options[name] for name in _OF_DATA})
-    opened = load_bundle(bundle)
-    kind = engine or opened.manifest["engine"]["kind"]
-    if layers and engine not in (None, opened.manifest["engine"]["kind"]):
-        raise InputError("--layers is of the bundle's own engine; leave --engine out")
-    preprocessing = _preprocessing(opened, options, limits)
-    compared = compare_layers(opened, kind, options["checkpoint"]) if debug else None
-    with _world(data) as world:
-        main = world is None or world.is_main
-        if world and world.size > 1 and device is None and kind not in ON_CPU:
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        shown = progress() if main else contextlib.nullcontext(lambda *_: None)
-        with shown as report, load(opened, engine, threads=threads, device=device) as classifier:
-            hop = check_golden(opened, classifier)
-            checked = _measure(
-                opened,
-                classifier,
-                data,
-                kind,
-                device,
-                world,
-                report,
-                {**options, "preprocessing": preprocessing},
-            )
-            # last: a context that was profiled stays slow
-            told = None
-            if layers and kind not in ON_CPU:
-                told = check_layers(opened.model_path, classifier, opened.golden()[0])
-        if layers and kind in ON_CPU and main:
-            told = time_layers(opened, threads)
-    if not main:
+    # torchrun's processes but the first say nothing
+    shown = progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
+    with shown as report:
+        found = validate(ValidateRequest(**options), report)
+    if found is None:
         return
-    measured = None
-    if checked:
-        measured = {
-            **checked.accuracy.to_dict(opened.classes),
-            "measured_on": kind,
-            "data": checked.samples.name,
-            "warning": checked.doubt.warning,
-            "notes": list(checked.samples.notes),
-            **_prepared(opened, preprocessing, checked.samples),
-        }
-    found = {
-        "bundle": str(bundle),
-        "engine": kind,
-        "golden": hop.to_dict(),
-        "accuracy": measured,
-        "layers": told,
-        "debug": compared.to_dict() if compared else None,
-    }
     if as_json:
-        emit_json(found)
+        emit_json(found.to_dict())
     else:
-        _show(found, compared)
-    require([hop], "do not use this engine here")
-    if checked:
-        checked.require(max_accuracy_drop, min_agreement)
-
-
-_OF_DATA = (*DATA_WHICH, "images", "resume", "mean", "std", "crop_pct", "interpolation", "orientation")
-
-
-def _preprocessing(bundle: Any, options: dict[str, Any], limits: dict[str, Any]) -> Any:
-    """Return the preprocessing that options ask for in place of the bundle's, None where they ask for none.
-
-    Raises:
-        InputError: a value out of range, or a limit with them: it is of the bundle as it is.
-    """
-    from sit_deploy.models.data_config import from_options, override
-
-    said = from_options(SimpleNamespace(**options))
-    if not said:
-        return None
-    if given := [name for name, limit in limits.items() if limit is not None]:
-        raise InputError(
-            f"{given[0]} is for the bundle as it is, and options of the preprocessing try another; leave one of them out, or build "
-            "the bundle again with the preprocessing that is right"
-        )
-    return override(bundle.preprocessing(), said)
-
-
-def _prepared(bundle: Any, preprocessing: Any, samples: Any) -> dict[str, Any]:
-    """Return what was done to the images, who says so, and how many lie on their side all the same."""
-    from sit_deploy.data.orientation import ignored_turns
-    from sit_deploy.models.data_config import FIELDS
-
-    ours, sources = bundle.preprocessing(), dict(bundle.manifest.get("preprocessing_source") or {})
-    used = preprocessing or ours
-    for name in FIELDS if preprocessing else ():
-        attribute = "resize" if name == "crop_pct" else name
-        if getattr(used, attribute) != getattr(ours, attribute):
-            sources[name] = "the options, against the bundle"
-    return {
-        "preprocessing": used.to_dict(),
-        "preprocessing_source": sources,
-        "preprocessing_overridden": preprocessing is not None,
-        "turned": ignored_turns(samples, used, "validate it, and build it again, with"),
-    }
-
-
-def _world(data: str | None) -> AbstractContextManager[World | None]:
-    """Join the processes that torchrun started, where there is something to share; PyTorch is imported only then."""
-    if data is None:
-        return contextlib.nullcontext(None)
-    from sit_deploy.processes import join_world
-
-    return join_world("cpu")  # they exchange counts alone
-
-
-def _measure(
-    bundle: Any,
-    classifier: Any,
-    data: str | None,
-    kind: str,
-    device: str | None,
-    world: World | None,
-    report: Any,
-    options: dict[str, Any],
-) -> Any:
-    if data is None:
-        return None
-    import torch
-
-    from sit_deploy.validation.validate import check_accuracy
-
-    on_gpu = (device or ("cpu" if kind in ON_CPU else "cuda")).startswith(
-        "cuda"
-    ) and torch.cuda.is_available()
-    return check_accuracy(
-        bundle,
-        classifier,
-        data,
-        options["checkpoint"],
-        report,
-        images=options["images"],
-        resume=options["resume"],
-        preprocessing=options["preprocessing"],
-        world=world,
-        reference_device=(device or "cuda") if on_gpu else "cpu",
-        **which_data(options),
-    )
+        _show(found.to_dict(), found.debug)
+    found.require()
 
 
 def _show(found: dict[str, Any], compared: LayerComparison | None) -> None:

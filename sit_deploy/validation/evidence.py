@@ -134,7 +134,7 @@ def _runs_here(bundle: Bundle) -> bool:
 
 def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str, Any] | None:
     from sit_deploy.inference import load
-    from sit_deploy.validation.validate import check_golden
+    from sit_deploy.validation.checks import check_golden
 
     if not _runs_here(bundle):
         return None

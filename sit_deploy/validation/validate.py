@@ -2,113 +2,266 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sit_deploy.bundle import GOLDEN, Bundle
-from sit_deploy.data.labelled import Labelled, open_for
+import engines
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
-from sit_deploy.measure.accuracy import ENGINE, Accuracy
-from sit_deploy.measure.baseline import Doubt, find_doubts
-from sit_deploy.measure.evaluate import evaluate, run_key
-from sit_deploy.measure.parity import Hop, agreement_note, compare, reference_fault
-from sit_deploy.measure.resume import Notebook
-from sit_deploy.precisions import TOLERANCE
-from sit_deploy.preprocessing import Preprocessing
-from sit_deploy.processes import WHOLE, World
+from sit_deploy.measure.parity import Hop, require
+from sit_deploy.models.data_config import FIELDS, from_options, override
+from sit_deploy.schema import settle_types
 
+if TYPE_CHECKING:
+    from engines.layer_comparison import LayerComparison
+    from sit_deploy.inference import Classifier
+    from sit_deploy.preprocessing import Preprocessing
+    from sit_deploy.processes import World
+    from sit_deploy.validation.checks import Checked
 
-def check_golden(bundle: Bundle, classifier: Any) -> Hop:
-    """Compare an open `inference.Classifier` with the reference logits that the bundle carries.
+Progress = Callable[[str, int, int], None]
 
-    Raises:
-        InputError: logits that everything agrees with, which prove nothing.
-    """
-    images, reference = bundle.golden()
-    if fault := reference_fault(reference, images):
-        raise InputError(f"{bundle.path / GOLDEN} holds {fault}; build the bundle again from whole weights")
-    note = agreement_note(reference) if bundle.manifest["weights"]["source"] != "random" else ""
-    tolerance = TOLERANCE[bundle.manifest["precision"]]
-    return compare("golden output", classifier.logits(images), reference, reference, tolerance, note)
+_OF_DATA = (
+    "data_dir",
+    "split",
+    "image_key",
+    "label_key",
+    "images",
+    "resume",
+    *FIELDS,
+)  # have a meaning with images only
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What labelled images say of an engine. doubt: why the comparison itself may say little."""
+class ValidateRequest:
+    """What to validate; the fields are the options of `sit-deploy validate`.
 
-    accuracy: Accuracy
-    doubt: Doubt
-    samples: Labelled
+    data: labelled images, a folder or the name of a data set; data_dir, split, image_key, label_key, images: which of them
+    (`sit_deploy.data.labelled.open_for`). resume: a file that says how far a run has come. engine: "onnxruntime" runs the
+    graph of a TensorRT bundle on this CPU. max_accuracy_drop: points of top-1; min_agreement: percent. checkpoint: the
+    weights, where they moved since the build. mean, std, crop_pct, interpolation, orientation: of the preprocessing, in
+    place of the bundle's. layers: time each layer. debug: find the first layer that drifts.
+    """
 
-    def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
-        """Hold the engine to limits, as `Accuracy.require` does.
+    bundle: Path
+    data: str | None = None
+    data_dir: Path | None = None
+    split: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    images: int | None = None
+    resume: Path | None = None
+    engine: str | None = None
+    max_accuracy_drop: float | None = None
+    min_agreement: float | None = None
+    checkpoint: Path | None = None
+    threads: int | None = None
+    device: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    orientation: str | None = None
+    layers: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, os.PathLike):
+            object.__setattr__(self, "data", os.fsdecode(self.data))
+        settle_types(self)
+
+    def check(self) -> None:
+        """Refuse what can be refused at once.
+
+        Raises:
+            InputError: an option that needs labelled images, without them.
+        """
+        if self.data is not None:
+            return
+        if self._limits:
+            raise InputError(
+                "--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR"
+            )
+        for name in _OF_DATA:
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} is for images with labels; pass --data DIR")
+
+    @property
+    def _limits(self) -> list[str]:
+        """The options of limits that are set."""
+        names = ("max_accuracy_drop", "min_agreement")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+
+    def preprocessing(self, bundle: Bundle) -> Preprocessing | None:
+        """Return the preprocessing asked for in place of the bundle's, None where none is.
+
+        Raises:
+            InputError: a value out of range, or a limit with it: that is of the bundle as it is.
+        """
+        said = from_options(self)
+        if not said:
+            return None
+        if self._limits:
+            raise InputError(
+                f"{self._limits[0]} is for the bundle as it is, and options of the preprocessing try another; leave one of them "
+                "out, or build the bundle again with the preprocessing that is right"
+            )
+        return override(bundle.preprocessing(), said)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation measured.
+
+    engine: the kind that ran. golden: its outputs on the bundle's golden images against the reference's. checked: what
+    labelled images say, None without them. preprocessing: of those images, where it is not the bundle's. layers: the time of
+    each, and debug: the comparison layer by layer, None where not asked for.
+    """
+
+    request: ValidateRequest
+    bundle: Bundle
+    engine: str
+    golden: Hop
+    checked: Checked | None = None
+    preprocessing: Preprocessing | None = None
+    layers: dict[str, Any] | None = None
+    debug: LayerComparison | None = None
+
+    def require(self) -> None:
+        """Hold the engine to the tolerance of its precision and to the request's limits.
 
         Raises:
             GateError: one of them is not kept, or cannot be judged on these images.
         """
-        if max_drop is not None:
-            self.doubt.require_sound("--max-accuracy-drop")
-        self.accuracy.require(max_drop, min_agreement)
+        require([self.golden], "do not use this engine here")
+        if self.checked:
+            self.checked.require(self.request.max_accuracy_drop, self.request.min_agreement)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return {
+            "bundle": str(self.request.bundle),
+            "engine": self.engine,
+            "golden": self.golden.to_dict(),
+            "accuracy": self._accuracy(),
+            "layers": self.layers,
+            "debug": self.debug.to_dict() if self.debug else None,
+        }
+
+    def _accuracy(self) -> dict[str, Any] | None:
+        """Return what labelled images say, what was done to them, who says so, and how many lie on their side all the same."""
+        from sit_deploy.data.orientation import ignored_turns
+
+        if self.checked is None:
+            return None
+        ours, sources = (
+            self.bundle.preprocessing(),
+            dict(self.bundle.manifest.get("preprocessing_source") or {}),
+        )
+        used, samples = self.preprocessing or ours, self.checked.samples
+        for name in FIELDS if self.preprocessing else ():
+            attribute = "resize" if name == "crop_pct" else name
+            if getattr(used, attribute) != getattr(ours, attribute):
+                sources[name] = "the options, against the bundle"
+        return {
+            **self.checked.accuracy.to_dict(self.bundle.classes),
+            "measured_on": self.engine,
+            "data": samples.name,
+            "warning": self.checked.doubt.warning,
+            "notes": list(samples.notes),
+            "preprocessing": used.to_dict(),
+            "preprocessing_source": sources,
+            "preprocessing_overridden": self.preprocessing is not None,
+            "turned": ignored_turns(samples, used, "validate it, and build it again, with"),
+        }
 
 
-def check_accuracy(
-    bundle: Bundle,
-    classifier: Any,
-    data: Path | str,
-    checkpoint: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-    *,
-    images: int | None = None,
-    resume: Path | None = None,
-    world: World | None = None,
-    reference_device: str = "cpu",
-    preprocessing: Preprocessing | None = None,
-    **options: Any,
-) -> Checked | None:
-    """Measure reference and engine on labelled images, which `open_labelled` takes, with its options.
+def validate(request: ValidateRequest, progress: Progress | None = None) -> Validation | None:
+    """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
     Args:
-        images: of so many of them, evenly spread; all by default.
-        resume: a file that says how far a run has come; every process but the first appends its number.
-        world: the processes that share the images; all but the first get None back.
-        reference_device: where PyTorch runs.
-        preprocessing: of both sides, in place of the bundle's.
+        progress: called with a step, how much of it is done, and of how much; in the main process alone.
+    Returns:
+        What was measured; `Validation.require` judges it. None in every process of torchrun's but the main one.
     Raises:
-        InputError: a data set that does not fit the classes, reference weights that are not there, or --resume of another
-            run.
+        InputError: options that exclude each other, a damaged bundle, data that does not fit its classes, weights that are
+            not there.
+        engines.EngineError: the engine is missing, or does not run here.
         GateError: an engine that gives NaN or infinity.
     """
-    from sit_deploy.validation.reference import reference_logits, reference_model
+    from sit_deploy.inference import load
+    from sit_deploy.measure.layers import check_layers, time_layers
+    from sit_deploy.validation.checks import check_golden
+    from sit_deploy.validation.drift import compare_layers
 
-    manifest = bundle.manifest
-    samples = open_for(bundle, data, images, **options)
-    shard = world.shard if world else WHOLE
-    notebook = None
-    if resume is not None:
-        kind = type(classifier.runner).__name__
-        chosen = {name: str(value) for name, value in options.items()}
-        facts = (manifest["digest"], kind, str(data), chosen, len(samples), shard.rank, shard.size)
-        facts += (repr(preprocessing),) if preprocessing else ()
-        notebook = Notebook(
-            resume if shard.rank == 0 else Path(f"{resume}.{shard.rank}"), run_key(facts, samples.files)
-        )
-    model = reference_model(bundle, checkpoint)
-    found = evaluate(
-        reference_logits(model, reference_device),
-        {ENGINE: classifier.logits},
-        samples,
-        preprocessing or bundle.preprocessing(),
-        max(8, bundle.batch_size),
+    request.check()
+    bundle = load_bundle(request.bundle)
+    own = bundle.manifest["engine"]["kind"]
+    kind = request.engine or own
+    if request.layers and kind != own:
+        raise InputError("--layers is of the bundle's own engine; leave --engine out")
+    preprocessing = request.preprocessing(bundle)
+    debug = compare_layers(bundle, kind, request.checkpoint) if request.debug else None
+    on_cpu, device, layers = kind in engines.ON_CPU, request.device, None
+    with _world(request) as world:
+        main = world is None or world.is_main
+        if world and world.size > 1 and device is None and not on_cpu:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        with load(bundle, request.engine, threads=request.threads, device=device) as classifier:
+            golden = check_golden(bundle, classifier)
+            checked = None
+            if request.data is not None:
+                report = progress if main else None
+                checked = _check_accuracy(request, bundle, classifier, preprocessing, world, report)
+            if request.layers and not on_cpu:  # last: a context that was profiled stays slow
+                layers = check_layers(bundle.model_path, classifier, bundle.golden()[0])
+        if request.layers and on_cpu and main:
+            layers = time_layers(bundle, request.threads)
+    if not main:
+        return None
+    return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug)
+
+
+def _world(request: ValidateRequest) -> contextlib.AbstractContextManager[World | None]:
+    """Join the processes that torchrun started, where there is something to share; PyTorch is imported only then."""
+    if request.data is None:
+        return contextlib.nullcontext(None)
+    from sit_deploy.processes import join_world
+
+    return join_world("cpu")  # they exchange counts alone
+
+
+def _check_accuracy(
+    request: ValidateRequest,
+    bundle: Bundle,
+    classifier: Classifier,
+    preprocessing: Preprocessing | None,
+    world: World | None,
+    progress: Progress | None,
+) -> Checked | None:
+    import torch
+
+    from sit_deploy.validation.checks import check_accuracy
+
+    kind = request.engine or bundle.manifest["engine"]["kind"]
+    device = request.device or ("cpu" if kind in engines.ON_CPU else "cuda")
+    return check_accuracy(
+        bundle,
+        classifier,
+        request.data,
+        request.checkpoint,
         progress,
-        notebook=notebook,
-        shard=shard,
+        images=request.images,
+        resume=request.resume,
+        preprocessing=preprocessing,
+        world=world,
+        reference_device=device if device.startswith("cuda") and torch.cuda.is_available() else "cpu",
+        root=request.data_dir,
+        split=request.split,
+        image_key=request.image_key,
+        label_key=request.label_key,
     )
-    if world:
-        found = reduce(lambda a, b: a.merge(b), world.gather(found))
-        if not world.is_main:
-            return None
-    accuracy = Accuracy.of(found.tallies[ENGINE])
-    return Checked(accuracy, find_doubts(accuracy, manifest, found.guesses, samples), samples)

@@ -19,6 +19,12 @@ def main(images: list[str]) -> int:
             assert_type(classify, sit_deploy.Classifier)
             logits: np.ndarray = classify(images)
             print(logits.argmax(1))
+        checked = sit_deploy.validate(
+            sit_deploy.ValidateRequest(bundle.path, data="photos/val", min_agreement=99)
+        )
+        if checked:
+            assert_type(checked, sit_deploy.Validation)
+            checked.require()
         trained = sit_deploy.train(sit_deploy.TrainRequest("lvvit_nano", "digits", Path("run")))
         assert_type(trained, sit_deploy.Summary)
     except sit_deploy.GateError as error:

@@ -14,8 +14,8 @@ from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build, export
 from sit_deploy.pipeline.float_graph import torch_logits
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.validation.checks import check_accuracy, check_golden
 from sit_deploy.validation.reference import reference_model
-from sit_deploy.validation.validate import check_accuracy, check_golden
 from tests.sit_deploy.conftest import Trained
 
 

@@ -12,6 +12,7 @@ from sit_deploy.data.labelled import open_labelled
 from sit_deploy.errors import InputError
 from sit_deploy.validation import stages as module
 from sit_deploy.validation.bench import TorchCall
+from sit_deploy.validation.checks import check_accuracy
 from sit_deploy.validation.reference import teacher_model
 from sit_deploy.validation.stages import (
     DEPLOY,
@@ -23,7 +24,6 @@ from sit_deploy.validation.stages import (
     TeacherCall,
     measure_ledger,
 )
-from sit_deploy.validation.validate import check_accuracy
 from tests.helpers.models import named_model
 from tests.sit_deploy.conftest import Trained
 

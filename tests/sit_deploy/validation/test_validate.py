@@ -1,82 +1,55 @@
+"""Validating from Python; the command line only words it (tests/sit_deploy/cli/test_validate.py)."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from sit_deploy.bundle import load_bundle
-from sit_deploy.data.images import ImageFolder
-from sit_deploy.errors import GateError, InputError
-from sit_deploy.inference import load
-from sit_deploy.measure.baseline import Doubt
-from sit_deploy.pipeline.float_graph import torch_logits
-from sit_deploy.preprocessing import load_image
-from sit_deploy.validation.reference import reference_model
-from sit_deploy.validation.validate import check_accuracy, check_golden
-from tests.sit_deploy.conftest import CLASSES, Trained
+import sit_deploy
+from sit_deploy import ValidateRequest, Validation, validate
+from tests.sit_deploy.conftest import Trained
 
 
-def test_golden_outputs_of_the_engine(nano_fp32: Path) -> None:
-    bundle = load_bundle(nano_fp32)
-    with load(bundle) as classifier:
-        hop = check_golden(bundle, classifier)
-    assert hop.passed and hop.agreement == 1
-    assert 0 < hop.error < hop.tolerance == 1e-4
+def test_golden_outputs(nano_fp32: Path) -> None:
+    found = validate(ValidateRequest(nano_fp32))
+    assert isinstance(found, Validation)
+    assert found.golden.passed and found.engine == "onnxruntime"
+    assert (found.checked, found.layers, found.debug, found.to_dict()["accuracy"]) == (None, None, None, None)
+    found.require()
 
 
-def test_golden_outputs_of_an_engine_that_is_off(nano_fp32: Path) -> None:
-    bundle = load_bundle(nano_fp32)
-    with load(bundle) as classifier:
-        exact = classifier.logits
-
-        def off(images: np.ndarray) -> np.ndarray:
-            logits = exact(images)
-            logits[2, 7] += 1e-3 * logits.std()
-            return logits
-
-        classifier.logits = off
-        hop = check_golden(bundle, classifier)
-    assert not hop.passed
-    assert hop.error == pytest.approx(1e-3, rel=0.1)
+def test_accuracy_and_its_limits(trained: Trained) -> None:
+    steps: list[tuple[str, int, int]] = []
+    request = ValidateRequest(trained.bundle, data=trained.images, min_agreement=100, orientation=None)
+    found = validate(request, lambda *step: steps.append(step))
+    assert found.checked.accuracy.images == steps[-1][1] == steps[-1][2] == 11
+    assert found.to_dict()["accuracy"]["reference_top1"] == found.checked.accuracy.reference_top1
+    found.require()
 
 
-def test_accuracy_equals_a_count_by_hand(trained: Trained) -> None:
-    bundle = load_bundle(trained.bundle)
-    folder, prepare = ImageFolder(trained.images), bundle.preprocessing()
-    labels = [CLASSES.index(folder.classes[index]) for _, index in folder.samples]
-    images = np.stack([prepare(load_image(path)) for path, _ in folder.samples])
-    best = np.argsort(-torch_logits(reference_model(bundle), images), axis=1, kind="stable").tolist()
-    top1 = 100 * np.mean([order[0] == label for order, label in zip(best, labels, strict=True)])
-    top5 = 100 * np.mean([label in order[:5] for order, label in zip(best, labels, strict=True)])
-    seen: list[tuple[int, int]] = []
-    with load(bundle) as classifier:
-        found = check_accuracy(
-            bundle, classifier, trained.images, progress=lambda _, done, total: seen.append((done, total))
-        ).accuracy
-    assert found.images == len(labels) == 11
-    assert (found.reference_top1, found.reference_top5) == (pytest.approx(top1), pytest.approx(top5))
-    assert (found.engine_top1, found.agreement, found.drop) == (pytest.approx(top1), 100, 0)
-    assert 20 < top1 < 80  # neither all right nor all wrong, so that a wrong count would show
-    assert seen[-1] == (11, 11)
+def test_another_preprocessing_is_named(trained: Trained) -> None:
+    found = validate(ValidateRequest(trained.bundle, data=trained.images, crop_pct=0.5)).to_dict()["accuracy"]
+    assert found["preprocessing_overridden"]
+    assert found["preprocessing_source"]["crop_pct"] == "the options, against the bundle"
+    assert found["preprocessing"]["resize"] == 2 * found["preprocessing"]["size"][0]
 
 
-def test_a_data_set_of_other_classes(trained: Trained, make_image_folder: Callable[..., Path]) -> None:
-    bundle = load_bundle(trained.bundle)
-    with load(bundle) as classifier, pytest.raises(InputError, match=r"2 class folders, the model 7 classes"):
-        check_accuracy(bundle, classifier, make_image_folder(("kiwi", "plum")))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_agreement": 99.0}, "need images with labels"),
+        ({"images": 5}, "--images is for images with labels"),
+        ({"mean": (0.5, 0.5, 0.5)}, "--mean is for images with labels"),
+        ({"data": "digits/val", "max_accuracy_drop": 1.0, "crop_pct": 0.9}, "for the bundle as it is"),
+        ({"engine": "onnxruntim"}, "onnxruntim"),
+    ],
+)
+def test_what_is_refused(options: dict[str, object], message: str, nano_fp32: Path) -> None:
+    with pytest.raises(sit_deploy.Error, match=message):
+        validate(ValidateRequest(nano_fp32, **options))
 
 
-def test_a_limit_is_not_kept_on_labels_in_doubt(trained: Trained) -> None:
-    """Agreement needs no labels."""
-    bundle = load_bundle(trained.bundle)
-    with load(bundle) as classifier:
-        found = check_accuracy(bundle, classifier, trained.images)
-    found = replace(found, doubt=Doubt("so", "the order of the classes is not certain"))
-    with pytest.raises(
-        GateError, match="--max-accuracy-drop cannot be judged here: the order of the classes"
-    ):
-        found.require(max_drop=100)
-    found.require(min_agreement=50)
+def test_an_option_of_another_type_is_named(nano_fp32: Path) -> None:
+    with pytest.raises(sit_deploy.InputError, match="threads of ValidateRequest: expected int"):
+        ValidateRequest(nano_fp32, threads="two")
