@@ -9,20 +9,23 @@ manifest carries a digest of itself: SHA-256 of its other fields as JSON with so
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.files import place, recover, scratch, sha256
+from sit_deploy.manifest import MANIFEST, Manifest, parse_manifest
+from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.schema import read_json
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engines import EngineOrigin
+
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
@@ -95,32 +98,12 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
         place(folder, destination, replace=force)
 
 
-def digest(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's fields but `digest`: as JSON with sorted keys and no spaces, in UTF-8."""
-    fields = {key: value for key, value in manifest.items() if key != "digest"}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the hash and size of every other file in `folder`, and its own digest."""
-    files = {
-        p.name: {"sha256": sha256(p), "bytes": p.stat().st_size}
-        for p in sorted(folder.iterdir())
-        if p.name != MANIFEST
-    }
-    whole = {"schema": SCHEMA, **manifest, "files": files}
-    whole["digest"] = digest(whole)
-    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are as its manifest says. path: its folder. manifest: the parsed manifest.json."""
+    """A bundle whose files are as its manifest says. path: its folder."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def model_path(self) -> Path:
@@ -128,45 +111,33 @@ class Bundle:
 
     @property
     def engine_path(self) -> Path:
-        return self.path / self.manifest["engine"]["file"]
+        return self.path / self.manifest.engine.file
 
     @property
-    def origin(self) -> Any:
-        """How the engine was built, as `engines.EngineOrigin`: an engine that is stale here is refused by it."""
-        from engines import EngineOrigin
-
-        engine = self.manifest["engine"]
-        return EngineOrigin(
-            engine["version"],
-            engine["target"],
-            engine.get("details", {}),
-            self.manifest.get("command", "sit-deploy build"),
-        )
+    def origin(self) -> EngineOrigin:
+        """How the engine was built: one that is stale here is refused by it."""
+        return self.manifest.origin
 
     @property
     def classes(self) -> list[str]:
         """Class names in label order; their numbers where the bundle has no names."""
-        return self.manifest["classes"] or [str(i) for i in range(self.manifest["model"]["num_classes"])]
+        return self.manifest.class_names
 
     @property
     def batch_size(self) -> int:
         """The batch that the engine takes, or is tuned for where it takes several."""
-        batch = self.manifest["batch"]
-        return batch["size"] if "size" in batch else batch["opt"]
+        return self.manifest.batch.best
 
     @property
     def batch_range(self) -> tuple[int, int]:
         """Smallest and largest batch that the engine takes."""
-        batch = self.manifest["batch"]
-        return (batch["size"],) * 2 if "size" in batch else (batch["min"], batch["max"])
+        return self.manifest.batch.range
 
-    def preprocessing(self) -> Any:
-        """Return the `sit_deploy.data.images.Preprocessing` of the manifest."""
-        from sit_deploy.preprocessing import Preprocessing
+    def preprocessing(self) -> Preprocessing:
+        """Return how images are prepared for the engine."""
+        return Preprocessing.from_dict(self.manifest.preprocessing)
 
-        return Preprocessing.from_dict(self.manifest["preprocessing"])
-
-    def golden(self) -> tuple[Any, Any]:
+    def golden(self) -> tuple[np.ndarray, np.ndarray]:
         """Return images as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3), and the reference's logits,
         float32 (n, classes).
 
@@ -175,8 +146,7 @@ class Bundle:
         """
         from sit_deploy.golden import read_golden
 
-        classes = self.manifest["model"]["num_classes"]
-        return read_golden(self.path / GOLDEN, self.preprocessing(), classes)
+        return read_golden(self.path / GOLDEN, self.preprocessing(), self.manifest.model.num_classes)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -188,36 +158,21 @@ def load_bundle(path: str | Path) -> Bundle:
     """
     path = _folder(path)
     where, again = path / MANIFEST, "build the bundle again"
-    manifest = read_json(where, again)
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise InputError(f"{where} is not a manifest of sit-deploy; {again}")
-    if schema > SCHEMA:
-        raise InputError(
-            f"{path} is a bundle of schema {schema}, newer than the {SCHEMA} known here; upgrade sit-deploy"
-        )
-    if "digest" not in manifest:
-        raise InputError(f"{where}: it lacks digest; {again}")
-    if manifest["digest"] != digest(manifest):
-        raise InputError(
-            f"{where} was changed: it does not match its digest; copy it again or build the bundle again"
-        )
-    from sit_deploy.manifest import check_manifest
     from sit_deploy.models.config import ONE_OUTPUT
 
-    check_manifest(manifest, where, again)
-    if manifest["model"]["num_classes"] == 1:  # as earlier versions built
+    manifest = parse_manifest(read_json(where, again), where, again)
+    if manifest.model.num_classes == 1:  # as earlier versions built
         raise InputError(
             f"bundle {path} has one output: {ONE_OUTPUT}; build it again from its checkpoint with --num-classes 2"
         )
     for name in (MODEL, GOLDEN):
-        if name not in manifest["files"]:
+        if name not in manifest.files:
             raise InputError(f"bundle {path} lists no hash for {name}; copy it again or rebuild it")
-    for name, facts in manifest["files"].items():
+    for name, listed in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise InputError(f"bundle {path} lacks its file {name}; copy it again or rebuild it")
-        if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+        if file.stat().st_size != listed.bytes or sha256(file) != listed.sha256:
             raise InputError(
                 f"bundle {path} was changed: {name} does not match its hash; copy it again or rebuild it"
             )

@@ -71,10 +71,10 @@ def write_project(bundle: Bundle, folder: Path) -> None:
         (made / "CMakeLists.txt").write_text(_CMAKE, encoding="utf-8")
         (made / "build.sh").write_text(_BUILD, encoding="utf-8")
         (made / "build.sh").chmod(0o755)
-        facts = bundle.manifest
+        manifest = bundle.manifest
         (made / "README.md").write_text(
             _README.format(
-                model=facts["model"]["name"], precision=facts["precision"], digest=facts["digest"][:12]
+                model=manifest.model.name, precision=manifest.precision, digest=manifest.digest[:12]
             ),
             encoding="utf-8",
         )

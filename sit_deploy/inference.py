@@ -56,7 +56,7 @@ class Classifier:
             (logits,) = self.runner.infer({self.runner.inputs[0].name: part}).values()
             parts.append(logits[: len(part) - short])
         found = np.concatenate(parts)
-        classes = found.shape[-1] if self.bundle is None else self.bundle.manifest["model"]["num_classes"]
+        classes = found.shape[-1] if self.bundle is None else self.bundle.manifest.model.num_classes
         if found.ndim != 2 or found.shape[1] != classes:
             raise InputError(
                 f"the engine gives logits of shape {found.shape}, and the manifest says {classes} classes; build the bundle again"
@@ -139,7 +139,7 @@ def load(
         if value is not None and not isinstance(value, of):
             raise InputError(f"{name} must be {what} or None, got {value!r}")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    kind = bundle.manifest["engine"]["kind"]
+    kind = bundle.manifest.engine.kind
     if engine in (None, kind):
         runner = engines.get(kind).load(
             bundle.engine_path, threads=threads, device=device, origin=bundle.origin

@@ -1,21 +1,32 @@
-"""What a bundle's manifest.json must be: every field that something reads, with its type, its bounds, and what must fit what.
+"""The manifest of a bundle (manifest.json) as a typed value: every field with its type, its bounds, and what must fit what.
 
-Fields that are not named here are let through: a newer version may write them.
+`BuildFacts` is what a build knows; `Manifest` is that with the hashes of the files and its own digest, as it is read back.
+Fields that are not named here are let through and kept (`Manifest.to_dict`): a newer version may write them.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 import engines
 from sit_deploy import limits
 from sit_deploy.errors import InputError
+from sit_deploy.files import sha256
 from sit_deploy.precisions import TOLERANCE
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.schema import check
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+RANDOM = "random"  # the source of weights that are nobody's
 
 Text = Annotated[str, Meta(min_length=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -28,28 +39,39 @@ Percent = Annotated[float, Meta(ge=0, le=100)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 
 
-class Model(Struct):
+class _Fields(Struct, frozen=True, kw_only=True):
+    """Fields of manifest.json."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return {
+            name: value.to_dict() if isinstance(value, _Fields) else value
+            for name, value in asdict(self).items()
+        }
+
+
+class Model(_Fields, frozen=True, kw_only=True):
     """What is in the engine."""
 
     name: Text
+    stages: Blocks | None = None
+    keeping_ratio: Ratio | None = None
     image_size: tuple[Pixels, Pixels]
     num_classes: Annotated[int, Meta(ge=1, le=limits.CLASSES)]
+    dist_token: bool = False
     tokens: Tokens
     parameters: Count
     macs: Count
-    stages: Blocks | None = None
-    keeping_ratio: Ratio | None = None
-    dist_token: bool = False
-    published_top1: Percent | None = None
     config: dict[str, Any] = {}
+    published_top1: Percent | None = None
 
     def __post_init__(self) -> None:
         if self.stages is not None and len(self.stages) != len(self.tokens):
             raise ValueError(f"tokens must be one for each of the {len(self.stages)} stages")
 
 
-class Batch(Struct):
-    """Either `size`, or all of the others."""
+class Batch(_Fields, frozen=True, kw_only=True):
+    """The batches that the engine takes: either `size`, or all of the others."""
 
     size: BatchSize | None = None
     min: BatchSize | None = None
@@ -63,8 +85,47 @@ class Batch(Struct):
         if self.size is not None or None in several or not self.min <= self.opt <= self.max:  # type: ignore[operator]
             raise ValueError("it must have size, or min <= opt <= max")
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the engine takes several sizes, and its graph any."""
+        return self.size is None
 
-class Details(Struct, frozen=True):
+    @property
+    def best(self) -> int:
+        """The batch that the engine takes, or is tuned for where it takes several."""
+        size = self.size or self.opt
+        assert size is not None
+        return size
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Smallest and largest batch that the engine takes."""
+        smallest, largest = self.size or self.min, self.size or self.max
+        assert smallest is not None and largest is not None
+        return smallest, largest
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
+
+class EngineFacts(_Fields, frozen=True, kw_only=True):
+    """How the engine was built. details: the runtime's own facts, those of `_Details` and others."""
+
+    kind: Literal[engines.KINDS]
+    why: str = ""
+    version: Text
+    file: Text
+    target: Text
+    build_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    details: dict[str, Any] = {}
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the engine's own file holds its weights."""
+        return not self.details.get("strip_weights")
+
+
+class _Details(Struct):
     """What of an engine's own facts something reads."""
 
     strip_weights: bool = False
@@ -72,54 +133,61 @@ class Details(Struct, frozen=True):
     hardware_compatibility: str | None = None
 
 
-class EngineFacts(Struct):
-    """How the engine was built."""
-
-    kind: Literal[engines.KINDS]
-    version: Text
-    file: Text
-    target: Text
-    details: Details = Details()
-    why: str = ""
-    build_seconds: Annotated[float, Meta(ge=0)] = 0.0
+class _WithDetails(Struct):
+    details: _Details | None = None
 
 
-class Weights(Struct):
-    """Where the weights came from."""
+class _DetailsOfManifest(Struct):
+    """The way to the details, so that a wrong one is named by its whole name."""
+
+    engine: _WithDetails
+
+
+class Weights(_Fields, frozen=True, kw_only=True):
+    """Where the weights came from; `ema`: whether averaged ones were to be preferred; `top1`: of their training."""
 
     source: Text
     sha256: Sha256 | None = None
     entry: str | None = None
+    key: str | None = None
     ema: bool = True
     top1: Percent | None = None
     seed: int | None = None
-    key: str | None = None
 
     def __post_init__(self) -> None:
-        if self.source != "random" and self.sha256 is None:
+        if not self.is_random and self.sha256 is None:
             raise ValueError("it has no sha256, and only random weights have none")
 
+    @property
+    def is_random(self) -> bool:
+        return self.source == RANDOM
 
-class File(Struct):
+    def to_dict(self) -> dict[str, Any]:
+        if self.is_random:
+            return {"source": self.source, "seed": self.seed}
+        left_out = {"seed"} if self.key else {"seed", "key"}
+        return {name: value for name, value in super().to_dict().items() if name not in left_out}
+
+
+class File(_Fields, frozen=True, kw_only=True):
     """A file of the bundle."""
 
     sha256: Sha256
     bytes: Count
 
 
-class Manifest(Struct):
-    """The whole; `digest` and `schema` are checked before anything else is."""
+class BuildFacts(_Fields, frozen=True, kw_only=True):
+    """What a build knows of what it built: the manifest without the files."""
 
     model: Model
     classes: Annotated[list[str], Meta(min_length=1)] | None
     preprocessing: dict[str, Any]
+    preprocessing_source: dict[str, str] = {}
     precision: Literal[tuple(TOLERANCE)]
     batch: Batch
+    opset: Annotated[int, Meta(ge=1, le=100)]
     engine: EngineFacts
     weights: Weights
-    files: dict[str, File]
-    opset: Annotated[int, Meta(ge=1, le=100)]
-    preprocessing_source: dict[str, str] = {}
     calibration: dict[str, Any] | None = None
     compared_on: str | None = None
     versions: dict[str, str | None] = {}
@@ -129,29 +197,109 @@ class Manifest(Struct):
         names, count = self.classes, self.model.num_classes
         if names is not None and len(names) != count:
             raise ValueError(f"classes has {len(names)} names for the {count} classes of model.num_classes")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in label order; their numbers where there are no names."""
+        return self.classes or [str(i) for i in range(self.model.num_classes)]
+
+    @property
+    def origin(self) -> engines.EngineOrigin:
+        """How the engine was built: one that is stale here is refused by it."""
+        return engines.EngineOrigin(
+            self.engine.version, self.engine.target, self.engine.details, self.command
+        )
+
+
+class Manifest(BuildFacts, frozen=True, kw_only=True, dict=True):
+    """The whole; `schema` and `digest` are checked before anything else is."""
+
+    schema: int
+    files: dict[str, File]
+    digest: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.files:
             if name != PurePath(name).name or name in ("", ".", "..") or "\0" in name:
                 raise ValueError(f"files has {name!r}, which is no plain file name")
         if self.engine.file not in self.files:
             raise ValueError(f"files lists no hash for {self.engine.file!r}, the file of engine")
 
+    @property
+    def bytes(self) -> int:
+        """The size of the bundle's files."""
+        return sum(file.bytes for file in self.files.values())
 
-def check_manifest(fields: Any, where: object, remedy: str) -> Preprocessing:
-    """Return the preprocessing of a manifest whose fields are as they should be.
+    @property
+    def engine_bytes(self) -> int:
+        """The size of the engine's files: a graph may have its weights beside it."""
+        stem = PurePath(self.engine.file).stem
+        return sum(file.bytes for name, file in self.files.items() if PurePath(name).stem == stem)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as manifest.json has them, those of a newer version included."""
+        if (read := self.__dict__.get("read")) is not None:
+            return copy.deepcopy(read)
+        return {**super().to_dict(), "files": {name: file.to_dict() for name, file in self.files.items()}}
+
+
+def parse_manifest(fields: Any, where: object, remedy: str) -> Manifest:
+    """Return the manifest of the parsed manifest.json, every field of it checked.
 
     Args:
-        fields: the parsed manifest.json. where: what to call it. remedy: what to do about a wrong one.
+        where: what to call it.
+        remedy: what to do about a wrong one.
     Raises:
-        InputError: names the first field that is not.
+        InputError: not a manifest, of a newer schema, changed since it was written, or with a wrong field: the first is named.
     """
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise InputError(f"{where} is not a manifest of sit-deploy; {remedy}")
+    if schema > SCHEMA:
+        raise InputError(
+            f"{Path(str(where)).parent} is a bundle of schema {schema}, newer than the {SCHEMA} known here; upgrade sit-deploy"
+        )
+    if "digest" not in fields:
+        raise InputError(f"{where}: it lacks digest; {remedy}")
+    if fields["digest"] != digest(fields):
+        raise InputError(
+            f"{where} was changed: it does not match its digest; copy it again or build the bundle again"
+        )
     manifest = check(fields, Manifest, where, remedy)
+    check(fields, _DetailsOfManifest, where, remedy)
     try:
         preprocessing = Preprocessing.from_dict(manifest.preprocessing)
     except InputError as error:
         raise InputError(f"{where}: {error}; {remedy}") from None
     if preprocessing.size != manifest.model.image_size:
-        taken, made = ("x".join(map(str, size)) for size in (manifest.model.image_size, preprocessing.size))
+        said, given = ("x".join(map(str, size)) for size in (manifest.model.image_size, preprocessing.size))
         raise InputError(
-            f"{where}: preprocessing gives {made} pixels, and model.image_size is {taken}; {remedy}"
+            f"{where}: preprocessing gives {given} pixels, and model.image_size is {said}; {remedy}"
         )
-    return preprocessing
+    manifest.__dict__["read"] = fields
+    return manifest
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's fields but `digest`: as JSON with sorted keys and no spaces, in UTF-8."""
+    others = {key: value for key, value in fields.items() if key != "digest"}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write manifest.json with the hash and size of every other file in `folder`, and its own digest.
+
+    Args:
+        fields: of `BuildFacts`.
+    """
+    files = {
+        p.name: {"sha256": sha256(p), "bytes": p.stat().st_size}
+        for p in sorted(folder.iterdir())
+        if p.name != MANIFEST
+    }
+    whole = {"schema": SCHEMA, **fields, "files": files}
+    whole["digest"] = digest(whole)
+    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

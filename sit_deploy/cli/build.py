@@ -146,9 +146,7 @@ def show(report: dict[str, Any], bundle: Any) -> None:
             )
     if report["accuracy"]:
         screen.print(accuracy_table(report["accuracy"]))
-    files = ", ".join(
-        f"{name} {file_size(facts['bytes'])}" for name, facts in bundle.manifest["files"].items()
-    )
+    files = ", ".join(f"{name} {file_size(file.bytes)}" for name, file in bundle.manifest.files.items())
     say(screen, f"[green]✓[/] [bold]{literal(bundle.path)}[/]: {literal(files)}")
     path = literal(shlex.quote(str(bundle.path)))
     ran_here = all(hop["compared"] for hop in report["hops"])

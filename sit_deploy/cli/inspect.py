@@ -56,11 +56,13 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
     )
-    kernels = bundle and kernels_note(bundle.manifest["engine"]["details"], bundle.manifest["precision"])
+    kernels = bundle and kernels_note(bundle.manifest.engine.details, bundle.manifest.precision)
     if as_json:
         found = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
         prepared = (
-            {k: v for k, v in bundle.manifest.items() if k.startswith("preprocessing")} if bundle else {}
+            {k: v for k, v in bundle.manifest.to_dict().items() if k.startswith("preprocessing")}
+            if bundle
+            else {}
         )
         emit_json(
             {
@@ -77,7 +79,7 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
         if summary:
             _show(summary)
         if bundle:
-            say(screen, f"preprocessing: {literal(preprocessing_words(bundle.manifest))}")
+            say(screen, f"preprocessing: {literal(preprocessing_words(bundle.manifest.to_dict()))}")
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
         if kernels:

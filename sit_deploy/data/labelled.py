@@ -116,8 +116,7 @@ def open_labelled(
 def open_for(bundle: Bundle, data: str | Path, images: int | None = None, **options: Any) -> Labelled:
     """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
     manifest = bundle.manifest
-    classes, count = manifest["classes"], manifest["model"]["num_classes"]
-    found = open_labelled(data, classes, count, **options)
+    found = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
     return replace(found, samples=spread_over(found.samples, images))
 
 

@@ -3,11 +3,12 @@ whether there is anything to tell apart, `chance` says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sit_deploy.errors import GateError
+from sit_deploy.manifest import Model, Weights
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.label_order import Guesses, Order, better_order, confirmed
 
@@ -33,33 +34,34 @@ class Doubt:
             raise GateError(f"{option} cannot be judged here: {self.unsound}")
 
 
-def expected_top1(manifest: Mapping[str, Any]) -> tuple[float, str] | None:
+def expected_top1(weights: Weights, model: Model) -> tuple[float, str] | None:
     """Return the top-1 in percent that a bundle's weights were known to have, and by whom; None where nobody measured it."""
-    weights, model = manifest["weights"], manifest["model"]
-    if weights["source"] == "random":
+    if weights.is_random:
         return None
-    trained = weights.get("top1")
-    if trained is not None:
-        return float(trained), "its training"
-    published = model.get("published_top1")
-    return (float(published), "its publication") if published and model["num_classes"] == 1000 else None
+    if weights.top1 is not None:
+        return weights.top1, "its training"
+    if model.published_top1 and model.num_classes == 1000:
+        return model.published_top1, "its publication"
+    return None
 
 
 def find_doubts(
     accuracy: Accuracy,
-    manifest: Mapping[str, Any],
+    weights: Weights,
+    model: Model,
     guesses: Guesses,
     samples: Sequence[tuple[Any, int]] = (),
 ) -> Doubt:
     """Return what makes an accuracy doubtful.
 
     Args:
-        manifest: `weights` and `model` of it. guesses: images by (label, class the reference took them for).
+        weights: of the bundle, as its model.
+        guesses: images by (label, class the reference took them for).
         samples: the images, a `Labelled` where how they were matched is known.
     """
-    if manifest["weights"]["source"] == "random":  # which are told for what they are
+    if weights.is_random:  # which are told for what they are
         return Doubt()
-    count = manifest["model"]["num_classes"]
+    count = model.num_classes
     matched = getattr(samples, "matched", None)
     names = matched.names if matched and len(matched.names) == count else tuple(map(str, range(count)))
     unsound = None
@@ -68,16 +70,15 @@ def find_doubts(
         unsound = _order_words(order, accuracy, guesses)
     elif matched and matched.doubt and not confirmed(guesses, names):
         unsound = matched.doubt
-    warning, far = unsound, _far_off(accuracy, manifest)
+    warning, far = unsound, _far_off(accuracy, expected_top1(weights, model))
     if far:
         usually = "usually the images are prepared otherwise than in training (mean, std, crop), or are other images"
         warning = f"{far}: {unsound or usually}"
     return Doubt(warning, unsound)
 
 
-def _far_off(accuracy: Accuracy, manifest: Mapping[str, Any]) -> str | None:
+def _far_off(accuracy: Accuracy, known: tuple[float, str] | None) -> str | None:
     """Say so where the reference is clearly worse here than it was known to be."""
-    known = expected_top1(manifest)
     if known is None or accuracy.images < FEWEST:
         return None
     expected, who = known

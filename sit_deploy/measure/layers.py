@@ -47,7 +47,7 @@ def time_layers(bundle: Bundle, threads: int | None = None, runs: int = 20) -> d
 
     images = bundle.golden()[0]
     batch = images[[i % len(images) for i in range(bundle.batch_size)]]
-    kind = bundle.manifest["engine"]["kind"]
+    kind = bundle.manifest.engine.kind
     with engines.get(kind).load(bundle.engine_path, threads=threads, origin=bundle.origin) as runner:
         feeds = {runner.inputs[0].name: batch}
     found = layer_times(kind, bundle.engine_path, feeds, runs, threads)

@@ -21,10 +21,10 @@ from sit_deploy.bundle import (
     check_destination,
     load_bundle,
     staging,
-    write_manifest,
 )
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch
+from sit_deploy.manifest import RANDOM, Batch, BuildFacts, EngineFacts, Model, Weights, write_manifest
 from sit_deploy.measure.parity import Hop, compare, require
 from sit_deploy.pipeline.float_graph import (
     REFERENCE_BATCH,
@@ -180,7 +180,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     # evenly spread, since a folder's images come class by class: the first few would be of one class
     spread = np.linspace(0, len(made.inputs) - 1, min(GOLDEN_IMAGES, len(made.inputs))).round().astype(int)
     np.savez(folder / GOLDEN, images=made.inputs[spread], logits=made.reference[spread])
-    manifest = _manifest(work, made, info, why)
+    manifest = _manifest(work, made, info, why).to_dict()
     report = {
         **manifest,
         **_graph_report(work, made),
@@ -198,7 +198,7 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
     from sit_deploy.graph.inspect import summarize
 
     return {
-        "weights": _weights(work.request, made.loaded),
+        "weights": _weights(work.request, made.loaded).to_dict(),
         "preprocessing": made.preprocessing.to_dict(),
         "preprocessing_source": made.sources,
         "notes": list(dict.fromkeys(work.notes)),
@@ -213,19 +213,18 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
     }
 
 
-def _weights(request: BuildRequest, loaded: LoadedModel) -> dict[str, Any]:
-    """Return where the weights came from; `ema`: whether averaged ones were to be preferred; `top1`: of their training."""
+def _weights(request: BuildRequest, loaded: LoadedModel) -> Weights:
     checkpoint = loaded.checkpoint
     if checkpoint is None:
-        return {"source": "random", "seed": 0}
-    return {
-        "source": str(checkpoint.path.absolute()),
-        "sha256": checkpoint.sha256,
-        "entry": checkpoint.source,
-        **({"key": request.checkpoint_key} if request.checkpoint_key else {}),
-        "ema": request.ema,
-        "top1": request.card.metrics.get("top1") if request.card else None,
-    }
+        return Weights(source=RANDOM, seed=0)
+    return Weights(
+        source=str(checkpoint.path.absolute()),
+        sha256=checkpoint.sha256,
+        entry=checkpoint.source,
+        key=request.checkpoint_key,
+        ema=request.ema,
+        top1=request.card.metrics.get("top1") if request.card else None,
+    )
 
 
 def _engine_hop(
@@ -279,11 +278,8 @@ def _accuracy(
             report,
         )
     accuracy = Accuracy.of(found.tallies[ENGINE])
-    facts = {
-        "weights": _weights(work.request, made.loaded),
-        "model": {"published_top1": made.loaded.config.top1, "num_classes": model.num_classes},
-    }
-    doubt = find_doubts(accuracy, facts, found.guesses, work.samples)
+    weights = _weights(work.request, made.loaded)
+    doubt = find_doubts(accuracy, weights, _model(work, made), found.guesses, work.samples)
     if doubt.warning:
         work.notes.append(f"{IN_DOUBT}: {doubt.warning}")
     random = made.loaded.checkpoint is None  # which a note says; such a build is a rehearsal
@@ -320,50 +316,56 @@ def _calibration(made: Graph) -> dict[str, Any] | None:
     }
 
 
-def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> dict[str, Any]:
-    from sit_deploy.doctor import versions
+def _model(work: Work, made: Graph) -> Model:
     from sit_deploy.graph.inspect import count_macs
 
-    request, loaded, model = work.request, made.loaded, made.loaded.model
-    config = loaded.config
-    low, high = request.batch_range
-    batch = (
-        {"size": low}
-        if not request.dynamic_batch
-        else {"min": low, "opt": request.dynamic_batch[1], "max": high}
+    request, model, config = work.request, made.loaded.model, made.loaded.config
+    return Model(
+        name=made.loaded.name,
+        stages=list(model.stage_blocks),
+        keeping_ratio=config.keeping_ratio,
+        image_size=tuple(model.img_size),
+        num_classes=model.num_classes,
+        dist_token=model.has_dist_token,
+        tokens=list(model.kept),
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs=count_macs(made.graph) // (1 if request.dynamic_batch else request.batch_size),
+        config={k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
+        published_top1=config.top1,
     )
-    return {
-        "model": {
-            "name": loaded.name,
-            "stages": list(model.stage_blocks),
-            "keeping_ratio": config.keeping_ratio,
-            "image_size": list(model.img_size),
-            "num_classes": model.num_classes,
-            "dist_token": model.has_dist_token,
-            "tokens": list(model.kept),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "macs": count_macs(made.graph) // (1 if request.dynamic_batch else request.batch_size),
-            "config": {k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
-            "published_top1": config.top1,
-        },
-        "classes": made.classes,
-        "preprocessing": made.preprocessing.to_dict(),
-        "preprocessing_source": made.sources,
-        "precision": request.precision,
-        "batch": batch,
-        "opset": request.opset,
-        "engine": {
-            "kind": info.kind,
-            "why": why,
-            "version": info.version,
-            "file": info.filename,
-            "target": info.target,
-            "build_seconds": round(info.build_seconds, 2),
-            "details": info.details,
-        },
-        "weights": _weights(request, loaded),
-        "calibration": _calibration(made),
-        "compared_on": made.image_source,
-        "versions": versions(),
-        "command": request.command(info.kind),
-    }
+
+
+def _batch(request: BuildRequest) -> Batch:
+    low, high = request.batch_range
+    if request.dynamic_batch:
+        return Batch(min=low, opt=request.dynamic_batch[1], max=high)
+    return Batch(size=low)
+
+
+def _manifest(work: Work, made: Graph, info: engines.EngineInfo, why: str) -> BuildFacts:
+    from sit_deploy.doctor import versions
+
+    request = work.request
+    return BuildFacts(
+        model=_model(work, made),
+        classes=made.classes,
+        preprocessing=made.preprocessing.to_dict(),
+        preprocessing_source=made.sources,
+        precision=request.precision,
+        batch=_batch(request),
+        opset=request.opset,
+        engine=EngineFacts(
+            kind=info.kind,
+            why=why,
+            version=info.version,
+            file=info.filename,
+            target=info.target,
+            build_seconds=round(info.build_seconds, 2),
+            details=info.details,
+        ),
+        weights=_weights(request, made.loaded),
+        calibration=_calibration(made),
+        compared_on=made.image_source,
+        versions=versions(),
+        command=request.command(info.kind),
+    )

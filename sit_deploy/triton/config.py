@@ -117,7 +117,7 @@ def network_config(bundle: Bundle, serving: Serving) -> Any:
     config.output.add(
         name="logits",
         data_type=pb.TYPE_FP32,
-        dims=[*fixed, bundle.manifest["model"]["num_classes"]],
+        dims=[*fixed, bundle.manifest.model.num_classes],
         label_filename=LABELS,
     )
     if serving.backend != "python":
@@ -151,12 +151,12 @@ def _stamps(bundle: Bundle, serving: Serving) -> dict[str, str]:
     manifest = bundle.manifest
     smallest, largest = bundle.batch_range
     stamps = {
-        "model": manifest["model"]["name"],
-        "precision": manifest["precision"],
-        "weights": manifest["weights"].get("sha256", manifest["weights"]["source"]),
-        "bundle_digest": manifest["digest"],
-        "engine": f"{manifest['engine']['kind']} {manifest['engine']['version']}",
-        "engine_target": manifest["engine"]["target"],
+        "model": manifest.model.name,
+        "precision": manifest.precision,
+        "weights": manifest.weights.sha256 or manifest.weights.source,
+        "bundle_digest": manifest.digest,
+        "engine": f"{manifest.engine.kind} {manifest.engine.version}",
+        "engine_target": manifest.engine.target,
     }
     if serving.backend == "python":
         stamps |= {"batch_min": str(smallest), "batch_max": str(largest), "threads": str(serving.threads)}
@@ -189,7 +189,7 @@ def ensemble_config(bundle: Bundle, serving: Serving) -> Any:
     config.output.add(
         name="logits",
         data_type=pb.TYPE_FP32,
-        dims=[bundle.manifest["model"]["num_classes"]],
+        dims=[bundle.manifest.model.num_classes],
         label_filename=LABELS,
     )
     config.version_policy.latest.num_versions = 1

@@ -10,19 +10,18 @@ from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for
 def readme(bundle: Bundle, serving: Serving) -> str:
     """Return the README of a bundle's network, as Markdown."""
     manifest = bundle.manifest
-    engine = manifest["engine"]
-    preprocessing = manifest["preprocessing"]
+    engine, preprocessing = manifest.engine, bundle.preprocessing()
     lines = [
         f"# {serving.name}",
         "",
-        f"{manifest['model']['name']} in {manifest['precision']}, made by sit-deploy from bundle {manifest['digest'][:12]}.",
+        f"{manifest.model.name} in {manifest.precision}, made by sit-deploy from bundle {manifest.digest[:12]}.",
         "",
     ]
     if serving.backend == "tensorrt":
-        image = image_for(engine["version"])
+        image = image_for(engine.version)
         where = f"`{image}`" if image else f"the container with that release ({SUPPORT_MATRIX})"
         lines += [
-            f"The engine runs in TensorRT {engine['version']} only, on {engine['target']}: serve it in {where}. "
+            f"The engine runs in TensorRT {engine.version} only, on {engine.target}: serve it in {where}. "
             f"If Triton cannot deserialize it there, compare the container's TensorRT in the release notes: {SUPPORT_MATRIX}",
             "",
         ]
@@ -31,10 +30,10 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         lines += [f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}.", ""]
     else:
         lines += ["Runs in Triton's ONNX Runtime backend, which any of its containers has.", ""]
-    shape = ", ".join(map(str, bundle.preprocessing().shape))
+    shape = ", ".join(map(str, preprocessing.shape))
     lines += [
-        f"- `{serving.name}`: `images` {preprocessing['dtype']} (n, {shape}), prepared as the bundle's manifest says "
-        f"→ `logits` float32 (n, {manifest['model']['num_classes']})"
+        f"- `{serving.name}`: `images` {preprocessing.dtype} (n, {shape}), prepared as the bundle's manifest says "
+        f"→ `logits` float32 (n, {manifest.model.num_classes})"
     ]
     if serving.ensemble:
         lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → `logits`"]

@@ -50,7 +50,7 @@ def choose_backend(bundle: Bundle, backend: str | None) -> str:
     Raises:
         InputError: the bundle has no engine for it.
     """
-    kind, precision = bundle.manifest["engine"]["kind"], bundle.manifest["precision"]
+    kind, precision = bundle.manifest.engine.kind, bundle.manifest.precision
     if backend is None:
         if kind not in BACKENDS:
             raise InputError(
@@ -64,7 +64,7 @@ def choose_backend(bundle: Bundle, backend: str | None) -> str:
         raise InputError(
             f"{bundle.path} holds an engine of {kind}, not of tensorrt; build one with --engine tensorrt"
         )
-    if backend == "tensorrt" and bundle.manifest["engine"].get("details", {}).get("strip_weights"):
+    if backend == "tensorrt" and not bundle.manifest.engine.has_weights:
         raise InputError(
             f"the engine of {bundle.path} holds no weights, and Triton cannot give it any; build it without --strip-weights"
         )
@@ -343,7 +343,7 @@ def _write_network(bundle: Bundle, serving: Serving, version: Path) -> None:
         )  # standard operators: any release optimises it itself
     else:
         _write_python(version, "network.py", [Path(engines.__file__).parent / "cpu.py"])
-        if bundle.manifest["engine"]["kind"] == "onnxruntime":
+        if bundle.manifest.engine.kind == "onnxruntime":
             shutil.copyfile(bundle.engine_path, version / "engine.onnx")
         else:
             engines.get("onnxruntime").build(
@@ -375,7 +375,7 @@ def _labels(bundle: Bundle) -> str:
 
 def default_name(bundle: Bundle) -> str:
     """Return the name of a bundle's model in Triton: its model and precision."""
-    return f"{bundle.manifest['model']['name']}_{bundle.manifest['precision']}".replace("-", "_")
+    return f"{bundle.manifest.model.name}_{bundle.manifest.precision}".replace("-", "_")
 
 
 def serving_for(bundle: Bundle, serving: Serving, name: str | None, backend: str | None) -> Serving:

@@ -55,7 +55,7 @@ class TorchCall:
         self._device, self._dtype = torch.device(device), getattr(torch, dtype)
         opened = load_bundle(bundle)
         self._model = self.make_model(opened, checkpoint).to(self._device, self._dtype)
-        size = opened.manifest["model"]["image_size"]
+        size = opened.manifest.model.image_size
         images = torch.randn(batch_size, 3, *size, generator=torch.Generator().manual_seed(0))
         self.last_gpu_seconds: float | None = None
         self._events: tuple[Any, Any] | None = None
@@ -118,13 +118,13 @@ def bench(
     if teacher is not None:
         _require_same_task(bundle, teacher)
         _require_batch(teacher, batch)
-        theirs, ours = (b.manifest["engine"]["kind"] for b in (teacher, bundle))
+        theirs, ours = (b.manifest.engine.kind for b in (teacher, bundle))
         if theirs != ours or engine not in (None, ours):
             raise InputError(
                 f"the teacher {teacher.path} has a {theirs} engine, to be timed against {engine or ours}; "
                 "give two bundles of the same engine, and no --engine"
             )
-    kind = bundle.manifest["engine"]["kind"]
+    kind = bundle.manifest.engine.kind
     checkpoint = checkpoint and checkpoint.absolute()
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         path, origin = bundle.engine_path, bundle.origin
@@ -147,7 +147,7 @@ def bench(
                     checkpoint,
                     batch,
                     timing.threads,
-                    *torch_device(kind, timing.device, bundle.manifest["precision"]),
+                    *torch_device(kind, timing.device, bundle.manifest.precision),
                 ),
                 batch,
                 timing.cpus,
@@ -162,8 +162,8 @@ def bench(
     found = speedup(results["PyTorch"], results[kind], ("PyTorch", kind))
     return {
         "bundle": str(bundle.path),
-        "model": bundle.manifest["model"]["name"],
-        "precision": bundle.manifest["precision"],
+        "model": bundle.manifest.model.name,
+        "precision": bundle.manifest.precision,
         "batch_size": batch,
         "threads": timing.threads,
         "cpus": list(timing.cpus) if timing.cpus else None,
@@ -330,9 +330,7 @@ def _require_batch(bundle: Bundle, batch: int) -> None:
 
 def _require_same_task(bundle: Bundle, teacher: Bundle) -> None:
     """Refuse a teacher of other images or classes: its speed would be compared with that of another task."""
-    ours, theirs = (
-        (b.manifest["model"]["image_size"], b.manifest["model"]["num_classes"]) for b in (bundle, teacher)
-    )
+    ours, theirs = ((b.manifest.model.image_size, b.manifest.model.num_classes) for b in (bundle, teacher))
     if ours != theirs:
         raise InputError(
             f"the teacher {teacher.path} takes {theirs[0][0]} pixels and has {theirs[1]} classes, {bundle.path} "
@@ -345,13 +343,13 @@ def _over_teacher(
 ) -> dict[str, Any]:
     """Return how much faster the engine is than the teacher's, beside how much less it computes."""
     measured = speedup(theirs, ours, ("the teacher", "the engine"))
-    student, unslimmed = (b.manifest["model"] for b in (bundle, teacher))
+    student, unslimmed = (b.manifest.model for b in (bundle, teacher))
     return {
         "bundle": str(teacher.path),
-        "model": unslimmed["name"],
+        "model": unslimmed.name,
         **measured.to_dict(),
         "gpu": _gpu_speedup(theirs, ours),
-        "macs_ratio": unslimmed["macs"] / student["macs"],
+        "macs_ratio": unslimmed.macs / student.macs,
     }
 
 

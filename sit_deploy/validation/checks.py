@@ -30,8 +30,8 @@ def check_golden(bundle: Bundle, classifier: Any) -> Hop:
     images, reference = bundle.golden()
     if fault := reference_fault(reference, images):
         raise InputError(f"{bundle.path / GOLDEN} holds {fault}; build the bundle again from whole weights")
-    note = agreement_note(reference) if bundle.manifest["weights"]["source"] != "random" else ""
-    tolerance = TOLERANCE[bundle.manifest["precision"]]
+    note = agreement_note(reference) if not bundle.manifest.weights.is_random else ""
+    tolerance = TOLERANCE[bundle.manifest.precision]
     return compare("golden output", classifier.logits(images), reference, reference, tolerance, note)
 
 
@@ -90,7 +90,7 @@ def check_accuracy(
     if resume is not None:
         kind = type(classifier.runner).__name__
         chosen = {name: str(value) for name, value in options.items()}
-        facts = (manifest["digest"], kind, str(data), chosen, len(samples), shard.rank, shard.size)
+        facts = (manifest.digest, kind, str(data), chosen, len(samples), shard.rank, shard.size)
         facts += (repr(preprocessing),) if preprocessing else ()
         notebook = Notebook(
             resume if shard.rank == 0 else Path(f"{resume}.{shard.rank}"), run_key(facts, samples.files)
@@ -111,4 +111,5 @@ def check_accuracy(
         if not world.is_main:
             return None
     accuracy = Accuracy.of(found.tallies[ENGINE])
-    return Checked(accuracy, find_doubts(accuracy, manifest, found.guesses, samples), samples)
+    doubt = find_doubts(accuracy, manifest.weights, manifest.model, found.guesses, samples)
+    return Checked(accuracy, doubt, samples)

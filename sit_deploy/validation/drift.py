@@ -62,9 +62,7 @@ def compare_stream(
             feeds = {model.graph.input[0].name: given}
             found.append(layer_comparison.onnxruntime_outputs(path, feeds, names))
     reference, ours = ({name: side[name] for name in names} for side in found)
-    return layer_comparison.compare_layers(
-        float_graph, reference, ours, TOLERANCE[bundle.manifest["precision"]]
-    )
+    return layer_comparison.compare_layers(float_graph, reference, ours, TOLERANCE[bundle.manifest.precision])
 
 
 def debug_on_cpu(bundle: Bundle, checkpoint: Path | None = None) -> layer_comparison.LayerComparison:
@@ -103,7 +101,7 @@ def compare_layers(
         reference = Path(folder) / "reference.onnx"
         onnx.save(simulate(graph), reference)
         ours = layer_comparison.onnxruntime_outputs(reference, feeds)
-    return layer_comparison.compare_layers(graph, ours, theirs, TOLERANCE[bundle.manifest["precision"]])
+    return layer_comparison.compare_layers(graph, ours, theirs, TOLERANCE[bundle.manifest.precision])
 
 
 def _tensors(graph: onnx.ModelProto) -> set[str]:

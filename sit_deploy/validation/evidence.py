@@ -73,7 +73,7 @@ def gather(
         "name": bundle.path.resolve().name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "build": build,
-        "bytes": sum(facts["bytes"] for facts in bundle.manifest["files"].values()),
+        "bytes": bundle.manifest.bytes,
         "golden": _golden(bundle, threads, device),
         "ledger": ledger.to_dict(),
         "accuracy": _accuracy(bundle, ledger, samples, data),
@@ -129,7 +129,7 @@ def read_build_report(bundle: Bundle) -> dict[str, Any]:
 
 
 def _runs_here(bundle: Bundle) -> bool:
-    return engines.get(bundle.manifest["engine"]["kind"]).probe().can_run
+    return engines.get(bundle.manifest.engine.kind).probe().can_run
 
 
 def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str, Any] | None:
@@ -148,8 +148,9 @@ def _accuracy(
     if ledger.accuracy is None or samples is None:
         return None
     accuracy = ledger.accuracy
-    told = accuracy.to_dict(bundle.manifest["classes"])
-    doubt = find_doubts(accuracy, bundle.manifest, ledger.evaluation.guesses, samples)
+    manifest = bundle.manifest
+    told = accuracy.to_dict(manifest.classes)
+    doubt = find_doubts(accuracy, manifest.weights, manifest.model, ledger.evaluation.guesses, samples)
     for flip in told["flips"]:
         flip["picture"] = _thumbnail(bundle, samples[flip["index"]][0])
     return {
@@ -200,7 +201,7 @@ def _thumbnail(bundle: Bundle, source: Any) -> str:
 
 def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
     """Return how many times as fast the engine is as each other hop: `engines.speedup.Speedup.to_dict`."""
-    kind = bundle.manifest["engine"]["kind"]
+    kind = bundle.manifest.engine.kind
     engine = ledger.timing.get(f"{kind} engine")
     if engine is None:
         return {}
@@ -226,7 +227,7 @@ def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dic
 
     if not _runs_here(bundle):
         return []
-    if bundle.manifest["engine"]["kind"] in engines.ON_CPU:
+    if bundle.manifest.engine.kind in engines.ON_CPU:
         told = time_layers(bundle, threads)
     else:
         with load(bundle, threads=threads, device=device) as classifier:

@@ -23,17 +23,17 @@ def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> P
     Raises:
         InputError: the weights are gone, or are not those that the bundle was built from.
     """
-    weights = bundle.manifest["weights"]
-    if weights["source"] == "random":
+    weights = bundle.manifest.weights
+    if weights.is_random:
         if checkpoint is not None:
             raise InputError(f"bundle {bundle.path} was built from random weights; leave --checkpoint out")
         return None
-    path = Path(checkpoint or weights["source"])
+    path = Path(checkpoint or weights.source)
     if not path.is_file():
         raise InputError(
             f"the reference needs the weights {bundle.path} was built from, and {path} is not there; pass --checkpoint FILE"
         )
-    if sha256(path) != weights["sha256"]:
+    if sha256(path) != weights.sha256:
         raise InputError(
             f"{path} is not the checkpoint that {bundle.path} was built from (its hash differs); pass --checkpoint FILE"
         )
@@ -45,16 +45,16 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
     path = reference_weights(bundle, checkpoint)
     from sit_deploy.models.load import load_model
 
-    facts, weights = bundle.manifest["model"], bundle.manifest["weights"]
+    model, weights = bundle.manifest.model, bundle.manifest.weights
     return load_model(
-        facts["name"],
+        model.name,
         path,
-        facts["image_size"][0],
-        facts["num_classes"],
-        weights.get("ema", True),
-        stages=facts.get("stages"),
-        keeping_ratio=facts.get("keeping_ratio"),
-        checkpoint_key=weights.get("key"),
+        model.image_size[0],
+        model.num_classes,
+        weights.ema,
+        stages=model.stages,
+        keeping_ratio=model.keeping_ratio,
+        checkpoint_key=weights.key,
     ).model
 
 
@@ -62,10 +62,11 @@ def export_again(bundle: Bundle, deploy: Any) -> onnx.ModelProto:
     """Return the float32 graph of a deploy form as the bundle's build exported it."""
     from sit_deploy.graph.export import BATCH, export_onnx
 
-    facts = bundle.manifest["model"]
-    batch = BATCH if "min" in bundle.manifest["batch"] else bundle.batch_size
-    size = tuple(facts["image_size"])
-    return export_onnx(deploy, size, batch=batch, opset=bundle.manifest["opset"], name=facts["name"])
+    manifest = bundle.manifest
+    batch = BATCH if manifest.batch.is_dynamic else manifest.batch.best
+    return export_onnx(
+        deploy, manifest.model.image_size, batch=batch, opset=manifest.opset, name=manifest.model.name
+    )
 
 
 def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
@@ -80,7 +81,7 @@ def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
     from sit_deploy.models.load import load_model
     from sit_deploy.pipeline.request import BuildRequest
 
-    facts = bundle.manifest["model"]
+    student = bundle.manifest.model
     if source.is_dir():
         model = reference_model(load_bundle(source))
     else:
@@ -88,17 +89,17 @@ def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
         model = load_model(
             request.model,
             source,
-            facts["image_size"][0],
+            student.image_size[0],
             stages=request.stages,
             keeping_ratio=request.keeping_ratio,
-            binary=facts["num_classes"] == 2,
+            binary=student.num_classes == 2,
             model_option="--teacher-model",
         ).model
-    theirs = (list(model.img_size), model.num_classes)
-    if theirs != (facts["image_size"], facts["num_classes"]):
+    theirs = (tuple(model.img_size), model.num_classes)
+    if theirs != (student.image_size, student.num_classes):
         raise InputError(
             f"the teacher {source} takes {theirs[0][0]} pixels and has {theirs[1]} classes, the model of {bundle.path} "
-            f"{facts['image_size'][0]} and {facts['num_classes']}; give the teacher that it was distilled from"
+            f"{student.image_size[0]} and {student.num_classes}; give the teacher that it was distilled from"
         )
     return model
 

@@ -142,7 +142,7 @@ def measure_ledger(
     report = progress or (lambda *_: None)
     labelled = samples is not None
     given = samples if labelled else [(image, 0) for image in sample_images(SYNTHETIC)]
-    torch_on = torch_device(bundle.manifest["engine"]["kind"], timing.device, bundle.manifest["precision"])
+    torch_on = torch_device(bundle.manifest.engine.kind, timing.device, bundle.manifest.precision)
     if torch_on[0] != "cpu":
         import torch
 
@@ -171,8 +171,8 @@ def measure_ledger(
 def _require_same_input(bundle: Bundle, teacher: Bundle) -> None:
     """Refuse a teacher's bundle whose engine could not see the same batches of the same images."""
     for what, ours, theirs in (
-        ("engine", bundle.manifest["engine"]["kind"], teacher.manifest["engine"]["kind"]),
-        ("batch", bundle.manifest["batch"], teacher.manifest["batch"]),
+        ("engine", bundle.manifest.engine.kind, teacher.manifest.engine.kind),
+        ("batch", bundle.manifest.batch, teacher.manifest.batch),
         ("preprocessing", bundle.preprocessing(), teacher.preprocessing()),
     ):
         if ours != theirs:
@@ -240,7 +240,7 @@ class _Making:
         device, dtype = self.torch_on
         batch = self.bundle.batch_size
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        macs = count_macs_of(model, self.bundle.manifest["model"]["image_size"])
+        macs = count_macs_of(model, self.bundle.manifest.model.image_size)
         return _Hop(
             name,
             "PyTorch" if device == "cpu" else f"PyTorch, {dtype} on the GPU",
@@ -283,7 +283,7 @@ def _hops(
     hops.append(making.torch_hop(DEPLOY, deploy, DeployCall, weights))
     for name, path in _graphs(making, graph):
         hops.append(_graph_hop(making, stack, name, path))
-    kind = bundle.manifest["engine"]["kind"]
+    kind = bundle.manifest.engine.kind
     hops.append(_engine_hop(making, stack, f"{kind} engine"))
     return reference_logits(model, making.torch_on[0]), hops, graph
 
@@ -295,7 +295,7 @@ def _graphs(making: _Making, float_graph: onnx.ModelProto) -> Iterator[tuple[str
     from sit_deploy.graph.write import write_graph
 
     bundle, folder = making.bundle, making.folder
-    precision = bundle.manifest["precision"]
+    precision = bundle.manifest.precision
     write_graph(float_graph, folder / "fp32.onnx")
     yield "ONNX fp32", folder / "fp32.onnx"
     if precision in EIGHT_BITS and is_low_precision(bundle.model_path):
@@ -328,19 +328,14 @@ def _graph_hop(making: _Making, stack: contextlib.ExitStack, name: str, path: Pa
         classifier = stack.enter_context(Classifier(runner, bundle.batch_range))
         worker, note = engine_worker("onnxruntime", engine, batch, replace(making.timing, device=None)), ""
     logits = classifier.logits if path == bundle.model_path else making.normalised(classifier.logits)
-    macs = count_macs(onnx.load(path)) // (1 if "min" in bundle.manifest["batch"] else batch)
+    macs = count_macs(onnx.load(path)) // (1 if bundle.manifest.batch.is_dynamic else batch)
     return _Hop(name, "ONNX Runtime", path.stat().st_size, macs, logits, worker, note)
 
 
 def _engine_hop(making: _Making, stack: contextlib.ExitStack, name: str) -> _Hop:
     bundle, timing = making.bundle, making.timing
-    kind = bundle.manifest["engine"]["kind"]
-    size = sum(
-        facts["bytes"]
-        for name, facts in bundle.manifest["files"].items()
-        if Path(name).stem == bundle.engine_path.stem
-    )
-    macs = bundle.manifest["model"]["macs"]
+    kind = bundle.manifest.engine.kind
+    size, macs = bundle.manifest.engine_bytes, bundle.manifest.model.macs
     runtime = engines.TITLES[kind]
     if not engines.get(kind).probe().can_run:
         return _Hop(name, runtime, size, macs, None, note="needs a GPU: not run here")

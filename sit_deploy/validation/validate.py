@@ -160,7 +160,7 @@ class Validation:
             return None
         ours, sources = (
             self.bundle.preprocessing(),
-            dict(self.bundle.manifest.get("preprocessing_source") or {}),
+            dict(self.bundle.manifest.preprocessing_source),
         )
         used, samples = self.preprocessing or ours, self.checked.samples
         for name in FIELDS if self.preprocessing else ():
@@ -200,7 +200,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
 
     request.check()
     bundle = load_bundle(request.bundle)
-    own = bundle.manifest["engine"]["kind"]
+    own = bundle.manifest.engine.kind
     kind = request.engine or own
     if request.layers and kind != own:
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
@@ -247,7 +247,7 @@ def _check_accuracy(
 
     from sit_deploy.validation.checks import check_accuracy
 
-    kind = request.engine or bundle.manifest["engine"]["kind"]
+    kind = request.engine or bundle.manifest.engine.kind
     device = request.device or ("cpu" if kind in engines.ON_CPU else "cuda")
     return check_accuracy(
         bundle,

@@ -325,7 +325,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     images = request.getfixturevalue("digits").images
 
     def measure() -> dict[str, Any]:
-        samples = open_labelled(images, bundle.manifest["classes"], 10)
+        samples = open_labelled(images, bundle.manifest.classes, 10)
         moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
         found = gather(bundle, moved, "digits/val", timing=TimingOptions(1, 0.02, threads=1))
         return json.loads(json.dumps(found))

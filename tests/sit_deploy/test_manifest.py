@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sit_deploy.bundle import Bundle, digest, load_bundle, write_manifest
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.golden import read_golden
+from sit_deploy.manifest import digest, write_manifest
 from sit_deploy.preprocessing import Preprocessing
 
 WRONG: tuple[Any, ...] = (
@@ -78,14 +79,15 @@ def read_all(bundle: Bundle) -> None:
 
     low, high = bundle.batch_range
     assert 1 <= low <= bundle.batch_size <= high <= 65536
-    assert len(bundle.classes) == bundle.manifest["model"]["num_classes"]
+    assert len(bundle.classes) == bundle.manifest.model.num_classes
     assert all(isinstance(name, str) for name in bundle.classes)
     assert bundle.engine_path.parent == bundle.path
     assert bundle.origin.compute_capabilities and isinstance(bundle.origin.rebuild, str)
     images, logits = bundle.golden()
     assert np.isfinite(bundle.preprocessing().normalise(np.full((2, 2, 3), 255, np.uint8))).all()
     assert len(images) == len(logits)
-    expected_top1(bundle.manifest)
+    expected_top1(bundle.manifest.weights, bundle.manifest.model)
+    assert bundle.manifest.bytes >= bundle.manifest.engine_bytes
     with contextlib.suppress(InputError):  # the weights of a manifest that was changed are not there
         reference_weights(bundle)
 

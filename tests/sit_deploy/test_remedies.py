@@ -138,9 +138,8 @@ WRONG_TEACHERS: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str | Non
 def test_what_report_says_of_a_teacher(kind: str, tmp_path: Path) -> None:
     make, name = WRONG_TEACHERS[kind]
     torch.save(make(), tmp_path / "teacher.pth")
-    bundle = SimpleNamespace(
-        path=Path("b"), manifest={"model": {"image_size": [112, 112], "num_classes": 7, "name": "sit_nano"}}
-    )
+    model = SimpleNamespace(image_size=(112, 112), num_classes=7, name="sit_nano")
+    bundle = SimpleNamespace(path=Path("b"), manifest=SimpleNamespace(model=model))
     message = refusal(lambda: teacher_model(bundle, tmp_path / "teacher.pth", name))  # type: ignore[arg-type]
     assert set(OPTION.findall(message)) <= every_option()["report"], message
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sit_deploy.bundle import digest
 from sit_deploy.files import sha256
+from sit_deploy.manifest import digest
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> Path:

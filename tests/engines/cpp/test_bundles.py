@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sit_deploy.bundle import digest
+from sit_deploy.manifest import digest
 from tests.engines.cpp.conftest import Programs
 from tests.engines.cpp.manifests import rewrite
 from tests.sit_deploy.conftest import copy_of, nano_fp32, nano_rtx

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engines.gpus import find_gpus
-from sit_deploy.bundle import digest
+from sit_deploy.manifest import digest
 from tests.helpers.command_line import CommandLine, snapshot
 from tests.sit_deploy.conftest import GraphMade, Trained
 

@@ -40,14 +40,14 @@ def test_json_is_the_report_and_nothing_else(cli: CommandLine) -> None:
 
 def test_the_manifests_own_command_builds_the_same_graph(trained: Trained, cli: CommandLine) -> None:
     manifest = load_bundle(trained.bundle).manifest
-    program, *words = shlex.split(manifest["command"])
+    program, *words = shlex.split(manifest.command)
     assert program == "sit-deploy"
     result = cli(*words, "-o", "again")
     again = load_bundle(cli.folder / "again").manifest
-    assert again["files"]["model.onnx"] == manifest["files"]["model.onnx"]
-    assert again["files"]["model.onnx"]["sha256"] == sha256(trained.bundle / "model.onnx")
+    assert again.files["model.onnx"] == manifest.files["model.onnx"]
+    assert again.files["model.onnx"].sha256 == sha256(trained.bundle / "model.onnx")
     for field in ("model", "classes", "preprocessing", "precision", "batch", "weights", "command"):
-        assert again[field] == manifest[field]
+        assert getattr(again, field) == getattr(manifest, field)
     # and what people see of it
     assert "Note: model weights of nano.pth\n" in result.out
     # of eleven images, and of nothing else
@@ -89,8 +89,8 @@ def test_an_engine_that_cannot_run_here(cli: CommandLine, quick_graph: GraphMade
     )
     out = cli("build", *words, "-o", "my bundle").out
     manifest = load_bundle(cli.folder / "my bundle").manifest
-    assert manifest["engine"]["target"] == "sm89"
-    assert manifest["command"].endswith("--optimization-level 0 --batch-size 1 --target sm89")
+    assert manifest.engine.target == "sm89"
+    assert manifest.command.endswith("--optimization-level 0 --batch-size 1 --target sm89")
     if any(
         hop["name"] == "tensorrt-rtx engine" and hop["compared"]
         for hop in report(cli.folder / "my bundle")["hops"]

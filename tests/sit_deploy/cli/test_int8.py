@@ -31,15 +31,15 @@ def reported(bundle: Path) -> dict[str, Any]:
 def test_manifest_and_report(nano_int8: Path, digits: Digits) -> None:
     manifest, report = load_bundle(nano_int8).manifest, reported(nano_int8)
     calibration = Calibration.load(nano_int8 / "calibration.json")
-    assert manifest["precision"] == "int8"
-    assert "calibration.json" in manifest["files"]
-    assert manifest["calibration"] == report["calibration"]
-    assert manifest["calibration"] == {
+    assert manifest.precision == "int8"
+    assert "calibration.json" in manifest.files
+    assert manifest.calibration == report["calibration"]
+    assert manifest.calibration == {
         "method": calibration.method, "file": "calibration.json", "images": 20,
         "source": f"20 of 20 images in {digits.images}", "images_key": calibration.images.key, "graph": calibration.graph,
     }  # fmt: skip
-    assert f"--precision int8 --checkpoint {digits.checkpoint}" in manifest["command"]
-    assert "--calib-method auto" in manifest["command"] and "--rest fp32" in manifest["command"]
+    assert f"--precision int8 --checkpoint {digits.checkpoint}" in manifest.command
+    assert "--calib-method auto" in manifest.command and "--rest fp32" in manifest.command
     hops = {hop["name"]: hop for hop in report["hops"]}
     assert list(hops) == ["deploy form", "ONNX fp32", "ONNX int8", "onnxruntime engine"]
     assert 1e-3 < hops["ONNX int8"]["error"] < 0.8 and hops["ONNX int8"]["tolerance"] == 1
@@ -110,13 +110,13 @@ def test_for_tensorrt(precision: str, request: pytest.FixtureRequest, cli: Comma
     assert report["hops"][3]["note"] == "rounding simulated"
     assert report["quantization"]["rest"] == "fp16" and report["quantization"]["method"] == "minmax"
     assert {row["precision"] for row in report["quantization"]["layers"]} == {precision, "high"}
-    assert manifest["calibration"]["images"] == 8
+    assert manifest.calibration["images"] == 8
     if precision == "fp8":
-        assert re.findall(r"--target (\w+)", manifest["command"]) == ["sm89", "sm120", "sm121"]
-        assert "sm86" not in manifest["engine"]["target"] and "sm89" in manifest["engine"]["target"]
+        assert re.findall(r"--target (\w+)", manifest.command) == ["sm89", "sm120", "sm121"]
+        assert "sm86" not in manifest.engine.target and "sm89" in manifest.engine.target
         assert not any(row["shift"] for row in report["quantization"]["layers"])
     # what the builder says of its own kernels, and nothing that it does not say
-    kernels = manifest["engine"]["details"]["eight_bits"]
+    kernels = manifest.engine.details["eight_bits"]
     low = {row["layer"] for row in report["quantization"]["layers"] if row["precision"] == precision}
     assert {node for nodes in kernels.values() for node in nodes} == low
     if precision == "int8":
@@ -187,9 +187,7 @@ def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
     page = (cli.folder / "b" / "report.html").read_text(encoding="utf-8")
     assert "<h2>8 bits</h2>" in page and worst["layer"] in page
     again = cli(*words, "--force", "--json").json()
-    assert (
-        again["quantization"]["layers"] == report["quantization"]["layers"]
-    )  # the same from the same images
+    assert again.quantization["layers"] == report["quantization"]["layers"]  # the same from the same images
 
 
 def test_sensitivity(quick_float: Digits, cli: CommandLine) -> None:
@@ -216,7 +214,7 @@ def test_sensitivity(quick_float: Digits, cli: CommandLine) -> None:
     told = next(row for row in low if row["layer"] == "tsm.1/fc1")
     assert line.split()[-4:-2] == [f"{told['sqnr_db']:.1f}", f"{told['alone_db']:.1f}"]
     assert "alone dB" in (cli.folder / "b" / "report.html").read_text(encoding="utf-8")
-    assert load_bundle(cli.folder / "b").manifest["command"].endswith(" --sensitivity")
+    assert load_bundle(cli.folder / "b").manifest.command.endswith(" --sensitivity")
 
 
 def test_groups(quick_float: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ def bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command(bundle: Path, trained: Trained, cli: CommandLine) -> None:
     manifest = load_bundle(bundle).manifest
-    assert (manifest["engine"]["kind"], manifest["engine"]["file"]) == ("openvino", "engine.xml")
-    assert "engine.bin" in manifest["files"] and "--engine openvino" in manifest["command"]
+    assert (manifest.engine.kind, manifest.engine.file) == ("openvino", "engine.xml")
+    assert "engine.bin" in manifest.files and "--engine openvino" in manifest.command
     checked = cli("validate", bundle, "--data", trained.images, "--json").json()
     assert checked["golden"]["passed"] and checked["accuracy"]["agreement"] == 100
     timed = cli("bench", bundle, "--rounds", 2, "--seconds", 0.1, "--json").json()

@@ -12,7 +12,8 @@ import pytest
 import sit_deploy
 from engines import BuildOptions, EngineInfo
 from engines.tensorrt.engine import TensorRT
-from sit_deploy.bundle import load_bundle, write_manifest
+from sit_deploy.bundle import load_bundle
+from sit_deploy.manifest import write_manifest
 from tests.helpers.command_line import CommandLine
 from tests.helpers.fake_tensorrt import make_plan
 from tests.helpers.trt_rig import Rig, make_rig

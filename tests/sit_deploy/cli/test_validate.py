@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sit_deploy.bundle import load_bundle, write_manifest
+from sit_deploy.bundle import load_bundle
+from sit_deploy.manifest import write_manifest
 from tests.helpers.command_line import CommandLine
 from tests.helpers.ranks import run_ranks
 from tests.sit_deploy.conftest import Trained

@@ -106,7 +106,7 @@ def test_old_bundles_do_not_say_who_chose(
     manifest = load_bundle(trained.bundle).manifest
     told = cli("inspect", trained.bundle).out
     assert "preprocessing: mean 0.485 0.456 0.406" in told and "(from " in told
-    assert set(manifest["preprocessing_source"]) == {
+    assert set(manifest.preprocessing_source) == {
         "mean",
         "std",
         "crop_pct",
@@ -115,7 +115,7 @@ def test_old_bundles_do_not_say_who_chose(
     }
     from sit_deploy.report.view import preprocessing_words
 
-    old = {k: v for k, v in manifest.items() if k != "preprocessing_source"}
+    old = {k: v for k, v in manifest.to_dict().items() if k != "preprocessing_source"}
     assert "from" not in preprocessing_words(old)
     with load(trained.bundle) as classify:
         assert classify.bundle.preprocessing().orientation == "stored"

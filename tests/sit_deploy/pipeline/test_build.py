@@ -100,8 +100,8 @@ def test_manifest(trained: Trained) -> None:
 
 def test_macs_do_not_depend_on_the_batch(nano_fp32: Path, trained: Trained) -> None:
     """1000 classes against 7 is all that may differ: the head's products."""
-    one, many = (load_bundle(path).manifest["model"] for path in (nano_fp32, trained.bundle))
-    assert one["macs"] - many["macs"] == 128 * (1000 - 7)
+    one, many = (load_bundle(path).manifest.model for path in (nano_fp32, trained.bundle))
+    assert one.macs - many.macs == 128 * (1000 - 7)
 
 
 def test_random_weights_are_not_passed_off_as_real(nano_fp32: Path) -> None:
@@ -148,13 +148,11 @@ def test_tensorrt_bundle(nano_rtx: Path) -> None:
 def test_auto_says_why(request_here: BuildRequest, quick_graph: GraphMade) -> None:
     chosen, why = engines.select("auto")
     made = build(replace(request_here, engine="auto"))
-    assert made.manifest["engine"]["kind"] == chosen.kind
-    assert made.manifest["engine"]["why"] == why
+    assert made.manifest.engine.kind == chosen.kind
+    assert made.manifest.engine.why == why
     for kind in engines.KINDS[: engines.KINDS.index(chosen.kind)]:
         assert f"{kind} was passed over: " in why
-    assert (
-        f"--engine {chosen.kind}" in made.manifest["command"]
-    )  # the same again where another would be chosen
+    assert f"--engine {chosen.kind}" in made.manifest.command  # the same again where another would be chosen
 
 
 def test_progress_tells_every_step(request_here: BuildRequest, quick_graph: GraphMade) -> None:

@@ -39,9 +39,9 @@ def pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 def test_the_manifest_says_what_the_engine_takes(pixels: Bundle, trained: Trained) -> None:
-    theirs = load_bundle(trained.bundle).manifest["preprocessing"]
-    assert pixels.manifest["preprocessing"] == {**theirs, "layout": "NHWC", "dtype": "uint8"}
-    assert "--input uint8" in pixels.manifest["command"]
+    theirs = load_bundle(trained.bundle).manifest.preprocessing
+    assert pixels.manifest.preprocessing == {**theirs, "layout": "NHWC", "dtype": "uint8"}
+    assert "--input uint8" in pixels.manifest.command
     images, _ = pixels.golden()
     assert (images.dtype, images.shape[1:]) == (np.uint8, (112, 112, 3))
 

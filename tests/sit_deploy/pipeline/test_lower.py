@@ -118,7 +118,7 @@ def test_a_cache_without_images(cache: Path, quick_float: Digits, tmp_path: Path
     rows = json.loads((bundle.path / "report.json").read_text())["quantization"]["layers"]
     assert sum(row["precision"] == "int8" for row in rows) == 39
     assert all(row["sqnr_db"] is None for row in rows)
-    assert bundle.manifest["calibration"]["images"] == 6
+    assert bundle.manifest.calibration["images"] == 6
     assert Calibration.load(bundle.path / "calibration.json") == Calibration.load(cache)
 
 
@@ -239,7 +239,7 @@ def test_a_model_trained_in_int8_needs_no_images(quick_float: Digits, tmp_path: 
     checkpoint = trained_checkpoint(quick_float, tmp_path, THRESHOLDS)
     request = BuildRequest(None, tmp_path / "b", "int8", checkpoint, engine="onnxruntime").completed()
     bundle = build(request)
-    assert bundle.manifest["calibration"] == {"method": "trained", "file": None}
+    assert bundle.manifest.calibration == {"method": "trained", "file": None}
     assert not (bundle.path / "calibration.json").exists()
     report = json.loads((bundle.path / "report.json").read_text())
     assert "the model was trained in int8 (--qat): its own thresholds are used" in report["notes"]

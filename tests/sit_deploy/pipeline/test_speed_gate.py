@@ -136,7 +136,7 @@ def test_a_harmful_layer_is_kept_high_and_the_rest_is_not(broken: Callable[..., 
     assert all(hop["passed"] for hop in report["hops"])
     low = {row["layer"] for row in read_layers(onnx.load(bundle.model_path)) if row["precision"] == "int8"}
     assert low == asked - {HARMFUL}
-    assert bundle.manifest["precision"] == "int8"
+    assert bundle.manifest.precision == "int8"
 
 
 def test_without_a_budget_it_is_ruined(broken: Callable[..., Any], tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_an_impossible_budget(digits: Digits, cli: CommandLine, images_of_harmfu
     assert result.status == 0
     bundle = load_bundle(cli.folder / "nano-int8")
     report = report_of(bundle)
-    assert bundle.manifest["precision"] == "fp32"
-    assert bundle.manifest["calibration"] is report["quantization"] is None
+    assert bundle.manifest.precision == "fp32"
+    assert bundle.manifest.calibration is report["quantization"] is None
     assert sorted(p.name for p in bundle.path.iterdir()) == [
         "engine.onnx", "golden.npz", "manifest.json", "model.onnx", "report.html", "report.json",
     ]  # fmt: skip
@@ -221,7 +221,7 @@ def test_an_impossible_budget(digits: Digits, cli: CommandLine, images_of_harmfu
     assert f"Note: {note}\n" in result.out
     assert [hop["name"] for hop in report["hops"]] == ["deploy form", "ONNX fp32", "onnxruntime engine"]
     assert {hop["tolerance"] for hop in report["hops"]} == {1e-4}
-    assert "--precision fp32" in bundle.manifest["command"] and "--quantize" not in bundle.manifest["command"]
+    assert "--precision fp32" in bundle.manifest.command and "--quantize" not in bundle.manifest.command
     assert report["seconds"]["Calibrating"] > 0  # the time spent is told
 
 
@@ -336,7 +336,7 @@ def test_not_faster(
     """Without a budget it is built as asked for, with a warning."""
     timed(gain)
     bundle = build(small(digits, tmp_path / "b"))
-    assert bundle.manifest["precision"] == "int8"
+    assert bundle.manifest.precision == "int8"
     assert report_of(bundle)["notes"][-1] == (
         f"do not ship int8: int8 is not faster than fp32 on onnxruntime here ({gain:.2f}× at batch 1); "
         "build with --precision fp32"
@@ -348,7 +348,7 @@ def test_not_faster_with_a_budget(
 ) -> None:
     timed(0.5)
     bundle = build(small(digits, tmp_path / "b", val_data=digits.images, max_accuracy_drop=100.0))
-    assert bundle.manifest["precision"] == "fp32"
+    assert bundle.manifest.precision == "fp32"
     report = report_of(bundle)
     wanted = "int8 is not faster than fp32 on onnxruntime here (0.50× at batch 1); fp32 was built instead"
     assert report["notes"][-1] == wanted
@@ -362,7 +362,7 @@ def test_noise_takes_no_bits_away(
     """What the rounds do not bear out does not decide: what was asked for is built, and the note says so."""
     timed(*noise)
     bundle = build(small(digits, tmp_path / "b", val_data=digits.images, max_accuracy_drop=100.0))
-    assert bundle.manifest["precision"] == "int8"
+    assert bundle.manifest.precision == "int8"
     report = report_of(bundle)
     doubt = report["quantization"]["speed"]["doubt"]
     assert report["notes"][-1].startswith(
@@ -461,8 +461,8 @@ def test_a_fallback_from_fp8_is_for_the_gpus_asked_for(
             tmp_path / "b", precision="fp8", engine="tensorrt-rtx", calib_images=1, quantize=("proj",)
         )
     )
-    assert bundle.manifest["precision"] == "fp16"
-    assert "--target" not in bundle.manifest["command"]
+    assert bundle.manifest.precision == "fp16"
+    assert "--target" not in bundle.manifest.command
 
 
 def test_fp8_on_onnxruntime_is_refused_for_that_and_not_for_the_gpu(

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sit_deploy.bundle import write_manifest
 from sit_deploy.cli.common import console
 from sit_deploy.cli.report import _show
 from sit_deploy.errors import InputError
+from sit_deploy.manifest import write_manifest
 from sit_deploy.report import render_evidence
 from sit_deploy.report.verdict import judge
 from sit_deploy.validation.evidence import SCHEMA, read_evidence, require_comparable

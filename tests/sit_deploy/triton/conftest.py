@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
+from sit_deploy.manifest import digest
 from sit_deploy.triton import server
 from sit_deploy.triton.config import Serving
 

@@ -4,13 +4,16 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
+from sit_deploy.manifest import digest
 from sit_deploy.triton import repository as repositories
 from sit_deploy.triton.config import parse
 from sit_deploy.triton.repository import choose_backend, default_name, write_repository
@@ -24,6 +27,11 @@ Copy = Callable[..., Path]
 @pytest.fixture
 def bundle(trained: Trained) -> Bundle:
     return load_bundle(trained.bundle)
+
+
+def saying(bundle: Bundle, **fields: Any) -> Bundle:
+    """Return the bundle with other fields in its manifest."""
+    return replace(bundle, manifest=structs.replace(bundle.manifest, **fields))
 
 
 def files(folder: Path) -> list[str]:
@@ -71,13 +79,11 @@ def test_the_python_backend_needs_nothing_but_the_repository(bundle: Bundle, tmp
         assert not [line for line in imported if "sit_deploy" in line and "sit_deploy_parts" not in line]
 
 
-def test_labels_are_the_classes_a_line_each(
-    bundle: Bundle, tmp_path: Path, copy_of: Copy, monkeypatch: Any
-) -> None:
+def test_labels_are_the_classes_a_line_each(bundle: Bundle, tmp_path: Path, copy_of: Copy) -> None:
     write_repository([(bundle, serving())], tmp_path / "repo")
     assert (tmp_path / "repo/net/labels.txt").read_text().splitlines() == list(CLASSES)
-    monkeypatch.setitem(bundle.manifest, "classes", ["two\nlines", *CLASSES[1:]])
-    write_repository([(bundle, serving("other"))], tmp_path / "repo")
+    renamed = saying(bundle, classes=["two\nlines", *CLASSES[1:]])
+    write_repository([(renamed, serving("other"))], tmp_path / "repo")
     assert (tmp_path / "repo/other/labels.txt").read_text().splitlines() == ["two lines", *CLASSES[1:]]
 
 
@@ -150,7 +156,7 @@ def other(copy_of: Copy, trained: Trained) -> Bundle:
 def belongs_together(repository: Path, bundles: list[Bundle]) -> str:
     """Check that what is in a repository now serves one of `bundles` and no mixture; returns what there is."""
     network = parse((repository / "net/config.pbtxt").read_text())
-    digests = {bundle.manifest["digest"]: bundle for bundle in bundles}
+    digests = {bundle.manifest.digest: bundle for bundle in bundles}
     now = digests[network.parameters["bundle_digest"].string_value]
     parts = ["old" if now is bundles[0] else "new"]
     for name in ("net", "net_images"):
@@ -325,17 +331,17 @@ def test_which_backend_serves_a_bundle(nano_rtx: Path, copy_of: Copy, bundle: Bu
     ):
         choose_backend(rtx, None)
     assert choose_backend(rtx, "python") == "python"
-    rtx.manifest["engine"]["kind"] = "openvino"
+    openvino = saying(rtx, engine=structs.replace(rtx.manifest.engine, kind="openvino"))
     with pytest.raises(InputError, match="an engine of openvino, which is served by no backend here"):
-        choose_backend(rtx, None)
+        choose_backend(openvino, None)
     full = as_tensorrt(copy_of(nano_rtx))
     assert choose_backend(full, None) == "tensorrt"
-    full.manifest["engine"]["details"]["strip_weights"] = True
+    details = {**full.manifest.engine.details, "strip_weights": True}
+    stripped = saying(full, engine=structs.replace(full.manifest.engine, details=details))
     with pytest.raises(InputError, match="holds no weights, and Triton cannot give it any"):
-        choose_backend(full, None)
-    rtx.manifest["precision"] = "bf16"
+        choose_backend(stripped, None)
     with pytest.raises(InputError, match="in bf16, which ONNX Runtime has no CPU kernels for"):
-        choose_backend(rtx, "python")
+        choose_backend(saying(rtx, precision="bf16"), "python")
 
 
 def test_a_manifest_edited_by_hand(nano_fp32: Path, copy_of: Copy) -> None:

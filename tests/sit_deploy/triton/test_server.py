@@ -19,9 +19,10 @@ import pytest
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from sit_deploy.bundle import Bundle, digest, load_bundle
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.data.images import list_images
 from sit_deploy.inference import load
+from sit_deploy.manifest import digest
 from sit_deploy.measure.parity import compare
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
@@ -78,7 +79,7 @@ def test_golden_outputs(
     images, reference = bundle.golden()
     with triton.client(protocol) as client:
         logits = np.concatenate([triton.infer(client, model, image[None]) for image in images])
-    hop = compare("Triton", logits, reference, reference, TOLERANCE[bundle.manifest["precision"]])
+    hop = compare("Triton", logits, reference, reference, TOLERANCE[bundle.manifest.precision])
     assert hop.passed, hop
 
 

@@ -45,7 +45,7 @@ def test_int8_drifts_as_it_goes_on(nano_int8: Path, digits: Digits) -> None:
 def test_the_first_layer_that_is_wrong_is_named(
     nano_fp32: Path, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
-    from sit_deploy.bundle import write_manifest
+    from sit_deploy.manifest import write_manifest
     from tests.sit_deploy.cli.test_validate import load_manifest
 
     bundle = copy_of(nano_fp32)

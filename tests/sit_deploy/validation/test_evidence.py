@@ -38,7 +38,7 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
     from sit_deploy.validation.stages import Ledger
 
     bundle = load_bundle(trained.bundle)
-    samples = open_labelled(trained.images, bundle.manifest["classes"], 7)
+    samples = open_labelled(trained.images, bundle.manifest.classes, 7)
     flip = Flip("x.png", 4, 0, 1, 2, 0.9, 0.5, 0.4)
     accuracy = Accuracy(11, 90.0, 100.0, 80.0, 100.0, 90.0, 1, 0, flips=(flip,))
     ledger = Ledger([], "engine", 11, 1, accuracy, Evaluation({}), onnx.ModelProto(), {})

@@ -70,7 +70,7 @@ def entries(ledger: Ledger) -> dict[str, Any]:
 
 def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[str, WorkerSpec]) -> None:
     bundle = load_bundle(trained.bundle)
-    samples = open_labelled(trained.images, bundle.manifest["classes"], 7)
+    samples = open_labelled(trained.images, bundle.manifest.classes, 7)
     found = measure_ledger(
         bundle, samples, teacher=teacher, teacher_name="lvvit_nano", timing=TimingOptions(2, threads=1)
     )
@@ -80,7 +80,7 @@ def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[
     assert [entry.latency_ms for entry in found.entries] == pytest.approx([8, 4, 2, 1, 0.5])
     rows = entries(found)
     assert rows[TEACHER].macs > 1.5 * rows[STUDENT].macs > 1.5 * rows[DEPLOY].macs * 0.9
-    assert rows["ONNX fp32"].macs == rows["onnxruntime engine"].macs == bundle.manifest["model"]["macs"]
+    assert rows["ONNX fp32"].macs == rows["onnxruntime engine"].macs == bundle.manifest.model.macs
     assert rows["onnxruntime engine"].size == (trained.bundle / "engine.onnx").stat().st_size
     for name in names[2:]:
         assert rows[name].agreement == 100 and rows[name].sqnr_db > 100
