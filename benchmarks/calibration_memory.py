@@ -104,9 +104,9 @@ def run_plain(path: Path, size: tuple[int, int], count: int, threads: int) -> di
 def run_ours(path: Path, size: tuple[int, int], count: int, threads: int) -> dict[str, Any]:
     import onnx
 
-    from calibration.collect import observe
-    from calibration.thresholds import thresholds
-    from sit_deploy.quantize.calibrate import MIGRATED_ON
+    from calibration.collect import collect_observations
+    from calibration.thresholds import thresholds_by_method
+    from sit_deploy.quantize.calibrate import SMOOTHING_IMAGES
 
     model = onnx.load(path)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -127,18 +127,20 @@ def run_ours(path: Path, size: tuple[int, int], count: int, threads: int) -> dic
     passes = []
     # as a build does: the channels that scales migrate between on some images, then all tensors on all
     for images, wanted, channels in (
-        (min(count, MIGRATED_ON), [], dict.fromkeys(normalised, -1)),
+        (min(count, SMOOTHING_IMAGES), [], dict.fromkeys(normalised, -1)),
         (count, tensors, {}),
     ):
         ends[:] = [time.perf_counter()]
-        seen = observe(model, image_stream(images, size), wanted, channels, progress, threads=threads)
+        seen = collect_observations(
+            model, image_stream(images, size), wanted, channels, progress, threads=threads
+        )
         # the first difference holds the making of the session too; `report` leaves it out
         passes.append(report((np.diff(ends) * 1e3).tolist(), curve))
     total = sum(p["ms_per_image"] * p["images"] for p in passes)
     result = passes[1] | {"ms_per_image": total / count}
     started = time.perf_counter()
     for observer in seen.tensors.values():
-        thresholds(observer)
+        thresholds_by_method(observer)
     return result | {
         "ms_of_passes": [p["ms_per_image"] for p in passes],
         "tensors": len(tensors),
@@ -203,7 +205,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 def main(model: str, few: int, many: int, peer_images: int, rounds: int, threads: int) -> None:
     """Measure what observing costs over plain inference; exit 1 if it costs more than it may."""
-    from sit_deploy.quantize.calibrate import MIGRATED_ON
+    from sit_deploy.quantize.calibrate import SMOOTHING_IMAGES
 
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     before = machine()
@@ -216,8 +218,8 @@ def main(model: str, few: int, many: int, peer_images: int, rounds: int, threads
         ]
         long = alone(run_ours, path, size, many, threads)
         peer = alone(run_onnxruntime, path, size, peer_images, threads)
-    # of MANY images, from the passes of each round: the first pass sees no more than MIGRATED_ON of them
-    share = min(MIGRATED_ON, many) / many
+    # of MANY images, from the passes of each round: the first pass sees no more than SMOOTHING_IMAGES of them
+    share = min(SMOOTHING_IMAGES, many) / many
     ratios = [
         (share * ours["ms_of_passes"][0] + ours["ms_of_passes"][1]) / plain["ms_per_image"]
         for plain, ours in turns

@@ -131,23 +131,24 @@ def ablate(name: str, checkpoint: Path, calibration: Path, val: Path, work: Path
 
 def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict[str, Any]:
     """Return graphs, made when asked for, that add one tool after the other to plain min-max; then the methods."""
-    from calibration.bias_correction import correct_biases, measure_layers
-    from calibration.collect import observe
+    from calibration.bias_correction import correct_biases
+    from calibration.collect import collect_observations
     from calibration.formats import float16_scale
     from calibration.insert_qdq import Scales, insert_qdq
+    from calibration.layer_error import measure_layer_errors
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from sit_deploy.quantize.calibrate import choose_scales, migrated_graph
-    from sit_deploy.quantize.quantizer import MEASURED_ON, make_quantizer
+    from sit_deploy.quantize.calibrate import choose_scales, smoothed_graph
+    from sit_deploy.quantize.quantizer import LAYER_ERROR_IMAGES, make_quantizer
 
-    migrated = migrated_graph(graph, found)
-    known = find_layers(migrated)
+    smoothed = smoothed_graph(graph, found)
+    known = find_layers(smoothed)
     names = make_plan(known, "int8", groups).quantized
     chosen = [known[name] for name in names]
 
     def plain() -> Any:
         tensors = list(dict.fromkeys(tensor for layer in chosen for tensor in layer.inputs))
-        seen = observe(graph, stream, tensors)
+        seen = collect_observations(graph, stream, tensors)
         return insert_qdq(
             graph, names, Scales({t: float(float16_scale(o.absmax / 127)) for t, o in seen.tensors.items()})
         )
@@ -162,8 +163,8 @@ def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict
 
     def corrected() -> Any:
         scales = choose_scales(found, chosen, "minmax")
-        errors = measure_layers(migrated, names, stream.spread(MEASURED_ON), scales)
-        return correct_biases(insert_qdq(migrated, names, scales), errors)
+        errors = measure_layer_errors(smoothed, names, stream.spread(LAYER_ERROR_IMAGES), scales)
+        return correct_biases(insert_qdq(smoothed, names, scales), errors)
 
     def rounded(method: str) -> Any:
         quantizer = make_quantizer(graph, found, stream, groups, method)
@@ -175,8 +176,8 @@ def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict
 
     return {
         "min-max alone": plain,
-        "+ scale migration": lambda: insert_qdq(migrated, names, unshifted()),
-        "+ shift": lambda: insert_qdq(migrated, names, choose_scales(found, chosen, "minmax")),
+        "+ scale migration": lambda: insert_qdq(smoothed, names, unshifted()),
+        "+ shift": lambda: insert_qdq(smoothed, names, choose_scales(found, chosen, "minmax")),
         "+ bias correction, nearest rounding": corrected,
         "+ weight rounding, no bias correction": lambda: rounded("minmax"),
         "+ weight rounding and bias correction": lambda: with_all("minmax"),

@@ -1,12 +1,16 @@
 """Calibration on a stream of images: memory does not grow with their number, and observations merge.
 
-    from calibration.collect import observe
-    from calibration.thresholds import thresholds
+    from calibration.collect import collect_observations
+    from calibration.thresholds import thresholds_by_method
 
-    seen = observe(model, images, tensors=["head/input"])
-    scale = thresholds(seen.tensors["head/input"])["mse"] / 127
+    seen = collect_observations(model, images, tensors=["head/input"])
+    scale = thresholds_by_method(seen.tensors["head/input"])["mse"] / 127
 
-Those two are reached through their modules, whose names they share.
+Modules are public under their own names; this one offers a few of their names without loading any before it is asked.
+
+    observe    session (runs a graph), collect (observers of its tensors), observers, histogram; ranges (extremes alone)
+    decide     thresholds, smoothquant, gptq, layer_error, bias_correction, formats (the grids of codes), layers, plan
+    write      insert_qdq, read_qdq, graph_editor; cache (calibration.json)
 """
 
 from __future__ import annotations

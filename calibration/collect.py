@@ -6,18 +6,16 @@ part in the result. What is kept is the observers: their size depends on the ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
 from calibration.errors import CalibrationError
 from calibration.observers import ChannelObserver, TensorObserver
-from calibration.ranges import ImageSession, image_input, observable, observe_ranges, require_observable
-
-Progress = Callable[[str, int, int], None]
+from calibration.ranges import observable_tensors, observe_ranges, require_observable
+from calibration.session import ImageSession, Progress, at_batch_one, image_input, with_outputs
 
 _FORMAT = 1
 
@@ -97,7 +95,7 @@ class Observations:
             raise CalibrationError(f"observations lack {error}; observe again") from error
 
 
-def observe(
+def collect_observations(
     model: onnx.ModelProto,
     images: Iterable[np.ndarray],
     tensors: Collection[str],
@@ -127,11 +125,11 @@ def observe(
     """
     axes = dict(channels or {})
     single = at_batch_one(model)
-    known = dict.fromkeys(observable(single))
+    known = dict.fromkeys(observable_tensors(single))
     wanted = {*tensors, *axes}
     require_observable(known, wanted)
     names = [name for name in known if name in wanted]
-    session = ImageSession(showing(single, names), threads)
+    session = ImageSession(with_outputs(single, names), threads)
     del single  # a copy of the weights
     seen = Observations(
         0,
@@ -168,33 +166,3 @@ def _blame(single: onnx.ModelProto, image: np.ndarray, number: int) -> str:
     first = next((name for name, seen in observe_ranges(single, [image]).items() if seen.non_finite), "?")
     what = "the image itself" if first == image_input(single).name else "mend the model's weights"
     return f"tensor '{first}' holds a NaN or infinity on calibration image {number}; look at {what}"
-
-
-def at_batch_one(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph for one image: shapes inside it are inferred anew."""
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    del single.graph.value_info[:]
-    for value in (image_input(single), *single.graph.output):
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-    return single
-
-
-def showing(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """Return the graph with the named tensors as its outputs, in their order.
-
-    Reducing them to channel maxima inside the graph is no faster (36 LayerNorms of a SiT-S: 0.8 ms an image outside), and
-    a histogram needs the values.
-    """
-    showing = onnx.ModelProto()
-    showing.CopyFrom(model)
-    del showing.graph.output[:]
-    given = image_input(model).name
-    for name in names:
-        shown = name
-        if name == given:  # an input cannot be an output too
-            shown = f"observed/{name}"
-            showing.graph.node.append(helper.make_node("Identity", [name], [shown], shown))
-        showing.graph.output.append(helper.make_tensor_value_info(shown, TensorProto.FLOAT, None))
-    return showing

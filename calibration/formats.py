@@ -89,7 +89,7 @@ def weight_scale(weight: np.ndarray, channel_axis: int, grid: Grid) -> np.ndarra
     return float16_scale(np.abs(weight).max(axis=others) / grid.largest)
 
 
-def along(vector: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+def broadcast_along(vector: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     """Shape a vector so that it broadcasts along one axis."""
     shape = [1] * ndim
     shape[axis] = -1

@@ -1,4 +1,4 @@
-"""Rounding weights so that the layer's output, not the weight itself, comes out nearest.
+"""GPTQ: rounding weights so that the layer's output, not the weight itself, comes out nearest.
 
 Rounding each weight to the nearest code minimises |w - q|. What matters is |Xw - Xq| over the layer's real inputs X, and
 there an error of one weight can be made good by the others that see correlated inputs. This is GPTQ (Frantar et al.,
@@ -15,13 +15,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from calibration.collect import at_batch_one, showing
 from calibration.errors import CalibrationError
 from calibration.formats import GRIDS, Grid, weight_scale
 from calibration.layers import Layer, find_layers
-from calibration.ranges import ImageSession
-
-Progress = Callable[[str, int, int], None]
+from calibration.session import ImageSession, Progress, at_batch_one, with_outputs
 
 DAMPING = 0.01  # of H's mean diagonal, added to its diagonal: the paper's
 _ROWS = 512  # rows of X gathered for one product
@@ -30,7 +27,7 @@ _BLOCK = 32  # columns whose errors are gathered before the rest of the weight i
 _HELD = 64_000_000
 
 
-def round_weights(
+def gptq_codes(
     model: onnx.ModelProto,
     layers: Sequence[str],
     images: Iterable[np.ndarray],
@@ -40,14 +37,16 @@ def round_weights(
     """Return the codes of every layer's weight, in the weight's own shape, for the scales that `weight_scale` gives.
 
     Args:
-        model: a float32 graph; `layers` names those of its layers that have a weight and are to be quantized.
+        model: a float32 graph.
+        layers: names of those of its layers that are to be quantized; those without a weight are passed over.
         images: float32 arrays (n, 3, H, W), which may be iterated more than once; a few dozen do.
             The scales of the activations have no say: a shift is given back with the rounded weights, so that x itself
             is what they multiply.
+        precision: "int8" or "fp8".
         progress: called as progress(text, arrays done, arrays in all), over all passes.
 
     Raises:
-        CalibrationError: as `calibration.collect.observe`, or a convolution with groups, dilations or automatic padding.
+        CalibrationError: as `calibration.collect.collect_observations`, or a convolution with groups, dilations or automatic padding.
     """
     known = find_layers(model)
     wanted = [known[name] for name in layers if known[name].weight is not None]
@@ -64,31 +63,34 @@ def round_weights(
             if progress:
                 progress("Rounding weights", before + done, len(parts) * arrays)
 
-        moments = _second_moments(single, part, tensors, images, report)
+        hessians = _hessians(single, part, tensors, images, report)
         for layer in part:
-            if not np.isfinite(moments[_key(layer)]).all():
+            if not np.isfinite(hessians[_key(layer)]).all():
                 raise CalibrationError(f"'{layer.inputs[0]}' is not finite; no weight is rounded to it")
             weight = numpy_helper.to_array(tensors[layer.weight])
             scale = weight_scale(weight, layer.channel_axis, grid)
-            rounded = round_rows(_rows(weight, layer), moments[_key(layer)], scale, grid)
+            rounded = gptq_matrix_codes(_rows(weight, layer), hessians[_key(layer)], scale, grid)
             codes[layer.name] = _restored(rounded, weight, layer)
     return codes
 
 
-def round_rows(
-    weight: np.ndarray, moment: np.ndarray, scale: np.ndarray, grid: Grid, damping: float = DAMPING
+def gptq_matrix_codes(
+    weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, grid: Grid, damping: float = DAMPING
 ) -> np.ndarray:
     """Round a weight (outputs, inputs) to codes so that tr((w - q) H (w - q)ᵀ) is small.
 
     Args:
-        moment: H = XᵀX over the inputs, symmetric (inputs, inputs), up to a factor.
+        weight: float32 (outputs, inputs).
+        hessian: H = XᵀX over the inputs, symmetric (inputs, inputs), up to a factor.
         scale: of each output, (outputs,).
+        grid: of the codes.
+        damping: share of H's mean diagonal that is added to its diagonal.
 
     Returns:
         Codes in the grid's dtype, (outputs, inputs).
     """
     columns = weight.shape[1]
-    h = moment.astype(np.float64)
+    h = hessian.astype(np.float64)
     diagonal = np.diag(h).copy()
     dead = diagonal == 0  # an input that is always 0 has no say
     h[dead, dead] = 1
@@ -117,7 +119,7 @@ def round_rows(
 
 
 def _parts(layers: Sequence[Layer], tensors: Mapping[str, onnx.TensorProto]) -> Iterator[list[Layer]]:
-    """Cut the layers, in graph order, into runs whose second moments fit in memory together."""
+    """Cut the layers, in graph order, into runs whose Hessians fit in memory together."""
     part: list[Layer] = []
     keys: set[tuple] = set()
     held = 0
@@ -150,19 +152,19 @@ def _restored(rows: np.ndarray, weight: np.ndarray, layer: Layer) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, layer.channel_axis))
 
 
-def _second_moments(
+def _hessians(
     single: onnx.ModelProto,
     layers: Sequence[Layer],
     tensors: Mapping[str, onnx.TensorProto],
     images: Iterable[np.ndarray],
     report: Callable[[int], None],
 ) -> dict[tuple, np.ndarray]:
-    """Return XᵀX of every input that the layers see, summed over images and tokens, float32."""
+    """Return H = XᵀX of every input that the layers see, summed over images and tokens, float32."""
     nodes = {node.name: node for node in single.graph.node}
     sources = {_key(layer): layer for layer in layers}
     names = list(dict.fromkeys(layer.inputs[0] for layer in layers))
-    session = ImageSession(showing(single, names))
-    moments = {key: _Moment() for key in sources}
+    session = ImageSession(with_outputs(single, names))
+    hessians = {key: _Hessian() for key in sources}
     seen = 0
     for done, batch in enumerate(images, 1):
         for image in session.fit(batch):
@@ -171,15 +173,15 @@ def _second_moments(
                 x = values[key[0]]
                 if layer.op_type == "Conv":
                     x = _windows(x, nodes[layer.name], tensors[layer.weight].dims[2:])
-                moments[key].add(x.reshape(-1, x.shape[-1]))
+                hessians[key].add(x.reshape(-1, x.shape[-1]))
             seen += 1
         report(done)
     if not seen:
         raise CalibrationError("no images to round the weights with; pass at least one")
-    return {key: moment.total() for key, moment in moments.items()}
+    return {key: hessian.total() for key, hessian in hessians.items()}
 
 
-class _Moment:
+class _Hessian:
     """XᵀX of rows that come a few at a time; they are gathered, as many small products take longer than a large one."""
 
     def __init__(self) -> None:
@@ -195,10 +197,10 @@ class _Moment:
         if self._rows:
             x = np.concatenate(self._rows)
             self._rows.clear()
-            moment = x.T @ x
+            hessian = x.T @ x
             if self._total is not None:
-                moment += self._total
-            self._total = moment
+                hessian += self._total
+            self._total = hessian
         return self._total
 
 

@@ -43,8 +43,8 @@ def shapes_of(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
     return shapes
 
 
-class Graph:
-    """A copy of a model to edit; `done()`, the last call, gives it checked and with shapes inferred anew."""
+class GraphEditor:
+    """A copy of a model to edit; `finish()`, the last call, gives it checked and with shapes inferred anew."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = ModelProto()
@@ -71,19 +71,19 @@ class Graph:
     def is_constant(self, name: str) -> bool:
         return name in self._initializers
 
-    def array(self, name: str) -> np.ndarray:
+    def constant(self, name: str) -> np.ndarray:
         """Return a copy of an initializer's values."""
         return numpy_helper.to_array(self._initializers[name]).copy()
 
-    def add(self, name: str, values: np.ndarray) -> str:
+    def add_constant(self, name: str, values: np.ndarray) -> str:
         """Add an initializer, under `name` or one like it that is free; return its name."""
-        name = self.fresh(name)
+        name = self.unique_name(name)
         tensor = self.model.graph.initializer.add()
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(values), name))
         self._initializers[name] = tensor
         return name
 
-    def give(self, node: NodeProto, position: int, values: np.ndarray) -> None:
+    def replace_constant(self, node: NodeProto, position: int, values: np.ndarray) -> None:
         """Replace a node's constant operand; other readers of the old one (equal constants are shared) keep it."""
         old = node.input[position]
         values = np.ascontiguousarray(values)
@@ -91,9 +91,9 @@ class Graph:
         if places == 1 and old not in self.outputs:
             self._initializers[old].CopyFrom(numpy_helper.from_array(values, old))
         else:
-            node.input[position] = self.add(old, values)
+            node.input[position] = self.add_constant(old, values)
 
-    def fresh(self, name: str) -> str:
+    def unique_name(self, name: str) -> str:
         """Return the name, or one like it, that no node or tensor has, and take it."""
         unique, count = name, 1
         while unique in self._names:
@@ -102,15 +102,15 @@ class Graph:
         self._names.add(unique)
         return unique
 
-    def before(self, node: NodeProto, new: Iterable[NodeProto]) -> None:
+    def insert_before(self, node: NodeProto, new: Iterable[NodeProto]) -> None:
         place = next(i for i, other in enumerate(self.nodes) if other is node)
         self.nodes[place:place] = new
 
-    def after(self, node: NodeProto, new: Iterable[NodeProto]) -> None:
+    def insert_after(self, node: NodeProto, new: Iterable[NodeProto]) -> None:
         place = next(i for i, other in enumerate(self.nodes) if other is node)
         self.nodes[place + 1 : place + 1] = new
 
-    def done(self) -> ModelProto:
+    def finish(self) -> ModelProto:
         """Return the model without constants that nothing reads.
 
         Raises:
@@ -131,3 +131,31 @@ class Graph:
         graph.output.extend(inferred.graph.output)
         graph.value_info.extend(inferred.graph.value_info)
         return self.model
+
+
+def find_bias(graph: GraphEditor, node: NodeProto) -> tuple[NodeProto, int] | None:
+    """Return where a layer's bias is, as node and position: its own operand, or that of the one Add behind it."""
+    if node.op_type in ("Conv", "Gemm"):
+        return (node, 2) if len(node.input) > 2 and node.input[2] else None
+    readers = graph.readers(node.output[0])
+    if len(readers) != 1 or readers[0].op_type != "Add" or node.output[0] in graph.outputs:
+        return None
+    other = 1 - list(readers[0].input).index(node.output[0])
+    return (readers[0], other) if graph.is_constant(readers[0].input[other]) else None
+
+
+def add_bias(graph: GraphEditor, node: NodeProto, amount: np.ndarray) -> None:
+    """Add (channels,) to what a layer gives: to its bias where it has one, else with an Add of its own."""
+    if (found := find_bias(graph, node)) is not None:
+        reader, position = found
+        bias = graph.constant(reader.input[position])
+        graph.replace_constant(reader, position, (bias + amount).astype(np.float32))
+    elif node.op_type in ("Conv", "Gemm"):
+        del node.input[2:]
+        node.input.append(graph.add_constant(f"{node.name}/bias", amount.astype(np.float32)))
+    else:
+        plain = graph.unique_name(f"{node.output[0]}/without_bias")
+        bias = graph.add_constant(f"{node.name}/bias/value", amount.astype(np.float32))
+        new = helper.make_node("Add", [plain, bias], [node.output[0]], graph.unique_name(f"{node.name}/bias"))
+        node.output[0] = plain
+        graph.insert_after(node, [new])

@@ -20,8 +20,8 @@ import onnx
 from onnx import NodeProto, helper
 
 from calibration.errors import CalibrationError
-from calibration.formats import GRIDS, Grid, along, weight_scale
-from calibration.graph_editor import Graph
+from calibration.formats import GRIDS, Grid, broadcast_along, weight_scale
+from calibration.graph_editor import GraphEditor, add_bias
 from calibration.layers import Layer, find_layers
 
 
@@ -71,15 +71,15 @@ def insert_qdq(
         raise CalibrationError(
             f"the graph has no layer '{unknown[0]}'; plan and graph do not belong together"
         )
-    writer = _Writer(Graph(model), grid, scales)
+    writer = _Writer(GraphEditor(model), grid, scales)
     for name, layer in known.items():
         if name in layers:
             writer.quantize(layer)
-    return writer.graph.done()
+    return writer.graph.finish()
 
 
 class _Writer:
-    def __init__(self, graph: Graph, grid: Grid, scales: Scales) -> None:
+    def __init__(self, graph: GraphEditor, grid: Grid, scales: Scales) -> None:
         self.graph, self.grid, self.scales = graph, grid, scales
         # tensor and padding -> its dequantized form
         self._quantized: dict[tuple[str, tuple[int, ...]], str] = {}
@@ -105,24 +105,26 @@ class _Writer:
     def _weight(self, layer: Layer, node: NodeProto) -> tuple[np.ndarray, np.ndarray]:
         """Quantize a layer's weight; return its codes and scales."""
         g, axis = self.graph, layer.channel_axis
-        weight = g.array(layer.weight)
+        weight = g.constant(layer.weight)
         scale = weight_scale(weight, axis, self.grid)
         codes = self.scales.weights.get(layer.name)
         if codes is None:
-            codes = self.grid.weight_codes(weight, along(scale, axis, weight.ndim))
+            codes = self.grid.weight_codes(weight, broadcast_along(scale, axis, weight.ndim))
         elif codes.shape != weight.shape:
             raise CalibrationError(
                 f"the codes of '{layer.name}' are {codes.shape}, its weight {weight.shape}"
             )
         name = layer.weight
         operands = [
-            g.add(f"{name}/codes", codes.astype(self.grid.dtype)),
-            g.add(f"{name}/scale", scale),
-            g.add(f"{name}/zero_point", np.zeros(scale.shape, self.grid.dtype)),
+            g.add_constant(f"{name}/codes", codes.astype(self.grid.dtype)),
+            g.add_constant(f"{name}/scale", scale),
+            g.add_constant(f"{name}/zero_point", np.zeros(scale.shape, self.grid.dtype)),
         ]
-        node.input[1] = g.fresh(f"{name}/dequantized")
-        label = g.fresh(f"{name}/dequantize")
-        g.before(node, [helper.make_node("DequantizeLinear", operands, [node.input[1]], label, axis=axis)])
+        node.input[1] = g.unique_name(f"{name}/dequantized")
+        label = g.unique_name(f"{name}/dequantize")
+        g.insert_before(
+            node, [helper.make_node("DequantizeLinear", operands, [node.input[1]], label, axis=axis)]
+        )
         return codes, scale
 
     def _take_padding(self, node: NodeProto) -> tuple[int, ...]:
@@ -148,63 +150,44 @@ class _Writer:
             )
         nodes, source = [], name
         if offset := self.scales.offset(name):
-            minus = g.add(f"{name}/minus_shift", np.float32(-offset))
+            minus = g.add_constant(f"{name}/minus_shift", np.float32(-offset))
             nodes.append(
                 helper.make_node(
-                    "Add", [source, minus], [g.fresh(f"{name}/shifted")], g.fresh(f"{name}/shift")
+                    "Add", [source, minus], [g.unique_name(f"{name}/shifted")], g.unique_name(f"{name}/shift")
                 )
             )
             source = nodes[-1].output[0]
             if pads:
                 half = len(pads) // 2
-                amounts = g.add(f"{name}/pads", np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64))
+                amounts = g.add_constant(
+                    f"{name}/pads", np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+                )
                 nodes.append(
                     helper.make_node(
-                        "Pad", [source, amounts, minus], [g.fresh(f"{name}/padded")], g.fresh(f"{name}/pad")
+                        "Pad",
+                        [source, amounts, minus],
+                        [g.unique_name(f"{name}/padded")],
+                        g.unique_name(f"{name}/pad"),
                     )
                 )
                 source = nodes[-1].output[0]
         constants = [
-            g.add(f"{name}/scale", np.float32(scale)),
-            g.add(f"{name}/zero_point", np.zeros((), self.grid.dtype)),
+            g.add_constant(f"{name}/scale", np.float32(scale)),
+            g.add_constant(f"{name}/zero_point", np.zeros((), self.grid.dtype)),
         ]
-        codes, out = g.fresh(f"{name}/quantized"), g.fresh(f"{name}/dequantized")
+        codes, out = g.unique_name(f"{name}/quantized"), g.unique_name(f"{name}/dequantized")
         nodes += [
-            helper.make_node("QuantizeLinear", [source, *constants], [codes], g.fresh(f"{name}/quantize")),
-            helper.make_node("DequantizeLinear", [codes, *constants], [out], g.fresh(f"{name}/dequantize")),
+            helper.make_node(
+                "QuantizeLinear", [source, *constants], [codes], g.unique_name(f"{name}/quantize")
+            ),
+            helper.make_node(
+                "DequantizeLinear", [codes, *constants], [out], g.unique_name(f"{name}/dequantize")
+            ),
         ]
         maker = g.producer(name)
         if maker is None:  # the graph's input
             g.nodes[0:0] = nodes
         else:
-            g.after(maker, nodes)
+            g.insert_after(maker, nodes)
         self._quantized[name, pads] = out
         return out
-
-
-def bias_of(graph: Graph, node: NodeProto) -> tuple[NodeProto, int] | None:
-    """Return where a layer's bias is, as node and position: its own operand, or that of the one Add behind it."""
-    if node.op_type in ("Conv", "Gemm"):
-        return (node, 2) if len(node.input) > 2 and node.input[2] else None
-    readers = graph.readers(node.output[0])
-    if len(readers) != 1 or readers[0].op_type != "Add" or node.output[0] in graph.outputs:
-        return None
-    other = 1 - list(readers[0].input).index(node.output[0])
-    return (readers[0], other) if graph.is_constant(readers[0].input[other]) else None
-
-
-def add_bias(graph: Graph, node: NodeProto, amount: np.ndarray) -> None:
-    """Add (channels,) to what a layer gives: to its bias where it has one, else with an Add of its own."""
-    if (found := bias_of(graph, node)) is not None:
-        reader, position = found
-        bias = graph.array(reader.input[position])
-        graph.give(reader, position, (bias + amount).astype(np.float32))
-    elif node.op_type in ("Conv", "Gemm"):
-        del node.input[2:]
-        node.input.append(graph.add(f"{node.name}/bias", amount.astype(np.float32)))
-    else:
-        plain = graph.fresh(f"{node.output[0]}/without_bias")
-        bias = graph.add(f"{node.name}/bias/value", amount.astype(np.float32))
-        new = helper.make_node("Add", [plain, bias], [node.output[0]], graph.fresh(f"{node.name}/bias"))
-        node.output[0] = plain
-        graph.after(node, [new])

@@ -7,8 +7,7 @@ when its last reader has run. So memory depends on the batch and the model, neve
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Collection, Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from calibration.errors import CalibrationError
-
-Progress = Callable[[str, int, int], None]
+from calibration.session import ImageSession, Progress
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ def observe_ranges(
     Raises:
         CalibrationError: no image, a batch that does not fit the graph, an unknown tensor, or a graph that does not run.
     """
-    names = observable(model) if tensors is None else list(tensors)
-    session = ImageSession(reduced(model, names))
+    names = observable_tensors(model) if tensors is None else list(tensors)
+    session = ImageSession(with_range_outputs(model, names))
     total = len(batches) if isinstance(batches, Sized) else 0
     ranges = {name: TensorRange() for name in names}
     done = 0
@@ -83,7 +81,7 @@ def observe_ranges(
     return ranges
 
 
-def observable(model: onnx.ModelProto) -> list[str]:
+def observable_tensors(model: onnx.ModelProto) -> list[str]:
     """Return the graph's input and every float32 tensor that a node computes, in topological order."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     types = {
@@ -96,7 +94,7 @@ def observable(model: onnx.ModelProto) -> list[str]:
     return [name for name in names if types.get(name) == TensorProto.FLOAT]
 
 
-def reduced(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+def with_range_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """Return the graph with three scalars a tensor as its only outputs: minimum, maximum and L1 norm.
 
     The norm is the NaN probe. ONNX Runtime's ReduceMin and ReduceMax compare, so they lose a NaN unless it happens to
@@ -106,7 +104,7 @@ def reduced(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     names = list(names)
-    require_observable(set(observable(model)), names)
+    require_observable(set(observable_tensors(model)), names)
     del copy.graph.output[:]
     for index, name in enumerate(names):
         for op_type in ("ReduceMin", "ReduceMax", "ReduceL1"):
@@ -116,21 +114,8 @@ def reduced(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return copy
 
 
-def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """Return the graph's one input, the images.
-
-    Raises:
-        CalibrationError: the graph has no input, or several.
-    """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        raise CalibrationError(f"the graph has {len(inputs)} inputs; calibration takes one, the images")
-    return inputs[0]
-
-
 def require_observable(known: Collection[str], names: Iterable[str]) -> None:
-    """Raise CalibrationError for a name that is not among those of `observable`."""
+    """Raise CalibrationError for a name that is not among those of `observable_tensors`."""
     for name in names:
         if name not in known:
             raise CalibrationError(
@@ -138,67 +123,8 @@ def require_observable(known: Collection[str], names: Iterable[str]) -> None:
             )
 
 
-class ImageSession:
-    """An ONNX Runtime session on the CPU that takes runs of images, and holds an activation no longer than it must.
-
-    Args:
-        model: a graph with one input, (N, 3, H, W).
-        threads: ONNX Runtime's threads; its own choice if None.
-
-    Raises:
-        CalibrationError: the graph has another number of inputs, or does not load.
-    """
-
-    def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
-        # its official wheels report usage over the network
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime as ort
-
-        images = image_input(model)
-        dims = images.type.tensor_type.shape.dim
-        self.input = images.name
-        self._shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised; the log would only say it twice
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Reduce a tensor soon after it is made, and plan no second pool from the first run: for a SiT-S at batch 8 the
-        # process then peaks at 1.1 GB, not 2.4.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.enable_mem_pattern = False
-        try:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-            reason = str(error).splitlines()[0]
-            raise CalibrationError(f"ONNX Runtime cannot load the graph: {reason}") from error
-
-    def fit(self, batch: np.ndarray) -> Iterator[np.ndarray]:
-        """Cut a batch into runs that the graph takes; a short last run repeats its own images."""
-        wanted, got = self._shape, tuple(batch.shape)
-        fits = len(got) == len(wanted) and all(
-            w in (None, g) for w, g in zip(wanted[1:], got[1:], strict=True)
-        )
-        if batch.dtype != np.float32 or not fits or got[0] == 0:
-            takes = ", ".join("N" if i == 0 or d is None else str(d) for i, d in enumerate(wanted))
-            raise CalibrationError(
-                f"a calibration batch is {batch.dtype} {got}; the graph takes float32 ({takes}) with N at least 1"
-            )
-        size = wanted[0] or got[0]
-        for start in range(0, got[0], size):
-            run = batch[start : start + size]
-            yield run if len(run) == size else np.resize(run, (size, *run.shape[1:]))
-
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Return the graph's outputs for one run of images."""
-        try:
-            return self._session.run(None, {self.input: images})
-        except Exception as error:  # as above
-            reason = str(error).splitlines()[0]
-            raise CalibrationError(f"ONNX Runtime cannot run the graph: {reason}") from error
-
-
 def _ranges(scalars: Iterable[np.ndarray]) -> Iterator[TensorRange]:
-    """Yield the range of each tensor from the outputs of a `reduced` graph."""
+    """Yield the range of each tensor from the outputs of a `with_range_outputs` graph."""
     values = iter(scalars)
     for low, high, norm in zip(values, values, values, strict=True):
         # The norm of huge finite values may overflow to infinity; only the extremes tell of a true infinity.

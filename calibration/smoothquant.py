@@ -1,11 +1,11 @@
-"""Scale migration: outlier channels of an activation are made smaller, and the weights that read them larger.
+"""SmoothQuant: outlier channels of an activation are made smaller, and the weights that read them larger.
 
 SmoothQuant (Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", arXiv
 2211.10438) divides channel c of an activation by s_c and multiplies row c of the weights that read it by s_c, with
 s_c = max|x_c|^α / max|w_c|^(1-α). Nothing runs for it: the division goes into the affine part of the LayerNorm that makes
 the activation, and for an attention's `proj` into the columns of the values.
 
-Here every s_c is a power of two. Multiplying by one is exact, so the migrated graph computes the same bits: products and
+Here every s_c is a power of two. Multiplying by one is exact, so the smoothed graph computes the same bits: products and
 sums scale with their terms (short of overflow, or of subnormal numbers, below 1e-38). The nearest power of two is at most
 √2 off, and a channel's range needs no more.
 """
@@ -20,20 +20,24 @@ import onnx
 from onnx import numpy_helper
 
 from calibration.errors import CalibrationError
-from calibration.graph_editor import Graph, shapes_of
+from calibration.graph_editor import GraphEditor, shapes_of
 from calibration.layers import Layer, find_layers
 
-ALPHA = 0.5
+STRENGTH = 0.5  # the paper's α, "migration strength"
 _LARGEST = 12  # exponents stay within ±12: the channels of a LayerNorm are not that far apart
 
 _MOVES_TOKENS = ("Slice", "Reshape", "Squeeze", "Flatten")
 
 
 @dataclass(frozen=True)
-class Migration:
-    """Where scales may move: the activation `tensor` (channels last) that `readers` multiply, and the node that takes them.
+class SmoothingSite:
+    """A place of a graph where scales can move between an activation and the weights that multiply it.
 
-    source: a LayerNormalization, or the layer whose last output columns are the values that attention averages.
+    Attributes:
+        source: the node whose output channels are divided: a LayerNormalization, or the layer whose last output columns
+            are the values that attention averages.
+        tensor: the activation, channels last.
+        readers: the layers that multiply it.
     """
 
     source: str
@@ -41,37 +45,44 @@ class Migration:
     readers: tuple[str, ...]
 
 
-def find_migrations(
+def find_smoothing_sites(
     model: onnx.ModelProto, layers: Mapping[str, Layer] | None = None
-) -> tuple[Migration, ...]:
-    """Return every place of a graph where scales can move and every reader of the tensor takes part."""
+) -> tuple[SmoothingSite, ...]:
+    """Return every place of a graph where scales can move and every reader of the tensor takes part.
+
+    Args:
+        model: a float32 graph.
+        layers: its layers, where they have been found already.
+    """
     graph = _Search(model, find_layers(model) if layers is None else layers)
-    found = []
+    sites = []
     for node in model.graph.node:
         if node.op_type == "LayerNormalization" and graph.is_affine(node):
             readers = graph.linears_after(node.output[0])
             if readers:
-                found.append(Migration(node.name, node.output[0], readers))
+                sites.append(SmoothingSite(node.name, node.output[0], readers))
     for layer in graph.layers.values():
         source = graph.values_before(layer) if layer.weight is not None else None
         if source is not None:
-            found.append(Migration(source, layer.inputs[0], (layer.name,)))
-    return tuple(found)
+            sites.append(SmoothingSite(source, layer.inputs[0], (layer.name,)))
+    return tuple(sites)
 
 
-def migration_exponents(
-    model: onnx.ModelProto, migration: Migration, channel_absmax: np.ndarray, alpha: float = ALPHA
+def smoothing_exponents(
+    model: onnx.ModelProto, site: SmoothingSite, channel_absmax: np.ndarray, strength: float = STRENGTH
 ) -> np.ndarray:
     """Return log2 of the factor that each channel is divided by, int (channels,); 0 on the geometric mean.
 
     Args:
-        channel_absmax: the largest |x| of each channel of the migration's tensor, (channels,).
-        alpha: how much of an activation's range moves to the weights; 0.5 shares it.
+        model: the float32 graph.
+        site: one of its places.
+        channel_absmax: the largest |x| of each channel of the site's tensor, (channels,).
+        strength: how much of an activation's range moves to the weights; 0.5 shares it.
 
     Raises:
         CalibrationError: another number of channels.
     """
-    readers = [node for node in model.graph.node if node.name in migration.readers]
+    readers = [node for node in model.graph.node if node.name in site.readers]
     constants = {t.name: t for t in model.graph.initializer if any(t.name == n.input[1] for n in readers)}
     weights = [
         np.abs(numpy_helper.to_array(constants[node.input[1]])).max(axis=1 - _input_axis(node))
@@ -80,47 +91,51 @@ def migration_exponents(
     weight = np.max(weights, axis=0).astype(np.float64)
     if channel_absmax.shape != weight.shape:
         raise CalibrationError(
-            f"'{migration.tensor}' has {len(weight)} channels, and {channel_absmax.shape} were observed; "
-            "observe the graph that is migrated"
+            f"'{site.tensor}' has {len(weight)} channels, and {channel_absmax.shape} were observed; "
+            "observe the graph that is smoothed"
         )
     # a channel that is 0 on one side has no scale to share
     usable = (channel_absmax > 0) & (weight > 0)
     exponents = np.zeros(len(weight), np.int64)
     if usable.any():
-        wanted = alpha * np.log2(channel_absmax[usable].astype(np.float64)) - (1 - alpha) * np.log2(
+        wanted = strength * np.log2(channel_absmax[usable].astype(np.float64)) - (1 - strength) * np.log2(
             weight[usable]
         )
         exponents[usable] = np.clip(np.rint(wanted - wanted.mean()), -_LARGEST, _LARGEST)
     return exponents
 
 
-def migrate(model: onnx.ModelProto, exponents: Mapping[Migration, np.ndarray]) -> onnx.ModelProto:
-    """Return the graph with channel c of each migration's tensor divided by 2^exponents[c]; its logits are the same bits.
+def smooth(model: onnx.ModelProto, exponents: Mapping[SmoothingSite, np.ndarray]) -> onnx.ModelProto:
+    """Return the graph with channel c of each site's tensor divided by 2^exponents[c]; its logits are the same bits.
+
+    Args:
+        model: the float32 graph; it is not changed.
+        exponents: by site, int (channels,).
 
     Raises:
         CalibrationError: not one exponent for each channel.
     """
-    graph = Graph(model)
-    for migration, power in exponents.items():
-        reader = graph.node(migration.readers[0])
-        channels = graph.array(reader.input[1]).shape[_input_axis(reader)]
+    graph = GraphEditor(model)
+    for site, power in exponents.items():
+        reader = graph.node(site.readers[0])
+        channels = graph.constant(reader.input[1]).shape[_input_axis(reader)]
         if np.shape(power) != (channels,):
             raise CalibrationError(
-                f"'{migration.source}' has {channels} channels, and the calibration has exponents of shape "
+                f"'{site.source}' has {channels} channels, and the calibration has exponents of shape "
                 f"{np.shape(power)}; calibrate again"
             )
         factor = np.ldexp(np.float32(1), power).astype(np.float32)
-        source = graph.node(migration.source)
+        source = graph.node(site.source)
         if source.op_type == "LayerNormalization":
             for position in (1, 2):
-                graph.give(source, position, graph.array(source.input[position]) / factor)
+                graph.replace_constant(source, position, graph.constant(source.input[position]) / factor)
         else:
             _divide_values(graph, source, factor)
-        for name in migration.readers:
+        for name in site.readers:
             node = graph.node(name)
-            weight = graph.array(node.input[1])
-            graph.give(node, 1, weight * (factor[:, None] if _input_axis(node) == 0 else factor))
-    return graph.done()
+            weight = graph.constant(node.input[1])
+            graph.replace_constant(node, 1, weight * (factor[:, None] if _input_axis(node) == 0 else factor))
+    return graph.finish()
 
 
 def _input_axis(node: onnx.NodeProto) -> int:
@@ -129,7 +144,7 @@ def _input_axis(node: onnx.NodeProto) -> int:
 
 
 class _Search:
-    """A graph with the lookups that finding migrations needs."""
+    """A graph with the lookups that finding smoothing sites needs."""
 
     def __init__(self, model: onnx.ModelProto, layers: Mapping[str, Layer]) -> None:
         self.layers, self.shapes = layers, shapes_of(model)
@@ -152,20 +167,20 @@ class _Search:
 
     def linears_after(self, tensor: str) -> tuple[str, ...]:
         """Return the layers that multiply a tensor's channels; none if anything else reads them."""
-        found: list[str] = []
+        layers: list[str] = []
         if tensor in self.outputs:
             return ()
         for node in self.readers.get(tensor, []):
             if self._multiplies(node.name, tensor):
-                found.append(node.name)
+                layers.append(node.name)
             elif node.op_type in _MOVES_TOKENS and self._keeps_channels(node):
                 further = self.linears_after(node.output[0])
                 if not further:
                     return ()
-                found += further
+                layers += further
             else:
                 return ()
-        return tuple(found)
+        return tuple(layers)
 
     def values_before(self, layer: Layer) -> str | None:
         """Return the layer that makes the values which attention averages into `layer`'s input, if it is made like that.
@@ -195,15 +210,15 @@ class _Search:
             or self.shapes[cut.input[0]][-1] != channels
         ):
             return None
-        made = self._sole(split.input[0], "Add", "MatMul")
-        if made is not None and made.op_type == "Add":
-            values = [name for name in made.input if name not in self.constants]
-            biases = [name for name in made.input if name in self.constants]
+        before_split = self._sole(split.input[0], "Add", "MatMul")
+        if before_split is not None and before_split.op_type == "Add":
+            values = [name for name in before_split.input if name not in self.constants]
+            biases = [name for name in before_split.input if name in self.constants]
             if len(biases) != 1 or self.shapes[biases[0]][-1:] != self.shapes[split.input[0]][-1:]:
                 return None
-            made = self._sole(values[0], "MatMul")
-        known = self.layers.get(made.name) if made is not None else None
-        return known.name if known is not None and known.weight is not None else None
+            before_split = self._sole(values[0], "MatMul")
+        source = self.layers.get(before_split.name) if before_split is not None else None
+        return source.name if source is not None and source.weight is not None else None
 
     def _multiplies(self, name: str, tensor: str) -> bool:
         layer = self.layers.get(name)
@@ -226,14 +241,14 @@ class _Search:
         return bool(before and after) and before[-1] == after[-1] is not None
 
 
-def _divide_values(graph: Graph, source: onnx.NodeProto, factor: np.ndarray) -> None:
+def _divide_values(graph: GraphEditor, source: onnx.NodeProto, factor: np.ndarray) -> None:
     """Divide the last output columns of a layer, and of the bias added to them."""
-    weight = graph.array(source.input[1])
+    weight = graph.constant(source.input[1])
     weight[:, -len(factor) :] /= factor
-    graph.give(source, 1, weight)
+    graph.replace_constant(source, 1, weight)
     (reader,) = graph.readers(source.output[0])
     if reader.op_type == "Add":
         position = int(graph.is_constant(reader.input[1]))
-        bias = graph.array(reader.input[position])
+        bias = graph.constant(reader.input[position])
         bias[-len(factor) :] /= factor
-        graph.give(reader, position, bias)
+        graph.replace_constant(reader, position, bias)

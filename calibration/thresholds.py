@@ -85,7 +85,7 @@ def threshold(
     return _least_error(observer.histogram, largest, grid)
 
 
-def thresholds(
+def thresholds_by_method(
     observer: TensorObserver, grid: str = "int8", percentile: float = PERCENTILE
 ) -> dict[str, float]:
     """Return the threshold of every method that the grid has, by method; errors as `threshold`."""

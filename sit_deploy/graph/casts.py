@@ -99,7 +99,7 @@ def _minimum_cut(capacity: dict[Any, dict[Any, int]], source: Any, sink: Any) ->
             capacity[head][tail] += flow
 
 
-class Writer:
+class CastWriter:
     """Rewrites a graph in place to the types decided: weights, Casts and value_info."""
 
     def __init__(

@@ -137,7 +137,7 @@ class Interface:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockSummary:
     """The nodes whose names start alike (`blocks.3/...`): their number, MACs and MACs by the type they run in."""
 
     name: str
@@ -162,7 +162,7 @@ class GraphSummary:
     tensors_by_dtype: dict[str, int]
     macs: int
     macs_by_dtype: dict[str, int]
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockSummary, ...]
 
     @property
     def low_precision_fraction(self) -> float:
@@ -243,7 +243,7 @@ def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(sorted(sums.items()))
 
 
-def _blocks(graph: onnx.GraphProto, macs: dict[str, int], ran_in: dict[str, str]) -> tuple[Block, ...]:
+def _blocks(graph: onnx.GraphProto, macs: dict[str, int], ran_in: dict[str, str]) -> tuple[BlockSummary, ...]:
     members: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         match = _BLOCK.match(node.name)
@@ -252,5 +252,5 @@ def _blocks(graph: onnx.GraphProto, macs: dict[str, int], ran_in: dict[str, str]
     for name, nodes in members.items():
         products = [node.output[0] for node in nodes if node.output[0] in macs]
         by_dtype = _sums((ran_in[out], macs[out]) for out in products)
-        rows.append(Block(name, len(nodes), sum(by_dtype.values()), by_dtype))
+        rows.append(BlockSummary(name, len(nodes), sum(by_dtype.values()), by_dtype))
     return tuple(rows)

@@ -74,7 +74,7 @@ def lint(
         dynamic_batch: allow one symbol, that of dimension 0 of the input: as dimension 0 of inputs and outputs, and
             once in the shape of any tensor between them (attention moves the batch behind the q, k, v axis).
     """
-    graph = _Graph(model, max_opset, dynamic_batch)
+    graph = _LintedGraph(model, max_opset, dynamic_batch)
     return [finding for rule in _RULES for finding in rule(graph)]
 
 
@@ -90,7 +90,7 @@ def check(model: onnx.ModelProto, *, max_opset: int | None = None, dynamic_batch
 
 
 @dataclass
-class _Graph:
+class _LintedGraph:
     """A model with the lookups that the rules share."""
 
     model: onnx.ModelProto
@@ -145,14 +145,14 @@ def _names_in_subgraphs(node: onnx.NodeProto) -> Iterator[str]:
         yield from (value.name for value in graph.output)
 
 
-def _invalid(graph: _Graph) -> Iterator[Finding]:
+def _invalid(graph: _LintedGraph) -> Iterator[Finding]:
     try:
         onnx.checker.check_model(graph.model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         yield Finding("invalid", "model", f"ONNX's check fails: {first_line(error)}; export it again")
 
 
-def _domain(graph: _Graph) -> Iterator[Finding]:
+def _domain(graph: _LintedGraph) -> Iterator[Finding]:
     for opset in graph.model.opset_import:
         if opset.domain not in _DEFAULT_DOMAINS:
             yield Finding("domain", f"opset '{opset.domain}'", "only ai.onnx is portable; drop it at export")
@@ -163,14 +163,14 @@ def _domain(graph: _Graph) -> Iterator[Finding]:
         yield Finding("domain", f"function '{function.name}'", "inline it: engines want plain nodes")
 
 
-def _opset(graph: _Graph) -> Iterator[Finding]:
+def _opset(graph: _LintedGraph) -> Iterator[Finding]:
     version = default_opset(graph.model)
     if graph.max_opset is not None and version > graph.max_opset:
         message = f"the engine takes at most {graph.max_opset}; export with --opset {graph.max_opset}"
         yield Finding("opset", f"opset {version}", message)
 
 
-def _control_flow(graph: _Graph) -> Iterator[Finding]:
+def _control_flow(graph: _LintedGraph) -> Iterator[Finding]:
     for node in graph.model.graph.node:
         if node.op_type in _CONTROL_FLOW or next(_subgraphs(node), None) is not None:
             yield Finding(
@@ -180,7 +180,7 @@ def _control_flow(graph: _Graph) -> Iterator[Finding]:
             )
 
 
-def _shape_arithmetic(graph: _Graph) -> Iterator[Finding]:
+def _shape_arithmetic(graph: _LintedGraph) -> Iterator[Finding]:
     for node in graph.model.graph.node:
         if node.op_type in _SHAPE_OPERATORS:
             yield Finding(
@@ -194,7 +194,7 @@ def _shape_arithmetic(graph: _Graph) -> Iterator[Finding]:
                 yield Finding("shape-arithmetic", _label(node), message)
 
 
-def _unknown_shape(graph: _Graph) -> Iterator[Finding]:
+def _unknown_shape(graph: _LintedGraph) -> Iterator[Finding]:
     if graph.info is None:
         return
     model = graph.model.graph
@@ -216,7 +216,7 @@ def _unknown_shape(graph: _Graph) -> Iterator[Finding]:
             yield Finding("unknown-shape", f"tensor '{name}'", f"shape ({shape}): {allowed}; export it again")
 
 
-def _dtype(graph: _Graph) -> Iterator[Finding]:
+def _dtype(graph: _LintedGraph) -> Iterator[Finding]:
     opset = default_opset(graph.model)
     for name, found in (graph.info or {}).items():
         if found.dtype == TensorProto.DOUBLE:
@@ -241,7 +241,7 @@ def _takes_integers_only(node: onnx.NodeProto, index: int, opset: int) -> bool:
     return "tensor(float)" not in schema.inputs[min(index, len(schema.inputs) - 1)].types
 
 
-def _non_finite(graph: _Graph) -> Iterator[Finding]:
+def _non_finite(graph: _LintedGraph) -> Iterator[Finding]:
     for name, tensor in graph.initializers.items():
         array = numpy_helper.to_array(tensor)
         if array.dtype.kind not in "fV":  # V: bfloat16 and float8 of ml_dtypes
@@ -256,7 +256,7 @@ def _non_finite(graph: _Graph) -> Iterator[Finding]:
             yield Finding("non-finite", f"initializer '{name}'", message)
 
 
-def _static_weights(graph: _Graph) -> Iterator[Finding]:
+def _static_weights(graph: _LintedGraph) -> Iterator[Finding]:
     # A MatMul of two activations is attention; a Conv or Gemm whose weight is one is an export gone wrong.
     for node in graph.model.graph.node:
         if node.op_type not in ("Conv", "Gemm"):
@@ -269,7 +269,7 @@ def _static_weights(graph: _Graph) -> Iterator[Finding]:
             yield Finding("static-weights", _label(node), message)
 
 
-def _unused(graph: _Graph) -> Iterator[Finding]:
+def _unused(graph: _LintedGraph) -> Iterator[Finding]:
     model = graph.model.graph
     live = {value.name for value in model.output}
     pending = list(live)
@@ -291,7 +291,7 @@ def _unused(graph: _Graph) -> Iterator[Finding]:
             yield Finding("unused", f"input '{value.name}'", "no graph output depends on it; remove it")
 
 
-def _names(graph: _Graph) -> Iterator[Finding]:
+def _names(graph: _LintedGraph) -> Iterator[Finding]:
     nodes = graph.model.graph.node
     for node in nodes:
         if not node.name:
@@ -304,7 +304,7 @@ def _repeated(names: Iterable[str]) -> list[tuple[str, int]]:
     return [(name, count) for name, count in Counter(names).items() if name and count > 1]
 
 
-def _metadata(graph: _Graph) -> Iterator[Finding]:
+def _metadata(graph: _LintedGraph) -> Iterator[Finding]:
     nodes = graph.model.graph.node
     traced = [n for n in nodes if any("stack_trace" in p.key for p in n.metadata_props)]
     if traced:
@@ -312,7 +312,7 @@ def _metadata(graph: _Graph) -> Iterator[Finding]:
         yield Finding("metadata", _label(traced[0]), message)
 
 
-_RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
+_RULES: tuple[Callable[[_LintedGraph], Iterator[Finding]], ...] = (
     _invalid,
     _domain,
     _opset,

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from sit_deploy.errors import InputError, nearest
-from sit_deploy.graph.casts import NUMPY_TYPES, TAGS, Writer, fewest_casts, round_to
+from sit_deploy.graph.casts import NUMPY_TYPES, TAGS, CastWriter, fewest_casts, round_to
 from sit_deploy.graph.inspect import TensorInfo, default_opset, dtype_name, tensor_info
 from sit_deploy.precisions import FLOATS
 
@@ -146,9 +146,9 @@ def to_precision(
     copy.CopyFrom(model)
     lift_constants(copy.graph)
     low = LOW_TYPES[precision]
-    graph = _Typing(copy, info, low, ranges or {})
-    plan = graph.decide()
-    writer = Writer(copy.graph, info, low, graph.types)
+    chooser = _TypeChooser(copy, info, low, ranges or {})
+    plan = chooser.decide()
+    writer = CastWriter(copy.graph, info, low, chooser.types)
     writer.write()
     return copy, PrecisionPlan(precision, plan, writer.casts, *writer.weight_counts)
 
@@ -168,7 +168,7 @@ def lift_constants(graph: onnx.GraphProto) -> None:
         graph.node.extend(kept)
 
 
-class _Typing:
+class _TypeChooser:
     """Chooses a type for every node; `types` maps node index to element type, for nodes that touch a float at all."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """Calibration as `build` and `calibrate` do it: images in, observed ranges of the graph's activations out.
 
-Some images pass for the channels' maxima, which say how scales migrate, and then all, through the migrated graph, for the
+Some images pass for the channels' maxima, from which SmoothQuant finds its factors, and then all, through the smoothed graph, for the
 histograms. Neither pass holds more than one batch of them.
 """
 
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calibration.cache import Calibration, CalibrationImages, TensorCalibration
-from calibration.collect import Observations, at_batch_one, observe
+from calibration.collect import Observations, collect_observations
 from calibration.formats import GRIDS, float16_scale, shifted_scale
 from calibration.insert_qdq import Scales, insert_qdq
 from calibration.layers import Layer, find_layers
 from calibration.plan import make_plan
-from calibration.ranges import ImageSession
-from calibration.smoothquant import find_migrations, migrate, migration_exponents
-from calibration.thresholds import METHODS_OF, PERCENTILE, thresholds
+from calibration.session import ImageSession, at_batch_one
+from calibration.smoothquant import find_smoothing_sites, smooth, smoothing_exponents
+from calibration.thresholds import METHODS_OF, PERCENTILE, thresholds_by_method
 from sit_deploy import __version__
 from sit_deploy.data.images import spread
 from sit_deploy.errors import InputError
@@ -39,8 +39,8 @@ Progress = Callable[[str, int, int], None]
 Gather = Callable[[Observations], Observations]
 
 AUTO = "auto"
-MIGRATED_ON = 128  # images that scale migration is found on: factors of two need no more
-TRIED_ON = 32  # images that the methods are compared on
+SMOOTHING_IMAGES = 128  # images that factors are found on: factors of two need no more
+METHOD_IMAGES = 32  # images that the methods are compared on
 _BATCH = 8  # images decoded at a time; the graph sees them one by one
 _SHIFT_PAYS = 0.75  # a shift costs an addition, so its scale has to be this much finer
 
@@ -144,17 +144,17 @@ def calibrate(
             f"{precision} has no calibration method '{method}'; choose from {', '.join((AUTO, *METHODS_OF[precision]))}"
         )
     report = progress or (lambda *_: None)
-    places = find_migrations(graph)
-    few = stream.spread(max(MIGRATED_ON, shard.size)).part(shard)
-    seen = gather(observe(graph, few, [], {place.tensor: -1 for place in places}, report))
+    places = find_smoothing_sites(graph)
+    few = stream.spread(max(SMOOTHING_IMAGES, shard.size)).part(shard)
+    seen = gather(collect_observations(graph, few, [], {place.tensor: -1 for place in places}, report))
     exponents = {
-        place: migration_exponents(graph, place, seen.channels[place.tensor].absmax) for place in places
+        place: smoothing_exponents(graph, place, seen.channels[place.tensor].absmax) for place in places
     }
-    migrated = migrate(graph, exponents)
-    known = find_layers(migrated)
+    smoothed = smooth(graph, exponents)
+    known = find_layers(smoothed)
     chosen = [layer for name, layer in known.items() if layer.weight is not None or name in layers]
     tensors = list(dict.fromkeys(name for layer in chosen for name in layer.inputs))
-    seen = gather(observe(migrated, stream.part(shard), tensors, None, report))
+    seen = gather(collect_observations(smoothed, stream.part(shard), tensors, None, report))
     digests = stream.digests()
     calibration = Calibration(
         tool=f"sit-deploy {__version__}",
@@ -165,26 +165,24 @@ def calibrate(
         grid=precision,
         percentile=percentile,
         tensors={
-            name: TensorCalibration(o.min, o.max, o.absmax, thresholds(o, precision, percentile))
+            name: TensorCalibration(o.min, o.max, o.absmax, thresholds_by_method(o, precision, percentile))
             for name, o in seen.tensors.items()
         },
         migration={place.source: [int(e) for e in power] for place, power in exponents.items()},
     )
     if method == AUTO:
-        calibration.method = best_method(migrated, calibration, stream.spread(TRIED_ON), report, layers)
+        calibration.method = best_method(smoothed, calibration, stream.spread(METHOD_IMAGES), report, layers)
     return calibration, _oddities(calibration, digests, stream)
 
 
-def migrated_graph(graph: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
-    """Return the float32 graph with its scales migrated as a calibration says."""
-    places = {place.source: place for place in find_migrations(graph)}
+def smoothed_graph(graph: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
+    """Return the float32 graph smoothed as a calibration says."""
+    places = {place.source: place for place in find_smoothing_sites(graph)}
     if unknown := sorted(calibration.migration.keys() - places.keys()):
         raise InputError(
             f"the calibration migrates the scales of {unknown[0]!r}, which this graph has not; calibrate again"
         )
-    return migrate(
-        graph, {places[source]: np.array(power) for source, power in calibration.migration.items()}
-    )
+    return smooth(graph, {places[source]: np.array(power) for source, power in calibration.migration.items()})
 
 
 def choose_scales(calibration: Calibration, layers: Collection[Layer], method: str | None = None) -> Scales:
@@ -247,7 +245,7 @@ def _oddities(calibration: Calibration, digests: Sequence[str], stream: ImageStr
         notes.append(
             f"all {len(digests)} calibration images are the same picture; give pictures as the model will see them"
         )
-    if all(bool((np.ptp(images, axis=(2, 3)) == 0).all()) for images in stream.spread(TRIED_ON)):
+    if all(bool((np.ptp(images, axis=(2, 3)) == 0).all()) for images in stream.spread(METHOD_IMAGES)):
         notes.append(
             "every calibration image is of a single colour; give pictures as the model will see them"
         )

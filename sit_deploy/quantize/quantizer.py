@@ -8,30 +8,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from calibration.bias_correction import LayerError, correct_biases, measure_layers
+from calibration.bias_correction import correct_biases
 from calibration.cache import Calibration
 from calibration.formats import float16_scale
-from calibration.gptq import round_weights
+from calibration.gptq import gptq_codes
 from calibration.insert_qdq import Scales, insert_qdq
+from calibration.layer_error import LayerError, measure_layer_errors
 from calibration.layers import Layer, find_layers
 from calibration.plan import HIGH, PlannedLayer, QuantPlan, Reason, make_plan
 from sit_deploy.errors import InputError
-from sit_deploy.quantize.calibrate import ImageStream, choose_scales, logits_error, migrated_graph, run_logits
+from sit_deploy.quantize.calibrate import ImageStream, choose_scales, logits_error, run_logits, smoothed_graph
 
 if TYPE_CHECKING:
     import onnx
 
 Progress = Callable[[str, int, int], None]
 
-ROUNDED_ON = 64  # images that weights are rounded with: thousands of tokens for every column
-MEASURED_ON = 32  # images that layers, and their bias correction, are measured on
+GPTQ_IMAGES = 64  # images that weights are rounded with: thousands of tokens for every column
+LAYER_ERROR_IMAGES = 32  # images that layers, and their bias correction, are measured on
 
 
 @dataclass(frozen=True)
 class Quantizer:
     """A float32 graph and all that quantizing any of its layers takes.
 
-    graph: with its scales migrated. plan: what the user asked for. errors: of each of its layers by itself; empty where
+    graph: smoothed (`calibration.smoothquant`). plan: what the user asked for. errors: of each of its layers by itself; empty where
     there were no images. corrected: whether biases are corrected.
     """
 
@@ -102,21 +103,21 @@ def make_quantizer(
         calibration.CalibrationError: unknown groups, or a calibration that lacks one of the tensors.
     """
     report = progress or (lambda *_: None)
-    migrated = migrated_graph(graph, calibration)
-    layers = find_layers(migrated)
+    smoothed = smoothed_graph(graph, calibration)
+    layers = find_layers(smoothed)
     plan = make_plan(layers, calibration.grid, groups)
     method = method or calibration.method
     scales = choose_scales(calibration, [layers[name] for name in plan.quantized], method)
     if stream is None:
         note = "no images were given beside the calibration: weights are rounded to nearest and layers are not measured"
-        return Quantizer(migrated, plan, scales, {}, False, method, (note,))
-    codes = round_weights(migrated, plan.quantized, stream.spread(ROUNDED_ON), calibration.grid, report)
+        return Quantizer(smoothed, plan, scales, {}, False, method, (note,))
+    codes = gptq_codes(smoothed, plan.quantized, stream.spread(GPTQ_IMAGES), calibration.grid, report)
     scales = replace(scales, weights=codes)
-    few = stream.spread(MEASURED_ON)
-    errors = measure_layers(migrated, plan.quantized, few, scales, calibration.grid, report)
-    plain = Quantizer(migrated, plan, scales, errors, False, method)
+    few = stream.spread(LAYER_ERROR_IMAGES)
+    errors = measure_layer_errors(smoothed, plan.quantized, few, scales, calibration.grid, report)
+    plain = Quantizer(smoothed, plan, scales, errors, False, method)
     corrected = replace(plain, corrected=True)
-    reference = run_logits(migrated, few)
+    reference = run_logits(smoothed, few)
     # rounding against the inputs leaves little for a correction to mend, and now and then nothing: measured, not assumed
     better = logits_error(run_logits(corrected.quantized(), few), reference) < logits_error(
         run_logits(plain.quantized(), few), reference
@@ -127,7 +128,7 @@ def make_quantizer(
 def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -> Quantizer:
     """Return what quantizes a model that was trained to be rounded (`train --qat`), with the thresholds it learned.
 
-    Nothing is migrated, shifted, rounded otherwise or corrected: the graph is to compute what was trained.
+    Nothing is smoothed, shifted, rounded otherwise or corrected: the graph is to compute what was trained.
 
     Args:
         thresholds: by layer name, the |x| of its input that has the largest code; other layers stay high.

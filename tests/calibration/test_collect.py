@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration.collect import Observations, at_batch_one, observe
+from calibration.collect import Observations, collect_observations
 from calibration.errors import CalibrationError
 from calibration.observers import ChannelObserver, TensorObserver
 
@@ -64,7 +64,7 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 def test_equals_a_reference() -> None:
     data = images(5)
-    seen = observe(network(), [data[:2], data[2:]], TENSORS, CHANNELS, channel_bits=4)
+    seen = collect_observations(network(), [data[:2], data[2:]], TENSORS, CHANNELS, channel_bits=4)
     assert seen.images == 5
     assert list(seen.tensors) == ["images", "tokens", "hidden"]
     assert list(seen.channels) == ["convolved", "tokens"]
@@ -95,8 +95,10 @@ def test_equals_a_reference() -> None:
 @settings(max_examples=20, deadline=None)
 def test_order_and_batch_size_do_not_show(order: list[int], cuts: set[int], batch: int | str) -> None:
     data = images(6)
-    whole = observe(network(), [data], TENSORS, CHANNELS)
-    assert observe(network(batch), np.split(data[order], sorted(cuts)), TENSORS, CHANNELS) == whole
+    whole = collect_observations(network(), [data], TENSORS, CHANNELS)
+    assert (
+        collect_observations(network(batch), np.split(data[order], sorted(cuts)), TENSORS, CHANNELS) == whole
+    )
 
 
 @given(
@@ -110,15 +112,17 @@ def test_shards_add_up(owners: list[int], order: list[int], first: bool) -> None
     shards = []
     for shard in order:
         own = data[np.array(owners) == shard]
-        shards.append(observe(network(), [own], TENSORS, CHANNELS) if len(own) else Observations())
+        shards.append(
+            collect_observations(network(), [own], TENSORS, CHANNELS) if len(own) else Observations()
+        )
     a, b, c = shards
     merged = a.merge(b).merge(c) if first else a.merge(b.merge(c))
-    assert merged == observe(network(), [data], TENSORS, CHANNELS)
+    assert merged == collect_observations(network(), [data], TENSORS, CHANNELS)
 
 
 def observe_shard(model: bytes, path: str, shard: np.ndarray) -> None:
     """In a process of its own: observe a shard and leave the arrays in a file."""
-    seen = observe(onnx.load_from_string(model), [shard], TENSORS, CHANNELS, channel_bits=3)
+    seen = collect_observations(onnx.load_from_string(model), [shard], TENSORS, CHANNELS, channel_bits=3)
     np.savez_compressed(path, **seen.to_arrays())
 
 
@@ -141,7 +145,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
         with np.load(path) as arrays:  # no pickle
             parts.append(Observations.from_arrays(arrays))
     assert [part.images for part in parts] == [4, 3]
-    whole = observe(network(), [data], TENSORS, CHANNELS, channel_bits=3)
+    whole = collect_observations(network(), [data], TENSORS, CHANNELS, channel_bits=3)
     assert parts[0].merge(parts[1]) == whole
     assert parts[1].merge(parts[0]) == whole
     assert parts[0] != whole
@@ -159,7 +163,7 @@ def test_batches_are_held_one_at_a_time() -> None:
             del batch
             alive.append(sum(reference() is not None for reference in references))
 
-    observe(network(), stream(), ["tokens", "images"])
+    collect_observations(network(), stream(), ["tokens", "images"])
     assert len(alive) == 5
     assert max(alive) <= 1
 
@@ -168,7 +172,7 @@ def test_what_is_kept_does_not_grow_with_the_images() -> None:
     sizes = []
     for count in (1, 40):
         data = np.concatenate([images(1)] * count)
-        arrays = observe(network(), [data], TENSORS, CHANNELS, channel_bits=3).to_arrays()
+        arrays = collect_observations(network(), [data], TENSORS, CHANNELS, channel_bits=3).to_arrays()
         sizes.append(sum(value.nbytes for value in arrays.values()))
     assert sizes[0] == sizes[1]
 
@@ -176,8 +180,10 @@ def test_what_is_kept_does_not_grow_with_the_images() -> None:
 def test_progress_counts_what_it_is_given() -> None:
     calls: list[tuple[int, int]] = []
     batches = [images(1), images(3)]
-    observe(network(), batches, ["tokens"], progress=lambda text, done, total: calls.append((done, total)))
-    observe(
+    collect_observations(
+        network(), batches, ["tokens"], progress=lambda text, done, total: calls.append((done, total))
+    )
+    collect_observations(
         network(), iter(batches), ["tokens"], progress=lambda text, done, total: calls.append((done, total))
     )
     assert calls == [(1, 2), (2, 2), (1, 0), (2, 0)]
@@ -200,7 +206,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(
 ) -> None:
     # the convolution's output is the first, though nobody observes it
     with pytest.raises(CalibrationError, match=r"tensor 'convolved' .* image 1; .* weights") as raised:
-        observe(broken(value), [images(2)], tensors, channels)
+        collect_observations(broken(value), [images(2)], tensors, channels)
     assert "\n" not in str(raised.value)
 
 
@@ -208,7 +214,7 @@ def test_an_image_that_is_not_finite_is_named() -> None:
     data = images(5)
     data[3, 0, 0, 0] = math.nan
     with pytest.raises(CalibrationError, match=r"tensor 'images' .* image 4; look at the image itself"):
-        observe(network(), [data[:3], data[3:]], ["tokens"])
+        collect_observations(network(), [data[:3], data[3:]], ["tokens"])
 
 
 @pytest.mark.parametrize(
@@ -228,7 +234,7 @@ def test_bad_input_is_one_line(
     batches: list[np.ndarray], tensors: list[str], channels: dict[str, int], message: str
 ) -> None:
     with pytest.raises(CalibrationError, match=message) as raised:
-        observe(network(), batches, tensors, channels)
+        collect_observations(network(), batches, tensors, channels)
     assert "\n" not in str(raised.value)
 
 
@@ -237,37 +243,29 @@ def test_a_graph_tied_to_its_batch_is_refused() -> None:
     shape = next(tensor for tensor in model.graph.initializer if tensor.name == "shape")
     shape.CopyFrom(numpy_helper.from_array(np.array([2, 4, 16]), "shape"))
     with pytest.raises(CalibrationError, match=r"ONNX Runtime cannot (load|run) the graph") as raised:
-        observe(model, [images(2)], ["tokens"])
+        collect_observations(model, [images(2)], ["tokens"])
     assert "\n" not in str(raised.value)
-
-
-def test_shapes_at_batch_one_are_inferred_anew() -> None:
-    # ONNX Runtime would take the old ones with no more than a warning
-    inferred = onnx.shape_inference.infer_shapes(at_batch_one(network(4)), strict_mode=True).graph
-    batches = {value.name: value.type.tensor_type.shape.dim[0].dim_value for value in inferred.value_info}
-    assert batches.keys() >= {"convolved", "rows", "tokens"}
-    assert set(batches.values()) == {1}
 
 
 def test_the_model_is_left_alone() -> None:
     model = network(2)
     before = model.SerializeToString(deterministic=True)
-    observe(model, [images(2)], TENSORS, CHANNELS)
+    collect_observations(model, [images(2)], TENSORS, CHANNELS)
     assert model.SerializeToString(deterministic=True) == before
 
 
 def test_observations_that_do_not_merge() -> None:
-    seen = observe(network(), [images(1)], ["tokens"], {"convolved": 1})
-    others = observe(network(), [images(1)], ["hidden"], {"convolved": 1})
+    seen = collect_observations(network(), [images(1)], ["tokens"], {"convolved": 1})
+    others = collect_observations(network(), [images(1)], ["hidden"], {"convolved": 1})
     with pytest.raises(CalibrationError, match="different tensors"):
         seen.merge(others)
-    other_axis = observe(network(), [images(1)], ["tokens"], {"convolved": 2})
+    other_axis = collect_observations(network(), [images(1)], ["tokens"], {"convolved": 2})
     with pytest.raises(CalibrationError, match="do not merge: observers of other axes"):
         seen.merge(other_axis)
 
 
 def test_arrays_that_are_not_observations() -> None:
-    arrays = observe(network(), [images(1)], ["tokens"]).to_arrays()
+    arrays = collect_observations(network(), [images(1)], ["tokens"]).to_arrays()
     with pytest.raises(CalibrationError, match="lack 'images'"):
         Observations.from_arrays({key: value for key, value in arrays.items() if key != "images"})
     with pytest.raises(CalibrationError, match=re.escape("lack 'min'")):

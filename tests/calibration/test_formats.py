@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.errors import CalibrationError
-from calibration.formats import FP8, INT8, SHIFTS, Grid, along, float16_scale, shifted_scale, weight_scale
+from calibration.formats import (
+    FP8,
+    INT8,
+    SHIFTS,
+    Grid,
+    broadcast_along,
+    float16_scale,
+    shifted_scale,
+    weight_scale,
+)
 from tests.helpers.graphs import run
 
 GRIDS = pytest.mark.parametrize("grid", [INT8, FP8], ids=lambda grid: grid.name)
@@ -62,7 +71,8 @@ def test_codes_of_channels_are_those_of_quantize_linear(grid: Grid) -> None:
     weight = np.random.default_rng(1).normal(size=(9, 40)).astype(np.float32)
     scale = weight_scale(weight, 0, grid)
     np.testing.assert_array_equal(
-        grid.weight_codes(weight, along(scale, 0, 2)).astype(np.float32), quantize_linear(weight, scale, grid)
+        grid.weight_codes(weight, broadcast_along(scale, 0, 2)).astype(np.float32),
+        quantize_linear(weight, scale, grid),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import helper
 
 from calibration.errors import CalibrationError
-from calibration.graph_editor import Graph, shapes_of, without_weights
+from calibration.graph_editor import GraphEditor, shapes_of, without_weights
 from tests.helpers.graphs import exported, run
 
 
@@ -24,9 +24,9 @@ W = np.float32([[1, 2], [3, 4]])
 
 
 def test_one_reader_of_a_shared_constant_is_given_another() -> None:
-    graph = Graph(network())
-    graph.give(graph.node("second"), 1, 10 * W)
-    np.testing.assert_array_equal(run(graph.done(), X)["y"], X @ W @ (10 * W) + W)
+    graph = GraphEditor(network())
+    graph.replace_constant(graph.node("second"), 1, 10 * W)
+    np.testing.assert_array_equal(run(graph.finish(), X)["y"], X @ W @ (10 * W) + W)
 
 
 def test_a_constant_that_a_node_reads_twice_is_shared() -> None:
@@ -34,29 +34,29 @@ def test_a_constant_that_a_node_reads_twice_is_shared() -> None:
         """<ir_version: 10, opset_import: ["": 20]>
         g (float[1,2] x) => (float[1,2] y) <float[2] w = {1,2}> { [norm] y = LayerNormalization (x, w, w) }"""
     )
-    graph = Graph(model)
-    graph.give(graph.node("norm"), 1, np.float32([0, 0]))
-    np.testing.assert_array_equal(run(graph.done(), X[:1])["y"], [[1, 2]])
+    graph = GraphEditor(model)
+    graph.replace_constant(graph.node("norm"), 1, np.float32([0, 0]))
+    np.testing.assert_array_equal(run(graph.finish(), X[:1])["y"], [[1, 2]])
 
 
 def test_a_constant_of_its_own_keeps_its_name() -> None:
-    graph = Graph(network())
-    graph.give(graph.node("second"), 1, W)
-    graph.give(graph.node("sum"), 1, W.T)
-    model = graph.done()
+    graph = GraphEditor(network())
+    graph.replace_constant(graph.node("second"), 1, W)
+    graph.replace_constant(graph.node("sum"), 1, W.T)
+    model = graph.finish()
     assert [tensor.name for tensor in model.graph.initializer] == ["w", "w.2", "w.3"]
     assert list(model.graph.node[0].input) == ["x", "w"]
 
 
 def test_names_are_fresh() -> None:
-    graph = Graph(network())
-    assert [graph.fresh(name) for name in ("first", "a", "x", "w", "new", "new", "new")] == [
+    graph = GraphEditor(network())
+    assert [graph.unique_name(name) for name in ("first", "a", "x", "w", "new", "new", "new")] == [
         "first.2", "a.2", "x.2", "w.2", "new", "new.2", "new.3",
     ]  # fmt: skip
 
 
 def test_lookups() -> None:
-    graph = Graph(network())
+    graph = GraphEditor(network())
     assert [node.name for node in graph.readers("w")] == ["first", "second", "sum"]
     assert graph.producer("b").name == "second"
     assert graph.producer("x") is None
@@ -67,20 +67,20 @@ def test_lookups() -> None:
 
 
 def test_arrays_are_copies() -> None:
-    graph = Graph(network())
-    graph.array("w")[:] = 0
-    np.testing.assert_array_equal(graph.array("w"), W)
+    graph = GraphEditor(network())
+    graph.constant("w")[:] = 0
+    np.testing.assert_array_equal(graph.constant("w"), W)
 
 
 def test_done_drops_unused_constants_and_infers_shapes() -> None:
     before = network()
-    graph = Graph(before)
-    node = helper.make_node("Relu", ["a"], [graph.fresh("a/relu")], graph.fresh("relu"))
-    graph.after(graph.node("first"), [node])
+    graph = GraphEditor(before)
+    node = helper.make_node("Relu", ["a"], [graph.unique_name("a/relu")], graph.unique_name("relu"))
+    graph.insert_after(graph.node("first"), [node])
     graph.node("second").input[0] = "a/relu"
-    graph.before(graph.node("first"), [helper.make_node("Neg", ["x"], ["minus"], "minus")])
+    graph.insert_before(graph.node("first"), [helper.make_node("Neg", ["x"], ["minus"], "minus")])
     graph.node("first").input[0] = "minus"
-    model = graph.done()
+    model = graph.finish()
     assert [node.name for node in model.graph.node] == ["minus", "first", "relu", "second", "sum"]
     assert [tensor.name for tensor in model.graph.initializer] == ["w"]
     onnx.checker.check_model(model, full_check=True)
@@ -91,10 +91,10 @@ def test_done_drops_unused_constants_and_infers_shapes() -> None:
 
 
 def test_done_refuses_a_graph_out_of_order() -> None:
-    graph = Graph(network())
+    graph = GraphEditor(network())
     graph.nodes.reverse()
     with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
-        graph.done()
+        graph.finish()
 
 
 def test_without_weights_infers_the_same_shapes() -> None:

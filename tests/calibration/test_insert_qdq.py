@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
 from calibration.errors import CalibrationError
-from calibration.formats import GRIDS, along, float16_scale, shifted_scale, weight_scale
+from calibration.formats import GRIDS, broadcast_along, float16_scale, shifted_scale, weight_scale
 from calibration.insert_qdq import Scales, insert_qdq
 from calibration.layers import Layer, find_layers
 from calibration.plan import make_plan
@@ -74,7 +74,7 @@ def reference(
     if layer.weight is None:
         return rounded[0] @ rounded[-1] if layer.op_type == "MatMul" else rounded[0] + rounded[-1]
     weight = constants(model)[layer.weight]
-    scale = along(weight_scale(weight, layer.channel_axis, grid), layer.channel_axis, weight.ndim)
+    scale = broadcast_along(weight_scale(weight, layer.channel_axis, grid), layer.channel_axis, weight.ndim)
     weight = grid.weight_codes(weight, scale).astype(np.float64) * scale
     if layer.op_type == "Conv":
         node = next(node for node in model.graph.node if node.name == layer.name)

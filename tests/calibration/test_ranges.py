@@ -13,7 +13,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from calibration.errors import CalibrationError
-from calibration.ranges import TensorRange, observable, observe_ranges, reduced
+from calibration.ranges import TensorRange, observable_tensors, observe_ranges, with_range_outputs
 
 IDENTITY = TensorRange()
 bounds = st.floats(-10, 10, width=32)
@@ -60,7 +60,7 @@ def test_equals_a_numpy_reference() -> None:
 
 
 def test_default_is_every_float_activation() -> None:
-    assert observable(network()) == ["images", "a", "b", "c", "logits"]
+    assert observable_tensors(network()) == ["images", "a", "b", "c", "logits"]
     assert list(observe_ranges(network(), [images(2)])) == ["images", "a", "b", "c", "logits"]
 
 
@@ -114,7 +114,7 @@ def test_huge_finite_values_are_finite() -> None:
 
 
 def test_only_scalars_leave_the_graph() -> None:
-    outputs = reduced(network(), ["a", "b"]).graph.output
+    outputs = with_range_outputs(network(), ["a", "b"]).graph.output
     assert len(outputs) == 6
     for value in outputs:
         assert value.type.tensor_type.elem_type == TensorProto.FLOAT

@@ -5,12 +5,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from calibration.collect import observe
+from calibration.collect import collect_observations
 from calibration.errors import CalibrationError
 from calibration.insert_qdq import insert_qdq
 from calibration.layers import find_layers
 from calibration.plan import make_plan
-from calibration.smoothquant import Migration, find_migrations, migrate, migration_exponents
+from calibration.smoothquant import SmoothingSite, find_smoothing_sites, smooth, smoothing_exponents
 from tests.helpers.graphs import exported, images_for, run, scales_of, sqnr_db
 
 
@@ -46,13 +46,13 @@ def with_outliers(model: onnx.ModelProto, factor: float = 64) -> onnx.ModelProto
     return model
 
 
-def migrated(
+def smoothed(
     model: onnx.ModelProto, images: list[np.ndarray]
-) -> tuple[onnx.ModelProto, dict[Migration, np.ndarray]]:
-    places = find_migrations(model)
-    seen = observe(model, images, [], {place.tensor: -1 for place in places}).channels
-    exponents = {place: migration_exponents(model, place, seen[place.tensor].absmax) for place in places}
-    return migrate(model, exponents), exponents
+) -> tuple[onnx.ModelProto, dict[SmoothingSite, np.ndarray]]:
+    places = find_smoothing_sites(model)
+    seen = collect_observations(model, images, [], {place.tensor: -1 for place in places}).channels
+    exponents = {place: smoothing_exponents(model, place, seen[place.tensor].absmax) for place in places}
+    return smooth(model, exponents), exponents
 
 
 def int8(model: onnx.ModelProto, images: list[np.ndarray]) -> onnx.ModelProto:
@@ -72,7 +72,7 @@ def test_every_place_of_an_export_is_found(name: str) -> None:
     expected += [(f"tsm.{i}/norm", {f"tsm.{i}/fc1"}) for i in range(3)]
     if "dist" not in name:  # there the head multiplies two tokens at once, side by side
         expected.append(("norm", {"head"}))
-    found = [(place.source, set(place.readers)) for place in find_migrations(exported(name))]
+    found = [(place.source, set(place.readers)) for place in find_smoothing_sites(exported(name))]
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
@@ -81,7 +81,7 @@ def test_every_place_of_an_export_is_found(name: str) -> None:
 def test_logits_are_the_same_bits(name: str, optimised: bool) -> None:
     model = with_outliers(exported(name))
     images = images_for(model, 2)
-    after, exponents = migrated(model, images)
+    after, exponents = smoothed(model, images)
     assert sum(np.count_nonzero(power) for power in exponents.values()) > 20 * 5
     assert any(power.max() >= 2 for power in exponents.values())
     for image in images_for(model, 3, seed=7):
@@ -94,7 +94,7 @@ def test_logits_are_the_same_bits(name: str, optimised: bool) -> None:
 def test_outliers_shrink_and_8_bits_gain(name: str) -> None:
     model = with_outliers(exported(name))
     images = images_for(model)
-    after, exponents = migrated(model, images)
+    after, exponents = smoothed(model, images)
     test = np.concatenate(images_for(model, 4, seed=5))
     test = [test[i : i + 1] for i in range(4)]
     logits = np.concatenate([run(model, image)["logits"] for image in test])
@@ -120,16 +120,16 @@ def test_factors_share_the_range() -> None:
         <float[5] s = {1,1,1,1,1}, float[5] b = {0,0,0,0,0}, float[5,2] w = {1,-4, 0.25,0.5, 16,1, 0,0, 1,1}>
         { [norm] n = LayerNormalization (x, s, b) [fc] y = MatMul (n, w) }"""
     )
-    (place,) = find_migrations(model)
-    assert place == Migration("norm", "n", ("fc",))
+    (place,) = find_smoothing_sites(model)
+    assert place == SmoothingSite("norm", "n", ("fc",))
     absmax = np.float32([64, 32, 1, 5, 0])
     # √(64/4), √(32/0.5), √(1/16): 2², 2³, 2⁻²; mean 1. A channel that is 0 on either side is left.
-    assert migration_exponents(model, place, absmax).tolist() == [1, 2, -3, 0, 0]
-    assert migration_exponents(model, place, absmax, alpha=1).tolist() == [2, 1, -4, 0, 0]
-    assert not migration_exponents(model, place, np.zeros(5, np.float32)).any()
-    assert np.abs(migration_exponents(model, place, np.float32([1e-20, 1e20, 1, 1, 1]))).max() == 12
+    assert smoothing_exponents(model, place, absmax).tolist() == [1, 2, -3, 0, 0]
+    assert smoothing_exponents(model, place, absmax, strength=1).tolist() == [2, 1, -4, 0, 0]
+    assert not smoothing_exponents(model, place, np.zeros(5, np.float32)).any()
+    assert np.abs(smoothing_exponents(model, place, np.float32([1e-20, 1e20, 1, 1, 1]))).max() == 12
     with pytest.raises(CalibrationError, match=r"'n' has 5 channels, and \(4,\) were observed"):
-        migration_exponents(model, place, absmax[:4])
+        smoothing_exponents(model, place, absmax[:4])
 
 
 def test_a_weight_that_is_transposed() -> None:
@@ -139,8 +139,8 @@ def test_a_weight_that_is_transposed() -> None:
         <float[3] s = {1,8,1}, float[3] b = {0,3,0}, float[2,3] w = {1,2,3,4,5,6}>
         { [norm] n = LayerNormalization (x, s, b) [fc] y = Gemm <transB = 1> (n, w) }"""
     )
-    (place,) = find_migrations(model)
-    after = migrate(model, {place: np.array([-1, 3, 2])})
+    (place,) = find_smoothing_sites(model)
+    after = smooth(model, {place: np.array([-1, 3, 2])})
     x = np.float32([[1, -2, 4]])
     np.testing.assert_array_equal(run(after, x)["y"], run(model, x)["y"])
     np.testing.assert_allclose(run(after, x, ["n"])["n"] * [0.5, 8, 4], run(model, x, ["n"])["n"])
@@ -150,7 +150,7 @@ def test_a_weight_that_is_transposed() -> None:
 def test_a_norm_that_feeds_something_else_is_left_alone(kind: str) -> None:
     model = exported("sit")
     graph, tensor = model.graph, "blocks.1/norm2"
-    assert tensor in {place.tensor for place in find_migrations(model)}
+    assert tensor in {place.tensor for place in find_smoothing_sites(model)}
     shape = [1, 17, 32]
     if kind == "output":
         graph.output.append(helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, shape))
@@ -180,8 +180,8 @@ def test_a_norm_that_feeds_something_else_is_left_alone(kind: str) -> None:
         graph.node.extend(nodes)
         graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
         graph.output.append(helper.make_empty_tensor_value_info("more"))
-    assert tensor not in {place.tensor for place in find_migrations(model)}
-    assert "blocks.0/norm2" in {place.tensor for place in find_migrations(model)}
+    assert tensor not in {place.tensor for place in find_smoothing_sites(model)}
+    assert "blocks.0/norm2" in {place.tensor for place in find_smoothing_sites(model)}
 
 
 @pytest.mark.parametrize(
@@ -189,10 +189,10 @@ def test_a_norm_that_feeds_something_else_is_left_alone(kind: str) -> None:
 )
 def test_values_that_something_else_reads_are_left_alone(where: str) -> None:
     model = exported("sit")
-    proj = [place for place in find_migrations(model) if place.source.endswith("attn/qkv")]
+    proj = [place for place in find_smoothing_sites(model) if place.source.endswith("attn/qkv")]
     assert len(proj) == 5
     model.graph.output.append(helper.make_empty_tensor_value_info(f"blocks.0/attn/{where}"))
-    left = [place for place in find_migrations(model) if place.source.endswith("attn/qkv")]
+    left = [place for place in find_smoothing_sites(model) if place.source.endswith("attn/qkv")]
     # the first of the parts that are split off are queries, which nothing changes
     assert left == (proj if where == "split:0" else proj[1:])
 
@@ -202,7 +202,7 @@ def test_heads_in_another_order_are_left_alone() -> None:
     (node,) = (node for node in model.graph.node if node.name == "blocks.0/attn/transpose_4")
     (perm,) = node.attribute
     perm.ints[:] = [0, 2, 3, 1]
-    sources = [place.source for place in find_migrations(model)]
+    sources = [place.source for place in find_smoothing_sites(model)]
     assert "blocks.0/attn/qkv" not in sources and "blocks.1/attn/qkv" in sources
 
 
@@ -212,4 +212,4 @@ def test_a_norm_over_several_axes_is_left_alone() -> None:
         g (float[2,2] x) => (float[2,1] y) <float[2,2] s = {1,2,3,4}, float[2,2] b = {1,2,3,4}, float[2,1] w = {1,2}>
         { [norm] n = LayerNormalization <axis = 0> (x, s, b) [fc] y = MatMul (n, w) }"""
     )
-    assert find_migrations(model) == ()
+    assert find_smoothing_sites(model) == ()

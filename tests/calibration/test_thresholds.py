@@ -19,7 +19,7 @@ from calibration.thresholds import (
     channel_thresholds,
     squared_error,
     threshold,
-    thresholds,
+    thresholds_by_method,
 )
 
 ordinary = st.floats(-100, 100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -282,8 +282,8 @@ def test_every_method_of_each_grid_by_channel() -> None:
 
 def test_all_thresholds_at_once() -> None:
     seen = observed(np.random.default_rng(0).normal(size=10_000))
-    assert tuple(thresholds(seen)) == METHODS
-    assert thresholds(seen, "fp8", 99.0) == {
+    assert tuple(thresholds_by_method(seen)) == METHODS
+    assert thresholds_by_method(seen, "fp8", 99.0) == {
         method: threshold(seen, method, "fp8", 99.0) for method in ("minmax", "average", "percentile", "mse")
     }
 

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from calibration.collect import observe
+from calibration.collect import collect_observations
 from calibration.formats import GRIDS, float16_scale, shifted_scale
 from calibration.insert_qdq import Scales
-from calibration.layers import Layer
+from calibration.layers import Layer, find_layers
+from calibration.plan import make_plan
 from sit_deploy.graph.deploy_form import to_deploy_form
 from sit_deploy.graph.export import export_onnx
 from tests.helpers.models import named_model, tiny_model, tiny_vit
@@ -24,6 +25,7 @@ _MODELS = {
     "vit": lambda: tiny_vit("layer scale"),
 }
 MODELS = tuple(_MODELS)
+EVERY_GROUP = ("all", "attention", "aggregation", "residual")
 
 
 @functools.cache
@@ -74,7 +76,7 @@ def scales_of(
     """Return the scales that hold all that a graph's layers read on some images; `shifted`: with the best shift too."""
     tensors = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
     fixed = {name for layer in layers if layer.weight is None for name in layer.inputs}
-    seen = observe(model, images, tensors).tensors
+    seen = collect_observations(model, images, tensors).tensors
     activations: dict[str, float] = {}
     shifts: dict[str, int] = {}
     for name in tensors:
@@ -83,6 +85,20 @@ def scales_of(
         else:
             activations[name] = float(float16_scale(seen[name].absmax / GRIDS[precision].largest))
     return Scales(activations, {name: shift for name, shift in shifts.items() if shift})
+
+
+def prepared(
+    name: str,
+    precision: str = "int8",
+    opset: int = 20,
+    shifted: bool = False,
+    groups: Sequence[str] | None = EVERY_GROUP,
+) -> tuple[onnx.ModelProto, tuple[str, ...], Scales]:
+    """Return the graph of a model, the layers of some groups, and scales for them."""
+    model = exported(name, 1, opset)
+    layers = find_layers(model)
+    names = make_plan(layers, precision, groups).quantized
+    return model, names, scales_of(model, [layers[n] for n in names], images_for(model), precision, shifted)
 
 
 def sqnr_db(value: np.ndarray, reference: np.ndarray) -> float:

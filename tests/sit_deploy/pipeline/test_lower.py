@@ -40,7 +40,7 @@ def cache(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_observing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sit_deploy.quantize.calibrate.observe", lambda *_: pytest.fail("images were observed")
+        "sit_deploy.quantize.calibrate.collect_observations", lambda *_: pytest.fail("images were observed")
     )
 
 

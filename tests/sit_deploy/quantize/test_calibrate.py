@@ -152,14 +152,14 @@ def test_auto_takes_the_method_that_hurts_least(
     precision: str, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but one are made to clip nearly everything; each in turn is the good one."""
-    right = module.thresholds
+    right = module.thresholds_by_method
     for best in ("average", "mse"):
 
         def spoilt(observer: Any, *options: Any, best: str = best) -> dict[str, float]:
             found = right(observer, *options)
             return {name: value if name == best else value / 50 for name, value in found.items()}
 
-        monkeypatch.setattr(module, "thresholds", spoilt)
+        monkeypatch.setattr(module, "thresholds_by_method", spoilt)
         found, _ = run(digits, list_images(digits.images)[:2], precision=precision, method="auto")
         assert found.method == best
 

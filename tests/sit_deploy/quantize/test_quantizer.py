@@ -9,10 +9,10 @@ import pytest
 from onnx import numpy_helper
 
 from calibration.cache import Calibration
-from calibration.formats import GRIDS, along, float16_scale, weight_scale
+from calibration.formats import GRIDS, broadcast_along, float16_scale, weight_scale
 from sit_deploy.data.images import list_images
 from sit_deploy.errors import InputError
-from sit_deploy.quantize.calibrate import ImageStream, calibrate, migrated_graph, run_logits
+from sit_deploy.quantize.calibrate import ImageStream, calibrate, run_logits, smoothed_graph
 from sit_deploy.quantize.quantizer import Quantizer, make_quantizer, sensitivity, trained_quantizer
 from tests.sit_deploy.conftest import Digits
 
@@ -44,10 +44,10 @@ def test_migration_leaves_the_logits_as_they_are(
     digits: Digits, calibration: Calibration, stream: ImageStream
 ) -> None:
     graph = digits.made.exported.graph
-    migrated = migrated_graph(graph, calibration)
+    smoothed = smoothed_graph(graph, calibration)
     assert any(any(power) for power in calibration.migration.values())
-    assert migrated.SerializeToString() != graph.SerializeToString()
-    np.testing.assert_array_equal(run_logits(migrated, stream), run_logits(graph, stream))
+    assert smoothed.SerializeToString() != graph.SerializeToString()
+    np.testing.assert_array_equal(run_logits(smoothed, stream), run_logits(graph, stream))
 
 
 def test_rounding_against_the_inputs_is_better_than_to_nearest(
@@ -68,7 +68,7 @@ def test_without_images(digits: Digits, calibration: Calibration) -> None:
     assert all(row["sqnr_db"] is None for row in plain.rows())
     weight = initializers(plain.graph)["blocks.1/mlp/fc2/weight"]
     scale = weight_scale(weight, 1, GRIDS["int8"])
-    nearest = np.rint(weight / along(scale, 1, 2)).clip(-127, 127)
+    nearest = np.rint(weight / broadcast_along(scale, 1, 2)).clip(-127, 127)
     np.testing.assert_array_equal(initializers(plain.quantized())["blocks.1/mlp/fc2/weight/codes"], nearest)
 
 
@@ -173,7 +173,7 @@ def test_trained_thresholds_are_used_as_they_are(digits: Digits) -> None:
         assert f"{name}/weight/codes" in low
     rows = {row["layer"]: row["reason"] for row in made.rows()}
     assert (rows["head"], rows["blocks.1/mlp/fc1"]) == ("trained in 8 bits", "trained in float")
-    assert made.graph is digits.made.exported.graph  # nothing migrated
+    assert made.graph is digits.made.exported.graph  # nothing smoothed
 
 
 def test_trained_thresholds_of_unknown_layers(digits: Digits) -> None:
