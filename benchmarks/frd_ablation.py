@@ -173,7 +173,7 @@ def main(
 ) -> None:  # fmt: skip
     """Run what has not been run, and write the results."""
     from sit_deploy.models.card_file import read_card
-    from training.log import draw_curves
+    from training.curves import draw_curves
 
     data = work / f"data-{train_images}-{val_images}"
     if not data.exists():

@@ -50,12 +50,13 @@ def bare_steps(run: Any, batch: tuple[Any, Any], steps: int) -> float:
 
 def loop_steps(run: Any, epoch: int) -> tuple[float, float]:
     """Return the seconds of an epoch of the loop, and the share of them spent waiting for images."""
-    from training.loop import _StopSignal, _train_epoch
+    from training.loop import _train_epoch
+    from training.stop_signal import StopSignal
 
     run.position.epoch, run.position.step, run.position.sums = epoch, 0, {}
     _wait(run)
     started = time.perf_counter()
-    means = _train_epoch(run, epoch, _StopSignal())
+    means = _train_epoch(run, epoch, StopSignal())
     _wait(run)
     return time.perf_counter() - started, means["waiting_for_data"]
 
@@ -102,8 +103,9 @@ def main(
 
     from sit_deploy.data.datasets import open_data
     from sit_deploy.processes import join_world
+    from training.reporter import Silent
     from training.request import TrainRequest
-    from training.set_up import Silent, set_up
+    from training.set_up import set_up
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, join_world(device) as world:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sit_deploy.validation.validate import ValidateRequest, Validation, validate
     from training.loop import train
     from training.request import TrainRequest
-    from training.result import Summary
+    from training.summary import Summary
 
 import_check.check()
 
@@ -62,7 +62,7 @@ _HOMES = {
     "Error": "sit_deploy.errors",
     "GateError": "sit_deploy.errors",
     "InputError": "sit_deploy.errors",
-    "Summary": "training.result",
+    "Summary": "training.summary",
     "TrainRequest": "training.request",
     "ValidateRequest": "sit_deploy.validation.validate",
     "Validation": "sit_deploy.validation.validate",

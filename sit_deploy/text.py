@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def is_utf8(name: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def utf8_text(name: str | Path) -> str:
+    """Return a name as text that can be written anywhere; bytes that are no UTF-8 are spelt out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def require_utf8(**paths: Any) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from training.loop import train
     from training.recipes import Recipe
     from training.request import TrainRequest
-    from training.result import Summary
+    from training.summary import Summary
     from training.task import ClassificationTask, FRDTask
 
 _LAZY = {
@@ -21,7 +21,7 @@ _LAZY = {
     "FRDLoss": "frd",
     "FRDTask": "task",
     "Recipe": "recipes",
-    "Summary": "result",
+    "Summary": "summary",
     "TrainRequest": "request",
     "frd_loss": "frd",
     "train": "loop",

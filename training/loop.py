@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,24 +16,26 @@ from sit_deploy.data.orientation import ignored_turns
 from sit_deploy.errors import Error, InputError
 from sit_deploy.models.data_config import describe
 from sit_deploy.processes import join_world
+from training.best_weights import keep_best
 from training.loaders import gather_damaged
+from training.loss_meter import DivergedError, LossMeter, last_good, learning_rate
 from training.metrics import Metrics, evaluate
 from training.optimizer import set_learning_rate
 from training.qat import in_float
+from training.reporter import Reporter, Silent
 from training.request import TrainRequest
-from training.result import Summary, finish, keep_best
-from training.run_folder import claim
+from training.run import Run
+from training.run_files import locked_run_folder
 from training.seeding import STEP, seed_all
-from training.set_up import Reporter, Run, Silent, set_up
+from training.set_up import set_up
 from training.state import Position
+from training.stop_signal import StopSignal
+from training.summary import Summary, finish
+from training.worker_errors import as_raised_in_worker
 
 
 class StoppedError(Error):
     """The run was told to stop; its state is saved."""
-
-
-class DivergedError(Error):
-    """The loss or a weight is no finite number any more; the last good state is on disk."""
 
 
 def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
@@ -48,13 +48,13 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
     if not isinstance(request, TrainRequest):
         raise InputError(f"train takes a training.TrainRequest, got {type(request).__name__}")
     request.check()
-    with join_world(request.device) as world, claim(request.output, world) as (folder, no_lock):
+    with join_world(request.device) as world, locked_run_folder(request.output, world) as (folder, no_lock):
         run = set_up(request, world, reporter if reporter and world.is_main else Silent())
         try:
             run.open()
             if no_lock:
                 run.reporter.warn(no_lock)
-            with _StopSignal() as stop:
+            with StopSignal() as stop:
                 _say_plan(run)
                 if run.position.epoch == run.position.step == 0:
                     _record_start(run, stop)
@@ -67,7 +67,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
             if world.is_main and not isinstance(error, DivergedError):  # whose log says how it came to that
                 folder.clear_away()
             if isinstance(error, (InputError, RuntimeError)):
-                raise _from_worker(error) from None
+                raise as_raised_in_worker(error) from None
             raise
         finally:
             if run.log is not None:
@@ -77,14 +77,14 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
             )  # the workers go with it, now: garbage collection would take seconds for each of them
 
 
-def _train_epoch(run: Run, epoch: int, stop: _StopSignal) -> dict[str, float]:
+def _train_epoch(run: Run, epoch: int, stop: StopSignal) -> dict[str, float]:
     """Take the steps of one epoch that are left; return its means."""
     recipe, request, world, task = run.recipe, run.request, run.world, run.task
     task.train()
     if run.loaders.order is None:  # streamed: timm's reader can only start an epoch from its beginning
         run.position.step, run.position.sums = 0, {}
     batches = _batches(run, epoch)
-    meter = _Meter(run, epoch)
+    meter = LossMeter(run, epoch)
     # On a GPU, reading a loss waits for all that is queued; with several processes, so does asking them all to stop.
     check_every = 1 if world.device.type == "cpu" and world.size == 1 else request.log_every
     for step in range(run.position.step, run.loaders.steps):
@@ -136,105 +136,11 @@ def _batches(run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         )
 
 
-class _Meter:
-    """Losses, speed and waiting of an epoch; losses stay on the device until they are looked at."""
-
-    def __init__(self, run: Run, epoch: int) -> None:
-        self.run, self.epoch = run, epoch
-        self.pending: list[dict[str, Tensor]] = []  # since the last check
-        self.first = run.position.step
-        self.waited = 0.0
-        self.started = self.logged = time.perf_counter()
-        self.paced = self.first  # steps of the epoch that the run's pace knows of
-
-    def waiting(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return the next batch, and count the time that it took to come."""
-        before = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            raise InputError("the data set ended before its epoch did; its length is not what it says")
-        self.waited += time.perf_counter() - before
-        return batch
-
-    def add(self, result: dict[str, Tensor]) -> None:
-        """Take note of the losses of a pass."""
-        self.pending.append({k: v.detach() for k, v in result.items() if k != "output"})
-
-    def check(self, done: int) -> None:
-        """Take in the losses since the last check, as means over all processes; every process must call it.
-
-        Raises:
-            DivergedError: one of them is no finite number.
-        """
-        position, accumulate = self.run.position, self.run.request.accumulate
-        names = list(self.pending[0])
-        values = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.pending])
-        values = (self.run.world.sum(values) / self.run.world.size).tolist()
-        self.pending = []
-        first = done - len(values) // accumulate
-        for i, row in enumerate(values):
-            if not math.isfinite(row[names.index("loss")]):
-                self._diverged("the loss is not finite", first + i // accumulate + 1)
-            for name, value in zip(names, row, strict=True):
-                for sums in (position.sums, position.window):
-                    sums[name] = sums.get(name, 0.0) + value / accumulate
-        position.window_steps += len(values) // accumulate
-
-    def require_finite_weights(self, done: int) -> None:
-        """Refuse to save what a resumed run could not use.
-
-        Raises:
-            DivergedError: a weight is no finite number, though every loss was.
-        """
-        finite = torch.stack([p.isfinite().all() for p in self.run.task.model.parameters()]).all()
-        if not finite:
-            self._diverged("a weight is not finite", done)
-
-    def _diverged(self, what: str, step: int) -> None:
-        where = f"{what} at step {step} of epoch {self.epoch + 1}"
-        good = _last_good(self.run)
-        raise DivergedError(f"{where}; {good}; start again with a smaller --lr, or with --clip-grad 1")
-
-    def rate(self) -> float:
-        """Images a second over all processes since the start of the epoch, or of the resumed rest of it."""
-        taken = self.run.position.step - self.first
-        return taken * self.run.total_batch / (time.perf_counter() - self.started)
-
-    def log(self, done: int) -> None:
-        """Write a row with the mean losses since the last one."""
-        run, position, now = self.run, self.run.position, time.perf_counter()
-        means = {name: value / position.window_steps for name, value in position.window.items()}
-        position.window, position.window_steps = {}, 0
-        position.seconds += now - self.logged
-        run.pace.trained(done - self.paced, now - self.logged)
-        self.logged, self.paced = now, done
-        if run.log is not None:
-            step = self.epoch * run.loaders.steps + done
-            run.log.write("step", step, **means, lr=_learning_rate(run))
-            run.reporter.steps(run.place(self.epoch, done), means["loss"], self.rate())
-
-    def means(self) -> dict[str, float]:
-        """Mean losses of the epoch, images a second, and the share of time spent waiting for images."""
-        position = self.run.position
-        losses = {f"train_{name}": value / position.step for name, value in position.sums.items()}
-        waited = self.waited / (time.perf_counter() - self.started)
-        return {**losses, "images_per_second": self.rate(), "waiting_for_data": waited}
-
-
-def _last_good(run: Run) -> str:
-    return f"the last good state is {run.last}" if run.last.exists() else "there is no earlier state"
-
-
 def _where(position: Position) -> str:
     return f"after step {position.step} of epoch {position.epoch + 1}"
 
 
-def _learning_rate(run: Run) -> float:
-    """Return the learning rate of all but the reverse TSMs."""
-    return max(g["lr"] for g in run.optimiser.param_groups if g["name"] != "reverse TSMs")
-
-
-def _validate(run: Run, stop: _StopSignal) -> Metrics:
+def _validate(run: Run, stop: StopSignal) -> Metrics:
     """Measure the model on the held-out images."""
     total = len(run.loaders.val)
 
@@ -248,7 +154,7 @@ def _validate(run: Run, stop: _StopSignal) -> Metrics:
     run.pace.validated(time.perf_counter() - started)
     if not math.isfinite(metrics.loss):
         raise DivergedError(
-            f"the loss on held-out images is not finite {_where(run.position)}; {_last_good(run)}; start again with a smaller "
+            f"the loss on held-out images is not finite {_where(run.position)}; {last_good(run)}; start again with a smaller "
             "--lr, or with --clip-grad 1"
         )
     return metrics
@@ -284,7 +190,7 @@ def _say_preprocessing(run: Run) -> None:
         run.reporter.warn(lying)
 
 
-def _record_start(run: Run, stop: _StopSignal) -> None:
+def _record_start(run: Run, stop: StopSignal) -> None:
     """Say what is trained and how good it is before the first step."""
     start = f"Training {run.models.config.name} from {run.models.start}"
     row: dict[str, Any] = {"epoch": 0}
@@ -299,7 +205,7 @@ def _record_start(run: Run, stop: _StopSignal) -> None:
     if run.log is not None:
         run.log.write("epoch", 0, **row)
         run.reporter.note(start)
-        run.reporter.epoch(row, run.place(-1, run.loaders.steps))
+        run.reporter.epoch(row, run.progress(-1, run.loaders.steps))
 
 
 def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metrics) -> None:
@@ -309,7 +215,7 @@ def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metri
     _name_damaged(run, damaged)
     row = {
         "epoch": epoch + 1,
-        "lr": _learning_rate(run),
+        "lr": learning_rate(run),
         **trained,
         **metrics.to_dict(),
         "damaged_images": sum(int(part.sum()) for part in damaged),
@@ -317,7 +223,7 @@ def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metri
     keep_best(run, metrics, epoch + 1)
     if run.log is not None:
         run.log.write("epoch", (epoch + 1) * run.loaders.steps, **row)
-        run.reporter.epoch(row, run.place(epoch, run.loaders.steps))
+        run.reporter.epoch(row, run.progress(epoch, run.loaders.steps))
     run.save()
 
 
@@ -332,7 +238,7 @@ def _name_damaged(run: Run, damaged: list[Tensor]) -> None:
             run.reporter.note(f"Some images cannot be read or augmented and are skipped{where}")
 
 
-def _stop(run: Run, stop: _StopSignal, meter: _Meter | None = None) -> None:
+def _stop(run: Run, stop: StopSignal, meter: LossMeter | None = None) -> None:
     if meter is not None:
         meter.require_finite_weights(run.position.step)
     run.save()
@@ -340,44 +246,3 @@ def _stop(run: Run, stop: _StopSignal, meter: _Meter | None = None) -> None:
     raise StoppedError(
         f"stopped by {stop.name or 'a signal'} after {where}; saved {run.last}: go on with --resume"
     )
-
-
-class _StopSignal:
-    """Takes note of SIGINT and SIGTERM while a run can still save its state; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.before: dict[int, Any] = {}
-
-    @property
-    def asked(self) -> bool:
-        return bool(self.name)
-
-    def __enter__(self) -> _StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-
-def _from_worker(error: InputError | RuntimeError) -> Exception:
-    """Return the error as it was raised; a loader's worker hands it over with its whole traceback as the message."""
-    text = str(error)
-    if isinstance(error, RuntimeError):
-        if not text.startswith("DataLoader worker"):
-            return error
-        return InputError(
-            f"a process that reads images has died ({text.splitlines()[0]}); pass fewer --workers, then go on with --resume"
-        )
-    if "Original Traceback" not in text:
-        return error
-    return InputError(text.rstrip().splitlines()[-1].split("InputError: ", 1)[-1])

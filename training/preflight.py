@@ -17,8 +17,8 @@ from sit_deploy.models.card import ModelCard
 from sit_deploy.processes import World
 from sit_deploy.report.view import file_size
 from sit_deploy.text import shown
-from training.result import WEIGHTS, weights_of
-from training.state import LAST
+from training.best_weights import weights_of
+from training.run_files import LAST, WEIGHTS
 
 
 def check_card(card: ModelCard) -> None:

@@ -56,17 +56,17 @@ def quickstart(
     Args:
         output: folder for the two runs, the digits as image files, and the bundle.
         overrides: fields of both recipes to change.
-        reporter: shows the trainings (see `training.set_up.Reporter`). progress: shows the build.
+        reporter: shows the trainings (see `training.reporter.Reporter`). progress: shows the build.
     Raises:
         GateError: the student, or its engine, lost more than a point of accuracy; one of them or the teacher is hardly better
             than guessing; or a step of the build is out of tolerance.
         InputError: a folder that cannot be written, or that another quickstart is at work in.
     """
-    from training.run_folder import hold
+    from training.run_files import locked_folder
 
     if output.exists() and not output.is_dir():
         raise InputError(f"output {output} is not a folder; choose another with -o")
-    with hold(output):
+    with locked_folder(output):
         return _quickstart(output, seed, reporter, progress, overrides)
 
 

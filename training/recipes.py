@@ -22,7 +22,7 @@ def _option(default: Any, text: str) -> Any:
 class Recipe:
     """Every hyper-parameter that a user may want to change; each is an option of `sit-deploy train`.
 
-    Learning rates are those of a total batch of 512 images and scale linearly with it; see `optimise.rates_of`.
+    Learning rates are those of a total batch of 512 images and scale linearly with it; see `training.optimizer.rates_of`.
     """
 
     epochs: int = _option(125, "Epochs over which the learning rate falls.")

@@ -1,169 +1,32 @@
-"""Everything that one training run is made of, set up before its first step."""
+"""Setting a training run up: data, models, loaders, optimizer, and the state of a run that is resumed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch.optim import Optimizer
 
 from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
-from training.loaders import Loaders, gather_damaged, make_loaders, make_mixing, restore_damaged
-from training.log import Log
+from training.best_weights import card_of
+from training.loaders import Loaders, make_loaders, make_mixing, restore_damaged
 from training.make_models import Models, make_models
 from training.optimizer import make_optimiser, make_schedule
-from training.plan import Pace, Place, Plan
 from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
 from training.qat import quantize
+from training.qat_calibration import calibrate
 from training.recipes import Recipe
+from training.reporter import Reporter
 from training.request import TrainRequest
-from training.result import WEIGHTS, card_of
-from training.run_folder import unwritable
-from training.state import LAST, Position, read_state, restore, save_state
+from training.run import DAMAGED, Run
+from training.run_files import LAST, WEIGHTS
+from training.state import Position, read_state, restore
 from training.sync_batchnorm import synchronise
 from training.task import ClassificationTask, FRDTask, Task
-
-DAMAGED = "damaged"  # the name that the flags of damaged images have among the saved parts
-
-
-class Reporter(Protocol):
-    """How a run is watched; of the main process only."""
-
-    def note(self, text: str) -> None:
-        """Say a sentence."""
-
-    def warn(self, text: str) -> None:
-        """Say what should be looked at."""
-
-    def steps(self, place: Place, loss: float, images_per_second: float) -> None:
-        """Show the steps that are done."""
-
-    def calibrating(self, done: int, total: int) -> None:
-        """Show the images that activations have been observed on."""
-
-    def evaluating(self, done: int, total: int) -> None:
-        """Show the batches of held-out images that are done."""
-
-    def epoch(self, row: dict[str, Any], place: Place) -> None:
-        """Show the figures of an epoch; epoch 0 is the start."""
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def steps(self, place: Place, loss: float, images_per_second: float) -> None: ...
-    def calibrating(self, done: int, total: int) -> None: ...
-    def evaluating(self, done: int, total: int) -> None: ...
-    def epoch(self, row: dict[str, Any], place: Place) -> None: ...
-
-
-class _Fixed:
-    """A state that is what it is."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-
-@dataclass
-class Run:
-    """A run: what it computes, on what, and where it is."""
-
-    request: TrainRequest
-    recipe: Recipe
-    world: World
-    reporter: Reporter
-    data: Data
-    models: Models
-    loaders: Loaders
-    mix: Callable
-    task: Task
-    optimiser: Optimizer
-    schedule: Any
-    scaler: torch.amp.GradScaler
-    autocast: Callable[[], AbstractContextManager]
-    identity: dict[str, Any]
-    position: Position = field(default_factory=Position)
-    pace: Pace = field(default_factory=Pace)
-    log: Log | None = None
-    names_damaged: bool = True  # until one has been named
-    notes: list[str] = field(default_factory=list)  # to be said before the first step
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> int:
-        return self.recipe.epochs + self.recipe.cooldown_epochs
-
-    @property
-    def total_batch(self) -> int:
-        """Images of one step, over all processes."""
-        return self.recipe.batch_size * self.request.accumulate * self.world.size
-
-    @property
-    def plan(self) -> Plan:
-        return Plan.of(self.recipe, len(self.data.train), self.total_batch, self.loaders.steps)
-
-    def place(self, epoch: int, step: int) -> Place:
-        """Return where the run is after `step` steps of `epoch`, counted from 0."""
-        steps = self.loaders.steps
-        passes = self.epochs - epoch + (1 if self.models.teacher is None else 2)  # those of the end too
-        left = self.pace.left((self.epochs - epoch) * steps - step, passes)
-        return Place(epoch + 1, self.epochs, step, steps, left)
-
-    @property
-    def last(self) -> Path:
-        return self.request.output / LAST
-
-    def parts(self) -> dict[str, Any]:
-        """Return what has a state to save."""
-        parts = {
-            "model": self.task.model,
-            "optimiser": self.optimiser,
-            "schedule": self.schedule,
-            "scaler": self.scaler,
-        }
-        if self.task.has_ema():
-            parts["ema"] = self.task.get_eval_model(ema=True)
-        return parts
-
-    def open(self) -> None:
-        """Open the log, if this is the main process.
-
-        Raises:
-            InputError: it cannot be written to, or TensorBoard is asked for and not installed.
-        """
-        if not self.world.is_main:
-            return
-        folder = self.request.output
-        try:
-            self.log = Log(folder, self.position.log_bytes, self.request.tensorboard)
-        except OSError as error:
-            raise unwritable(folder, error) from None
-
-    def save(self) -> None:
-        """Write last.pt, if this is the main process."""
-        damaged = gather_damaged(self.loaders, self.world)
-        if self.world.is_main:
-            self.position.log_bytes = self.log.length
-            parts = {**self.parts(), DAMAGED: _Fixed(dict(zip(("train", "val"), damaged, strict=False)))}
-            save_state(self.last, self.identity, self.position, parts)
-        self.world.barrier()
-
-    def evaluated(self) -> torch.nn.Module:
-        """Return the model whose accuracy counts: the averaged one where there is one."""
-        return self.task.get_eval_model(ema=self.task.has_ema())
 
 
 def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
@@ -252,8 +115,6 @@ def _quantize(
     resumed: bool,
 ) -> None:
     """Make the model round as INT8 does; a run that is resumed has its thresholds among its weights."""
-    from training.calibrate import calibrate
-
     models.model.to(world.device)
     thresholds = {}
     if not resumed:

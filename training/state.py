@@ -15,9 +15,10 @@ from engines.strict_json import parse
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.schema import check
+from training.run_files import LAST
+from training.worker_errors import is_dead_worker
 
 SCHEMA = 1
-LAST = "last.pt"
 
 
 _Step = Annotated[int, Meta(ge=0, le=limits.STEPS)]
@@ -86,9 +87,7 @@ def save_state(path: Path, run: dict[str, Any], position: Position, parts: dict[
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # of a full disk, torch's writer makes a RuntimeError
         for cause in (error, error.__context__):
-            if str(cause).startswith(
-                "DataLoader worker"
-            ):  # it died, which PyTorch says wherever we happen to be
+            if is_dead_worker(cause):
                 raise cause from None
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise InputError(

@@ -29,7 +29,7 @@ from tests.helpers.train import (
 )
 from training import Summary, TrainRequest, train
 from training.loop import DivergedError, StoppedError
-from training.set_up import Silent
+from training.reporter import Silent
 
 
 class Stopper(Silent):
@@ -290,8 +290,8 @@ def test_killed_between_the_first_best_weights_and_the_first_state(
         return request(pictures, output, PLAIN, resume=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.set_up.save_state", cut)
-        patched.setattr("training.run_folder.RunFolder.clear_away", lambda _: None)
+        patched.setattr("training.run.save_state", cut)
+        patched.setattr("training.run_files.RunFolder.clear_away", lambda _: None)
         with pytest.raises(PowerCut):
             train(wanted(tmp_path / "cut"))
     assert (tmp_path / "cut" / "model.safetensors").exists() and not (tmp_path / "cut" / "last.pt").exists()

@@ -1,15 +1,15 @@
-"""What a run says that it will do, and how long it has to go."""
+"""What a run says that it will do."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from training.plan import Pace, Place, Plan, duration
-from training.recipes import DIGITS_TEACHER, STUDENTS, Recipe, default_text, option_name
+from training.plan import Plan
+from training.recipes import DIGITS_TEACHER, Recipe
 
 
 def plan(images: int, steps: int, batch: int | None = None, **values: Any) -> Plan:
@@ -49,49 +49,3 @@ def test_a_run_that_is_long_enough_is_not_warned_of() -> None:
     assert Plan.of(DIGITS_TEACHER, 1437, 32, 44).warning() is None
     assert plan(216, 1, epochs=40, cooldown_epochs=10).warning() is None
     assert plan(3, 1, 2, batch_size=2, epochs=49, cooldown_epochs=0).warning() is not None
-
-
-def test_place_and_time_left() -> None:
-    pace = Pace()
-    assert pace.left(100, 3) is None
-    pace.validated(2.0)
-    pace.trained(10, 5.0)
-    assert pace.left(100, 3) == pytest.approx(56.0)
-    assert Place(3, 12, 40, 310, 130.0).text == "epoch 3/12, step 40/310, 2 min 10 s left"
-    assert Place(0, 12, 310, 310, None).text == "epoch 0/12"
-    assert Place(12, 12, 310, 310, 3.0).text == "epoch 12/12, step 310/310"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (130, "2 min 10 s"),
-        (11100, "3 h 5 min"),
-        (187200, "2 d 4 h"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-# ----------------------------------------------------------------------------------------------------- help's defaults
-
-
-def test_defaults_of_help_name_those_that_differ() -> None:
-    assert (
-        default_text("epochs") == "125; teachers 300; teachers with --init 30; digits 12; digits' students 8"
-    )
-    assert default_text("auto_augment") == "rand-m9-mstd0.5-inc1; sit_l rand-n3-m9-mstd0.5-inc1; digits none"
-    assert default_text("lr_per_step") == "off; digits on"
-    assert default_text("weight_decay") == "0.05"
-
-
-@pytest.mark.parametrize("name", [f.name for f in fields(Recipe)])
-def test_no_model_has_a_default_that_help_does_not_name(name: str) -> None:
-    said = default_text(name)
-    for model, recipe in STUDENTS.items():
-        assert (f"; {model} " in said) == (getattr(recipe, name) != getattr(Recipe(), name))
-    assert option_name(name).startswith("--")

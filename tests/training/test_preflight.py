@@ -24,7 +24,7 @@ from tests.helpers.train import PLAIN, log_rows, read_parts
 from training import TrainRequest, train
 from training.loop import DivergedError
 from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
-from training.set_up import Silent
+from training.reporter import Silent
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -118,7 +118,7 @@ def test_curves_that_cannot_be_drawn_take_nothing_from_a_run(
         def warn(self, text: str) -> None:
             self.said += text
 
-    monkeypatch.setattr("training.result.draw_curves", fails)
+    monkeypatch.setattr("training.summary.draw_curves", fails)
     reporter = Warned()
     train(request(pictures, tmp_path / "run"), reporter)
     assert "the curves could not be drawn (no font of that name)" in reporter.said

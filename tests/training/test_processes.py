@@ -150,15 +150,15 @@ def test_torchrun(wide_pictures: Path, tmp_path: Path) -> None:
 
 
 def say_where_it_is_saved() -> None:
-    from training import set_up
+    from training import run
 
-    save = set_up.save_state
+    save = run.save_state
 
     def saying(path: Path, identity: Any, position: Any, parts: Any) -> None:
         print("saved", position.epoch, position.step)
         save(path, identity, position, parts)
 
-    set_up.save_state = saying
+    run.save_state = saying
 
 
 def test_the_state_is_saved_between_the_rows_of_the_log(wide_pictures: Path, tmp_path: Path) -> None:

@@ -29,11 +29,12 @@ from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
 from tests.helpers.models import VIT_VARIANTS, images, named_model, tiny_model, tiny_vit
 from tests.helpers.train import PLAIN, RICH, assert_same_run, log_rows, read_parts, start, start_world, words
-from training import Summary, TrainRequest, calibrate, qat, train
+from training import Summary, TrainRequest, qat, qat_calibration, train
 from training.loop import StoppedError
 from training.metrics import evaluate
 from training.recipes import DIGITS_STUDENT, STUDENTS, recipe_for
-from training.set_up import Silent, set_up
+from training.reporter import Silent
+from training.set_up import set_up
 
 HERE = World(0, 1, torch.device("cpu"))
 MODELS: dict[str, Callable[[], Any]] = {
@@ -249,7 +250,7 @@ def noise(count: int = 12, size: int = 64) -> Data:
 def observed(
     model: nn.Module, data: Data, images: int, world: World = HERE, **options: Any
 ) -> dict[str, float]:
-    return calibrate.calibrate(
+    return qat_calibration.calibrate(
         model, data, Preprocessing.for_model(64), world,
         images=images, seed=0, damaged=torch.zeros(len(data.train), dtype=torch.bool), max_damaged=0, **options,
     )  # fmt: skip
@@ -259,7 +260,7 @@ def observed(
 def test_it_observes_what_the_deployed_layers_see(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest values, image by image and over all of them; of the class token alone where that is all there is."""
     model, data = MODELS[name](), noise(6)
-    monkeypatch.setattr(calibrate, "METHOD", "minmax")
+    monkeypatch.setattr(qat_calibration, "METHOD", "minmax")
     ours = observed(model.train(), data, 6)
     assert model.training and not any(m._forward_pre_hooks for m in model.modules())
     prepare = Preprocessing.for_model(64)
@@ -277,11 +278,11 @@ def test_it_observes_what_the_deployed_layers_see(name: str, monkeypatch: pytest
 def test_thresholds_are_those_of_least_error(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(
-        calibrate, "threshold", lambda *args: seen.append(args[1:]) or methods.threshold(*args)
+        qat_calibration, "threshold", lambda *args: seen.append(args[1:]) or methods.threshold(*args)
     )
     found = observed(tiny_model(), noise(), 4)
     assert set(seen) == {("mse", "int8")}
-    monkeypatch.setattr(calibrate, "METHOD", "minmax")
+    monkeypatch.setattr(qat_calibration, "METHOD", "minmax")
     widest = observed(tiny_model(), noise(), 4)
     assert all(found[node] <= widest[node] for node in widest)
     assert sum(found[node] < 0.995 * widest[node] for node in widest) > 15
@@ -399,7 +400,7 @@ def recovered(
     """The student after quantization-aware FRD; every layer rounds, and clips so much that it shows. Do not write into it."""
     output = tmp_path_factory.mktemp("recovered") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "_on_scale", lambda limit: limit / 2)
+        patch.setattr(qat_calibration, "_on_scale", lambda limit: limit / 2)
         return output, run_request(wide_pictures, output, teacher, student, qat_skip=())
 
 
@@ -492,7 +493,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     go("whole")
     with pytest.raises(StoppedError):
         go("parts", stop=Stopper(3))
-    monkeypatch.setattr(calibrate, "calibrate", None)
+    monkeypatch.setattr("training.set_up.calibrate", None)
     go("parts", resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     parts = read_parts(tmp_path / "whole")

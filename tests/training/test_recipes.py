@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from sit_deploy.errors import InputError
-from training.recipes import DIGITS_STUDENT, DIGITS_TEACHER, STUDENTS, Recipe, option_name, recipe_for
+from training.recipes import (
+    DIGITS_STUDENT,
+    DIGITS_TEACHER,
+    STUDENTS,
+    Recipe,
+    default_text,
+    option_name,
+    recipe_for,
+)
 
 # arXiv 2111.12624, appendix, and the published scripts; the models differ in the two values below alone
 PAPER = {
@@ -199,3 +207,23 @@ def test_pictures_are_mixed_in_pairs(off: str) -> None:
     message = refusal(batch_size=5, **{off: 0.0})
     assert re.match(r"--batch-size 5 is odd, .*--mixup 0 --cutmix 0$", message)
     replace(Recipe(), batch_size=5, mixup=0.0, cutmix=0.0).check()
+
+
+# ----------------------------------------------------------------------------------------------------- help's defaults
+
+
+def test_defaults_of_help_name_those_that_differ() -> None:
+    assert (
+        default_text("epochs") == "125; teachers 300; teachers with --init 30; digits 12; digits' students 8"
+    )
+    assert default_text("auto_augment") == "rand-m9-mstd0.5-inc1; sit_l rand-n3-m9-mstd0.5-inc1; digits none"
+    assert default_text("lr_per_step") == "off; digits on"
+    assert default_text("weight_decay") == "0.05"
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Recipe)])
+def test_no_model_has_a_default_that_help_does_not_name(name: str) -> None:
+    said = default_text(name)
+    for model, recipe in STUDENTS.items():
+        assert (f"; {model} " in said) == (getattr(recipe, name) != getattr(Recipe(), name))
+    assert option_name(name).startswith("--")

@@ -33,7 +33,7 @@ from training.request import KEPT_HIGH
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from training.plan import Place
+    from training.progress import Progress
 
 LINE_EVERY = 30  # seconds between lines about steps, where there is no terminal with a bar
 
@@ -261,13 +261,13 @@ class _Reporter:
     def warn(self, text: str) -> None:
         say(self.screen, f"[bold yellow]Warning:[/] {literal(text)}")
 
-    def steps(self, place: Place, loss: float, images_per_second: float) -> None:
-        text = f"{place.text}  loss {loss:.3f}  {images_per_second:.0f} images/s"
-        self._bar(text, place.step, place.steps)
+    def steps(self, progress: Progress, loss: float, images_per_second: float) -> None:
+        text = f"{progress.text}  loss {loss:.3f}  {images_per_second:.0f} images/s"
+        self._bar(text, progress.step, progress.steps)
         if (
             not self.screen.is_terminal
             and time.monotonic() - self.said > LINE_EVERY
-            and place.step < place.steps
+            and progress.step < progress.steps
         ):
             self.said = time.monotonic()
             say(self.screen, literal(text))
@@ -278,9 +278,9 @@ class _Reporter:
     def evaluating(self, done: int, total: int) -> None:
         self._bar("validating", done, total)
 
-    def epoch(self, row: dict[str, Any], place: Place) -> None:
+    def epoch(self, row: dict[str, Any], progress: Progress) -> None:
         self.said = time.monotonic()
-        parts = [place.text]
+        parts = [progress.text]
         if "train_loss" in row:
             parts.append(f"loss {row['train_loss']:.3f}")
         parts.append(f"top-1 {row['top1']:.2f} %")

@@ -21,7 +21,7 @@ from tests.helpers.command_line import CommandLine, Result, snapshot
 from tests.helpers.train import CLASSES, PLAIN, log_rows, start, start_server, words, write_pictures
 from training.cli.train import show_summary
 from training.recipes import Recipe, option_name
-from training.result import Side, Summary
+from training.summary import Side, Summary
 
 RECIPE = {**PLAIN, "batch_size": 8, "clip_grad": 1.0}
 

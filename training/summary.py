@@ -1,34 +1,25 @@
-"""What a run leaves behind: the best weights with their card, the curves, and a summary of teacher and student."""
+"""The end of a run: its best weights and its teacher measured side by side, in a summary, and its curves."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from engines.errors import EngineError
-from sit_deploy.errors import InputError
 from sit_deploy.files import write_whole
 from sit_deploy.models import CONFIGS, ModelConfig
-from sit_deploy.models.card import ModelCard
-from sit_deploy.models.card_file import save_weights
 from sit_deploy.models.cost import cost
-from training.log import draw_curves
-from training.metrics import Metrics, evaluate
-from training.qat import GRID, THRESHOLD, thresholds_of
-from training.text import text_of
-
-if TYPE_CHECKING:
-    from training.set_up import Run
-
-WEIGHTS = "model.safetensors"
-SUMMARY = "summary.json"
-# trained, or carried along, but not needed to run the model
-UNUSED = ("rtsm.", "aux_head.")
+from sit_deploy.text import utf8_text
+from training.best_weights import save_best
+from training.curves import draw_curves
+from training.loaders import count_damaged
+from training.metrics import evaluate
+from training.run import Run
+from training.run_files import CURVES, SUMMARY, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -75,67 +66,6 @@ class Summary:
         return {**plain, "retained": self.retained}
 
 
-def keep_best(run: Run, metrics: Metrics, epoch: int) -> None:
-    """Write the weights of this epoch if they are the best so far: by top-1, then by loss."""
-    best = run.position.best
-    if best and (best["top1"], -best["loss"]) >= (metrics.top1, -metrics.loss):
-        return
-    run.position.best = {"epoch": epoch, **metrics.to_dict()}
-    if run.world.is_main:
-        _save(run, weights_of(run.evaluated().state_dict()), run.position.best)
-
-
-def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the part of a state dict that inference needs, on the CPU."""
-    return {
-        k: v.detach().cpu().contiguous()
-        for k, v in state.items()
-        if not k.startswith(UNUSED) and not k.endswith(THRESHOLD)
-    }
-
-
-def _save(run: Run, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
-    path = run.request.output / WEIGHTS
-    try:
-        save_weights(path, weights, card_of(run, metrics))
-    except EngineError as error:
-        raise InputError(f"{error}; free some space, then go on with --resume") from None
-
-
-def card_of(run: Run, metrics: dict[str, Any]) -> ModelCard:
-    """Return the card of what a run trains."""
-    models, request = run.models, run.request
-    training = {
-        "data": text_of(run.data.name),
-        "start": text_of(models.start),
-        "teacher": text_of(request.teacher) if request.teacher else None,
-        "teacher_model": models.teacher_config.name if models.teacher_config else None,
-        "recipe": asdict(run.recipe),
-        "total_batch": run.total_batch,
-        "seed": request.seed,
-        "averaged": run.task.has_ema(),
-        "preprocessing_source": models.choice.sources,
-    }
-    quantization = None
-    if request.qat:
-        training |= {"qat_images": request.qat_images, "qat_skip": list(request.qat_skip)}
-        quantization = {"grid": GRID, "thresholds": thresholds_of(models.model)}
-    return ModelCard(
-        name=models.config.name,
-        stages=models.config.stage_blocks,
-        keeping_ratio=models.config.keeping_ratio,
-        tokens=tuple(models.model.kept),
-        image_size=models.preprocessing.size[0],
-        num_classes=run.data.num_classes,
-        preprocessing=models.preprocessing,
-        dist_token=models.model.has_dist_token,
-        classes=tuple(run.data.classes) if run.data.classes else None,
-        metrics=metrics,
-        training=training,
-        quantization=quantization,
-    )
-
-
 def count_macs(config: ModelConfig, model: nn.Module) -> int:
     """Return the multiply-accumulates of one image: in closed form for named models, else products and convolutions."""
     if config.name in CONFIGS:
@@ -152,7 +82,7 @@ def count_macs(config: ModelConfig, model: nn.Module) -> int:
 
 def _draw(run: Run, teacher_top1: float | None) -> None:
     """Draw the curves; that they cannot be drawn takes nothing from what was trained."""
-    title = f"{run.models.config.name} on {text_of(run.data.name)}"
+    title = f"{run.models.config.name} on {utf8_text(run.data.name)}"
     try:
         draw_curves(run.request.output, title, teacher_top1)
     except Exception as error:  # of any type: of fonts, of a folder for them, of a full disk
@@ -162,8 +92,6 @@ def _draw(run: Run, teacher_top1: float | None) -> None:
 def finish(run: Run) -> Summary:
     """Measure the best weights and the teacher on the held-out images; write summary, card and curves."""
     from safetensors.torch import load
-
-    from training.loaders import count_damaged
 
     best, models = run.position.best, run.models
     run.world.barrier()
@@ -195,7 +123,7 @@ def finish(run: Run) -> Summary:
     ]
     summary = Summary(
         weights=path,
-        curves=run.request.output / "curves.png",
+        curves=run.request.output / CURVES,
         images=metrics.images,
         num_classes=run.data.num_classes,
         best_epoch=best["epoch"],
@@ -214,7 +142,7 @@ def finish(run: Run) -> Summary:
         figures = {**best, **metrics.to_dict()}
         if teacher_metrics is not None:
             figures |= {"teacher_top1": teacher_metrics.top1, "retained": summary.retained}
-        _save(run, kept, figures)
+        save_best(run, kept, figures)
         write_whole(run.request.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         _draw(run, teacher_metrics.top1 if teacher_metrics else None)
     run.world.barrier()

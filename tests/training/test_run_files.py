@@ -16,8 +16,8 @@ from sit_deploy.errors import InputError
 from sit_deploy.processes import World
 from tests.helpers.train import PLAIN, RICH, start, start_world, words
 from training import TrainRequest, train
-from training.run_folder import LOCK, claim, hold
-from training.set_up import Silent
+from training.reporter import Silent
+from training.run_files import LOCK, locked_folder, locked_run_folder
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -89,7 +89,7 @@ def test_the_lock_of_a_killed_run_is_gone_though_its_workers_are_not(pictures: P
     (output / ".last.pt.partial").write_bytes(b"the beginning of a state")
     (output / ".model.json.1234.tmp").write_text("{")
     (output / ".notes.partial").write_text("somebody's own")
-    with hold(output):
+    with locked_folder(output):
         assert sorted(p.name for p in output.glob(".*")) == [LOCK, ".notes.partial"]
     assert not (output / LOCK).exists() and (output / "last.pt").exists()
 
@@ -97,7 +97,7 @@ def test_the_lock_of_a_killed_run_is_gone_though_its_workers_are_not(pictures: P
 def test_processes_of_one_training_share_it_and_are_refused_together(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     changes = {"epochs": 1, "batch_size": 4, "cooldown_epochs": 0, "warmup_epochs": 0}
-    with hold(output):
+    with locked_folder(output):
         children = start_world(tmp_path / "refused", 2, *line(pictures, output, **changes), "--workers", 0)
         results = [child.wait() for child in children]
         assert [r.status for r in results] == [2, 2]
@@ -114,7 +114,7 @@ def test_a_file_system_without_locks_is_said(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with claim(tmp_path / "run", ALONE) as (_, said):
+    with locked_run_folder(tmp_path / "run", ALONE) as (_, said):
         assert said is not None and "is on a file system without locks" in said and "second run" in said
         assert list((tmp_path / "run").iterdir()) == []
 
@@ -128,7 +128,7 @@ def test_a_lock_that_its_holder_has_just_removed_is_made_anew(tmp_path: Path) ->
         try:
             for _ in range(200):
                 try:
-                    with hold(tmp_path):
+                    with locked_folder(tmp_path):
                         held.set()
                 except InputError:
                     continue
@@ -142,7 +142,7 @@ def test_a_lock_that_its_holder_has_just_removed_is_made_anew(tmp_path: Path) ->
     inside = 0
     while not ends.is_set():
         try:
-            with hold(tmp_path):
+            with locked_folder(tmp_path):
                 inside += 1
                 assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()}")
         except InputError:
@@ -154,7 +154,7 @@ def test_a_lock_that_its_holder_has_just_removed_is_made_anew(tmp_path: Path) ->
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot write to "), hold(path):
+        with pytest.raises(InputError, match="cannot write to "), locked_folder(path):
             pass
 
 
@@ -167,21 +167,21 @@ def test_nothing_is_left_of_a_run_that_never_began(pictures: Path, tmp_path: Pat
 def test_two_quickstarts_in_a_folder(tmp_path: Path) -> None:
     from training.quickstart import quickstart
 
-    with hold(tmp_path / "q"), pytest.raises(InputError, match="is in use by another run"):
+    with locked_folder(tmp_path / "q"), pytest.raises(InputError, match="is in use by another run"):
         quickstart(tmp_path / "q")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_child_of_the_process_does_not_hold_the_lock(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    with hold(tmp_path):
+    with locked_folder(tmp_path):
         child = os.fork()
         if not child:  # waits for the end of the test
             os.close(writing)
             os.read(reading, 1)
             os._exit(0)
     try:
-        with hold(tmp_path):
+        with locked_folder(tmp_path):
             pass
     finally:
         os.close(writing)

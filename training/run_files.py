@@ -1,4 +1,7 @@
-"""The folder of a run: one run at a time in it, what a killed one left swept, and nothing left by one that never began."""
+"""The files of a run: their names, and its folder, locked for one run at a time.
+
+What a run that was killed had begun to write is swept; one that never began leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from pathlib import Path
 from engines.files import sweep
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
-from training.log import BOARD, LOG
-from training.result import SUMMARY, WEIGHTS
-from training.state import LAST
 
+WEIGHTS = "model.safetensors"  # the best so far
+CARD = "model.json"
+SUMMARY = "summary.json"
+LAST = "last.pt"  # the state that a run is resumed from
+LOG = "log.jsonl"
+CURVES = "curves.png"
+BOARD = "tensorboard"
 LOCK = ".lock"
-CARD = str(Path(WEIGHTS).with_suffix(".json"))
 # what this package writes: under a name of its own first, and so left as that by a kill
 WRITTEN = (LAST, WEIGHTS, CARD, SUMMARY)
 
@@ -79,7 +85,7 @@ def unwritable(path: Path, error: OSError) -> InputError:
 
 
 @contextmanager
-def claim(path: Path, world: World) -> Iterator[tuple[RunFolder, str | None]]:
+def locked_run_folder(path: Path, world: World) -> Iterator[tuple[RunFolder, str | None]]:
     """Hold a run's folder: no other run, of this program on any machine that sees the lock, is in it meanwhile.
 
     The main process takes the lock, for all processes of the training; the kernel releases it however that ends.
@@ -114,15 +120,15 @@ def claim(path: Path, world: World) -> Iterator[tuple[RunFolder, str | None]]:
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold a folder that runs are made in, as `claim` does that of one.
+def locked_folder(path: Path) -> Iterator[None]:
+    """Hold a folder that runs are made in, as `locked_run_folder` does that of one.
 
     Raises:
         InputError: another run is in it, or it cannot be written to.
     """
     import torch
 
-    with claim(path, World(0, 1, torch.device("cpu"))):
+    with locked_run_folder(path, World(0, 1, torch.device("cpu"))):
         yield
 
 

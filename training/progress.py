@@ -1,0 +1,55 @@
+"""How far a run has come, and how long it has still to go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: step of the `steps` of epoch of `epochs`. left: seconds to go, None where it cannot be told yet."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    left: float | None
+
+    @property
+    def text(self) -> str:
+        """For a line of output: epoch 3/12, step 40/310, 2 min 10 s left."""
+        parts = [f"epoch {self.epoch}/{self.epochs}"]
+        if self.epoch:
+            parts.append(f"step {self.step}/{self.steps}")
+        if self.left is not None and (self.epoch, self.step) != (self.epochs, self.steps):
+            parts.append(f"{duration(self.left)} left")
+        return ", ".join(parts)
+
+
+class Pace:
+    """How long a step and a pass over the held-out images take, measured in this process."""
+
+    def __init__(self) -> None:
+        self.steps = self.passes = 0
+        self.training = self.validating = 0.0
+
+    def trained(self, steps: int, seconds: float) -> None:
+        self.steps, self.training = self.steps + steps, self.training + seconds
+
+    def validated(self, seconds: float) -> None:
+        self.passes, self.validating = self.passes + 1, self.validating + seconds
+
+    def left(self, steps: int, passes: int) -> float | None:
+        """Return the seconds that so many steps and passes will take; None before any step."""
+        if not self.steps:
+            return None
+        return steps * self.training / self.steps + passes * self.validating / max(self.passes, 1)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, in its two largest units: 5 s, 2 min 10 s, 3 h 5 min, 2 d 4 h."""
+    left = max(0, round(seconds))
+    for size, name, below, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if left >= size:
+            return f"{left // size} {name} {left % size // below} {part}"
+    return f"{left} s"
