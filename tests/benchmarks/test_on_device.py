@@ -1,0 +1,276 @@
+"""The script for a GPU machine, up to the lines that need the GPU: packs, time limits, crashes, and reasons for what is not run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from benchmarks.gpu_machine import jobs, steps
+from benchmarks.gpu_machine.packs import require, unpack_complete
+from benchmarks.gpu_machine.session import Session, StepFailed
+from engines import BuildOptions, EngineInfo
+from engines.tensorrt.engine import TensorRT
+from tests.helpers.fake_tensorrt import make_plan
+from tests.helpers.trt_rig import make_rig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """Ten minutes, in folders of the test's own; the kit has come with nothing."""
+    folders = {name: tmp_path / name for name in ("carried/kit", "home", "out")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    kit, home, out = folders.values()
+    return Session(kit, ROOT, home, out, time.perf_counter() + 600)
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a copy of the script in a kit, as on the machine; its results are in tmp_path/out."""
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    shutil.copy(ROOT / "benchmarks" / "on_device.py", kit)
+
+    def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+        env = {**os.environ, "HOME": str(tmp_path), "OUT": str(tmp_path / "out")}
+        env.pop("PYTHONPATH", None)
+        command = [sys.executable, str(kit / "on_device.py"), *words]
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+    return run
+
+
+def test_what_the_machine_is(script: Callable, tmp_path: Path) -> None:
+    done = script("--limit", "60", "facts", "keep")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert list(results) == ["facts", "keep"]
+    assert results["facts"]["cpus"] == os.cpu_count() and not {"torch", "onnx"} & set(
+        results["facts"]["missing"]
+    )
+    text = (tmp_path / "out" / "result.md").read_text()
+    assert text.startswith("## facts\n- cpus: ") and text in done.stdout
+    assert "machine: " in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_steps_whose_pack_is_not_there_say_so(script: Callable, tmp_path: Path) -> None:
+    done = script("smoke", "tests", "trt86", "ortcuda")
+    assert done.returncode == 1
+    results = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [(step, result["failed"].split(";")[0]) for step, result in results.items()] == [
+        ("smoke", "the pack rtx is not here"),
+        ("tests", "the pack rtx is not here"),
+        ("trt86", "the pack trt86 is not here"),
+        ("ortcuda", "the pack ortcuda is not here"),
+    ]
+
+
+def test_wrong_commands_say_what_there_is(script: Callable, tmp_path: Path) -> None:
+    assert script().returncode == 2
+    done = script("facts", "dance")
+    assert done.returncode == 2 and done.stderr.startswith("error: no step dance\n")
+    assert all(f"    {step} " in done.stderr for step in steps.STEPS)
+    elsewhere = script("facts", cwd=tmp_path)
+    assert elsewhere.returncode == 2 and "project's root" in elsewhere.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ packs
+
+
+def pack(session: Session, name: str = "rtx") -> list[Path]:
+    """Write a pack with one package in two parts, and their list; return the parts."""
+    site = session.home.parent / "tree" / "site"
+    site.mkdir(parents=True)
+    (site / "packed.py").write_text("VALUE = 7\n")
+    archive = session.home.parent / "pack.tar.xz"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(site.parent, arcname=".")
+    data = archive.read_bytes()
+    parts = [session.kit.parent / f"{name}.{index}" for index in range(2)]
+    for part, piece in zip(parts, (data[:100], data[100:]), strict=True):
+        part.write_bytes(piece)
+    listed = [{"file": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in parts]
+    (session.kit / "parts.json").write_text(json.dumps({name: listed}))
+    return parts
+
+
+def test_a_pack_is_unpacked_when_its_last_part_has_come(session: Session) -> None:
+    _, second = pack(session)
+    late = second.rename(second.with_name("late"))
+    unpack_complete(session)
+    with pytest.raises(StepFailed, match="the pack rtx is not here"):
+        require(session, "rtx")
+    assert "rtx: 1 of 2 parts are here" in (session.out / "log.txt").read_text()
+    late.rename(second)
+    unpack_complete(session)
+    assert (require(session, "rtx") / "site" / "packed.py").is_file()
+    words = [sys.executable, "-c", "import packed; print(packed.VALUE)"]
+    assert session.run(words, 30, session.environment("rtx")) == (0, "7\n")
+    unpack_complete(session)  # of a later call, which carries none
+
+
+def test_a_damaged_part_is_dropped(session: Session) -> None:
+    _, second = pack(session)
+    second.write_bytes(second.read_bytes()[:-1])
+    with pytest.raises(StepFailed, match=r"rtx\.1 came damaged and was dropped; carry it again"):
+        unpack_complete(session)
+    assert [path.name for path in (session.home / "parts").iterdir()] == ["rtx.0"]
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+def test_a_command_whose_time_is_up_may_write_what_it_has(session: Session) -> None:
+    program = "import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('what there is')"
+    assert session.run([sys.executable, "-uc", program], 2) == (None, "what there is\n")
+    assert "out of time" in (session.out / "log.txt").read_text()
+
+
+def test_an_answer_is_the_last_object_and_a_silence_is_told_by_its_end(session: Session) -> None:
+    def ask(program: str) -> dict:
+        return session.ask([sys.executable, "-c", program], 30, dict(os.environ))
+
+    assert ask("print('{\"a\": 1}'); print('{\"b\": 2}'); print('a warning')") == {"b": 2}
+    assert ask("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)") == {
+        "failed": "died of SIGSEGV: no output"
+    }
+    assert ask("raise SystemExit('no such thing')") == {"failed": "status 1: no such thing"}
+
+
+def test_a_test_that_kills_its_process_is_left_out(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    lines = [
+        "import os, signal",
+        "def test_good(): pass",
+        "def test_bad(): os.kill(os.getpid(), signal.SIGKILL)",
+    ]
+    lines += ["def test_wrong(): assert False"]
+    (tmp_path / "tests" / "test_three.py").write_text("\n".join(lines))
+    there = Session(session.kit, tmp_path, session.home, session.out, session.deadline)
+    words = ["tests/test_three.py", "-v", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tmp_path]
+    result = there.pytest(sys.executable, words, "three", 60, dict(os.environ))
+    assert result["crashed"] == ["tests/test_three.py::test_bad"]
+    assert result["status"] == 1 and result["counts"].startswith("1 failed, 1 passed, 1 deselected")
+    assert len(result["failures"]) == 1 and (session.out / "tests-three.xml").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------------- jobs
+
+
+@pytest.mark.slow
+def test_a_world_of_one_asks_its_backend(session: Session) -> None:
+    assert session.ask(steps.world_of_one("gloo"), 120, session.environment()) == {"works": True}
+
+
+def test_pictures_to_train_on(tmp_path: Path) -> None:
+    assert jobs.jpegs(str(tmp_path), pictures="4", copies="2") == {"images": 4 * 2 + 4}
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["class0", "class1"]
+
+
+def test_where_pytorch_finds_no_gpu_its_jobs_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words in (["pytorch", "sit_nano", "1"], ["world", "nccl"]):
+        jobs.main(words)
+        assert json.loads(capsys.readouterr().out) == {"failed": "PyTorch finds no GPU"}
+
+
+def test_a_job_that_fails_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    jobs.main(["probe", "tensorrt", str(tmp_path)])
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"].startswith("FileNotFoundError: ")
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Puts a fake GPU in place with a recorded TensorRT, whose plans are the graphs that ONNX Runtime then computes."""
+
+    def make(release: str) -> None:
+        rig = make_rig(monkeypatch, tmp_path / "cache", release)
+
+        def build(engine: TensorRT, source: Path, target: Path, options: BuildOptions) -> EngineInfo:
+            target.write_bytes(make_plan(source.read_bytes()))
+            capability = "sm{}{}".format(*rig.gpu.capability)
+            return EngineInfo(engine.kind, rig.version, target.name, target.stat().st_size, 0.0, capability)
+
+        monkeypatch.setattr(TensorRT, "build", build)
+
+    return make
+
+
+@pytest.mark.parametrize("target", ["default", "current"])
+def test_one_layer_on_a_fake_gpu(target: str, fake_gpu: Callable[[str], None], tmp_path: Path) -> None:
+    fake_gpu("tensorrt-rtx-1.7.1")
+    result = jobs.one_layer(target, str(tmp_path))
+    assert result["runs"] and result["notes"] == [] and "failed" not in result
+
+
+def test_a_probe_on_a_fake_gpu(
+    fake_gpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_gpu("tensorrt-10.16.1")
+    monkeypatch.setattr(jobs, "SECONDS", 0.05)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    jobs.one_layer_graph(bundle / "model.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    y = ort.InferenceSession(bundle / "model.onnx").run(None, {"x": x})[0]
+    np.savez(bundle / "golden.npz", images=x, logits=y)
+    (bundle / "manifest.json").write_text('{"engine": {"kind": "onnxruntime"}, "batch": {"size": 2}}')
+    result = jobs.probe("tensorrt", str(bundle))
+    for label in ("graph", "plain"):
+        assert result[f"{label}_error"] == 0 and result[f"{label}_ms"] > 0 and result[f"{label}_notes"] == []
+    assert (tmp_path / "bundle-tensorrt.plan").is_file()
+    assert "precision" in result or "inspector_failed" in result
+    assert "device_ms" in result or "device_failed" in result
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_table_is_refused_in_one_line(session: Session) -> None:
+    if jobs.pytorch("sit_nano", "1").get("failed") is None:
+        pytest.skip("there is a GPU")
+    assert steps.bench(session) == {
+        "failed": "Error: PyTorch finds no GPU; pass --device cpu to try the script"
+    }
+
+
+def test_the_files_of_the_gpu_tests_are_where_the_steps_look() -> None:
+    for path in (steps.ENGINE_TESTS, steps.MODEL_TESTS, "benchmarks/gpu.py", "benchmarks/training_step.py"):
+        assert (ROOT / path).is_file()
+
+
+def test_the_engines_tests_are_collected_where_pytorch_is_not(tmp_path: Path) -> None:
+    # as in a packed Python: an empty module in PyTorch's place, and none of what else a model needs
+    (tmp_path / "torch.py").write_text("")
+    program = f"""
+import sys
+absent = "timm torchvision onnxscript safetensors scipy sklearn matplotlib jinja2 msgspec filelock hypothesis openvino".split()
+sys.modules.update(dict.fromkeys([*absent, "tensorrt_rtx"]))
+sys.path.insert(0, {str(tmp_path)!r})
+import pytest
+words = "--collect-only -q -p no:cacheprovider -p no:xdist -p no:hypothesispytest".split()
+sys.exit(pytest.main([*words, {steps.ENGINE_TESTS!r}]))
+"""
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_runs_what_the_graph_says" in done.stdout
