@@ -187,7 +187,8 @@ def bundle(kind: str, folder: str) -> Result:
         folder: of the bundle whose graph it is.
     """
     import engines
-    from sit_deploy.bundle import load_bundle, write_manifest
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.manifest import write_manifest
 
     source = Path(folder)
     target = source.with_name(f"{source.name}-{kind}")
