@@ -18,11 +18,13 @@ from sit_deploy import import_check
 if TYPE_CHECKING:
     from calibration.errors import CalibrationError
     from engines.errors import EngineError
+    from engines.timing import TimingOptions
     from sit_deploy.bundle import Bundle, load_bundle
     from sit_deploy.errors import Error, GateError, InputError
     from sit_deploy.inference import Classifier, load
     from sit_deploy.pipeline.build import build, export
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.validation.bench import BenchResult, bench
     from sit_deploy.validation.validate import ValidateRequest, Validation, validate
     from training.loop import train
     from training.request import TrainRequest
@@ -32,6 +34,7 @@ import_check.check()
 
 __version__ = "0.1.0"
 __all__ = [
+    "BenchResult",
     "BuildRequest",
     "Bundle",
     "CalibrationError",
@@ -41,9 +44,11 @@ __all__ = [
     "GateError",
     "InputError",
     "Summary",
+    "TimingOptions",
     "TrainRequest",
     "ValidateRequest",
     "Validation",
+    "bench",
     "build",
     "export",
     "load",
@@ -54,6 +59,7 @@ __all__ = [
 
 # where each name is; `training` stands above this package, and is named here as text alone
 _HOMES = {
+    "BenchResult": "sit_deploy.validation.bench",
     "BuildRequest": "sit_deploy.pipeline.request",
     "Bundle": "sit_deploy.bundle",
     "CalibrationError": "calibration.errors",
@@ -63,9 +69,11 @@ _HOMES = {
     "GateError": "sit_deploy.errors",
     "InputError": "sit_deploy.errors",
     "Summary": "training.summary",
+    "TimingOptions": "engines.timing",
     "TrainRequest": "training.request",
     "ValidateRequest": "sit_deploy.validation.validate",
     "Validation": "sit_deploy.validation.validate",
+    "bench": "sit_deploy.validation.bench",
     "build": "sit_deploy.pipeline.build",
     "export": "sit_deploy.pipeline.build",
     "load": "sit_deploy.inference",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,10 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.errors import InputError
 from sit_deploy.measure.speed import sentence
+
+if TYPE_CHECKING:
+    from engines.speedup import Speedup
+    from sit_deploy.validation.bench import BenchResult
 
 _REMEDY = "close other programs, pin both with --cpus, or give more --rounds"
 
@@ -133,7 +137,8 @@ def command(
     if csv_path:
         _write_csv(csv_path, results)
     if as_json:
-        emit_json({"sweep": results} if batch_sizes else results[0])
+        found = [result.to_dict() for result in results]
+        emit_json({"sweep": found} if batch_sizes else found[0])
         return
     for result in results:
         _show(result)
@@ -153,12 +158,12 @@ def _check_csv(path: Path, force: bool) -> None:
         raise InputError(f"{there[0]} exists; pass --force to replace it, or choose another --csv")
 
 
-def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
+def _write_csv(path: Path, results: list[BenchResult]) -> None:
     """Write the rows and draw them: both files beside their places first, and moved there whole."""
     import csv
 
     from sit_deploy.files import scratch
-    from sit_deploy.validation.bench import CSV_COLUMNS, csv_rows, plot_csv
+    from sit_deploy.validation.bench_csv import CSV_COLUMNS, csv_rows, plot_csv
 
     with scratch(path) as folder:
         rows, picture = folder / path.name, folder / path.with_suffix(".png").name
@@ -171,49 +176,45 @@ def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
         rows.replace(path)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: BenchResult) -> None:
     columns = ("p50 ms", "p90 ms", "p99 ms", "images/s", "runs")
-    title = f"{result['model']} {result['precision']}, batch {result['batch_size']}"
+    title = f"{result.model} {result.precision}, batch {result.batch_size}"
     listing = table("", *columns, title=literal(title), right=columns)
-    for name, found in result["results"].items():
-        for suffix, key in (("", "stats"), (", GPU time", "gpu")):
-            stats = found[key]
+    for name, timed in result.results.items():
+        for suffix, stats in (("", timed.stats), (", GPU time", timed.gpu)):
             if stats is None:
                 continue
-            figures = (f"{stats[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-            listing.add_row(
-                name + suffix, *figures, f"{stats['images_per_second']:.1f}", str(stats["iterations"])
-            )
+            figures = (f"{ms:.2f}" for ms in (stats.p50_ms, stats.p90_ms, stats.p99_ms))
+            listing.add_row(name + suffix, *figures, f"{stats.images_per_second:.1f}", str(stats.iterations))
     screen = console()
     screen.print(listing)
-    found, machine, torch = result["speedup"], result["machine"], result["pytorch"]
-    gpu = result["gpu"]["after"] if torch["device"] != "cpu" else None
-    where = gpu["name"] if gpu else f"{machine['cpu_model']}, {machine['usable_cpus']} CPUs"
-    kind = "eager" if torch["dtype"] == "float32" else f"eager in {torch['dtype']}"
-    told = _speed(found["engine"], f"PyTorch {kind}", found, result["gpu_speedup"])
-    say(screen, f"{told} On {literal(where)}.")
-    over = result["over_teacher"]
+    gpu = result.gpu_after if result.torch_device != "cpu" else None
+    where = gpu["name"] if gpu else f"{result.machine.cpu_model}, {result.machine.usable_cpus} CPUs"
+    kind = "eager" if result.torch_dtype == "float32" else f"eager in {result.torch_dtype}"
+    line = _speed(result.engine, f"PyTorch {kind}", result.speedup, result.gpu_speedup)
+    say(screen, f"{line} On {literal(where)}.")
+    over = result.over_teacher
     if over:
-        told = _speed(found["engine"], f"its teacher {over['model']}", over, over["gpu"])
-        say(screen, f"{told} The teacher has {over['macs_ratio']:.2f}× the MACs.")
+        line = _speed(result.engine, f"its teacher {over.model}", over.speedup, over.gpu)
+        say(screen, f"{line} The teacher has {over.macs_ratio:.2f}× the MACs.")
     if gpu:
         say(
             screen,
             f"GPU after the runs: {gpu['clocks_sm']} of {gpu['clocks_max_sm']} MHz, {gpu['power_draw']} of "
             f"{gpu['power_limit']} W, {gpu['temperature_gpu']} °C.",
         )
-    around, pinned = result["around"], result["cpus"]
-    where = f"pinned to CPU {', '.join(map(str, pinned))}" if pinned else "pinned to no CPU"
+    around = result.around
+    where = f"pinned to CPU {', '.join(map(str, result.cpus))}" if result.cpus else "pinned to no CPU"
     say(
         screen,
-        f"Around the engine, an image ({around['image']}) on one thread: decoding {around['decode_ms']:.2f} ms, preparing "
-        f"{around['prepare_ms']:.2f} ms, classes {around['classes_ms']:.2f} ms. Both sides {where}.",
+        f"Around the engine, an image ({around.image}) on one thread: decoding {around.decode_ms:.2f} ms, preparing "
+        f"{around.prepare_ms:.2f} ms, classes {around.classes_ms:.2f} ms. Both sides {where}.",
     )
 
 
-def _speed(engine: str, other: str, found: dict[str, Any], by_gpu: float | None) -> str:
+def _speed(engine: str, other: str, speedup: Speedup, by_gpu: float | None) -> str:
     """Return a line on a speed-up, by both clocks; yellow where the rounds do not bear one out."""
-    told = sentence(engine, other, found, _REMEDY)
-    line = literal(told[0].upper() + told[1:] if found["doubt"] else told)
+    text = sentence(engine, other, speedup.to_dict(), _REMEDY)
+    line = literal(text[0].upper() + text[1:] if speedup.doubt else text)
     alone = f"; {by_gpu:.2f}× by GPU time" if by_gpu else ""
-    return f"[yellow]{line}[/]{alone}." if found["doubt"] else f"[bold]{line}[/]{alone}."
+    return f"[yellow]{line}[/]{alone}." if speedup.doubt else f"[bold]{line}[/]{alone}."

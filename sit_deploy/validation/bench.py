@@ -6,20 +6,19 @@ to logits in host memory, and the GPU's own clock with the transfers left out.
 
 from __future__ import annotations
 
-import datetime
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import engines
 from engines.gpus import telemetry
-from engines.speedup import of_rounds, speedup
-from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate, engine_worker, machine
+from engines.speedup import Speedup, of_rounds, speedup
+from engines.timing import Machine, TimingOptions, WorkerResult, WorkerSpec, alternate, engine_worker, machine
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -88,8 +87,91 @@ class TorchCall:
             self.last_gpu_seconds = started.elapsed_time(ended) / 1e3
 
 
+@dataclass(frozen=True)
+class Around:
+    """What comes before and after the engine for one image, on one thread, in milliseconds (medians).
+
+    decode_ms: of a JPEG file. prepare_ms: of the preprocessing. classes_ms: from logits to the five best classes. image: what
+    was decoded.
+    """
+
+    decode_ms: float
+    prepare_ms: float
+    classes_ms: float
+    image: str
+
+
+@dataclass(frozen=True)
+class OverTeacher:
+    """How much faster the engine is than its teacher's, beside how much less it computes.
+
+    speedup: by wall clock; gpu: the ratio by the GPU's clock, None without one. macs_ratio: the teacher's
+    multiply-accumulates over the student's.
+    """
+
+    bundle: Path
+    model: str
+    speedup: Speedup
+    gpu: float | None
+    macs_ratio: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        mine = {"bundle": str(self.bundle), "model": self.model}
+        return {**mine, **self.speedup.to_dict(), "gpu": self.gpu, "macs_ratio": self.macs_ratio}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """An engine timed against PyTorch.
+
+    results: what was measured of each side, by name: "PyTorch", the engine's kind, and "teacher" where there is one. speedup:
+    of the engine over PyTorch by wall clock; gpu_speedup: the ratio by the GPU's clock, None without one. torch_device,
+    torch_dtype: what PyTorch ran on and in. gpu_before, gpu_after: clocks, power and temperature, None without a GPU.
+    """
+
+    bundle: Path
+    model: str
+    precision: str
+    engine: str
+    batch_size: int
+    threads: int | None
+    cpus: tuple[int, ...] | None
+    results: dict[str, WorkerResult]
+    speedup: Speedup
+    gpu_speedup: float | None
+    over_teacher: OverTeacher | None
+    around: Around
+    torch_device: str
+    torch_dtype: str
+    gpu_before: dict[str, Any] | None
+    gpu_after: dict[str, Any] | None
+    machine: Machine
+    versions: dict[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return {
+            "bundle": str(self.bundle),
+            "model": self.model,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "cpus": list(self.cpus) if self.cpus else None,
+            "results": {name: asdict(result) for name, result in self.results.items()},
+            "speedup": {"engine": self.engine, "over": "PyTorch", **self.speedup.to_dict()},
+            "gpu_speedup": self.gpu_speedup,
+            "over_teacher": self.over_teacher.to_dict() if self.over_teacher else None,
+            "around": asdict(self.around),
+            "pytorch": {"device": self.torch_device, "dtype": self.torch_dtype},
+            "gpu": {"before": self.gpu_before, "after": self.gpu_after},
+            "machine": asdict(self.machine),
+            "versions": self.versions,
+        }
+
+
 def bench(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     *,
     engine: str | None = None,
     batch_size: int | None = None,
@@ -97,8 +179,10 @@ def bench(
     checkpoint: Path | None = None,
     teacher: Bundle | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Time the engine against PyTorch eager; return statistics of both, their ratio by round, and the machine.
+) -> BenchResult:
+    """Time a bundle's engine against PyTorch eager, turn about, each in a process of its own.
+
+    A script that calls this needs `if __name__ == "__main__":`.
 
     Args:
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU instead of its engine.
@@ -111,6 +195,7 @@ def bench(
         engines.NoGpuError: an engine that needs a GPU, without one.
         engines.EngineError: arguments out of range, or a worker that failed.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     batch = bundle.batch_size if batch_size is None else batch_size
     _require_batch(bundle, batch)
     timing = timing or TimingOptions(rounds=ROUNDS)
@@ -159,26 +244,27 @@ def bench(
         gpu_before = telemetry()
         results = alternate(workers, timing, progress)
         gpu_after = telemetry()
-    found = speedup(results["PyTorch"], results[kind], ("PyTorch", kind))
-    return {
-        "bundle": str(bundle.path),
-        "model": bundle.manifest.model.name,
-        "precision": bundle.manifest.precision,
-        "batch_size": batch,
-        "threads": timing.threads,
-        "cpus": list(timing.cpus) if timing.cpus else None,
-        "results": {name: asdict(result) for name, result in results.items()},
-        "speedup": {"engine": kind, "over": "PyTorch", **found.to_dict()},
-        "gpu_speedup": _gpu_speedup(results["PyTorch"], results[kind]),
-        "over_teacher": _over_teacher(bundle, teacher, results["teacher"], results[kind])
-        if teacher
-        else None,
-        "around": time_around(bundle),
-        "pytorch": dict(zip(("device", "dtype"), workers["PyTorch"].args[4:], strict=True)),
-        "gpu": {"before": gpu_before, "after": gpu_after},
-        "machine": asdict(machine()),
-        "versions": versions(),
-    }
+    device, dtype = workers["PyTorch"].args[4:]
+    return BenchResult(
+        bundle=bundle.path,
+        model=bundle.manifest.model.name,
+        precision=bundle.manifest.precision,
+        engine=kind,
+        batch_size=batch,
+        threads=timing.threads,
+        cpus=timing.cpus,
+        results=results,
+        speedup=speedup(results["PyTorch"], results[kind], ("PyTorch", kind)),
+        gpu_speedup=_gpu_speedup(results["PyTorch"], results[kind]),
+        over_teacher=_over_teacher(bundle, teacher, results["teacher"], results[kind]) if teacher else None,
+        around=time_around(bundle),
+        torch_device=device,
+        torch_dtype=dtype,
+        gpu_before=gpu_before,
+        gpu_after=gpu_after,
+        machine=machine(),
+        versions=versions(),
+    )
 
 
 AROUND_SIZE = (
@@ -187,13 +273,8 @@ AROUND_SIZE = (
 )  # height and width of the JPEG that the steps around the engine are timed on: ImageNet's mean
 
 
-def time_around(bundle: Bundle, runs: int = 20) -> dict[str, Any]:
-    """Time what comes before and after the engine for one image, on one thread.
-
-    Returns:
-        Medians in milliseconds: `decode_ms` of a JPEG file, `prepare_ms` of the preprocessing, `classes_ms` from logits to
-        the five best classes; and `image`, its size.
-    """
+def time_around(bundle: Bundle, runs: int = 20) -> Around:
+    """Time what comes before and after the engine for one image, on one thread."""
     import numpy as np
 
     from sit_deploy.data.synthetic import sample_images
@@ -217,10 +298,8 @@ def time_around(bundle: Bundle, runs: int = 20) -> dict[str, Any]:
             for name, start, end in zip(seconds, times, times[1:], strict=False):
                 seconds[name].append(end - start)
     height, width = AROUND_SIZE
-    return {
-        **{name: 1e3 * statistics.median(values) for name, values in seconds.items()},
-        "image": f"JPEG {width}×{height}",
-    }
+    medians = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    return Around(**medians, image=f"JPEG {width}×{height}")
 
 
 def require_cpus(cpus: tuple[int, ...] | None) -> None:
@@ -238,85 +317,6 @@ def require_cpus(cpus: tuple[int, ...] | None) -> None:
         raise InputError(
             f"CPU {missing[0]} cannot be used here; pass --cpus of {', '.join(map(str, usable))}"
         )
-
-
-CSV_COLUMNS = (
-    *("model", "precision", "engine", "batch_size", "side", "clock", "p50_ms", "p90_ms", "p99_ms", "mean_ms"),
-    *(
-        "images_per_second",
-        "calls",
-        "speedup_over_pytorch",
-        "speedup_low",
-        "speedup_high",
-        "speedup_doubt",
-        "threads",
-        "cpus",
-        "date",
-        "cpu_model",
-    ),
-)
-
-
-def csv_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row of `CSV_COLUMNS` for each side, batch size and clock of what `bench` returned."""
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    rows = []
-    for result in results:
-        kind = result["speedup"]["engine"]
-        for side, found in result["results"].items():
-            for clock, stats in (("wall", found["stats"]), ("gpu", found["gpu"])):
-                if stats is None:
-                    continue
-                row = {name: stats[name] for name in CSV_COLUMNS if name in stats}
-                over = result["speedup"] if side == kind else None
-                rows.append(
-                    {
-                        **row,
-                        **{name: result[name] for name in ("model", "precision", "batch_size", "threads")},
-                        **{"engine": kind, "side": side, "clock": clock, "calls": stats["iterations"]},
-                        # a figure that the rounds do not bear out is left out: whoever reads a table takes it for one
-                        "speedup_over_pytorch": over and (None if over["doubt"] else over["median"]),
-                        "speedup_low": over and over["low"],
-                        "speedup_high": over and over["high"],
-                        "speedup_doubt": over and over["doubt"],
-                        "cpus": " ".join(map(str, result["cpus"] or ())),
-                        **{"date": date, "cpu_model": result["machine"]["cpu_model"]},
-                    }
-                )
-    return rows
-
-
-def plot_csv(path: Path, picture: Path) -> None:
-    """Draw a CSV of `csv_rows`: images a second and median latency over the batch size, one line a side, as PNG."""
-    import csv
-
-    from matplotlib.figure import Figure
-
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["clock"] == "wall"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    speed, latency = figure.subplots(1, 2)
-    for side in dict.fromkeys(row["side"] for row in rows):
-        mine = [row for row in rows if row["side"] == side]
-        batches = [int(row["batch_size"]) for row in mine]
-        speed.plot(batches, [float(row["images_per_second"]) for row in mine], "o-", label=side)
-        low, high = ([float(row[key]) for row in mine] for key in ("p50_ms", "p99_ms"))
-        (line,) = latency.plot(batches, low, "o-", label=side)
-        latency.fill_between(batches, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    speed.set_ylabel("images a second")
-    latency.set_ylabel("milliseconds a batch, p50 to p99")
-    for axes in (speed, latency):
-        axes.set_xlabel("batch size")
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    first = rows[0]
-    title = f"{first['model']} {first['precision']} on {first['cpu_model']}, {first['date']}"
-    if doubts := [row for row in rows if row["speedup_doubt"]]:
-        batches = ", ".join(row["batch_size"] for row in doubts)
-        title += f"\nspeed-up not measurable then at batch {batches}: {doubts[0]['speedup_doubt']}"
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(picture, dpi=150, format="png")
 
 
 def _require_batch(bundle: Bundle, batch: int) -> None:
@@ -338,19 +338,15 @@ def _require_same_task(bundle: Bundle, teacher: Bundle) -> None:
         )
 
 
-def _over_teacher(
-    bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: WorkerResult
-) -> dict[str, Any]:
-    """Return how much faster the engine is than the teacher's, beside how much less it computes."""
-    measured = speedup(theirs, ours, ("the teacher", "the engine"))
+def _over_teacher(bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: WorkerResult) -> OverTeacher:
     student, unslimmed = (b.manifest.model for b in (bundle, teacher))
-    return {
-        "bundle": str(teacher.path),
-        "model": unslimmed.name,
-        **measured.to_dict(),
-        "gpu": _gpu_speedup(theirs, ours),
-        "macs_ratio": unslimmed.macs / student.macs,
-    }
+    return OverTeacher(
+        teacher.path,
+        unslimmed.name,
+        speedup(theirs, ours, ("the teacher", "the engine")),
+        _gpu_speedup(theirs, ours),
+        unslimmed.macs / student.macs,
+    )
 
 
 def torch_device(kind: str, device: str | None, precision: str) -> tuple[str, str]:

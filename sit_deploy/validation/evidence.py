@@ -81,7 +81,7 @@ def gather(
             name: {**asdict(result.stats), "histogram": asdict(result.histogram)}
             for name, result in ledger.timing.items()
         },
-        "around": time_around(bundle),
+        "around": asdict(time_around(bundle)),
         "speedups": _speedups(bundle, ledger),
         "drift": _drift(bundle, ledger),
         "layers": _layers(bundle, threads, device),

@@ -25,6 +25,10 @@ def main(images: list[str]) -> int:
         if checked:
             assert_type(checked, sit_deploy.Validation)
             checked.require()
+        timed = sit_deploy.bench(bundle, timing=sit_deploy.TimingOptions(rounds=5, threads=2))
+        assert_type(timed, sit_deploy.BenchResult)
+        if timed.speedup.doubt is None:
+            print(timed.speedup.median)
         trained = sit_deploy.train(sit_deploy.TrainRequest("lvvit_nano", "digits", Path("run")))
         assert_type(trained, sit_deploy.Summary)
     except sit_deploy.GateError as error:

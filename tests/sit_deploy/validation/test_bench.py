@@ -45,12 +45,12 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     assert torch == WorkerSpec(TorchCall, (trained.bundle, None, 3, 1, "cpu", "float32"), 3)
     engine = ("onnxruntime", trained.bundle / "engine.onnx", 3, 1, None, load_bundle(trained.bundle).origin)
     assert ours == WorkerSpec(EngineCall, engine, 3)
-    assert result["speedup"] == {
+    assert result.to_dict()["speedup"] == {
         "engine": "onnxruntime", "over": "PyTorch", "median": pytest.approx(4), "per_round": pytest.approx([3, 4, 5]),
         "low": pytest.approx(3.5), "high": pytest.approx(4.5), "baseline_ms": 8.0, "candidate_ms": 2.0, "doubt": None,
     }  # fmt: skip
-    assert (result["batch_size"], result["threads"], result["precision"]) == (3, 1, "fp32")
-    assert result["versions"] == versions()  # of what was timed, not of what built the bundle
+    assert (result.batch_size, result.threads, result.precision) == (3, 1, "fp32")
+    assert result.versions == versions()  # of what was timed, not of what built the bundle
 
 
 @pytest.mark.parametrize("batch", [0, 1, 5])
@@ -68,7 +68,7 @@ def test_a_fixed_batch(nano_fp32: Path, asked: dict[str, Any]) -> None:
 
 def test_a_tensorrt_bundle_on_this_cpu(nano_rtx: Path, asked: dict[str, Any]) -> None:
     result = bench(load_bundle(nano_rtx), engine="onnxruntime")
-    assert list(result["results"]) == ["PyTorch", "onnxruntime"]
+    assert list(result.results) == ["PyTorch", "onnxruntime"]
     path = asked["workers"]["onnxruntime"].args[1]
     assert asked["files"]["onnxruntime"] and not path.exists()
     with pytest.raises(
@@ -105,8 +105,8 @@ def test_the_teacher_is_timed_too(trained: Trained, nano_rtx: Path, asked: dict[
     result = bench(bundle, teacher=bundle)
     assert list(asked["workers"]) == ["PyTorch", "onnxruntime", "teacher"]
     assert asked["workers"]["teacher"] == asked["workers"]["onnxruntime"]
-    over = result["over_teacher"]
-    assert over["macs_ratio"] == 1 and over["model"] == "sit_nano" and over["gpu"] is None
+    over = result.over_teacher
+    assert over.macs_ratio == 1 and over.model == "sit_nano" and over.gpu is None
     with pytest.raises(InputError, match="give two bundles of the same engine"):
         bench(bundle, teacher=load_bundle(trained.bundle), engine="tensorrt")
 
@@ -139,6 +139,5 @@ def test_gpu_time_comes_back_from_a_worker() -> None:
 
 def test_the_steps_around_the_engine(trained: Trained) -> None:
     found = time_around(load_bundle(trained.bundle), runs=2)
-    assert set(found) == {"decode_ms", "prepare_ms", "classes_ms", "image"}
-    assert all(found[name] > 0 for name in ("decode_ms", "prepare_ms", "classes_ms"))
-    assert found["image"] == "JPEG 500×375"
+    assert min(found.decode_ms, found.prepare_ms, found.classes_ms) > 0
+    assert found.image == "JPEG 500×375"
