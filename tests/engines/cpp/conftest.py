@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
+
+from sit_deploy.bundle import load_bundle
+from sit_deploy.cpp_project import write_project
+from tests.helpers.shared import shared
+from tests.sit_deploy.conftest import Trained, copy_of, nano_fp32, nano_rtx, trained
+
+__all__ = ["copy_of", "nano_fp32", "nano_rtx", "trained"]  # fixtures
 
 SOURCES = Path(__file__).parents[3] / "engines/cpp"
 # verbs of sit_probe that open no runtime, whose leaks would not be ours: these are searched for leaks too
@@ -90,32 +98,53 @@ def compiled(folder: Path, *options: str) -> Programs:
     return Programs(folder)
 
 
-def _shared(factory: pytest.TempPathFactory, name: str, *options: str) -> Programs:
-    """Build once for all processes of a test run, or for all runs into SIT_DEPLOY_CPP_BUILD: the first one compiles, the
-    others wait and find it done."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    root = Path(os.environ.get("SIT_DEPLOY_CPP_BUILD", root))
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return compiled(root / name, *options)
+@pytest.fixture(scope="session")
+def project(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packaged project of `trained`, built by the command of its README, in a folder whose name is no help."""
+
+    def make(folder: Path) -> None:
+        cmake_arguments()
+        write_project(load_bundle(trained.bundle), folder)
+        options = ("-DSIT_DEPLOY_EXAMPLES=ON", "-DSIT_DEPLOY_WARNINGS_AS_ERRORS=ON")
+        done = subprocess.run(
+            [str(folder / "build.sh"), *options],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHON": sys.executable},
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+    return shared(tmp_path_factory, "my project", make)
 
 
 @pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    """The library as users build it."""
-    return _shared(tmp_path_factory, "release", "-DSIT_DEPLOY_TESTS=OFF")
+def release(project: Path) -> Programs:
+    """The library as users build it, with the examples."""
+    return Programs(project / "build/sit_deploy")
 
 
 @pytest.fixture(scope="session")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    """The library with AddressSanitizer and UndefinedBehaviorSanitizer, which end a program at what they find."""
-    return _shared(
-        tmp_path_factory,
-        "checked",
-        "-DSIT_DEPLOY_SANITIZE=address,undefined",
-        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
-    )
+    """The library with AddressSanitizer and UndefinedBehaviorSanitizer, which end a program at what they find.
+
+    As one source, which compiles sooner. Built once for all processes of a test run, or for all runs into
+    SIT_DEPLOY_CPP_BUILD.
+    """
+
+    def make(folder: Path) -> None:
+        compiled(
+            folder,
+            "-DSIT_DEPLOY_SANITIZE=address,undefined",
+            "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+            "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-Og -g1",
+            "-DCMAKE_UNITY_BUILD=ON",
+            "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0",
+        )
+
+    if kept := os.environ.get("SIT_DEPLOY_CPP_BUILD"):
+        folder = Path(kept) / "checked"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            make(folder)
+        return Programs(folder)
+    return Programs(shared(tmp_path_factory, "checked", make))

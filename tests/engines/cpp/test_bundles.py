@@ -12,9 +12,6 @@ import numpy as np
 from sit_deploy.manifest import digest
 from tests.engines.cpp.conftest import Programs
 from tests.engines.cpp.manifests import rewrite
-from tests.sit_deploy.conftest import copy_of, nano_fp32, nano_rtx
-
-__all__ = ["copy_of", "nano_fp32", "nano_rtx"]  # fixtures
 
 
 def test_a_manifest_of_any_text(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import load_image
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments
 from tests.engines.cpp.manifests import rewrite
-from tests.sit_deploy.conftest import CLASSES, Trained, copy_of, nano_rtx, trained
-
-__all__ = ["copy_of", "nano_rtx", "trained"]  # fixtures
+from tests.helpers.shared import shared
+from tests.sit_deploy.conftest import CLASSES, Trained
 
 if int(PIL.__version__.split(".")[0]) < 13:
     pytest.skip("older Pillow resizes tall images in another order", allow_module_level=True)
@@ -44,20 +42,24 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(((made + 2 * ramp) / 3).astype(np.uint8)).convert(mode)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The trained model, taking pixels."""
-    return build(
-        BuildRequest(
-            "sit_nano",
-            tmp_path_factory.mktemp("pixels") / "bundle",
-            engine="onnxruntime",
-            checkpoint=trained.checkpoint,
-            labels=trained.labels,
-            calib_data=trained.images,
-            input="uint8",
+
+    def make(path: Path) -> None:
+        build(
+            BuildRequest(
+                "sit_nano",
+                path,
+                engine="onnxruntime",
+                checkpoint=trained.checkpoint,
+                labels=trained.labels,
+                calib_data=trained.images,
+                input="uint8",
+            )
         )
-    )
+
+    return load_bundle(shared(tmp_path_factory, "trained-pixels", make))
 
 
 # ------------------------------------------------------------------------------------------------------------ pixels
@@ -223,13 +225,13 @@ def test_the_best_class_of_a_hundred_images(
     for index, image in enumerate(sample_images(100, size=(160, 128))):
         files.append(tmp_path / f"{index:03}.{'jpg' if index % 2 else 'png'}")
         image.save(files[-1])
-    for path in (trained.bundle, pixels.path):
+    for path, given in ((trained.bundle, files), (pixels.path, files[:30])):
         with load(path) as classify:
-            best = classify(files).argmax(1).tolist()
-        lines = release.output("sit_classify", path, *files).decode().splitlines()
+            best = classify(given).argmax(1).tolist()
+        lines = release.output("sit_classify", path, *given).decode().splitlines()
         top = len(CLASSES[:5])
         rows = [line.split("\t") for line in lines[::top]]
-        assert [row[0] for row in rows] == [str(f) for f in files]
+        assert [row[0] for row in rows] == [str(f) for f in given]
         assert [int(row[1]) for row in rows] == best
         assert [row[3] for row in rows] == [CLASSES[i] for i in best]
 
@@ -327,26 +329,15 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "build", ignore_errors=True)
 
 
-def test_a_packaged_project_builds_with_one_command(trained: Trained, tmp_path: Path) -> None:
-    """As its README says, in a folder whose name is no help."""
-    cmake_arguments()
-    folder = tmp_path / "my project"
-    write_project(load_bundle(trained.bundle), folder)
-    built = subprocess.run(
-        [str(folder / "build.sh")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
+def test_a_packaged_project_builds_with_one_command(project: Path, trained: Trained) -> None:
     image = list_images(trained.images)[0]
     with load(trained.bundle) as classify:
         best = int(classify(image).argmax())
     out = subprocess.run(
-        ["build/classify", "bundle", str(image)], cwd=folder, capture_output=True, text=True, check=True
+        ["build/classify", "bundle", str(image)], cwd=project, capture_output=True, text=True, check=True
     )
     assert out.stdout.splitlines()[0].split("\t")[1::2] == [str(best), CLASSES[best]]
-    assert subprocess.run(["build/check", "bundle"], cwd=folder, capture_output=True).returncode == 0
+    assert subprocess.run(["build/check", "bundle"], cwd=project, capture_output=True).returncode == 0
 
 
 def test_a_packaged_project_without_openvino_says_what_to_do(trained: Trained, tmp_path: Path) -> None:

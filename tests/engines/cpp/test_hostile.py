@@ -20,9 +20,6 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.preprocessing import load_image
 from tests.engines.cpp.conftest import Programs
 from tests.engines.cpp.manifests import npy, rewrite
-from tests.sit_deploy.conftest import copy_of, nano_fp32
-
-__all__ = ["copy_of", "nano_fp32"]  # fixtures
 
 
 def test_every_public_function_refuses_what_cannot_be_right(checked: Programs, nano_fp32: Path) -> None:

@@ -16,9 +16,6 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.preprocessing import load_image
 from tests.engines.cpp.conftest import Programs
 from tests.engines.cpp.manifests import rewrite
-from tests.sit_deploy.conftest import copy_of, nano_fp32
-
-__all__ = ["copy_of", "nano_fp32"]  # fixtures
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 

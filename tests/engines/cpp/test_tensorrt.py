@@ -10,9 +10,6 @@ import pytest
 
 from engines.gpus import find_gpus
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments, compiled
-from tests.sit_deploy.conftest import nano_fp32, nano_rtx
-
-__all__ = ["nano_fp32", "nano_rtx"]  # fixtures
 
 HEADERS = os.environ.get("SIT_DEPLOY_TENSORRT_INCLUDE")
 pytestmark = [
