@@ -17,10 +17,10 @@ quickstart: $(VENV)/installed ## train a small teacher, distil a SiT from it, bu
 	$(BIN)/sit-deploy quickstart -o build/quickstart
 
 test: $(VENV)/installed-test $(VENV)/triton/backends ## every test that this machine can run
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/installed-test ## the quick ones alone: for while you work
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 # a Triton server for the tests, in an environment of its own
 $(VENV)/triton/backends: | $(VENV)/installed-test
