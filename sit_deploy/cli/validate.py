@@ -78,7 +78,7 @@ def command(as_json: bool, **options: Any) -> None:
     shown = progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
     with shown as report:
         found = validate(ValidateRequest(**options), report)
-    if found is None:
+    if not found.main:
         return
     if as_json:
         emit_json(found.to_dict())

@@ -19,6 +19,7 @@ from sit_deploy.schema import settle_types
 if TYPE_CHECKING:
     from engines.layer_comparison import LayerComparison
     from sit_deploy.inference import Classifier
+    from sit_deploy.measure.accuracy import Accuracy
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.processes import World
     from sit_deploy.validation.checks import Checked
@@ -119,7 +120,8 @@ class Validation:
 
     engine: the kind that ran. golden: its outputs on the bundle's golden images against the reference's. checked: what
     labelled images say, None without them. preprocessing: of those images, where it is not the bundle's. layers: the time of
-    each, and debug: the comparison layer by layer, None where not asked for.
+    each, and debug: the comparison layer by layer, None where not asked for. main: False in the processes of torchrun but the
+    first, which hand in their counts and judge nothing.
     """
 
     request: ValidateRequest
@@ -130,6 +132,20 @@ class Validation:
     preprocessing: Preprocessing | None = None
     layers: dict[str, Any] | None = None
     debug: LayerComparison | None = None
+    main: bool = True
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """What labelled images say.
+
+        Raises:
+            InputError: there were none, or another process of torchrun's has the counts.
+        """
+        if self.checked is None:
+            raise InputError(
+                "no accuracy was measured; give labelled images as `data`, and ask the main process"
+            )
+        return self.checked.accuracy
 
     def require(self) -> None:
         """Hold the engine to the tolerance of its precision and to the request's limits.
@@ -137,6 +153,8 @@ class Validation:
         Raises:
             GateError: one of them is not kept, or cannot be judged on these images.
         """
+        if not self.main:
+            return
         require([self.golden], "do not use this engine here")
         if self.checked:
             self.checked.require(self.request.max_accuracy_drop, self.request.min_agreement)
@@ -180,13 +198,13 @@ class Validation:
         }
 
 
-def validate(request: ValidateRequest, progress: Progress | None = None) -> Validation | None:
+def validate(request: ValidateRequest, progress: Progress | None = None) -> Validation:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
     Args:
         progress: called with a step, how much of it is done, and of how much; in the main process alone.
     Returns:
-        What was measured; `Validation.require` judges it. None in every process of torchrun's but the main one.
+        What was measured; `Validation.require` judges it.
     Raises:
         InputError: options that exclude each other, a damaged bundle, data that does not fit its classes, weights that are
             not there.
@@ -221,9 +239,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
                 layers = check_layers(bundle.model_path, classifier, bundle.golden()[0])
         if request.layers and on_cpu and main:
             layers = time_layers(bundle, request.threads)
-    if not main:
-        return None
-    return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug)
+    return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug, main)
 
 
 def _world(request: ValidateRequest) -> contextlib.AbstractContextManager[World | None]:

@@ -22,9 +22,8 @@ def main(images: list[str]) -> int:
         checked = sit_deploy.validate(
             sit_deploy.ValidateRequest(bundle.path, data="photos/val", min_agreement=99)
         )
-        if checked:
-            assert_type(checked, sit_deploy.Validation)
-            checked.require()
+        assert_type(checked, sit_deploy.Validation)
+        checked.require()
         timed = sit_deploy.bench(bundle, timing=sit_deploy.TimingOptions(rounds=5, threads=2))
         assert_type(timed, sit_deploy.BenchResult)
         if timed.speedup.doubt is None:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_users_program_is_typed(cache: Path) -> None:
     done = mypy(SCRIPT, cache)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_programs_of_the_docs_are_typed(cache: Path) -> None:
+    text = (ROOT / "docs/python.md").read_text()
+    program, part = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    script = cache / "documented.py"
+    script.write_text(
+        f"{program}\nimport numpy as np\nimages = np.zeros((1, 3, 224, 224), np.float32)\n{part}"
+    )
+    done = mypy(script, cache)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -17,14 +17,16 @@ def test_golden_outputs(nano_fp32: Path) -> None:
     assert found.golden.passed and found.engine == "onnxruntime"
     assert (found.checked, found.layers, found.debug, found.to_dict()["accuracy"]) == (None, None, None, None)
     found.require()
+    with pytest.raises(sit_deploy.InputError, match="give labelled images"):
+        _ = found.accuracy
 
 
 def test_accuracy_and_its_limits(trained: Trained) -> None:
     steps: list[tuple[str, int, int]] = []
     request = ValidateRequest(trained.bundle, data=trained.images, min_agreement=100, orientation=None)
     found = validate(request, lambda *step: steps.append(step))
-    assert found.checked.accuracy.images == steps[-1][1] == steps[-1][2] == 11
-    assert found.to_dict()["accuracy"]["reference_top1"] == found.checked.accuracy.reference_top1
+    assert found.accuracy.images == steps[-1][1] == steps[-1][2] == 11
+    assert found.to_dict()["accuracy"]["reference_top1"] == found.accuracy.reference_top1
     found.require()
 
 
