@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,23 +61,42 @@ COMPILED_AT = (1, 128)  # a compilation is half a minute for each shape
 PRECISIONS = ("fp16", "int8", "fp8")
 
 
-def time_model(
-    name: str,
-    device: torch.device,
-    batches: tuple[int, ...],
-    seconds: float,
-    deadline: float,
-    kinds: list[str],
-    folder: Path,
-    compile_too: bool = True,
-) -> list[Cell]:
-    """Time every runtime of one model at every batch size, as long as there is time."""
+@dataclass(frozen=True)
+class Plan:
+    """What is timed of every model.
+
+    Attributes:
+        device: where.
+        batches: sizes of a batch.
+        seconds: timing of a cell.
+        kinds: engines beside PyTorch.
+        folder: for engines and graphs.
+        compiles: whether compiled PyTorch is timed too.
+    """
+
+    device: torch.device
+    batches: tuple[int, ...]
+    seconds: float
+    kinds: tuple[str, ...]
+    folder: Path
+    compiles: bool = True
+
+
+def time_model(name: str, plan: Plan, deadline: float) -> list[Cell]:
+    """Time every runtime of one model at every batch size, as long as there is time.
+
+    Args:
+        name: of the model.
+        plan: what is timed.
+        deadline: by `time.perf_counter`.
+    """
+    device, batches = plan.device, plan.batches
     cells: list[Cell] = []
     makers: dict[str, Any] = {"pytorch eager": lambda: torch_candidate(random_model(name), device, False)}
-    for kind in kinds:
+    for kind in plan.kinds:
         for precision in PRECISIONS:
             makers[f"{kind} {precision}"] = lambda k=kind, p=precision: tensorrt_candidate(
-                k, name, p, batches, folder
+                k, name, p, batches, plan.folder
             )
     candidates: dict[str, Candidate] = {}
     skipped: dict[str, str] = {}
@@ -98,7 +118,7 @@ def time_model(
             for runtime, why in skipped.items():
                 cells.append(Cell(name, runtime, batch, skipped=why))
             compiled = Cell(name, "pytorch compiled", batch)
-            if not compile_too:
+            if not plan.compiles:
                 compiled.skipped = "--no-compile"
             elif batch not in COMPILED_AT and device.type == "cuda":
                 compiled.skipped = f"compiled at batches {COMPILED_AT} only"
@@ -113,7 +133,7 @@ def time_model(
             if time.perf_counter() > deadline and cells:
                 for cell in row.values():
                     cell.skipped = cell.skipped or "out of time"
-            time_turn_about(list(row.values()), list(here.values()), device, (size, size), seconds)
+            time_turn_about(list(row.values()), list(here.values()), device, (size, size), plan.seconds)
             cells += row.values()
             torch.compiler.reset()
     finally:
@@ -293,9 +313,8 @@ def main(
                     cells.append(time_levit(name, place, max(sizes), seconds or 60.0))
                     continue
                 deadline = started + 60 * minutes * (index + 1) / len(names)
-                cells += time_model(
-                    name, place, sizes, seconds or 0.6, deadline, kinds, Path(folder), not no_compile
-                )
+                plan = Plan(place, sizes, seconds or 0.6, tuple(kinds), Path(folder), not no_compile)
+                cells += time_model(name, plan, deadline)
         complete = True
     except KeyboardInterrupt:
         click.echo("stopped: what was measured so far is written, and marked incomplete", err=True)

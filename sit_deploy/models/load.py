@@ -50,7 +50,7 @@ class LoadedModel:
         return self.config.name
 
 
-def load_model(
+def load_model(  # noqa: PLR0913
     name: str,
     checkpoint: str | Path | None = None,
     image_size: int | None = None,

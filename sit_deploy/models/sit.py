@@ -99,7 +99,7 @@ class SiT(SlimmingForward):
         InputError: an image size that 16 does not divide, or a schedule that leaves no token or grows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,

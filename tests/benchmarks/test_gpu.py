@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from benchmarks import gpu
 from benchmarks.gpu_cells import Candidate, Cell, time_turn_about
 
+CPU = torch.device("cpu")
+
 
 def cell(model: str, runtime: str, batch: int, *medians: float) -> Cell:
     return Cell(model, runtime, batch, None, [[m] for m in medians], [[m] for m in medians])
@@ -104,14 +106,14 @@ def test_the_paper_s_protocol_halves_until_it_fits(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_time_left_is_said(tmp_path: Path):
-    found = gpu.time_model("sit_nano", torch.device("cpu"), (1, 2), 0.01, 0.0, ["nothing"], tmp_path, False)
+    found = gpu.time_model(
+        "sit_nano", gpu.Plan(CPU, (1, 2), 0.01, ("nothing",), tmp_path, False), deadline=0.0
+    )
     assert {c.skipped for c in found if c.runtime == "nothing fp16"} == {"out of time"}
     assert [c.skipped for c in found if c.runtime == "pytorch eager"][1] == "out of time"
 
 
 def test_a_runtime_that_fails_is_a_result(tmp_path: Path):
-    found = gpu.time_model(
-        "sit_nano", torch.device("cpu"), (1,), 0.01, float("inf"), ["no-such"], tmp_path, False
-    )
+    found = gpu.time_model("sit_nano", gpu.Plan(CPU, (1,), 0.01, ("no-such",), tmp_path, False), float("inf"))
     (failed,) = [c for c in found if c.runtime == "no-such fp16"]
     assert "unknown engine 'no-such'" in failed.skipped
