@@ -14,8 +14,8 @@ from calibration.formats import GRIDS, float16_scale, shifted_scale
 from calibration.insert_qdq import Scales
 from calibration.layers import Layer, find_layers
 from calibration.plan import make_plan
+from sit_deploy.graph import export
 from sit_deploy.graph.deploy_form import to_deploy_form
-from sit_deploy.graph.export import export_onnx
 from tests.helpers.models import named_model, tiny_model, tiny_vit
 
 _MODELS = {
@@ -31,7 +31,8 @@ EVERY_GROUP = ("all", "attention", "aggregation", "residual")
 @functools.cache
 def _exported(name: str, batch: int | str, opset: int) -> bytes:
     model = _MODELS[name]()
-    return export_onnx(to_deploy_form(model), model.img_size, batch=batch, opset=opset).SerializeToString()
+    form = to_deploy_form(model)
+    return export.export_onnx(form, model.img_size, batch=batch, opset=opset).SerializeToString()
 
 
 def exported(name: str, batch: int | str = 1, opset: int = 20) -> onnx.ModelProto:

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.exports import exported_once
 from tests.helpers.shared import shared
 from tests.helpers.train import PLAIN, write_pictures
-
-__all__ = ["exported_once"]
 
 
 @pytest.fixture(scope="session")
