@@ -51,6 +51,7 @@ def insert_qdq(
     Args:
         model: a float32 graph; it is not changed.
         layers: names of layers of `find_layers`.
+        scales: of every tensor that is quantized.
         precision: "int8", or "fp8" for E4M3.
 
     Raises:

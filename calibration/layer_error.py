@@ -46,8 +46,12 @@ def measure_layer_errors(
     """Return what quantizing each layer alone does to its output.
 
     Args:
-        model: the float32 graph; `layers` names those of its layers that are quantized.
+        model: the float32 graph.
+        layers: names of those of its layers that are quantized.
         images: float32 arrays (n, 3, H, W). Read once.
+        scales: of every tensor that is quantized.
+        precision: "int8", or "fp8" for E4M3.
+        progress: called with a step, how much of it is done, and of how much.
 
     Raises:
         CalibrationError: as `insert_qdq` and `observe`, or a layer the graph does not have.
@@ -119,8 +123,10 @@ def _double(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> onnx.ModelPr
 
 
 def _compared(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> onnx.ModelProto:
-    """Return the doubled graph with the comparisons as its only outputs: for each layer the sums of squares of output
-    and error, and then for each with weights the error's mean by channel."""
+    """Return the doubled graph with the comparisons as its only outputs.
+
+    For each layer these are the sums of squares of output and error, and then for each with weights the error's mean by channel.
+    """
     graph = GraphEditor(model)
     shapes = shapes_of(model)
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))

@@ -44,6 +44,7 @@ def threshold(
     It never exceeds the largest |x| seen.
 
     Args:
+        observer: of the tensor.
         method: one of METHODS.
         grid: "int8" or "fp8".
         percentile: in (0, 100]; for the method of that name.
@@ -120,6 +121,7 @@ def squared_error(histogram: Histogram, thresholds: np.ndarray, grid: str = "int
     Args:
         histogram: of one channel, not empty.
         thresholds: float64 (n,), above 0.
+        grid: "int8" or "fp8".
     """
     levels = _levels(grid)
     steps, squares, middles = np.diff(levels), np.diff(levels**2), (levels[1:] + levels[:-1]) / 2

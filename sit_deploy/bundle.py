@@ -138,8 +138,9 @@ class Bundle:
         return Preprocessing.from_dict(self.manifest.preprocessing)
 
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return images as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3), and the reference's logits,
-        float32 (n, classes).
+        """Return the golden images and the reference's logits of them.
+
+        The images are as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3); the logits float32 (n, classes).
 
         Raises:
             InputError: they do not fit the manifest; `load_bundle` has looked already.

@@ -30,7 +30,10 @@ def read_golden(path: Path, preprocessing: Preprocessing, classes: int) -> tuple
     Nothing is allocated but what the file holds: its arrays are not compressed, and of the size that the manifest says.
 
     Args:
-        preprocessing, classes: of the manifest.
+        path: of the archive.
+        preprocessing: of the manifest.
+        classes: likewise.
+
     Raises:
         InputError: no such archive, damaged, arrays of another type or shape, or NaN or infinity among the values.
     """

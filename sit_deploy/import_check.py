@@ -1,5 +1,6 @@
-"""What is imported beside this package must be what belongs to it: Python takes the first `engines` that it finds, which may be
-a folder of the user's own in the current folder.
+"""Checks that what is imported beside this package belongs to it.
+
+Python takes the first `engines` that it finds, which may be a folder of the user's own in the current folder.
 
 The command line needs nothing of the current folder and does not look there. In a script, the user's own folder comes first for
 a reason, and only he can say which of the two is meant.

@@ -30,8 +30,9 @@ class Classifier:
         self.bundle = bundle
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return logits float32 (n, classes) of preprocessed images, n at least 1: float32 (n, 3, H, W), or uint8
-        (n, H, W, 3) for an engine that normalises by itself.
+        """Return logits float32 (n, classes) of preprocessed images, n at least 1.
+
+        The images are float32 (n, 3, H, W), or uint8 (n, H, W, 3) for an engine that normalises by itself.
 
         Raises:
             engines.EngineInputError: wrong dtype or image shape.
@@ -69,6 +70,7 @@ class Classifier:
         Args:
             images: one image or several: paths, bytes of image files, Pillow images, or uint8 arrays (height, width, 3);
                 several may also be one array of four dimensions.
+
         Raises:
             InputError: no image, one that cannot be read, or something else than images.
         """
@@ -122,9 +124,11 @@ def load(
     """Open a bundle for inference: `sit_deploy.load("sit_s-fp32")(images)` gives logits.
 
     Args:
+        bundle: its folder, or an open one.
         engine: run the bundle's graph on another engine than the one it was built for; only "onnxruntime" can.
         threads: CPU threads; the runtime's choice by default.
         device: "cpu", "cuda" or "cuda:N"; by default the CPU for ONNX Runtime and the first GPU for TensorRT.
+
     Raises:
         InputError: not a whole and unchanged bundle, a graph that the engine asked for cannot run, or an argument that is no
             text or no whole number.

@@ -39,7 +39,9 @@ def check_numbers(record: Any, most: dict[str, float]) -> None:
     """Refuse fields that are above their limit, or NaN; None is no number. Too small ones are for others to tell.
 
     Args:
-        record: a dataclass whose fields are options of the command line. most: the limit by field.
+        record: a dataclass whose fields are options of the command line.
+        most: the limit by field.
+
     Raises:
         InputError: names the option, its value and the limit.
     """

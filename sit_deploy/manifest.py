@@ -248,8 +248,10 @@ def parse_manifest(fields: Any, where: object, remedy: str) -> Manifest:
     """Return the manifest of the parsed manifest.json, every field of it checked.
 
     Args:
+        fields: the parsed JSON.
         where: what to call it.
         remedy: what to do about a wrong one.
+
     Raises:
         InputError: not a manifest, of a newer schema, changed since it was written, or with a wrong field: the first is named.
     """
@@ -292,6 +294,7 @@ def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
     """Write manifest.json with the hash and size of every other file in `folder`, and its own digest.
 
     Args:
+        folder: of the bundle.
         fields: of `BuildFacts`.
     """
     files = {

@@ -260,6 +260,7 @@ def open_source(source: Any) -> Image.Image:
     """Return the RGB image of whatever a program has at hand: the one door for what the Python interface is given.
 
     source: path of an image file; the bytes of one; a Pillow image; or pixels in R, G, B, uint8 (height, width, 3).
+
     Raises:
         InputError: anything else, or a file or bytes that cannot be decoded.
     """

@@ -95,6 +95,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
     Args:
         device: "auto" for a GPU where there is one, "cpu", or "cuda".
+
     Raises:
         InputError: a device that is not there, or fewer GPUs than processes on this machine.
     """

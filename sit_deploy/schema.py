@@ -28,7 +28,9 @@ def read_json(path: Path, remedy: str) -> Any:
     """Return the JSON value in a file.
 
     Args:
+        path: of the file.
         remedy: what to do about a wrong one, for the end of the message.
+
     Raises:
         InputError: it cannot be read, is too large to be ours, or is no JSON that means one thing.
     """
@@ -47,8 +49,11 @@ def check(value: Any, of: type[T], where: object, remedy: str) -> T:
     """Return `value`, as JSON has it, as an instance of `of`.
 
     Args:
+        value: of the parsed JSON.
+        of: the type.
         where: what it is of, for the start of the message: a file.
         remedy: for its end.
+
     Raises:
         InputError: names the first wrong field and what it must be.
     """
@@ -66,8 +71,9 @@ def decode(path: Path, of: type[T], remedy: str) -> T:
 
 
 def settle_types(record: Any) -> None:
-    """Give the fields of a frozen dataclass the types that it declares, as they are natural: paths that are text, numbers of
-    NumPy, lists for tuples.
+    """Give the fields of a frozen dataclass the types that it declares.
+
+    What is taken for them is natural: paths that are text, numbers of NumPy, lists for tuples.
 
     Raises:
         InputError: names the first field that has another type.

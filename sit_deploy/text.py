@@ -51,6 +51,7 @@ def require_utf8(**paths: Any) -> None:
 
     Args:
         paths: by the name of their option.
+
     Raises:
         InputError: one whose name, or that of a folder above it, is no UTF-8.
     """

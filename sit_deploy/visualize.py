@@ -27,6 +27,7 @@ def patch_shares(model: Any, images: np.ndarray) -> list[np.ndarray]:
     Args:
         model: a plain SiT or slimmed vision transformer, in eval mode.
         images: normalised, float32 (B, 3, H, W).
+
     Raises:
         InputError: a model that does not slim.
     """
@@ -68,7 +69,10 @@ def merged_picture(pixels: np.ndarray, owner: np.ndarray, grid: tuple[int, int])
     """Paint every patch in the mean colour of all patches of its token, with lines where the token changes.
 
     Args:
-        pixels: uint8 (H, W, 3). owner: (patches,). grid: patches in a column and in a row.
+        pixels: uint8 (H, W, 3).
+        owner: the token of each patch, (patches,).
+        grid: patches in a column and in a row.
+
     Returns:
         uint8 (H, W, 3).
     """
@@ -92,7 +96,9 @@ def draw(pixels: np.ndarray, shares: list[np.ndarray], grid: tuple[int, int]) ->
     """Return a matplotlib figure: the picture, and for each stage its tokens and how much each patch counts.
 
     Args:
-        pixels: uint8 (H, W, 3), the cropped picture. shares: of `patch_shares`, for this picture: (kept, patches) each.
+        pixels: uint8 (H, W, 3), the cropped picture.
+        shares: of `patch_shares`, for this picture: (kept, patches) each.
+        grid: patches in a column and in a row.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure

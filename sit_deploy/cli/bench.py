@@ -1,4 +1,4 @@
-"""sit-deploy bench"""
+"""The command `sit-deploy bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sit-deploy build"""
+"""The command `sit-deploy build`."""
 
 from __future__ import annotations
 

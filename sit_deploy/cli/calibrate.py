@@ -1,4 +1,4 @@
-"""sit-deploy calibrate"""
+"""The command `sit-deploy calibrate`."""
 
 from __future__ import annotations
 

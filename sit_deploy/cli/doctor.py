@@ -1,4 +1,4 @@
-"""sit-deploy doctor"""
+"""The command `sit-deploy doctor`."""
 
 from __future__ import annotations
 

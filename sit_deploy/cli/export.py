@@ -1,4 +1,4 @@
-"""sit-deploy export"""
+"""The command `sit-deploy export`."""
 
 from __future__ import annotations
 

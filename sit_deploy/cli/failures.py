@@ -22,6 +22,7 @@ def explain(error: BaseException, args: Iterable[str]) -> tuple[str, int]:
     """Return the line to print and the exit status.
 
     Args:
+        error: what ended the command.
         args: of the command line; its paths are where a disk may be full.
     """
     if isinstance(error, Error):

@@ -1,4 +1,4 @@
-"""sit-deploy inspect"""
+"""The command `sit-deploy inspect`."""
 
 from __future__ import annotations
 
@@ -110,8 +110,10 @@ def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
 
 
 def quantized_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the layers of a graph with what they run in and their scales, as the graph itself has them, and with why and
-    with what error, as the report has it."""
+    """Return the layers of a graph: what they run in and their scales, why, and with what error.
+
+    The first two are the graph's own, the others those of the report.
+    """
     from calibration.read_qdq import read_layers
 
     known = {row["layer"]: row for row in reported}

@@ -1,4 +1,4 @@
-"""sit-deploy models"""
+"""The command `sit-deploy models`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The options that commands share: what model to take (`build`, `export`, `train`), what graph to make of it, and how to
-serve it."""
+"""The options that commands share: what model to take, what graph to make of it, and how to serve it."""
 
 from __future__ import annotations
 
@@ -243,8 +242,10 @@ def serving_options(command: Callable) -> Callable:
 
 
 def data_options(command: Callable) -> Callable:
-    """Add which labelled images to measure on: `data`, and what `which_data` takes, and `images` of
-    `sit_deploy.data.labelled.open_for`."""
+    """Add which labelled images to measure on.
+
+    They are `data`, what `which_data` takes, and `images` of `sit_deploy.data.labelled.open_for`.
+    """
     return _add(_DATA_OPTIONS, command)
 
 

@@ -1,4 +1,4 @@
-"""sit-deploy package"""
+"""The command `sit-deploy package`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sit-deploy predict"""
+"""The command `sit-deploy predict`."""
 
 from __future__ import annotations
 

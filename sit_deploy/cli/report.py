@@ -1,4 +1,4 @@
-"""sit-deploy report"""
+"""The command `sit-deploy report`."""
 
 from __future__ import annotations
 

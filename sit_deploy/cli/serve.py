@@ -1,4 +1,4 @@
-"""sit-deploy serve"""
+"""The command `sit-deploy serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sit-deploy validate"""
+"""The command `sit-deploy validate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sit-deploy visualize"""
+"""The command `sit-deploy visualize`."""
 
 from __future__ import annotations
 

@@ -58,9 +58,12 @@ def export_onnx(
     """Return the ONNX graph of a deploy form: `images` float32 (batch, 3, H, W) → `logits` float32 (batch, classes).
 
     Args:
+        model: what is exported.
         image_size: height and width in pixels.
         batch: a number, or "batch" for an open dimension 0; nothing else is ever open.
         opset: version of the standard operator set.
+        name: of the graph.
+
     Raises:
         InputError: an operator set that is not offered, or a batch below 1.
     """

@@ -20,6 +20,7 @@ def take_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> onnx.Mo
 
     Args:
         model: a graph of one float32 input (batch, 3, H, W), whatever its precision is behind that; not changed.
+        preprocessing: whose normalisation it is.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)

@@ -88,7 +88,11 @@ def calibration_images(
     """Return the stream of the images of a folder that calibration is to see.
 
     Args:
+        where: the folder.
         count: how many, which then have to be there; None for `default`, or all where there are fewer.
+        default: how many, where nobody says.
+        preprocessing: of the images.
+
     Raises:
         InputError: no images, fewer than asked for, or one that cannot be read.
     """
@@ -129,11 +133,16 @@ def calibrate(
     """Observe a float32 graph; return its calibration, and what is odd about it, in sentences.
 
     Args:
-        stream: all images. shard: the share of them that this process observes.
+        graph: the float32 graph.
+        stream: all images.
+        precision: "int8" or "fp8".
         method: one of `METHODS_OF[precision]`, or "auto": the one with the best logits on some of the images.
-        layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if
-            none. Ranges are observed for every other layer that has a weight too.
+        percentile: of the method of that name.
+        layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if none.
+            Ranges are observed for every other layer that has a weight too.
         gather: merges what all processes saw; each of them gets the same back.
+        shard: the share of them that this process observes.
+        progress: called with a step, how much of it is done, and of how much.
 
     Raises:
         calibration.CalibrationError: NaN or infinite activations, or a graph that does not run.

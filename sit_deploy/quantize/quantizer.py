@@ -94,10 +94,13 @@ def make_quantizer(
     """Return what quantizes a float32 graph as its calibration says.
 
     Args:
-        stream: calibration images, to round the weights and measure the layers with. Without any, weights are rounded
-            to the nearest code, nothing is measured, and the notes say so.
+        graph: the float32 graph; it is not changed.
+        calibration: of it.
+        stream: calibration images, to round the weights and measure the layers with. Without any, weights are rounded to the
+            nearest code, nothing is measured, and the notes say so.
         groups: of layers to quantize (`calibration.plan`); None for the default ones.
         method: of the thresholds, in place of the calibration's own.
+        progress: called with a step, how much of it is done, and of how much.
 
     Raises:
         calibration.CalibrationError: unknown groups, or a calibration that lacks one of the tensors.
@@ -131,6 +134,7 @@ def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
     Nothing is smoothed, shifted, rounded otherwise or corrected: the graph is to compute what was trained.
 
     Args:
+        graph: the float32 graph; it is not changed.
         thresholds: by layer name, the |x| of its input that has the largest code; other layers stay high.
 
     Raises:
@@ -166,7 +170,10 @@ def sensitivity(
     """Quantize one layer at a time; return for each what it alone does to the logits.
 
     Args:
+        quantizer: of the graph.
+        stream: images to compare logits on.
         labelled: (image, class) pairs; with any, top-1 in percent is measured on them beside the SQNR on the stream.
+        progress: called with a step, how much of it is done, and of how much.
 
     Returns:
         By layer: `alone_db`, the SQNR of the logits (absent where there is no error, or nothing but), `noise`, the power of their error,

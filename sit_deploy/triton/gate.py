@@ -52,7 +52,9 @@ def check_json(text: bytes, body_bytes: int) -> None:
     """Refuse JSON that Triton's parser would not survive.
 
     Args:
-        text: the JSON. body_bytes: of the whole body, with the tensors that follow it.
+        text: the JSON.
+        body_bytes: of the whole body, with the tensors that follow it.
+
     Raises:
         RefusedError: nested too deep, or of a shape that no such body can hold.
     """
@@ -261,7 +263,10 @@ def guarding(host: str, port: int, upstream: tuple[str, int]) -> Iterator[None]:
     """Answer HTTP on a port for a server elsewhere until the block ends.
 
     Args:
+        host: the address to answer at.
+        port: likewise.
         upstream: address and port of the server.
+
     Raises:
         OSError: the port cannot be used.
     """

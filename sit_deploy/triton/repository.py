@@ -83,7 +83,10 @@ def write_repository(
     A model that is there already gets another version, if it takes and gives the same.
 
     Args:
+        packages: bundles, and how each is served.
+        repository: its folder.
         force: replace versions that are there.
+
     Raises:
         InputError: a name Triton has trouble with, a version that is there, a folder that is no repository, or a bundle
             that its backend cannot serve; nothing is changed.
@@ -289,6 +292,8 @@ def _place(made: Path, there: Path, written: Sequence[str]) -> None:
     """Move a model to its place in one step; where the system has no such step, its version first and the rest last.
 
     Args:
+        made: the model as written.
+        there: its place.
         written: names in `made` that are new.
     """
     if not there.exists():

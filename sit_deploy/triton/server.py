@@ -35,8 +35,13 @@ class ServerError(Error):
 
 @dataclass(frozen=True)
 class Installation:
-    """A server that is there. executable: tritonserver. backends: folder of backends, None for the server's own.
-    environment: what its processes need besides."""
+    """A server that is there.
+
+    Attributes:
+        executable: tritonserver.
+        backends: folder of backends, None for the server's own.
+        environment: what its processes need besides.
+    """
 
     executable: Path
     backends: Path | None
@@ -131,8 +136,12 @@ def _check_libraries(found: Installation) -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server listens. host: address of the interface; by default nobody outside this machine is answered. http_host:
-    for HTTP, where it is another."""
+    """Where a server listens.
+
+    Attributes:
+        host: address of the interface; by default nobody outside this machine is answered.
+        http_host: for HTTP, where it is another.
+    """
 
     http: int = 8000
     grpc: int = 8001
@@ -196,9 +205,16 @@ def running(
     """Run a server until the block ends; it is ready, with every model loaded, when the block begins.
 
     Args:
-        log: file that gets what it prints. arguments: of tritonserver, besides those given here. seconds: to start in.
+        found: the server.
+        repository: folder of its models.
+        log: file that gets what it prints.
+        ports: that it answers at.
+        arguments: of tritonserver, besides those given here.
+        seconds: to start in.
+
     Raises:
-        InputError: a port is taken. ServerError: it did not start, a model of it did not load, or it took too long.
+        InputError: a port is taken.
+        ServerError: it did not start, a model of it did not load, or it took too long.
     """
     ports.check()
     command = [
@@ -279,6 +295,7 @@ def why_ended(status: int, log: Path) -> str:
 
     Args:
         status: of the process, as `subprocess` has it: a signal's number below 0.
+        log: file of what it printed.
     """
     if status < 0:
         with contextlib.suppress(ValueError):

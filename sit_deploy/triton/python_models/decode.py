@@ -1,5 +1,6 @@
-"""From the bytes of image files to what the network takes, as a model of Triton's Python backend: the first step of an
-ensemble. It follows the bundle's preprocessing to the pixel.
+"""From the bytes of image files to what the network takes: the first step of an ensemble, in Triton's Python backend.
+
+It follows the bundle's preprocessing to the pixel.
 
 An image that cannot be decoded fails its own request, as an invalid argument, and no other.
 """
