@@ -43,7 +43,7 @@ LIMIT_RATIO = 3.0  # time of an image over that of plain inference
 
 
 def resident_mb(field: str) -> float:
-    """VmRSS or VmHWM of this process. (ru_maxrss would not do: a child is born with its parent's.)"""
+    """Return VmRSS or VmHWM of this process; ru_maxrss would not do, since a child is born with its parent's."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024

@@ -42,7 +42,10 @@ def frd_loss(
         teacher: of the unslimmed model's `forward_frd`.
         target: classes int64 (B,), or soft targets float (B, classes) as mixup gives them.
         cnn_logits: logits (B, classes) of the extra CNN teacher; the student then needs a dist token.
+        token_weight: of the tokens' term.
+        logits_weight: of the logits' term.
         temperature: τ, which divides both sides' logits.
+
     Raises:
         InputError: numbers or shapes of tokens that differ, or CNN logits without a dist token.
     """

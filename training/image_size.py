@@ -19,8 +19,13 @@ PREFIXES = (1, 0, 2, 5, 4)
 
 @dataclass(frozen=True)
 class Inherited:
-    """size: pixels of the square input. card: of the checkpoint that it comes from, if it has one. notes: what was taken from
-    where, where it could be otherwise, a sentence each."""
+    """The image size of a model, and where it comes from.
+
+    Attributes:
+        size: pixels of the square input.
+        card: of the checkpoint that it comes from, if it has one.
+        notes: what was taken from where, where it could be otherwise, a sentence each.
+    """
 
     size: int
     card: ModelCard | None

@@ -24,6 +24,7 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
     Args:
         model: has `blocks`, and may have `pos_embed` (1, patches or prefix + patches, dim) with its grid.
         seed: same seed, same weights; the global random state is left alone.
+
     Raises:
         InputError: a width that 4 does not divide.
     """

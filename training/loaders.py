@@ -186,6 +186,7 @@ def make_loaders(
 
     Args:
         accumulate: batches a step. workers: processes that decode, a loader. max_damaged: images that may be unreadable.
+
     Raises:
         InputError: fewer images than a step takes, or no image to validate on.
     """

@@ -43,7 +43,8 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
 
     Raises:
         InputError: bad input: said before the first step wherever it can be.
-        StoppedError: by SIGINT or SIGTERM, after saving. DivergedError: after the last finite step, which is on disk.
+        StoppedError: by SIGINT or SIGTERM, after saving.
+        DivergedError: after the last finite step, which is on disk.
     """
     if not isinstance(request, TrainRequest):
         raise InputError(f"train takes a training.TrainRequest, got {type(request).__name__}")

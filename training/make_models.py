@@ -33,8 +33,16 @@ NEW_PARTS = (*UNDEPLOYED, "tsm.", "head.", "head_dist.", "dist_token", "dist_pos
 
 @dataclass(frozen=True)
 class Models:
-    """model: what is trained. teacher, cnn: frozen, or None. cnn_normalisation: see `FRDTask`. start: where the weights
-    come from, in words. notes: what should be known of size and preprocessing, a sentence each."""
+    """What a run trains, and its teachers.
+
+    Attributes:
+        model: what is trained.
+        teacher: frozen, or None.
+        cnn: likewise.
+        cnn_normalisation: see `FRDTask`.
+        start: where the weights come from, in words.
+        notes: what should be known of size and preprocessing, a sentence each.
+    """
 
     config: ModelConfig
     model: nn.Module

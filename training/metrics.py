@@ -45,8 +45,13 @@ def evaluate(
     """Measure a model; both it and the teacher are put in eval mode, and left in the mode they were in.
 
     Args:
+        model: what is measured.
         batches: (images (B, 3, H, W), labels (B,)) of this process alone; label -1 is not counted.
+        world: the processes that share the images.
+        teacher: what the model is compared with, if anything.
+        autocast: the context that a forward pass runs in.
         progress: called with the number of batches done.
+
     Raises:
         InputError: no image at all, or labels that the model has no class for.
     """

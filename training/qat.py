@@ -168,9 +168,11 @@ def quantize(model: nn.Module, thresholds: Mapping[str, float], skip: tuple[str,
     """Make the deployed layers of a model round as INT8 does, and freeze its BatchNorm. In place.
 
     Args:
-        thresholds: node name → the |x| of its input that has the largest code; see `calibrate`. Nodes without one get 1,
-            for a state to be loaded over it.
+        model: the model.
+        thresholds: node name → the |x| of its input that has the largest code; see `calibrate`. Nodes without one get 1, for a
+            state to be loaded over it.
         skip: patterns of node names, such as "stem/*", that stay in float.
+
     Raises:
         InputError: a threshold that is no positive number, or see `quantized_layers`.
     """

@@ -46,6 +46,7 @@ def calibrate(
         images: how many to look at, over all processes, drawn by the seed.
         damaged, max_damaged: see `training.loaders.read_sample`, which puts the next image in place of a damaged one.
         progress: called with images done and their number, of this process.
+
     Raises:
         InputError: fewer images than asked for, or an activation that is no finite number.
     """

@@ -55,8 +55,11 @@ def quickstart(
 
     Args:
         output: folder for the two runs, the digits as image files, and the bundle.
+        seed: of both trainings.
+        reporter: shows the trainings (see `training.reporter.Reporter`).
+        progress: shows the build.
         overrides: fields of both recipes to change.
-        reporter: shows the trainings (see `training.reporter.Reporter`). progress: shows the build.
+
     Raises:
         GateError: the student, or its engine, lost more than a point of accuracy; one of them or the teacher is hardly better
             than guessing; or a step of the build is out of tolerance.
@@ -130,7 +133,9 @@ def _require_worth(entries: tuple[Entry, ...], accuracy: dict[str, Any], run: Pa
     """Refuse what lost too much against the teacher, and what nobody could tell from guessing: it has nothing to lose.
 
     Args:
+        entries: of the comparison.
         accuracy: of the build's report, for the classes and the images.
+        run: the student's.
     """
     from sit_deploy.measure.accuracy import interval
     from sit_deploy.measure.chance import by_chance

@@ -186,7 +186,8 @@ def recipe_for(model: str, *, distils: bool, from_checkpoint: bool, data: str, q
 
     Args:
         model: a canonical model name; students without a recipe of their own take that of sit_s.
-        distils: whether there is a teacher. from_checkpoint: whether the weights start from a checkpoint.
+        distils: whether there is a teacher.
+        from_checkpoint: whether the weights start from a checkpoint.
         data: what is trained on; the built-in digits have recipes of their own.
         qat: whether a trained model gets used to INT8's rounding, which takes little.
     """

@@ -124,8 +124,10 @@ class TrainRequest:
 
     @property
     def _turns(self) -> str | None:
-        """How pictures are turned; None for "stored", as in the states of runs before there was a choice, and for --qat, which
-        goes on with what its model was trained with."""
+        """How pictures are turned; None for "stored", as in the states of runs before there was a choice.
+
+        None too for --qat, which goes on with what its model was trained with.
+        """
         default = None if self.qat else "exif"
         return None if self.orientation == "stored" else self.orientation or default
 

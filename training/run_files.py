@@ -92,6 +92,7 @@ def locked_run_folder(path: Path, world: World) -> Iterator[tuple[RunFolder, str
 
     Yields:
         The folder, and what to say where the file system has no locks.
+
     Raises:
         InputError: on every process alike: another run is in it, or it cannot be written to.
     """

@@ -47,7 +47,10 @@ class Position:
         """Refuse a position that a run cannot have come to.
 
         Args:
-            path: the file that it was read from. epochs: of the whole run. steps: of an epoch.
+            path: the file that it was read from.
+            epochs: of the whole run.
+            steps: of an epoch.
+
         Raises:
             InputError: past its end, or past an epoch's; or epochs done, and none the best.
         """
@@ -67,8 +70,11 @@ def save_state(path: Path, run: dict[str, Any], position: Position, parts: dict[
     Random numbers follow from the seed and the position (`training.seeding`), so these are the generators' state.
 
     Args:
+        path: of the file.
         run: what the run is, as JSON values; a state is resumed by the same run only.
+        position: where the run is.
         parts: name → object with a state_dict (model, EMA, optimiser, schedule, gradient scaler).
+
     Raises:
         InputError: the disk is full or not writable; the old file is untouched.
     """

@@ -47,6 +47,7 @@ def match_names(
     Args:
         where: the data set, as messages call it. found: its classes in its own order. classes: the model's, in label order.
         ordered: the data set has labels of its own; `found` is in their order, and not merely sorted.
+
     Raises:
         InputError: classes that the model has not, of another number, or that two readings make the same.
     """

@@ -115,13 +115,16 @@ def open_data(
     """Open the images to train on and those held out.
 
     Args:
-        name: "digits"; a folder with subfolders train and val (`sit_deploy.data.splits`), each with one folder a class; or a data
-            set of timm: torch/NAME, hfds/OWNER/NAME, hfids/…, wds/…, tfds/NAME.
+        name: "digits"; a folder with subfolders train and val (`sit_deploy.data.splits`), each with one folder a class; or a
+            data set of timm: torch/NAME, hfds/OWNER/NAME, hfids/…, wds/…, tfds/NAME.
         root: where timm's data sets lie.
-        train_split, val_split: names of the two parts, where they are not the usual ones.
+        train_split: name of the part to train on, where it is not a usual one.
+        val_split: of the one held out, likewise.
         num_classes: needed for streamed data, which does not tell.
         seed: of the order of streamed data; all else is ordered by `training.loaders`.
-        image_key, label_key: columns of a data set of the Hub.
+        image_key: column of the images, of a data set of the Hub.
+        label_key: of their labels, likewise.
+
     Raises:
         InputError: missing, empty, of one class, or with parts whose classes differ.
     """

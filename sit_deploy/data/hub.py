@@ -22,8 +22,14 @@ _LONGEST = 300  # characters of another library's message
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a data set to take. names: of the classes in label order, None where the labels are bare numbers;
-    texts: the labels are these names themselves."""
+    """The columns of a data set to take.
+
+    Attributes:
+        image: column of the images.
+        label: of their labels.
+        names: of the classes in label order, None where the labels are bare numbers.
+        texts: the labels are these names themselves.
+    """
 
     image: str
     label: str
@@ -69,9 +75,14 @@ def open_hub(
     """Open a part of a data set, hfds/OWNER/NAME or hfds/FOLDER; return its images and the name of its split.
 
     Args:
-        root: where it is kept. split: its part, by default the first of `roles` that there is.
-        image_key, label_key: its columns, where their types do not tell. names: of the classes, where labels are texts and
-            another part of it said them.
+        name: of the data set.
+        root: where it is kept.
+        split: its part, by default the first of `roles` that there is.
+        roles: what the part may be for, the likeliest first.
+        image_key: column of the images, where its type does not tell.
+        label_key: of their labels, likewise.
+        names: of the classes, where labels are texts and another part of it said them.
+
     Raises:
         InputError: no such data set, split or column, columns that may each be meant, or labels that are no classes.
     """

@@ -89,8 +89,12 @@ def open_labelled(
         data: a folder with one subfolder a class; a folder that has such a folder called val, test or the like
             (`sit_deploy.data.splits`); or a data set of timm (torch/NAME, hfds/OWNER/NAME), or digits.
         classes: names of the model's classes in label order, None where it has none.
-        root, split: where a data set of timm lies, and the part to take; also of a folder with several parts.
-        image_key, label_key: columns of a data set of the Hugging Face Hub.
+        num_classes: of the model.
+        root: where a data set of timm lies.
+        split: the part to take, of a data set or of a folder with several.
+        image_key: column of the images, of a data set of the Hugging Face Hub.
+        label_key: of their labels, likewise.
+
     Raises:
         InputError: missing, empty, streamed, or of other classes than the model's.
     """

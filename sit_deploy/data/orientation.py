@@ -21,8 +21,9 @@ def ignored_turns(sources: Sequence[Any], preprocessing: Preprocessing, remedy: 
     """Return in a sentence how many pictures carry an EXIF turn that the preprocessing does not apply, None for none.
 
     Args:
-        sources: files, whose heads are read, or Pillow images; or pairs of one with its label. Of a data set that decodes
-            its pictures when they are asked for, some are looked at.
+        sources: files, whose heads are read, or Pillow images; or pairs of one with its label. Of a data set that decodes its
+            pictures when they are asked for, some are looked at.
+        preprocessing: of the pictures.
         remedy: what to do if the model was trained on turned pictures.
     """
     if preprocessing.orientation == "exif":

@@ -114,9 +114,13 @@ def find_part(
     """Return the folder of class folders: the one given where it is that, or a part of it.
 
     Args:
-        roles: parts to take, the first that there is. split: the part by name, however spelt, in place of that.
-        classes: names of the model's classes, which are never parts. num_classes: how many.
+        root: the folder.
+        roles: parts to take, the first that there is.
+        split: the part by name, however spelt, in place of that.
+        classes: names of the model's classes, which are never parts.
+        num_classes: how many.
         option: what names the part on the command line.
+
     Raises:
         InputError: nothing of the kind, or several; the message lists what there is.
     """

@@ -114,7 +114,10 @@ class Accuracy:
         """Hold the engine to a largest drop of top-1, in points, and a smallest agreement, in percent.
 
         Args:
+            max_drop: points of top-1 that may be lost.
+            min_agreement: percent of the images.
             rehearsal: random weights, whose figures nobody believes: they may prove nothing.
+
         Raises:
             GateError: one of them is not kept, or would be kept by whatever engine (`chance.doubts`); the figures are in
                 the message.

@@ -1,5 +1,7 @@
-"""Can an accuracy be believed? Whether the labels are the model's, and whether the reference is what it was when it was trained;
-whether there is anything to tell apart, `chance` says."""
+"""Whether an accuracy can be believed: the labels are the model's, and the reference is what it was when it was trained.
+
+Whether there is anything to tell apart, `chance` says.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ FEWEST = 50  # images that say something of a share
 
 @dataclass(frozen=True)
 class Doubt:
-    """warning: why what was measured is doubtful, None where it is not. unsound: why no limit can be judged by it, None where
-    one can."""
+    """What speaks against an accuracy.
+
+    Attributes:
+        warning: why what was measured is doubtful, None where it is not.
+        unsound: why no limit can be judged by it, None where one can.
+    """
 
     warning: str | None = None
     unsound: str | None = None
@@ -55,7 +61,9 @@ def find_doubts(
     """Return what makes an accuracy doubtful.
 
     Args:
+        accuracy: as measured.
         weights: of the bundle, as its model.
+        model: of the bundle.
         guesses: images by (label, class the reference took them for).
         samples: the images, a `Labelled` where how they were matched is known.
     """

@@ -16,8 +16,13 @@ _TIES = 0.05  # share of the images whose class may be decided by the order of e
 
 @dataclass(frozen=True)
 class Reason:
-    """A sentence without capital and full stop. grave: it speaks against what was measured, and does not only ask for more.
-    stops: the figures hold by construction, so that no limit can be said to be kept."""
+    """Why a measured accuracy is worth less than it seems.
+
+    Attributes:
+        text: a sentence without capital and full stop.
+        grave: it speaks against what was measured, and does not only ask for more.
+        stops: the figures hold by construction, so that no limit can be said to be kept.
+    """
 
     text: str
     grave: bool
@@ -50,7 +55,9 @@ def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "
     """Return what makes a measured accuracy worthless, gravest first.
 
     Args:
-        found: of `Accuracy.to_dict`. reference, engine: what to call the two sides.
+        found: of `Accuracy.to_dict`.
+        reference: what to call it.
+        engine: likewise.
     """
     if not found["classes"]:  # of before it was counted
         return []

@@ -81,8 +81,12 @@ def evaluate(
         reference: normalised images float32 (n, 3, H, W) → logits (n, classes).
         candidates: images as the preprocessing gives them → logits; by name, which messages use.
         samples: (source, label) pairs, a source being a path or a Pillow image.
+        preprocessing: of the images.
+        batch_size: images a call.
+        progress: called with a step, how much of it is done, and of how much.
         notebook: how far an earlier run came, to go on from; noted every 20 seconds and at the end.
         shard: the share of the images that this process takes.
+
     Raises:
         InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
         GateError: a candidate gives NaN or infinite logits; the image is named.

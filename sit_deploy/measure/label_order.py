@@ -65,7 +65,8 @@ def better_order(guesses: Guesses, names: Sequence[str]) -> Order | None:
     One or two images a class then suffice, and a model that guesses is not taken for one whose classes are mixed up.
 
     Args:
-        guesses: images by (label, class the model took them for). names: of all classes in label order.
+        guesses: images by (label, class the model took them for).
+        names: of all classes in label order.
     """
     usual = [_counted(order, guesses) for order in usual_orders(names)]
     best = max((o for o in usual if _holds(o, guesses)), key=lambda order: order.right, default=None)
@@ -139,8 +140,10 @@ def _holds(order: Order, guesses: Guesses, among: float = 0.0) -> bool:
 
 
 def _surer(order: Order, guesses: Guesses, sign: int = 1) -> float:
-    """Return the evidence, in bits, that an order beats the one there is (or, with sign -1, that it is beaten): the sign test
-    over the images that only one of the two has right."""
+    """Return the evidence, in bits, that an order beats the one there is or, with sign -1, that it is beaten.
+
+    It is the sign test over the images that only one of the two has right.
+    """
     theirs = ours = 0
     for (label, guess), count in guesses.items():
         if order.to[label] != label:

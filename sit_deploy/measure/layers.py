@@ -13,7 +13,11 @@ def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> d
     """Ask a TensorRT engine for its layers: types and time of each, and whether products run in the types of the graph.
 
     Args:
-        model: the engine's graph. classifier: the open engine. images: float32 (n, 3, H, W), of which the first is run.
+        model: the engine's graph.
+        classifier: the open engine.
+        images: float32 (n, 3, H, W), of which the first is run.
+        runs: that the times are of.
+
     Returns:
         JSON values: `kept`, `raised` and `untold` products by ONNX node, and `layers`, the slowest first.
     """

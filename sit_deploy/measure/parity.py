@@ -89,6 +89,7 @@ def reference_fault(reference: np.ndarray, images: np.ndarray) -> str | None:
     """Say what is wrong with logits (images, classes) such that comparing with them would prove nothing, or None.
 
     Args:
+        reference: the logits.
         images: that they are of; where these are one picture, so may be the logits.
     """
     import numpy as np
@@ -115,7 +116,9 @@ def require(hops: list[Hop], outcome: str = "nothing was written") -> None:
     """Stop at the first hop that is out of tolerance.
 
     Args:
+        hops: as compared.
         outcome: what that means for the user, for the message.
+
     Raises:
         GateError: names the hop, its error, its tolerance and what to try.
     """

@@ -97,7 +97,9 @@ class Notebook:
         """Return what an earlier run of the same left, as `Evaluation.to_dict`; None where there is no file.
 
         Args:
-            candidates: that are counted. images: that there are in all.
+            candidates: that are counted.
+            images: that there are in all.
+
         Raises:
             InputError: a file that is no such note, of another run, or whose counts do not add up.
         """

@@ -155,8 +155,10 @@ class Tally:
 
     @property
     def sqnr_db(self) -> float | None:
-        """Power of the reference's logits over that of the difference, in dB; None where there is no difference, and where
-        all the reference's logits are 0."""
+        """Power of the reference's logits over that of the difference, in dB.
+
+        None where there is no difference, and where all the reference's logits are 0.
+        """
         if not self.noise or not self.signal:
             return None
         return 10 * math.log10(self.signal / self.noise)

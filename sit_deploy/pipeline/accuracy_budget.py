@@ -34,6 +34,7 @@ def order_of_return(plan: QuantPlan, noise: Mapping[str, float]) -> list[str]:
     """Return the plan's layers, those that should go back to higher precision first, first.
 
     Args:
+        plan: with all layers that may run in 8 bits.
         noise: by layer, the power of the logits' error with that layer alone in 8 bits.
     """
     macs = {layer.name: max(layer.macs, 1) for layer in plan.layers}
@@ -50,7 +51,9 @@ def fit(
     """Find the plan with the most work in 8 bits that loses at most `limit` points of top-1.
 
     Args:
-        plan: with all layers that may run in 8 bits; measured: its accuracy.
+        plan: with all layers that may run in 8 bits.
+        measured: its accuracy.
+        limit: points of top-1 that may be lost.
         noise: measures every layer alone; asked only where the whole plan loses too much.
         attempt: measures a plan.
     """

@@ -102,7 +102,6 @@ def make_graph(work: Work, folder: Path) -> Graph:
 
 def make_float_graph(work: Work, folder: Path) -> Graph:
     """Write the float32 graph into `folder` as model.onnx, every hop up to it compared."""
-
     from sit_deploy.pipeline.lower import Exported
 
     request = work.request

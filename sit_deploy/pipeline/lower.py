@@ -56,7 +56,8 @@ def lower(work: Work, exported: Exported, preprocessing: Preprocessing, folder: 
     """Write the precision into the graph, compare it, and save it as model.onnx.
 
     Raises:
-        GateError: out of tolerance. InputError, calibration.CalibrationError: no calibration of use.
+        GateError: out of tolerance.
+        InputError, calibration.CalibrationError: no calibration of use.
     """
     from sit_deploy.graph.precision import to_precision
 
@@ -106,7 +107,11 @@ def to_half(
     """Write FP16 or BF16 into a graph, compare it with its rounding simulated, and save it as model.onnx.
 
     Args:
+        work: of the build.
+        exported: the float32 graph.
         observed: the float32 graph whose activations say what FP16 can hold.
+        precision: "fp16" or "bf16".
+        folder: of the bundle.
     """
     import numpy as np
 
@@ -179,7 +184,11 @@ def calibrate_alone(
     """Make a calibration without a build, in one process or a share of it in each of several; the first one writes it.
 
     Args:
-        gather: merges what all processes saw (`sit_deploy.quantize.calibrate.calibrate`). shard: this process among them.
+        request: of the build that it is for.
+        output: the file.
+        progress: called with a step, how much of it is done, and of how much.
+        gather: merges what all processes saw (`sit_deploy.quantize.calibrate.calibrate`).
+        shard: this process among them.
 
     Returns:
         The calibration, the same in every process, and what is odd about it.

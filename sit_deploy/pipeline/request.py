@@ -123,11 +123,13 @@ class BuildRequest:
         return read_card(self.checkpoint) if self.checkpoint else None
 
     def completed(self, model_option: str = "--model") -> BuildRequest:
-        """Return the request with what the checkpoint's model card says where it says nothing itself, and with the file that
-        a folder of a checkpoint means.
+        """Return the request with what the checkpoint's model card says where it says nothing itself.
+
+        A folder of a checkpoint becomes the file that it means.
 
         Args:
             model_option: what names the model on the command line that this is for.
+
         Raises:
             InputError: a model that nobody names, or one that contradicts the card.
         """
@@ -239,8 +241,10 @@ class BuildRequest:
 
     @property
     def trained_thresholds(self) -> dict[str, float] | None:
-        """The model's own thresholds by layer where it was trained in this precision (`train --qat`) and nothing asks for
-        others."""
+        """The model's own thresholds by layer, where it was trained in this precision (`train --qat`).
+
+        None where something asks for others.
+        """
         trained = self.card.quantization if self.card else None
         if not trained or trained["grid"] != self.precision or self.calib_cache or self.quantize:
             return None

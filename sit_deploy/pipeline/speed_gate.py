@@ -196,6 +196,7 @@ def compare_speed(
 
     Args:
         options: that the engine was built with; the other is built with them too. origin: of the engine.
+
     Raises:
         NoGainError: the rounds bear out that it is no faster, and an accuracy budget was given: then only speed could have
             made up for the loss. Where they bear nothing out, what was asked for stays, and a note says so.

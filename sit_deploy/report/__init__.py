@@ -28,6 +28,7 @@ def render_evidence(rows: Sequence[Mapping[str, Any]], form: str = "html") -> st
     """Return the page of measured bundles (`evidence.gather`).
 
     Args:
+        rows: of the bundles.
         form: "html", one file that loads nothing; "md"; or "json", which `evidence.read_evidence` reads.
     """
     if form == "json":

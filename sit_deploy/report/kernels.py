@@ -13,6 +13,8 @@ def kernels_note(details: Mapping[str, Any], precision: str) -> str | None:
 
     Args:
         details: the engine's, of a manifest.
+        precision: of the bundle.
+
     Returns:
         None for an engine whose builder is not asked. What the log does not tell is called unknown.
     """

@@ -60,6 +60,7 @@ def latency_histogram(timing: Mapping[str, Mapping[str, Any]], title: str) -> st
 
     Args:
         timing: by hop, with `histogram` as `engines.latency.Histogram` in plain types.
+        title: of the picture.
     """
     figure, axes = _figure()
     edges = [row["histogram"]["edges_ms"] for row in timing.values()]
@@ -131,6 +132,7 @@ def scatter(points: Sequence[Mapping[str, Any]], title: str) -> str:
 
     Args:
         points: name, latency_ms of an image, top1 in percent with its interval (low, high), engine.
+        title: of the picture.
     """
     figure, axes = _figure(height=3.4)
     kinds = list(dict.fromkeys(str(point["engine"]) for point in points))

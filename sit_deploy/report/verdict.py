@@ -28,8 +28,15 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: one of `SHIP`, `UNSURE`, `DO_NOT`. against, missing, favour: sentences that say why, gravest first.
-    unmeasured: what of its speed cannot be told now, which says nothing of the engine and breaks no limit."""
+    """What a bundle's evidence comes to.
+
+    Attributes:
+        outcome: one of `SHIP`, `UNSURE`, `DO_NOT`.
+        against: sentences that say why, gravest first.
+        missing: likewise.
+        favour: likewise.
+        unmeasured: what of its speed cannot be told now, which says nothing of the engine and breaks no limit.
+    """
 
     outcome: str
     against: tuple[str, ...]
@@ -88,8 +95,10 @@ def judge(
     """Judge one bundle by its evidence (`evidence.gather`).
 
     Args:
-        max_drop: points of top-1 that the engine may lose against the student, `MAX_DROP` by default. min_agreement:
-            percent. max_student_drop: points that the student may lose against its teacher, `MAX_STUDENT_DROP` by default.
+        evidence: of the bundle.
+        max_drop: points of top-1 that the engine may lose against the student, `MAX_DROP` by default.
+        min_agreement: percent.
+        max_student_drop: points that the student may lose against its teacher, `MAX_STUDENT_DROP` by default.
     """
     why = _Reasons()
     _judge_build(evidence, why)

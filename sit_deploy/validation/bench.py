@@ -185,10 +185,14 @@ def bench(
     A script that calls this needs `if __name__ == "__main__":`.
 
     Args:
+        bundle: its folder, or an open one.
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU instead of its engine.
         batch_size: images a run, within what the engine takes; what it is tuned for by default.
         timing: the turns, and what both sides run on; by default ten rounds, where the engine is for.
+        checkpoint: where the reference's weights are now.
         teacher: a bundle for the same engine to be timed too, for the realised speed-up over it.
+        progress: called with a step, how much of it is done, and of how much.
+
     Raises:
         InputError: a batch that an engine does not take, a teacher of another engine, or reference weights that are not
             there.

@@ -76,6 +76,7 @@ def check_accuracy(
         world: the processes that share the images; all but the first get None back.
         reference_device: where PyTorch runs.
         preprocessing: of both sides, in place of the bundle's.
+
     Raises:
         InputError: a data set that does not fit the classes, reference weights that are not there, or --resume of another
             run.

@@ -40,7 +40,10 @@ def compare_stream(
     """Compare a bundle's graph with the float32 graph of the same weights.
 
     Args:
+        float_graph: the float32 graph.
+        bundle: of the same weights.
         images: as the bundle's engine takes them; as many as a batch, at most.
+
     Raises:
         engines.EngineNotInstalledError: Polygraphy is missing.
     """
@@ -82,7 +85,10 @@ def compare_layers(
     float32 graph, along the residual stream.
 
     Args:
+        bundle: whose engine it is.
         kind: the engine to debug, the bundle's own or one for a CPU.
+        checkpoint: where the reference's weights are now.
+
     Raises:
         InputError: the weights of a CPU bundle are not there.
         engines.NoGpuError, engines.EngineNotInstalledError: no GPU, or no Polygraphy.

@@ -50,6 +50,7 @@ def gather(
 
     Args:
         samples, data: labelled images, and what to call them. The others: see `measure_ledger` and `judge`.
+
     Raises:
         InputError, GateError: as `measure_ledger`.
     """
@@ -164,8 +165,10 @@ def _accuracy(
 
 
 def _teacher(ledger: Ledger) -> dict[str, Any] | None:
-    """Return the teacher's accuracy beside the student's, where it was measured: lost and gained are images that only the
-    teacher, and only the student, classifies right."""
+    """Return the teacher's accuracy beside the student's, where it was measured.
+
+    Lost and gained are images that only the teacher, and only the student, classifies right.
+    """
     tally = ledger.evaluation.tallies.get(TEACHER)
     if tally is None:
         return None

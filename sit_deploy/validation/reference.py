@@ -19,7 +19,9 @@ def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> P
     """Return the checkpoint that a bundle was built from, None where that was random weights. Imports nothing heavy.
 
     Args:
+        bundle: that was built.
         checkpoint: where its weights are now, if not where the bundle was built from.
+
     Raises:
         InputError: the weights are gone, or are not those that the bundle was built from.
     """
@@ -73,7 +75,10 @@ def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
     """Return the unslimmed model that a bundle's model was distilled from, for the same images, in eval mode.
 
     Args:
-        source: a checkpoint, or a bundle of the teacher's. name: of a checkpoint without a model card.
+        bundle: of the student.
+        source: a checkpoint, or a bundle of the teacher's.
+        name: of a checkpoint without a model card.
+
     Raises:
         InputError: not there, not readable, or of another class count.
     """

@@ -84,8 +84,12 @@ class Ledger:
 
 @dataclass(frozen=True)
 class _Hop:
-    """A hop to measure. logits: of images as the bundle's preprocessing gives them, None where it does not run here. worker:
-    how to time it, None where `note` says why not."""
+    """A hop to measure.
+
+    Attributes:
+        logits: of images as the bundle's preprocessing gives them, None where it does not run here.
+        worker: how to time it, None where `note` says why not.
+    """
 
     name: str
     runtime: str
@@ -127,9 +131,14 @@ def measure_ledger(
     """Measure every hop of a bundle.
 
     Args:
+        bundle: whose hops they are.
         samples: labelled images; without them the hops are compared on synthetic ones, and have no accuracy.
-        teacher, teacher_name: see `reference.teacher_model`; of a bundle its engine is a hop too. checkpoint: see `reference.reference_weights`.
+        teacher: see `reference.teacher_model`; of a bundle its engine is a hop too.
+        teacher_name: likewise.
+        checkpoint: see `reference.reference_weights`.
         timing: turns of each hop at being timed, and what it runs on; with no round, nothing is timed.
+        progress: called with a step, how much of it is done, and of how much.
+
     Raises:
         InputError: weights that are not there, a teacher that does not fit, or an image that cannot be read.
         GateError: a hop gives NaN or infinity.

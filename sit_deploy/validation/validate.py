@@ -202,9 +202,12 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
     Args:
+        request: what is to be checked, and how.
         progress: called with a step, how much of it is done, and of how much; in the main process alone.
+
     Returns:
         What was measured; `Validation.require` judges it.
+
     Raises:
         InputError: options that exclude each other, a damaged bundle, data that does not fit its classes, weights that are
             not there.

@@ -1,4 +1,4 @@
-"""sit-deploy quickstart"""
+"""The command `sit-deploy quickstart`."""
 
 from __future__ import annotations
 

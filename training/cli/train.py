@@ -1,4 +1,4 @@
-"""sit-deploy train, and `python -m training`"""
+"""The command `sit-deploy train`, which `python -m training` is too."""
 
 from __future__ import annotations
 
