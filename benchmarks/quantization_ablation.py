@@ -72,7 +72,8 @@ class Judge:
 
         from sit_deploy.data.images import ImageFolder
         from sit_deploy.data.labelled import match_labels
-        from sit_deploy.quantize.calibrate import ImageStream, run_logits
+        from sit_deploy.quantize.image_stream import ImageStream
+        from sit_deploy.quantize.logits import run_logits
 
         samples = match_labels(ImageFolder(val), made.classes, made.loaded.model.num_classes)
         self.labels = np.array([label for _, label in samples])
@@ -82,7 +83,7 @@ class Judge:
     def __call__(self, graph: Any) -> dict[str, float]:
         import numpy as np
 
-        from sit_deploy.quantize.calibrate import logits_error, run_logits
+        from sit_deploy.quantize.logits import logits_error, run_logits
 
         logits = run_logits(graph, self.stream)
         signal = float(np.square(self.reference.astype(np.float64)).mean())
@@ -100,14 +101,14 @@ def ablate(name: str, checkpoint: Path, calibration: Path, val: Path, work: Path
     """Return every row of the two tables for one model."""
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from sit_deploy.quantize.calibrate import calibrate
+    from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
     from sit_deploy.quantize.quantizer import make_quantizer
 
     made, stream = prepare(checkpoint, calibration, work)
     graph = made.exported.graph
     layers = find_layers(graph)
     everything = make_plan(layers, "int8", EVERYTHING).quantized
-    found, _ = calibrate(graph, stream, "int8", layers=everything)
+    found, _ = calibrate(graph, stream, CalibrationMethod(), layers=everything)
     judge = Judge(graph, val, made)
     plans = {}
     for label, groups in PLANS.items():
@@ -138,8 +139,8 @@ def _tools(graph: Any, found: Any, stream: Any, groups: tuple[str, ...]) -> dict
     from calibration.layer_error import measure_layer_errors
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from sit_deploy.quantize.calibrate import choose_scales, smoothed_graph
     from sit_deploy.quantize.quantizer import LAYER_ERROR_IMAGES, make_quantizer
+    from sit_deploy.quantize.scales import choose_scales, smoothed_graph
 
     smoothed = smoothed_graph(graph, found)
     known = find_layers(smoothed)

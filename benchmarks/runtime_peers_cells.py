@@ -147,7 +147,8 @@ def make_model(name: str, threads: int, int8: bool = True) -> Model:
     from sit_deploy.graph.export import export_onnx
     from sit_deploy.models.catalog import get_config
     from sit_deploy.preprocessing import Preprocessing
-    from sit_deploy.quantize.calibrate import ImageStream, calibrate
+    from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
+    from sit_deploy.quantize.image_stream import ImageStream
     from sit_deploy.quantize.quantizer import make_quantizer
 
     config = get_config(name)
@@ -162,7 +163,7 @@ def make_model(name: str, threads: int, int8: bool = True) -> Model:
     graph = export_onnx(to_deploy_form(plain), plain.img_size, batch="batch")
     graphs = {"fp32": graph}
     if int8:
-        found, _ = calibrate(graph, calibration)
+        found, _ = calibrate(graph, calibration, CalibrationMethod())
         for precision, groups in (("int8", None), (WITH_STEM, ("default", "stem"))):
             graphs[precision] = make_quantizer(graph, found, calibration, groups).quantized()
     images = np.concatenate(list(checked))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sit_deploy.pipeline.float_graph import Work
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.processes import Shard
-    from sit_deploy.quantize.calibrate import ImageStream
+    from sit_deploy.quantize.image_stream import ImageStream
     from sit_deploy.quantize.quantizer import Quantizer
 
 
@@ -201,7 +201,7 @@ def calibrate_alone(
     from sit_deploy.files import scratch
     from sit_deploy.models.data_config import describe
     from sit_deploy.pipeline.float_graph import Work, make_float_graph
-    from sit_deploy.quantize.calibrate import calibrate
+    from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
 
     work = Work(request, progress)
     with scratch(output) as folder:
@@ -214,9 +214,7 @@ def calibrate_alone(
         found, notes = calibrate(
             graph,
             stream,
-            request.precision,
-            request.calib_method,
-            percentile=request.calib_percentile,
+            CalibrationMethod(request.precision, request.calib_method, request.calib_percentile),
             layers=make_plan(find_layers(graph), request.precision, request.quantize).quantized,
             gather=gather,
             shard=shard,
@@ -231,7 +229,7 @@ def calibrate_alone(
 def calibration_stream(request: BuildRequest, preprocessing: Preprocessing) -> ImageStream | None:
     """Return the images to calibrate on; synthetic ones for random weights; None where a cache has to do."""
     from sit_deploy.data.synthetic import sample_images
-    from sit_deploy.quantize.calibrate import ImageStream, calibration_images
+    from sit_deploy.quantize.image_stream import ImageStream, calibration_images
 
     if request.calib_data:
         return calibration_images(request.calib_data, request.calib_images, CALIBRATION_IMAGES, preprocessing)
@@ -251,7 +249,8 @@ def _calibration(
     from calibration.cache import Calibration
     from calibration.layers import find_layers
     from calibration.plan import make_plan
-    from sit_deploy.quantize.calibrate import calibrate, graph_key, images_key
+    from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate, graph_key
+    from sit_deploy.quantize.image_stream import images_key
 
     request, cache = work.request, work.request.calib_cache
     if cache and (cache.exists() or stream is None):
@@ -271,9 +270,7 @@ def _calibration(
     found, notes = calibrate(
         graph,
         stream,
-        request.precision,
-        request.calib_method,
-        percentile=request.calib_percentile,
+        CalibrationMethod(request.precision, request.calib_method, request.calib_percentile),
         layers=layers,
         progress=report,
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from calibration.plan import QuantPlan
     from sit_deploy.measure.accuracy import Accuracy
     from sit_deploy.pipeline.float_graph import Graph, Work
-    from sit_deploy.quantize.calibrate import ImageStream
+    from sit_deploy.quantize.image_stream import ImageStream
 
 OLDEST_FP8 = 89  # Ada; TensorRT-RTX refuses FP8 for what is older
 _RTX_FP8 = ("sm89", "sm120", "sm121")  # of what TensorRT-RTX builds for
@@ -64,7 +64,7 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
     Raises:
         NoGainError: no plan with enough layers in 8 bits keeps it, or the one that does is out of tolerance.
     """
-    from sit_deploy.quantize.quantizer import sensitivity
+    from sit_deploy.quantize.sensitivity import measure_sensitivity
 
     lowered, request = made.lowered, work.request
     alone: dict[str, dict[str, float]] = {}
@@ -77,7 +77,9 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
                 stream = lowered.stream or _validation_stream(work, made)
                 labelled = spread(work.samples or [], SENSITIVITY_LABELLED) if request.sensitivity else []
                 alone.update(
-                    sensitivity(lowered.quantizer, stream.spread(SENSITIVITY_IMAGES), labelled, report)
+                    measure_sensitivity(
+                        lowered.quantizer, stream.spread(SENSITIVITY_IMAGES), labelled, report
+                    )
                 )
         return {name: row["noise"] for name, row in alone.items()}
 
@@ -104,7 +106,7 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
 def _validation_stream(work: Work, made: Graph) -> ImageStream:
     """Return validation images to measure layers on, where there was no need of calibration images."""
     from sit_deploy.data.images import spread
-    from sit_deploy.quantize.calibrate import ImageStream
+    from sit_deploy.quantize.image_stream import ImageStream
 
     chosen = [source for source, _ in spread(work.samples, SENSITIVITY_IMAGES)]
     return ImageStream(chosen, made.preprocessing, work.samples.name)

@@ -1,111 +1,68 @@
 """Calibration as `build` and `calibrate` do it: images in, observed ranges of the graph's activations out.
 
-Some images pass for the channels' maxima, from which SmoothQuant finds its factors, and then all, through the smoothed graph, for the
-histograms. Neither pass holds more than one batch of them.
+Some images pass for the channels' maxima, from which SmoothQuant's factors come, and then all, through the smoothed graph,
+for the histograms. Neither pass holds more than one batch of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibration.cache import Calibration, CalibrationImages, TensorCalibration
 from calibration.collect import Observations, collect_observations
-from calibration.formats import GRIDS, float16_scale, shifted_scale
-from calibration.insert_qdq import Scales, insert_qdq
-from calibration.layers import Layer, find_layers
+from calibration.insert_qdq import insert_qdq
+from calibration.layers import find_layers
 from calibration.plan import make_plan
-from calibration.session import ImageSession, at_batch_one
+from calibration.session import Progress, at_batch_one
 from calibration.smoothquant import find_smoothing_sites, smooth, smoothing_exponents
 from calibration.thresholds import METHODS_OF, PERCENTILE, thresholds_by_method
 from sit_deploy import __version__
-from sit_deploy.data.images import spread
 from sit_deploy.errors import InputError
 from sit_deploy.processes import WHOLE, Shard
-from sit_deploy.text import shown
+from sit_deploy.quantize.image_stream import ImageStream, images_key
+from sit_deploy.quantize.logits import logits_error, run_logits
+from sit_deploy.quantize.scales import choose_scales
 
 if TYPE_CHECKING:
     import onnx
 
-    from sit_deploy.data.images import Source
-    from sit_deploy.preprocessing import Preprocessing
-
-Progress = Callable[[str, int, int], None]
 Gather = Callable[[Observations], Observations]
 
 AUTO = "auto"
-SMOOTHING_IMAGES = 128  # images that factors are found on: factors of two need no more
+SMOOTHING_IMAGES = 128  # images that the channels' maxima are of: factors of two need no more
 METHOD_IMAGES = 32  # images that the methods are compared on
-_BATCH = 8  # images decoded at a time; the graph sees them one by one
-_SHIFT_PAYS = 0.75  # a shift costs an addition, so its scale has to be this much finer
 
 
 @dataclass(frozen=True)
-class ImageStream:
-    """Calibration images, decoded and prepared anew in every pass: iterating gives float32 (n, 3, H, W).
+class CalibrationMethod:
+    """How thresholds are chosen.
 
-    description: where they are from, for people.
+    Attributes:
+        grid: of the codes that they are for, "int8" or "fp8".
+        name: one of `METHODS_OF[grid]`, or AUTO for the one with the best logits on some of the images.
+        percentile: of the method of that name, above 0 and at most 100.
     """
 
-    sources: Sequence[Source]
-    preprocessing: Preprocessing
-    description: str
+    grid: str = "int8"
+    name: str = AUTO
+    percentile: float = PERCENTILE
 
-    def __len__(self) -> int:
-        return -(-len(self.sources) // _BATCH)
+    def check(self) -> None:
+        """Refuse a method that the grid does not have.
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        from sit_deploy.data.images import batches
-
-        for images, _ in batches(self.sources, self.preprocessing, _BATCH):
-            yield images
-
-    def spread(self, count: int) -> ImageStream:
-        """Return the stream of `count` of the images, or of all, evenly spread over them."""
-        return replace(self, sources=spread(self.sources, count))
-
-    def part(self, shard: Shard) -> ImageStream:
-        """Return the part of the images that one process takes."""
-        return replace(self, sources=shard.of(self.sources))
-
-    def digests(self) -> list[str]:
-        """Return the SHA-256 of every image as it is stored, in hexadecimal."""
-        found = []
-        for source in self.sources:
-            data = source.tobytes() if hasattr(source, "tobytes") else Path(source).read_bytes()
-            found.append(hashlib.sha256(data).hexdigest())
-        return found
-
-
-def calibration_images(
-    where: Path, count: int | None, default: int, preprocessing: Preprocessing
-) -> ImageStream:
-    """Return the stream of the images of a folder that calibration is to see.
-
-    Args:
-        where: the folder.
-        count: how many, which then have to be there; None for `default`, or all where there are fewer.
-        default: how many, where nobody says.
-        preprocessing: of the images.
-
-    Raises:
-        InputError: no images, fewer than asked for, or one that cannot be read.
-    """
-    from sit_deploy.data.splits import find_training_images
-
-    where, found = find_training_images(where)
-    images = found.images
-    if count is not None and count > len(images):
-        raise InputError(
-            f"{shown(where)} has {len(images)} images and --calib-images asks for {count}; add images or ask for fewer"
-        )
-    chosen = spread(images, default if count is None else count)
-    return ImageStream(chosen, preprocessing, f"{len(chosen)} of {len(images)} images in {shown(where)}")
+        Raises:
+            InputError: with those that it has.
+        """
+        names = (AUTO, *METHODS_OF[self.grid])
+        if self.name not in names:
+            raise InputError(
+                f"{self.grid} has no calibration method '{self.name}'; choose from {', '.join(names)}"
+            )
 
 
 def graph_key(graph: onnx.ModelProto) -> str:
@@ -113,142 +70,94 @@ def graph_key(graph: onnx.ModelProto) -> str:
     return hashlib.sha256(at_batch_one(graph).SerializeToString(deterministic=True)).hexdigest()
 
 
-def images_key(digests: Collection[str]) -> str:
-    """Return what a calibration knows its images by, in whatever order they come."""
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-
-
 def calibrate(
     graph: onnx.ModelProto,
     stream: ImageStream,
-    precision: str = "int8",
-    method: str = AUTO,
+    method: CalibrationMethod,
     *,
-    percentile: float = PERCENTILE,
     layers: Collection[str] = (),
-    gather: Gather = lambda seen: seen,
+    gather: Gather = lambda observations: observations,
     shard: Shard = WHOLE,
     progress: Progress | None = None,
 ) -> tuple[Calibration, list[str]]:
     """Observe a float32 graph; return its calibration, and what is odd about it, in sentences.
 
     Args:
-        graph: the float32 graph.
+        graph: as it was exported; it is not changed.
         stream: all images.
-        precision: "int8" or "fp8".
-        method: one of `METHODS_OF[precision]`, or "auto": the one with the best logits on some of the images.
-        percentile: of the method of that name.
-        layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if none.
-            Ranges are observed for every other layer that has a weight too.
-        gather: merges what all processes saw; each of them gets the same back.
-        shard: the share of them that this process observes.
-        progress: called with a step, how much of it is done, and of how much.
+        method: how the thresholds are chosen.
+        layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if
+            none. Ranges are observed for every other layer that has a weight too.
+        gather: merges what all processes observed; each of them gets the same back.
+        shard: the share of the images that this process observes.
+        progress: called as progress(text, done, in all).
 
     Raises:
         calibration.CalibrationError: NaN or infinite activations, or a graph that does not run.
         InputError: an unknown method, or an image that cannot be read.
     """
-    if method not in (AUTO, *METHODS_OF[precision]):
-        raise InputError(
-            f"{precision} has no calibration method '{method}'; choose from {', '.join((AUTO, *METHODS_OF[precision]))}"
-        )
+    method.check()
     report = progress or (lambda *_: None)
-    places = find_smoothing_sites(graph)
+    sites = find_smoothing_sites(graph)
     few = stream.spread(max(SMOOTHING_IMAGES, shard.size)).part(shard)
-    seen = gather(collect_observations(graph, few, [], {place.tensor: -1 for place in places}, report))
-    exponents = {
-        place: smoothing_exponents(graph, place, seen.channels[place.tensor].absmax) for place in places
-    }
+    channels = gather(
+        collect_observations(graph, few, [], {site.tensor: -1 for site in sites}, report)
+    ).channels
+    exponents = {site: smoothing_exponents(graph, site, channels[site.tensor].absmax) for site in sites}
     smoothed = smooth(graph, exponents)
-    known = find_layers(smoothed)
-    chosen = [layer for name, layer in known.items() if layer.weight is not None or name in layers]
-    tensors = list(dict.fromkeys(name for layer in chosen for name in layer.inputs))
-    seen = gather(collect_observations(smoothed, stream.part(shard), tensors, None, report))
+    observed = [
+        layer for name, layer in find_layers(smoothed).items() if layer.weight is not None or name in layers
+    ]
+    names = list(dict.fromkeys(name for layer in observed for name in layer.inputs))
+    observations = gather(collect_observations(smoothed, stream.part(shard), names, None, report))
     digests = stream.digests()
     calibration = Calibration(
         tool=f"sit-deploy {__version__}",
         graph=graph_key(graph),
         images=CalibrationImages(images_key(digests), len(stream.sources), stream.description),
         preprocessing=stream.preprocessing.to_dict(),
-        method=METHODS_OF[precision][0] if method == AUTO else method,
-        grid=precision,
-        percentile=percentile,
+        method=METHODS_OF[method.grid][0] if method.name == AUTO else method.name,
+        grid=method.grid,
+        percentile=method.percentile,
         tensors={
-            name: TensorCalibration(o.min, o.max, o.absmax, thresholds_by_method(o, precision, percentile))
-            for name, o in seen.tensors.items()
+            name: TensorCalibration(
+                o.min, o.max, o.absmax, thresholds_by_method(o, method.grid, method.percentile)
+            )
+            for name, o in observations.tensors.items()
         },
-        migration={place.source: [int(e) for e in power] for place, power in exponents.items()},
+        migration={site.source: [int(e) for e in power] for site, power in exponents.items()},
     )
-    if method == AUTO:
-        calibration.method = best_method(smoothed, calibration, stream.spread(METHOD_IMAGES), report, layers)
-    return calibration, _oddities(calibration, digests, stream)
+    if method.name == AUTO:
+        few = stream.spread(METHOD_IMAGES)
+        calibration.method = _best_method(smoothed, calibration, few, layers, report)
+    return calibration, _doubts(calibration, digests, stream)
 
 
-def smoothed_graph(graph: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
-    """Return the float32 graph smoothed as a calibration says."""
-    places = {place.source: place for place in find_smoothing_sites(graph)}
-    if unknown := sorted(calibration.migration.keys() - places.keys()):
-        raise InputError(
-            f"the calibration migrates the scales of {unknown[0]!r}, which this graph has not; calibrate again"
-        )
-    return smooth(graph, {places[source]: np.array(power) for source, power in calibration.migration.items()})
-
-
-def choose_scales(calibration: Calibration, layers: Collection[Layer], method: str | None = None) -> Scales:
-    """Return the scale of every tensor that the layers read, and its shift where one pays (`shifted_scale`)."""
-    grid = GRIDS[calibration.grid]
-    activations: dict[str, float] = {}
-    shifts: dict[str, int] = {}
-    fixed = {name for layer in layers if layer.weight is None for name in layer.inputs}
-    for name in dict.fromkeys(name for layer in layers for name in layer.inputs):
-        limit = calibration.threshold(name, method)
-        activations[name] = float(float16_scale(limit / grid.largest))
-        if name in fixed or calibration.grid != "int8":
-            continue  # nothing takes a shift back where two activations meet; FP8 has no use for one
-        seen = calibration.tensors[name]
-        finer, shift = shifted_scale(max(seen.min, -limit), min(seen.max, limit))
-        if finer < _SHIFT_PAYS * activations[name]:
-            activations[name], shifts[name] = finer, shift
-    return Scales(activations, shifts)
-
-
-def best_method(
+def _best_method(
     graph: onnx.ModelProto,
     calibration: Calibration,
     stream: ImageStream,
+    layers: Collection[str],
     progress: Progress,
-    layers: Collection[str] = (),
 ) -> str:
     """Return the method whose thresholds leave the logits nearest to those of the float graph, weights rounded to nearest."""
     known = find_layers(graph)
     names = layers or make_plan(known, calibration.grid).quantized
     quantized = [known[name] for name in names]
     reference = run_logits(graph, stream)
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
     methods = METHODS_OF[calibration.grid]
     for done, method in enumerate(methods):
         progress("Comparing calibration methods", done, len(methods))
         scales = choose_scales(calibration, quantized, method)
         low = insert_qdq(graph, names, scales, calibration.grid)
-        found[method] = logits_error(run_logits(low, stream), reference)
+        errors[method] = logits_error(run_logits(low, stream), reference)
     progress("Comparing calibration methods", len(methods), len(methods))
-    return min(found, key=found.get)
+    return min(errors, key=errors.get)
 
 
-def run_logits(graph: onnx.ModelProto, stream: ImageStream) -> np.ndarray:
-    """Return logits (images, classes) of a graph that ONNX Runtime runs as it is, image by image."""
-    session = ImageSession(at_batch_one(graph))
-    return np.concatenate([session.run(image)[0] for images in stream for image in session.fit(images)])
-
-
-def logits_error(logits: np.ndarray, reference: np.ndarray) -> float:
-    """Return the power of the error; infinite where a logit is not finite."""
-    error = float(np.square(logits.astype(np.float64) - reference).mean())
-    return error if np.isfinite(error) else np.inf
-
-
-def _oddities(calibration: Calibration, digests: Sequence[str], stream: ImageStream) -> list[str]:
-    """Say what makes a calibration doubtful though it could be done."""
+def _doubts(calibration: Calibration, digests: Sequence[str], stream: ImageStream) -> list[str]:
+    """Return what makes a calibration doubtful though it could be done, in sentences."""
     notes = []
     if len(digests) > 1 and len(set(digests)) == 1:
         notes.append(

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from calibration.bias_correction import correct_biases
 from calibration.cache import Calibration
-from calibration.formats import float16_scale
+from calibration.formats import INT8, float16_scale
 from calibration.gptq import gptq_codes
 from calibration.insert_qdq import Scales, insert_qdq
 from calibration.layer_error import LayerError, measure_layer_errors
 from calibration.layers import Layer, find_layers
 from calibration.plan import HIGH, PlannedLayer, QuantPlan, Reason, make_plan
+from calibration.session import Progress
 from sit_deploy.errors import InputError
-from sit_deploy.quantize.calibrate import ImageStream, choose_scales, logits_error, run_logits, smoothed_graph
+from sit_deploy.quantize.image_stream import ImageStream
+from sit_deploy.quantize.logits import logits_error, run_logits
+from sit_deploy.quantize.scales import choose_scales, smoothed_graph
 
 if TYPE_CHECKING:
     import onnx
-
-Progress = Callable[[str, int, int], None]
 
 GPTQ_IMAGES = 64  # images that weights are rounded with: thousands of tokens for every column
 LAYER_ERROR_IMAGES = 32  # images that layers, and their bias correction, are measured on
@@ -32,8 +33,14 @@ LAYER_ERROR_IMAGES = 32  # images that layers, and their bias correction, are me
 class Quantizer:
     """A float32 graph and all that quantizing any of its layers takes.
 
-    graph: smoothed (`calibration.smoothquant`). plan: what the user asked for. errors: of each of its layers by itself; empty where
-    there were no images. corrected: whether biases are corrected.
+    Attributes:
+        graph: smoothed (`calibration.smoothquant`).
+        plan: which of its layers are quantized.
+        scales: of what its layers read, and the codes of their weights.
+        errors: of each of its layers by itself; empty where there were no images.
+        corrected: whether biases are corrected.
+        method: of the thresholds.
+        notes: what there is to tell of it, in sentences.
     """
 
     graph: onnx.ModelProto
@@ -46,6 +53,7 @@ class Quantizer:
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
+        """The graph's layers by name."""
         return find_layers(self.graph)
 
     def quantized(self, layers: Collection[str] | None = None) -> onnx.ModelProto:
@@ -61,13 +69,17 @@ class Quantizer:
         return replace(self, plan=plan)
 
     def rows(self, sensitivity: Mapping[str, Mapping[str, float]] | None = None) -> list[dict[str, Any]]:
-        """Return what there is to say of every layer, as plain types: precision, why, scale, shift, error."""
-        found = []
+        """Return what there is to say of every layer, as plain types: precision, why, scale, shift, error.
+
+        Args:
+            sensitivity: what more was measured, by layer (`sit_deploy.quantize.sensitivity`).
+        """
+        rows = []
         for planned in self.plan.layers:
             low = not planned.is_high
             source = self.layers[planned.name].inputs[0]
             error = self.errors.get(planned.name) if low else None
-            found.append(
+            rows.append(
                 {
                     "layer": planned.name,
                     "group": planned.group,
@@ -80,7 +92,7 @@ class Quantizer:
                     **(sensitivity or {}).get(planned.name, {}),
                 }
             )
-        return found
+        return rows
 
 
 def make_quantizer(
@@ -94,13 +106,13 @@ def make_quantizer(
     """Return what quantizes a float32 graph as its calibration says.
 
     Args:
-        graph: the float32 graph; it is not changed.
-        calibration: of it.
-        stream: calibration images, to round the weights and measure the layers with. Without any, weights are rounded to the
-            nearest code, nothing is measured, and the notes say so.
+        graph: as it was exported.
+        calibration: of this graph.
+        stream: calibration images, to round the weights and measure the layers with. Without any, weights are rounded
+            to the nearest code, nothing is measured, and the notes say so.
         groups: of layers to quantize (`calibration.plan`); None for the default ones.
         method: of the thresholds, in place of the calibration's own.
-        progress: called with a step, how much of it is done, and of how much.
+        progress: called as progress(text, done, in all).
 
     Raises:
         calibration.CalibrationError: unknown groups, or a calibration that lacks one of the tensors.
@@ -134,7 +146,7 @@ def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
     Nothing is smoothed, shifted, rounded otherwise or corrected: the graph is to compute what was trained.
 
     Args:
-        graph: the float32 graph; it is not changed.
+        graph: as it was exported.
         thresholds: by layer name, the |x| of its input that has the largest code; other layers stay high.
 
     Raises:
@@ -157,48 +169,5 @@ def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
     )
     activations: dict[str, float] = {}
     for name, limit in thresholds.items():
-        activations[layers[name].inputs[0]] = float(float16_scale(limit / 127))
+        activations[layers[name].inputs[0]] = float(float16_scale(limit / INT8.largest))
     return Quantizer(graph, QuantPlan("int8", planned), Scales(activations), {}, False, "trained")
-
-
-def sensitivity(
-    quantizer: Quantizer,
-    stream: ImageStream,
-    labelled: Iterable[tuple[Any, int]] = (),
-    progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
-    """Quantize one layer at a time; return for each what it alone does to the logits.
-
-    Args:
-        quantizer: of the graph.
-        stream: images to compare logits on.
-        labelled: (image, class) pairs; with any, top-1 in percent is measured on them beside the SQNR on the stream.
-        progress: called with a step, how much of it is done, and of how much.
-
-    Returns:
-        By layer: `alone_db`, the SQNR of the logits (absent where there is no error, or nothing but), `noise`, the power of their error,
-        and `alone_drop`, points of top-1 lost.
-    """
-    import numpy as np
-
-    samples = list(labelled)
-    labels = np.array([label for _, label in samples])
-    images = replace(stream, sources=[source for source, _ in samples]) if samples else None
-    reference = run_logits(quantizer.graph, stream)
-    signal = float(np.square(reference.astype(np.float64)).mean())
-    right = float((run_logits(quantizer.graph, images).argmax(1) == labels).mean()) if images else 0.0
-    found: dict[str, dict[str, float]] = {}
-    names = quantizer.plan.quantized
-    for done, name in enumerate(names):
-        if progress:
-            progress("One layer at a time", done, len(names))
-        alone = quantizer.quantized([name])
-        noise = logits_error(run_logits(alone, stream), reference)
-        row = {"noise": noise}
-        if noise > 0 and signal > 0:
-            row["alone_db"] = 10 * math.log10(signal / noise)
-        if images:
-            kept = float((run_logits(alone, images).argmax(1) == labels).mean())
-            row["alone_drop"] = round(100 * (right - kept), 9)
-        found[name] = row
-    return found

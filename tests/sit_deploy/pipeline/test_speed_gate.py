@@ -174,7 +174,8 @@ def test_a_budget_that_all_layers_keep_costs_no_search(
     quick_float: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sit_deploy.quantize.quantizer.sensitivity", lambda *_: pytest.fail("layers were measured alone")
+        "sit_deploy.quantize.sensitivity.measure_sensitivity",
+        lambda *_: pytest.fail("layers were measured alone"),
     )
     request = quick_float.request(
         tmp_path / "b",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +16,12 @@ from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard
 from sit_deploy.quantize import calibrate as module
-from sit_deploy.quantize.calibrate import (
-    ImageStream,
-    calibrate,
-    calibration_images,
-    graph_key,
-    images_key,
-    spread,
-)
+from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate, graph_key
+from sit_deploy.quantize.image_stream import ImageStream, calibration_images
 from tests.sit_deploy.conftest import Digits
 
 PREPARE = Preprocessing.for_model(112)
+MINMAX = CalibrationMethod(name="minmax")
 
 
 def stream_of(images: list[Any]) -> ImageStream:
@@ -37,60 +31,6 @@ def stream_of(images: list[Any]) -> ImageStream:
 def noise(count: int) -> list[Image.Image]:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 40, 50, 3), np.uint8)
     return [Image.fromarray(one) for one in pixels]
-
-
-# ---------------------------------------------------------------------------------------------------------- images
-
-
-def test_spread() -> None:
-    assert spread("abcdefghij", 3) == ["a", "d", "g"]
-    assert spread("abc", 5) == spread("abc", 3) == ["a", "b", "c"]
-
-
-def test_a_stream_gives_all_its_images_again_and_again() -> None:
-    images = noise(11)
-    stream = stream_of(images)
-    wanted = np.stack([PREPARE(image) for image in images])
-    for _ in range(2):
-        arrays = list(stream)
-        assert len(arrays) == len(stream) == 2  # what progress is reckoned with
-        np.testing.assert_array_equal(np.concatenate(arrays), wanted)
-    assert len(np.concatenate(list(stream.spread(3)))) == 3
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_shards_are_all_images_once(size: int) -> None:
-    stream = stream_of(list(range(7)))
-    shards = [list(stream.part(Shard(rank, size)).sources) for rank in range(size)]
-    assert sorted(itertools.chain(*shards)) == list(range(7))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
-def test_how_many(digits: Digits) -> None:
-    found = list_images(digits.images)
-    few = calibration_images(digits.images, 5, 256, PREPARE)
-    assert list(few.sources) == spread(found, 5)
-    assert few.description == f"5 of 20 images in {digits.images}"
-    assert list(calibration_images(digits.images, None, 256, PREPARE).sources) == found  # all there are
-    assert len(calibration_images(digits.images, None, 6, PREPARE).sources) == 6
-    with pytest.raises(
-        InputError, match=r"has 20 images and --calib-images asks for 21; add images or ask for fewer"
-    ):
-        calibration_images(digits.images, 21, 256, PREPARE)
-
-
-def test_the_key_of_images_is_of_what_they_hold(digits: Digits, tmp_path: Path) -> None:
-    stream = calibration_images(digits.images, None, 256, PREPARE)
-    key = images_key(stream.digests())
-    assert images_key(reversed(stream.digests())) == key  # order is no matter
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for number, path in enumerate(stream.sources):
-        (elsewhere / f"{number}.png").write_bytes(path.read_bytes())
-    assert images_key(calibration_images(elsewhere, None, 256, PREPARE).digests()) == key
-    (elsewhere / "0.png").write_bytes(stream.sources[1].read_bytes())
-    assert images_key(calibration_images(elsewhere, None, 256, PREPARE).digests()) != key
-    assert images_key(stream_of(noise(2)).digests()) == images_key(stream_of(noise(2)).digests())
 
 
 def test_the_key_of_a_graph(digits: Digits) -> None:
@@ -109,11 +49,8 @@ def test_the_key_of_a_graph(digits: Digits) -> None:
     assert graph_key(graph) != key
 
 
-# ----------------------------------------------------------------------------------------------------- calibrating
-
-
-def run(digits: Digits, images: Any, **options: Any) -> Any:
-    return calibrate(digits.made.exported.graph, stream_of(images), **({"method": "minmax"} | options))
+def run(digits: Digits, images: Any, method: CalibrationMethod = MINMAX, **options: Any) -> Any:
+    return calibrate(digits.made.exported.graph, stream_of(images), method, **options)
 
 
 def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) -> None:
@@ -133,7 +70,7 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
             return merged
 
         graph = digits.made.exported.graph
-        found, _ = calibrate(graph, stream, method="auto", gather=gather, shard=Shard(rank, 3))
+        found, _ = calibrate(graph, stream, CalibrationMethod(), gather=gather, shard=Shard(rank, 3))
         found.save(tmp_path / f"{rank}.json")
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
@@ -141,7 +78,7 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
         thread.start()
     for thread in threads:
         thread.join()
-    whole, _ = run(digits, images, method="auto")
+    whole, _ = run(digits, images, CalibrationMethod())
     whole.save(tmp_path / "whole.json")
     assert sorted(counts) == [2, 2, 2, 2, 3, 3]  # two passes
     assert len({(tmp_path / f"{name}.json").read_bytes() for name in (0, 1, 2, "whole")}) == 1
@@ -160,7 +97,7 @@ def test_auto_takes_the_method_that_hurts_least(
             return {name: value if name == best else value / 50 for name, value in found.items()}
 
         monkeypatch.setattr(module, "thresholds_by_method", spoilt)
-        found, _ = run(digits, list_images(digits.images)[:2], precision=precision, method="auto")
+        found, _ = run(digits, list_images(digits.images)[:2], CalibrationMethod(precision))
         assert found.method == best
 
 
@@ -174,14 +111,13 @@ def test_auto_compares_on_the_layers_that_are_to_be_quantized(
         "insert_qdq",
         lambda graph, names, *rest: asked.append(list(names)) or insert(graph, names, *rest),
     )
-    run(digits, list_images(digits.images)[:1], method="auto", layers=["blocks.0/mlp/fc1", "blocks.0/add"])
+    run(
+        digits,
+        list_images(digits.images)[:1],
+        CalibrationMethod(),
+        layers=["blocks.0/mlp/fc1", "blocks.0/add"],
+    )
     assert asked == [["blocks.0/mlp/fc1", "blocks.0/add"]] * 5
-
-
-def test_a_method_that_gives_no_finite_logits_is_never_taken() -> None:
-    logits = np.zeros((2, 3), np.float32)
-    assert module.logits_error(logits + 2, logits) == 4
-    assert module.logits_error(logits * np.nan, logits) == np.inf
 
 
 @pytest.mark.parametrize(("precision", "method"), [("int8", "best"), ("fp8", "entropy")])
@@ -191,7 +127,7 @@ def test_unknown_methods_are_refused_before_any_image_is_read(
     with pytest.raises(
         InputError, match=f"{precision} has no calibration method '{method}'; choose from auto, minmax"
     ):
-        run(digits, [Path("nowhere.png")], precision=precision, method=method)
+        run(digits, [Path("nowhere.png")], CalibrationMethod(precision, method))
 
 
 # ------------------------------------------------------------------------------------------------- what is odd, and bad
@@ -230,7 +166,7 @@ def test_dead_activations(digits: Digits) -> None:
         new = onnx.numpy_helper.from_array(np.zeros(old.dims, np.float32), f"zero/{name}")
         graph.graph.initializer.append(new)
     norm.input[1], norm.input[2] = (f"zero/{name}" for name in norm.input[1:])
-    found, notes = calibrate(graph, stream_of(noise(1)), method="minmax")
+    found, notes = calibrate(graph, stream_of(noise(1)), MINMAX)
     assert notes == [f"{norm.output[0]} was 0 on every calibration image: its range is unknown"]
     assert found.tensors[norm.output[0]].absmax == 0
 
@@ -246,7 +182,7 @@ def test_nan_activations_are_named(digits: Digits) -> None:
         CalibrationError,
         match=r"tensor 'blocks\.1/mlp/fc1\S*' holds a NaN or infinity on calibration image 1",
     ):
-        calibrate(graph, stream_of(noise(1)), method="minmax")
+        calibrate(graph, stream_of(noise(1)), MINMAX)
 
 
 def test_images_of_every_kind(digits: Digits, tmp_path: Path) -> None:
@@ -262,7 +198,7 @@ def test_images_of_every_kind(digits: Digits, tmp_path: Path) -> None:
     rgb.save(tmp_path / "turned.jpg", exif=turned)
     rgb.resize((3, 90)).save(tmp_path / "narrow.png")
     stream = calibration_images(tmp_path, 7, 256, PREPARE)
-    found, notes = calibrate(digits.made.exported.graph, stream, method="minmax")
+    found, notes = calibrate(digits.made.exported.graph, stream, MINMAX)
     assert (found.images.count, notes) == (7, [])
     assert all(np.isfinite([seen.min, seen.max]).all() for seen in found.tensors.values())
 
@@ -274,4 +210,4 @@ def test_an_image_that_cannot_be_read_is_named(
     broken = folder / "dog" / "000.png"
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(InputError, match=r"dog/000\.png: cannot decode the image"):
-        calibrate(digits.made.exported.graph, calibration_images(folder, None, 9, PREPARE), method="minmax")
+        calibrate(digits.made.exported.graph, calibration_images(folder, None, 9, PREPARE), MINMAX)

@@ -10,34 +10,17 @@ from onnx import numpy_helper
 
 from calibration.cache import Calibration
 from calibration.formats import GRIDS, broadcast_along, float16_scale, weight_scale
-from sit_deploy.data.images import list_images
 from sit_deploy.errors import InputError
-from sit_deploy.quantize.calibrate import ImageStream, calibrate, run_logits, smoothed_graph
-from sit_deploy.quantize.quantizer import Quantizer, make_quantizer, sensitivity, trained_quantizer
+from sit_deploy.quantize.image_stream import ImageStream
+from sit_deploy.quantize.logits import run_logits
+from sit_deploy.quantize.quantizer import Quantizer, make_quantizer, trained_quantizer
+from sit_deploy.quantize.scales import smoothed_graph
+from tests.helpers.graphs import sqnr_db
 from tests.sit_deploy.conftest import Digits
-
-
-@pytest.fixture(scope="module")
-def stream(digits: Digits) -> ImageStream:
-    return ImageStream(list_images(digits.images)[:8], digits.made.preprocessing, "8 images")
-
-
-@pytest.fixture(scope="module")
-def calibration(digits: Digits, stream: ImageStream) -> Calibration:
-    return calibrate(digits.made.exported.graph, stream, method="minmax")[0]
-
-
-@pytest.fixture(scope="module")
-def quantizer(digits: Digits, calibration: Calibration, stream: ImageStream) -> Quantizer:
-    return make_quantizer(digits.made.exported.graph, calibration, stream)
 
 
 def initializers(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
-
-
-def sqnr(logits: np.ndarray, reference: np.ndarray) -> float:
-    return 10 * np.log10(np.square(reference).mean() / np.square(logits - reference).mean())
 
 
 def test_migration_leaves_the_logits_as_they_are(
@@ -55,8 +38,8 @@ def test_rounding_against_the_inputs_is_better_than_to_nearest(
 ) -> None:
     plain = make_quantizer(digits.made.exported.graph, calibration, None)
     reference = run_logits(digits.made.exported.graph, stream)
-    rounded = sqnr(run_logits(quantizer.quantized(), stream), reference)
-    assert rounded > sqnr(run_logits(plain.quantized(), stream), reference) + 1
+    rounded = sqnr_db(run_logits(quantizer.quantized(), stream), reference)
+    assert rounded > sqnr_db(run_logits(plain.quantized(), stream), reference) + 1
 
 
 def test_without_images(digits: Digits, calibration: Calibration) -> None:
@@ -117,39 +100,6 @@ def test_another_method_than_the_calibrations(digits: Digits, calibration: Calib
     (source,) = asked.layers["blocks.0/attn/proj"].inputs
     wanted = float(float16_scale(calibration.threshold(source, "mse") / 127))
     assert asked.scales.activations[source] <= wanted < calibration.threshold(source, "minmax") / 127
-
-
-# ----------------------------------------------------------------------------------------------------- sensitivity
-
-
-def test_sensitivity_is_of_each_layer_alone(
-    quantizer: Quantizer, stream: ImageStream, digits: Digits
-) -> None:
-    names = ("blocks.0/attn/qkv", "tsm.1/fc2")
-    others = [n for n in quantizer.plan.quantized if n not in names]
-    two = quantizer.with_plan(quantizer.plan.keep_high(others))
-    labelled = [(path, int(path.parent.name)) for path in stream.sources]
-    seen: list[tuple[int, int]] = []
-    found = sensitivity(two, stream, labelled, lambda _, done, total: seen.append((done, total)))
-    assert set(found) == set(names) and seen == [(0, 2), (1, 2)]
-    reference = run_logits(quantizer.graph, stream)
-    for name in names:
-        logits = run_logits(quantizer.quantized([name]), stream)
-        assert found[name]["noise"] == pytest.approx(np.square(logits.astype(np.float64) - reference).mean())
-        assert found[name]["alone_db"] == pytest.approx(sqnr(logits, reference), abs=1e-3)
-        right = np.mean(logits.argmax(1) == [label for _, label in labelled])
-        assert found[name]["alone_drop"] == pytest.approx(100 * (1 - right))
-    assert "alone_drop" not in sensitivity(two, stream)[names[0]]
-
-
-def test_sensitivity_of_logits_that_are_all_zero(
-    quantizer: Quantizer, stream: ImageStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is no ratio of nothing to something, in dB or otherwise."""
-    one = quantizer.with_plan(quantizer.plan.keep_high(quantizer.plan.quantized[1:]))
-    given = iter([np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)])
-    monkeypatch.setattr("sit_deploy.quantize.quantizer.run_logits", lambda *_: next(given))
-    assert sensitivity(one, stream) == {quantizer.plan.quantized[0]: {"noise": 1.0}}
 
 
 # --------------------------------------------------------------------------------------------- trained to be rounded

@@ -1,0 +1,27 @@
+"""A quantizer, made once for all tests of a process."""
+
+from __future__ import annotations
+
+import pytest
+
+from calibration.cache import Calibration
+from sit_deploy.data.images import list_images
+from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
+from sit_deploy.quantize.image_stream import ImageStream
+from sit_deploy.quantize.quantizer import Quantizer, make_quantizer
+from tests.sit_deploy.conftest import Digits
+
+
+@pytest.fixture(scope="session")
+def stream(digits: Digits) -> ImageStream:
+    return ImageStream(list_images(digits.images)[:8], digits.made.preprocessing, "8 images")
+
+
+@pytest.fixture(scope="session")
+def calibration(digits: Digits, stream: ImageStream) -> Calibration:
+    return calibrate(digits.made.exported.graph, stream, CalibrationMethod(name="minmax"))[0]
+
+
+@pytest.fixture(scope="session")
+def quantizer(digits: Digits, calibration: Calibration, stream: ImageStream) -> Quantizer:
+    return make_quantizer(digits.made.exported.graph, calibration, stream)
