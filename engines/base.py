@@ -202,9 +202,10 @@ class Engine(ABC):
         """Open a built engine for inference.
 
         Args:
+            engine_path: the engine, as `build` wrote it.
             threads: CPU threads; None leaves the choice to the runtime.
-            device: "cpu", "cuda" or "cuda:N"; None is what the runtime is for: the CPU for ONNX Runtime, the first GPU
-                for the TensorRT family.
+            device: "cpu", "cuda" or "cuda:N"; None is what the runtime is for: the CPU for ONNX Runtime, the first GPU for the
+                TensorRT family.
             origin: how the engine was built, to refuse one that cannot run here before it is opened.
 
         Raises:

@@ -160,9 +160,13 @@ def move_in(folder: Path, destination: Path, replace: bool) -> None:
     """Put a partial folder in the place of `destination`, in one step where the system can.
 
     Args:
-        replace: what stands there, too; otherwise nothing, or an empty folder.
+        folder: the partial one.
+        destination: its place.
+        replace: what stands there, too; otherwise nothing, or an empty folder, is.
+
     Raises:
-        FileExistsError: something is there. OSError: it cannot be moved.
+        FileExistsError: something is there.
+        OSError: it cannot be moved.
     """
     try:
         folder.rename(destination)

@@ -70,6 +70,8 @@ def check_batch(
     """Check that open dimensions and the batch range asked for agree.
 
     Args:
+        inputs: of the graph.
+        dynamic_batch: (min, opt, max), None for a fixed batch.
         required: the runtime cannot build an open batch without a range.
 
     Raises:

@@ -16,7 +16,9 @@ def import_runtime(package: str, title: str) -> ModuleType:
     """Import a runtime whose module is called as its package.
 
     Args:
+        package: its name.
         title: its name for people.
+
     Raises:
         EngineNotInstalledError: it is missing, or cannot be imported.
     """

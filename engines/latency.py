@@ -47,8 +47,10 @@ class LatencyStats:
 
     @classmethod
     def from_rounds(cls, rounds: Sequence[Sequence[float]], batch_size: int = 1) -> LatencyStats:
-        """Summarise the seconds of each call of each round. The median is that of the rounds' medians: a round in which the
-        machine was held up then counts once, as it does in a comparison of two candidates (`engines.speedup`).
+        """Summarise the seconds of each call of each round.
+
+        The median is that of the rounds' medians: a round in which the machine was held up then counts once, as it does in a
+        comparison of two candidates (`engines.speedup`).
 
         Raises:
             EngineError: no samples, or a batch size below 1.

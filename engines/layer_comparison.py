@@ -78,8 +78,11 @@ def compare_layers(
     """Compare the tensors of a graph, in its order.
 
     Args:
-        reference, candidate: arrays by tensor name, of any floating-point type.
+        model: the graph.
+        reference: arrays by tensor name, of any floating-point type.
+        candidate: likewise.
         tolerance: of `TensorError.error`.
+
     Raises:
         EngineError: the two have no tensor in common.
     """
@@ -125,9 +128,13 @@ def onnxruntime_outputs(
     """Every tensor of a graph on ONNX Runtime's CPU, without its optimisations, so that each is there.
 
     Args:
+        model: file of the graph.
+        feeds: an array for each of its inputs.
         tensors: the names of those to return, all by default.
+
     Raises:
-        EngineNotInstalledError: Polygraphy is missing. EngineError: the graph does not run.
+        EngineNotInstalledError: Polygraphy is missing.
+        EngineError: the graph does not run.
     """
     _import("polygraphy")
     import onnx
@@ -151,7 +158,9 @@ def tensorrt_outputs(kind: str, model: Path, feeds: Mapping[str, np.ndarray]) ->
     """Every tensor of a graph on a TensorRT engine that is built here for that.
 
     Raises:
-        NoGpuError: there is none. EngineNotInstalledError: Polygraphy or the library is missing. EngineError: it does not
+        NoGpuError: there is none.
+        EngineNotInstalledError: Polygraphy or the library is missing.
+        EngineError: it does not
             build or run.
     """
     status = find_gpus()

@@ -37,7 +37,12 @@ def layer_times(
     """Run an engine with its runtime's profiler on; return its layers in the order they run.
 
     Args:
-        kind: "onnxruntime" or "openvino". feeds: an array for each of its inputs.
+        kind: "onnxruntime" or "openvino".
+        engine_path: of the engine.
+        feeds: an array for each of its inputs.
+        runs: that the times are a mean of.
+        threads: of the CPU; the runtime's choice by default.
+
     Raises:
         EngineError: another kind, or an engine that does not run.
     """

@@ -58,7 +58,10 @@ def speedup(baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, s
     """Compare two workers of one `alternate`.
 
     Args:
+        baseline: what is compared with.
+        candidate: what should be faster.
         names: of baseline and candidate, for the doubt.
+
     Raises:
         EngineError: the two were not timed in the same rounds.
     """

@@ -139,6 +139,7 @@ def alternate(
     Args:
         workers: candidates by name, timed in this order within each round. What they run on is in them.
         timing: the turns and their length.
+        progress: called with a step, how much of it is done, and of how much.
 
     Raises:
         EngineError: bad arguments, or a worker failed or died (its own words, on one line).
@@ -258,6 +259,8 @@ def engine_worker(
     """The candidate that is a built engine, run on random batches.
 
     Args:
+        kind: of the engine.
+        engine_path: of the engine.
         batch_size: images a call; fills an open batch.
         timing: what it runs on: threads, device, CPUs.
         origin: how it was built, as for `Engine.load`.
@@ -293,8 +296,11 @@ class _Worker:
             raise
 
     def time(self, seconds: float) -> tuple[list[float], list[float], float | None, bool]:
-        """Let the worker run for a slice: the seconds of each call, those on the GPU, what others took of its CPUs, and if
-        it is quiet."""
+        """Let the worker run for a slice.
+
+        Returns:
+            The seconds of each call, those on the GPU, what others took of its CPUs, and if it is quiet.
+        """
         try:
             self._connection.send(seconds)
         except OSError:

@@ -32,6 +32,7 @@ CALIBRATION = "calibration.json"
 
 
 def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle; nothing in it is checked."""
     return (path / MANIFEST).is_file()
 
 

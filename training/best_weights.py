@@ -41,6 +41,7 @@ def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_best(run: Run, weights: dict[str, Tensor], metrics: dict[str, Any]) -> None:
+    """Write the best weights so far with their card."""
     path = run.request.output / WEIGHTS
     try:
         save_weights(path, weights, card_of(run, metrics))

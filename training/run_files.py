@@ -81,6 +81,7 @@ class RunFolder:
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the error of a file that cannot be written."""
     return InputError(f"cannot write to {path} ({error.strerror or error}); choose another -o")
 
 

@@ -152,10 +152,12 @@ class Graph:
 
 
 def is_operator(node: NodeProto, operator: str) -> bool:
+    """Whether a node is an operator of the standard set."""
     return node.op_type == operator and node.domain in _STANDARD
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Return the value of a node's attribute, or the default."""
     for entry in node.attribute:
         if entry.name == name:
             return helper.get_attribute_value(entry)

@@ -156,6 +156,7 @@ class OpenVinoRunner(Runner):
 
 
 def import_openvino() -> ModuleType:
+    """Import OpenVINO, or say how to install it."""
     return import_runtime("openvino", "OpenVINO")
 
 

@@ -222,6 +222,7 @@ def _state(hop: dict[str, Any]) -> str:
 
 
 def accuracy_table(accuracy: dict[str, Any]) -> Any:
+    """Return a table of the accuracies of PyTorch and engine."""
     right = ("top-1 %", "95 %", "top-5 %", "agree %")
     title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
     listing = table("", *right, title=literal(title), right=right)

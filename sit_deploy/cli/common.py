@@ -41,6 +41,7 @@ def examples(*lines: str) -> str:
 
 
 def console(stderr: bool = False) -> Console:
+    """Return what writes to standard output, or to standard error."""
     from rich.console import Console
     from rich.segment import Segment
 

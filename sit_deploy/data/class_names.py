@@ -45,7 +45,10 @@ def match_names(
     the number of classes) are labels, and any other names are the model's classes in order, and must be as many.
 
     Args:
-        where: the data set, as messages call it. found: its classes in its own order. classes: the model's, in label order.
+        where: the data set, as messages call it.
+        found: its classes in its own order.
+        classes: the model's, in label order.
+        num_classes: of the model.
         ordered: the data set has labels of its own; `found` is in their order, and not merely sorted.
 
     Raises:

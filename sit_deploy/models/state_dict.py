@@ -75,6 +75,7 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def has_reverse_tsms(state: StateDict) -> bool:
+    """Whether a state dict has the reverse TSMs of training."""
     return any(k.startswith("rtsm.") for k in state)
 
 

@@ -245,6 +245,7 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
 
 
 def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
+    """Return the logits of a PyTorch model, float32 (n, classes)."""
     import numpy as np
     import torch
 
@@ -298,6 +299,7 @@ def _check_graph(
 
 
 def graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
+    """Return the logits of a graph on ONNX Runtime, float32 (n, classes)."""
     from sit_deploy.inference import Classifier
 
     with Classifier(engines.get("onnxruntime").load(path), batch) as classifier:

@@ -27,10 +27,12 @@ _WORST = 15  # classes listed
 
 
 def file_size(count: int) -> str:
+    """Return bytes in words."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def figure(value: float | None, form: str) -> str:
+    """Return a number in a format, a dash where there is none."""
     return "—" if value is None else format(value, form)
 
 
@@ -132,6 +134,7 @@ def ledger_view(ledger: Mapping[str, Any], doubt: str | None = None) -> dict[str
 
 
 def accuracy_view(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of the accuracies of PyTorch and engine."""
     rows = []
     for who, side, agreement in (
         ("PyTorch", "reference", ""),
