@@ -70,7 +70,7 @@ class Judge:
     def __init__(self, graph: Any, val: Path, made: Any) -> None:
         import numpy as np
 
-        from sit_deploy.data.images import ImageFolder
+        from sit_deploy.data.image_folder import ImageFolder
         from sit_deploy.data.labelled import match_labels
         from sit_deploy.quantize.image_stream import ImageStream
         from sit_deploy.quantize.logits import run_logits

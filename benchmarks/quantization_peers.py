@@ -36,7 +36,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
 from engines.timing import machine  # noqa: E402
-from sit_deploy.data.images import batches, list_images  # noqa: E402
+from sit_deploy.data.batches import batches  # noqa: E402
+from sit_deploy.data.image_files import list_images  # noqa: E402
 from sit_deploy.models.card import ModelCard  # noqa: E402
 from sit_deploy.models.card_file import read_card  # noqa: E402
 

@@ -142,7 +142,7 @@ WITH_STEM = "int8 with stem"
 
 def make_model(name: str, threads: int, int8: bool = True) -> Model:
     """Export a model, and quantize it as `sit-deploy build --precision int8` does."""
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
     from sit_deploy.graph.deploy_form import to_deploy_form
     from sit_deploy.graph.export import export_onnx
     from sit_deploy.models.catalog import get_config
@@ -156,9 +156,9 @@ def make_model(name: str, threads: int, int8: bool = True) -> Model:
         config.image_size, config.crop_pct, config.interpolation, config.mean, config.std
     )
     calibration = ImageStream(
-        sample_images(CALIBRATION_IMAGES), preprocessing, f"{CALIBRATION_IMAGES} synthetic images"
+        synthetic_images(CALIBRATION_IMAGES), preprocessing, f"{CALIBRATION_IMAGES} synthetic images"
     )
-    checked = ImageStream(sample_images(CHECKED_IMAGES, seed=1), preprocessing, "others")
+    checked = ImageStream(synthetic_images(CHECKED_IMAGES, seed=1), preprocessing, "others")
     plain = random_model(name)
     graph = export_onnx(to_deploy_form(plain), plain.img_size, batch="batch")
     graphs = {"fp32": graph}

@@ -34,8 +34,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.documents import write_between  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.bundle import load_bundle  # noqa: E402
-from sit_deploy.data.images import ImageFolder, batches  # noqa: E402
-from sit_deploy.data.synthetic import sample_images  # noqa: E402
+from sit_deploy.data.batches import batches  # noqa: E402
+from sit_deploy.data.image_folder import ImageFolder  # noqa: E402
+from sit_deploy.data.synthetic import synthetic_images  # noqa: E402
 from sit_deploy.inference import load  # noqa: E402
 from sit_deploy.measure.evaluate import evaluate  # noqa: E402
 from sit_deploy.pipeline.build import build  # noqa: E402
@@ -52,7 +53,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
     """Write `count` image files in class folders; a picture has many names, its file one place on the disk."""
     pool = folder.with_name(f"{folder.name}-pool")
     pool.mkdir()
-    for index, image in enumerate(sample_images(FILES, size=size)):
+    for index, image in enumerate(synthetic_images(FILES, size=size)):
         image.save(pool / f"{index}.jpg", quality=90)
     for index in range(count):
         place = folder / f"{index % CLASSES:04}"

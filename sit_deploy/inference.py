@@ -76,7 +76,7 @@ class Classifier:
         """
         import numpy as np
 
-        from sit_deploy.data.images import batches
+        from sit_deploy.data.batches import batches
 
         if self.bundle is None:
             raise InputError("this classifier has no bundle to say how images are prepared; call logits()")

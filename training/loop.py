@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from sit_deploy.data.orientation import ignored_turns
+from sit_deploy.data.orientation import ignored_orientation_note
 from sit_deploy.errors import Error, InputError
 from sit_deploy.models.data_config import describe
 from sit_deploy.processes import join_world
@@ -187,7 +187,7 @@ def _say_preprocessing(run: Run) -> None:
     for note in choice.notes:
         run.reporter.warn(note)
     files = [sample for part in (data.train, data.val) for sample in getattr(part, "samples", ())]
-    if lying := ignored_turns(files, choice.preprocessing, "train it with"):
+    if lying := ignored_orientation_note(files, choice.preprocessing, "train it with"):
         run.reporter.warn(lying)
 
 

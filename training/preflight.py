@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sit_deploy.data.datasets import Data
+from sit_deploy.data.overlap import find_same_images
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.processes import World
@@ -74,7 +74,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def of_one_class(data: Data) -> list[str]:
+def warn_of_one_class(data: Data) -> list[str]:
     """Return warnings of parts whose images are all of one class: any model that says it is always right."""
     found = []
     for part, what in ((data.train, "to train on"), (data.val, "held out")):
@@ -85,22 +85,10 @@ def of_one_class(data: Data) -> list[str]:
     return found
 
 
-def trained_on_too(data: Data) -> list[str]:
-    """Return a warning of held-out files that are trained on too, told by class, name and content: their top-1 is no proof.
-
-    Only files of one name are compared, so that a large data set costs no more than a look at its list.
-    """
+def warn_of_training_images(data: Data) -> list[str]:
+    """Return a warning of held-out files that are trained on too, told by class, name and content: their top-1 is no proof."""
     held_out, train = (getattr(part, "samples", None) or () for part in (data.val, data.train))
-    wanted = {(label, path.name) for path, label in held_out}
-    alike: dict[tuple[int, str], list[Path]] = {}
-    for path, label in train:
-        if (label, path.name) in wanted:
-            alike.setdefault((label, path.name), []).append(path)
-    same = [
-        path
-        for path, label in held_out
-        if any(_is_same_file(path, other) for other in alike.get((label, path.name), ()))
-    ]
+    same = find_same_images(held_out, train)
     if not same:
         return []
     return [
@@ -109,14 +97,7 @@ def trained_on_too(data: Data) -> list[str]:
     ]
 
 
-def _is_same_file(one: Path, other: Path) -> bool:
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError:  # who reads it says so
-        return False
-
-
-def of_threads(world: World, workers: int) -> list[str]:
+def warn_of_threads(world: World, workers: int) -> list[str]:
     """Return a warning where processes of training and their threads are far more than the cores they run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -174,7 +174,7 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
 
 def _agreement(bundle: Any, teacher: Path, val: Path) -> float:
     """Return the percent of held-out digits that the bundle's graph and the teacher give the same class."""
-    from sit_deploy.data.images import ImageFolder
+    from sit_deploy.data.image_folder import ImageFolder
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
     from sit_deploy.measure.accuracy import measure
     from sit_deploy.models import load_model

@@ -16,7 +16,13 @@ from training.best_weights import card_of
 from training.loaders import Loaders, make_loaders, make_mixing, restore_damaged
 from training.make_models import Models, make_models
 from training.optimizer import make_optimiser, make_schedule
-from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
+from training.preflight import (
+    check_card,
+    check_space,
+    warn_of_one_class,
+    warn_of_threads,
+    warn_of_training_images,
+)
 from training.qat import quantize
 from training.qat_calibration import calibrate
 from training.recipes import Recipe
@@ -79,7 +85,11 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     check_card(card_of(run, {}))
     check_space(request.output, models.model, bool(recipe.ema_decay))
     run.notes += models.notes
-    run.warnings += (*of_one_class(data), *trained_on_too(data), *of_threads(world, workers))
+    run.warnings += (
+        *warn_of_one_class(data),
+        *warn_of_training_images(data),
+        *warn_of_threads(world, workers),
+    )
     if states is not None:
         position.require_within(request.output / LAST, run.epochs, loaders.steps)
         restore(run.parts(), states, request.output / LAST)

@@ -246,9 +246,9 @@ def jpegs(folder: str, pictures: str = "32", copies: str = "64") -> Result:
         pictures: that differ.
         copies: of each of them in train.
     """
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
 
-    for index, image in enumerate(sample_images(int(pictures), size=(500, 375))):
+    for index, image in enumerate(synthetic_images(int(pictures), size=(500, 375))):
         for part, count in (("train", int(copies)), ("val", 1)):
             target = Path(folder, part, f"class{index % 2}")
             target.mkdir(parents=True, exist_ok=True)

@@ -244,7 +244,7 @@ def serving_options(command: Callable) -> Callable:
 def data_options(command: Callable) -> Callable:
     """Add which labelled images to measure on.
 
-    They are `data`, what `which_data` takes, and `images` of `sit_deploy.data.labelled.open_for`.
+    They are `data`, what `which_data` takes, and `images` of `sit_deploy.data.labelled.open_labelled`.
     """
     return _add(_DATA_OPTIONS, command)
 

@@ -54,7 +54,7 @@ def command(
     """Classify image files, or all images below folders, with a bundle."""
     from sit_deploy.bundle import load_bundle
     from sit_deploy.data.image_files import find_images
-    from sit_deploy.data.orientation import ignored_turns
+    from sit_deploy.data.orientation import ignored_orientation_note
     from sit_deploy.inference import load, top_classes
 
     found = find_images(images)
@@ -62,7 +62,7 @@ def command(
     if found.note:
         say(console(stderr=True), f"Note: {literal(found.note)}")
     opened = load_bundle(bundle)
-    warn(ignored_turns(files, opened.preprocessing(), "build it again with"))
+    warn(ignored_orientation_note(files, opened.preprocessing(), "build it again with"))
     with load(opened, engine, threads=threads, device=device) as classify:
         results = top_classes(classify(files), opened.classes, top)
     if as_json:

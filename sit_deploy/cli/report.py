@@ -118,11 +118,11 @@ def command(
     so beside "Ship it"; what 8 bits gain must be known. No limit is broken by it.
     """
     from engines.timing import TimingOptions
-    from sit_deploy.data.labelled import open_for
-    from sit_deploy.data.orientation import ignored_turns
+    from sit_deploy.data.orientation import ignored_orientation_note
     from sit_deploy.files import write_whole
     from sit_deploy.report import render_evidence
     from sit_deploy.report.verdict import judge
+    from sit_deploy.validation.checks import open_labelled_for
     from sit_deploy.validation.evidence import gather, read_evidence, require_comparable
 
     limits = {
@@ -149,8 +149,8 @@ def command(
             def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:
                 report(f"{name}: {text}", done, total)
 
-            samples = open_for(bundle, data, images, **which) if data else None
-            warn(ignored_turns(samples or [], bundle.preprocessing(), "build it again with"))
+            samples = open_labelled_for(bundle, data, images, **which) if data else None
+            warn(ignored_orientation_note(samples or [], bundle.preprocessing(), "build it again with"))
             rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
     require_comparable(rows)
     for path, form in targets.items():

@@ -72,7 +72,7 @@ def command(
     most of it, and how much each patch counts. The weights are the bundle's reference weights, in PyTorch.
     """
     from sit_deploy.data.image_files import find_images
-    from sit_deploy.data.orientation import ignored_turns
+    from sit_deploy.data.orientation import ignored_orientation_note
 
     listed = find_images(images)
     files = listed.images
@@ -90,7 +90,7 @@ def command(
         report("Loading the model", 0, 0)
         network, preprocessing = _load(source, model, stages, checkpoint, checkpoint_key)
         report("Loading the model", 1, 1)
-        warn(ignored_turns(files, preprocessing, "build it with"))
+        warn(ignored_orientation_note(files, preprocessing, "build it with"))
         drawn = _draw(network, preprocessing, files, targets, report)
     if as_json:
         emit_json(drawn)

@@ -1,4 +1,4 @@
-"""Which class of the model is each class of a data set? By name where there are names, by number, and last by order."""
+"""Class names: matching those of a data set with the model's (by name, by number, last by order), and reading a file of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from sit_deploy.data.image_files import special_kind
 from sit_deploy.errors import InputError
+from sit_deploy.text import shown
 
 _DIGITS = re.compile(r"[0-9]+")
 _SHOWN = 3  # names in a message
@@ -16,7 +19,7 @@ _SYNSET = re.compile(r"n[0-9]{8}")
 
 
 @dataclass(frozen=True)
-class Matched:
+class ClassMatch:
     """How the classes of a data set were matched with the model's.
 
     labels: the model's label of each of them. notes: what to know of it, in sentences. doubt: why this reading may be
@@ -37,7 +40,7 @@ def match_names(
     num_classes: int,
     *,
     ordered: bool = False,
-) -> Matched:
+) -> ClassMatch:
     """Match the classes of a data set with the model's.
 
     Classes called as the model's are matched by name, spelling of case, spaces, underscores and hyphens apart, and some may
@@ -62,6 +65,34 @@ def match_names(
     return matched or _by_order(where, found, classes, num_classes, ordered)
 
 
+def read_class_names(path: str | Path, classes: int | None = None) -> list[str]:
+    """Class names from a UTF-8 text file, one a line, in label order. Names may repeat, as ImageNet's do.
+
+    Raises InputError where the file cannot be read, a line is empty, or there are not `classes` of them.
+    """
+    if special := special_kind(path):
+        raise InputError(
+            f"{shown(path)} is a {special}, no file of class names; pass a text file, one name a line"
+        )
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot read the class names ({error}); pass a UTF-8 text file, one name a line"
+        ) from None
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise InputError(f"{path}: line {names.index('') + 1} is empty; give every class a name")
+    if not names:
+        raise InputError(f"{path}: no class names; write one a line")
+    if classes is not None and len(names) != classes:
+        raise InputError(
+            f"{path}: {len(names)} class names for a model of {classes} classes; write one a line"
+        )
+    return names
+
+
 def plain(name: str) -> str:
     """Return a name as it is compared: case, spaces, underscores, hyphens, zeros in front and forms of Unicode are the same."""
     name = unicodedata.normalize("NFKC", name).casefold()
@@ -83,7 +114,7 @@ def listed(names: Sequence[str], count: int = _SHOWN) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def _by_name(where: str, found: Sequence[str], classes: Sequence[str]) -> Matched | None:
+def _by_name(where: str, found: Sequence[str], classes: Sequence[str]) -> ClassMatch | None:
     """Match by name; None where none bears a name of the model's."""
     exact = set(classes)
     by_plain: dict[str, list[int]] = {}
@@ -104,7 +135,7 @@ def _by_name(where: str, found: Sequence[str], classes: Sequence[str]) -> Matche
                 f"some of the model's class names are the same, so the folders of {where} cannot be matched by "
                 "name; make the names differ, or name the folders by number (0000, 0001, ...) in label order"
             )
-        return Matched(
+        return ClassMatch(
             [classes.index(name) for name in found], _left_out(len(found), len(classes)), None, tuple(classes)
         )
     same = [name for name, count in Counter(map(plain, found)).items() if count > 1]
@@ -127,10 +158,10 @@ def _by_name(where: str, found: Sequence[str], classes: Sequence[str]) -> Matche
         if name != classes[label]
     ]
     note = f"matched {len(changed)} of {len(found)} class names but for their spelling ({listed(changed)})"
-    return Matched(labels, (note, *_left_out(len(found), len(classes))), None, tuple(classes))
+    return ClassMatch(labels, (note, *_left_out(len(found), len(classes))), None, tuple(classes))
 
 
-def _by_number(where: str, found: Sequence[str], num_classes: int) -> Matched | None:
+def _by_number(where: str, found: Sequence[str], num_classes: int) -> ClassMatch | None:
     """Take names that are numbers as labels; None where they cannot be."""
     if not all(_DIGITS.fullmatch(name) for name in found):
         return None
@@ -144,7 +175,7 @@ def _by_number(where: str, found: Sequence[str], num_classes: int) -> Matched | 
     low, high, names = min(values), max(values), tuple(map(str, range(num_classes)))
     if low >= 1 and high == num_classes:
         note = f"the class folders count from 1, so {low} is taken for the model's class {low - 1}, and so on"
-        return Matched(
+        return ClassMatch(
             [value - 1 for value in values], (note, *_left_out(len(values), num_classes)), None, names
         )
     if high >= num_classes:
@@ -158,12 +189,12 @@ def _by_number(where: str, found: Sequence[str], num_classes: int) -> Matched | 
         )
     elif [found[values.index(value)] for value in sorted(values)] != list(found):
         notes = ("the class folders are taken by number (2 before 10), not as text", *notes)
-    return Matched(values, notes, doubt, names)
+    return ClassMatch(values, notes, doubt, names)
 
 
 def _by_order(
     where: str, found: Sequence[str], classes: Sequence[str] | None, num_classes: int, ordered: bool
-) -> Matched:
+) -> ClassMatch:
     if len(found) != num_classes:
         raise InputError(
             f"{where} has {len(found)} class folders, the model {num_classes} classes; "
@@ -183,7 +214,7 @@ def _by_order(
             "in sorted order; name the folders as the model's classes, or pass their names in label order with --labels when "
             "building"
         )
-    return Matched(list(range(num_classes)), (), doubt, tuple(found))
+    return ClassMatch(list(range(num_classes)), (), doubt, tuple(found))
 
 
 def _left_out(found: int, num_classes: int) -> tuple[str, ...]:

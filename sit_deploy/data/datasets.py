@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.data.class_names import listed
-from sit_deploy.data.hub import open_hub, tell
+from sit_deploy.data.hub import open_hub, short_reason
 from sit_deploy.data.image_files import skipped_note
-from sit_deploy.data.images import ImageFolder, in_place_of_folder
+from sit_deploy.data.image_folder import ImageFolder, explain_no_folder
 from sit_deploy.data.splits import HELD_OUT, Role, find_part
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import load_image, to_rgb
@@ -218,7 +218,7 @@ def _digits() -> Data:
 
 def _folder(root: Path, train_split: str | None, val_split: str | None) -> Data:
     if root.exists() and not root.is_dir():
-        raise InputError(f"{shown(root)}: {in_place_of_folder(root)}")
+        raise InputError(f"{shown(root)}: {explain_no_folder(root)}")
     if not root.is_dir():
         known = ", ".join(f"{p}/…" for p in _PREFIXES)
         raise InputError(
@@ -340,11 +340,11 @@ def _open_part(
     try:
         return create_dataset(name, root=str(root) if root else None, **options)
     except ImportError as error:
-        raise InputError(f"{name} needs another package ({tell(error)}); install it") from None
+        raise InputError(f"{name} needs another package ({short_reason(error)}); install it") from None
     # of a missing file, a wrong name, no network, a wrong split: each reader raises what it likes
     except Exception as error:
         raise InputError(
-            f"{name}, split '{split}', cannot be opened ({tell(error)}); check --data, --data-dir, "
+            f"{name}, split '{split}', cannot be opened ({short_reason(error)}); check --data, --data-dir, "
             "and the names of its splits"
         ) from None
 
@@ -366,5 +366,5 @@ def _highest_label(images: TimmImages) -> int:
         )
     except Exception as error:  # of pictures for labels, boxes, numbers with a point: it raises what it likes
         raise InputError(
-            f"{images.name} does not give one class an image ({tell(error)}); take another data set"
+            f"{images.name} does not give one class an image ({short_reason(error)}); take another data set"
         ) from None

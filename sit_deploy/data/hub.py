@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.data.class_names import listed
-from sit_deploy.data.splits import Role, role
+from sit_deploy.data.splits import Role, role_of
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import decode_image, load_image
 from sit_deploy.text import shown
@@ -131,7 +131,7 @@ def find_columns(
     return Columns(image, label, texts="string" in kind.dtype)
 
 
-def tell(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """Return another library's error as one short line."""
     text = " ".join(shown(" ".join(str(error).split())).split())
     text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
@@ -192,7 +192,7 @@ def _usual_split(name: str, path: str, root: Path | None, roles: Sequence[Role])
     except Exception as error:  # of no network, a wrong name, damaged files: it raises what it likes
         raise _refused(name, error) from None
     for wanted in roles:
-        found = [split for split in there if role(split) == wanted]
+        found = [split for split in there if role_of(split) == wanted]
         if len(found) == 1:
             return found[0]
         if found:
@@ -215,7 +215,7 @@ def _load(name: str, path: str, root: Path | None, split: str) -> Any:
 
 def _refused(what: str, error: Exception) -> InputError:
     return InputError(
-        f"{what} cannot be opened ({tell(error)}); check --data, --data-dir, and the names of its splits"
+        f"{what} cannot be opened ({short_reason(error)}); check --data, --data-dir, and the names of its splits"
     )
 
 
@@ -229,7 +229,7 @@ def _undecoded(name: str, rows: Any, image: str) -> Any:
         return rows.cast_column(image, datasets.Image(decode=False))
     except Exception as error:
         raise InputError(
-            f"the column {shown(image)} of {name} holds no images ({tell(error)}); check --image-key"
+            f"the column {shown(image)} of {name} holds no images ({short_reason(error)}); check --image-key"
         ) from None
 
 
@@ -238,7 +238,9 @@ def _with_labels(where: str, rows: Any, columns: Columns, names: Sequence[str] |
     try:
         found = rows.unique(columns.label)
     except Exception as error:
-        raise InputError(f"the labels of {where} cannot be read ({tell(error)}); check --label-key") from None
+        raise InputError(
+            f"the labels of {where} cannot be read ({short_reason(error)}); check --label-key"
+        ) from None
     lost = [label for label in found if label is None or (not columns.texts and int(label) < 0)]
     if lost:
         raise InputError(

@@ -20,59 +20,12 @@ _MORE_ENDINGS = frozenset(
     {".jpe", ".jfif", ".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".pbm", ".pnm"}
 )
 # Lies beside images and is none; not opened, as a text that begins with P2 would be a picture.
-_OTHER_ENDINGS = frozenset(
-    [
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".xml",
-        ".json",
-        ".jsonl",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".md",
-        ".rst",
-        ".html",
-        ".htm",
-        ".log",
-        ".mat",
-        ".npy",
-        ".npz",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".h5",
-        ".hdf5",
-        ".parquet",
-        ".db",
-        ".sqlite",
-        ".xls",
-        ".xlsx",
-        ".doc",
-        ".docx",
-        ".pdf",
-        ".zip",
-        ".tar",
-        ".gz",
-        ".tgz",
-        ".bz2",
-        ".xz",
-        ".7z",
-        ".rar",
-        ".py",
-        ".ipynb",
-        ".sh",
-        ".m",
-        ".cfg",
-        ".ini",
-        ".mp4",
-        ".avi",
-        ".mov",
-        ".url",
-        ".lnk",
-    ]
-)
+_OTHER_ENDINGS = frozenset({
+    ".txt", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".md", ".rst", ".html",
+    ".htm", ".log", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".db",
+    ".sqlite", ".xls", ".xlsx", ".doc", ".docx", ".pdf", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz",
+    ".7z", ".rar", ".py", ".ipynb", ".sh", ".m", ".cfg", ".ini", ".mp4", ".avi", ".mov", ".url", ".lnk",
+})  # fmt: skip
 # Left behind by operating systems and file managers; they say nothing about the data set.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"})
 _LITTER_FOLDERS = frozenset(
@@ -83,7 +36,7 @@ _DEEPEST = 40  # folders below one another
 
 
 @dataclass
-class Found:
+class ImageFiles:
     """images: sorted within each folder. skipped: how many other files there are, by ending or kind."""
 
     images: list[Path] = field(default_factory=list)
@@ -109,7 +62,7 @@ def _listing(skipped: Counter[str]) -> str:
     return ", ".join([f"{count} other file{'s' * (count != 1)}", *kinds, *["..."] * (len(skipped) > 5)])
 
 
-def find_images(where: str | Path | Iterable[str | Path]) -> Found:
+def find_images(where: str | Path | Iterable[str | Path]) -> ImageFiles:
     """Find every image of a file, of a folder with all below it, or of several of these.
 
     Hidden files and the litter of operating systems are passed over, files that are no images are counted; one that is
@@ -118,7 +71,7 @@ def find_images(where: str | Path | Iterable[str | Path]) -> Found:
     Raises:
         InputError: a missing path, a folder without images, or a file named here that is no image.
     """
-    found = Found()
+    found = ImageFiles()
     for entry in map(Path, [where] if isinstance(where, str | Path) else where):
         if entry.is_dir():
             before = found.skipped.copy()
@@ -137,6 +90,11 @@ def find_images(where: str | Path | Iterable[str | Path]) -> Found:
     if not found.images:
         raise InputError("no images given; pass a folder or at least one file")
     return found
+
+
+def list_images(where: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return every image of a file, of a folder with all below it, or of several of these; see `find_images`."""
+    return find_images(where).images
 
 
 def images_below(folder: Path, skipped: Counter[str]) -> list[Path]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sit_deploy.data.class_names import Matched, match_names
+from sit_deploy.data.class_names import ClassMatch, match_names
 from sit_deploy.data.image_files import skipped_note
-from sit_deploy.data.images import ImageFolder
-from sit_deploy.data.samples import Samples, describe, spread_over
+from sit_deploy.data.image_folder import ImageFolder
+from sit_deploy.data.samples import Samples, describe
 from sit_deploy.data.splits import HELD_OUT, find_part
 from sit_deploy.errors import InputError
 from sit_deploy.text import shown
-
-if TYPE_CHECKING:
-    from sit_deploy.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Labelled(Sequence):
 
     samples: Samples
     name: str
-    matched: Matched
+    matched: ClassMatch
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -115,27 +112,6 @@ def open_labelled(
     return Labelled(
         Relabelled(found.val, matched.labels), found.name, matched, (*found.notes, *matched.notes)
     )
-
-
-def open_for(bundle: Bundle, data: str | Path, images: int | None = None, **options: Any) -> Labelled:
-    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
-    manifest = bundle.manifest
-    found = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
-    return replace(found, samples=spread_over(found.samples, images))
-
-
-def count_shared(files: Iterable[Any], samples: Labelled) -> int:
-    """Return how many of the files are among labelled images, whatever path leads to them."""
-
-    def mark(path: Any) -> tuple[int, int] | None:
-        try:
-            facts = Path(path).stat()
-        except (OSError, TypeError):  # no files
-            return None
-        return facts.st_dev, facts.st_ino
-
-    measured = {mark(path) for path, _ in samples.files or ()} - {None}
-    return sum(mark(path) in measured for path in files) if measured else 0
 
 
 def _is_named(data: str) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures that lie on their side for a model that does not turn them: counted before they are used, and said once."""
+"""EXIF orientations that a preprocessing does not apply: pictures that the model sees turned or mirrored, counted and said once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from sit_deploy.data.images import spread
+from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing, is_turned, turn_of
 
 _DECODED = 64  # pictures looked at of a data set that has no files, for each is decoded
 
 
-def ignored_turns(sources: Sequence[Any], preprocessing: Preprocessing, remedy: str) -> str | None:
+def ignored_orientation_note(sources: Sequence[Any], preprocessing: Preprocessing, remedy: str) -> str | None:
     """Return in a sentence how many pictures carry an EXIF turn that the preprocessing does not apply, None for none.
 
     Args:
@@ -33,7 +33,7 @@ def ignored_turns(sources: Sequence[Any], preprocessing: Preprocessing, remedy: 
         sources = [found for i in spread(range(len(sources)), _DECODED) if (found := _fetched(sources, i))]
     pictures = [source[0] if isinstance(source, tuple) else source for source in sources]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        count = sum(pool.map(_lies, pictures))
+        count = sum(pool.map(_ignores_orientation, pictures))
     if not count:
         return None
     carry = "picture carries" if count == 1 else "pictures carry"
@@ -51,7 +51,7 @@ def _fetched(sources: Sequence[Any], index: int) -> Any:
         return None
 
 
-def _lies(source: Any) -> bool:
+def _ignores_orientation(source: Any) -> bool:
     if isinstance(source, Image.Image):
         return turn_of(source) is not None
     return isinstance(source, str | Path) and is_turned(source)

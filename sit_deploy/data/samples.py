@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sit_deploy.data.images import spread
 from sit_deploy.text import shown
 
 Samples = Sequence[tuple[Any, int]]  # of (path or Pillow image, label)
@@ -32,6 +31,12 @@ class Subset(Sequence):
     def describe(self, index: int) -> str:
         """Return what to call an image."""
         return describe(self._samples, self._indices[index])
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return `count` of the items, or all, evenly spread: a sorted data set then does not give one class only."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def spread_over(samples: Sequence[Any], count: int | None) -> Sequence[Any]:

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from sit_deploy.data.class_names import listed, plain
-from sit_deploy.data.image_files import Found, check_folder, find_images, has_images, subfolders
+from sit_deploy.data.image_files import ImageFiles, check_folder, find_images, has_images, subfolders
 from sit_deploy.errors import InputError
 from sit_deploy.text import shown
 
 Role = Literal["train", "val", "test"]
-HELD_OUT: tuple[Role, ...] = (
-    "val",
-    "test",
-)  # who has both picks epochs on the first, and keeps the second for the end
+# who has both picks epochs on the first, and keeps the second for the end
+HELD_OUT: tuple[Role, ...] = ("val", "test")
 
-_WORDS: Mapping[str, Role] = {
+_ROLE_WORDS: Mapping[str, Role] = {
     **dict.fromkeys(("train", "training", "trn", "trainval", "trainvalid"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "eval", "evaluation", "dev", "devel", "development"), "val"),
     **dict.fromkeys(("holdout", "heldout"), "val"),
@@ -29,77 +27,29 @@ _WORDS: Mapping[str, Role] = {
 }  # fmt: skip
 _PAIRS = {"hold out": "holdout", "held out": "heldout", "train val": "trainval"}
 # says nothing of which part it is
-_FILLER = frozenset(
-    [
-        "set",
-        "sets",
-        "data",
-        "dataset",
-        "datasets",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "picture",
-        "pictures",
-        "photo",
-        "photos",
-        "split",
-        "splits",
-        "part",
-        "folder",
-        "files",
-        "seg",
-        "raw",
-    ]
-)
-_CONTENT = frozenset(
-    ["data", "dataset", "datasets", "image", "images", "imgs", "pictures", "photos", "jpegimages"]
-)
+_FILLER_WORDS = frozenset({
+    "set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "picture",
+    "pictures", "photo", "photos", "split", "splits", "part", "folder", "files", "seg", "raw",
+})  # fmt: skip
+_IMAGES_FOLDERS = frozenset({
+    "data", "dataset", "datasets", "image", "images", "imgs", "pictures", "photos", "jpegimages",
+})  # fmt: skip
 # pictures that say where something is in another picture, or that nobody has labelled
-_BESIDE = frozenset(
-    [
-        "annotation",
-        "annotations",
-        "label",
-        "labels",
-        "mask",
-        "masks",
-        "bbox",
-        "bboxes",
-        "trimaps",
-        "segmentation",
-        "segmentations",
-        "segmentationclass",
-        "segmentationobject",
-        "imagesets",
-        "groundtruth",
-        "meta",
-        "metadata",
-        "attributes",
-        "docs",
-    ]
-)
-_UNLABELLED = frozenset(
-    [
-        "pred",
-        "prediction",
-        "predictions",
-        "unlabeled",
-        "unlabelled",
-        "unsup",
-        "extra",
-        "demo",
-        "sample",
-        "samples",
-    ]
-)
+_ANNOTATION_WORDS = frozenset({
+    "annotation", "annotations", "label", "labels", "mask", "masks", "bbox", "bboxes", "trimaps",
+    "segmentation", "segmentations", "segmentationclass", "segmentationobject", "imagesets",
+    "groundtruth", "meta", "metadata", "attributes", "docs",
+})  # fmt: skip
+_UNLABELLED_WORDS = frozenset({
+    "pred", "prediction", "predictions", "unlabeled", "unlabelled", "unsup", "extra", "demo", "sample",
+    "samples",
+})  # fmt: skip
 
 
-def role(name: str) -> Role | None:
+def role_of(name: str) -> Role | None:
     """Return which part a folder's name says it is: Training, test_set, val2017, seg_train; None for another name."""
-    words = [word for word in _words(name) if word not in _FILLER]
-    return _WORDS.get(words[0]) if len(words) == 1 else None
+    words = [word for word in _words(name) if word not in _FILLER_WORDS]
+    return _ROLE_WORDS.get(words[0]) if len(words) == 1 else None
 
 
 def find_part(
@@ -127,12 +77,12 @@ def find_part(
     if not root.is_dir():
         return root  # whoever reads it says what is wrong
     check_folder(root)
-    found = _part(root, roles, split, classes, num_classes, option)
+    found = _find_part(root, roles, split, classes, num_classes, option)
     _refuse_parts_of_classes(found)
     return found
 
 
-def _part(
+def _find_part(
     root: Path,
     roles: Collection[Role],
     split: str | None,
@@ -140,21 +90,21 @@ def _part(
     num_classes: int | None,
     option: str,
 ) -> Path:
-    root = _unwrapped(root, classes)
+    root = _skip_wrappers(root, classes)
     if split:
-        return _unwrapped(_named(root, split, option), classes, inside=True)
+        return _skip_wrappers(_named_part(root, split, option), classes, inside=True)
     inside = subfolders(root)
     theirs = {plain(name) for name in classes or ()}
     if theirs and all(plain(shown(name)) in theirs for name in inside):
         return root
-    parts = _parts(root, inside, option)
+    parts = _parts_below(root, inside, option)
     if parts is None:
         _refuse_unknown_parts(root, inside, num_classes, option)
         return root
-    return _unwrapped(_chosen(root, parts, roles, option), classes, inside=True)
+    return _skip_wrappers(_choose_part(root, parts, roles, option), classes, inside=True)
 
 
-def find_training_images(root: Path) -> tuple[Path, Found]:
+def find_training_images(root: Path) -> tuple[Path, ImageFiles]:
     """Return the images to calibrate on, and where they are: the part for training, where a folder holds parts.
 
     Raises:
@@ -168,12 +118,12 @@ def _training_part(root: Path) -> Path:
     if not root.is_dir():
         return root
     check_folder(root)
-    root = _unwrapped(root, None)
+    root = _skip_wrappers(root, None)
     inside = [name for name in subfolders(root) if has_images(root / name)]
     parts: dict[str, Role] = {
-        name: found for name in inside if (found := role(name)) or (found := _loose_role(name))
+        name: found for name in inside if (found := role_of(name)) or (found := _role_of_longer_name(name))
     }
-    others = [name for name in inside if name not in parts and not _is_beside(name)]
+    others = [name for name in inside if name not in parts and not _holds_no_part(name)]
     if not parts or others or len({*parts.values()}) < 2:
         return root
     train = [name for name, found in parts.items() if found == "train"]
@@ -197,25 +147,25 @@ def _words(name: str) -> list[str]:
 def _without_filler(word: str) -> str:
     """Return trainset, testimages and the like without their ending."""
     for ending in ("set", "sets", "data", "images", "imgs", "dir", "folder"):
-        if word.endswith(ending) and word[: -len(ending)] in _WORDS:
+        if word.endswith(ending) and word[: -len(ending)] in _ROLE_WORDS:
             return word[: -len(ending)]
     return word
 
 
-def _loose_role(name: str) -> Role | None:
+def _role_of_longer_name(name: str) -> Role | None:
     """Return the part that one word of a longer name says: imagenet_val, asl_alphabet_test."""
-    found = {_WORDS[word] for word in _words(name) if word in _WORDS}
+    found = {_ROLE_WORDS[word] for word in _words(name) if word in _ROLE_WORDS}
     return found.pop() if len(found) == 1 else None
 
 
-def _is_beside(name: str) -> bool:
+def _holds_no_part(name: str) -> bool:
     words = _words(name)
-    if not words or words[-1] in _BESIDE or "".join(words) in _BESIDE:
+    if not words or words[-1] in _ANNOTATION_WORDS or "".join(words) in _ANNOTATION_WORDS:
         return bool(words)
-    return any(word in _UNLABELLED for word in words)
+    return any(word in _UNLABELLED_WORDS for word in words)
 
 
-def _unwrapped(root: Path, classes: Collection[str] | None, *, inside: bool = False) -> Path:
+def _skip_wrappers(root: Path, classes: Collection[str] | None, *, inside: bool = False) -> Path:
     """Go down through folders that hold one folder and no image: archives are often packed so.
 
     inside: a part was chosen already, in which one more folder of its name is none of several.
@@ -223,16 +173,16 @@ def _unwrapped(root: Path, classes: Collection[str] | None, *, inside: bool = Fa
     theirs = {plain(name) for name in classes or ()}
     for _ in range(8):
         names = [name for name in subfolders(root) if has_images(root / name)]
-        content = [name for name in names if not _is_beside(name)]
+        content = [name for name in names if not _holds_no_part(name)]
         if len(content) != 1 or has_images(root, below=False):
             break
         name = content[0]
-        if len(names) > 1 and plain(name) not in _CONTENT:
+        if len(names) > 1 and plain(name) not in _IMAGES_FOLDERS:
             break
-        if plain(shown(name)) in theirs or (not inside and role(name)):
+        if plain(shown(name)) in theirs or (not inside and role_of(name)):
             break
         if has_images(root / name, below=False):  # a class, or a heap
-            if len(names) > 1 or plain(name) in _CONTENT:
+            if len(names) > 1 or plain(name) in _IMAGES_FOLDERS:
                 raise InputError(
                     f"{shown(root / name)} holds images that are in no class folders; put each class's images into a folder of "
                     "its own"
@@ -242,12 +192,12 @@ def _unwrapped(root: Path, classes: Collection[str] | None, *, inside: bool = Fa
     return root
 
 
-def _named(root: Path, split: str, option: str) -> Path:
+def _named_part(root: Path, split: str, option: str) -> Path:
     if (root / split).is_dir():
         return root / split
     inside = subfolders(root)
     alike = [name for name in inside if plain(name) == plain(split)]
-    alike = alike or [name for name in inside if role(split) and _same_word(name, split)]
+    alike = alike or [name for name in inside if role_of(split) and _same_word(name, split)]
     if len(alike) != 1:
         there = f"it has {_listing(inside)}" if inside else "it has none"
         what = "no subfolder" if not alike else "several subfolders"
@@ -257,25 +207,25 @@ def _named(root: Path, split: str, option: str) -> Path:
 
 def _same_word(name: str, other: str) -> bool:
     """Whether two names of parts are forms of one word: test and Testing, val and validation_set; not dev and val."""
-    if role(name) != role(other):
+    if role_of(name) != role_of(other):
         return False
-    one, two = (next(word for word in _words(text) if word not in _FILLER) for text in (name, other))
+    one, two = (next(word for word in _words(text) if word not in _FILLER_WORDS) for text in (name, other))
     return one.startswith(two) or two.startswith(one)
 
 
-def _parts(root: Path, inside: list[str], option: str) -> dict[str, Role] | None:
+def _parts_below(root: Path, inside: list[str], option: str) -> dict[str, Role] | None:
     """Return the parts that a folder holds, None where its folders are classes."""
-    parts: dict[str, Role] = {name: found for name in inside if (found := role(name))}
+    parts: dict[str, Role] = {name: found for name in inside if (found := role_of(name))}
     others = [
-        name for name in inside if name not in parts and not _is_beside(name) and has_images(root / name)
+        name for name in inside if name not in parts and not _holds_no_part(name) and has_images(root / name)
     ]
-    nested = {name for name in parts if _is_nested(root / name)}
+    nested = {name for name in parts if _has_class_folders(root / name)}
     if others and not nested:
-        loose = {name: _loose_role(name) for name in (*parts, *others)}
+        loose = {name: _role_of_longer_name(name) for name in (*parts, *others)}
         if (
             None in loose.values()
             or len({*loose.values()}) < 2
-            or not any(_is_nested(root / name) for name in loose)
+            or not any(_has_class_folders(root / name) for name in loose)
         ):
             return None
         return {name: found for name, found in loose.items() if found}
@@ -287,9 +237,9 @@ def _parts(root: Path, inside: list[str], option: str) -> dict[str, Role] | None
     return parts or None
 
 
-def _chosen(root: Path, parts: Mapping[str, Role], roles: Collection[Role], option: str) -> Path:
+def _choose_part(root: Path, parts: Mapping[str, Role], roles: Collection[Role], option: str) -> Path:
     where = shown(root)
-    labelled = [name for name in parts if _is_nested(root / name)]
+    labelled = [name for name in parts if _has_class_folders(root / name)]
     for wanted in roles:
         found = [name for name in labelled if parts[name] == wanted]
         if len(found) > 1:
@@ -317,7 +267,7 @@ def _chosen(root: Path, parts: Mapping[str, Role], roles: Collection[Role], opti
     )
 
 
-def _is_nested(folder: Path) -> bool:
+def _has_class_folders(folder: Path) -> bool:
     """Whether the images of a folder are in folders below it."""
     return any(has_images(folder / name) for name in subfolders(folder))
 
@@ -337,7 +287,7 @@ def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None
     if len(inside) < 2 or any(has_images(root / name, below=False) for name in inside):
         return
     within = [set(map(plain, subfolders(root / name))) for name in inside]
-    shared = {name for name in set.intersection(*within) if not role(name)}
+    shared = {name for name in set.intersection(*within) if not role_of(name)}
     if len(shared) < 2 or (len(inside) == num_classes != len(shared)):
         return
     raise InputError(
@@ -349,7 +299,7 @@ def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None
 def _refuse_parts_of_classes(root: Path) -> None:
     """Refuse class folders that hold parts of their own: accuracy would be of training images too."""
     for name in subfolders(root):
-        found = {role(part) for part in subfolders(root / name)} - {None}
+        found = {role_of(part) for part in subfolders(root / name)} - {None}
         if "train" in found and len(found) > 1:
             example = shown(name)
             raise InputError(

@@ -24,7 +24,7 @@ from sit_deploy.errors import InputError
 _ONE = 256  # fixed-point one: weights and texture amplitudes are multiples of 1/256
 
 
-def sample_images(
+def synthetic_images(
     count: int = 16, size: int | tuple[int, int] = (384, 288), seed: int = 0
 ) -> list[Image.Image]:
     """`count` RGB images of `size` pixels: (width, height), or one number for a square.

@@ -91,7 +91,7 @@ def evaluate(
         InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
         GateError: a candidate gives NaN or infinite logits; the image is named.
     """
-    from sit_deploy.data.images import batches
+    from sit_deploy.data.batches import batches
 
     mine = shard.of(range(len(samples)))
     noted = notebook.read(set(candidates), len(mine)) if notebook else None

@@ -154,7 +154,7 @@ def with_input(work: Work, made: Graph, folder: Path) -> Graph:
 
 def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
     """Return the model, its preprocessing and who says it, and its classes; opens the labelled images."""
-    from sit_deploy.data.images import load_labels
+    from sit_deploy.data.class_names import read_class_names
     from sit_deploy.data.labelled import open_labelled
     from sit_deploy.models.load import load_model
 
@@ -175,7 +175,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
     if classes and len(classes) == 1:  # of one output, which is two now
         classes = None
     if request.labels:
-        classes = load_labels(request.labels, loaded.model.num_classes)
+        classes = read_class_names(request.labels, loaded.model.num_classes)
     if request.val_data:
         work.samples = open_labelled(
             request.val_data, classes, loaded.model.num_classes, **request.val_options
@@ -215,10 +215,11 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
 
     Notes pictures that the preprocessing leaves lying, among these, those to calibrate on and the labelled ones.
     """
-    from sit_deploy.data.images import batches, spread
-    from sit_deploy.data.orientation import ignored_turns
+    from sit_deploy.data.batches import batches
+    from sit_deploy.data.orientation import ignored_orientation_note
+    from sit_deploy.data.samples import spread
     from sit_deploy.data.splits import find_training_images
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
 
     request = work.request
     count = request.calib_images or COMPARED_IMAGES
@@ -234,11 +235,11 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
         many = request.calib_images or CALIBRATION_IMAGES
         used += spread(found.images, many) if request.precision in EIGHT_BITS else sources
     else:
-        sources = sample_images(count)
+        sources = synthetic_images(count)
         origin = f"{count} synthetic images (pass --calib-data for your own)"
     used = list(dict.fromkeys(used))
     for pictures in (used, [] if getattr(labelled, "files", None) else labelled):
-        note = ignored_turns(pictures, preprocessing, "build it with")
+        note = ignored_orientation_note(pictures, preprocessing, "build it with")
         work.notes += [note] if note else []
     ((images, _),) = batches(sources, preprocessing, len(sources))
     return images, origin

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
-from sit_deploy.data.labelled import count_shared
+from sit_deploy.data.overlap import count_same_files
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.parity import compare, require
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, BuildRequest
@@ -163,7 +163,7 @@ def _quantizer(
         work.notes.append("the model was trained in int8 (--qat): its own thresholds are used")
         return trained_quantizer(exported.graph, request.trained_thresholds), None, None
     stream = calibration_stream(request, preprocessing)
-    shared = count_shared(stream.sources, work.samples) if stream and work.samples else 0
+    shared = count_same_files(stream.sources, work.samples.files or ()) if stream and work.samples else 0
     if shared:
         work.notes.append(
             f"calibrated on images that accuracy is measured on ({shared} of {len(stream.sources)}): it may be better than on "
@@ -228,7 +228,7 @@ def calibrate_alone(
 
 def calibration_stream(request: BuildRequest, preprocessing: Preprocessing) -> ImageStream | None:
     """Return the images to calibrate on; synthetic ones for random weights; None where a cache has to do."""
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
     from sit_deploy.quantize.image_stream import ImageStream, calibration_images
 
     if request.calib_data:
@@ -236,7 +236,7 @@ def calibration_stream(request: BuildRequest, preprocessing: Preprocessing) -> I
     if request.checkpoint or request.calib_cache:
         return None
     count = request.calib_images or 32
-    return ImageStream(sample_images(count), preprocessing, f"{count} synthetic images")
+    return ImageStream(synthetic_images(count), preprocessing, f"{count} synthetic images")
 
 
 def _calibration(

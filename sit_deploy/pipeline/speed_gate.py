@@ -72,7 +72,7 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
     def measure_alone() -> dict[str, float]:
         if not alone:
             with work.step("Quantizing one layer at a time") as report:
-                from sit_deploy.data.images import spread
+                from sit_deploy.data.samples import spread
 
                 stream = lowered.stream or _validation_stream(work, made)
                 labelled = spread(work.samples or [], SENSITIVITY_LABELLED) if request.sensitivity else []
@@ -105,7 +105,7 @@ def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]
 
 def _validation_stream(work: Work, made: Graph) -> ImageStream:
     """Return validation images to measure layers on, where there was no need of calibration images."""
-    from sit_deploy.data.images import spread
+    from sit_deploy.data.samples import spread
     from sit_deploy.quantize.image_stream import ImageStream
 
     chosen = [source for source, _ in spread(work.samples, SENSITIVITY_IMAGES)]

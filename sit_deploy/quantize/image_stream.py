@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sit_deploy.data.images import spread
+from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
 from sit_deploy.processes import Shard
 from sit_deploy.text import shown
@@ -16,7 +16,7 @@ from sit_deploy.text import shown
 if TYPE_CHECKING:
     import numpy as np
 
-    from sit_deploy.data.images import Source
+    from sit_deploy.data.batches import Source
     from sit_deploy.preprocessing import Preprocessing
 
 _BATCH = 8  # images decoded at a time; the graph sees them one by one
@@ -40,7 +40,7 @@ class ImageStream:
         return -(-len(self.sources) // _BATCH)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        from sit_deploy.data.images import batches
+        from sit_deploy.data.batches import batches
 
         for images, _ in batches(self.sources, self.preprocessing, _BATCH):
             yield images

@@ -281,7 +281,7 @@ def time_around(bundle: Bundle, runs: int = 20) -> Around:
     """Time what comes before and after the engine for one image, on one thread."""
     import numpy as np
 
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
     from sit_deploy.inference import top_classes
     from sit_deploy.preprocessing import load_image
 
@@ -290,7 +290,7 @@ def time_around(bundle: Bundle, runs: int = 20) -> Around:
     seconds: dict[str, list[float]] = {"decode_ms": [], "prepare_ms": [], "classes_ms": []}
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         path = Path(folder) / "image.jpg"
-        sample_images(1, size=AROUND_SIZE)[0].save(path, quality=90)
+        synthetic_images(1, size=AROUND_SIZE)[0].save(path, quality=90)
         for _ in range(runs):
             times = [time.perf_counter()]
             image = load_image(path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from sit_deploy.bundle import GOLDEN, Bundle
-from sit_deploy.data.labelled import Labelled, open_for
+from sit_deploy.data.labelled import Labelled, open_labelled
+from sit_deploy.data.samples import spread_over
 from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import ENGINE, Accuracy
 from sit_deploy.measure.baseline import Doubt, find_doubts
@@ -85,7 +86,7 @@ def check_accuracy(
     from sit_deploy.validation.reference import reference_logits, reference_model
 
     manifest = bundle.manifest
-    samples = open_for(bundle, data, images, **options)
+    samples = open_labelled_for(bundle, data, images, **options)
     shard = world.shard if world else WHOLE
     notebook = None
     if resume is not None:
@@ -114,3 +115,12 @@ def check_accuracy(
     accuracy = Accuracy.of(found.tallies[ENGINE])
     doubt = find_doubts(accuracy, manifest.weights, manifest.model, found.guesses, samples)
     return Checked(accuracy, doubt, samples)
+
+
+def open_labelled_for(
+    bundle: Bundle, data: str | Path, images: int | None = None, **options: Any
+) -> Labelled:
+    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
+    manifest = bundle.manifest
+    found = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
+    return replace(found, samples=spread_over(found.samples, images))

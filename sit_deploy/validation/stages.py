@@ -143,14 +143,14 @@ def measure_ledger(
         InputError: weights that are not there, a teacher that does not fit, or an image that cannot be read.
         GateError: a hop gives NaN or infinity.
     """
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
 
     timing = timing or TimingOptions()
     if teacher is not None and teacher.is_dir():
         _require_same_input(bundle, load_bundle(teacher))
     report = progress or (lambda *_: None)
     labelled = samples is not None
-    given = samples if labelled else [(image, 0) for image in sample_images(SYNTHETIC)]
+    given = samples if labelled else [(image, 0) for image in synthetic_images(SYNTHETIC)]
     torch_on = torch_device(bundle.manifest.engine.kind, timing.device, bundle.manifest.precision)
     if torch_on[0] != "cpu":
         import torch

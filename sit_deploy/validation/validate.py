@@ -42,7 +42,7 @@ class ValidateRequest:
     """What to validate; the fields are the options of `sit-deploy validate`.
 
     data: labelled images, a folder or the name of a data set; data_dir, split, image_key, label_key, images: which of them
-    (`sit_deploy.data.labelled.open_for`). resume: a file that says how far a run has come. engine: "onnxruntime" runs the
+    (`sit_deploy.data.labelled.open_labelled`). resume: a file that says how far a run has come. engine: "onnxruntime" runs the
     graph of a TensorRT bundle on this CPU. max_accuracy_drop: points of top-1; min_agreement: percent. checkpoint: the
     weights, where they moved since the build. mean, std, crop_pct, interpolation, orientation: of the preprocessing, in
     place of the bundle's. layers: time each layer. debug: find the first layer that drifts.
@@ -172,7 +172,7 @@ class Validation:
 
     def _accuracy(self) -> dict[str, Any] | None:
         """Return what labelled images say, what was done to them, who says so, and how many lie on their side all the same."""
-        from sit_deploy.data.orientation import ignored_turns
+        from sit_deploy.data.orientation import ignored_orientation_note
 
         if self.checked is None:
             return None
@@ -194,7 +194,7 @@ class Validation:
             "preprocessing": used.to_dict(),
             "preprocessing_source": sources,
             "preprocessing_overridden": self.preprocessing is not None,
-            "turned": ignored_turns(samples, used, "validate it, and build it again, with"),
+            "turned": ignored_orientation_note(samples, used, "validate it, and build it again, with"),
         }
 
 

@@ -55,5 +55,5 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "export_onnx", once)
-        patch.setattr(synthetic, "sample_images", functools.lru_cache(synthetic.sample_images))
+        patch.setattr(synthetic, "synthetic_images", functools.lru_cache(synthetic.synthetic_images))
         yield

@@ -72,14 +72,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def _make_trained(folder: Path) -> None:
     import torch
 
-    from sit_deploy.data.synthetic import sample_images
+    from sit_deploy.data.synthetic import synthetic_images
     from sit_deploy.preprocessing import Preprocessing
     from tests.helpers.models import named_model
 
     folder.mkdir()
     model = named_model("sit_nano", num_classes=len(CLASSES))
     (folder / "labels.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
-    images, prepare = sample_images(11, size=(160, 128)), Preprocessing.for_model(112)
+    images, prepare = synthetic_images(11, size=(160, 128)), Preprocessing.for_model(112)
     batch = torch.from_numpy(np.stack([prepare(image) for image in images]))
     with torch.no_grad():
         # the likely classes first: the last two, whose names no folder can have, are never the best
@@ -232,7 +232,7 @@ def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch
     """Let every build take a float graph made once, its own where none is given: exporting takes seconds."""
 
     def stand_in(work: Any, folder: Path) -> Any:
-        from sit_deploy.data.images import ImageFolder
+        from sit_deploy.data.image_folder import ImageFolder
         from sit_deploy.data.labelled import match_labels
         from sit_deploy.graph.write import write_graph
 

@@ -16,7 +16,7 @@ import engines
 import sit_deploy
 from engines import EngineError, EngineInputError, Runner, TensorSpec
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, load, top_classes
 from sit_deploy.preprocessing import load_image

@@ -23,7 +23,13 @@ from tests.helpers.models import tiny_model
 from tests.helpers.train import PLAIN, log_rows, read_parts
 from training import TrainRequest, train
 from training.loop import DivergedError
-from training.preflight import check_card, check_space, of_one_class, of_threads, trained_on_too
+from training.preflight import (
+    check_card,
+    check_space,
+    warn_of_one_class,
+    warn_of_threads,
+    warn_of_training_images,
+)
 from training.reporter import Silent
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -161,22 +167,24 @@ def test_a_state_with_a_nan_is_named(pictures: Path, tmp_path: Path) -> None:
 def test_parts_of_one_class_are_said() -> None:
     pixels = np.zeros((3, 8, 8), np.uint8)
     two, one = ArrayImages(pixels, np.array([0, 1, 0])), ArrayImages(pixels, np.array([1, 1, 1]))
-    assert of_one_class(Data("d", two, two, ["a", "b"], 2)) == []
-    assert of_one_class(Data("d", two, one, ["a", "b"], 2)) == [
+    assert warn_of_one_class(Data("d", two, two, ["a", "b"], 2)) == []
+    assert warn_of_one_class(Data("d", two, one, ["a", "b"], 2)) == [
         "all 3 images held out are of one class, b: accuracy says nothing"
     ]
-    assert len(of_one_class(Data("d", one, one, None, 2))) == 2
+    assert len(warn_of_one_class(Data("d", one, one, None, 2))) == 2
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert of_threads(ALONE, 2) == []
+    assert warn_of_threads(ALONE, 2) == []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    assert of_threads(ALONE, 2) == ["32 threads compute on 4 cores, which is slow; set OMP_NUM_THREADS=2"]
+    assert warn_of_threads(ALONE, 2) == [
+        "32 threads compute on 4 cores, which is slow; set OMP_NUM_THREADS=2"
+    ]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert "pass fewer --workers" in of_threads(ALONE, 100)[0]
+    assert "pass fewer --workers" in warn_of_threads(ALONE, 100)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- types
@@ -216,12 +224,12 @@ def test_held_out_files_that_are_trained_on_too_are_counted(tmp_path: Path) -> N
         path = tmp_path / part / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (color, 0, 0)).save(path)
-    assert trained_on_too(open_data(str(tmp_path))) == [
+    assert warn_of_training_images(open_data(str(tmp_path))) == [
         f"1 of 3 images held out are trained on too ({tmp_path}/val/a/1.png, ...): accuracy says little; hold out others"
     ]
     (tmp_path / "val/a/1.png").unlink()
     Image.new("RGB", (8, 8), (7, 0, 0)).save(tmp_path / "val/a/1.png")
-    assert trained_on_too(open_data(str(tmp_path))) == []
+    assert warn_of_training_images(open_data(str(tmp_path))) == []
     (tmp_path / "val/b/3.png").symlink_to(tmp_path / "train/b/3.png")
-    assert "1 of 4" in trained_on_too(open_data(str(tmp_path)))[0]
-    assert trained_on_too(open_data("digits")) == []
+    assert "1 of 4" in warn_of_training_images(open_data(str(tmp_path)))[0]
+    assert warn_of_training_images(open_data("digits")) == []

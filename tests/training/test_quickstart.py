@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, graph_on_onnxruntime
 from sit_deploy.measure.accuracy import measure

@@ -18,8 +18,8 @@ from PIL import Image
 
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.cpp_project import write_project
-from sit_deploy.data.images import list_images
-from sit_deploy.data.synthetic import sample_images
+from sit_deploy.data.image_files import list_images
+from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
@@ -222,7 +222,7 @@ def test_the_best_class_of_a_hundred_images(
     release: Programs, trained: Trained, pixels: Bundle, tmp_path: Path
 ) -> None:
     files = []
-    for index, image in enumerate(sample_images(100, size=(160, 128))):
+    for index, image in enumerate(synthetic_images(100, size=(160, 128))):
         files.append(tmp_path / f"{index:03}.{'jpg' if index % 2 else 'png'}")
         image.save(files[-1])
     for path, given in ((trained.bundle, files), (pixels.path, files[:30])):

@@ -16,7 +16,8 @@ from onnx import TensorProto
 from calibration.cache import Calibration
 from sit_deploy import load
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.images import batches, list_images
+from sit_deploy.data.batches import batches
+from sit_deploy.data.image_files import list_images
 from sit_deploy.precisions import TOLERANCE
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, Trained

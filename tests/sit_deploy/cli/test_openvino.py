@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.inference import load
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import CLASSES, Trained

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.triton import install as installing
 from sit_deploy.triton import server
 from tests.helpers.command_line import CommandLine

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
-from sit_deploy.data.class_names import match_names, natural_key, plain
+from sit_deploy.data.class_names import match_names, natural_key, plain, read_class_names
 from sit_deploy.errors import InputError
 
 
@@ -114,3 +116,25 @@ def test_a_data_set_s_own_labels() -> None:
     assert match_names("data", ["7 - seven", "10 - ten"], None, 2, ordered=True).doubt is None
     assert match_names("data", ["0", "1", "10", "2"], None, 4, ordered=True).labels == [0, 1, 2, 3]
     assert match_names("data", ["0", "1", "10", "2"], None, 4, ordered=True).doubt is not None
+
+
+def test_labels_file(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("\ufefftench\ncrane\n caf\u00e9 \ncrane\n\n", encoding="utf-8")
+    assert read_class_names(path, 4) == ["tench", "crane", "caf\u00e9", "crane"]
+    with pytest.raises(InputError, match="4 class names for a model of 5 classes"):
+        read_class_names(path, 5)
+    path.write_text("tench\n\ncrane\n")
+    with pytest.raises(InputError, match="line 2 is empty"):
+        read_class_names(path)
+    path.write_bytes(b"\xff\xfe\x00x")
+    with pytest.raises(InputError, match=r"labels\.txt: cannot read"):
+        read_class_names(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="no class names"):
+        read_class_names(path)
+    with pytest.raises(InputError, match="cannot read"):
+        read_class_names(tmp_path / "none.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="is a FIFO, no file of class names"):
+        read_class_names(tmp_path / "pipe.txt")

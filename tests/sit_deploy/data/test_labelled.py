@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sit_deploy.data.images import ImageFolder
-from sit_deploy.data.labelled import count_shared, match_labels, open_labelled
+from sit_deploy.data.image_folder import ImageFolder
+from sit_deploy.data.labelled import match_labels, open_labelled
 from sit_deploy.data.samples import describe
 from sit_deploy.errors import InputError
 
@@ -126,17 +126,6 @@ def test_a_data_set_of_timm(tmp_path: Path, make_image_folder: Callable[..., Pat
 def test_a_folder_that_is_not_there() -> None:
     with pytest.raises(InputError, match="nowhere: no such folder"):
         open_labelled("nowhere", None, 2)
-
-
-def test_images_that_were_calibrated_on(tmp_path: Path, make_image_folder: Callable[..., Path]) -> None:
-    """They are the same file by whatever name: a link of either kind, another way to the folder."""
-    samples = match_labels(ImageFolder(make_image_folder(("cat", "dog"), per_class=2)), None, 2)
-    (tmp_path / "soft.jpg").symlink_to(samples[0][0])
-    (tmp_path / "hard.jpg").hardlink_to(samples[1][0])
-    shutil.copy(samples[2][0], tmp_path / "copy.jpg")
-    files = [tmp_path / name for name in ("soft.jpg", "hard.jpg", "copy.jpg", "none.jpg")]
-    assert count_shared([*files, samples[3][0]], samples) == 3
-    assert count_shared([Image.new("RGB", (8, 8))], samples) == 0
 
 
 def test_files_beside_the_images_are_said(make_image_folder: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.orientation import ignored_turns
+from sit_deploy.data.orientation import ignored_orientation_note
 from sit_deploy.errors import InputError
 from sit_deploy.inference import load
 from sit_deploy.preprocessing import Preprocessing, load_image
@@ -35,14 +35,14 @@ def phone(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "avif", "mpo"])
 def test_turns_are_read_from_the_heads_of_files(ending: str, tmp_path: Path) -> None:
     lying, upright = (turned(picture(20, 10), o, tmp_path / f"{o}.{ending}") for o in (8, 1))
-    note = ignored_turns([lying, upright, lying], STORED, "build it with")
+    note = ignored_orientation_note([lying, upright, lying], STORED, "build it with")
     assert note is not None and note.startswith(
         "EXIF: 2 of 3 pictures carry an EXIF orientation that is not applied"
     )
     assert "build it with --orientation exif" in note
-    assert ignored_turns([(upright, 3)], STORED, "") is None
+    assert ignored_orientation_note([(upright, 3)], STORED, "") is None
     exif = Preprocessing.for_model(32, orientation="exif")
-    assert ignored_turns([lying], exif, "") is None
+    assert ignored_orientation_note([lying], exif, "") is None
 
 
 def test_what_decoding_turns_or_cannot_read_is_not_counted(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_what_decoding_turns_or_cannot_read_is_not_counted(tmp_path: Path) -> No
     (tmp_path / "no.jpg").write_bytes(b"no image")
     os.mkfifo(tmp_path / "pipe.jpg")
     paths = [tiff, tmp_path / "no.jpg", tmp_path / "pipe.jpg", tmp_path / "gone.jpg", tmp_path, picture(3, 4)]
-    assert ignored_turns(paths, STORED, "") is None
+    assert ignored_orientation_note(paths, STORED, "") is None
 
 
 def test_a_data_set_without_files_has_some_of_its_pictures_looked_at(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_data_set_without_files_has_some_of_its_pictures_looked_at(tmp_path: P
                 raise InputError("damaged")
             return lying, 0
 
-    note = ignored_turns(Pictures(), STORED, "")
+    note = ignored_orientation_note(Pictures(), STORED, "")
     assert note is not None and note.startswith("EXIF: 63 of 63 pictures")
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.samples import Subset, describe, spread_over
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from sit_deploy.data.datasets import open_data
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.labelled import open_labelled
-from sit_deploy.data.splits import find_training_images, role
+from sit_deploy.data.splits import find_training_images, role_of
 from sit_deploy.errors import InputError
 
 
@@ -50,7 +50,7 @@ def test_parts_by_any_name(train: str, held_out: str, tmp_path: Path) -> None:
     assert taken(root) == taken(root, split=held_out) == taken(root, split=held_out.upper()) == held_out
     assert taken(root, split=train) == train
     assert find_training_images(root)[0] == root / train
-    if role(train):
+    if role_of(train):
         data = open_data(str(root))
         assert f"training on {root / train}, held out: {root / held_out}" in data.notes
 

@@ -6,13 +6,13 @@ import itertools
 import numpy as np
 import pytest
 
-from sit_deploy.data.synthetic import sample_images
+from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import InputError
 
 
 def test_pixels_are_pinned() -> None:
     """Reports are compared across machines: the same seed must be the same pixels everywhere."""
-    pixels = b"".join(image.tobytes() for image in sample_images(2, (96, 80), seed=3))
+    pixels = b"".join(image.tobytes() for image in synthetic_images(2, (96, 80), seed=3))
     assert (
         hashlib.sha256(pixels).hexdigest()
         == "67d79e9f55a7e312fb1380b4edc414e03d945f62762c563a809a96a09e014247"
@@ -20,15 +20,15 @@ def test_pixels_are_pinned() -> None:
 
 
 def test_count_size_and_seed() -> None:
-    images = sample_images(3, (64, 48))
+    images = synthetic_images(3, (64, 48))
     assert [(image.size, image.mode) for image in images] == [((64, 48), "RGB")] * 3
-    assert sample_images(1, 64)[0].size == (64, 64)
-    assert images[0].tobytes() == sample_images(1, (64, 48))[0].tobytes()
-    assert len({image.tobytes() for image in images + sample_images(3, (64, 48), seed=1)}) == 6
+    assert synthetic_images(1, 64)[0].size == (64, 64)
+    assert images[0].tobytes() == synthetic_images(1, (64, 48))[0].tobytes()
+    assert len({image.tobytes() for image in images + synthetic_images(3, (64, 48), seed=1)}) == 6
 
 
 def test_statistics_are_those_of_photographs() -> None:
-    images = np.stack([np.asarray(image) for image in sample_images(8, 256)]).astype(float)
+    images = np.stack([np.asarray(image) for image in synthetic_images(8, 256)]).astype(float)
     assert 80 < images.mean() < 150
     assert all(40 < image.std() < 90 for image in images)
     # Colour channels go together, neighbours even more so.
@@ -48,4 +48,4 @@ def test_statistics_are_those_of_photographs() -> None:
 @pytest.mark.parametrize("arguments", [(0, 64, 0), (1, 8, 0), (1, (64, 15), 0), (1, 64, -1)])
 def test_bad_arguments(arguments: tuple) -> None:
     with pytest.raises(InputError):
-        sample_images(*arguments)
+        synthetic_images(*arguments)

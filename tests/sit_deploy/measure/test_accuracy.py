@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.accuracy import Accuracy, measure
 from sit_deploy.preprocessing import Preprocessing

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.labelled import match_labels
 from sit_deploy.errors import GateError
 from sit_deploy.manifest import Model, Weights

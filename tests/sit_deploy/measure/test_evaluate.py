@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import InputError
 from sit_deploy.measure import evaluate as module
 from sit_deploy.measure.accuracy import Accuracy

@@ -17,7 +17,7 @@ import engines
 from engines import EngineError
 from engines.onnxruntime.engine import OnnxRuntime
 from sit_deploy.bundle import load_bundle, sha256
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.doctor import versions
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.pipeline import build as module

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sit_deploy.bundle import Bundle, load_bundle
-from sit_deploy.data.images import batches, list_images
+from sit_deploy.data.batches import batches
+from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build, export

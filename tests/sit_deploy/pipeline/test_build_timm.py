@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.synthetic import sample_images
+from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, get_config
 from sit_deploy.models.card import ModelCard
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> WithCard:
         classes=CLASSES, metrics={"top1": 12.5},
     )  # fmt: skip
     save_weights(folder / "model.safetensors", model.state_dict(), card)
-    for index, image in enumerate(sample_images(6, size=(100, 90))):
+    for index, image in enumerate(synthetic_images(6, size=(100, 90))):
         place = folder / "images" / CLASSES[index % 3]
         place.mkdir(parents=True, exist_ok=True)
         image.save(place / f"{index}.png")
@@ -80,7 +80,7 @@ def test_the_card_says_what_to_build(made: WithCard) -> None:
 def test_the_engine_gives_the_models_own_logits(made: WithCard) -> None:
     import sit_deploy
 
-    images = sample_images(3, size=(90, 120))
+    images = synthetic_images(3, size=(90, 120))
     prepared = torch.from_numpy(np.stack([made.card.preprocessing(image) for image in images]))
     expected = made.model(prepared).numpy()
     with sit_deploy.load(made.bundle) as classify:

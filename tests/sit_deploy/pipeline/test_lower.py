@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from calibration import CalibrationError
 from calibration.cache import Calibration, digest
 from calibration.formats import float16_scale
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.build import build, export
 from sit_deploy.pipeline.float_graph import Work
@@ -222,7 +222,7 @@ def test_random_weights_need_no_images(
 
     request = BuildRequest("sit_nano", tmp_path / "m.onnx", "int8")
     request.check()
-    monkeypatch.setattr("sit_deploy.data.synthetic.sample_images", lambda count: list(range(count)))
+    monkeypatch.setattr("sit_deploy.data.synthetic.synthetic_images", lambda count: list(range(count)))
     stream = calibration_stream(request, digits.made.preprocessing)
     assert (len(stream.sources), stream.description) == (32, "32 synthetic images")
     assert len(calibration_stream(replace(request, calib_images=5), digits.made.preprocessing).sources) == 5

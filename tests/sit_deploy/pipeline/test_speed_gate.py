@@ -81,7 +81,8 @@ def harmful(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def images_of_harmful(digits: Digits, harmful: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures of `digits`, where this model puts them."""
-    from sit_deploy.data.images import batches, list_images
+    from sit_deploy.data.batches import batches
+    from sit_deploy.data.image_files import list_images
 
     root, paths = tmp_path_factory.mktemp("labelled"), list_images(digits.images)
     ((pixels, _),) = batches(paths, harmful.preprocessing, len(paths))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calibration.cache import Calibration
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.quantizer import Quantizer, make_quantizer

@@ -11,7 +11,7 @@ from PIL import Image
 
 from calibration import CalibrationError
 from calibration.collect import Observations
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard

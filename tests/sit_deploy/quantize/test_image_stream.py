@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sit_deploy.data.images import list_images, spread
+from sit_deploy.data.image_files import list_images
+from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard

@@ -20,7 +20,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from sit_deploy.bundle import Bundle, load_bundle
-from sit_deploy.data.images import list_images
+from sit_deploy.data.image_files import list_images
 from sit_deploy.inference import load
 from sit_deploy.manifest import digest
 from sit_deploy.measure.parity import compare

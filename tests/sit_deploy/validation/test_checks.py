@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.images import ImageFolder
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import load
 from sit_deploy.measure.baseline import Doubt

@@ -1,0 +1,81 @@
+"""Batches of images, decoded and preprocessed in a few threads, in order, in little memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sit_deploy.errors import InputError
+from sit_deploy.preprocessing import Preprocessing, open_source
+
+Progress = Callable[[str, int, int], None]
+Source = str | Path | Image.Image
+
+
+def batches(
+    samples: Sequence[Source] | Sequence[tuple[Source, int]],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    progress: Progress | None = None,
+    *,
+    workers: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray | list[Source]]]:
+    """Decode and preprocess in a few threads, in order, holding at most two batches and one image a thread.
+
+    samples: paths or Pillow images, or pairs of one with its label (`ImageFolder.samples`); any sequence, whose items are
+        fetched by several threads.
+    Yields (images (n, *preprocessing.shape) of its dtype, labels int64 (n,)), or the sources themselves in place of labels where there
+    are none. The last batch may be short. Raises InputError for no samples, a batch size below 1 or a bad image.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size must be at least 1, got {batch_size}; pass --batch-size 1 or more")
+    if not samples:
+        raise InputError("no images to load; pass a folder or at least one file")
+    # Checked before the first batch is asked for, which is why the generator is a function of its own.
+    workers = workers or min(4, os.cpu_count() or 1)
+    return _batches(samples, preprocessing, batch_size, progress, workers)
+
+
+def _batches(
+    samples: Sequence[Any],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    progress: Progress | None,
+    workers: int,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    labelled = isinstance(samples[0], tuple)
+
+    def prepare(index: int) -> tuple[np.ndarray, Any]:
+        # fetched here: a data set that is no list of files decodes its image when it is asked for it
+        sample = samples[index]
+        source, label = sample if labelled else (sample, sample)
+        image = source if isinstance(source, Image.Image) else open_source(source)
+        return preprocessing(image), label
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
+    pending: deque[Future[tuple[np.ndarray, Any]]] = deque()
+    indices = iter(range(len(samples)))
+    try:
+        for start in range(0, len(samples), batch_size):
+            size = min(batch_size, len(samples) - start)
+            images, labels = np.empty((size, *preprocessing.shape), preprocessing.dtype), []
+            for row in range(size):
+                while len(pending) < batch_size + workers:
+                    index = next(indices, None)
+                    if index is None:
+                        break
+                    pending.append(pool.submit(prepare, index))
+                images[row], label = pending.popleft().result()
+                labels.append(label)
+            if progress:
+                progress("loading images", start + size, len(samples))
+            yield images, np.array(labels, np.int64) if labelled else labels
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
