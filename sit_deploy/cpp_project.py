@@ -64,18 +64,18 @@ def write_project(bundle: Bundle, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not a folder" if not folder.is_dir() else "has files in it"
         raise InputError(f"output {folder} {what}; choose a new or empty folder with -o")
-    with scratch(folder) as made:
-        shutil.copytree(bundle.path, made / "bundle")
-        shutil.copytree(_SOURCES, made / "sit_deploy", ignore=shutil.ignore_patterns("tests"))
-        shutil.copyfile(_SOURCES / "examples/sit_classify.cpp", made / "main.cpp")
-        (made / "CMakeLists.txt").write_text(_CMAKE, encoding="utf-8")
-        (made / "build.sh").write_text(_BUILD, encoding="utf-8")
-        (made / "build.sh").chmod(0o755)
+    with scratch(folder) as staged:
+        shutil.copytree(bundle.path, staged / "bundle")
+        shutil.copytree(_SOURCES, staged / "sit_deploy", ignore=shutil.ignore_patterns("tests"))
+        shutil.copyfile(_SOURCES / "examples/sit_classify.cpp", staged / "main.cpp")
+        (staged / "CMakeLists.txt").write_text(_CMAKE, encoding="utf-8")
+        (staged / "build.sh").write_text(_BUILD, encoding="utf-8")
+        (staged / "build.sh").chmod(0o755)
         manifest = bundle.manifest
-        (made / "README.md").write_text(
+        (staged / "README.md").write_text(
             _README.format(
                 model=manifest.model.name, precision=manifest.precision, digest=manifest.digest[:12]
             ),
             encoding="utf-8",
         )
-        place(made, folder)
+        place(staged, folder)

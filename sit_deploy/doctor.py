@@ -32,13 +32,13 @@ _NOTES = {
 
 def versions() -> dict[str, str | None]:
     """Return the version of Python and of every package a build depends on, None where it is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    installed: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def examine() -> dict[str, Any]:

@@ -22,9 +22,9 @@ def scratch(path: Path) -> Iterator[Path]:
         InputError: the folder cannot be made.
     """
     path = path.absolute()
-    made = [p for p in path.parents if not p.exists()]
+    missing = [p for p in path.parents if not p.exists()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, made)  # those that something was put into stay
+        stack.callback(_remove_empty, missing)  # those that something was put into stay
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(partial_folder(path))

@@ -60,7 +60,7 @@ def check(value: Any, of: type[T], where: object, remedy: str) -> T:
     try:
         return msgspec.convert(value, of)
     except msgspec.ValidationError as error:
-        raise InputError(f"{where}: {_told(str(error))}; {remedy}") from None
+        raise InputError(f"{where}: {_in_words(str(error))}; {remedy}") from None
     except RecursionError:
         raise InputError(f"{where}: it is nested too deeply; {remedy}") from None
 
@@ -70,7 +70,7 @@ def decode(path: Path, of: type[T], remedy: str) -> T:
     return check(read_json(path, remedy), of, path, remedy)
 
 
-def settle_types(record: Any) -> None:
+def convert_fields(record: Any) -> None:
     """Give the fields of a frozen dataclass the types that it declares.
 
     What is taken for them is natural: paths that are text, numbers of NumPy, lists for tuples.
@@ -85,7 +85,7 @@ def settle_types(record: Any) -> None:
         elif isinstance(value, Real) and not isinstance(value, bool):
             value = float(value)
         try:
-            found = msgspec.convert(value, of, dec_hook=_path)
+            value = msgspec.convert(value, of, dec_hook=_path)
         except (msgspec.ValidationError, TypeError) as error:
             what, *_ = str(error).replace("`", "").replace("array", "list").split(" - at ")
             raise InputError(
@@ -93,7 +93,7 @@ def settle_types(record: Any) -> None:
                     :500
                 ]
             ) from None
-        object.__setattr__(record, name, found)
+        object.__setattr__(record, name, value)
 
 
 @lru_cache
@@ -108,10 +108,10 @@ def _path(of: type, value: Any) -> Any:
     raise TypeError(f"expected {of.__name__}, got {type(value).__name__}")
 
 
-def _told(message: str) -> str:
+def _in_words(message: str) -> str:
     """Turn "Expected `int`, got `str` - at `$.batch.size`" into "field batch.size: expected int, got str"."""
-    found = _PLACE.match(message)
-    what, field = (found["what"], found["field"]) if found else (message, "")
+    place = _PLACE.match(message)
+    what, field = (place["what"], place["field"]) if place else (message, "")
     what = what.replace("`", "").replace("array", "list")
     if what.startswith(_LACKS):
         return f"{f'field {field}' if field else 'it'} lacks {what.removeprefix(_LACKS)}"

@@ -16,7 +16,7 @@ _OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 def printable(text: str) -> str:
     r"""Return a text whose control characters are written out, as `\x1b`; ends of lines stay."""
-    return _OBEYED.sub(lambda found: _shown(ord(found[0])), text)
+    return _OBEYED.sub(lambda match: _shown(ord(match[0])), text)
 
 
 def shortened(text: str, most: int = 2000) -> str:
@@ -67,7 +67,7 @@ def require_utf8(**paths: Any) -> None:
 
 def json_printable(text: str) -> str:
     r"""Return JSON, as `json.dumps` without `ensure_ascii` makes it, whose control characters are its escapes, as `\u001b`."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _shown(code: int) -> str:

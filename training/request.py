@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
-from sit_deploy.schema import settle_types
+from sit_deploy.schema import convert_fields
 from sit_deploy.text import require_utf8
 from training.recipes import Recipe, recipe_for
 
@@ -84,7 +84,7 @@ class TrainRequest:
     checkpoint_key: str | None = None
 
     def __post_init__(self) -> None:
-        settle_types(self)
+        convert_fields(self)
 
     @property
     def recipe(self) -> Recipe:

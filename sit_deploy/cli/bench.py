@@ -137,8 +137,8 @@ def command(
     if csv_path:
         _write_csv(csv_path, results)
     if as_json:
-        found = [result.to_dict() for result in results]
-        emit_json({"sweep": found} if batch_sizes else found[0])
+        as_dicts = [result.to_dict() for result in results]
+        emit_json({"sweep": as_dicts} if batch_sizes else as_dicts[0])
         return
     for result in results:
         _show(result)

@@ -106,20 +106,20 @@ def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: A
             return reduce(lambda a, b: a.merge(b), world.gather(seen))
 
         with progress() if world.is_main else contextlib.nullcontext(lambda *_: None) as report:
-            found, notes = calibrate_alone(request, output, report, gather, world.shard)
+            calibration, notes = calibrate_alone(request, output, report, gather, world.shard)
     if world.is_main:
-        _show(found, notes, output, as_json)
+        _show(calibration, notes, output, as_json)
 
 
-def _show(found: Calibration, notes: list[str], output: Path, as_json: bool) -> None:
+def _show(calibration: Calibration, notes: list[str], output: Path, as_json: bool) -> None:
     if as_json:
         emit_json(
             {
                 "calibration": str(output.absolute()),
-                "method": found.method,
-                "grid": found.grid,
-                "images": found.images.count,
-                "tensors": len(found.tensors),
+                "method": calibration.method,
+                "grid": calibration.grid,
+                "images": calibration.images.count,
+                "tensors": len(calibration.tensors),
                 "notes": notes,
             }
         )
@@ -128,14 +128,14 @@ def _show(found: Calibration, notes: list[str], output: Path, as_json: bool) -> 
     for note in notes:
         kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
         say(screen, f"{kind} {literal(note)}")
-    methods = list(next(iter(found.tensors.values())).thresholds)
+    methods = list(next(iter(calibration.tensors.values())).thresholds)
     listing = table("tensor", "smallest", "largest", *methods, right=("smallest", "largest", *methods))
-    for name, seen in found.tensors.items():
+    for name, seen in calibration.tensors.items():
         figures = (seen.min, seen.max, *(seen.thresholds[method] for method in methods))
         listing.add_row(literal(name), *(f"{figure:.3g}" for figure in figures))
     screen.print(listing)
     say(
         screen,
-        f"[green]✓[/] [bold]{literal(output)}[/]: {len(found.tensors)} tensors on {literal(found.images.description)}, "
-        f"method {found.method}",
+        f"[green]✓[/] [bold]{literal(output)}[/]: {len(calibration.tensors)} tensors on {literal(calibration.images.description)}, "
+        f"method {calibration.method}",
     )

@@ -54,12 +54,12 @@ def console(stderr: bool = False) -> Console:
                 yield segment if control else Segment(printable(text), style)
 
     plain = {"stderr": stderr, "highlight": False, "emoji": False}
-    made = Screen(**plain)
-    if not made.is_terminal:
+    screen = Screen(**plain)
+    if not screen.is_terminal:
         # a pipe has no width of its own; 80 columns would fold the tables
-        made = Screen(**plain, width=120)
-    made.on_broken_pipe = _reader_gone  # type: ignore[method-assign]
-    return made
+        screen = Screen(**plain, width=120)
+    screen.on_broken_pipe = _reader_gone  # type: ignore[method-assign]
+    return screen
 
 
 def _reader_gone() -> None:
@@ -92,11 +92,13 @@ def table(
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    listing = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in columns:
         justify = "right" if column in right else "left"
-        made.add_column(column, justify=justify, no_wrap=column not in fold, overflow="fold")
-    return made
+        listing.add_column(column, justify=justify, no_wrap=column not in fold, overflow="fold")
+    return listing
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -179,8 +181,8 @@ class Real(click.ParamType):
         self.range.name = self.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = click.FLOAT.convert(value, param, ctx)
-        if not math.isfinite(found):
+        number = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number):
             self.fail(f"{value!r} is no number to count with; write for example 0.5", param, ctx)
         return self.range.convert(value, param, ctx)
 
@@ -272,13 +274,13 @@ class Cpus(click.ParamType):
     ) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        found: set[int] = set()
+        cpus: set[int] = set()
         for part in str(value).split(","):
             ends = _numbers(part.split("-"))
             if ends is None or len(ends) > 2 or not ends[0] <= ends[-1] <= limits.CPUS:
                 self.fail(f"{value!r} is not a list of CPUs; write for example 0-3 or 0,2", param, ctx)
-            found.update(range(ends[0], ends[-1] + 1))
-        return tuple(sorted(found))
+            cpus.update(range(ends[0], ends[-1] + 1))
+        return tuple(sorted(cpus))
 
 
 class Groups(click.ParamType):

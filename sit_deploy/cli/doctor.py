@@ -13,23 +13,23 @@ def command(as_json: bool) -> None:
     """Say for every engine whether it can build and run on this machine and, if not, what mends it."""
     from sit_deploy.doctor import examine
 
-    found = examine()
+    examined = examine()
     if as_json:
-        emit_json(found)
+        emit_json(examined)
         return
     screen = console()
     listing = table("engine", "version", "builds here", "runs here")
-    for engine in found["engines"]:
+    for engine in examined["engines"]:
         can = ("[green]yes[/]" if engine[key] else "[yellow]no[/]" for key in ("can_build", "can_run"))
         listing.add_row(engine["kind"], engine["version"] or "—", *can)
     screen.print(listing)
-    for engine in found["engines"]:
+    for engine in examined["engines"]:
         remedy = f"; {engine['remedy']}" if engine["remedy"] else ""
         say(screen, f"{engine['kind']}: {literal(engine['reason'] + remedy)}")
-    for engine in found["engines"]:
+    for engine in examined["engines"]:
         if engine["note"] and engine["can_build"]:
             say(screen, f"{engine['kind']}: {literal(engine['note'])}")
-    machine, gpus = found["machine"], found["gpu"]
+    machine, gpus = examined["machine"], examined["gpu"]
     names = (
         ", ".join(f"{g['name']} ({g['compute_capability']})" for g in gpus["gpus"])
         or f"none: {gpus['reason']}"
@@ -41,4 +41,4 @@ def command(as_json: bool) -> None:
         f"CPU: {literal(machine['cpu_model'])}, {machine['usable_cpus']} of {machine['logical_cpus']} CPUs usable"
         f"{memory}, {machine['free_disk_bytes'] / 2**30:.0f} GiB free here",
     )
-    say(screen, "Versions: " + ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
+    say(screen, "Versions: " + ", ".join(f"{k} {v}" for k, v in examined["versions"].items() if v))

@@ -39,10 +39,10 @@ def explain(error: BaseException, args: Iterable[str]) -> tuple[str, int]:
 
 def _is_full(error: BaseException) -> bool:
     """Whether it tells of a full disk. PyTorch's writer of archives never says why it fails."""
-    told = str(error)
+    message = str(error)
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return no_space or any(
-        words in told for words in ("No space left", "quota exceeded", "PytorchStreamWriter")
+        words in message for words in ("No space left", "quota exceeded", "PytorchStreamWriter")
     )
 
 

@@ -58,7 +58,7 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     )
     kernels = bundle and kernels_note(bundle.manifest.engine.details, bundle.manifest.precision)
     if as_json:
-        found = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
+        rows_of_findings = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
         prepared = (
             {k: v for k, v in bundle.manifest.to_dict().items() if k.startswith("preprocessing")}
             if bundle
@@ -67,7 +67,7 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
         emit_json(
             {
                 "target": str(target),
-                "findings": found,
+                "findings": rows_of_findings,
                 "summary": summary,
                 "layers": layers,
                 "kernels": kernels,
@@ -119,8 +119,8 @@ def quantized_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> 
     known = {row["layer"]: row for row in reported}
     rows = []
     for row in read_layers(graph):
-        told = known.get(row["layer"], {})
-        rows.append({**{k: told.get(k) for k in _REPORTED if k in told}, **row})
+        recorded = known.get(row["layer"], {})
+        rows.append({**{k: recorded.get(k) for k in _REPORTED if k in recorded}, **row})
     return rows
 
 

@@ -102,13 +102,13 @@ def triton(
         ensemble=ensemble,
     )
     opened = [load_bundle(path) for path in bundles]
-    made = write_repository(
+    models = write_repository(
         [(bundle, serving_for(bundle, common, name, backend)) for bundle in opened], output, force
     )
     if as_json:
-        emit_json({"repository": str(output.absolute()), "models": made, "version": version})
+        emit_json({"repository": str(output.absolute()), "models": models, "version": version})
         return
-    say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(made))}")
+    say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(models))}")
     say(console(), literal(f"Next: tritonserver --model-repository {output.absolute()}"))
 
 

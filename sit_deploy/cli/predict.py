@@ -57,22 +57,22 @@ def command(
     from sit_deploy.data.orientation import ignored_orientation_note
     from sit_deploy.inference import load, top_classes
 
-    found = find_images(images)
-    files = found.images
-    if found.note:
-        say(console(stderr=True), f"Note: {literal(found.note)}")
+    search = find_images(images)
+    files = search.images
+    if search.note:
+        say(console(stderr=True), f"Note: {literal(search.note)}")
     opened = load_bundle(bundle)
     warn(ignored_orientation_note(files, opened.preprocessing(), "build it again with"))
     with load(opened, engine, threads=threads, device=device) as classify:
         results = top_classes(classify(files), opened.classes, top)
     if as_json:
         emit_json(
-            [{"image": str(path), "classes": found} for path, found in zip(files, results, strict=True)]
+            [{"image": str(path), "classes": classes} for path, classes in zip(files, results, strict=True)]
         )
         return
     listing = table("image", "class", "probability", right=("probability",), fold=("image",))
-    for path, found in zip(files, results, strict=True):
-        for place, best in enumerate(found):
+    for path, classes in zip(files, results, strict=True):
+        for place, best in enumerate(classes):
             image = literal(path) if place == 0 else ""
             listing.add_row(image, literal(best["name"]), f"{best['probability']:.1%}")
     console().print(listing)

@@ -90,7 +90,7 @@ def command(
     serving = serving_for(opened, Serving("", ensemble=True, **options), name, "python")
     ports = server.Ports(http_port, grpc_port, metrics_port, host)
     ports.check()
-    found = server.find_server(server_folder)
+    installation = server.find_server(server_folder)
     with partial_folder(
         Path(tempfile.gettempdir()) / "sit-deploy-serve"
     ) as work:  # sweeps those of runs that were killed
@@ -103,7 +103,7 @@ def command(
         try:
             inner = ports.behind_a_gate()
             with (
-                server.running(found, repository, log, inner) as process,
+                server.running(installation, repository, log, inner) as process,
                 gate.guarding(ports.host, ports.http, ("127.0.0.1", inner.http)),
             ):
                 _announce(serving, ports, log, as_json)

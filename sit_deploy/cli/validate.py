@@ -77,23 +77,23 @@ def command(as_json: bool, **options: Any) -> None:
     # torchrun's processes but the first say nothing
     shown = progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
     with shown as report:
-        found = validate(ValidateRequest(**options), report)
-    if not found.main:
+        validation = validate(ValidateRequest(**options), report)
+    if not validation.main:
         return
     if as_json:
-        emit_json(found.to_dict())
+        emit_json(validation.to_dict())
     else:
-        _show(found.to_dict(), found.debug)
-    found.require()
+        _show(validation.to_dict(), validation.debug)
+    validation.require()
 
 
-def _show(found: dict[str, Any], compared: LayerComparison | None) -> None:
+def _show(result: dict[str, Any], compared: LayerComparison | None) -> None:
     from sit_deploy.cli.build import accuracy_table, show_hops
     from sit_deploy.report.view import preprocessing_words
 
     screen = console()
-    show_hops(screen, [found["golden"]], f"{found['bundle']} on {found['engine']}")
-    measured = found["accuracy"]
+    show_hops(screen, [result["golden"]], f"{result['bundle']} on {result['engine']}")
+    measured = result["accuracy"]
     if measured:
         say(screen, f"Preprocessing: {literal(preprocessing_words(measured))}")
         if measured["preprocessing_overridden"]:
@@ -106,8 +106,8 @@ def _show(found: dict[str, Any], compared: LayerComparison | None) -> None:
             say(screen, f"[bold yellow]Warning:[/] {literal(measured['turned'])}")
         screen.print(accuracy_table(measured))
         _show_differences(screen, measured)
-    if found["layers"]:
-        _show_layers(screen, found["layers"])
+    if result["layers"]:
+        _show_layers(screen, result["layers"])
     if compared:
         _show_debug(screen, compared)
 
@@ -144,22 +144,22 @@ def _show_differences(screen: Console, measured: dict[str, Any]) -> None:
             say(screen, f"[bold yellow]Warning:[/] {literal(warning)}")
 
 
-def _show_layers(screen: Console, told: dict[str, Any]) -> None:
+def _show_layers(screen: Console, timed: dict[str, Any]) -> None:
     listing = table("layer", "types", "ms", "share", right=("ms", "share"), fold=("layer",))
-    for row in told["layers"][:_SHOWN]:
+    for row in timed["layers"][:_SHOWN]:
         ms = "" if row["ms"] is None else f"{row['ms']:.4f}"
         share = "" if row["share"] is None else f"{row['share']:.1%}"
         listing.add_row(literal(row["layer"]), literal(", ".join(row["types"])), ms, share)
     screen.print(listing)
-    if told["kept"] is None:
-        say(screen, f"{len(told['layers'])} layers, the profiler attached; --json has all.")
+    if timed["kept"] is None:
+        say(screen, f"{len(timed['layers'])} layers, the profiler attached; --json has all.")
         return
     say(
         screen,
-        f"{len(told['kept'])} low-precision products run in the types of the graph, {len(told['raised'])} do not, of "
-        f"{len(told['untold'])} the engine does not tell.",
+        f"{len(timed['kept'])} low-precision products run in the types of the graph, {len(timed['raised'])} do not, of "
+        f"{len(timed['untold'])} the engine does not tell.",
     )
-    for node in told["raised"]:
+    for node in timed["raised"]:
         say(screen, f"[yellow]not in the type of the graph:[/] {literal(node)}")
 
 

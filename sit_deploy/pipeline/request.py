@@ -18,7 +18,7 @@ from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig, check_class_count
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.precisions import EIGHT_BITS, PRECISIONS
-from sit_deploy.schema import settle_types
+from sit_deploy.schema import convert_fields
 from sit_deploy.text import require_utf8
 
 INPUTS = ("float32", "uint8")
@@ -104,7 +104,7 @@ class BuildRequest:
     def __post_init__(self) -> None:
         if isinstance(self.val_data, os.PathLike):
             object.__setattr__(self, "val_data", os.fsdecode(self.val_data))
-        settle_types(self)
+        convert_fields(self)
 
     @property
     def config(self) -> ModelConfig:

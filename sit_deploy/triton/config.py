@@ -193,13 +193,13 @@ def ensemble_config(bundle: Bundle, serving: Serving) -> Any:
         label_filename=LABELS,
     )
     config.version_policy.latest.num_versions = 1
-    for model, given, made in (
+    for model, inputs, outputs in (
         (serving.decoder, {IMAGE: IMAGE}, {"images": "images"}),
         (serving.name, {"images": "images"}, {"logits": "logits"}),
     ):
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-        step.input_map.update(given)
-        step.output_map.update(made)
+        step.input_map.update(inputs)
+        step.output_map.update(outputs)
     return config
 
 

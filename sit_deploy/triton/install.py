@@ -101,8 +101,8 @@ def _make_backends(folder: Path) -> None:
     """Put the Python backend together: the wheel keeps its per-Python part elsewhere."""
     wheel = packages_of(folder) / "pytriton/tritonserver"
     version = "{}.{}".format(*sys.version_info[:2])
-    with scratch(folder / "backends") as made:
-        shutil.copytree(wheel / "backends/python", made / "python")
-        shutil.copy2(wheel / "python_backend_stubs" / version / STUB, made / "python" / STUB)
-        (made / "python" / STUB).chmod(0o755)
-        made.rename(folder / "backends")
+    with scratch(folder / "backends") as staged:
+        shutil.copytree(wheel / "backends/python", staged / "python")
+        shutil.copy2(wheel / "python_backend_stubs" / version / STUB, staged / "python" / STUB)
+        (staged / "python" / STUB).chmod(0o755)
+        staged.rename(folder / "backends")

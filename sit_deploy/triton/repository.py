@@ -162,7 +162,7 @@ def _check_repository(repository: Path) -> None:
         raise InputError(f"repository {repository} cannot be written; choose another with -o")
 
 
-def _check_model(made: Path, there: Path, version: int, force: bool) -> None:
+def _check_model(staged: Path, there: Path, version: int, force: bool) -> None:
     """Refuse to replace a version, or to give a model a version that takes or gives something else."""
     if not there.exists():
         return
@@ -171,9 +171,11 @@ def _check_model(made: Path, there: Path, version: int, force: bool) -> None:
             f"{there} has a version {version} already; pass --version {_next_version(there)}, another --name, or --force to "
             "replace it"
         )
-    new, old = (parse((path / _CONFIG).read_text(encoding="utf-8")) for path in (made, there))
+    new, old = (parse((path / _CONFIG).read_text(encoding="utf-8")) for path in (staged, there))
     others = {p.name for p in there.iterdir() if p.name.isdecimal()} - {str(version)}
-    if any(int(other) > version for other in others) and _for_all_versions(made) != _for_all_versions(there):
+    if any(int(other) > version for other in others) and _for_all_versions(staged) != _for_all_versions(
+        there
+    ):
         raise InputError(
             f"{there} has a version newer than {version}, and it would be served with this bundle's labels and preprocessing; "
             f"pass --version {_next_version(there)}, or another --name"
@@ -202,11 +204,11 @@ def _contract(config: Any) -> tuple[Any, ...]:
 
 
 def _contract_text(config: Any) -> str:
-    given, made = config.input[0], config.output[0]
+    input_, output = config.input[0], config.output[0]
     pb = protobuf()
-    types = [pb.DataType.Name(t.data_type).removeprefix("TYPE_").lower() for t in (given, made)]
+    types = [pb.DataType.Name(t.data_type).removeprefix("TYPE_").lower() for t in (input_, output)]
     return (
-        f"{config.backend or config.platform}, {types[0]} {list(given.dims)} to {types[1]} {list(made.dims)}, "
+        f"{config.backend or config.platform}, {types[0]} {list(input_.dims)} to {types[1]} {list(output.dims)}, "
         f"batches up to {config.max_batch_size}"
     )
 
@@ -258,21 +260,21 @@ def _place_all(packages: Sequence[tuple[Bundle, Serving]], folder: Path, reposit
         _place(folder / name, repository / name, written[name])
 
 
-def _differ(made: Path, there: Path) -> bool:
+def _differ(staged: Path, there: Path) -> bool:
     """Whether a model says something else than the one that is there, or it is not there."""
     return any(
-        not (there / name).is_file() or (there / name).read_bytes() != (made / name).read_bytes()
+        not (there / name).is_file() or (there / name).read_bytes() != (staged / name).read_bytes()
         for name in (_CONFIG, LABELS)
-        if (made / name).is_file()
+        if (staged / name).is_file()
     )
 
 
-def _take_along(there: Path, made: Path) -> None:
+def _take_along(there: Path, staged: Path) -> None:
     """Link what a model has besides what was written for it, other versions above all, into what will replace it."""
     if not there.exists():
         return
     for path in there.iterdir():
-        target = made / path.name
+        target = staged / path.name
         if target.exists():
             continue
         if path.is_dir():
@@ -288,24 +290,24 @@ def _link(path: Any, target: Any) -> None:
         shutil.copy2(path, target)
 
 
-def _place(made: Path, there: Path, written: Sequence[str]) -> None:
+def _place(staged: Path, there: Path, written: Sequence[str]) -> None:
     """Move a model to its place in one step; where the system has no such step, its version first and the rest last.
 
     Args:
-        made: the model as written.
+        staged: the model as written.
         there: its place.
         written: names in `made` that are new.
     """
     if not there.exists():
-        made.rename(there)
+        staged.rename(there)
         return
-    if exchange(made, there):
+    if exchange(staged, there):
         return  # the old one goes with the scratch folder
     for name in sorted(written, key=lambda n: (not n.isdigit(), n == _CONFIG)):
         target = there / name
         if target.is_dir():
-            target.rename(made / f"{name}.old")
-        (made / name).replace(target)
+            target.rename(staged / f"{name}.old")
+        (staged / name).replace(target)
 
 
 def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:

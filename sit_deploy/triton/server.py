@@ -67,9 +67,9 @@ def find_server(folder: Path | None = None) -> Installation:
     """
     where = folder or default_folder()
     if is_installed(where):
-        found = _installed(where)
-        _check_libraries(found)
-        return found
+        installation = _installed(where)
+        _check_libraries(installation)
+        return installation
     own = shutil.which("tritonserver", path=str(where / "bin")) if folder else shutil.which("tritonserver")
     if own:  # as NVIDIA's container has it, in /opt/tritonserver
         return Installation(Path(own), None, {})
@@ -113,14 +113,18 @@ def _split(value: str | None) -> list[str]:
     return [part for part in (value or "").split(os.pathsep) if part]
 
 
-def _check_libraries(found: Installation) -> None:
+def _check_libraries(installation: Installation) -> None:
     """Refuse a server or backend with a library missing: the server would not say so, and wait for the backend for ever."""
     ldd = shutil.which("ldd")
     if ldd is None:
         return
-    files = [str(found.executable), str(found.backends / "python" / STUB)] if found.backends else []
+    files = (
+        [str(installation.executable), str(installation.backends / "python" / STUB)]
+        if installation.backends
+        else []
+    )
     listing = subprocess.run(
-        [ldd, *files], capture_output=True, text=True, env={**os.environ, **found.environment}
+        [ldd, *files], capture_output=True, text=True, env={**os.environ, **installation.environment}
     )
     missing = sorted({line.split()[0] for line in listing.stdout.splitlines() if "not found" in line})
     if not missing:
@@ -195,7 +199,7 @@ def _check_host(host: str) -> None:
 
 @contextlib.contextmanager
 def running(
-    found: Installation,
+    installation: Installation,
     repository: Path,
     log: Path,
     ports: Ports,
@@ -205,7 +209,7 @@ def running(
     """Run a server until the block ends; it is ready, with every model loaded, when the block begins.
 
     Args:
-        found: the server.
+        installation: the server.
         repository: folder of its models.
         log: file that gets what it prints.
         ports: that it answers at.
@@ -218,7 +222,7 @@ def running(
     """
     ports.check()
     command = [
-        str(found.executable),
+        str(installation.executable),
         f"--model-repository={repository.absolute()}",
         f"--http-address={ports.http_host or ports.host}",
         *(f"--{kind}-address={ports.host}" for kind in ("grpc", "metrics")),
@@ -228,7 +232,7 @@ def running(
         "--disable-auto-complete-config",  # our configurations say all
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",
-        *([f"--backend-directory={found.backends}"] if found.backends else []),
+        *([f"--backend-directory={installation.backends}"] if installation.backends else []),
         *arguments,
     ]
     with log.open("wb") as output:
@@ -238,7 +242,7 @@ def running(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **found.environment},
+                env={**os.environ, **installation.environment},
                 start_new_session=True,  # Ctrl-C is ours to pass on, and the backend's processes go with the server
                 preexec_fn=_end_with_us(),
             )
@@ -302,8 +306,8 @@ def why_ended(status: int, log: Path) -> str:
             name = signal.Signals(-status).name
             who = " (somebody's kill, or the system's for want of memory)" if name == "SIGKILL" else ""
             return f"it was killed by {name}{who}"
-    said = last_words(log)
-    return said if status == 0 or said != _SILENT else f"{said}, and ended with status {status}"
+    last = last_words(log)
+    return last if status == 0 or last != _SILENT else f"{last}, and ended with status {status}"
 
 
 def last_words(log: Path) -> str:

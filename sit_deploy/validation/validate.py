@@ -14,7 +14,7 @@ from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.measure.parity import Hop, require
 from sit_deploy.models.data_config import FIELDS, from_options, override
-from sit_deploy.schema import settle_types
+from sit_deploy.schema import convert_fields
 
 if TYPE_CHECKING:
     from engines.layer_comparison import LayerComparison
@@ -73,7 +73,7 @@ class ValidateRequest:
     def __post_init__(self) -> None:
         if isinstance(self.data, os.PathLike):
             object.__setattr__(self, "data", os.fsdecode(self.data))
-        settle_types(self)
+        convert_fields(self)
 
     def check(self) -> None:
         """Refuse what can be refused at once.
