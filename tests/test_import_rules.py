@@ -1,5 +1,6 @@
 """The rules of who may import whom (pyproject.toml, `make lint`) hold, and notice what breaks them."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -108,3 +109,38 @@ def test_a_circle_over_a_folders_init_is_noticed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CycleError):
         import_order(["ring"])
+
+
+def private_names_taken(root):
+    """`file: name` of every name with an underscore that a module of ours takes from another one of ours."""
+    taken = []
+    for path in (path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))):
+        modules = {}  # what this file calls a module or a name of ours
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+                modules |= {alias.asname or alias.name: alias.name for alias in node.names}
+            elif isinstance(node, ast.Import):
+                modules |= {
+                    a.asname: a.name for a in node.names if a.asname and a.name.split(".")[0] in PACKAGES
+                }
+        names = set(modules.values())
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in modules
+            ):
+                names.add(node.attr)
+        private = sorted(name for name in names if name.startswith("_") and not name.startswith("__"))
+        taken += [f"{path.relative_to(root)}: {name}" for name in private]
+    return taken
+
+
+def test_what_begins_with_an_underscore_stays_in_its_module(tmp_path):
+    assert private_names_taken(ROOT) == []
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "planted.py").write_text(
+        "from calibration.gptq import _key\nfrom calibration import ranges\n\nprint(ranges._ranges)\n"
+    )
+    assert private_names_taken(tmp_path) == ["training/planted.py: _key", "training/planted.py: _ranges"]
