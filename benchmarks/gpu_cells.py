@@ -21,7 +21,12 @@ WARM_UP_CALLS = 3
 
 @dataclass
 class Candidate:
-    """A runtime of one model. on_device: images on the device → logits there; end_to_end: host memory to host memory."""
+    """A runtime of one model.
+
+    Attributes:
+        on_device: images on the device → logits there.
+        end_to_end: host memory to host memory.
+    """
 
     on_device: Callable[[torch.Tensor], Any]
     end_to_end: Callable[[np.ndarray], Any]

@@ -73,10 +73,12 @@ CARRIERS = ("Cast", "Transpose", "Reshape", "Identity", "Slice", "Split", "Conca
 class Case:
     """One model under one plan: its FP32 graph, the names of the layers to quantize, and its images.
 
-    plan, groups: the plan's title, and the same for `sit-deploy build --quantize`.
-
-    calibration: folder of pictures, and beside it the same preprocessed, .npy of float32 (n, 3, H, W).
-    images: held out, float32 (m, 3, H, W). labels: int64 (m,). reference: FP32 logits (m, classes).
+    Attributes:
+        plan, groups: the plan's title, and the same for `sit-deploy build --quantize`.
+        calibration: folder of pictures, and beside it the same preprocessed, .npy of float32 (n, 3, H, W).
+        images: held out, float32 (m, 3, H, W).
+        labels: int64 (m,).
+        reference: FP32 logits (m, classes).
     """
 
     name: str

@@ -120,9 +120,11 @@ def timed(way: Callable[..., Logits], args: tuple[Any, ...], shape: tuple[int, .
 class Model:
     """A model with random weights, and what is made of it for all batch sizes.
 
-    calibration, images: float32 (n, 3, H, W), synthetic photographs, of which the latter serve to compare logits.
-    reference: PyTorch's logits of `images`. graphs: ours, with an open batch, by precision; "int8 with stem" has the
-    stem in 8 bits too. Those of 8 bits are there only where they were asked for.
+    Attributes:
+        calibration, images: float32 (n, 3, H, W), synthetic photographs, of which the latter serve to compare logits.
+        reference: PyTorch's logits of `images`.
+        graphs: ours, with an open batch, by precision; "int8 with stem" has the stem in 8 bits too. Those of 8 bits are there
+            only where they were asked for.
     """
 
     name: str
@@ -174,7 +176,8 @@ def make_model(name: str, threads: int, int8: bool = True) -> Model:
 class Setting:
     """One model at one batch size on so many threads; files go to `folder`, environments of peers are in `work`.
 
-    told: what peers answered, by their name: versions, and Optimum's refusal.
+    Attributes:
+        told: what peers answered, by their name: versions, and Optimum's refusal.
     """
 
     model: Model
@@ -295,7 +298,11 @@ def _ours(setting: Setting, kind: str, precision: str) -> Way:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run a model: `key` for the command line and the results, `title` for people. ours: by sit-deploy."""
+    """A way to run a model: `key` for the command line and the results, `title` for people.
+
+    Attributes:
+        ours: by sit-deploy.
+    """
 
     key: str
     title: str

@@ -41,7 +41,8 @@ BATCH = 8
 class TritonCall:
     """A worker's callable: `concurrency` requests of one batch at a time over gRPC, until all are answered.
 
-    latencies: file that gets the time of each request in seconds, a line each, when the worker ends.
+    Attributes:
+        latencies: file that gets the time of each request in seconds, a line each, when the worker ends.
     """
 
     def __init__(

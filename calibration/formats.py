@@ -16,8 +16,11 @@ from calibration.errors import CalibrationError
 class Grid:
     """Codes of a number format, times a scale.
 
-    largest: the code of the largest magnitude, +-. lowest: the code that negative values saturate at. dtype: of the codes
-    in NumPy; onnx_type: in ONNX.
+    Attributes:
+        largest: the code of the largest magnitude, +-.
+        lowest: the code that negative values saturate at.
+        dtype: of the codes in NumPy.
+        onnx_type: in ONNX.
     """
 
     name: str

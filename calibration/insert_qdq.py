@@ -29,9 +29,12 @@ from calibration.layers import Layer, find_layers
 class Scales:
     """What the layers' operands are quantized with.
 
-    activations: scales by tensor name. shifts: by tensor name, the multiple of its scale that is subtracted first, where
-    that is not 0 (`calibration.formats.shifted_scale`). weights: by layer name, codes found in place of the nearest ones
-    (`calibration.gptq`), for the scales that `weight_scale` gives.
+    Attributes:
+        activations: scales by tensor name.
+        shifts: by tensor name, the multiple of its scale that is subtracted first, where that is not 0
+            (`calibration.formats.shifted_scale`).
+        weights: by layer name, codes found in place of the nearest ones (`calibration.gptq`), for the scales that
+            `weight_scale` gives.
     """
 
     activations: Mapping[str, float]

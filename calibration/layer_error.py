@@ -26,9 +26,11 @@ _QUANTIZED = "/quantized"
 class LayerError:
     """A layer's own error over the images.
 
-    sqnr_db: power of its output over that of the error, in dB; infinite where there is no error, and minus infinite where
-    there is nothing else. mean: the error's mean for
-    each output channel, quantized less float, float64 (channels,); None for a layer without weights.
+    Attributes:
+        sqnr_db: power of its output over that of the error, in dB; infinite where there is no error, and minus infinite where
+            there is nothing else.
+        mean: the error's mean for each output channel, quantized less float, float64 (channels,); None for a layer without
+            weights.
     """
 
     sqnr_db: float

@@ -32,8 +32,11 @@ _CHANNEL_AXIS = {"MatMul": 1, "Gemm": 1, "Conv": 0}  # of weights; a Gemm may ha
 class Layer:
     """A node that can be quantized.
 
-    operands: positions of its inputs that are activations. weight: its constant operand, with `channel_axis` the axis of
-    output channels; None for a product or a sum of two activations. macs: multiply-accumulates for one image.
+    Attributes:
+        operands: positions of its inputs that are activations.
+        weight: its constant operand, with `channel_axis` the axis of output channels; None for a product or a sum of two
+            activations.
+        macs: multiply-accumulates for one image.
     """
 
     name: str

@@ -27,8 +27,10 @@ _INSTALL = "run `pip install polygraphy` (sit-deploy[tensorrt] brings it)"
 class TensorError:
     """One tensor on both sides.
 
-    error: largest |difference| ÷ std of the reference tensor; None where one side has NaN or infinity that the other has not.
-    sqnr_db: power of the reference over that of the difference, None where they are equal or either is not finite.
+    Attributes:
+        error: largest |difference| ÷ std of the reference tensor; None where one side has NaN or infinity that the other has
+            not.
+        sqnr_db: power of the reference over that of the difference, None where they are equal or either is not finite.
     """
 
     tensor: str
@@ -41,7 +43,11 @@ class TensorError:
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """All tensors that both sides have, in the order of the graph; missing: those that only one side has."""
+    """All tensors that both sides have, in the order of the graph.
+
+    Attributes:
+        missing: those that only one side has.
+    """
 
     tensors: tuple[TensorError, ...]
     missing: tuple[str, ...]

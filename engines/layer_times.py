@@ -24,7 +24,12 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A layer as the engine runs it. operator: its kind, in the runtime's words. ms: the median of its runs, milliseconds."""
+    """A layer as the engine runs it.
+
+    Attributes:
+        operator: its kind, in the runtime's words.
+        ms: the median of its runs, milliseconds.
+    """
 
     layer: str
     operator: str

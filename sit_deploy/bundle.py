@@ -101,7 +101,11 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are as its manifest says. path: its folder."""
+    """A bundle whose files are as its manifest says.
+
+    Attributes:
+        path: its folder.
+    """
 
     path: Path
     manifest: Manifest

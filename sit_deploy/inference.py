@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class Classifier:
     """An open engine that takes any number of images: it cuts and pads them to the batches the engine takes.
 
-    runner: the open engine, closed with the classifier. batch: smallest and largest batch that it takes.
+    Attributes:
+        runner: the open engine, closed with the classifier.
+        batch: smallest and largest batch that it takes.
     """
 
     def __init__(self, runner: engines.Runner, batch: tuple[int, int], bundle: Bundle | None = None) -> None:

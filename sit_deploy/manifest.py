@@ -109,7 +109,11 @@ class Batch(_Fields, frozen=True, kw_only=True):
 
 
 class EngineFacts(_Fields, frozen=True, kw_only=True):
-    """How the engine was built. details: the runtime's own facts, those of `_Details` and others."""
+    """How the engine was built.
+
+    Attributes:
+        details: the runtime's own facts, those of `_Details` and others.
+    """
 
     kind: Literal[engines.KINDS]
     why: str = ""

@@ -67,12 +67,14 @@ class Preprocessing:
     Equal to torchvision's `Resize(resize, interpolation)`, `CenterCrop(size)`, `ToTensor()`, `Normalize(mean, std)` on
     Pillow images, and so to timm's evaluation transform of a square input. Resizing is antialiased.
 
-    size: crop in pixels, (height, width).  resize: length in pixels that the shorter side gets.
-    mean, std: per channel R, G, B, of values in [0, 1].
-    layout, dtype: what the network takes: NCHW float32, normalised here, or NHWC uint8, pixels that it normalises itself.
-    orientation: "exif": a picture is first turned as its EXIF orientation says, equal to Pillow's `exif_transpose`;
-        "stored": it stays as its pixels are stored, as torchvision and timm leave it. What was written before there was
-        such a field was trained on pixels as stored.
+    Attributes:
+        size: crop in pixels, (height, width).
+        resize: length in pixels that the shorter side gets.
+        mean, std: per channel R, G, B, of values in [0, 1].
+        layout, dtype: what the network takes: NCHW float32, normalised here, or NHWC uint8, pixels that it normalises itself.
+        orientation: "exif": a picture is first turned as its EXIF orientation says, equal to Pillow's `exif_transpose`;
+            "stored": it stays as its pixels are stored, as torchvision and timm leave it. What was written before there was
+            such a field was trained on pixels as stored.
     """
 
     size: tuple[int, int]

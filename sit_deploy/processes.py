@@ -22,7 +22,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a whole that one process of several takes. rank: the process, from 0. size: how many there are."""
+    """The part of a whole that one process of several takes.
+
+    Attributes:
+        rank: the process, from 0.
+        size: how many there are.
+    """
 
     rank: int = 0
     size: int = 1
@@ -37,7 +42,13 @@ WHOLE = Shard()  # all of the work: what a process takes that is alone
 
 @dataclass(frozen=True)
 class World:
-    """This process among all. rank: its number. size: how many there are. device: what it computes on."""
+    """This process among all.
+
+    Attributes:
+        rank: its number.
+        size: how many there are.
+        device: what it computes on.
+    """
 
     rank: int
     size: int

@@ -157,11 +157,15 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Loaders:
-    """train: batches (images float (B, 3, H, W), labels (B,)) on `device`, of this process; set `order` before an epoch.
+    """The batches of a run, and what could not be read.
 
-    val: the same of held-out images, each on one process only. order: None where the data is streamed.
-    damaged: flags of the images of train and of val that could not be read or augmented on this process, bool (n,); of
-    streamed data, which has no numbers, counts, int64 (1,).
+    Attributes:
+        train: batches (images float (B, 3, H, W), labels (B,)) on the device, of this process; set `order` before an epoch.
+        val: the same of held-out images, each on one process only.
+        order: None where the data is streamed.
+        steps: of an epoch.
+        damaged: flags of the images of train and of val that could not be read or augmented on this process, bool (n,); of
+            streamed data, which has no numbers, counts, int64 (1,).
     """
 
     train: Any

@@ -18,8 +18,9 @@ from sit_deploy.processes import World
 class Metrics:
     """Means over `images`: loss is cross-entropy; top1, top5 and agreement are percent.
 
-    agreement: images that a teacher gives the same class. kl: KL divergence of its probabilities from the model's, in
-    nats. Both None without a teacher.
+    Attributes:
+        agreement: images that a teacher gives the same class.
+        kl: KL divergence of its probabilities from the model's, in nats. Both None without a teacher.
     """
 
     images: int

@@ -16,8 +16,13 @@ SMALLEST_BATCH = 8  # images; BatchNorm's statistics are poor with fewer
 class Plan:
     """The size of a run.
 
-    images: to train on. batch: images of one step, over all processes; batch_size: of one pass of one of them.
-    epochs: with those of the cool-down. steps: in all. peak, floor: learning rates.
+    Attributes:
+        images: to train on.
+        batch: images of one step, over all processes.
+        batch_size: of one pass of one of them.
+        epochs: with those of the cool-down.
+        steps: in all.
+        peak, floor: learning rates.
     """
 
     images: int

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: step of the `steps` of epoch of `epochs`. left: seconds to go, None where it cannot be told yet."""
+    """Where a run is: step of the `steps` of epoch of `epochs`.
+
+    Attributes:
+        left: seconds to go, None where it cannot be told yet.
+    """
 
     epoch: int
     epochs: int

@@ -125,8 +125,10 @@ def quantize_weight(weight: Tensor) -> Tensor:
 class _Quantized:
     """A layer that rounds its input and its weights; a Linear or Conv made so in place, whose weights keep their names.
 
-    input_threshold: the |x| that has the largest code, float32 (), a buffer, and so saved and resumed with the weights.
-    first: tokens that the deployed layer sees, None for all; only these are rounded. rounds: False to compute in float.
+    Attributes:
+        input_threshold: the |x| that has the largest code, float32 (), a buffer, and so saved and resumed with the weights.
+        first: tokens that the deployed layer sees, None for all; only these are rounded.
+        rounds: False to compute in float.
     """
 
     input_threshold: Tensor

@@ -36,12 +36,17 @@ _LARGEST = {
 class TrainRequest:
     """What to train; the fields are the options of `sit-deploy train`.
 
-    teacher: checkpoint of the unslimmed model; without one, plain cross-entropy. init: checkpoint to start from, its head
-    replaced where the classes are others; a student starts from its teacher by default. checkpoint_key: where the weights are, in
-    whichever of the two has several (`read_checkpoint`). overrides: fields of the recipe
-    that the user set. accumulate: passes a step. qat: quantization-aware, from the trained model in `init`, calibrated on
-    qat_images; qat_skip: patterns of names of layers that stay in float. mean, std, interpolation, orientation: of the
-    preprocessing, in place of what else says it (`sit_deploy.models.data_config`), with `crop_pct` of the recipe.
+    Attributes:
+        teacher: checkpoint of the unslimmed model; without one, plain cross-entropy.
+        init: checkpoint to start from, its head replaced where the classes are others; a student starts from its teacher by
+            default.
+        checkpoint_key: where the weights are, in whichever of the two has several (`read_checkpoint`).
+        overrides: fields of the recipe that the user set.
+        accumulate: passes a step.
+        qat: quantization-aware, from the trained model in `init`, calibrated on qat_images.
+        qat_skip: patterns of names of layers that stay in float.
+        mean, std, interpolation, orientation: of the preprocessing, in place of what else says it
+            (`sit_deploy.models.data_config`), with `crop_pct` of the recipe.
     """
 
     model: str

@@ -29,9 +29,13 @@ _Sum = Annotated[float, Meta(ge=-limits.INTEGER, le=limits.INTEGER)]
 class Position:
     """Where a run is.
 
-    epoch, step: of the next step to take. best: metrics of the best epoch so far. sums: losses summed over the steps since
-    the start of the epoch; window, window_steps: since the last row of the log, and how many steps. log_bytes: length of
-    the log that belongs to it. seconds: spent training.
+    Attributes:
+        epoch, step: of the next step to take.
+        best: metrics of the best epoch so far.
+        sums: losses summed over the steps since the start of the epoch.
+        window, window_steps: since the last row of the log, and how many steps.
+        log_bytes: length of the log that belongs to it.
+        seconds: spent training.
     """
 
     epoch: _Step = 0

@@ -37,8 +37,11 @@ class Side:
 class Summary:
     """A finished run.
 
-    agreement, kl: of the student with its teacher (see `Metrics`). retained: percent of its top-1. int8: whether the
-    student's figures are those of its fake-quantized form. plan, recipe: what was done, as plain values.
+    Attributes:
+        agreement, kl: of the student with its teacher (see `Metrics`).
+        retained: percent of its top-1.
+        int8: whether the student's figures are those of its fake-quantized form.
+        plan, recipe: what was done, as plain values.
     """
 
     weights: Path

@@ -72,10 +72,12 @@ class FRDTask(Task):
 
     The teachers are frozen, in eval mode whatever mode the task is in, under no_grad, and outside DDP.
 
-    Args:
-        student: a SiT with reverse TSMs. teacher: the unslimmed model.
-        cnn_teacher: an extra teacher whose class the student's dist token learns. cnn_normalisation: (gain, offset), each
-            (1, 3, 1, 1), that take the student's normalised images to the CNN's.
+    Attributes:
+        teacher: the unslimmed model.
+        cnn_teacher: an extra teacher whose class the student's dist token learns.
+        cnn_normalisation: (gain, offset), each (1, 3, 1, 1), that take the student's normalised images to the CNN's.
+
+    Args: student: a SiT with reverse TSMs.
     """
 
     def __init__(

@@ -19,8 +19,9 @@ import numpy as np
 class Job:
     """Quantize `graph` into `output` by `method`.
 
-    images: float32 (n, 3, H, W), preprocessed, of which the graph takes one at a time.
-    layers: names of the nodes to quantize; a method called "default" leaves the choice to the peer.
+    Attributes:
+        images: float32 (n, 3, H, W), preprocessed, of which the graph takes one at a time.
+        layers: names of the nodes to quantize; a method called "default" leaves the choice to the peer.
     """
 
     graph: Path

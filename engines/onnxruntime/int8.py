@@ -64,7 +64,9 @@ class _Codes:
 class Product:
     """A product of an INT8 activation and an INT8 weight with a scale for each output channel.
 
-    weight: name of the codes, int8, (K, N), or (N, K) if `transposed`. weight_scale: name of the scales, float32 (N,).
+    Attributes:
+        weight: name of the codes, int8, (K, N), or (N, K) if `transposed`.
+        weight_scale: name of the scales, float32 (N,).
     """
 
     node: NodeProto

@@ -22,9 +22,11 @@ _SYNSET = re.compile(r"n[0-9]{8}")
 class ClassMatch:
     """How the classes of a data set were matched with the model's.
 
-    labels: the model's label of each of them. notes: what to know of it, in sentences. doubt: why this reading may be
-    wrong, None where it is not. names: what the classes are called in the order of the model's labels, which tells what
-    other orders there could be.
+    Attributes:
+        labels: the model's label of each of them.
+        notes: what to know of it, in sentences.
+        doubt: why this reading may be wrong, None where it is not.
+        names: what the classes are called in the order of the model's labels, which tells what other orders there could be.
     """
 
     labels: list[int]

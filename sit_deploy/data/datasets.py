@@ -31,9 +31,16 @@ Sample = tuple[Any, int]
 
 @dataclass(frozen=True)
 class Data:
-    """train, val: samples. classes: names in label order, or None. num_classes: how many there are.
+    """A data set to train on.
 
-    notes: what to know of it, in sentences. ordered: its labels are its own, and not the order its classes sort in.
+    Attributes:
+        name: what it is called.
+        train, val: samples.
+        classes: names in label order, or None.
+        num_classes: how many there are.
+        streamed: its samples come one after another, without numbers.
+        notes: what to know of it, in sentences.
+        ordered: its labels are its own, and not the order its classes sort in.
     """
 
     name: str
@@ -68,7 +75,12 @@ class FolderImages(Sequence[Sample]):
 
 
 class ArrayImages(Sequence[Sample]):
-    """Grey pictures in memory. pixels: uint8 (n, H, W). labels: integers (n,)."""
+    """Grey pictures in memory.
+
+    Attributes:
+        pixels: uint8 (n, H, W).
+        labels: integers (n,).
+    """
 
     def __init__(self, pixels: Any, labels: Any) -> None:
         self.pixels, self.labels = pixels, labels

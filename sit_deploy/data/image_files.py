@@ -37,7 +37,12 @@ _DEEPEST = 40  # folders below one another
 
 @dataclass
 class ImageFiles:
-    """images: sorted within each folder. skipped: how many other files there are, by ending or kind."""
+    """The images below a folder.
+
+    Attributes:
+        images: sorted within each folder.
+        skipped: how many other files there are, by ending or kind.
+    """
 
     images: list[Path] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)

@@ -20,8 +20,11 @@ from sit_deploy.text import shown
 class Labelled(Sequence):
     """Images with the model's labels, and how these were come by.
 
-    samples: (source, label) pairs. name: what was taken, a part of a data set included. matched: its classes with the
-    model's. notes: what else to know of it, in sentences.
+    Attributes:
+        samples: (source, label) pairs.
+        name: what was taken, a part of a data set included.
+        matched: its classes with the model's.
+        notes: what else to know of it, in sentences.
     """
 
     samples: Samples
@@ -45,7 +48,11 @@ class Labelled(Sequence):
 
 
 class Relabelled(Sequence):
-    """A data set whose labels are exchanged for the model's. labels: by the data set's own label."""
+    """A data set whose labels are exchanged for the model's.
+
+    Attributes:
+        labels: by the data set's own label.
+    """
 
     def __init__(self, samples: Any, labels: Sequence[int]) -> None:
         self._samples, self._labels = samples, labels

@@ -29,17 +29,25 @@ class ClassDrop:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of `images` in percent: top1, top5 of each side; agreement: same top class on both.
+    """Accuracy of reference and engine on the same images, as shares in percent.
 
-    drop: reference top1 − engine top1, in points. lost, gained: images that only the reference, and only the engine,
-    classifies right. sqnr_db: power of the reference's logits over that of the difference; None where there is none. cosine,
-    lowest_cosine: of the two sides' logits, mean and least. by_class: classes that one side has more images of right, the
-    worst for the engine first. flips: images whose class changed, those where the reference was surest.
-
-    What the figures rest on: classes that there are logits of, 0 where nobody counted; present: those that have images;
-    majority: percent of the images in the commonest class; reference_classes, engine_classes: how many each side gives;
-    ties: images with several highest logits; alike: all images have the same logits.
     A top-5 is None with five classes or fewer: it would be 100 % whatever they are.
+
+    Attributes:
+        reference_top1, reference_top5, engine_top1, engine_top5: of each side.
+        agreement: same top class on both.
+        drop: reference top1 − engine top1, in points.
+        lost, gained: images that only the reference, and only the engine, classifies right.
+        sqnr_db: power of the reference's logits over that of the difference; None where there is none.
+        cosine, lowest_cosine: of the two sides' logits, mean and least.
+        by_class: classes that one side has more images of right, the worst for the engine first.
+        flips: images whose class changed, those where the reference was surest.
+        classes: that there are logits of, 0 where nobody counted.
+        present: classes that have images.
+        majority: percent of the images in the commonest class.
+        reference_classes, engine_classes: how many each side gives.
+        ties: images with several highest logits.
+        alike: all images have the same logits.
     """
 
     images: int

@@ -31,7 +31,9 @@ SAVE_SECONDS = 20.0  # between two notes of how far a run has come
 class Evaluation:
     """What was counted over the first `done` images.
 
-    tallies: of every candidate. guesses: how many images of a label the reference took for a class, by (label, class).
+    Attributes:
+        tallies: of every candidate.
+        guesses: how many images of a label the reference took for a class, by (label, class).
     """
 
     tallies: dict[str, Tally]

@@ -18,9 +18,12 @@ _MODAL = 0.8  # of the classes, that an order which nothing explains must give t
 
 @dataclass(frozen=True)
 class Order:
-    """Another order of the classes. name: what explains it, None for one that was merely found.
+    """Another order of the classes.
 
-    to: by label, the class that its images would then have. right: how many images the model then has right.
+    Attributes:
+        name: what explains it, None for one that was merely found.
+        to: by label, the class that its images would then have.
+        right: how many images the model then has right.
     """
 
     name: str | None

@@ -22,10 +22,13 @@ _ALIKE = 1e-5  # standard deviations that logits of one image differ by in batch
 class Hop:
     """One step's logits compared.
 
-    error: largest |logit - reference| ÷ std(reference); step_error: the same against the step before.
-    sqnr_db: power of the reference logits over that of the error, in dB. agreement: share of images whose top class
-    is the reference's. tolerance: what `error` may be. note: how it was compared, or why it was not; then the figures
-    are None.
+    Attributes:
+        error: largest |logit - reference| ÷ std(reference).
+        step_error: the same against the step before.
+        sqnr_db: power of the reference logits over that of the error, in dB.
+        agreement: share of images whose top class is the reference's.
+        tolerance: what `error` may be.
+        note: how it was compared, or why it was not; then the figures are None.
     """
 
     name: str

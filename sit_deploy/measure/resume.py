@@ -87,7 +87,9 @@ class EvaluationNote(Struct):
 class Notebook:
     """A file that says how far a run has come.
 
-    path: the file; made at the first note. key: what the run is of; a file of another run is refused.
+    Attributes:
+        path: the file; made at the first note.
+        key: what the run is of; a file of another run is refused.
     """
 
     path: Path

@@ -21,9 +21,12 @@ _ALIKE = 1e-4  # standard deviations that logits of one picture may differ by, i
 class Flip:
     """An image that the two give different classes.
 
-    index: in the data set. label, reference, engine: its class, and what each side takes it for.
-    reference_probability, engine_probability: of each side's own class. margin: how much likelier the reference finds its
-    class than the engine's; the larger, the surer was what the engine overturned.
+    Attributes:
+        index: in the data set.
+        label, reference, engine: its class, and what each side takes it for.
+        reference_probability, engine_probability: of each side's own class.
+        margin: how much likelier the reference finds its class than the engine's; the larger, the surer was what the engine
+            overturned.
     """
 
     image: str
@@ -40,10 +43,16 @@ class Flip:
 class Tally:
     """One candidate beside the reference, over the images so far.
 
-    counts: images by `_COUNTS`. by_class: for each label its images, those that the reference has right, and those that the
-    candidate has. signal, noise: power of the reference's logits and of the difference, summed. cosine: of each image's
-    logits with the reference's, summed; lowest_cosine: the least. classes: that there are logits of. reference_given, given:
-    images by the class that each side gives. first: the reference's logits of the first image; alike: all have been those.
+    Attributes:
+        counts: images by `_COUNTS`.
+        by_class: for each label its images, those that the reference has right, and those that the candidate has.
+        signal, noise: power of the reference's logits and of the difference, summed.
+        cosine: of each image's logits with the reference's, summed.
+        lowest_cosine: the least.
+        classes: that there are logits of.
+        reference_given, given: images by the class that each side gives.
+        first: the reference's logits of the first image.
+        alike: all have been those.
     """
 
     images: int = 0

@@ -18,7 +18,12 @@ from sit_deploy.models.config import STEMS, ModelConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: weights, with the frozen auxiliary head, without reverse TSMs. macs: for one image."""
+    """The cost of a model.
+
+    Attributes:
+        parameters: weights, with the frozen auxiliary head, without reverse TSMs.
+        macs: multiply-accumulates for one image.
+    """
 
     parameters: int
     macs: int

@@ -15,8 +15,10 @@ from sit_deploy.errors import InputError
 class FRDOutput:
     """What distillation compares.
 
-    logits: (B, classes) of the head. dist_logits: (B, classes) of the dist token, or None.
-    tokens: one (B, patches, dim) a block, the patch tokens after slimming and recovery.
+    Attributes:
+        logits: (B, classes) of the head.
+        dist_logits: (B, classes) of the dist token, or None.
+        tokens: one (B, patches, dim) a block, the patch tokens after slimming and recovery.
     """
 
     logits: Tensor
@@ -30,7 +32,10 @@ class SlimmingForward(nn.Module):
     A model brings img_size, depth, num_prefix_tokens and grad_checkpointing; the modules blocks and norm, tsm where it
     slims, and rtsm to be distilled into; and the methods forward_head, _embed and, with more heads than one, _heads.
 
-    stage_blocks: blocks a stage. kept: patch tokens of each stage. slim_after: block index → index of the TSM after it.
+    Attributes:
+        stage_blocks: blocks a stage.
+        kept: patch tokens of each stage.
+        slim_after: block index → index of the TSM after it.
     """
 
     stage_blocks: tuple[int, ...]

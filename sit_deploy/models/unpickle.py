@@ -28,7 +28,11 @@ _REFUSED_OPCODES = frozenset(("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_B
 
 
 class HostilePickle(pickle.UnpicklingError):
-    """A pickle that would have run something. name: what, with its module."""
+    """A pickle that would have run something.
+
+    Attributes:
+        name: what, with its module.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -38,7 +42,11 @@ class HostilePickle(pickle.UnpicklingError):
 class Record:
     """What a pickle says of an object: `module` and `name` of what makes it, and all that it is given.
 
-    args, kwargs: of the call. state: of `__setstate__`. entries: what was set by key; items: what was appended or added.
+    Attributes:
+        args, kwargs: of the call.
+        state: of `__setstate__`.
+        entries: what was set by key.
+        items: what was appended or added.
     """
 
     module = name = ""

@@ -23,7 +23,11 @@ WORTH_IT = 0.25  # a plan with less than this share of its work in 8 bits has no
 
 @dataclass(frozen=True)
 class Fit:
-    """The outcome: a plan that keeps the budget with its accuracy, or None; tries: share in 8 bits and drop of each try."""
+    """The outcome: a plan that keeps the budget with its accuracy, or None.
+
+    Attributes:
+        tries: share in 8 bits and drop of each try.
+    """
 
     plan: QuantPlan | None
     accuracy: Accuracy | None

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class Lowered:
     """A graph in its precision, which node computes in what, and its logits on the compared images.
 
-    quantizer, calibration, stream: where it holds 8 bits; calibration is None for a model trained for them, stream where
-    there are no images beside a calibration cache.
+    Attributes:
+        quantizer, calibration, stream: where it holds 8 bits; calibration is None for a model trained for them, stream where
+            there are no images beside a calibration cache.
     """
 
     graph: onnx.ModelProto

@@ -44,14 +44,23 @@ _LARGEST = {
 class BuildRequest:
     """What to build; the fields are the options of `sit-deploy build`.
 
-    model: may be None where the checkpoint has a model card. stages, keeping_ratio: in place of the model's own.
-    checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
-    dynamic_batch: (min, opt, max), in place of `batch_size`. calib_data: folder of images for the comparisons, the ranges
-    of FP16 and the calibration of 8 bits; synthetic ones without it. val_data: labelled images for accuracy, and data_dir,
-    split, image_key, label_key which of them (`sit_deploy.data.labelled.open_labelled`). targets: compute
-    capabilities. workspace: MiB of scratch memory of one layer. quantize: groups of layers for 8 bits (`calibration.plan`). rest: what an int8 or fp8 graph holds
-    beside, "fp32" or "fp16"; None for what the engine likes. input: "uint8" for a graph that takes pixels and normalises by itself. sensitivity: measure every layer alone.
-    mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it (`models.data_config`).
+    Attributes:
+        model: may be None where the checkpoint has a model card.
+        stages, keeping_ratio: in place of the model's own.
+        checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
+        dynamic_batch: (min, opt, max), in place of `batch_size`.
+        calib_data: folder of images for the comparisons, the ranges of FP16 and the calibration of 8 bits; synthetic ones
+            without it.
+        val_data: labelled images for accuracy, and data_dir, split, image_key, label_key which of them
+            (`sit_deploy.data.labelled.open_labelled`).
+        targets: compute capabilities.
+        workspace: MiB of scratch memory of one layer.
+        quantize: groups of layers for 8 bits (`calibration.plan`).
+        rest: what an int8 or fp8 graph holds beside, "fp32" or "fp16"; None for what the engine likes.
+        input: "uint8" for a graph that takes pixels and normalises by itself.
+        sensitivity: measure every layer alone.
+        mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it
+            (`models.data_config`).
     """
 
     model: str | None

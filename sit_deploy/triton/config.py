@@ -26,9 +26,14 @@ _PRECISIONS = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UI
 class Serving:
     """How a bundle is to be served.
 
-    name: of the model in Triton. version: of it, at least 1. backend: one of `BACKENDS`. max_queue_delay: microseconds that
-    a request may wait for others to make up a batch. instances: copies that run at a time, on each of `gpus`. threads: CPU
-    threads of an instance, 0 for the runtime's choice (Python backend). ensemble: take encoded images too.
+    Attributes:
+        name: of the model in Triton.
+        version: of it, at least 1.
+        backend: one of `BACKENDS`.
+        max_queue_delay: microseconds that a request may wait for others to make up a batch.
+        instances: copies that run at a time, on each of `gpus`.
+        threads: CPU threads of an instance, 0 for the runtime's choice (Python backend).
+        ensemble: take encoded images too.
     """
 
     name: str

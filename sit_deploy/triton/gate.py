@@ -41,7 +41,11 @@ _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 
 class RefusedError(Exception):
-    """A request that does not reach the server. status: of HTTP."""
+    """A request that does not reach the server.
+
+    Attributes:
+        status: of HTTP.
+    """
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)

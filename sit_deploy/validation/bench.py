@@ -34,8 +34,10 @@ ROUNDS = 10  # turns of each side, where nothing else is asked for
 class TorchCall:
     """A worker's callable that runs the bundle's PyTorch model on one random batch, from host memory to host memory.
 
-    Args (all picklable): device: "cpu" or "cuda:N". dtype: of weights and activations; images and logits stay float32 on
-    the host, as with the engine.
+    Args (all picklable): device: "cpu" or "cuda:N".
+
+    Attributes:
+        dtype: of weights and activations; images and logits stay float32 on the host, as with the engine.
     """
 
     def __init__(
@@ -91,8 +93,11 @@ class TorchCall:
 class Around:
     """What comes before and after the engine for one image, on one thread, in milliseconds (medians).
 
-    decode_ms: of a JPEG file. prepare_ms: of the preprocessing. classes_ms: from logits to the five best classes. image: what
-    was decoded.
+    Attributes:
+        decode_ms: of a JPEG file.
+        prepare_ms: of the preprocessing.
+        classes_ms: from logits to the five best classes.
+        image: what was decoded.
     """
 
     decode_ms: float
@@ -105,8 +110,10 @@ class Around:
 class OverTeacher:
     """How much faster the engine is than its teacher's, beside how much less it computes.
 
-    speedup: by wall clock; gpu: the ratio by the GPU's clock, None without one. macs_ratio: the teacher's
-    multiply-accumulates over the student's.
+    Attributes:
+        speedup: by wall clock.
+        gpu: the ratio by the GPU's clock, None without one.
+        macs_ratio: the teacher's multiply-accumulates over the student's.
     """
 
     bundle: Path
@@ -125,9 +132,12 @@ class OverTeacher:
 class BenchResult:
     """An engine timed against PyTorch.
 
-    results: what was measured of each side, by name: "PyTorch", the engine's kind, and "teacher" where there is one. speedup:
-    of the engine over PyTorch by wall clock; gpu_speedup: the ratio by the GPU's clock, None without one. torch_device,
-    torch_dtype: what PyTorch ran on and in. gpu_before, gpu_after: clocks, power and temperature, None without a GPU.
+    Attributes:
+        results: what was measured of each side, by name: "PyTorch", the engine's kind, and "teacher" where there is one.
+        speedup: of the engine over PyTorch by wall clock.
+        gpu_speedup: the ratio by the GPU's clock, None without one.
+        torch_device, torch_dtype: what PyTorch ran on and in.
+        gpu_before, gpu_after: clocks, power and temperature, None without a GPU.
     """
 
     bundle: Path

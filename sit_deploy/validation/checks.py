@@ -38,7 +38,11 @@ def check_golden(bundle: Bundle, classifier: Any) -> Hop:
 
 @dataclass(frozen=True)
 class Checked:
-    """What labelled images say of an engine. doubt: why the comparison itself may say little."""
+    """What labelled images say of an engine.
+
+    Attributes:
+        doubt: why the comparison itself may say little.
+    """
 
     accuracy: Accuracy
     doubt: Doubt

@@ -38,8 +38,10 @@ SYNTHETIC = 32  # images where no others are given: they say how near the logits
 class Entry:
     """A hop. Accuracy is in percent, None without labelled images; agreement and SQNR are with the student in PyTorch.
 
-    size: bytes of the file that has the weights. macs: of one image. latency_ms: median of a batch over the rounds; None where it was not
-    timed, which `note` explains.
+    Attributes:
+        size: bytes of the file that has the weights.
+        macs: of one image.
+        latency_ms: median of a batch over the rounds; None where it was not timed, which `note` explains.
     """
 
     name: str
@@ -58,9 +60,11 @@ class Entry:
 class Ledger:
     """What was measured of one bundle. `to_dict` has `given` too: how many classes the student gives.
 
-    engine: name of the entry that stands for what is shipped; not the engine itself where that cannot run here.
-    accuracy: of that entry, None without labelled images. evaluation, timing: what the entries were made from.
-    float_graph: the FP32 graph, exported again.
+    Attributes:
+        engine: name of the entry that stands for what is shipped; not the engine itself where that cannot run here.
+        accuracy: of that entry, None without labelled images.
+        evaluation, timing: what the entries were made from.
+        float_graph: the FP32 graph, exported again.
     """
 
     entries: list[Entry]
@@ -229,7 +233,12 @@ def _ledger(
 
 @dataclass(frozen=True)
 class _Making:
-    """What the hops are made from. folder: for graphs that the bundle does not hold. torch_on: PyTorch's device and type."""
+    """What the hops are made from.
+
+    Attributes:
+        folder: for graphs that the bundle does not hold.
+        torch_on: PyTorch's device and type.
+    """
 
     bundle: Bundle
     folder: Path

@@ -41,11 +41,17 @@ _OF_DATA = (
 class ValidateRequest:
     """What to validate; the fields are the options of `sit-deploy validate`.
 
-    data: labelled images, a folder or the name of a data set; data_dir, split, image_key, label_key, images: which of them
-    (`sit_deploy.data.labelled.open_labelled`). resume: a file that says how far a run has come. engine: "onnxruntime" runs the
-    graph of a TensorRT bundle on this CPU. max_accuracy_drop: points of top-1; min_agreement: percent. checkpoint: the
-    weights, where they moved since the build. mean, std, crop_pct, interpolation, orientation: of the preprocessing, in
-    place of the bundle's. layers: time each layer. debug: find the first layer that drifts.
+    Attributes:
+        data: labelled images, a folder or the name of a data set.
+        data_dir, split, image_key, label_key, images: which of them (`sit_deploy.data.labelled.open_labelled`).
+        resume: a file that says how far a run has come.
+        engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU.
+        max_accuracy_drop: points of top-1.
+        min_agreement: percent.
+        checkpoint: the weights, where they moved since the build.
+        mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of the bundle's.
+        layers: time each layer.
+        debug: find the first layer that drifts.
     """
 
     bundle: Path
@@ -118,10 +124,13 @@ class ValidateRequest:
 class Validation:
     """What a validation measured.
 
-    engine: the kind that ran. golden: its outputs on the bundle's golden images against the reference's. checked: what
-    labelled images say, None without them. preprocessing: of those images, where it is not the bundle's. layers: the time of
-    each, and debug: the comparison layer by layer, None where not asked for. main: False in the processes of torchrun but the
-    first, which hand in their counts and judge nothing.
+    Attributes:
+        engine: the kind that ran.
+        golden: its outputs on the bundle's golden images against the reference's.
+        checked: what labelled images say, None without them.
+        preprocessing: of those images, where it is not the bundle's.
+        layers: the time of each, and debug: the comparison layer by layer, None where not asked for.
+        main: False in the processes of torchrun but the first, which hand in their counts and judge nothing.
     """
 
     request: ValidateRequest
