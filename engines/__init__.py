@@ -5,12 +5,23 @@
     with engine.load(Path("engine.onnx"), threads=2) as runner:
         logits = runner.infer({"images": images})["logits"]
 
-Importing this package loads no runtime; `get` and `probe` do.
+Importing this package loads no runtime; building, loading and `probe` do. `engines.registry` has a line for each.
 """
 
 from __future__ import annotations
 
-from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Runner, Support, TensorSpec
+from typing import Any
+
+from engines.base import (
+    BuildOptions,
+    Engine,
+    EngineInfo,
+    EngineOrigin,
+    LayerTime,
+    Runner,
+    Support,
+    TensorSpec,
+)
 from engines.errors import (
     EngineBuildError,
     EngineError,
@@ -20,6 +31,7 @@ from engines.errors import (
     EngineRunError,
     NoGpuError,
 )
+from engines.registry import KINDS, get, select, support
 
 __all__ = [
     "KINDS",
@@ -35,6 +47,7 @@ __all__ = [
     "EngineNotInstalledError",
     "EngineOrigin",
     "EngineRunError",
+    "LayerTime",
     "NoGpuError",
     "Runner",
     "Support",
@@ -44,76 +57,13 @@ __all__ = [
     "support",
 ]
 
-KINDS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
-TITLES = {  # for people
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-}
-ON_CPU = ("onnxruntime", "openvino")  # what these build is for a CPU
 
+def __getattr__(name: str) -> Any:
+    """`TITLES` (the names for people, by kind) and `ON_CPU` (kinds that build for a CPU), as the engines say themselves."""
+    from engines.registry import engine_class
 
-def get(kind: str) -> Engine:
-    """The engine of that kind; whether its runtime is installed shows when it is used.
-
-    Raises:
-        EngineError: there is no such kind; the nearest name is suggested.
-    """
-    if kind == "onnxruntime":
-        from engines.onnxruntime.engine import OnnxRuntime
-
-        return OnnxRuntime()
-    if kind == "openvino":
-        from engines.openvino.engine import OpenVino
-
-        return OpenVino()
-    if kind in ("tensorrt", "tensorrt-rtx"):
-        from engines.tensorrt.engine import TensorRT
-
-        return TensorRT(kind)
-    from difflib import get_close_matches
-
-    near = get_close_matches(kind, KINDS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise EngineError(f"unknown engine {kind!r}{hint} (engines: {', '.join(KINDS)})")
-
-
-def select(kind: str = "auto") -> tuple[Engine, str]:
-    """Choose an engine to build with, and say why in one plain sentence.
-
-    `auto` takes TensorRT where it and a GPU are there, else TensorRT-RTX where it is installed
-    (it builds without a GPU), else ONNX Runtime, else OpenVINO. Any other kind is taken as asked for, if it can
-    build here.
-
-    Raises:
-        EngineError: unknown kind.
-        EngineNotInstalledError: the kind asked for, or every kind, is missing.
-        NoGpuError: the kind asked for is installed and needs a GPU to build.
-    """
-    if kind != "auto":
-        engine = get(kind)
-        answer = engine.probe()
-        if answer.can_build:
-            return engine, f"{kind} was asked for: {answer.reason}."
-        remedy = answer.remedy or f"choose another engine ({', '.join(KINDS)})"
-        if answer.installed:
-            raise NoGpuError(f"{answer.reason}; {remedy}")
-        raise EngineNotInstalledError(answer.reason, remedy)
-    refused = []
-    for candidate in KINDS:
-        engine = get(candidate)
-        answer = engine.probe()
-        if answer.can_build:
-            before = f" ({'; '.join(refused)})" if refused else ""
-            return engine, f"{candidate} was chosen: {answer.reason}{before}."
-        refused.append(f"{candidate} was passed over: {answer.reason}")
-    raise EngineNotInstalledError(
-        "no inference runtime can build here",
-        "run `pip install onnxruntime` (any CPU) or `pip install tensorrt-rtx` (NVIDIA GPUs)",
-    )
-
-
-def support() -> list[Support]:
-    """What each kind can do on this machine, in the order of `KINDS`."""
-    return [get(kind).probe() for kind in KINDS]
+    if name == "TITLES":
+        return {kind: engine_class(kind).title for kind in KINDS}
+    if name == "ON_CPU":
+        return tuple(kind for kind in KINDS if engine_class(kind).on_cpu)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

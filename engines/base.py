@@ -1,14 +1,14 @@
-"""The two verbs every runtime has: build an engine from ONNX, and run it."""
+"""What every runtime is here: an `Engine` that says what it is and builds, and a `Runner` that runs what it built."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from engines.errors import EngineBuildError, EngineInputError
+from engines.errors import EngineBuildError, EngineError, EngineInputError
 from engines.imports import MOST_THREADS, allowed_threads
 
 if TYPE_CHECKING:
@@ -156,11 +156,56 @@ class Support:
     remedy: str | None = None
 
 
-class Engine(ABC):
-    """A runtime: `kind` names it, `filename` is what its engine is called in a bundle."""
+@dataclass(frozen=True)
+class LayerTime:
+    """A layer as the engine runs it.
 
-    kind: str
-    filename: str
+    Attributes:
+        layer: its name. operator: its kind. Both in the runtime's words.
+        ms: milliseconds a run; None where it was not timed.
+        types: of its inputs and outputs, by numpy's names; empty where the runtime does not tell.
+        tactic: the kernel that was chosen, where the runtime tells.
+        nodes: the ONNX nodes in it, where the runtime tells.
+    """
+
+    layer: str
+    operator: str
+    ms: float | None
+    types: tuple[str, ...] = ()
+    tactic: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+class Engine(ABC):
+    """A runtime. What it says of itself are attributes of the class, there whether or not the runtime is installed.
+
+    Attributes:
+        kind: its name on the command line and in manifests.
+        title: its name for people.
+        package: what pip calls it.
+        filename: what its engine is called in a bundle.
+        on_cpu: what it builds runs on a CPU; else it needs an NVIDIA GPU to run.
+        builds_anywhere: it builds without the hardware that its engines run on.
+        precisions: that it has kernels for.
+        precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
+        int8_convolutions: its convolutions are faster in INT8 too.
+        tells_types: its layers tell the types that they run in, so they can be held to those of the graph.
+        tells_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
+        caveat: what people should know before they choose it, as part of a sentence.
+    """
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    package: ClassVar[str]
+    filename: ClassVar[str]
+    on_cpu: ClassVar[bool]
+    builds_anywhere: ClassVar[bool] = True
+    precisions: ClassVar[tuple[str, ...]]
+    precision_beside_8_bits: ClassVar[str] = "fp32"
+    int8_convolutions: ClassVar[bool] = False
+    tells_types: ClassVar[bool] = False
+    tells_tensors: ClassVar[bool] = False
+    caveat: ClassVar[str | None] = None
 
     @abstractmethod
     def probe(self) -> Support:
@@ -213,6 +258,55 @@ class Engine(ABC):
             NoGpuError: running needs a GPU.
             EngineLoadError: the file is missing or damaged, or the device is not to be had.
         """
+
+    def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the compute capabilities to build an engine of that precision for, where those were asked for.
+
+        Raises:
+            EngineBuildError: one of them has no such precision.
+        """
+        return asked
+
+    def layer_times(
+        self,
+        engine_path: Path,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        runs: int = 20,
+        threads: int | None = None,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> tuple[LayerTime, ...]:
+        """Open a built engine with the runtime's profiler on, and return its layers in the order that they run.
+
+        Args:
+            engine_path: the built engine.
+            feeds: an array for each input.
+            runs: that are timed.
+            threads: CPU threads; None leaves the choice to the runtime.
+            device: as for `load`.
+            origin: as for `load`.
+
+        Raises:
+            EngineError: the runtime does not tell, or the engine does not run.
+        """
+        raise EngineError(f"{self.title} does not tell the times of its layers")
+
+    def tensor_outputs(
+        self, onnx_path: Path, feeds: Mapping[str, np.ndarray], tensors: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return tensors of a graph as this runtime computes them, by name.
+
+        Args:
+            onnx_path: the graph.
+            feeds: an array for each input.
+            tensors: the names of those to return; all by default.
+
+        Raises:
+            EngineNotInstalledError, NoGpuError: what runs it is not here.
+            EngineError: the runtime does not tell, or does not run the graph.
+        """
+        raise EngineError(f"{self.title} does not give the tensors inside a graph")
 
 
 class Runner(ABC):

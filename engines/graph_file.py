@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import onnx
 
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+
 
 def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     """Read an ONNX file; tensors stored in files beside it are read only if `weights`.
@@ -62,6 +64,31 @@ def tensor_types(model: onnx.ModelProto) -> set[str]:
     found |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     found |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
     return {helper.tensor_dtype_to_np_dtype(kind).name for kind in found if kind}
+
+
+def product_types(model: onnx.ModelProto) -> dict[str, str]:
+    """The type that each product (MatMul, Gemm, Conv) of a graph computes in: of its inputs, or of the Q/DQ before it."""
+    from onnx import helper, shape_inference
+
+    graph = shape_inference.infer_shapes(model).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    made_by = {output: node for node in graph.node for output in node.output}
+
+    def name(kind: int) -> str:
+        return helper.tensor_dtype_to_np_dtype(kind).name
+
+    types_of = {}
+    for node in graph.node:
+        if node.op_type not in _PRODUCTS:
+            continue
+        sources = [made_by.get(tensor) for tensor in node.input[:2]]
+        if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
+            types_of[node.name] = name(types[sources[0].input[0]])
+        elif types.get(node.input[0]):
+            types_of[node.name] = name(types[node.input[0]])
+    return types_of
 
 
 def check_batch(

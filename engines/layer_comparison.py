@@ -1,26 +1,17 @@
-"""ONNX Runtime and TensorRT compared tensor by tensor, through Polygraphy: where do the two part?
-
-Every tensor becomes an output, which keeps TensorRT from fusing across it. So this is not the engine that ships: what is wrong
-here is wrong in a kernel or in a type, and what is right here and wrong there is wrong in a fusion.
-"""
+"""Two runs of one graph compared tensor by tensor: where do they part?"""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import EngineError, EngineNotInstalledError, NoGpuError
-from engines.gpus import find_gpus
+from engines.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-
-_INSTALL = "run `pip install polygraphy` (sit-deploy[tensorrt] brings it)"
 
 
 @dataclass(frozen=True)
@@ -126,100 +117,3 @@ def _difference(reference: np.ndarray, candidate: np.ndarray) -> tuple[float | N
     spread = float(a.std()) or float(np.abs(a).max()) or 1.0
     power = float((a**2).mean())
     return float(np.abs(difference).max()) / spread, 10 * math.log10(power / noise) if power else None
-
-
-def onnxruntime_outputs(
-    model: Path, feeds: Mapping[str, np.ndarray], tensors: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Every tensor of a graph on ONNX Runtime's CPU, without its optimisations, so that each is there.
-
-    Args:
-        model: file of the graph.
-        feeds: an array for each of its inputs.
-        tensors: the names of those to return, all by default.
-
-    Raises:
-        EngineNotInstalledError: Polygraphy is missing.
-        EngineError: the graph does not run.
-    """
-    _import("polygraphy")
-    import onnx
-    import onnxruntime as ort
-    from polygraphy import constants
-    from polygraphy.backend.onnx import modify_outputs
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-
-    marked = modify_outputs(onnx.load(model), outputs=list(tensors) if tensors else constants.MARK_ALL)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-
-    def session() -> Any:
-        return ort.InferenceSession(marked.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    return _run(OnnxrtRunner(session), feeds, "ONNX Runtime")
-
-
-def tensorrt_outputs(kind: str, model: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every tensor of a graph on a TensorRT engine that is built here for that.
-
-    Raises:
-        NoGpuError: there is none.
-        EngineNotInstalledError: Polygraphy or the library is missing.
-        EngineError: it does not
-            build or run.
-    """
-    status = find_gpus()
-    if not status:
-        raise NoGpuError(
-            f"comparing layers runs them on an NVIDIA GPU; none found here ({status.reason}). Leave --debug out, or "
-            "copy the bundle to a machine with one"
-        )
-    build = marked_engine(kind, model, feeds)
-    from polygraphy.backend.trt import TrtRunner
-
-    return _run(TrtRunner(build), feeds, kind)
-
-
-def marked_engine(kind: str, model: Path, feeds: Mapping[str, np.ndarray]) -> Any:
-    """Return a Polygraphy loader of an engine with every tensor an output, for the shapes of `feeds`."""
-    if kind == "tensorrt-rtx":
-        # read when Polygraphy is imported, and asked for when its TensorRT backend is
-        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
-    _import("polygraphy")
-    from polygraphy import constants
-    from polygraphy.backend import trt as backend
-
-    shapes = backend.Profile()
-    for name, array in feeds.items():
-        shapes.add(name, min=array.shape, opt=array.shape, max=array.shape)
-    network = backend.NetworkFromOnnxPath(str(model), strongly_typed=True)
-    marked = backend.ModifyNetworkOutputs(network, outputs=constants.MARK_ALL)
-    # TF32 off, as in every build here
-    config = backend.CreateConfig(profiles=[shapes], tf32=False)
-    return backend.EngineFromNetwork(marked, config=config)
-
-
-def _run(runner: Any, feeds: Mapping[str, np.ndarray], title: str) -> dict[str, np.ndarray]:
-    import numpy as np
-    from polygraphy.logger import G_LOGGER
-
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        try:
-            with runner:
-                found = runner.infer(feed_dict=dict(feeds))
-        except Exception as error:  # Polygraphy's own, the library's, and whatever lies between
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise EngineError(
-                f"{title} does not run the graph with every tensor an output: {text}"
-            ) from error
-    return {name: np.array(value) for name, value in found.items()}
-
-
-def _import(name: str) -> None:
-    import importlib
-
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise EngineNotInstalledError("comparing layers needs Polygraphy", _INSTALL) from error

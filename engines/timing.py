@@ -8,34 +8,21 @@ quiet. Machines drift (heat, neighbours), so candidates are compared within a ro
 
 from __future__ import annotations
 
-import math
-import multiprocessing
 import os
-import pickle
-import signal
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import cpu
 from engines.errors import EngineError
 from engines.latency import Histogram, LatencyStats
+from engines.registry import get
+from engines.worker import Worker, WorkerSpec, usable_cpus
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
     from engines.base import EngineOrigin, Progress
-
-_UNTIMED_CALLS = 2  # at the start of a slice: the caches hold the other worker's data
-_MIN_CALLS = 3  # in a slice, however slow a call is
-_QUIET_WAIT_SECONDS = 2.0
-_STOP_SECONDS = 10.0
-_STEADY = 0.05  # share of its time that a slice may differ from the one before, warmed up
-_LONGEST_WARM_UP = 8  # times the seconds asked for: a machine that others use is never steady
 
 
 @dataclass(frozen=True)
@@ -56,24 +43,6 @@ class TimingOptions:
     warmup_seconds: float = 1.0
     threads: int | None = None
     device: str | None = None
-    cpus: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """A candidate to time.
-
-    Attributes:
-        factory: module-level callable, called with `args` in the worker; it returns a callable
-            without arguments to time. If that has a `close()`, it is called at the end.
-            It may have an attribute `last_gpu_seconds`: what its last call took on a GPU, transfers left out.
-        batch_size: images a call.
-        cpus: CPUs to pin the worker to; None leaves it free.
-    """
-
-    factory: Callable[..., Callable[[], object]]
-    args: tuple[Any, ...] = ()
-    batch_size: int = 1
     cpus: tuple[int, ...] | None = None
 
 
@@ -122,7 +91,7 @@ def machine() -> Machine:
     return Machine(
         cpu_model=cpu.model_name(),
         logical_cpus=logical,
-        usable_cpus=len(_affinity() or range(logical)),
+        usable_cpus=len(usable_cpus() or range(logical)),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 
@@ -152,7 +121,7 @@ def alternate(
             f"{timing.warmup_seconds} s of warm-up"
         )
     total = len(workers) * (1 + timing.rounds)
-    running: dict[str, _Worker] = {}
+    running: dict[str, Worker] = {}
     samples: dict[str, list[list[float]]] = {name: [] for name in workers}
     gpu_samples: dict[str, list[list[float]]] = {name: [] for name in workers}
     others: dict[str, list[float]] = {name: [] for name in workers}
@@ -162,7 +131,7 @@ def alternate(
         for done, (name, spec) in enumerate(workers.items()):
             if progress:
                 progress(f"starting {name}", done, total)
-            running[name] = _Worker(name, spec, timing.warmup_seconds)
+            running[name] = Worker(name, spec, timing.warmup_seconds)
         for turn in range(timing.rounds):
             for place, (name, worker) in enumerate(running.items()):
                 if progress:
@@ -227,9 +196,7 @@ class EngineCall:
     ) -> None:
         import numpy as np
 
-        import engines
-
-        self._runner = engines.get(kind).load(engine_path, threads=threads, device=device, origin=origin)
+        self._runner = get(kind).load(engine_path, threads=threads, device=device, origin=origin)
         random = np.random.default_rng(0)
         self._feeds = {
             spec.name: _random(
@@ -267,159 +234,3 @@ def engine_worker(
     """
     job = (kind, engine_path.absolute(), batch_size, timing.threads, timing.device, origin)
     return WorkerSpec(EngineCall, job, batch_size, timing.cpus)
-
-
-class _Worker:
-    """The parent's end of a worker process."""
-
-    def __init__(self, name: str, spec: WorkerSpec, warmup_seconds: float) -> None:
-        self.name = name
-        try:
-            # Unpickled in the worker only once it ignores Ctrl-C: imports may take seconds.
-            job = pickle.dumps((spec.factory, spec.args))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise EngineError(
-                f"worker {name}: the factory and its arguments must be picklable "
-                f"(a module-level callable): {_one_line(error)}"
-            ) from error
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(
-            target=_work, args=(theirs, job, spec.cpus, warmup_seconds), daemon=True
-        )
-        self._process.start()
-        try:
-            theirs.close()
-            self.threads, self.cpus = self._receive()
-        except BaseException:
-            self.stop(gently=False)
-            raise
-
-    def time(self, seconds: float) -> tuple[list[float], list[float], float | None, bool]:
-        """Let the worker run for a slice.
-
-        Returns:
-            The seconds of each call, those on the GPU, what others took of its CPUs, and if it is quiet.
-        """
-        try:
-            self._connection.send(seconds)
-        except OSError:
-            raise self._died() from None
-        return self._receive()
-
-    def stop(self, *, gently: bool) -> None:
-        """End the process: let it close its engine, or do not wait for that."""
-        self._connection.close()  # the worker's recv ends with EOFError
-        if gently:
-            self._process.join(_STOP_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _receive(self) -> Any:
-        wait([self._connection, self._process.sentinel])
-        try:
-            # A last word may still be in the pipe of a process that has ended.
-            if not self._connection.poll():
-                raise EOFError
-            kind, value = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._died() from None
-        if kind == "error":
-            raise EngineError(f"worker {self.name} failed: {value}")
-        return value
-
-    def _died(self) -> EngineError:
-        self._process.join(_STOP_SECONDS)
-        status = self._process.exitcode
-        if status is not None and status < 0:
-            how = f"killed by {signal.Signals(-status).name} (out of memory?)"
-        else:
-            how = f"exit status {status}"
-        return EngineError(f"worker {self.name} died while it was being timed: {how}")
-
-
-def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warmup_seconds: float) -> None:
-    """The worker process: build the callable, then run it for a slice whenever told to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    call = None
-    try:
-        if cpus is not None:
-            os.sched_setaffinity(0, cpus)
-        factory, args = pickle.loads(job)
-        call = factory(*args)
-        _warm_up(call, warmup_seconds)
-        _become_quiet()
-        connection.send(("value", (_thread_count(), _affinity())))
-        while True:
-            seconds = connection.recv()
-            _run(call, 0.0)
-            allowed = _affinity() or range(os.cpu_count() or 1)
-            before = cpu.use(allowed)
-            timed = _run(call, seconds)
-            taken = cpu.others_share(before, cpu.use(allowed))
-            connection.send(("value", (*timed, taken, _become_quiet())))
-    except (EOFError, BrokenPipeError):  # the parent has finished with us
-        close = getattr(call, "close", None)
-        if close is not None:
-            close()
-    except Exception as error:
-        connection.send(("error", _one_line(error)))
-
-
-def _warm_up(call: Callable[[], object], seconds: float) -> None:
-    """Call for `seconds`, and on until a slice is as fast as the one before: caches, clocks and compilers have settled."""
-    deadline = time.perf_counter() + _LONGEST_WARM_UP * seconds
-    before = math.inf
-    while True:
-        now = statistics.median(_run(call, seconds / 2)[0])
-        if (before != math.inf and abs(now - before) <= _STEADY * before) or time.perf_counter() >= deadline:
-            return
-        before = now
-
-
-def _run(call: Callable[[], object], seconds: float) -> tuple[list[float], list[float]]:
-    """Call until `seconds` have passed; the seconds each call took, and on the GPU, where it has one."""
-    calls: list[float] = []
-    on_gpu: list[float] = []
-    least = _MIN_CALLS if seconds else _UNTIMED_CALLS
-    start = time.perf_counter()
-    before = start
-    while before - start < seconds or len(calls) < least:
-        call()
-        after = time.perf_counter()
-        calls.append(after - before)
-        gpu_seconds = getattr(call, "last_gpu_seconds", None)
-        if gpu_seconds is not None:
-            on_gpu.append(gpu_seconds)
-        before = time.perf_counter()
-    return calls, on_gpu
-
-
-def _become_quiet() -> bool:
-    """Wait until this process's threads use no CPU; False if they still do at the deadline."""
-    deadline = time.perf_counter() + _QUIET_WAIT_SECONDS
-    while time.perf_counter() < deadline:
-        used = time.process_time()
-        time.sleep(0.02)
-        if time.process_time() - used < 0.002:
-            return True
-    return False
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, EngineError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _affinity() -> tuple[int, ...] | None:
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    return tuple(sorted(os.sched_getaffinity(0)))
-
-
-def _thread_count() -> int | None:
-    tasks = Path("/proc/self/task")
-    return len(list(tasks.iterdir())) if tasks.is_dir() else None

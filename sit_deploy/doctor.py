@@ -9,31 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "sit-deploy",
-    "torch",
-    "timm",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-    "numpy",
-    "pillow",
-)
 
+def packages() -> tuple[str, ...]:
+    """Every package that a build depends on, the runtimes of all engines among them."""
+    from engines.registry import KINDS, engine_class
 
-_NOTES = {
-    "tensorrt-rtx": "documents INT8 for weights alone: what a build in int8 multiplies in 8 bits, its notes and `inspect` say, "
-    "as the builder logs it; nothing of it has run on a GPU yet",
-}
+    runtimes = sorted(engine_class(kind).package for kind in KINDS)
+    return ("sit-deploy", "torch", "timm", "onnx", "onnxscript", *runtimes, "numpy", "pillow")
 
 
 def versions() -> dict[str, str | None]:
     """Return the version of Python and of every package a build depends on, None where it is not installed."""
     installed: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
+    for package in packages():
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -47,11 +35,14 @@ def examine() -> dict[str, Any]:
 
     import engines
     from engines.gpus import find_gpus
+    from engines.registry import engine_class
     from engines.timing import machine
 
     gpus = find_gpus()
     return {
-        "engines": [{**asdict(support), "note": _NOTES.get(support.kind)} for support in engines.support()],
+        "engines": [
+            {**asdict(support), "note": engine_class(support.kind).caveat} for support in engines.support()
+        ],
         "gpu": {"gpus": [asdict(gpu) for gpu in gpus.gpus], "reason": gpus.reason},
         "machine": {
             **asdict(machine()),

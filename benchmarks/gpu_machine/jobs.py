@@ -143,11 +143,13 @@ def _layers(runner: Any, model: Path) -> Result:
     try:
         import onnx
 
-        from engines.tensorrt.layers import asked_types, check_precision, read_layers
+        from engines.graph_file import product_types
+        from engines.layer_types import check_precision
+        from engines.tensorrt.layers import read_layers
 
         text = runner.inspect_layers()
-        check = check_precision(read_layers(text), asked_types(onnx.load(model)))
-        counts = {"kept": len(check.kept), "raised": check.raised[:5], "untold": len(check.untold)}
+        check = check_precision(read_layers(text), product_types(onnx.load(model)))
+        counts = {"kept": len(check.kept), "raised": check.raised[:5], "untold": len(check.unknown)}
         return {"inspector": text[:600], "precision": counts}
     except Exception as error:  # whatever it is, it is a result
         return {"inspector_failed": _one_line(error)}

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
-from engines.onnxruntime.graph import CONTRIB, Graph, Shape, attribute, other, shapes
 from engines.onnxruntime.int8 import Product, fold_conv_weights, fuse_int8_products, match_product
+from engines.onnxruntime.node_index import CONTRIB, NodeIndex, Shape, attribute, other, shapes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -58,7 +58,7 @@ def fuse_attention(model: ModelProto) -> int:
     Matches x (B, N, K) @ W (K, 3·H·D), plus a bias (3·H·D,), or none, split in three equal parts of the last axis, each
     seen as (B, N, H, D).
     """
-    graph = Graph(model)
+    graph = NodeIndex(model)
     inferred = shapes(model)
     fused = 0
     for softmax in list(graph.nodes("Softmax")):
@@ -72,7 +72,7 @@ def fuse_attention(model: ModelProto) -> int:
 
 def fuse_gelu(model: ModelProto) -> int:
     """Replace the exact (erf) GELU spelled out in operators, in any order of each operator's operands."""
-    graph = Graph(model)
+    graph = NodeIndex(model)
     fused = 0
     for erf in list(graph.nodes("Erf")):
         match = _match_gelu(graph, erf)
@@ -83,7 +83,7 @@ def fuse_gelu(model: ModelProto) -> int:
     return fused
 
 
-def _match_attention(graph: Graph, shapes: dict[str, Shape], softmax: NodeProto) -> _Attention | None:
+def _match_attention(graph: NodeIndex, shapes: dict[str, Shape], softmax: NodeProto) -> _Attention | None:
     """The attention around `softmax`."""
     scores = graph.producer(softmax.input[0], "MatMul")
     context = graph.consumer(softmax.output[0], "MatMul")
@@ -142,7 +142,7 @@ def _match_attention(graph: Graph, shapes: dict[str, Shape], softmax: NodeProto)
     return _Attention(old, project, int8, biases[0] if biases else None, number, 3 * number * size)
 
 
-def _attention_node(graph: Graph, match: _Attention, name: str) -> NodeProto:
+def _attention_node(graph: NodeIndex, match: _Attention, name: str) -> NodeProto:
     # QAttention has no form without a bias, and Attention's crashes the process in ONNX Runtime 1.23 and older
     zeros = np.zeros(match.width, np.float32)
     bias = match.bias or graph.add_constant(f"zero_bias/{match.width}", zeros)
@@ -171,7 +171,7 @@ def _attention_node(graph: Graph, match: _Attention, name: str) -> NodeProto:
     )
 
 
-def _match_gelu(graph: Graph, erf: NodeProto) -> tuple[list[NodeProto], NodeProto] | None:
+def _match_gelu(graph: NodeIndex, erf: NodeProto) -> tuple[list[NodeProto], NodeProto] | None:
     """The nodes of the GELU around `erf` and the node that replaces them."""
     divide = graph.producer(erf.input[0], "Div")
     if divide is None or not graph.is_scalar(divide.input[1], math.sqrt(2)):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from engines.onnxruntime.graph import CONTRIB, Graph, attribute, is_operator, other
+from engines.onnxruntime.node_index import CONTRIB, NodeIndex, attribute, is_operator, other
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -77,7 +77,7 @@ class Product:
     bias: str | None
     _codes: _Codes
 
-    def operands(self, graph: Graph) -> dict[str, str]:
+    def operands(self, graph: NodeIndex) -> dict[str, str]:
         """Make the activation uint8; return the names of the operator's inputs."""
         codes = self._codes
         graph.retype(codes.quantize.output[0])
@@ -96,7 +96,7 @@ class Product:
             "weight_zero_point": graph.add_constant(f"{self.weight}/zero", np.zeros((), np.int8)),
         }
 
-    def _weight(self, graph: Graph) -> str:
+    def _weight(self, graph: NodeIndex) -> str:
         if not self.transposed:
             return self.weight
         values = graph.array(self.weight, TensorProto.INT8)
@@ -105,7 +105,7 @@ class Product:
 
 def fuse_int8_products(model: ModelProto) -> int:
     """Replace products of INT8 activations and INT8 weights; returns how many there were."""
-    graph = Graph(model)
+    graph = NodeIndex(model)
     fused = 0
     for node in list(graph.nodes("MatMul", "Gemm")):
         product = match_product(graph, node)
@@ -118,7 +118,7 @@ def fuse_int8_products(model: ModelProto) -> int:
 
 def fold_conv_weights(model: ModelProto) -> int:
     """Make the INT8 weights of convolutions with a float result float; returns how many there were."""
-    graph = Graph(model)
+    graph = NodeIndex(model)
     folded = 0
     for node in list(graph.nodes("DequantizeLinear")):
         codes = graph.array(node.input[0], TensorProto.INT8)
@@ -153,7 +153,7 @@ def int8_summary(model: ModelProto) -> dict[str, int | dict[str, int]]:
     return {"products": int8.total(), "of": int8.total() + rest, "operators": dict(sorted(int8.items()))}
 
 
-def match_product(graph: Graph, node: NodeProto) -> Product | None:
+def match_product(graph: NodeIndex, node: NodeProto) -> Product | None:
     """The INT8 product that a MatMul or Gemm is, without the bias that an Add behind it may hold."""
     gemm = node.op_type == "Gemm"
     if gemm and (attribute(node, "transA", 0), attribute(node, "alpha", 1.0)) != (0, 1.0):
@@ -182,7 +182,7 @@ def match_product(graph: Graph, node: NodeProto) -> Product | None:
     )
 
 
-def _fuse(graph: Graph, product: Product) -> None:
+def _fuse(graph: NodeIndex, product: Product) -> None:
     old, bias = [product.node], product.bias
     add = graph.consumer(product.node.output[0], "Add")
     if add is not None and bias is None and not graph.is_output(product.node.output[0]):
@@ -201,7 +201,7 @@ def _fuse(graph: Graph, product: Product) -> None:
     graph.replace(old, new)
 
 
-def _match_codes(graph: Graph, name: str) -> _Codes | None:
+def _match_codes(graph: NodeIndex, name: str) -> _Codes | None:
     """The codes of which a tensor is the values, with whatever constant is added in front."""
     dequantize = graph.producer(name, "DequantizeLinear")
     quantize = graph.producer(dequantize.input[0], "QuantizeLinear") if dequantize is not None else None
@@ -225,7 +225,7 @@ def _match_codes(graph: Graph, name: str) -> _Codes | None:
     )
 
 
-def _match_shift(graph: Graph, quantize: NodeProto) -> tuple[str, int]:
+def _match_shift(graph: NodeIndex, quantize: NodeProto) -> tuple[str, int]:
     """What is quantized and the steps added to it: all of a constant in front that is so many steps, or nothing."""
     name = quantize.input[0]
     add = graph.producer(name, "Add")
@@ -242,7 +242,7 @@ def _match_shift(graph: Graph, quantize: NodeProto) -> tuple[str, int]:
     return other(add, constants[0]), steps
 
 
-def _zero(graph: Graph, node: NodeProto) -> int | None:
+def _zero(graph: NodeIndex, node: NodeProto) -> int | None:
     """The zero point of a Q or DQ with one float32 scale, as uint8 codes have it; None for any other."""
     if len(node.input) < 3:
         return None
@@ -253,11 +253,11 @@ def _zero(graph: Graph, node: NodeProto) -> int | None:
     return int(zero.item()) + (128 if zero.dtype == np.int8 else 0)
 
 
-def _zero_point(graph: Graph, value: int) -> str:
+def _zero_point(graph: NodeIndex, value: int) -> str:
     return graph.add_constant(f"int8/zero_point/{value}", np.uint8(value))
 
 
-def _is_float_conv(graph: Graph, node: NodeProto) -> bool:
+def _is_float_conv(graph: NodeIndex, node: NodeProto) -> bool:
     """Whether a node is a Conv that ONNX Runtime makes no QLinearConv of: one whose result is not quantized at once."""
     after = ("QuantizeLinear", "Relu", "Clip")
     return is_operator(node, "Conv") and not any(
@@ -265,7 +265,7 @@ def _is_float_conv(graph: Graph, node: NodeProto) -> bool:
     )
 
 
-def _weight(graph: Graph, dequantize: NodeProto, shape: tuple[int, ...]) -> tuple[int, np.ndarray] | None:
+def _weight(graph: NodeIndex, dequantize: NodeProto, shape: tuple[int, ...]) -> tuple[int, np.ndarray] | None:
     """The axis of output channels of a dequantized int8 constant and their float32 scales; None for another kind."""
     scale = graph.array(dequantize.input[1], TensorProto.FLOAT)
     axis = attribute(dequantize, "axis", 1)

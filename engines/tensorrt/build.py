@@ -4,81 +4,105 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.base import BuildOptions, Progress, TensorSpec
 from engines.errors import EngineBuildError
+from engines.graph_file import input_specs, output_specs, product_types, read_model, tensor_types
 from engines.tensorrt.config import attach_timing_cache, batch_profile, configure, save_timing_cache
-from engines.tensorrt.features import Features
-from engines.tensorrt.kernels import products
-from engines.tensorrt.messages import Messages, builder_problems, facts, make_logger, parser_problems
+from engines.tensorrt.kernels import EIGHT_BIT_TYPES, products
+from engines.tensorrt.library import Flavour, Library
+from engines.tensorrt.messages import builder_problems, facts, parser_problems
 from engines.tensorrt.types import constrain, network_flags, numpy_type, require_types
-
-if TYPE_CHECKING:
-    from engines.tensorrt.library import Flavour
 
 _POLL_SECONDS = 0.05
 _SHOWN_PROBLEMS = 3
 
 
+@dataclass(frozen=True)
+class OnnxGraph:
+    """What has to be known of an ONNX file beside what the library's parser reads.
+
+    Attributes:
+        path: the file.
+        inputs, outputs: of the graph.
+        types: of all its tensors, by numpy's names.
+        products: the type of each product by ONNX node, to be held to the engine's kernels; empty where they are not asked.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    types: set[str]
+    products: dict[str, str]
+
+
+def read_graph(path: Path, flavour: Flavour) -> OnnxGraph:
+    """Read what `build_plan` needs to know of an ONNX file.
+
+    Raises:
+        EngineBuildError: there is no such file, or it is not a readable ONNX model.
+    """
+    model = read_model(path)
+    types = tensor_types(model)
+    # a GPU's own inspector tells more; without one there is the builder's log alone
+    low = not flavour.needs_gpu_to_build and types.intersection(EIGHT_BIT_TYPES)
+    return OnnxGraph(
+        path, input_specs(model), output_specs(model), types, product_types(model) if low else {}
+    )
+
+
 def build_plan(
-    trt: ModuleType,
-    flavour: Flavour,
-    onnx_path: Path,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    types: set[str],
-    asked: Mapping[str, str],
+    library: Library,
+    graph: OnnxGraph,
     options: BuildOptions,
-    compute_capabilities: tuple[str, ...],
+    targets: tuple[str, ...],
     progress: Progress | None,
 ) -> tuple[memoryview, dict[str, Any]]:
     """Build and return the serialized plan and what is worth knowing of it (JSON values).
 
     Args:
-        asked: what products compute in (`tensorrt_layers.asked_types`), to be held to the engine's kernels; empty for none.
+        targets: compute capabilities to build for; empty is the library's default.
     Raises:
         EngineBuildError: the parser or the builder refuses the graph, or an option.
         KeyboardInterrupt: Ctrl-C; the builder has stopped by then.
     """
-    title, features = flavour.title, Features.of(trt)
-    require_types(title, features, types)
-    messages = Messages()
-    logger = make_logger(trt, messages)
-    builder = trt.Builder(logger)
+    trt, title, features, messages = library.trt, library.title, library.features, library.messages
+    require_types(library, graph.types)
+    builder = trt.Builder(library.logger)
     if options.threads is not None:
         builder.max_threads = options.threads
-    network = builder.create_network(network_flags(trt, features))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx_path)):
-        _refuse(f"{title} cannot read {onnx_path}", parser_problems(parser, title))
-    _check_types(trt, title, features, network, inputs, outputs)
+    network = builder.create_network(network_flags(library))
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(graph.path)):
+        _refuse(f"{title} cannot read {graph.path}", parser_problems(parser, title))
+    _check_types(library, network, graph)
 
     config = builder.create_builder_config()
-    configure(trt, features, builder, network, config, options, compute_capabilities)
-    constrained = None if features.strong_typing else constrain(trt, network, config, types)
+    configure(library, builder, network, config, options, targets)
+    constrained = None if features.strong_typing else constrain(library, network, config, graph.types)
     cache = None
-    if options.timing_cache is not None and flavour.has_timing_cache:
+    if options.timing_cache is not None and library.flavour.has_timing_cache:
         cache = attach_timing_cache(config, options.timing_cache, messages)
-    monitor = _make_monitor(trt, features)
+    monitor = _make_monitor(library)
     if features.progress_monitor:
         config.progress_monitor = monitor
     messages.clear_errors()  # a parser that succeeds may still have logged some
     plan = _build(builder, network, config, monitor, progress)
     if plan is None:
-        _refuse(f"{title} cannot build {onnx_path}", builder_problems(messages))
+        _refuse(f"{title} cannot build {graph.path}", builder_problems(messages))
 
+    kernels = products(messages.kernels, graph.products)
     details: dict[str, Any] = {
         "layers": network.num_layers,
         "layer_output_types": _layer_types(network),
         "typing": "strong" if features.strong_typing else f"weak, {constrained} layers told their types",
-        "profile": batch_profile(inputs, options),
+        "profile": batch_profile(graph.inputs, options),
         "flags": [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)],
-        "compute_capabilities": list(compute_capabilities) or "default",
+        "compute_capabilities": list(targets) or "default",
         "optimization_level": config.builder_optimization_level,
         "hardware_compatibility": options.hardware_compatibility,
         "version_compatible": options.version_compatible,
@@ -86,7 +110,7 @@ def build_plan(
         "refit": options.refit,
         "profiling": options.profiling,
         "workspace_bytes": options.workspace_bytes,
-        "eight_bits": found.to_dict() if (found := products(messages.kernels, asked)) else None,
+        "eight_bits": kernels.to_dict() if kernels else None,
         "warnings": messages.warnings,
         **facts(messages.notes),
     }
@@ -99,21 +123,15 @@ def build_plan(
     return memoryview(plan), details
 
 
-def _check_types(
-    trt: ModuleType,
-    title: str,
-    features: Features,
-    network: Any,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-) -> None:
+def _check_types(library: Library, network: Any, graph: OnnxGraph) -> None:
     """Inputs and outputs keep the ONNX graph's types, and the network is strongly typed where it can be."""
+    trt, title, features = library.trt, library.title, library.features
     if features.typing_flag and not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
         raise EngineBuildError(f"{title} made a weakly typed network; its types would not be ours")
     found = [network.get_input(i) for i in range(network.num_inputs)]
     found += [network.get_output(i) for i in range(network.num_outputs)]
     got = {tensor.name: numpy_type(tensor.dtype) for tensor in found}
-    for spec in (*inputs, *outputs):
+    for spec in (*graph.inputs, *graph.outputs):
         if got.get(spec.name) != spec.dtype:
             raise EngineBuildError(
                 f"{title} took {spec.name} for {got.get(spec.name, 'nothing')}, "
@@ -182,13 +200,14 @@ class _Silent:
     cancelled = False
 
 
-def _make_monitor(trt: ModuleType, features: Features) -> Any:
+def _make_monitor(library: Library) -> Any:
     """A progress monitor: `latest` is (phase, done, total), `cancelled` stops the build.
 
     The builder calls from threads of its own; both attributes are set in one assignment.
     """
 
-    if not features.progress_monitor:
+    trt = library.trt
+    if not library.features.progress_monitor:
         return _Silent()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]

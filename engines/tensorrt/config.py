@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.base import BuildOptions, TensorSpec
 from engines.errors import EngineBuildError, NoGpuError
 from engines.files import atomic_path
-from engines.tensorrt.features import Features
+from engines.tensorrt.library import Library
 from engines.tensorrt.messages import Messages
-
-if TYPE_CHECKING:
-    from engines.tensorrt.library import Flavour
 
 _log = logging.getLogger(__name__)
 _PROFILING = {"none": "NONE", "names": "LAYER_NAMES_ONLY", "detailed": "DETAILED"}
 
 
-def targets(trt: ModuleType, title: str, asked: tuple[str, ...], gpu_present: bool) -> tuple[str, ...]:
+def targets(library: Library, asked: tuple[str, ...], gpu_present: bool) -> tuple[str, ...]:
     """Check compute capabilities such as "sm80" against the library's; "current" is this GPU.
 
     Raises:
@@ -29,12 +25,13 @@ def targets(trt: ModuleType, title: str, asked: tuple[str, ...], gpu_present: bo
     """
     if not asked:
         return ()
-    if not hasattr(trt.IBuilderConfig, "set_compute_capability"):
+    title = library.title
+    if not library.features.compute_capabilities:
         raise EngineBuildError(
             f"{title} builds for the GPU it runs on and cannot be given compute capabilities; "
             "leave them out, or use --engine tensorrt-rtx"
         )
-    valid = [name.lower() for name in trt.ComputeCapability.__members__ if name != "NONE"]
+    valid = [name.lower() for name in library.trt.ComputeCapability.__members__ if name != "NONE"]
     chosen = tuple(dict.fromkeys(name.lower() for name in asked))
     for name in chosen:
         if name not in valid:
@@ -51,22 +48,22 @@ def targets(trt: ModuleType, title: str, asked: tuple[str, ...], gpu_present: bo
     return chosen
 
 
-def default_target(trt: ModuleType) -> str:
+def default_target(library: Library) -> str:
     """What an engine built with no compute capability runs on: all from Ampere (sm80) on."""
-    names = [name.lower() for name in trt.ComputeCapability.__members__]
+    names = [name.lower() for name in library.trt.ComputeCapability.__members__]
     return ",".join(name for name in names if name[2:].isdecimal() and int(name[2:]) >= 80)
 
 
-def check_options(flavour: Flavour, features: Features, options: BuildOptions, gpu_present: bool) -> None:
+def check_options(library: Library, options: BuildOptions, gpu_present: bool) -> None:
     """Refuse, before any work, what this library would refuse, ignore, or only warn of.
 
     Raises:
         EngineBuildError: an option that it does not know. NoGpuError: one that it knows only beside a GPU.
     """
-    title = flavour.title
+    title, features = library.title, library.features
     level = options.hardware_compatibility
     if level is not None:
-        if not flavour.has_hardware_levels:
+        if not library.flavour.has_hardware_levels:
             raise EngineBuildError(
                 f"{title} has no hardware compatibility levels; name the GPUs with --target, or leave them out for all"
             )
@@ -92,8 +89,7 @@ def check_options(flavour: Flavour, features: Features, options: BuildOptions, g
 
 
 def configure(
-    trt: ModuleType,
-    features: Features,
+    library: Library,
     builder: Any,
     network: Any,
     config: Any,
@@ -105,6 +101,7 @@ def configure(
     Raises:
         EngineBuildError: the library refuses a target, a level or the batch range.
     """
+    trt = library.trt
     # TF32 rounds FP32 matmuls to 10 bits of mantissa, is on by default, and is not in the graph:
     # float32 there has to mean float32 here.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -127,7 +124,7 @@ def configure(
         level = trt.HardwareCompatibilityLevel.__members__[options.hardware_compatibility.upper()]
         config.hardware_compatibility_level = level
     config.profiling_verbosity = trt.ProfilingVerbosity.__members__[_PROFILING[options.profiling]]
-    if not features.strong_typing:
+    if not library.features.strong_typing:
         # Its cuBLAS and cuDNN are other packages, which need not be there; its own kernels are.
         config.set_tactic_sources(0)
     if compute_capabilities:

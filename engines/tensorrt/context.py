@@ -1,4 +1,4 @@
-"""One execution context of a TensorRT engine with everything a call needs: memory, stream, events, CUDA graph."""
+"""A context slot: one execution context of a TensorRT engine with all that a call needs: memory, stream, events, CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,27 +14,44 @@ from engines.tensorrt import cuda
 if TYPE_CHECKING:
     import numpy as np
 
-    from engines.tensorrt.runner import TensorRTRunner
+    from engines.tensorrt.bindings import Bindings
+    from engines.tensorrt.library import Library
 
 # CU_STREAM_NON_BLOCKING of the CUDA driver API: a stream that does not wait for stream 0.
 _NON_BLOCKING = 1
 
 
-class Lane:
+class ContextSlot:
     """Runs one call at a time. The device's context must be current for every method.
 
     A CUDA graph holds one shape: TensorRT keeps state of its own in a context, so several graphs would need a context each.
     The first call of a shape runs plainly, since TensorRT does work there that a graph must not repeat; the second is
     captured; later ones are replayed.
+
+    Args:
+        library, device, bindings: of the engine.
+        context: the `IExecutionContext`; owned from here on.
+        graphs: the driver's bindings that know CUDA graphs; None to run without.
+        notes: what did not go as asked is added here.
     """
 
-    def __init__(self, runner: TensorRTRunner, context: Any, graphs: ModuleType | None) -> None:
+    def __init__(
+        self,
+        library: Library,
+        device: cuda.CudaDevice,
+        bindings: Bindings,
+        context: Any,
+        graphs: ModuleType | None,
+        notes: list[str],
+    ) -> None:
         self.context = context
-        self._runner = runner
-        self._gpu = runner.gpu
+        self._library = library
+        self._gpu = device
+        self._bindings = bindings
         self._graphs = graphs
-        self._graph: cuda.Graph | None = None
-        self._shapes: dict[str, tuple[int, ...]] | None = None  # of the last run on this lane's memory
+        self._notes = notes
+        self._graph: cuda.CudaGraph | None = None
+        self._shapes: dict[str, tuple[int, ...]] | None = None  # of the last run on this slot's memory
         self._device: dict[str, Any] = {}
         self._host: dict[str, np.ndarray] = {}
         self._stream: Any = None
@@ -49,14 +66,11 @@ class Lane:
         """
         import numpy as np
 
-        driver, runner = self._gpu.driver, self._runner
+        driver, bindings = self._gpu.driver, self._bindings
         self._stream = driver.Stream(_NON_BLOCKING)
         self._started, self._ended = driver.Event(), driver.Event()
-        largest = max((high[0] for _, high in runner.ranges.values()), default=1)
-        for spec in (*runner.inputs, *runner.outputs):
-            shape = runner.ranges.get(spec.name, (None, None))[1]
-            if shape is None:
-                shape = tuple(largest if size is None else size for size in spec.shape)
+        for spec in (*bindings.inputs, *bindings.outputs):
+            shape = bindings.largest_shape(spec)
             size = math.prod(shape) * np.dtype(spec.dtype).itemsize
             self._device[spec.name] = self._gpu.allocate(size, f"tensor {spec.name}", remedy)
             self._host[spec.name] = self._gpu.allocate_host(shape, spec.dtype, f"tensor {spec.name}", remedy)
@@ -64,7 +78,7 @@ class Lane:
     def run(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
         """Copy in, execute, copy out, wait; the outputs and the seconds between the two copies on the GPU."""
         driver, stream = self._gpu.driver, self._stream
-        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._runner.inputs}
+        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._bindings.inputs}
         for name, array in feeds.items():
             staged = self._host[name][: len(array)] if array.ndim else self._host[name]
             staged[...] = array
@@ -73,7 +87,7 @@ class Lane:
         self._enqueue(shapes)
         self._ended.record(stream)
         outputs = {}
-        for spec in self._runner.outputs:
+        for spec in self._bindings.outputs:
             shape = self._output_shape(spec.name)
             staged = self._host[spec.name][: shape[0]] if shape else self._host[spec.name]
             driver.memcpy_dtoh_async(staged, self._device[spec.name], stream)
@@ -108,7 +122,7 @@ class Lane:
             self.run(feeds)
 
     def close(self) -> None:
-        """Free everything; a lane that never got all it asked for too."""
+        """Free everything; a slot that never got all it asked for too."""
         if self._stream is not None:  # `run_on_device` waits for nothing
             self._stream.synchronize()
         with suppress(cuda.GraphError):  # on a device that failed there is nothing left to destroy
@@ -122,7 +136,7 @@ class Lane:
         self._stream = self._started = self._ended = None
 
     def _enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Execute on this lane's own memory: by the graph, by capturing one, or plainly."""
+        """Execute on this slot's own memory: by the graph, by capturing one, or plainly."""
         if shapes == self._shapes:
             if self._graph is None and self._graphs is not None:
                 self._graph = self._capture()
@@ -137,7 +151,7 @@ class Lane:
             self._shapes = shapes
         self._execute(self._stream.handle)
 
-    def _capture(self) -> cuda.Graph | None:
+    def _capture(self) -> cuda.CudaGraph | None:
         """Capture the execution; where that fails, say why and run plainly from now on."""
         assert self._graphs is not None
         # A library that compiles kernels while it runs says when it is done; until then it runs plainly.
@@ -150,28 +164,28 @@ class Lane:
             return captured[0]
         except (cuda.GraphError, EngineRunError) as error:
             self._graphs = None
-            self._runner.notes.append(f"no CUDA graph: {error}; kernels are launched one by one")
+            self._notes.append(f"no CUDA graph: {error}; kernels are launched one by one")
             return None
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = None  # until `_enqueue` has set its own addresses too
-        for name in self._runner.ranges:
+        for name in self._bindings.ranges:
             self._accepted(
                 self.context.set_input_shape(name, shapes[name]), f"shape {shapes[name]} for {name}"
             )
 
     def _execute(self, handle: int) -> None:
-        seen = len(self._runner.messages.errors)
+        seen = len(self._library.messages.errors)
         if not self.context.execute_async_v3(handle):
-            said = "; ".join(self._runner.messages.errors[seen:]) or "no reason given"
-            raise EngineRunError(f"{self._runner.title} does not execute: {' '.join(said.split())}")
+            said = "; ".join(self._library.messages.errors[seen:]) or "no reason given"
+            raise EngineRunError(f"{self._library.title} does not execute: {' '.join(said.split())}")
 
     def _output_shape(self, name: str) -> tuple[int, ...]:
         return tuple(int(size) for size in self.context.get_tensor_shape(name))
 
     def _accepted(self, answer: bool, what: str) -> None:
         if not answer:
-            raise EngineRunError(f"{self._runner.title} refuses {what}")
+            raise EngineRunError(f"{self._library.title} refuses {what}")
 
     def _drop_graph(self) -> None:
         graph, self._graph = self._graph, None

@@ -1,7 +1,7 @@
 """Device memory, streams, events and graphs of one GPU: PyCUDA for all but graphs, which it does not know.
 
 Everything lives in the device's primary context, the one that PyTorch uses too, so device pointers can be exchanged. A thread
-has to make the context current before any call here (`Gpu.current`); TensorRT takes the current context as well.
+has to make the context current before any call here (`CudaDevice.current`); TensorRT takes the current context as well.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def import_driver() -> ModuleType:
     return driver
 
 
-class Gpu:
+class CudaDevice:
     """One device and its primary context.
 
     Raises:
@@ -149,7 +149,7 @@ class Gpu:
         )
 
 
-class Graph:
+class CudaGraph:
     """A captured CUDA graph of what one stream did.
 
     Of cuda-bindings, since PyCUDA has no graphs.
@@ -184,7 +184,7 @@ def import_graphs() -> ModuleType | None:
 
 
 @contextmanager
-def capture(api: ModuleType, stream: Any) -> Iterator[list[Graph]]:
+def capture(api: ModuleType, stream: Any) -> Iterator[list[CudaGraph]]:
     """Capture what a block enqueues on `stream`, which then does not run; the list gets the graph.
 
     The capture is thread-local: other threads go on using the device meanwhile.
@@ -192,7 +192,7 @@ def capture(api: ModuleType, stream: Any) -> Iterator[list[Graph]]:
     Raises:
         GraphError: the block did something that cannot be captured.
     """
-    captured: list[Graph] = []
+    captured: list[CudaGraph] = []
     mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     _checked(api, api.cuStreamBeginCapture(stream.handle, mode))
     try:
@@ -205,7 +205,7 @@ def capture(api: ModuleType, stream: Any) -> Iterator[list[Graph]]:
         raise
     graph = _checked(api, api.cuStreamEndCapture(stream.handle))
     try:
-        captured.append(Graph(api, _checked(api, api.cuGraphInstantiate(graph, 0))))
+        captured.append(CudaGraph(api, _checked(api, api.cuGraphInstantiate(graph, 0))))
     finally:
         _checked(api, api.cuGraphDestroy(graph))
 

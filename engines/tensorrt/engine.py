@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: one API in two packages, chosen by flavour.
+"""TensorRT and TensorRT-RTX: one API in two packages, an engine each.
 
 TensorRT-RTX builds ahead of time with no GPU and no driver, and finishes compiling on the machine
 that runs the engine. Full TensorRT times kernels while it builds, so it needs the GPU it builds
@@ -8,10 +8,13 @@ for. Features are asked for (`hasattr`); version numbers are never compared.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, Progress, Support
+from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
 from engines.errors import (
+    EngineBuildError,
     EngineError,
     EngineLoadError,
     EngineNotInstalledError,
@@ -19,30 +22,36 @@ from engines.errors import (
 )
 from engines.files import atomic_path
 from engines.gpus import find_gpus
-from engines.graph_file import check_batch, input_specs, output_specs, read_model, tensor_types
+from engines.graph_file import check_batch
 from engines.tensorrt import config, cuda, load
-from engines.tensorrt.features import Features
-from engines.tensorrt.kernels import EIGHT_BITS
-from engines.tensorrt.layers import asked_types
-from engines.tensorrt.library import FLAVOURS, import_module
-from engines.tensorrt.messages import Messages, make_logger
-from engines.tensorrt.runner import TensorRTRunner
+from engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Flavour, import_module, open_library
 from engines.tensorrt.runtime_cache import RuntimeCache, cache_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engines.tensorrt.runner import TensorRTRunner
+
+OLDEST_FP8 = 89  # Ada
 
 
 class TensorRT(Engine):
     """Build a strongly typed TensorRT engine: every type is the ONNX graph's own."""
 
+    flavour: ClassVar[Flavour] = TENSORRT
+    kind = TENSORRT.kind
+    title = TENSORRT.title
+    package = "tensorrt"
     filename = "engine.plan"
-
-    def __init__(self, kind: str = "tensorrt") -> None:
-        if kind not in FLAVOURS:
-            raise EngineError(f"unknown TensorRT flavour {kind!r}; use {' or '.join(FLAVOURS)}")
-        self.kind = kind
-        self.flavour = FLAVOURS[kind]
+    on_cpu = False
+    builds_anywhere = not TENSORRT.needs_gpu_to_build
+    precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
+    precision_beside_8_bits = "fp16"
+    tells_types = True
+    tells_tensors = True
 
     def probe(self) -> Support:
-        title = self.flavour.title
+        title = self.title
         try:
             trt = import_module(self.flavour)
         except EngineNotInstalledError as error:
@@ -67,14 +76,29 @@ class TensorRT(Engine):
 
     def check(self, options: BuildOptions) -> None:
         status = find_gpus()
-        trt = import_module(self.flavour)
+        library = open_library(self.flavour)
         if self.flavour.needs_gpu_to_build and not status:
             raise NoGpuError(
-                f"building a {self.flavour.title} engine needs an NVIDIA GPU and driver; none found here "
+                f"building a {self.title} engine needs an NVIDIA GPU and driver; none found here "
                 f"({status.reason}). Use --engine tensorrt-rtx, which builds without one"
             )
-        config.targets(trt, self.flavour.title, options.compute_capabilities, bool(status))
-        config.check_options(self.flavour, Features.of(trt), options, bool(status))
+        config.targets(library, options.compute_capabilities, bool(status))
+        config.check_options(library, options, bool(status))
+
+    def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+        if precision != "fp8":
+            return asked
+        capabilities = list(asked)
+        if not asked or "current" in asked:  # the GPU of this machine
+            capabilities = [c for c in asked if c != "current"]
+            capabilities += [gpu.compute_capability for gpu in find_gpus().gpus]
+        for capability in capabilities:
+            number = capability.removeprefix("sm")
+            if number.isdecimal() and int(number[:9]) < OLDEST_FP8:
+                raise EngineBuildError(
+                    f"{capability} has no FP8: it came with sm{OLDEST_FP8}; pass --precision int8 or a newer --target"
+                )
+        return asked
 
     def build(
         self,
@@ -92,44 +116,28 @@ class TensorRT(Engine):
         Ctrl-C cancels at the builder's next step. TensorRT-RTX spends most of a build in a single
         step, so that can take seconds.
         """
-        self.check(options)
-        title, status, trt = self.flavour.title, find_gpus(), import_module(self.flavour)
-        from engines.tensorrt import build
+        from engines.tensorrt.build import build_plan, read_graph
 
+        self.check(options)
+        status, library = find_gpus(), open_library(self.flavour)
         started = time.perf_counter()
         if progress:
             progress("reading ONNX", 0, 1)
-        model = read_model(onnx_path)
-        inputs, outputs, types = input_specs(model), output_specs(model), tensor_types(model)
-        # a GPU's own inspector tells more; without one there is the builder's log alone
-        low = not self.flavour.needs_gpu_to_build and types.intersection(EIGHT_BITS)
-        asked = asked_types(model) if low else {}
-        del model
-        check_batch(inputs, options.dynamic_batch, required=True)
-        targets = config.targets(trt, title, options.compute_capabilities, bool(status))
+        graph = read_graph(onnx_path, self.flavour)
+        check_batch(graph.inputs, options.dynamic_batch, required=True)
+        targets = config.targets(library, options.compute_capabilities, bool(status))
         with atomic_path(engine_path) as temporary:
-            plan, details = build.build_plan(
-                trt,
-                self.flavour,
-                onnx_path,
-                inputs,
-                outputs,
-                types,
-                asked,
-                options,
-                targets,
-                progress,
-            )
+            plan, details = build_plan(library, graph, options, targets, progress)
             temporary.write_bytes(plan)
         if targets and targets != ("current",):
             target = ",".join(targets)
         elif targets or self.flavour.needs_gpu_to_build:
             target = f"{status.gpus[0].compute_capability} ({status.gpus[0].name})"
         else:
-            target = config.default_target(trt)
+            target = config.default_target(library)
         return EngineInfo(
             kind=self.kind,
-            version=trt.__version__,
+            version=library.version,
             filename=engine_path.name,
             size_bytes=engine_path.stat().st_size,
             build_seconds=time.perf_counter() - started,
@@ -150,51 +158,90 @@ class TensorRT(Engine):
         """Open an engine on a GPU.
 
         Args:
+            engine_path: the plan.
             threads: accepted for the sake of the other runtimes; no CPU thread takes part in a run.
             device: "cuda" or "cuda:N"; the first GPU by default.
+            origin: how it was built.
             contexts: calls of `infer` that can run at once, each with memory of its own.
             cuda_graph: replay a shape seen before as one launch.
 
         An engine built without weights takes those of `model.onnx` beside it.
         """
-        title = self.flavour.title
+        from engines.tensorrt.runner import TensorRTRunner
+
         if not engine_path.is_file():
             raise EngineLoadError(f"{engine_path}: no such engine file")
         number = cuda.ordinal(device)
         status = find_gpus()
         if not status:  # asked before TensorRT is touched, which hands back garbage without a device
             raise NoGpuError(
-                f"running a {title} engine needs an NVIDIA GPU and driver; none found here "
+                f"running a {self.title} engine needs an NVIDIA GPU and driver; none found here "
                 f"({status.reason}). Copy the bundle to a machine with one, "
                 "or pass --engine onnxruntime to use this CPU"
             )
-        trt = import_module(self.flavour)
-        gpu = cuda.Gpu(number)
+        library = open_library(self.flavour)
+        gpu = cuda.CudaDevice(number)
         if origin is not None:
-            load.check_origin(title, trt.__version__, gpu, origin, Features.of(trt).engine_validity)
-        features, plan, messages = Features.of(trt), engine_path.read_bytes(), Messages()
-        logger = make_logger(trt, messages)
+            load.check_origin(library, gpu, origin)
+        plan, cache = engine_path.read_bytes(), None
         with gpu.current():
-            runtime, engine = load.deserialize(trt, title, features, plan, engine_path, gpu, logger, messages)
+            runtime, engine = load.deserialize(library, plan, engine_path, gpu)
             try:
                 if origin is not None and origin.details.get("strip_weights"):
-                    weights = engine_path.with_name("model.onnx")
-                    load.refit(trt, title, features, engine, weights, logger, messages)
-                cache = (
-                    RuntimeCache(cache_path(plan, gpu.name, trt.__version__))
-                    if features.runtime_cache
-                    else None
-                )
+                    load.refit(library, engine, engine_path.with_name("model.onnx"))
+                if library.features.runtime_cache:
+                    cache = RuntimeCache(cache_path(plan, gpu.name, library.version))
                 return TensorRTRunner(
-                    trt,
-                    title,
-                    gpu,
-                    engine,
-                    messages,
-                    keep=(runtime, logger),
-                    cache=cache,
-                    contexts=contexts,
-                    cuda_graph=cuda_graph,
+                    library, gpu, engine, runtime, cache=cache, contexts=contexts, cuda_graph=cuda_graph
                 )
             finally:
                 del engine, runtime  # in this order: an engine must not outlive its runtime
+
+    def layer_times(
+        self,
+        engine_path: Path,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        runs: int = 20,
+        threads: int | None = None,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> tuple[LayerTime, ...]:
+        # opened for this alone: a context that was profiled stays slow
+        with self.load(engine_path, device=device, origin=origin) as runner:
+            return runner.layer_times(feeds, runs)
+
+    def tensor_outputs(
+        self, onnx_path: Path, feeds: Mapping[str, np.ndarray], tensors: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Build an engine here that gives every tensor, and run it."""
+        from engines.tensorrt.tensors import tensor_outputs
+
+        status = find_gpus()
+        if not status:
+            raise NoGpuError(
+                f"comparing layers runs them on an NVIDIA GPU; none found here ({status.reason}). Leave --debug out, or "
+                "copy the bundle to a machine with one"
+            )
+        found = tensor_outputs(self.flavour, onnx_path, feeds)
+        return found if tensors is None else {name: found[name] for name in tensors}
+
+
+class TensorRTRTX(TensorRT):
+    """The same with TensorRT-RTX."""
+
+    flavour = TENSORRT_RTX
+    kind = TENSORRT_RTX.kind
+    title = TENSORRT_RTX.title
+    package = "tensorrt-rtx"
+    builds_anywhere = not TENSORRT_RTX.needs_gpu_to_build
+    caveat = (
+        "documents INT8 for weights alone: what a build in int8 multiplies in 8 bits, its notes and `inspect` say, "
+        "as the builder logs it; nothing of it has run on a GPU yet"
+    )
+    _FP8_TARGETS = ("sm89", "sm120", "sm121")  # of what it builds for
+
+    def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+        if precision == "fp8" and not asked:
+            return self._FP8_TARGETS
+        return super().targets_with(precision, asked)

@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.tensorrt.layers import node_names, type_name
 
-EIGHT_BITS = ("int8", "float8_e4m3fn")
+EIGHT_BIT_TYPES = ("int8", "float8_e4m3fn")  # by numpy's names
 
 _KERNEL = re.compile(
     r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<operands>.*?)\bOutputs: \[", re.DOTALL
@@ -36,6 +36,21 @@ class Products:
     def to_dict(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) for name in ("kept", "widened", "unknown")}
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Products:
+        """What `to_dict` returned."""
+        return cls(**{name: tuple(fields[name]) for name in ("kept", "widened", "unknown")})
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.kept) + len(self.widened) + len(self.unknown)
+
+    @property
+    def all_kept(self) -> bool:
+        """Whether the engine is known to multiply all of them in 8 bits."""
+        return not self.widened and not self.unknown
+
 
 @dataclass(frozen=True)
 class _Kernel:
@@ -53,9 +68,9 @@ def products(lines: Iterable[str], asked: Mapping[str, str]) -> Products | None:
     """Hold the products of a graph to the kernels of its engine; None for a graph that has none in 8 bits.
 
     Args:
-        lines: of the builder's log, those of `is_kernel`. asked: of `tensorrt_layers.asked_types`.
+        lines: of the builder's log, those of `is_kernel`. asked: what each product computes in (`layers.product_types`).
     """
-    planned = [node for node, kind in asked.items() if kind in EIGHT_BITS]
+    planned = [node for node, kind in asked.items() if kind in EIGHT_BIT_TYPES]
     if not planned:
         return None
     by_node: dict[str, list[_Kernel]] = {}
@@ -81,4 +96,4 @@ def _read(line: str) -> _Kernel | None:
     nodes = tuple(node_names(line))
     if not types or not nodes:
         return None
-    return _Kernel(multiplies, sum(name in EIGHT_BITS for name in types), nodes)
+    return _Kernel(multiplies, sum(name in EIGHT_BIT_TYPES for name in types), nodes)

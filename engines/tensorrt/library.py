@@ -1,13 +1,15 @@
-"""The two packages that share TensorRT's API, and how each is imported."""
+"""The two packages that share TensorRT's API, how each is imported, and an imported one with what it offers and logs."""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from engines.errors import EngineNotInstalledError
 from engines.tensorrt.features import Features
+from engines.tensorrt.messages import Messages, make_logger
 
 
 @dataclass(frozen=True)
@@ -19,27 +21,31 @@ class Flavour:
     module: str
     install: str
     needs_gpu_to_build: bool
-    has_timing_cache: bool  # TensorRT-RTX keeps the calls and makes them do nothing
-    has_hardware_levels: bool  # TensorRT-RTX keeps the setter and warns that it is unsupported
+    has_timing_cache: bool
+    has_hardware_levels: bool
+    polygraphy_switch: str | None = None  # the environment variable that makes Polygraphy use it
 
 
-FLAVOURS = {
-    flavour.kind: flavour
-    for flavour in (
-        Flavour(
-            "tensorrt", "TensorRT", "tensorrt", "run `pip install sit-deploy[tensorrt]`", True, True, True
-        ),
-        Flavour(
-            "tensorrt-rtx",
-            "TensorRT-RTX",
-            "tensorrt_rtx",
-            "run `pip install tensorrt-rtx`",
-            False,
-            False,
-            False,
-        ),
-    )
-}
+TENSORRT = Flavour(
+    kind="tensorrt",
+    title="TensorRT",
+    module="tensorrt",
+    install="run `pip install sit-deploy[tensorrt]`",
+    needs_gpu_to_build=True,
+    has_timing_cache=True,
+    has_hardware_levels=True,
+)
+TENSORRT_RTX = Flavour(
+    kind="tensorrt-rtx",
+    title="TensorRT-RTX",
+    module="tensorrt_rtx",
+    install="run `pip install tensorrt-rtx`",
+    needs_gpu_to_build=False,
+    has_timing_cache=False,  # it keeps the calls and makes them do nothing
+    has_hardware_levels=False,  # it keeps the setter and warns that it is unsupported
+    polygraphy_switch="POLYGRAPHY_USE_TENSORRT_RTX",
+)
+FLAVOURS = {flavour.kind: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
 
 
 def import_module(flavour: Flavour) -> ModuleType:
@@ -69,3 +75,42 @@ def import_module(flavour: Flavour) -> ModuleType:
             f"{flavour.title} {trt.__version__} {lacks}", "install TensorRT 8.6 or newer"
         )
     return trt
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported TensorRT, for one build or one open engine.
+
+    Attributes:
+        trt: the module.
+        flavour: which of the two packages it is.
+        features: what this release of it offers.
+        messages: what it logged since this was made.
+        logger: that collects them; it has to outlive every object that it is given to.
+    """
+
+    trt: ModuleType
+    flavour: Flavour
+    features: Features
+    messages: Messages
+    logger: Any
+
+    @property
+    def title(self) -> str:
+        """What the package is called."""
+        return self.flavour.title
+
+    @property
+    def version(self) -> str:
+        """Its release."""
+        return str(self.trt.__version__)
+
+
+def open_library(flavour: Flavour) -> Library:
+    """Import the package of a flavour and begin to collect what it logs.
+
+    Raises:
+        EngineNotInstalledError: it is missing, or broken.
+    """
+    trt, messages = import_module(flavour), Messages()
+    return Library(trt, flavour, Features.of(trt), messages, make_logger(trt, messages))

@@ -7,11 +7,10 @@ guide, "Layer-level control of precision").
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from engines.errors import EngineBuildError
-from engines.tensorrt.features import Features
+from engines.tensorrt.library import Library
 
 _NAMES = {
     "FLOAT": "float32",
@@ -37,38 +36,40 @@ def numpy_type(dtype: Any) -> str:
     return _NAMES.get(dtype.name, dtype.name.lower())
 
 
-def network_flags(trt: ModuleType, features: Features) -> int:
+def network_flags(library: Library) -> int:
     """The creation flags of a network: strongly typed where that has to be said, else with the batch explicit."""
-    flags = trt.NetworkDefinitionCreationFlag
+    features, flags = library.features, library.trt.NetworkDefinitionCreationFlag
     if features.strong_typing:
         return 1 << int(flags.STRONGLY_TYPED) if features.typing_flag else 0
     return 1 << int(flags.EXPLICIT_BATCH) if features.explicit_batch_flag else 0
 
 
-def require_types(title: str, features: Features, types: set[str]) -> None:
+def require_types(library: Library, types: set[str]) -> None:
     """Refuse a graph with types that the library has none of.
 
     Raises:
         EngineBuildError: names the precision that it has.
     """
+    title, features = library.title, library.features
     if "bfloat16" in types and not features.bf16:
         raise EngineBuildError(f"{title} here has no bfloat16; build with --precision fp16")
     if "float8_e4m3fn" in types and not (features.fp8 and features.strong_typing):
         raise EngineBuildError(f"{title} here has no FP8 networks; build with --precision int8")
 
 
-def constrain(trt: ModuleType, network: Any, config: Any, types: set[str]) -> int:
+def constrain(library: Library, network: Any, config: Any, types: set[str]) -> int:
     """Make a weakly typed network keep the types of its graph; returns how many layers were told theirs.
 
     Args:
         types: of all tensors of the ONNX graph, by numpy's names.
     """
+    trt = library.trt
     if "float16" in types:
         config.set_flag(trt.BuilderFlag.FP16)
     if "int8" in types:
         config.set_flag(trt.BuilderFlag.INT8)  # scales are in the graph's Q/DQ, so no calibrator is asked
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    told = 0
+    constrained = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name in _UNTYPED:
@@ -81,5 +82,5 @@ def constrain(trt: ModuleType, network: Any, config: Any, types: set[str]) -> in
         for i, tensor in enumerate(outputs):
             if tensor.dtype.name in ("FLOAT", "HALF"):
                 layer.set_output_type(i, tensor.dtype)
-        told += 1
-    return told
+        constrained += 1
+    return constrained

@@ -20,7 +20,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError
-from sit_deploy.report.kernels import NOT_ALL, kernels_note
+from sit_deploy.report.kernels import eight_bit_products, kernels_note
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
     )
-    kernels = bundle and kernels_note(bundle.manifest.engine.details, bundle.manifest.precision)
+    products = eight_bit_products(bundle.manifest.engine.details) if bundle else None
+    kernels = kernels_note(products, bundle.manifest.precision) if bundle and products else None
     if as_json:
         rows_of_findings = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
         prepared = (
@@ -82,11 +83,9 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
             say(screen, f"preprocessing: {literal(preprocessing_words(bundle.manifest.to_dict()))}")
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
-        if kernels:
-            say(
-                screen,
-                f"{'[bold yellow]Engine:[/]' if kernels.startswith(NOT_ALL) else 'Engine:'} {literal(kernels)}",
-            )
+        if kernels and products:
+            head = "Engine:" if products.all_kept else "[bold yellow]Engine:[/]"
+            say(screen, f"{head} {literal(kernels)}")
         for finding in findings:
             say(screen, f"[red]{finding.rule}[/] {literal(finding.where)}: {literal(finding.message)}")
         if not findings:

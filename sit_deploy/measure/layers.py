@@ -1,63 +1,97 @@
-"""The layers of an engine as its runtime tells of them: the time of each, and of a TensorRT engine the types they run in."""
+"""The layers of an engine as its runtime tells of them: the time of each, and where it tells, the types that they run in."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import engines
 from sit_deploy.bundle import Bundle
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def check_layers(model: Path, classifier: Any, images: Any, runs: int = 10) -> dict[str, Any]:
-    """Ask a TensorRT engine for its layers: types and time of each, and whether products run in the types of the graph.
+    from engines import LayerTime
+
+
+def bundle_layers(bundle: Bundle, threads: int | None = None, device: str | None = None) -> dict[str, Any]:
+    """Measure the layers of a bundle's engine on its golden images, in the batch that it is tuned for."""
+    images = bundle.golden()[0]
+    batch = images[[i % len(images) for i in range(bundle.batch_size)]]
+    return measure_layers(
+        engines.get(bundle.manifest.engine.kind),
+        bundle.engine_path,
+        bundle.model_path,
+        batch,
+        threads=threads,
+        device=device,
+        origin=bundle.origin,
+    )
+
+
+def measure_layers(
+    engine: engines.Engine,
+    engine_path: Path,
+    model: Path,
+    images: np.ndarray,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    origin: engines.EngineOrigin | None = None,
+) -> dict[str, Any]:
+    """Ask an engine for its layers.
+
+    Eight parameters: an engine's file, its graph and its input, and what it is opened with.
 
     Args:
-        model: the engine's graph.
-        classifier: the open engine.
-        images: float32 (n, 3, H, W), of which the first is run.
-        runs: that the times are of.
+        engine: the runtime.
+        engine_path: the built engine.
+        model: the graph that it was built from.
+        images: a batch that it takes.
+        threads: CPU threads; None leaves the choice to the runtime.
+        device: as for `Engine.load`.
+        origin: as for `Engine.load`.
 
     Returns:
-        JSON values: `kept`, `raised` and `untold` products by ONNX node, and `layers`, the slowest first.
+        JSON values: `layers`, the slowest first; and `kept`, `raised` and `untold` products by ONNX node, whose layers run in
+        the types of the graph, in higher ones, or do not tell; None for an engine that never tells.
     """
-    import onnx
+    from engines.graph_file import input_specs, product_types, read_model
+    from engines.layer_types import check_precision
 
-    from engines.tensorrt import layers as reader
-
-    runner = classifier.runner
-    layers = reader.read_layers(runner.inspect_layers())
-    asked = reader.asked_types(onnx.load(model, load_external_data=False))
-    found = reader.check_precision(layers, asked)
-    profiler = reader.make_profiler(runner.trt)
-    batch = images[:1].repeat(classifier.batch[0], axis=0)
-    runner.profile_layers({runner.inputs[0].name: batch}, profiler, runs)
-    milliseconds = {name: total / profiler.runs[name] for name, total in profiler.milliseconds.items()}
+    graph = read_model(model)
+    feeds = {input_specs(graph)[0].name: images}
+    layers = engine.layer_times(engine_path, feeds, threads=threads, device=device, origin=origin)
+    if not engine.tells_types:
+        return {"kept": None, "raised": None, "untold": None, "layers": _rows(layers, _operator_row)}
+    found = check_precision(layers, product_types(graph))
     return {
         "kept": list(found.kept),
         "raised": list(found.raised),
-        "untold": list(found.untold),
-        "layers": reader.table(layers, milliseconds),
+        "untold": list(found.unknown),
+        "layers": _rows(layers, _typed_row),
     }
 
 
-def time_layers(bundle: Bundle, threads: int | None = None, runs: int = 20) -> dict[str, Any]:
-    """Ask the runtime of a CPU engine for the time of each layer, on the golden images.
-
-    Returns:
-        JSON values as `check_layers`, without what only TensorRT tells; `types` has the operator.
-    """
-    from engines.layer_times import layer_times
-
-    images = bundle.golden()[0]
-    batch = images[[i % len(images) for i in range(bundle.batch_size)]]
-    kind = bundle.manifest.engine.kind
-    with engines.get(kind).load(bundle.engine_path, threads=threads, origin=bundle.origin) as runner:
-        feeds = {runner.inputs[0].name: batch}
-    found = layer_times(kind, bundle.engine_path, feeds, runs, threads)
-    whole = sum(layer.ms for layer in found)
-    rows = [
-        {"layer": row.layer, "types": [row.operator], "ms": row.ms, "share": row.ms / whole, "tactic": ""}
-        for row in sorted(found, key=lambda row: -row.ms)
+def _rows(layers: tuple[LayerTime, ...], row: Any) -> list[dict[str, Any]]:
+    whole = sum(layer.ms or 0.0 for layer in layers)
+    slowest = sorted(layers, key=lambda layer: -(layer.ms or 0.0))
+    return [
+        {**row(layer), "ms": layer.ms, "share": layer.ms / whole if layer.ms is not None and whole else None}
+        for layer in slowest
     ]
-    return {"kept": None, "raised": None, "untold": None, "layers": rows}
+
+
+def _operator_row(layer: LayerTime) -> dict[str, Any]:
+    """A layer that tells no types: its operator stands in their place."""
+    return {"layer": layer.layer, "types": [layer.operator], "tactic": ""}
+
+
+def _typed_row(layer: LayerTime) -> dict[str, Any]:
+    return {
+        "layer": layer.layer,
+        "kind": layer.operator,
+        "types": list(layer.types),
+        "tactic": layer.tactic,
+        "nodes": list(layer.nodes),
+    }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.gpus import find_gpus
+from engines.registry import with_precision
 from sit_deploy.bundle import (
     CALIBRATION,
     GOLDEN,
@@ -36,9 +37,9 @@ from sit_deploy.pipeline.float_graph import (
     with_input,
 )
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed, fp8_targets, settle
+from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed, settle
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
-from sit_deploy.report.kernels import NOT_ALL, kernels_note
+from sit_deploy.report.kernels import eight_bit_products, kernels_note
 
 if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel
@@ -47,7 +48,9 @@ __all__ = ["BuildRequest", "build", "export"]
 
 GOLDEN_IMAGES = 4
 # benchmarks/runtime_peers.py: 1.05 to 1.4 times as fast, at 1 to 3 dB; with trained models 4 to 8 dB (docs/quantization.md)
-_STEM_NOTE = "OpenVINO has INT8 kernels for the stem too: --quantize default,stem may be a tenth to a third faster, at some accuracy"
+_STEM_NOTE = "INT8 kernels for the stem too: --quantize default,stem may be a tenth to a third faster, at some accuracy"
+# what to build where an engine has no kernels for a precision
+_NEXT_BEST = {"bf16": ("fp32", "fp16"), "fp8": ("int8",)}
 # fields of a configuration that a manifest has in other places
 _ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolation", "squash")
 
@@ -129,23 +132,18 @@ def _for_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
     if request.precision not in EIGHT_BITS:
         return request
     if request.rest is None:
-        request = replace(request, rest="fp32" if engine.kind in engines.ON_CPU else "fp16")
-    # engines for a CPU have no FP8 at all, which `_check_engine` says
-    if request.precision == "fp8" and engine.kind not in engines.ON_CPU:
-        request = replace(request, targets=fp8_targets(engine.kind, request.targets))
-    return request
+        request = replace(request, rest=engine.precision_beside_8_bits)
+    return replace(request, targets=engine.targets_with(request.precision, request.targets))
 
 
 def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
     """Refuse, before any work, what this engine cannot be built with."""
-    name = engines.TITLES[engine.kind] if engine.kind in engines.ON_CPU else None
-    if name and request.precision == "bf16":
+    if request.precision not in engine.precisions:
+        wanted = _NEXT_BEST.get(request.precision, engine.precisions)
+        others = [precision for precision in wanted if precision in engine.precisions] or engine.precisions
         raise InputError(
-            f"{name} has no bf16 kernels for a CPU; pass --engine tensorrt-rtx, or --precision fp32 or fp16"
-        )
-    if name and request.precision == "fp8":
-        raise InputError(
-            f"{name} has no fp8 kernels for a CPU; pass --engine tensorrt-rtx, or --precision int8"
+            f"{engine.title} has no {request.precision} kernels{' for a CPU' if engine.on_cpu else ''}; pass --engine "
+            f"{with_precision(request.precision)}, or --precision {' or '.join(others)}"
         )
     engine.check(request.engine_options())
 
@@ -159,15 +157,15 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     eight = None
     if made.lowered.quantizer is not None:
         made, eight = settle(work, made, folder)
-        if engine.kind == "openvino" and not work.request.quantize:
-            work.notes.append(_STEM_NOTE)
+        if engine.int8_convolutions and not work.request.quantize:
+            work.notes.append(f"{engine.title} has {_STEM_NOTE}")
     made = with_input(work, made, folder)
     with work.step(f"Building the {engine.kind} engine") as report:
         engine_path = folder / engine.filename
         info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
-    kernels = kernels_note(info.details, work.request.precision)
-    if kernels and kernels.startswith(NOT_ALL):
-        work.notes.append(kernels)
+    products = eight_bit_products(info.details)
+    if products and not products.all_kept:
+        work.notes.append(kernels_note(products, work.request.precision))
     layers = _engine_hop(work, engine, engine_path, made, info.origin)
     accuracy = _accuracy(work, engine, folder, made, info.origin) if work.samples else None
     if eight is not None:
@@ -237,18 +235,20 @@ def _engine_hop(
         work.hops.append(Hop(name, note=note))
         return None
     from sit_deploy.inference import Classifier
-    from sit_deploy.measure.layers import check_layers
+    from sit_deploy.measure.layers import measure_layers
 
+    request = work.request
     with work.step(f"Running the {name}"):
         runner = engine.load(engine_path, threads=work.request.threads, origin=origin)
         with Classifier(runner, work.request.batch_range) as classifier:
             logits = classifier.logits(made.inputs)
-            tells = engine.kind not in engines.ON_CPU and work.request.profiling != "none"
-            layers = check_layers(engine_path.with_name(MODEL), classifier, made.inputs) if tells else None
-        tolerance = TOLERANCE[work.request.precision]
-        work.hops.append(compare(name, logits, made.logits, made.reference, tolerance))
+        work.hops.append(compare(name, logits, made.logits, made.reference, TOLERANCE[request.precision]))
         require(work.hops)
-    return layers
+        if not engine.tells_types or request.profiling == "none":
+            return None
+        batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
+        images = made.inputs[:1].repeat(batch, axis=0)
+        return measure_layers(engine, engine_path, engine_path.with_name(MODEL), images, origin=origin)
 
 
 def _accuracy(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from sit_deploy.bundle import MODEL
-from sit_deploy.errors import Error, GateError, InputError
+from sit_deploy.errors import Error, GateError
 from sit_deploy.measure.parity import require
 from sit_deploy.measure.speed import sentence
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from sit_deploy.pipeline.float_graph import Graph, Work
     from sit_deploy.quantize.image_stream import ImageStream
 
-OLDEST_FP8 = 89  # Ada; TensorRT-RTX refuses FP8 for what is older
-_RTX_FP8 = ("sm89", "sm120", "sm121")  # of what TensorRT-RTX builds for
 SENSITIVITY_IMAGES = 32
 SENSITIVITY_LABELLED = 256
 ROUNDS, SECONDS = 7, 0.5  # of the timing
@@ -33,29 +31,6 @@ class NoGainError(Error):
     """8 bits cannot keep the accuracy asked for, or are no faster: the sentence says which, and what is built instead."""
 
     exit_status = 1
-
-
-def fp8_targets(kind: str, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the compute capabilities to build an FP8 engine for: those asked for, or all that have FP8.
-
-    Raises:
-        InputError: one that has no FP8, before any work is done.
-    """
-    if not asked and kind == "tensorrt-rtx":
-        return _RTX_FP8
-    capabilities = list(asked)
-    if not asked or "current" in asked:  # the GPU of this machine
-        from engines.gpus import find_gpus
-
-        capabilities = [c for c in asked if c != "current"]
-        capabilities += [gpu.compute_capability for gpu in find_gpus().gpus]
-    for capability in capabilities:
-        number = capability.removeprefix("sm")
-        if number.isdecimal() and int(number[:9]) < OLDEST_FP8:
-            raise InputError(
-                f"{capability} has no FP8: it came with sm{OLDEST_FP8}; pass --precision int8 or a newer --target"
-            )
-    return asked
 
 
 def settle(work: Work, made: Graph, folder: Path) -> tuple[Graph, dict[str, Any]]:

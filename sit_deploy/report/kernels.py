@@ -5,39 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-NOT_ALL = "not all in 8 bits"  # how the sentence begins that a reader must not miss
+from engines.tensorrt.kernels import Products
+
+NOT_ALL = "not all in 8 bits"  # the note's beginning, by which pages of older reports know it
 
 
-def kernels_note(details: Mapping[str, Any], precision: str) -> str | None:
-    """Return how many products are multiplied in 8 bits, by what `engines.tensorrt.kernels` read in the builder's log.
+def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
+    """Return what `engines.tensorrt.kernels` read in the builder's log; None for an engine whose builder is not asked.
 
     Args:
         details: the engine's, of a manifest.
-        precision: of the bundle.
-
-    Returns:
-        None for an engine whose builder is not asked. What the log does not tell is called unknown.
     """
     found = details.get("eight_bits")
-    if not found:
-        return None
-    kept, widened, unknown = (found[name] for name in ("kept", "widened", "unknown"))
-    of = len(kept) + len(widened) + len(unknown)
-    if not kept and not widened:
+    return Products.from_dict(found) if found else None
+
+
+def kernels_note(products: Products, precision: str) -> str:
+    """Return how many products are multiplied in 8 bits. What the log does not tell is called unknown."""
+    if not products.kept and not products.widened:
         return (
-            f"{NOT_ALL}, perhaps: which of {of} products in {precision} the engine multiplies so is unknown, since its "
+            f"{NOT_ALL}, perhaps: which of {products.count} products in {precision} the engine multiplies so is unknown, since its "
             "builder does not tell; --profiling detailed makes it"
         )
-    if not widened and not unknown:
-        return f"by its builder's log the engine multiplies all {of} products in {precision} in 8 bits"
+    if products.all_kept:
+        return f"by its builder's log the engine multiplies all {products.count} products in {precision} in 8 bits"
     parts = [
-        f"{NOT_ALL}: by its builder's log the engine multiplies {len(kept)} of {of} products in {precision} so"
+        f"{NOT_ALL}: by its builder's log the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
     ]
-    if widened:
+    if widened := products.widened:
         more = ", ..." if len(widened) > 3 else ""
         parts.append(
             f"for {len(widened)} it widens the weights while it runs, to multiply in 16 bits ({', '.join(widened[:3])}{more})"
         )
-    if unknown:
-        parts.append(f"of {len(unknown)} the log does not tell")
+    if products.unknown:
+        parts.append(f"of {len(products.unknown)} the log does not tell")
     return "; ".join(parts)

@@ -8,7 +8,7 @@ from typing import Any
 from sit_deploy.measure import speed
 from sit_deploy.measure.speed import of_build, sentence
 from sit_deploy.report import plots
-from sit_deploy.report.kernels import NOT_ALL, kernels_note
+from sit_deploy.report.kernels import NOT_ALL, eight_bit_products, kernels_note
 
 # how a note begins that a reader must not miss
 IN_DOUBT = "the accuracy here is in doubt"
@@ -354,7 +354,8 @@ def _quantization(report: Mapping[str, Any]) -> dict[str, Any] | None:
         text += f"{told[0].upper()}{told[1:]}, at batch {found['speed']['batch_size']} when it was built."
     else:
         text += "Speed was not measured: the engine does not run on the machine that built it."
-    if kernels := kernels_note(report["engine"]["details"], report["precision"]):
+    if products := eight_bit_products(report["engine"]["details"]):
+        kernels = kernels_note(products, report["precision"])
         text += f" {kernels[0].upper()}{kernels[1:]}."
     columns = [("alone dB", "alone_db")] if any("alone_db" in row for row in low) else []
     rows = []

@@ -365,7 +365,7 @@ def _over_teacher(bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: W
 
 def torch_device(kind: str, device: str | None, precision: str) -> tuple[str, str]:
     """Return where PyTorch runs and in what type, to be compared with an engine."""
-    on_gpu = kind not in engines.ON_CPU or (device or "cpu").startswith("cuda")
+    on_gpu = not engines.get(kind).on_cpu or (device or "cpu").startswith("cuda")
     if not on_gpu:
         return "cpu", "float32"
     number = (device or "cuda").partition(":")[2] or "0"

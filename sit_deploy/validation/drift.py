@@ -63,7 +63,7 @@ def compare_stream(
             path = Path(folder) / f"{number}.onnx"
             onnx.save(model, path)
             feeds = {model.graph.input[0].name: given}
-            found.append(layer_comparison.onnxruntime_outputs(path, feeds, names))
+            found.append(engines.get("onnxruntime").tensor_outputs(path, feeds, names))
     reference, ours = ({name: side[name] for name in names} for side in found)
     return layer_comparison.compare_layers(float_graph, reference, ours, TOLERANCE[bundle.manifest.precision])
 
@@ -97,16 +97,17 @@ def compare_layers(
 
     from sit_deploy.graph.simulate import simulate
 
-    if kind in engines.ON_CPU:
+    engine = engines.get(kind)
+    if not engine.tells_tensors:
         return debug_on_cpu(bundle, checkpoint)
     graph = onnx.load(bundle.model_path)
     feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}
-    theirs = layer_comparison.tensorrt_outputs(kind, bundle.model_path, feeds)
+    theirs = engine.tensor_outputs(bundle.model_path, feeds)
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         # a CPU computes 16-bit graphs in float32, so their rounding is written out
         reference = Path(folder) / "reference.onnx"
         onnx.save(simulate(graph), reference)
-        ours = layer_comparison.onnxruntime_outputs(reference, feeds)
+        ours = engines.get("onnxruntime").tensor_outputs(reference, feeds)
     return layer_comparison.compare_layers(graph, ours, theirs, TOLERANCE[bundle.manifest.precision])
 
 

@@ -225,17 +225,9 @@ def _drift(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
 
 def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dict[str, Any]]:
     """Return layer, operator and milliseconds of the engine's slowest layers; none where it does not run here."""
-    from sit_deploy.inference import load
-    from sit_deploy.measure.layers import check_layers, time_layers
+    from sit_deploy.measure.layers import bundle_layers
 
-    if not _runs_here(bundle):
-        return []
-    if bundle.manifest.engine.kind in engines.ON_CPU:
-        told = time_layers(bundle, threads)
-    else:
-        with load(bundle, threads=threads, device=device) as classifier:
-            told = check_layers(bundle.model_path, classifier, bundle.golden()[0])
-    return told["layers"][:_LAYERS]
+    return bundle_layers(bundle, threads, device)["layers"][:_LAYERS] if _runs_here(bundle) else []
 
 
 def require_comparable(rows: Sequence[Mapping[str, Any]]) -> None:

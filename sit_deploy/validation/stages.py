@@ -354,9 +354,9 @@ def _engine_hop(making: _Making, stack: contextlib.ExitStack, name: str) -> _Hop
     bundle, timing = making.bundle, making.timing
     kind = bundle.manifest.engine.kind
     size, macs = bundle.manifest.engine_bytes, bundle.manifest.model.macs
-    runtime = engines.TITLES[kind]
-    if not engines.get(kind).probe().can_run:
-        return _Hop(name, runtime, size, macs, None, note="needs a GPU: not run here")
+    engine = engines.get(kind)
+    if not engine.probe().can_run:
+        return _Hop(name, engine.title, size, macs, None, note="needs a GPU: not run here")
     classifier = stack.enter_context(load(bundle, threads=timing.threads, device=timing.device))
     worker = engine_worker(kind, bundle.engine_path, bundle.batch_size, timing, bundle.origin)
-    return _Hop(name, runtime, size, macs, classifier.logits, worker)
+    return _Hop(name, engine.title, size, macs, classifier.logits, worker)

@@ -224,7 +224,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
         GateError: an engine that gives NaN or infinity.
     """
     from sit_deploy.inference import load
-    from sit_deploy.measure.layers import check_layers, time_layers
+    from sit_deploy.measure.layers import bundle_layers
     from sit_deploy.validation.checks import check_golden
     from sit_deploy.validation.drift import compare_layers
 
@@ -236,10 +236,10 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
     preprocessing = request.preprocessing(bundle)
     debug = compare_layers(bundle, kind, request.checkpoint) if request.debug else None
-    on_cpu, device, layers = kind in engines.ON_CPU, request.device, None
+    device, layers = request.device, None
     with _world(request) as world:
         main = world is None or world.is_main
-        if world and world.size > 1 and device is None and not on_cpu:
+        if world and world.size > 1 and device is None and not engines.get(kind).on_cpu:
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         with load(bundle, request.engine, threads=request.threads, device=device) as classifier:
             golden = check_golden(bundle, classifier)
@@ -247,10 +247,8 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
             if request.data is not None:
                 report = progress if main else None
                 checked = _check_accuracy(request, bundle, classifier, preprocessing, world, report)
-            if request.layers and not on_cpu:  # last: a context that was profiled stays slow
-                layers = check_layers(bundle.model_path, classifier, bundle.golden()[0])
-        if request.layers and on_cpu and main:
-            layers = time_layers(bundle, request.threads)
+        if request.layers and main:
+            layers = bundle_layers(bundle, request.threads, device)
     return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug, main)
 
 
@@ -276,7 +274,7 @@ def _check_accuracy(
     from sit_deploy.validation.checks import check_accuracy
 
     kind = request.engine or bundle.manifest.engine.kind
-    device = request.device or ("cpu" if kind in engines.ON_CPU else "cuda")
+    device = request.device or ("cpu" if engines.get(kind).on_cpu else "cuda")
     return check_accuracy(
         bundle,
         classifier,

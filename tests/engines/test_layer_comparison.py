@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from engines import EngineError, EngineNotInstalledError, NoGpuError
+from engines import EngineError, EngineNotInstalledError, NoGpuError, get
 from engines.gpus import GpuStatus
-from engines.layer_comparison import compare_layers, onnxruntime_outputs, tensorrt_outputs
+from engines.layer_comparison import compare_layers
 
 pytest.importorskip("polygraphy")
 FEEDS = {"x": np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)}
@@ -20,7 +20,7 @@ FEEDS = {"x": np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32
 
 def test_every_tensor_comes_out(make_mlp):
     model = make_mlp()
-    found = onnxruntime_outputs(model, FEEDS)
+    found = get("onnxruntime").tensor_outputs(model, FEEDS)
     assert set(found) == {"hidden", "active", "y"}
     same = compare_layers(onnx.load(model), found, found, 1e-6)
     assert same.first_bad is None and [row.error for row in same.tensors] == [0.0] * 3
@@ -36,8 +36,8 @@ def test_a_damaged_weight_names_its_node(make_mlp, tmp_path: Path):
     onnx.save(damaged, tmp_path / "damaged.onnx")
     compared = compare_layers(
         onnx.load(model),
-        onnxruntime_outputs(model, FEEDS),
-        onnxruntime_outputs(tmp_path / "damaged.onnx", FEEDS),
+        get("onnxruntime").tensor_outputs(model, FEEDS),
+        get("onnxruntime").tensor_outputs(tmp_path / "damaged.onnx", FEEDS),
         1e-3,
     )
     assert (compared.first_bad.node, compared.first_bad.operator) == ("second", "MatMul")
@@ -49,7 +49,7 @@ def test_a_damaged_weight_names_its_node(make_mlp, tmp_path: Path):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_bad_whatever_the_tolerance(make_mlp, bad: float):
     model = make_mlp()
-    good = onnxruntime_outputs(model, FEEDS)
+    good = get("onnxruntime").tensor_outputs(model, FEEDS)
     broken = {name: value.copy() for name, value in good.items()}
     broken["active"][0, 0] = bad
     compared = compare_layers(onnx.load(model), good, broken, float("inf"))
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_bad_whatever_the_tolerance(make_mlp, bad: float):
 
 def test_tensors_of_one_side_are_listed(make_mlp):
     model = make_mlp()
-    good = onnxruntime_outputs(model, FEEDS)
+    good = get("onnxruntime").tensor_outputs(model, FEEDS)
     fewer = {name: value for name, value in good.items() if name != "active"}
     assert compare_layers(onnx.load(model), good, fewer, 1).missing == ("active",)
     with pytest.raises(EngineError, match="no tensor in common"):
@@ -68,26 +68,26 @@ def test_tensors_of_one_side_are_listed(make_mlp):
 
 def test_error_is_in_standard_deviations_of_the_reference(make_mlp):
     model = make_mlp()
-    good = onnxruntime_outputs(model, FEEDS)
+    good = get("onnxruntime").tensor_outputs(model, FEEDS)
     moved = {**good, "y": good["y"] + 0.5 * good["y"].std()}
     assert compare_layers(onnx.load(model), good, moved, 1).tensors[-1].error == pytest.approx(0.5, rel=1e-4)
 
 
 def test_without_a_gpu(make_mlp, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engines.layer_comparison.find_gpus", lambda: GpuStatus((), "no driver"))
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: GpuStatus((), "no driver"))
     with pytest.raises(NoGpuError, match="Leave --debug out"):
-        tensorrt_outputs("tensorrt-rtx", make_mlp(), FEEDS)
+        get("tensorrt-rtx").tensor_outputs(make_mlp(), FEEDS)
 
 
 def test_without_polygraphy(make_mlp, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(EngineNotInstalledError, match="pip install polygraphy"):
-        onnxruntime_outputs(make_mlp(), FEEDS)
+        get("onnxruntime").tensor_outputs(make_mlp(), FEEDS)
 
 
 def test_a_graph_that_does_not_run(make_mlp):
     with pytest.raises(EngineError, match="ONNX Runtime does not run the graph") as caught:
-        onnxruntime_outputs(make_mlp(), {"x": FEEDS["x"][:1, :3]})
+        get("onnxruntime").tensor_outputs(make_mlp(), {"x": FEEDS["x"][:1, :3]})
     assert "\n" not in str(caught.value)
 
 
@@ -99,8 +99,9 @@ def test_the_marked_graph_is_taken_by_the_real_builder(make_mlp):
     code = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from engines.layer_comparison import marked_engine\n"
-        "loader = marked_engine('tensorrt-rtx', Path(sys.argv[1]), {'x': np.zeros((2, 8), np.float32)})\n"
+        "from engines.tensorrt.library import TENSORRT_RTX\n"
+        "from engines.tensorrt.tensors import marked_engine\n"
+        "loader = marked_engine(TENSORRT_RTX, Path(sys.argv[1]), {'x': np.zeros((2, 8), np.float32)})\n"
         "builder, network, _ = loader._network()\n"
         "names = {network.get_output(i).name for i in range(network.num_outputs)}\n"
         "config = loader._config(builder, network)\n"

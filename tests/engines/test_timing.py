@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines import BuildOptions, EngineError, timing
+from engines import BuildOptions, EngineError, worker
 from engines.latency import Histogram, LatencyStats, percentile
 from engines.timing import (
     EngineCall,
@@ -215,7 +215,7 @@ def test_warm_up_goes_on_until_it_is_steady(seconds: float, least: int, most: in
         taken.append(durations[len(taken)])
         time.sleep(taken[-1])
 
-    timing._warm_up(call, seconds)
+    worker._warm_up(call, seconds)
     assert least <= len(taken) <= most
 
 
@@ -226,5 +226,5 @@ def test_warm_up_ends_where_nothing_is_ever_steady():
         taken.append(0.001 * 1.5 ** (len(taken) // 3))  # every slice takes longer
         time.sleep(taken[-1])
 
-    timing._warm_up(call, 0.01)
+    worker._warm_up(call, 0.01)
     assert sum(taken) < 1

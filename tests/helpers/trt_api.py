@@ -10,6 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from engines.tensorrt.features import Features
+from engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Library
+from engines.tensorrt.messages import Messages
+
 _RECORDS = Path(__file__).parents[1] / "engines" / "api"
 
 
@@ -74,3 +78,9 @@ def _recorded(owner: str, name: str) -> Any:
         raise AssertionError(f"{owner}.{name} is a record and does nothing")
 
     return call
+
+
+def library(release: str) -> Library:
+    """A recorded release as the engines see it, with no logger."""
+    trt = load(release)
+    return Library(trt, TENSORRT_RTX if "rtx" in release else TENSORRT, Features.of(trt), Messages(), None)

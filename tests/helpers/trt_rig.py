@@ -14,6 +14,7 @@ import pytest
 import torch  # noqa: F401  before a fake is in place of cuda.bindings, which PyTorch imports for itself
 
 from engines.gpus import Gpu, GpuStatus
+from engines.registry import get
 from engines.tensorrt.engine import TensorRT
 from tests.helpers.fake_cuda import FakeGpu
 from tests.helpers.fake_tensorrt import FakeTensorRT
@@ -55,7 +56,7 @@ def make_rig(monkeypatch: pytest.MonkeyPatch, cache: Path, release: str) -> Rig:
     monkeypatch.setenv("SIT_DEPLOY_CACHE", str(cache))
     status = GpuStatus((Gpu(gpu.name, "sm{}{}".format(*gpu.capability)),), "")
     monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: status)
-    return Rig(TensorRT(kind), gpu, trt)
+    return Rig(get(kind), gpu, trt)
 
 
 def images(batch: int = 2, seed: int = 0) -> np.ndarray:

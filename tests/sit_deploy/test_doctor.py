@@ -10,7 +10,7 @@ import pytest
 
 import engines
 from sit_deploy import doctor
-from sit_deploy.doctor import PACKAGES, examine, versions
+from sit_deploy.doctor import examine, packages, versions
 
 
 def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,8 +18,8 @@ def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["python"] == platform.python_version()
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["onnxruntime"] == importlib.metadata.version("onnxruntime")
-    assert set(found) == {"python", "platform", *PACKAGES}
-    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package", "numpy"))
+    assert set(found) == {"python", "platform", *packages()}
+    monkeypatch.setattr(doctor, "packages", lambda: ("no-such-package", "numpy"))
     assert versions()["no-such-package"] is None
 
 

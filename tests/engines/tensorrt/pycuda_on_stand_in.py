@@ -66,7 +66,7 @@ gpu.streams = Streams()
 trt = FakeTensorRT("tensorrt-10.16.1", gpu)
 sys.modules["tensorrt"] = trt.module
 plan, weights = Path(sys.argv[1]), np.load(sys.argv[2])
-engine = TensorRT("tensorrt")
+engine = TensorRT()
 random = np.random.default_rng(0)
 result: dict = {"probe": engine.probe().reason, "worst": 0.0}
 
@@ -98,7 +98,7 @@ thread.start()
 thread.join()
 result["closed_elsewhere"] = {**counts(), "errors": errors}
 
-device = cuda.Gpu(0)
+device = cuda.CudaDevice(0)
 with device.current():
     try:
         device.allocate(1 << 40, "tensor x", "take less")

@@ -13,8 +13,6 @@ from engines.gpus import Gpu, GpuStatus
 from engines.graph_file import read_model, tensor_types
 from engines.tensorrt.config import check_options, configure
 from engines.tensorrt.engine import TensorRT
-from engines.tensorrt.features import Features
-from engines.tensorrt.library import FLAVOURS
 from engines.tensorrt.messages import parser_problems
 from engines.tensorrt.types import constrain, network_flags, numpy_type, require_types
 from tests.helpers import trt_api
@@ -49,9 +47,9 @@ class Config:
 
 
 def configured(release: str, options: BuildOptions) -> Config:
-    trt = trt_api.load(release)
-    config = Config(trt)
-    configure(trt, Features.of(trt), None, None, config, options, ())
+    library = trt_api.library(release)
+    config = Config(library.trt)
+    configure(library, None, None, config, options, ())
     return config
 
 
@@ -74,8 +72,7 @@ def test_every_option_that_a_release_has(release: str):
         refit=True,
         profiling="none",
     )
-    trt = trt_api.load(release)
-    check_options(FLAVOURS["tensorrt"], Features.of(trt), options, True)
+    check_options(trt_api.library(release), options, True)
     config = configured(release, options)
     assert config.flags == {"VERSION_COMPATIBLE", "REFIT"}
     assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
@@ -116,17 +113,16 @@ def test_stripped_weights_come_back_the_same_where_that_can_be_said():
     ],
 )
 def test_what_a_release_lacks_is_refused(release: str, options: BuildOptions, sentence: str):
-    flavour = FLAVOURS["tensorrt-rtx" if "rtx" in release else "tensorrt"]
     with pytest.raises(EngineBuildError, match=sentence):
-        check_options(flavour, Features.of(trt_api.load(release)), options, True)
+        check_options(trt_api.library(release), options, True)
 
 
 @pytest.mark.parametrize("options", [BuildOptions(strip_weights=True), BuildOptions(refit=True)])
 def test_rtx_refits_only_beside_a_gpu(options: BuildOptions):
-    features = Features.of(trt_api.load("tensorrt-rtx-1.7.1"))
-    check_options(FLAVOURS["tensorrt-rtx"], features, options, True)
+    library = trt_api.library("tensorrt-rtx-1.7.1")
+    check_options(library, options, True)
     with pytest.raises(NoGpuError, match="only beside a GPU"):
-        check_options(FLAVOURS["tensorrt-rtx"], features, options, False)
+        check_options(library, options, False)
 
 
 def test_an_unknown_profiling_level():
@@ -144,9 +140,9 @@ def test_an_unknown_profiling_level():
     ],
 )
 def test_network_flags(release: str, names: set[str]):
-    trt = trt_api.load(release)
-    flags = network_flags(trt, Features.of(trt))
-    assert flags == sum(1 << int(trt.NetworkDefinitionCreationFlag[name]) for name in names)
+    library = trt_api.library(release)
+    flags = network_flags(library)
+    assert flags == sum(1 << int(library.trt.NetworkDefinitionCreationFlag[name]) for name in names)
 
 
 def layer(trt: ModuleType, kind: str, *types: str) -> SimpleNamespace:
@@ -158,7 +154,8 @@ def layer(trt: ModuleType, kind: str, *types: str) -> SimpleNamespace:
 
 
 def test_a_weakly_typed_network_is_told_every_type():
-    trt = trt_api.load("tensorrt-8.6.0")
+    library = trt_api.library("tensorrt-8.6.0")
+    trt = library.trt
     layers = [
         layer(trt, "MATRIX_MULTIPLY", "HALF"),
         layer(trt, "NORMALIZATION", "FLOAT"),
@@ -170,7 +167,7 @@ def test_a_weakly_typed_network_is_told_every_type():
     ]
     network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
     config = Config(trt)
-    assert constrain(trt, network, config, {"float32", "float16", "int8"}) == 3
+    assert constrain(library, network, config, {"float32", "float16", "int8"}) == 3
     assert config.flags == {"TF32", "FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
     half, single = trt.DataType.HALF, trt.DataType.FLOAT
     assert [made.precision for made in layers] == [half, single, None, None, None, None, half]
@@ -178,20 +175,20 @@ def test_a_weakly_typed_network_is_told_every_type():
 
 
 def test_a_float32_graph_gets_no_low_precision():
-    trt = trt_api.load("tensorrt-8.6.0")
-    config = Config(trt)
-    constrain(trt, SimpleNamespace(num_layers=0), config, {"float32"})
+    library = trt_api.library("tensorrt-8.6.0")
+    config = Config(library.trt)
+    constrain(library, SimpleNamespace(num_layers=0), config, {"float32"})
     assert config.flags == {"TF32", "OBEY_PRECISION_CONSTRAINTS"}
 
 
 def test_types_that_a_release_has_none_of():
-    old = Features.of(trt_api.load("tensorrt-8.6.0"))
+    old = trt_api.library("tensorrt-8.6.0")
     with pytest.raises(EngineBuildError, match="no bfloat16; build with --precision fp16"):
-        require_types("TensorRT", old, {"bfloat16"})
+        require_types(old, {"bfloat16"})
     with pytest.raises(EngineBuildError, match="no FP8 networks; build with --precision int8"):
-        require_types("TensorRT", old, {"float8_e4m3fn"})
-    require_types("TensorRT", old, {"float32", "float16", "int8"})
-    require_types("TensorRT", Features.of(trt_api.load("tensorrt-10.0.1")), {"bfloat16", "float8_e4m3fn"})
+        require_types(old, {"float8_e4m3fn"})
+    require_types(old, {"float32", "float16", "int8"})
+    require_types(trt_api.library("tensorrt-10.0.1"), {"bfloat16", "float8_e4m3fn"})
 
 
 @pytest.mark.parametrize("release", [*FULL, "tensorrt-rtx-1.7.1"])
@@ -217,7 +214,7 @@ def test_probe_takes_every_full_release(release: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "tensorrt", trt_api.load(release))
     monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: GpuStatus((Gpu("G", "sm89"),), ""))
     monkeypatch.setitem(sys.modules, "pycuda.driver", SimpleNamespace(init=lambda: None))
-    answer = TensorRT("tensorrt").probe()
+    answer = TensorRT().probe()
     assert answer.can_build and answer.can_run
 
 

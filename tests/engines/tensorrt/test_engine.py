@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines import BuildOptions, EngineLoadError, NoGpuError
-from engines.errors import EngineBuildError, EngineError
+from engines import BuildOptions, EngineLoadError, NoGpuError, get
+from engines.errors import EngineBuildError
 from engines.gpus import Gpu, GpuStatus
 from engines.tensorrt.config import targets
-from engines.tensorrt.engine import TensorRT
+from engines.tensorrt.features import Features
+from engines.tensorrt.library import TENSORRT, Library
 from engines.tensorrt.messages import Messages, builder_problems, clean, facts
 
 KINDS = ("tensorrt", "tensorrt-rtx")
@@ -26,6 +27,7 @@ def fake_trt(**more: object) -> SimpleNamespace:
         INetworkDefinition=SimpleNamespace(add_normalization=None),
         IExecutionContext=SimpleNamespace(set_tensor_address=None, execute_async_v3=None),
         BuilderFlag=SimpleNamespace(**more),
+        ILogger=type("ILogger", (), {"Severity": None}),
     )
 
 
@@ -50,7 +52,7 @@ def plan(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_not_installed(monkeypatch: pytest.MonkeyPatch, kind: str):
     monkeypatch.setitem(sys.modules, MODULES[kind], None)
-    answer = TensorRT(kind).probe()
+    answer = get(kind).probe()
     assert not answer.installed and not answer.can_build and not answer.can_run
     assert "is not installed" in answer.reason
     assert "pip install" in (answer.remedy or "")
@@ -70,7 +72,7 @@ def test_broken_install_is_not_called_missing(
     (tmp_path / f"{MODULES[kind]}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, MODULES[kind], raising=False)
-    answer = TensorRT(kind).probe()
+    answer = get(kind).probe()
     assert not answer.installed
     assert "installed but cannot be imported" in answer.reason and cause in answer.reason
 
@@ -80,7 +82,7 @@ def test_a_release_without_a_path_is_refused(monkeypatch: pytest.MonkeyPatch):
     old.__version__ = "8.4.3"
     old.IExecutionContext = SimpleNamespace(execute_async_v2=None)
     monkeypatch.setitem(sys.modules, "tensorrt", old)
-    answer = TensorRT("tensorrt").probe()
+    answer = get("tensorrt").probe()
     assert not answer.installed
     assert answer.reason == "TensorRT 8.4.3 has no execute_async_v3"
     assert answer.remedy == "install TensorRT 8.6 or newer"
@@ -90,17 +92,17 @@ def test_full_tensorrt_needs_a_gpu_to_build(
     monkeypatch: pytest.MonkeyPatch, no_gpu: None, make_mlp, tmp_path: Path
 ):
     monkeypatch.setitem(sys.modules, "tensorrt", fake_trt())
-    answer = TensorRT("tensorrt").probe()
+    answer = get("tensorrt").probe()
     assert answer.installed and not answer.can_build
     with pytest.raises(NoGpuError, match="building a TensorRT engine needs an NVIDIA GPU"):
-        TensorRT("tensorrt").build(make_mlp(), tmp_path / "engine.plan", BuildOptions())
+        get("tensorrt").build(make_mlp(), tmp_path / "engine.plan", BuildOptions())
     assert not (tmp_path / "engine.plan").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_load_without_a_gpu(no_gpu: None, plan: Path, kind: str):
     with pytest.raises(NoGpuError) as caught:
-        TensorRT(kind).load(plan)
+        get(kind).load(plan)
     message = str(caught.value)
     assert "needs an NVIDIA GPU and driver; none found here" in message
     assert "--engine onnxruntime" in message and "\n" not in message
@@ -108,19 +110,15 @@ def test_load_without_a_gpu(no_gpu: None, plan: Path, kind: str):
 
 def test_load_of_a_missing_file(tmp_path: Path):
     with pytest.raises(EngineLoadError, match="no such engine file"):
-        TensorRT("tensorrt-rtx").load(tmp_path / "engine.plan")
-
-
-def test_unknown_flavour():
-    with pytest.raises(EngineError, match="unknown TensorRT flavour"):
-        TensorRT("tensorrt-lite")
+        get("tensorrt-rtx").load(tmp_path / "engine.plan")
 
 
 def test_targets_on_a_library_that_has_none():
-    trt = SimpleNamespace(IBuilderConfig=SimpleNamespace)
-    assert targets(trt, "TensorRT", (), False) == ()
+    trt = fake_trt()
+    library = Library(trt, TENSORRT, Features.of(trt), Messages(), None)
+    assert targets(library, (), False) == ()
     with pytest.raises(EngineBuildError, match="cannot be given compute capabilities"):
-        targets(trt, "TensorRT", ("sm80",), False)
+        targets(library, ("sm80",), False)
 
 
 @pytest.mark.parametrize(
@@ -161,3 +159,28 @@ def test_facts_are_read_from_the_builder_s_notes():
         "builder_peak_cpu_mib": 4,
         "builder_peak_gpu_mib": 7,
     }
+
+
+def test_targets_that_have_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_gpu(capability: str) -> None:
+        status = GpuStatus((Gpu("a GPU", capability),), "")
+        monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: status)
+
+    has_gpu("sm86")
+    rtx, full = get("tensorrt-rtx"), get("tensorrt")
+    assert rtx.targets_with("fp8", ()) == ("sm89", "sm120", "sm121")
+    assert rtx.targets_with("fp8", ("sm89",)) == ("sm89",)
+    for engine, asked, named in (
+        (rtx, ("sm120", "sm80"), "sm80"),
+        (rtx, ("current",), "sm86"),
+        (full, (), "sm86"),
+    ):
+        assert engine.targets_with("int8", asked) == asked
+        with pytest.raises(
+            EngineBuildError,
+            match=f"^{named} has no FP8: it came with sm89; pass --precision int8 or a newer",
+        ):
+            engine.targets_with("fp8", asked)
+    has_gpu("sm90")
+    assert full.targets_with("fp8", ()) == ()
+    assert rtx.targets_with("fp8", ("current",)) == ("current",)

@@ -11,8 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import EngineError
-from engines.tensorrt.layers import LayerInfo, asked_types, check_precision, make_profiler, read_layers, table
+from engines import EngineError, LayerTime
+from engines.graph_file import product_types
+from engines.layer_types import check_precision
+from engines.tensorrt.layers import make_profiler, read_layers, timed
 
 
 def tensor(spelling: str) -> dict:
@@ -61,7 +63,7 @@ def test_both_spellings(layers: list[dict]):
     checked = check_precision(found, ASKED)
     assert checked.kept == ("b.0/qkv", "b.0/fc1")
     assert checked.raised == ("b.0/fc2",)
-    assert checked.untold == ("head",)  # and never counted as right; float32 products are not asked about
+    assert checked.unknown == ("head",)  # and never counted as right; float32 products are not asked about
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,8 @@ def test_other_spellings(spelling: str, types: tuple):
 
 def test_names_only_tell_no_types():
     found = read_layers(json.dumps({"Layers": ["qkv", "norm"], "Bindings": []}))
-    assert found == [LayerInfo("qkv"), LayerInfo("norm")]
-    assert check_precision(found, {"qkv": "float16"}).untold == ("qkv",)
+    assert found == [LayerTime("qkv", "", None), LayerTime("norm", "", None)]
+    assert check_precision(found, {"qkv": "float16"}).unknown == ("qkv",)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"Layers": 3}', '{"Layers": [{}]}', '{"Layers": [3]}'])
@@ -85,25 +87,25 @@ def test_what_is_no_inspector_s_answer(text: str):
         read_layers(text)
 
 
-def test_profiler_and_table():
+def test_profiler_and_times():
     trt = SimpleNamespace(IProfiler=type("IProfiler", (), {"__init__": lambda self: None}))
     profiler = make_profiler(trt)
     for _ in range(2):
         profiler.report_layer_time("a", 1.0)
         profiler.report_layer_time("b", 3.0)
     assert (profiler.milliseconds, profiler.runs) == ({"a": 2.0, "b": 6.0}, {"a": 2, "b": 2})
-    rows = table([LayerInfo("a", types=("float16",)), LayerInfo("c")], {"a": 1.0, "b": 3.0})
-    assert [(row["layer"], row["ms"], row["share"]) for row in rows] == [
-        ("b", 3.0, 0.75),
-        ("a", 1.0, 0.25),
-        ("c", None, None),
-    ]
-    json.dumps(rows)
+    assert profiler.mean_milliseconds() == {"a": 1.0, "b": 3.0}
+    half = LayerTime("a", "gemm", None, ("float16",))
+    assert timed([half, LayerTime("c", "", None)], {"a": 1.0, "b": 3.0}) == (
+        LayerTime("a", "gemm", 1.0, ("float16",)),
+        LayerTime("c", "", None),
+        LayerTime("b", "", 3.0),
+    )
 
 
 def test_types_that_a_graph_asks_for(make_mlp, int8_model: Path):
-    assert asked_types(onnx.load(make_mlp("float16"))) == {"first": "float16", "second": "float16"}
-    assert asked_types(onnx.load(int8_model)) == {"matmul": "int8"}
+    assert product_types(onnx.load(make_mlp("float16"))) == {"first": "float16", "second": "float16"}
+    assert product_types(onnx.load(int8_model)) == {"matmul": "int8"}
 
 
 def test_half_quantized_is_not_int8():
@@ -118,4 +120,4 @@ def test_half_quantized_is_not_int8():
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy"]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    assert asked_types(helper.make_model(graph)) == {"product": "float32"}
+    assert product_types(helper.make_model(graph)) == {"product": "float32"}

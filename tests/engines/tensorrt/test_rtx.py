@@ -16,7 +16,8 @@ from engines.gpus import GpuStatus
 
 trt = pytest.importorskip("tensorrt_rtx")
 
-from engines.tensorrt.engine import TensorRT  # noqa: E402
+from engines.tensorrt.config import attach_timing_cache, save_timing_cache  # noqa: E402
+from engines.tensorrt.engine import TensorRTRTX  # noqa: E402
 from engines.tensorrt.messages import Messages, make_logger  # noqa: E402
 
 OPTIONS = BuildOptions()
@@ -28,7 +29,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def build(source: Path, target: Path, options: BuildOptions = OPTIONS, progress=None):
-    return TensorRT("tensorrt-rtx").build(source, target, options, progress)
+    return TensorRTRTX().build(source, target, options, progress)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -135,10 +136,10 @@ def test_timing_cache_is_written_and_a_damaged_one_replaced(tmp_path: Path, capl
             if content is not None:
                 path.write_bytes(content)
             config = builder.create_builder_config()
-            found = config.attach_timing_cache(config, path, messages)
+            found = attach_timing_cache(config, path, messages)
             assert found == {"loaded": False, "entries_before": 0}
             assert ("is damaged" in caplog.text) == (content is not None)
-            assert config.save_timing_cache(config, path, found)["entries_after"] == 0
+            assert save_timing_cache(config, path, found)["entries_after"] == 0
             assert path.stat().st_size > 0 and path.read_bytes() != content
     assert list(tmp_path.iterdir()) == [path]
 
@@ -204,13 +205,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from engines import BuildOptions
-from engines.tensorrt.engine import TensorRT
+from engines.tensorrt.engine import TensorRTRTX
 
 def progress(phase, done, total):
     if phase != "reading ONNX":
         print("building", flush=True)
 
-TensorRT("tensorrt-rtx").build(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(), progress)
+TensorRTRTX().build(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(), progress)
 print("finished", flush=True)
 """
 

@@ -195,12 +195,13 @@ def test_closing_after_a_loss_hides_nothing(rig: Rig, plan: Path):
 
 def test_messages_of_a_long_life_are_bounded(rig10: Rig, plan: Path):
     with rig10.engine.load(plan) as runner:
-        logger = runner._keep[1]
+        library = runner._library
         for number in range(5000):
-            logger.log(2, f"warning {number}")
-            logger.log(3, f"note {number}")
-        assert len(runner.messages.warnings) <= 1000 and len(runner.messages.notes) <= 1000
-        assert runner.messages.warnings[-1] == "warning 4999"
+            library.logger.log(2, f"warning {number}")
+            library.logger.log(3, f"note {number}")
+        messages = library.messages
+        assert len(messages.warnings) <= 1000 and len(messages.notes) <= 1000
+        assert messages.warnings[-1] == "warning 4999"
 
 
 def test_closing_waits_for_a_run_and_releases_who_waits(rig10: Rig, plan: Path):
@@ -214,7 +215,7 @@ def test_closing_waits_for_a_run_and_releases_who_waits(rig10: Rig, plan: Path):
         except EngineError as error:
             outcome.append(str(error))
 
-    with runner._lane():  # a run that takes its time
+    with runner._slot():  # a run that takes its time
         waiting = threading.Thread(target=late)
         waiting.start()
         while runner._free.qsize() or not waiting.is_alive():
@@ -235,16 +236,16 @@ def test_the_fake_notices_misuse(rig10: Rig, plan: Path):
     with pytest.raises(MisuseError, match="without a current context"):
         driver.mem_alloc(4)
     runner = rig10.engine.load(plan)
-    lane = runner._lanes[0]
-    with runner.gpu.current():
+    slot = runner._slots[0]
+    with runner.device.current():
         with pytest.raises(MisuseError, match="no address was set for x"):
-            lane.context.execute_async_v3(lane._stream.handle)
+            slot.context.execute_async_v3(slot._stream.handle)
         with pytest.raises(MisuseError, match="page-locked"):
-            driver.memcpy_htod_async(lane._device["x"], images(), lane._stream)
+            driver.memcpy_htod_async(slot._device["x"], images(), slot._stream)
         with pytest.raises(MisuseError, match="before it happened"):
-            lane._started.record(lane._stream).time_till(lane._ended)
-        lane.context.set_tensor_address("x", 1 << 20)
-        lane.context.set_tensor_address("y", 1 << 20)
+            slot._started.record(slot._stream).time_till(slot._ended)
+        slot.context.set_tensor_address("x", 1 << 20)
+        slot.context.set_tensor_address("y", 1 << 20)
         with pytest.raises(MisuseError, match="are not allocated"):
-            lane.context.execute_async_v3(lane._stream.handle)
+            slot.context.execute_async_v3(slot._stream.handle)
     runner.close()

@@ -64,7 +64,7 @@ def test_torch_tensors_are_used_where_they_are(
         assert torch_cuda == ["ours waits for theirs after 0 runs", "theirs waits for ours after 1 runs"]
         assert rig10.trt.addresses_seen[-1] == {"x": given.data_ptr(), "y": made.data_ptr()}
         for stream in list(rig10.gpu.streams.values()):  # what PyTorch's stream would wait for
-            with runner.gpu.current():
+            with runner.device.current():
                 stream.synchronize()
         np.testing.assert_array_equal(made.numpy(), expected(tmp_path, x, "open"))
         # back to its own memory, graph and all

@@ -24,7 +24,7 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.float_graph import Work, graph_logits, torch_logits
-from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed, fp8_targets
+from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed
 from sit_deploy.precisions import TOLERANCE
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
@@ -427,25 +427,7 @@ def test_an_engine_that_does_not_run_here(
 
 def has_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
     found = GpuStatus(tuple(Gpu("a GPU", c) for c in capabilities), "")
-    monkeypatch.setattr("engines.gpus.find_gpus", lambda: found)
-
-
-def test_fp8_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    has_gpus(monkeypatch, "sm86")
-    assert fp8_targets("tensorrt-rtx", ()) == ("sm89", "sm120", "sm121")
-    assert fp8_targets("tensorrt-rtx", ("sm89",)) == ("sm89",)
-    for kind, asked, named in (
-        ("tensorrt-rtx", ("sm120", "sm80"), "sm80"),
-        ("tensorrt-rtx", ("current",), "sm86"),
-        ("tensorrt", (), "sm86"),
-    ):
-        with pytest.raises(
-            InputError, match=f"^{named} has no FP8: it came with sm89; pass --precision int8 or a newer"
-        ):
-            fp8_targets(kind, asked)
-    has_gpus(monkeypatch, "sm90")
-    assert fp8_targets("tensorrt", ()) == ()
-    assert fp8_targets("tensorrt-rtx", ("current",)) == ("current",)
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: found)
 
 
 def test_a_fallback_from_fp8_is_for_the_gpus_asked_for(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sit_deploy.report.kernels import NOT_ALL, kernels_note
+from sit_deploy.report.kernels import NOT_ALL, eight_bit_products, kernels_note
 
 
 def details(kept: int, widened: int = 0, unknown: int = 0) -> dict:
@@ -24,9 +24,11 @@ def details(kept: int, widened: int = 0, unknown: int = 0) -> dict:
     ],
 )
 def test_what_the_engine_does(found: dict, words: str) -> None:
-    assert words in (kernels_note(found, "int8") or "")
+    products = eight_bit_products(found)
+    assert products is not None and words in kernels_note(products, "int8")
+    assert kernels_note(products, "int8").startswith(NOT_ALL) is not products.all_kept
 
 
 def test_engines_that_are_not_asked() -> None:
     for none in ({}, {"eight_bits": None}, {"int8": {"products": 3}}):
-        assert kernels_note(none, "int8") is None
+        assert eight_bit_products(none) is None

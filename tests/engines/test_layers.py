@@ -10,7 +10,6 @@ import pytest
 
 import engines
 from engines import BuildOptions, EngineError
-from engines.layer_times import layer_times
 
 RUNTIMES = [
     "onnxruntime",
@@ -30,7 +29,7 @@ def test_layers_of_a_real_engine(kind: str, make_mlp, tmp_path: Path) -> None:
     engines.get(kind).build(source, target, BuildOptions())
     before = sorted(tmp_path.iterdir())
     feeds = {"x": np.ones((2, 8), np.float32)}
-    found = layer_times(kind, target, feeds, runs=5, threads=1)
+    found = engines.get(kind).layer_times(target, feeds, runs=5, threads=1)
     if kind == "onnxruntime":
         operators = [layer.operator for layer in found]
         assert sum(o in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm") for o in operators) == 2
@@ -45,9 +44,4 @@ def test_an_engine_that_is_none(kind: str, tmp_path: Path) -> None:
     target = tmp_path / engines.get(kind).filename
     target.write_bytes(b"no engine")
     with pytest.raises(EngineError, match="cannot profile"):
-        layer_times(kind, target, {})
-
-
-def test_tensorrt_tells_itself() -> None:
-    with pytest.raises(EngineError, match="tensorrt engines tell the times of their layers themselves"):
-        layer_times("tensorrt", Path("engine.plan"), {})
+        engines.get(kind).layer_times(target, {})

@@ -18,7 +18,7 @@ Shape = tuple["int | str | None", ...]
 _STANDARD = ("", "ai.onnx")
 
 
-class Graph:
+class NodeIndex:
     """Who makes and who reads each tensor of a model, and its constants; nodes are replaced on `save`.
 
     What is asked is answered by the graph as it was when this was made.

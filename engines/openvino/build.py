@@ -1,0 +1,60 @@
+"""From an ONNX file to an engine of OpenVINO: `engine.xml` with its weights in `engine.bin` beside it."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.base import BuildOptions, Progress
+from engines.errors import EngineBuildError, EngineError
+from engines.files import atomic_path
+from engines.graph_file import check_batch, input_specs, read_model
+from engines.openvino.library import one_line, settings
+from engines.openvino.projections import split_projections
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def build_model(
+    ov: ModuleType, onnx_path: Path, engine_path: Path, options: BuildOptions, progress: Progress | None
+) -> dict[str, Any]:
+    """Convert, compile once to see that it can be, and save; return what is worth knowing of it, as JSON values.
+
+    Raises:
+        EngineBuildError: the graph does not suit OpenVINO.
+    """
+    report = progress or (lambda *_: None)
+    report("reading ONNX", 0, 3)
+    graph = read_model(onnx_path)
+    check_batch(input_specs(graph), options.dynamic_batch, required=False)
+    split = split_projections(graph)
+    if not engine_path.parent.is_dir():
+        raise EngineError(f"cannot write {engine_path}: folder {engine_path.parent} does not exist")
+    try:
+        core = ov.Core()
+        model = core.read_model(io.BytesIO(graph.SerializeToString()))
+        report("compiling for this CPU", 1, 3)
+        core.compile_model(model, "CPU", settings(ov, options.threads))
+    except RuntimeError as error:
+        raise EngineBuildError(f"OpenVINO cannot build {onnx_path}: {one_line(error)}") from error
+    report("saving the engine", 2, 3)
+    _save(ov, model, engine_path)
+    operators = Counter(op.get_type_name() for op in model.get_ordered_ops())
+    report("engine saved", 3, 3)
+    return {
+        "operators": dict(sorted(operators.items())),
+        "rewrites": {"products split for queries, keys and values": split},
+    }
+
+
+def _save(ov: ModuleType, model: Any, engine_path: Path) -> None:
+    """Write both files beside their places and move them there, the weights first."""
+    try:
+        with atomic_path(engine_path) as temporary:
+            ov.save_model(model, str(temporary), compress_to_fp16=False)
+            temporary.with_suffix(".bin").replace(engine_path.with_suffix(".bin"))
+    except RuntimeError as error:  # a full disk, in its words
+        raise EngineError(f"cannot write {engine_path}: {one_line(error)}") from error

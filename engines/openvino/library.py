@@ -1,0 +1,52 @@
+"""OpenVINO itself: how it is imported, what a model is compiled with, and its messages in one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import EngineError
+from engines.imports import import_runtime
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TITLE = "OpenVINO"
+
+
+def import_openvino() -> ModuleType:
+    """Import the package.
+
+    Raises:
+        EngineNotInstalledError: it is missing, or broken.
+    """
+    return import_runtime("openvino", TITLE)
+
+
+def version_of(ov: ModuleType) -> str:
+    """The release, without the number of its build."""
+    return str(ov.__version__.split("-")[0])
+
+
+def settings(ov: ModuleType, threads: int | None) -> dict[Any, Any]:
+    """Latency first, and float32 as it is written: on some CPUs it would round to bfloat16 by itself."""
+    hint = ov.properties.hint
+    settings = {
+        hint.performance_mode: hint.PerformanceMode.LATENCY,
+        hint.inference_precision: ov.Type.f32,
+    }
+    if threads is not None:
+        settings[ov.properties.inference_num_threads] = threads
+    return settings
+
+
+def require_cpu(device: str, error: type[EngineError]) -> None:
+    """Refuse every device but the CPU, with that error."""
+    if device != "cpu":
+        raise error(f"device {device} asked for, but OpenVINO engines run on the CPU here; use device cpu")
+
+
+def one_line(error: BaseException) -> str:
+    """The last sentences of OpenVINO's message, which begins with where in its sources it was."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    heart = [line for line in lines if not line.startswith(("Exception from", "While validating"))]
+    return " ".join(heart or lines or [type(error).__name__])[:400]
