@@ -222,7 +222,9 @@ def turn_of(
 ) -> Image.Transpose | None:
     """Return what an image's EXIF orientation asks for; None where it stands, says nothing, or its EXIF is damaged.
 
-    read: gives its EXIF.
+    Args:
+        image: of Pillow's.
+        read: gives its EXIF.
     """
     try:
         return _TURNS.get(read(image).get(_ORIENTATION_TAG))
@@ -261,7 +263,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def open_source(source: Any) -> Image.Image:
     """Return the RGB image of whatever a program has at hand: the one door for what the Python interface is given.
 
-    source: path of an image file; the bytes of one; a Pillow image; or pixels in R, G, B, uint8 (height, width, 3).
+    Args:
+        source: path of an image file; the bytes of one; a Pillow image; or pixels in R, G, B, uint8 (height, width, 3).
 
     Raises:
         InputError: anything else, or a file or bytes that cannot be decoded.

@@ -23,7 +23,13 @@ class Log:
         self.board = _board(folder) if tensorboard else None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add a row. step: steps since the start of the run."""
+        """Add a row.
+
+        Args:
+            kind: of the row.
+            step: steps since the start of the run.
+            **values: of its columns.
+        """
         row = {"kind": kind, "step": step, **values}
         self.file.write((json.dumps(row) + "\n").encode())
         self.file.flush()

@@ -201,7 +201,8 @@ _DATA_OPTIONS = (
 def model_options(*, required: bool) -> Callable[[Callable], Callable]:
     """Make the decorator that adds what names a model and how it slims.
 
-    required: --model has to be given, as no checkpoint can name it.
+    Args:
+        required: --model has to be given, as no checkpoint can name it.
     """
     card = "" if required else " A checkpoint with a model card names it itself."
     options = (

@@ -29,10 +29,19 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | list[Source]]]:
     """Decode and preprocess in a few threads, in order, holding at most two batches and one image a thread.
 
-    samples: paths or Pillow images, or pairs of one with its label (`ImageFolder.samples`); any sequence, whose items are
-        fetched by several threads.
-    Yields (images (n, *preprocessing.shape) of its dtype, labels int64 (n,)), or the sources themselves in place of labels where there
-    are none. The last batch may be short. Raises InputError for no samples, a batch size below 1 or a bad image.
+    Args:
+        samples: paths or Pillow images, or pairs of one with its label (`ImageFolder.samples`); any sequence, whose items are
+            fetched by several threads.
+        preprocessing: of the images.
+        batch_size: images a batch; the last one may be short.
+        progress: called with a step, how much of it is done, and of how much.
+        workers: threads that decode; up to four by default.
+
+    Yields:
+        Images (n, *preprocessing.shape) of its dtype, and labels int64 (n,) or, where there are none, the sources themselves.
+
+    Raises:
+        InputError: no samples, a batch size below 1 or a bad image.
     """
     if batch_size < 1:
         raise InputError(f"batch size must be at least 1, got {batch_size}; pass --batch-size 1 or more")

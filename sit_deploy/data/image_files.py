@@ -122,7 +122,13 @@ def has_images(folder: Path, *, below: bool = True) -> bool:
 
 
 def _has_images(folder: str, depth: int, seen: set[str]) -> bool:
-    """seen: where links have led already, so that no circle of them is gone round twice."""
+    """Whether there is an image below a folder.
+
+    Args:
+        folder: where to look.
+        depth: folders that are gone down at most.
+        seen: where links have led already, so that no circle of them is gone round twice.
+    """
     deeper = []
     try:
         with os.scandir(folder) as entries:

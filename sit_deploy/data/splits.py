@@ -168,7 +168,10 @@ def _holds_no_part(name: str) -> bool:
 def _skip_wrappers(root: Path, classes: Collection[str] | None, *, inside: bool = False) -> Path:
     """Go down through folders that hold one folder and no image: archives are often packed so.
 
-    inside: a part was chosen already, in which one more folder of its name is none of several.
+    Args:
+        root: where to begin.
+        classes: names of the model's classes, which are never parts.
+        inside: a part was chosen already, in which one more folder of its name is none of several.
     """
     theirs = {plain(name) for name in classes or ()}
     for _ in range(8):

@@ -159,7 +159,11 @@ class Accuracy:
         }
 
     def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return JSON values. classes: names in label order, to go with the labels."""
+        """Return JSON values.
+
+        Args:
+            classes: names in label order, to go with the labels.
+        """
 
         def name(label: int) -> str:
             return classes[label] if classes else str(label)

@@ -34,7 +34,8 @@ class Order:
 def usual_orders(names: Sequence[str]) -> list[Order]:
     """Return the orders that labels are found in by mistake, without the one they are in.
 
-    names: of the classes in label order.
+    Args:
+        names: of the classes in label order.
     """
     count = len(names)
     orders = []

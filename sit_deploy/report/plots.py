@@ -98,7 +98,12 @@ def _cycle(count: int) -> list[str]:
 
 
 def drift(tensors: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Return the SQNR of the residual stream by depth, as SVG. tensors: of `LayerComparison.to_dict`."""
+    """Return the SQNR of the residual stream by depth, as SVG.
+
+    Args:
+        tensors: of `LayerComparison.to_dict`.
+        title: of the picture.
+    """
     figure, axes = _figure()
     shown = [(i, t["sqnr_db"]) for i, t in enumerate(tensors) if t["sqnr_db"] is not None]
     axes.plot(*zip(*shown, strict=True), marker="o", markersize=3, color=COLOURS[0], linewidth=1.5)
@@ -113,7 +118,12 @@ def drift(tensors: Sequence[Mapping[str, Any]], title: str) -> str:
 
 
 def operators(layers: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Return the engine's milliseconds by kind of operator, as SVG. layers: with `types` and `ms`."""
+    """Return the engine's milliseconds by kind of operator, as SVG.
+
+    Args:
+        layers: with `types` and `ms`.
+        title: of the picture.
+    """
     found: dict[str, float] = {}
     for layer in layers:
         kind = ", ".join(layer["types"]) or "other"

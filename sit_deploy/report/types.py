@@ -35,20 +35,28 @@ class Hop(Struct):
 
 
 class HeldBack(Struct):
+    """A node that stays in higher precision, and why."""
+
     node: str
     op_type: str
     reason: str
 
 
 class Plan(Struct):
+    """What was held back when a graph was written in low precision."""
+
     held_back: list[HeldBack]
 
 
 class Graph(Struct):
+    """What a page shows of a graph."""
+
     operators: dict[str, Count]
 
 
 class EngineFacts(Struct):
+    """The engine, as the manifest has it."""
+
     kind: Text
     version: Text
     target: Text
@@ -57,6 +65,8 @@ class EngineFacts(Struct):
 
 
 class Source(Struct):
+    """Where the weights are from."""
+
     source: Text
 
 
@@ -95,6 +105,8 @@ class SpeedOf8Bits(Struct):
 
 
 class QuantizedLayer(Struct):
+    """A layer: what it runs in and why, and what quantizing it does to its output."""
+
     layer: Text
     precision: str
     reason: str
@@ -105,6 +117,8 @@ class QuantizedLayer(Struct):
 
 
 class Quantization(Struct):
+    """How a graph holds 8 bits."""
+
     method: str
     rest: str
     share_of_macs: Share
@@ -113,6 +127,8 @@ class Quantization(Struct):
 
 
 class LayerTime(Struct):
+    """A layer of an engine and its time."""
+
     layer: str
     types: list[str]
     ms: Positive | None
@@ -144,12 +160,16 @@ class Paired(Struct, kw_only=True):
 
 
 class Teacher(Paired, kw_only=True):
+    """The teacher's accuracy beside the student's."""
+
     top1: Percent
     top1_interval: tuple[Percent, Percent]
     retained: Positive | None = None
 
 
 class ClassRow(Struct):
+    """A class: its images, and how many each side has right."""
+
     name: str
     images: Count
     reference: Count
@@ -157,6 +177,8 @@ class ClassRow(Struct):
 
 
 class Flip(Struct):
+    """An image whose class the engine changed."""
+
     image: str
     label_name: str
     reference_name: str
@@ -247,12 +269,16 @@ class Entry(Struct):
 
 
 class Ledger(Struct):
+    """The hops from the teacher to the engine."""
+
     entries: Annotated[list[Entry], Meta(min_length=1)]
     images: Count
     batch_size: Annotated[int, Meta(ge=1, le=limits.BATCH)]
 
 
 class Histogram(Struct):
+    """How many calls took how long."""
+
     edges_ms: Annotated[list[Positive], Meta(min_length=2, max_length=10_000)]
     counts: list[Count]
 
@@ -264,6 +290,8 @@ class Histogram(Struct):
 
 
 class Timing(Struct):
+    """The times of a hop."""
+
     p50_ms: Positive
     p90_ms: Positive
     p99_ms: Positive
@@ -282,11 +310,15 @@ class Around(Struct):
 
 
 class Drifted(Struct):
+    """A tensor and its error."""
+
     tensor: str
     sqnr_db: Number | None
 
 
 class Drift(Struct):
+    """How the error grows along the network."""
+
     note: str
     tensors: list[Drifted]
     tolerance: Positive | None = None
@@ -298,11 +330,15 @@ class Drift(Struct):
 
 
 class Machine(Struct):
+    """Where it was measured."""
+
     cpu_model: str
     usable_cpus: Count
 
 
 class VerdictFacts(Struct):
+    """A verdict as it was reached (`sit_deploy.report.verdict`)."""
+
     outcome: Text
     headline: str
     against: list[str]

@@ -93,7 +93,12 @@ def time_doubt(evidence: Mapping[str, Any]) -> str | None:
 
 
 def ledger_view(ledger: Mapping[str, Any], doubt: str | None = None) -> dict[str, Any]:
-    """Return the ledger as a table: a hop a row, what it changed in brackets. doubt: of `time_doubt`."""
+    """Return the ledger as a table: a hop a row, what it changed in brackets.
+
+    Args:
+        ledger: of the evidence.
+        doubt: of `time_doubt`.
+    """
     entries = ledger["entries"]
     labelled = any(entry["top1"] is not None for entry in entries)
     head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
