@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -30,19 +31,44 @@ if TYPE_CHECKING:
 HEADROOM = 2.0
 
 LOW_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+class Reason(Enum):
+    """Why a node computes in its type. The value is the sentence, with what `NodeType.facts` says in it."""
+
+    AS_EXPORTED = "as exported"
+    NO_FLOAT = "holds no floating point"
+    MATRIX_PRODUCT = "matrix product"
+    ACTIVATION = "pointwise activation"
+    SUM = "pointwise sum"
+    PRODUCT = "pointwise product"
+    GELU = "GELU"
+    FEWEST_CASTS = "moves data; the type that needs fewest casts"
+    SUMS_SQUARES = "normalisation sums squares"
+    SUMS_TOKENS = "mean sums tokens"
+    SUMS_EXPONENTIALS = "softmax sums exponentials"
+    UNKNOWN_OPERATOR = "not known to be safe in low precision"
+    # of a node whose kind is low, and that had to stay FP32
+    NO_SUCH_FORM = "{op_type} of opset {opset} has no {dtype} form"
+    WEIGHT_OVERFLOWS = "weight '{tensor}' overflows {tag}"
+    NOT_FINITE = "'{tensor}' was not finite on the calibration images"
+    OUT_OF_RANGE = "'{tensor}' reaches {absmax}, above {limit} ({tag} maximum / {headroom})"
+    GELU_HELD_BACK = "its GELU is held back by '{node}'"
+
+
 _LOW_REASON = {
-    "Conv": "matrix product",
-    "Gemm": "matrix product",
-    "MatMul": "matrix product",
-    "Gelu": "pointwise activation",
-    "Relu": "pointwise activation",
-    "Add": "pointwise sum",
-    "Mul": "pointwise product",
+    "Conv": Reason.MATRIX_PRODUCT,
+    "Gemm": Reason.MATRIX_PRODUCT,
+    "MatMul": Reason.MATRIX_PRODUCT,
+    "Gelu": Reason.ACTIVATION,
+    "Relu": Reason.ACTIVATION,
+    "Add": Reason.SUM,
+    "Mul": Reason.PRODUCT,
 }
 _FP32_REASON = {
-    "LayerNormalization": "normalisation sums squares",
-    "ReduceMean": "mean sums tokens",
-    "Softmax": "softmax sums exponentials",
+    "LayerNormalization": Reason.SUMS_SQUARES,
+    "ReduceMean": Reason.SUMS_TOKENS,
+    "Softmax": Reason.SUMS_EXPONENTIALS,
 }
 # They copy values, so they compute nothing that a type could harm. Quantization belongs here: the scale sets the type.
 MOVEMENT = frozenset(
@@ -68,13 +94,38 @@ MOVEMENT = frozenset(
 
 @dataclass(frozen=True)
 class NodeType:
-    """The type a node computes in, and why. `held_back`: a node of a low-precision kind that had to stay FP32."""
+    """The type a node computes in, and why.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        dtype: the type.
+        reason: why.
+        held_back: whether its kind is low and it had to stay FP32.
+        facts: what the reason's sentence names.
+    """
 
     node: str
     op_type: str
     dtype: str
-    reason: str
+    reason: Reason
     held_back: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """The reason in words."""
+        return self.reason.value.format(**self.facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON; the reason in words."""
+        return {
+            "node": self.node,
+            "op_type": self.op_type,
+            "dtype": self.dtype,
+            "reason": self.sentence,
+            "held_back": self.held_back,
+        }
 
 
 @dataclass(frozen=True)
@@ -103,7 +154,8 @@ class PrecisionPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
-        return {**asdict(self), "counts": self.counts}
+        counted = {key: value for key, value in asdict(self).items() if key != "nodes"}
+        return {**counted, "nodes": [node.to_dict() for node in self.nodes], "counts": self.counts}
 
 
 def to_precision(
@@ -133,7 +185,7 @@ def to_precision(
         )
     info = tensor_info(model)
     if precision == "fp32":
-        nodes = (NodeType(n.name, n.op_type, "float32", "as exported") for n in model.graph.node)
+        nodes = (NodeType(n.name, n.op_type, "float32", Reason.AS_EXPORTED) for n in model.graph.node)
         return model, PrecisionPlan("fp32", tuple(nodes))
     for name, found in info.items():
         if found.dtype in NUMPY_TYPES:
@@ -187,41 +239,41 @@ class _TypeChooser:
 
     def decide(self) -> tuple[NodeType, ...]:
         nodes = self.graph.node
-        reasons: dict[int, str] = {}
+        reasons: dict[int, Reason] = {}
+        facts: dict[int, dict[str, str]] = {}
         held: set[int] = set()
         free: list[int] = []
         gelus = _erf_gelus(self.graph)
         for index, node in enumerate(nodes):
             if not any(self._is_float(name) for name in (*node.input, *node.output)):
-                reasons[index] = "holds no floating point"
+                reasons[index] = Reason.NO_FLOAT
                 continue
             in_gelu = index in gelus
             is_low = in_gelu or node.op_type in _LOW_REASON
             if node.domain not in ("", "ai.onnx") or not (is_low or node.op_type in MOVEMENT):
                 self.types[index] = TensorProto.FLOAT
-                reasons[index] = _FP32_REASON.get(node.op_type, "not known to be safe in low precision")
+                reasons[index] = _FP32_REASON.get(node.op_type, Reason.UNKNOWN_OPERATOR)
             elif obstacle := self._obstacle(node):
-                self.types[index], reasons[index] = TensorProto.FLOAT, obstacle
+                self.types[index] = TensorProto.FLOAT
+                reasons[index], facts[index] = obstacle
                 held.add(index)
             elif is_low:
                 self.types[index] = self.low
-                reasons[index] = "GELU" if in_gelu else _LOW_REASON[node.op_type]
+                reasons[index] = Reason.GELU if in_gelu else _LOW_REASON[node.op_type]
             else:
                 free.append(index)
         for group in {id(g): g for g in gelus.values()}.values():
             blocked = next((i for i in group if i in held), None)
             for index in group if blocked is not None else ():
                 if index not in held:
-                    reasons[index] = f"its GELU is held back by '{nodes[blocked].name}'"
+                    reasons[index], facts[index] = Reason.GELU_HELD_BACK, {"node": nodes[blocked].name}
                     self.types[index] = TensorProto.FLOAT
                     held.add(index)
         for index, dtype in fewest_casts(self.graph, self.info, self.types, free, self.low).items():
-            self.types[index], reasons[index] = (
-                dtype,
-                "moves data; the type that needs fewest casts",
-            )
+            self.types[index], reasons[index] = dtype, Reason.FEWEST_CASTS
         return tuple(
-            NodeType(n.name, n.op_type, self._dtype(i, n), reasons[i], i in held) for i, n in enumerate(nodes)
+            NodeType(n.name, n.op_type, self._dtype(i, n), reasons[i], i in held, facts.get(i, {}))
+            for i, n in enumerate(nodes)
         )
 
     def _dtype(self, index: int, node: onnx.NodeProto) -> str:
@@ -234,23 +286,27 @@ class _TypeChooser:
         found = self.info.get(name)
         return found is not None and found.dtype == TensorProto.FLOAT
 
-    def _obstacle(self, node: onnx.NodeProto) -> str | None:
-        """Return why a node may not be low, or None."""
+    def _obstacle(self, node: onnx.NodeProto) -> tuple[Reason, dict[str, str]] | None:
+        """Return why a node may not be low, with what the sentence names, or None."""
         tag = TAGS[self.low]
         if not self._operator_takes_low(node):
-            return f"{node.op_type} of opset {self.opset} has no {dtype_name(self.low)} form"
+            names = {"op_type": node.op_type, "opset": str(self.opset), "dtype": dtype_name(self.low)}
+            return Reason.NO_SUCH_FORM, names
         for name in (*node.input, *node.output):
             if name in self.weights:
                 if self._overflow(name):
-                    return f"weight '{name}' overflows {tag}"
+                    return Reason.WEIGHT_OVERFLOWS, {"tensor": name, "tag": tag}
             elif seen := self.ranges.get(name):
                 if seen.non_finite:
-                    return f"'{name}' was not finite on the calibration images"
+                    return Reason.NOT_FINITE, {"tensor": name}
                 if seen.absmax > self._limit:
-                    return (
-                        f"'{name}' reaches {seen.absmax:.6g}, above {self._limit:.6g} "
-                        f"({tag} maximum / {HEADROOM:g})"
-                    )
+                    reach = {"absmax": f"{seen.absmax:.6g}", "limit": f"{self._limit:.6g}"}
+                    return Reason.OUT_OF_RANGE, {
+                        **reach,
+                        "tensor": name,
+                        "tag": tag,
+                        "headroom": f"{HEADROOM:g}",
+                    }
         return None
 
     def _operator_takes_low(self, node: onnx.NodeProto) -> bool:

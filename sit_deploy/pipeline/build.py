@@ -204,7 +204,7 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
         "hops": [hop.to_dict() for hop in work.hops],
         "plan": {
             "counts": made.lowered.plan.counts,
-            "held_back": [asdict(node) for node in made.lowered.plan.held_back],
+            "held_back": [node.to_dict() for node in made.lowered.plan.held_back],
             "casts": made.lowered.plan.casts,
         },
         "graph": summarize(made.graph).to_dict(),

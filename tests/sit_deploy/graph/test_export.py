@@ -391,7 +391,7 @@ def test_a_slimmed_vision_transformer_builds_on_tensorrt_rtx(tmp_path: Path) -> 
         low, plan = to_precision(graph, precision)
         assert lint(low) == []
         (mean,) = [node for node in plan.nodes if node.op_type == "ReduceMean"]
-        assert (mean.dtype, mean.reason) == ("float32", "mean sums tokens")
+        assert (mean.dtype, mean.sentence) == ("float32", "mean sums tokens")
         assert relative_error(run(simulate(low), pixels), model(pixels)) < tolerance
         onnx.save(low, tmp_path / "model.onnx")
         engines.get("tensorrt-rtx").build(

@@ -17,7 +17,7 @@ from calibration.ranges import TensorRange, observe_ranges
 from sit_deploy.errors import InputError
 from sit_deploy.graph.inspect import tensor_info
 from sit_deploy.graph.lint import lint
-from sit_deploy.graph.precision import PrecisionPlan, to_precision
+from sit_deploy.graph.precision import PrecisionPlan, Reason, to_precision
 
 Make = Callable[..., onnx.ModelProto]
 LOW = {"fp16": "float16", "bf16": "bfloat16"}
@@ -159,7 +159,8 @@ def test_fp32_is_the_graph_itself(transformer: Make) -> None:
 def test_bfloat16_convolution_needs_opset_22(transformer: Make) -> None:
     _, plan = to_precision(transformer(20), "bf16")
     assert [n.node for n in plan.held_back] == ["patch_embed/conv1", "patch_embed/conv2"]
-    assert plan.held_back[0].reason == "Conv of opset 20 has no bfloat16 form"
+    assert plan.held_back[0].reason is Reason.NO_SUCH_FORM
+    assert plan.held_back[0].sentence == "Conv of opset 20 has no bfloat16 form"
     assert to_precision(transformer(22), "bf16")[1].held_back == ()
 
 
@@ -171,7 +172,7 @@ def test_range_above_the_limit_holds_its_nodes_back(transformer: Make, images: n
     product = nodes(model)["blocks.1/mlp/fc2/MatMul"].output[0]
     assert ranges[product].absmax > 65504 / 2
     typed, plan = to_precision(model, "fp16", ranges)
-    held = {n.node: n.reason for n in plan.held_back}
+    held = {n.node: n.sentence for n in plan.held_back}
     assert held.keys() == {"blocks.1/mlp/fc2/MatMul", "blocks.1/mlp/fc2/Add", "blocks.1/Add_1"}
     assert held["blocks.1/mlp/fc2/Add"].startswith(
         f"'{product}' reaches {ranges[product].absmax:.6g}, above 32752 "
@@ -195,7 +196,7 @@ def test_the_limit_is_half_the_largest_value(transformer: Make, absmax: float, s
 def test_non_finite_range_holds_back(transformer: Make) -> None:
     seen = TensorRange(-np.inf, np.inf, True)
     (held,) = to_precision(transformer(20), "fp16", {"logits": seen})[1].held_back
-    assert (held.node, held.reason) == ("head", "'logits' was not finite on the calibration images")
+    assert (held.node, held.sentence) == ("head", "'logits' was not finite on the calibration images")
 
 
 def test_weight_that_overflows_holds_its_node_back(transformer: Make) -> None:
@@ -206,7 +207,7 @@ def test_weight_that_overflows_holds_its_node_back(transformer: Make) -> None:
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     typed, plan = to_precision(model, "fp16")
     (held,) = plan.held_back
-    assert (held.node, held.reason) == ("head", "weight 'head.bias' overflows fp16")
+    assert (held.node, held.sentence) == ("head", "weight 'head.bias' overflows fp16")
     assert weight_types(typed)["head.weight"] == TensorProto.FLOAT
 
 
@@ -223,7 +224,7 @@ def test_written_out_gelu_stands_and_falls_together(transformer: Make) -> None:
     model = transformer(17)
     erf = nodes(model)["blocks.0/mlp/gelu/Erf"].output[0]
     typed, plan = to_precision(model, "fp16", {erf: TensorRange(-4e4, 4e4)})
-    held = {n.node.rsplit("/", 1)[1]: n.reason for n in plan.held_back}
+    held = {n.node.rsplit("/", 1)[1]: n.sentence for n in plan.held_back}
     assert held.keys() == {"Div", "Erf", "Add", "Mul", "Mul_1"}
     assert held["Mul_1"] == "its GELU is held back by 'blocks.0/mlp/gelu/Erf'"
     # The other GELUs stay low and share its constants: those are stored in both types.
