@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from sit_deploy.data.datasets import Data, open_data
+from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
 from training.best_weights import card_of
@@ -44,15 +45,11 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     recipe = request.recipe
     resuming = _is_resumed(request, world)
     data = open_data(
-        request.data,
-        request.data_dir,
-        request.train_split,
-        request.val_split,
-        request.num_classes,
-        request.seed,
-        request.image_key,
-        request.label_key,
-    )
+        DataSource(
+            request.data, request.data_dir, request.train_split, request.val_split, request.num_classes,
+            request.seed, request.image_key, request.label_key,
+        )
+    )  # fmt: skip
     if recipe.repeats > 1 and data.streamed:
         raise InputError("streamed data cannot be repeated in a batch; pass --repeats 1")
     if request.qat and data.streamed:

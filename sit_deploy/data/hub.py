@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.data.class_names import listed
+from sit_deploy.data.source import DataSource
 from sit_deploy.data.splits import Role, role_of
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import decode_image, load_image
@@ -64,32 +65,24 @@ class HubImages(Sequence):
 
 
 def open_hub(
-    name: str,
-    root: Path | None,
-    split: str | None,
-    roles: Sequence[Role],
-    image_key: str | None = None,
-    label_key: str | None = None,
-    names: Sequence[str] | None = None,
+    source: DataSource, split: str | None, roles: Sequence[Role], names: Sequence[str] | None = None
 ) -> tuple[HubImages, str]:
     """Open a part of a data set, hfds/OWNER/NAME or hfds/FOLDER; return its images and the name of its split.
 
     Args:
-        name: of the data set.
-        root: where it is kept.
+        source: which data set, and its columns where their types do not tell.
         split: its part, by default the first of `roles` that there is.
-        roles: what the part may be for, the likeliest first.
-        image_key: column of the images, where its type does not tell.
-        label_key: of their labels, likewise.
+        roles: parts to take.
         names: of the classes, where labels are texts and another part of it said them.
 
     Raises:
         InputError: no such data set, split or column, columns that may each be meant, or labels that are no classes.
     """
+    name, root = source.name, source.root
     path = name.split("/", 1)[1]
     split = split or _usual_split(name, path, root, roles)
     rows = _load(name, path, root, split)
-    columns = find_columns(name, rows.features, image_key, label_key)
+    columns = find_columns(name, rows.features, source.image_key, source.label_key)
     columns = _with_labels(f"{name}, split '{split}'", rows, columns, names)
     return HubImages(_undecoded(name, rows, columns.image), columns, name), split
 

@@ -11,6 +11,7 @@ from sit_deploy.data.class_names import ClassMatch, match_names
 from sit_deploy.data.image_files import skipped_note
 from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.samples import Samples, describe
+from sit_deploy.data.source import DataSource, is_named
 from sit_deploy.data.splits import HELD_OUT, find_part
 from sit_deploy.errors import InputError
 from sit_deploy.text import shown
@@ -103,7 +104,7 @@ def open_labelled(
         InputError: missing, empty, streamed, or of other classes than the model's.
     """
     path = Path(data)
-    if path.is_dir() or not _is_named(str(data)):
+    if path.is_dir() or not is_named(str(data)):
         if image_key or label_key:
             raise InputError("--image-key and --label-key are for hfds/…; leave them out with a folder")
         part = find_part(path, HELD_OUT, split, classes=classes, num_classes=num_classes)
@@ -113,18 +114,14 @@ def open_labelled(
         return replace(labelled, notes=(f"taken from {shown(part)}", *labelled.notes))
     from sit_deploy.data.datasets import open_held_out
 
-    found = open_held_out(str(data), root, split, image_key, label_key)
+    found = open_held_out(
+        DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key)
+    )
     names = found.classes or [str(label) for label in range(found.num_classes)]
     matched = match_names(str(data), names, classes, num_classes, ordered=True)
     return Labelled(
         Relabelled(found.val, matched.labels), found.name, matched, (*found.notes, *matched.notes)
     )
-
-
-def _is_named(data: str) -> bool:
-    from sit_deploy.data.datasets import is_named
-
-    return is_named(data)
 
 
 def match_labels(folder: ImageFolder, classes: Sequence[str] | None, num_classes: int) -> Labelled:

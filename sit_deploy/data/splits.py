@@ -18,6 +18,7 @@ from sit_deploy.text import shown
 Role = Literal["train", "val", "test"]
 # who has both picks epochs on the first, and keeps the second for the end
 HELD_OUT: tuple[Role, ...] = ("val", "test")
+TRAIN: tuple[Role, ...] = ("train",)
 
 _ROLE_WORDS: Mapping[str, Role] = {
     **dict.fromkeys(("train", "training", "trn", "trainval", "trainvalid"), "train"),
@@ -44,6 +45,10 @@ _UNLABELLED_WORDS = frozenset({
     "pred", "prediction", "predictions", "unlabeled", "unlabelled", "unsup", "extra", "demo", "sample",
     "samples",
 })  # fmt: skip
+
+
+class NoHeldOutPartError(InputError):
+    """A folder has images to train on, and none that are held out."""
 
 
 def role_of(name: str) -> Role | None:
@@ -104,17 +109,47 @@ def _find_part(
     return _skip_wrappers(_choose_part(root, parts, roles, option), classes, inside=True)
 
 
+def training_part(root: Path, split: str | None) -> Path:
+    """Return the folder of class folders to train on; `split` names it, where its own name does not tell.
+
+    Raises:
+        InputError: none, or several.
+    """
+    found = find_part(root, TRAIN, split, option="--train-split")
+    if found == root:
+        raise InputError(
+            f"{shown(root)} has no subfolder train; put the images into {shown(root)}/train/CLASS/ and "
+            f"{shown(root)}/val/CLASS/, or name its parts with --train-split and --val-split"
+        )
+    return found
+
+
+def held_out_part(root: Path, split: str | None) -> Path:
+    """Return the folder of class folders that are held out from training; `split` as for `training_part`.
+
+    Raises:
+        InputError: none, or several.
+    """
+    try:
+        return find_part(root, HELD_OUT, split, option="--val-split")
+    except NoHeldOutPartError:
+        raise InputError(
+            f"{shown(root)} has no subfolder val or valid; put the held-out images into {shown(root)}/val/CLASS/, or name "
+            "their part with --val-split"
+        ) from None
+
+
 def find_training_images(root: Path) -> tuple[Path, ImageFiles]:
     """Return the images to calibrate on, and where they are: the part for training, where a folder holds parts.
 
     Raises:
         InputError: parts, and none for training; or as `find_images`.
     """
-    where = _training_part(root)
+    where = _calibration_part(root)
     return where, find_images(where)
 
 
-def _training_part(root: Path) -> Path:
+def _calibration_part(root: Path) -> Path:
     if not root.is_dir():
         return root
     check_folder(root)
@@ -264,7 +299,7 @@ def _choose_part(root: Path, parts: Mapping[str, Role], roles: Collection[Role],
             f"{where} has no subfolder train; put the images into {where}/train/CLASS/ and {where}/val/CLASS/, or name its parts "
             f"with --train-split and --val-split (it has {_listing(parts)})"
         )
-    raise InputError(
+    raise NoHeldOutPartError(
         f"{where} has training images only; give the folder of held-out ones, or name its part with {option} (it has "
         f"{_listing(parts)})"
     )

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from sit_deploy.data.datasets import Data, open_data
+from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
 from training.loaders import Loaders, make_loaders
@@ -31,7 +32,7 @@ MakeFolder = Callable[..., Path]
 
 def refusal(*args: Any, **options: Any) -> str:
     with pytest.raises(InputError) as error:
-        open_data(*map(str, args), **options)
+        open_data(DataSource(*map(str, args), **options))
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -81,7 +82,7 @@ def test_val_comes_before_test(make_tree: Callable[..., Path]) -> None:
 
 def test_parts_of_any_name(make_tree: Callable[..., Path]) -> None:
     root = make_tree(train=("a", "b"), val=("a", "b"), fold1=("x", "y"), fold2=("x", "y"))
-    data = open_data(str(root), train_split="fold1", val_split="fold2")
+    data = open_data(DataSource(str(root), train_split="fold1", val_split="fold2"))
     assert data.classes == ["x", "y"]
     assert data.train.samples[0][0].is_relative_to(root / "fold1")
     assert data.val.samples[0][0].is_relative_to(root / "fold2")
@@ -119,7 +120,7 @@ def test_folders_that_lack_something(make_tree: Callable[..., Path], tmp_path: P
 def test_a_class_count_that_is_not_the_data_s(make_tree: Callable[..., Path]) -> None:
     root = make_tree(train=("a", "b"), val=("a", "b"))
     assert "has 2 classes, not 1000" in refusal(root, num_classes=1000)
-    assert open_data(str(root), num_classes=2).num_classes == 2
+    assert open_data(DataSource(str(root), num_classes=2)).num_classes == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- digits
@@ -201,7 +202,7 @@ def write_mnist(root: Path, **counts: int) -> dict[str, tuple[np.ndarray, np.nda
 
 def test_mnist_from_its_files(tmp_path: Path) -> None:
     written = write_mnist(tmp_path, train=12, t10k=5)
-    data = open_data("torch/mnist", tmp_path)
+    data = open_data(DataSource("torch/mnist", tmp_path))
     assert data.num_classes == 10 and data.classes[3].startswith("3") and not data.streamed
     for samples, part in ((data.train, "train"), (data.val, "t10k")):
         pixels, labels = written[part]
@@ -222,7 +223,7 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
 
 def test_torchvision_s_folder(make_tree: Callable[..., Path]) -> None:
     root = make_tree(train=("dog", "cat"), val=("cat", "dog"))
-    data = open_data("torch/image_folder", root)
+    data = open_data(DataSource("torch/image_folder", root))
     assert (data.classes, data.num_classes, len(data.train), len(data.val)) == (["cat", "dog"], 2, 4, 4)
     assert [label for _, label in data.val] == [0, 0, 1, 1]
 
@@ -245,7 +246,7 @@ def test_a_data_set_of_the_hugging_face_library(
     root = make_tree(per_class=3, train=("dog", "cat"), validation=("cat", "dog"))
     damaged = root / "train" / "cat" / "001.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    data = open_data(f"hfds/{root}", root.parent / "cache")
+    data = open_data(DataSource(f"hfds/{root}", root.parent / "cache"))
     assert (data.classes, data.num_classes, len(data.train), len(data.val)) == (["cat", "dog"], 2, 6, 6)
     images = [data.val[i] for i in range(6)]
     assert [label for _, label in images] == [0, 0, 0, 1, 1, 1]
@@ -273,7 +274,9 @@ def test_a_package_that_is_missing_is_named(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr("sit_deploy.data.datasets.find_spec", lambda n: None if n == package else real(n))
+    monkeypatch.setattr(
+        "sit_deploy.data.timm_datasets.find_spec", lambda n: None if n == package else real(n)
+    )
     assert refusal(name, num_classes=5) == f"{name} needs the package {package}; pip install {package}"
     assert capsys.readouterr().out == ""  # where timm would print
 
@@ -313,7 +316,7 @@ def write_shards(root: Path, **parts: tuple[int, ...]) -> None:
 def open_shards(root: Path, seed: int = 0, **parts: tuple[int, ...]) -> Data:
     pytest.importorskip("webdataset", reason="needs webdataset: pip install webdataset")
     write_shards(root, **parts)
-    return open_data("wds/numbers", root, num_classes=5, seed=seed)
+    return open_data(DataSource("wds/numbers", root, num_classes=5, seed=seed))
 
 
 def loaders(data: Data, world: World = ALONE, **options: Any) -> Loaders:

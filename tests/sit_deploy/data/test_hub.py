@@ -12,6 +12,7 @@ from PIL import Image
 
 from sit_deploy.data.datasets import open_data
 from sit_deploy.data.labelled import open_labelled
+from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 
 datasets = pytest.importorskip("datasets", reason="needs datasets: pip install datasets")
@@ -83,7 +84,7 @@ def test_several_columns_are_asked_for(make: Make) -> None:
     assert "has no column imge; pass --image-key" in refusal(name, image_key="imge")
     found = open_labelled(name, None, 2, image_key="img", label_key="fine")
     assert [label for _, label in found] == [0, 1] and found.name.endswith(", test")
-    assert open_data(name, image_key="img", label_key="fine").num_classes == 2
+    assert open_data(DataSource(name, image_key="img", label_key="fine")).num_classes == 2
     assert "holds images, and no one class an image" in refusal(name, image_key="img", label_key="mask")
 
 
@@ -189,7 +190,7 @@ def test_keys_are_for_the_hub_alone(make_image_folder: Callable[..., Path]) -> N
 def test_other_readers_say_what_they_lack(name: str, tmp_path: Path) -> None:
     for open_it in (
         lambda: open_labelled(name, None, 2, root=tmp_path),
-        lambda: open_data(name, tmp_path, num_classes=2),
+        lambda: open_data(DataSource(name, tmp_path, num_classes=2)),
     ):
         with pytest.raises(InputError) as error:
             open_it()
