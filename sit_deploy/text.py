@@ -74,3 +74,19 @@ def _shown(code: int) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is no UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+class WarningText(str):
+    """A note that a reader must not miss; among notes it stands as the text that it is."""
+
+    __slots__ = ()
+
+
+def is_warning(note: str) -> bool:
+    """Whether a note is one that a reader must not miss."""
+    return isinstance(note, WarningText)
+
+
+def file_size(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

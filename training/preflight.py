@@ -15,8 +15,7 @@ from sit_deploy.data.overlap import find_same_images
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.processes import World
-from sit_deploy.report.view import file_size
-from sit_deploy.text import shown
+from sit_deploy.text import file_size, shown
 from training.best_weights import weights_of
 from training.run_files import LAST, WEIGHTS
 

@@ -10,9 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.report.read import read_build_report
+
+if TYPE_CHECKING:
+    from sit_deploy.report.build_types import AccuracyRecord
 
 TEACHER, STUDENT = "lvvit_nano", "sit_nano"
 MAX_DROP = 1.0  # points of top-1 that the student may lose
@@ -109,14 +113,15 @@ def _quickstart(
         force=True,
     )
     built = build(request, progress)
-    accuracy = json.loads((built.path / "report.json").read_text(encoding="utf-8"))["accuracy"]
+    accuracy = read_build_report(built).accuracy
+    assert accuracy is not None  # images were given
     entries = (
         Entry("teacher", TEACHER, teacher.student.top1, 100.0, teacher.student.macs, _bytes(teacher.weights)),
         Entry("student", STUDENT, student.student.top1, student.agreement, student.student.macs, _bytes(student.weights)),
         Entry(
-            f"fp16, {accuracy['measured_on']}",
+            f"fp16, {accuracy.measured_on}",
             STUDENT,
-            accuracy["engine_top1"],
+            accuracy.engine_top1,
             _agreement(built, teacher.weights, val),
             student.student.macs,
             _bytes(built.engine_path),
@@ -129,7 +134,7 @@ def _quickstart(
     return ledger
 
 
-def _require_worth(entries: tuple[Entry, ...], accuracy: dict[str, Any], run: Path) -> None:
+def _require_worth(entries: tuple[Entry, ...], accuracy: AccuracyRecord, run: Path) -> None:
     """Refuse what lost too much against the teacher, and what nobody could tell from guessing: it has nothing to lose.
 
     Args:
@@ -142,7 +147,7 @@ def _require_worth(entries: tuple[Entry, ...], accuracy: dict[str, Any], run: Pa
 
     teacher = entries[0]
     for entry in entries:
-        low = interval(entry.top1, accuracy["images"])[0]
+        low = interval(entry.top1, accuracy.images)[0]
         if reason := by_chance(f"the {entry.what}", entry.top1, low, accuracy):
             raise GateError(f"{reason.text}; the student's run is in {run}")
         drop = teacher.top1 - entry.top1

@@ -25,7 +25,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import InputError
-from sit_deploy.measure.speed import sentence
+from sit_deploy.report.speedup_text import sentence
 
 if TYPE_CHECKING:
     from engines.speedup import Speedup
@@ -214,7 +214,7 @@ def _show(result: BenchResult) -> None:
 
 def _speed(engine: str, other: str, speedup: Speedup, by_gpu: float | None) -> str:
     """Return a line on a speed-up, by both clocks; yellow where the rounds do not bear one out."""
-    text = sentence(engine, other, speedup.to_dict(), _REMEDY)
+    text = sentence(engine, other, speedup, _REMEDY)
     line = literal(text[0].upper() + text[1:] if speedup.doubt else text)
     alone = f"; {by_gpu:.2f}× by GPU time" if by_gpu else ""
     return f"[yellow]{line}[/]{alone}." if speedup.doubt else f"[bold]{line}[/]{alone}."

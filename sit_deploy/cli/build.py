@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import asdict
 
 from engines import KINDS
 from sit_deploy import limits
@@ -27,11 +29,15 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options, val_options
-from sit_deploy.measure.speed import of_build, sentence
-from sit_deploy.report.view import WARNINGS, difference, figure, preprocessing_words
+from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord, Quantization
+from sit_deploy.report.speedup_text import sentence
+from sit_deploy.report.view import accuracy_rows, difference, figure, preprocessing_words
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from sit_deploy.bundle import Bundle
 
 ENGINES = ("auto", *KINDS)
 
@@ -128,113 +134,101 @@ def command(precision: str, output: Path | None, no_ema: bool, as_json: bool, **
     if as_json:
         emit_json({"bundle": str(bundle.path.absolute()), **result})
     else:
-        show(result, bundle)
+        show(BuildReport.from_dict(result), bundle)
 
 
-def show(report: dict[str, Any], bundle: Any) -> None:
+def show(report: BuildReport, bundle: Bundle) -> None:
     """Print a build's report for people: graph, engine, accuracy, files, and what to do next."""
     screen = console()
     show_graph(screen, report)
-    say(screen, f"Engine: {literal(report['engine']['why'])}")
-    if report["quantization"]:
-        show_quantization(screen, report["quantization"], report["precision"])
-        if kernels := report["engine"]["details"].get("int8"):
+    say(screen, f"Engine: {literal(report.engine.why)}")
+    if report.quantization:
+        show_quantization(screen, report.quantization, report.precision)
+        if kernels := report.engine.details.get("int8"):
             kinds = ", ".join(f"{name} {count}" for name, count in kernels["operators"].items())
             say(
                 screen,
                 f"{kernels['products']} of {kernels['of']} products with weights run in INT8 kernels ({kinds})",
             )
-    if report["accuracy"]:
-        screen.print(accuracy_table(report["accuracy"]))
+    if report.accuracy:
+        screen.print(accuracy_table(report.accuracy))
     files = ", ".join(f"{name} {file_size(file.bytes)}" for name, file in bundle.manifest.files.items())
     say(screen, f"[green]✓[/] [bold]{literal(bundle.path)}[/]: {literal(files)}")
     path = literal(shlex.quote(str(bundle.path)))
-    ran_here = all(hop["compared"] for hop in report["hops"])
+    ran_here = all(hop.compared for hop in report.hops)
     advice = (
         f"sit-deploy bench {path}"
         if ran_here
         else f"sit-deploy validate {path} on a machine with a GPU, or sit-deploy bench {path} --engine onnxruntime here"
     )
-    say(screen, f"Built in {sum(report['seconds'].values()):.0f} s. Next: {advice}")
+    say(screen, f"Built in {sum(report.seconds.values()):.0f} s. Next: {advice}")
 
 
-def show_graph(screen: Console, report: dict[str, Any]) -> None:
+def show_graph(screen: Console, report: GraphReport) -> None:
     """Print what a report says of the graph: notes on its weights, its images, every hop, and the nodes kept in fp32."""
-    for note in report["notes"]:
-        kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
+    for note in report.notes:
+        kind = "[bold yellow]Warning:[/]" if report.warns(note) else "Note:"
         say(screen, f"{kind} {literal(note)}")
-    say(screen, f"Preprocessing: {literal(preprocessing_words(report))}")
-    show_hops(screen, report["hops"], f"Against PyTorch, on {report['compared_on']}")
-    for node in report["plan"]["held_back"]:
-        say(screen, f"Kept in fp32: {literal(node['node'])} ({literal(node['reason'])})")
-
-
-def show_quantization(screen: Console, quantization: dict[str, Any], precision: str) -> None:
-    """Print what a report says of 8 bits: how much runs in them, and whether they are faster."""
-    low = [row for row in quantization["layers"] if row["precision"] != "high"]
-    worst = min(
-        (row for row in low if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"], default=None
+    say(
+        screen,
+        f"Preprocessing: {literal(preprocessing_words(asdict(report.preprocessing), report.preprocessing_source))}",
     )
+    show_hops(screen, report.hops, f"Against PyTorch, on {report.compared_on}")
+    for node in report.plan.held_back:
+        say(screen, f"Kept in fp32: {literal(node.node)} ({literal(node.reason)})")
+
+
+def show_quantization(screen: Console, quantization: Quantization, precision: str) -> None:
+    """Print what a report says of 8 bits: how much runs in them, and whether they are faster."""
+    low = [row for row in quantization.layers if row.precision != "high"]
+    worst = min((row for row in low if row.sqnr_db is not None), key=lambda row: row.sqnr_db, default=None)
     text = (
-        f"{precision}: {len(low)} of {len(quantization['layers'])} layers, {quantization['share_of_macs']:.1%} of the work, "
-        f"calibrated by {quantization['method']}"
+        f"{precision}: {len(low)} of {len(quantization.layers)} layers, {quantization.share_of_macs:.1%} of the work, "
+        f"calibrated by {quantization.method}"
     )
     if worst:
-        text += f"; worst by itself {worst['layer']}, {worst['sqnr_db']:.1f} dB"
+        text += f"; worst by itself {worst.layer}, {worst.sqnr_db:.1f} dB"
     say(screen, literal(text))
-    if speed := quantization["speed"]:
-        told = of_build(speed)
-        if not told["doubt"]:  # a note has the doubt
-            say(screen, literal(f"{sentence(precision, speed['over'], told)} at batch {speed['batch_size']}"))
+    if speed := quantization.speed:
+        gain = speed.speedup()
+        if gain.doubt is None:  # a note has the doubt
+            say(screen, literal(f"{sentence(precision, speed.over, gain)} at batch {speed.batch_size}"))
 
 
-def show_hops(screen: Console, hops: list[dict[str, Any]], title: str) -> None:
+def show_hops(screen: Console, hops: Sequence[HopRecord], title: str) -> None:
     """Print hops as a table, errors in standard deviations of the reference logits, and the notes below it."""
     right = ("error", "tolerance", "step", "SQNR dB", "agree")
     listing = table("hop", *right, "", title=literal(title), right=right)
     for hop in hops:
-        exact = hop["error"] == 0
+        cells = [
+            figure(hop.tolerance, "g"),
+            figure(hop.step_error, ".1e"),
+            "exact" if hop.error == 0 else figure(hop.sqnr_db, ".1f"),
+            figure(hop.agreement, ".0%"),
+        ]
+        error = figure(hop.error, ".1e") if hop.compared else "[yellow]not run[/]"
         listing.add_row(
-            literal(hop["name"]),
-            _figure(hop, "error", ".1e") or "[yellow]not run[/]",
-            _figure(hop, "tolerance", "g"),
-            _figure(hop, "step_error", ".1e"),
-            "exact" if exact else _figure(hop, "sqnr_db", ".1f"),
-            _figure(hop, "agreement", ".0%"),
-            _state(hop),
+            literal(hop.name), error, *(cells if hop.compared else [""] * len(cells)), _state(hop)
         )
     screen.print(listing)
     for hop in hops:
-        if hop["note"]:
-            say(screen, literal(f"{hop['name']}: {hop['note']}"))
+        if hop.note:
+            say(screen, literal(f"{hop.name}: {hop.note}"))
 
 
-def _figure(hop: dict[str, Any], key: str, form: str) -> str:
-    if not hop["compared"]:
+def _state(hop: HopRecord) -> str:
+    if not hop.compared:
         return ""
-    return "—" if hop[key] is None else format(hop[key], form)
+    return "[green]ok[/]" if hop.passed else "[red]failed[/]"
 
 
-def _state(hop: dict[str, Any]) -> str:
-    if not hop["compared"]:
-        return ""
-    return "[green]ok[/]" if hop["passed"] else "[red]failed[/]"
-
-
-def accuracy_table(accuracy: dict[str, Any]) -> Any:
-    """Return a table of the accuracies of PyTorch and engine."""
+def accuracy_table(accuracy: AccuracyRecord) -> Table:
+    """Return the figures of both sides, with what their difference says below."""
     right = ("top-1 %", "95 %", "top-5 %", "agree %")
-    title = f"Accuracy on {accuracy['images']} images of {accuracy['data']}"
+    title = f"Accuracy on {accuracy.images} images of {accuracy.data}"
     listing = table("", *right, title=literal(title), right=right)
-    for who, side, agreement in (
-        ("PyTorch", "reference", ""),
-        (accuracy["measured_on"], "engine", f"{accuracy['agreement']:.2f}"),
-    ):
-        low, high = accuracy[f"{side}_top1_interval"]
-        top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
-        listing.add_row(
-            literal(who), f"{top1:.2f}", f"{low:.1f} to {high:.1f}", figure(top5, ".2f"), agreement
-        )
+    for who, *figures in accuracy_rows(accuracy):
+        listing.add_row(literal(who), *figures)
     listing.caption = difference(accuracy)
     listing.caption_justify, listing.caption_style = "left", ""
     return listing

@@ -26,7 +26,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import key_option, model_options, preprocessing_options
 from sit_deploy.errors import InputError
-from sit_deploy.report.view import WARNINGS
+from sit_deploy.text import is_warning
 
 if TYPE_CHECKING:
     from calibration.cache import Calibration
@@ -126,7 +126,7 @@ def _show(calibration: Calibration, notes: list[str], output: Path, as_json: boo
         return
     screen = console()
     for note in notes:
-        kind = "[bold yellow]Warning:[/]" if note.startswith(WARNINGS) else "Note:"
+        kind = "[bold yellow]Warning:[/]" if is_warning(note) else "Note:"
         say(screen, f"{kind} {literal(note)}")
     methods = list(next(iter(calibration.tensors.values())).thresholds)
     listing = table("tensor", "smallest", "largest", *methods, right=("smallest", "largest", *methods))

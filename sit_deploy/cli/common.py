@@ -15,7 +15,7 @@ import click
 
 from sit_deploy import limits
 from sit_deploy.errors import InputError
-from sit_deploy.report.view import file_size as file_size
+from sit_deploy.text import file_size as file_size
 from sit_deploy.text import json_printable, printable
 
 if TYPE_CHECKING:

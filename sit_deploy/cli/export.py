@@ -37,6 +37,7 @@ def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) ->
     from sit_deploy.cli.build import show_graph
     from sit_deploy.pipeline.build import export
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.report.build_types import GraphReport
 
     request = BuildRequest(output=output or Path(), ema=not no_ema, **options).completed()
     if output is None:
@@ -47,5 +48,5 @@ def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) ->
         emit_json({"model": str(request.output.absolute()), **result})
         return
     screen = console()
-    show_graph(screen, result)
+    show_graph(screen, GraphReport.from_dict(result))
     say(screen, f"[green]✓[/] [bold]{literal(request.output)}[/]")

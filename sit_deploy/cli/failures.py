@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sit_deploy.errors import Error
-from sit_deploy.report.view import file_size
+from sit_deploy.text import file_size
 
 TRACEBACK = "SIT_DEPLOY_TRACEBACK"  # of the environment: shows where a defect is
 DEFECT = "this is a defect of sit-deploy"

@@ -20,7 +20,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError
-from sit_deploy.report.kernels import eight_bit_products, kernels_note
+from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
         if summary:
             _show(summary)
         if bundle:
-            say(screen, f"preprocessing: {literal(preprocessing_words(bundle.manifest.to_dict()))}")
+            say(
+                screen,
+                f"preprocessing: {literal(preprocessing_words(bundle.manifest.preprocessing, bundle.manifest.preprocessing_source))}",
+            )
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
         if kernels and products:
@@ -102,10 +105,9 @@ def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
     """Return what a bundle's report says of its layers, nothing for one without 8 bits."""
     if bundle is None:
         return []
-    from sit_deploy.validation.evidence import read_build_report
+    from sit_deploy.report.read import read_build_report
 
-    report = read_build_report(bundle)
-    return (report.get("quantization") or {}).get("layers", [])
+    return (read_build_report(bundle).to_dict()["quantization"] or {}).get("layers", [])
 
 
 def quantized_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:

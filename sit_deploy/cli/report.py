@@ -25,10 +25,14 @@ from sit_deploy.cli.common import (
     warn,
 )
 from sit_deploy.cli.options import DATA_WHICH, data_options, refuse_options_of_data, which_data
-from sit_deploy.errors import GateError, InputError
+from sit_deploy.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sit_deploy.bundle import Bundle
+    from sit_deploy.report.types import Evidence
+    from sit_deploy.report.verdict import JudgedBundle
 
 _TIMING = ("rounds", "seconds", "threads", "device")
 _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
@@ -120,26 +124,21 @@ def command(
     from engines.timing import TimingOptions
     from sit_deploy.data.orientation import ignored_orientation_note
     from sit_deploy.files import write_whole
-    from sit_deploy.report import render_evidence
-    from sit_deploy.report.verdict import judge
+    from sit_deploy.report.page import render_evidence
+    from sit_deploy.report.read import require_comparable
+    from sit_deploy.report.verdict import JudgedBundle, Limits, judge
     from sit_deploy.validation.checks import open_labelled_for
-    from sit_deploy.validation.evidence import gather, read_evidence, require_comparable
+    from sit_deploy.validation.evidence import gather
 
-    limits = {
-        "max_drop": max_accuracy_drop,
-        "min_agreement": min_agreement,
-        "max_student_drop": max_student_drop,
-    }
+    limits = Limits(max_accuracy_drop, min_agreement, max_student_drop)
     targets = _targets(outputs, force)
-    bundles, rows = _open(sources, read_evidence)
+    bundles, measured = _open(sources)
     if data is None:
         refuse_options_of_data(**{name: options[name] for name in DATA_WHICH}, images=images)
     if max_student_drop is not None and bundles and (data is None or options["teacher"] is None):
         raise InputError(
             "--max-student-drop needs the teacher and images with labels; pass --teacher and --data"
         )
-    for row in rows:
-        row["verdict"] = judge(row, **limits).to_dict()
     which = which_data(options)
     options = {name: value for name, value in options.items() if name not in DATA_WHICH}
     options["timing"] = TimingOptions(**{name: options.pop(name) for name in _TIMING})
@@ -151,22 +150,22 @@ def command(
 
             samples = open_labelled_for(bundle, data, images, **which) if data else None
             warn(ignored_orientation_note(samples or [], bundle.preprocessing(), "build it again with"))
-            rows.append(gather(bundle, samples, data, progress=show, **limits, **options))
-    require_comparable(rows)
+            measured.append(gather(bundle, samples, progress=show, **options))
+    require_comparable(measured)
+    judged = [JudgedBundle(evidence, judge(evidence, limits)) for evidence in measured]
     for path, form in targets.items():
-        write_whole(path, render_evidence(rows, form))
+        write_whole(path, render_evidence(judged, form))
     if as_json:
+        rows = [bundle.to_dict() for bundle in judged]
         emit_json({"bundles": rows, "reports": [str(path) for path in targets]})
     else:
-        for row in rows:
-            _show(console(), row)
+        for bundle in judged:
+            _show(console(), bundle)
         for path in targets:
             say(console(), f"[green]✓[/] [bold]{literal(path)}[/]")
-    if any(limit is not None for limit in limits.values()):
-        for row in rows:
-            # a speed that cannot be told now breaks no limit
-            if why := [*row["verdict"]["against"], *row["verdict"]["missing"]]:
-                raise GateError(f"{row['name']}: {row['verdict']['outcome']}: {why[0]}")
+    if limits.given:
+        for bundle in judged:
+            bundle.require()
 
 
 def _targets(outputs: tuple[Path, ...], force: bool) -> dict[Path, str]:
@@ -183,14 +182,15 @@ def _targets(outputs: tuple[Path, ...], force: bool) -> dict[Path, str]:
     return found
 
 
-def _open(sources: tuple[Path, ...], read: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+def _open(sources: tuple[Path, ...]) -> tuple[list[Bundle], list[Evidence]]:
     """Return the bundles to measure, and what earlier reports hold."""
     from sit_deploy.bundle import is_bundle, load_bundle
+    from sit_deploy.report.read import read_evidence
 
-    bundles, rows = [], []
+    bundles, measured = [], []
     for source in sources:
         if source.suffix.lower() == ".json" and not source.is_dir():
-            rows += read(source)
+            measured += read_evidence(source)
         elif source.is_dir() and not is_bundle(source):
             found = sorted(entry for entry in source.iterdir() if entry.is_dir() and is_bundle(entry))
             if not found:
@@ -200,28 +200,24 @@ def _open(sources: tuple[Path, ...], read: Any) -> tuple[list[Any], list[dict[st
             bundles += [load_bundle(path) for path in found]
         else:
             bundles.append(load_bundle(source))
-    return bundles, rows
+    return bundles, measured
 
 
-def _show(screen: Console, row: dict[str, Any]) -> None:
-    from sit_deploy.report.view import ledger_view
+_COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}  # of severities
+_MARKS = {"good": "✓", "unsure": "?", "bad": "✗"}
 
-    verdict = row["verdict"]
-    good = "yellow" if verdict["unmeasured"] else "green"
-    colour = {"ship": good, "do not ship": "red"}.get(verdict["outcome"], "yellow")
-    say(screen, f"[bold]{literal(row['name'])}[/]: [bold {colour}]{literal(verdict['headline'])}[/]")
-    marks = (
-        ("[red]✗[/]", "against"),
-        ("[yellow]?[/]", "missing"),
-        ("[yellow]?[/]", "unmeasured"),
-        ("[green]✓[/]", "favour"),
-    )
-    for mark, key in marks:
-        for reason in verdict[key]:
-            say(screen, f" {mark} {literal(reason)}")
-    for note in (row["accuracy"] or {}).get("notes", ()):
+
+def _show(screen: Console, judged: JudgedBundle) -> None:
+    from sit_deploy.report.view import stages_view, verdict_view
+
+    evidence, verdict = judged.evidence, verdict_view(judged.verdict)
+    colour = _COLOURS[verdict["severity"]]
+    say(screen, f"[bold]{literal(evidence.name)}[/]: [bold {colour}]{literal(verdict['headline'])}[/]")
+    for severity, reason in verdict["reasons"]:
+        say(screen, f" [{_COLOURS[severity]}]{_MARKS[severity]}[/] {literal(reason)}")
+    for note in evidence.accuracy.notes if evidence.accuracy else ():
         say(screen, f" Note: {literal(note)}")
-    shown = ledger_view(row["ledger"])
+    shown = stages_view(evidence.ledger)
     listing = table(*shown["head"], right=tuple(shown["head"][2:]), fold=("runs on",))
     for cells in shown["rows"]:
         listing.add_row(*map(literal, cells))

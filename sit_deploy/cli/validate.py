@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from engines.layer_comparison import LayerComparison
+    from sit_deploy.report.build_types import AccuracyRecord
 
 _SHOWN = 15  # layers, the slowest or the worst; --json has all
 _SHOWN_FEW = 5  # classes and images; --json has all
@@ -89,13 +90,17 @@ def command(as_json: bool, **options: Any) -> None:
 
 def _show(result: dict[str, Any], compared: LayerComparison | None) -> None:
     from sit_deploy.cli.build import accuracy_table, show_hops
+    from sit_deploy.report.build_types import AccuracyRecord, HopRecord
     from sit_deploy.report.view import preprocessing_words
 
     screen = console()
-    show_hops(screen, [result["golden"]], f"{result['bundle']} on {result['engine']}")
+    show_hops(screen, [HopRecord.of(result["golden"])], f"{result['bundle']} on {result['engine']}")
     measured = result["accuracy"]
     if measured:
-        say(screen, f"Preprocessing: {literal(preprocessing_words(measured))}")
+        say(
+            screen,
+            f"Preprocessing: {literal(preprocessing_words(measured['preprocessing'], measured['preprocessing_source']))}",
+        )
         if measured["preprocessing_overridden"]:
             say(
                 screen,
@@ -104,42 +109,41 @@ def _show(result: dict[str, Any], compared: LayerComparison | None) -> None:
             )
         if measured["turned"]:
             say(screen, f"[bold yellow]Warning:[/] {literal(measured['turned'])}")
-        screen.print(accuracy_table(measured))
-        _show_differences(screen, measured)
+        accuracy = AccuracyRecord.of(measured)
+        screen.print(accuracy_table(accuracy))
+        _show_differences(screen, accuracy)
     if result["layers"]:
         _show_layers(screen, result["layers"])
     if compared:
         _show_debug(screen, compared)
 
 
-def _show_differences(screen: Console, measured: dict[str, Any]) -> None:
+def _show_differences(screen: Console, measured: AccuracyRecord) -> None:
     """Print how near the logits are, the classes that lost most, and the images whose class changed."""
     from sit_deploy.report.view import logits_words
 
     say(screen, logits_words(measured))
-    worst = [row for row in measured["by_class"] if row["engine"] < row["reference"]][:_SHOWN_FEW]
+    worst = [row for row in measured.by_class if row.engine < row.reference][:_SHOWN_FEW]
     if worst:
         listing = table("class", "images", "PyTorch", "engine", right=("images", "PyTorch", "engine"))
         listing.title, listing.title_justify = "Classes that lost most, images right", "left"
         for row in worst:
-            listing.add_row(
-                literal(row["name"]), str(row["images"]), str(row["reference"]), str(row["engine"])
-            )
+            listing.add_row(literal(row.name), str(row.images), str(row.reference), str(row.engine))
         screen.print(listing)
-    if measured["flips"]:
+    if measured.flips:
         columns = ("image", "is", "PyTorch", "engine")
         listing = table(*columns, title="Surest of the images whose class changed", fold=columns)
-        for flip in measured["flips"][:_SHOWN_FEW]:
+        for flip in measured.flips[:_SHOWN_FEW]:
             listing.add_row(
-                literal(flip["image"]),
-                literal(flip["label_name"]),
-                literal(f"{flip['reference_name']} {flip['reference_probability']:.0%}"),
-                literal(f"{flip['engine_name']} {flip['engine_probability']:.0%}"),
+                literal(flip.image),
+                literal(flip.label_name),
+                literal(f"{flip.reference_name} {flip.reference_probability:.0%}"),
+                literal(f"{flip.engine_name} {flip.engine_probability:.0%}"),
             )
         screen.print(listing)
-    for note in measured["notes"]:
+    for note in measured.notes:
         say(screen, f"Note: {literal(note)}")
-    for warning in (measured["warning"], *measured["doubts"]):
+    for warning in (measured.warning, *measured.doubts):
         if warning:
             say(screen, f"[bold yellow]Warning:[/] {literal(warning)}")
 

@@ -13,11 +13,14 @@ from PIL import Image
 from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing, is_turned, turn_of
+from sit_deploy.text import WarningText
 
 _DECODED = 64  # pictures looked at of a data set that has no files, for each is decoded
 
 
-def ignored_orientation_note(sources: Sequence[Any], preprocessing: Preprocessing, remedy: str) -> str | None:
+def ignored_orientation_note(
+    sources: Sequence[Any], preprocessing: Preprocessing, remedy: str
+) -> WarningText | None:
     """Return in a sentence how many pictures carry an EXIF turn that the preprocessing does not apply, None for none.
 
     Args:
@@ -37,7 +40,7 @@ def ignored_orientation_note(sources: Sequence[Any], preprocessing: Preprocessin
     if not count:
         return None
     carry = "picture carries" if count == 1 else "pictures carry"
-    return (
+    return WarningText(
         f"EXIF: {count} of {len(pictures)} {carry} an EXIF orientation that is not applied, as the model takes pixels as they are "
         f"stored: it sees them turned or mirrored; if it was trained on upright pictures, {remedy} --orientation exif"
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import GateError
-from sit_deploy.measure.chance import Reason, doubts
+from sit_deploy.measure.chance import FigureDoubt, doubts
 from sit_deploy.measure.evaluate import Logits, Progress, evaluate
 from sit_deploy.measure.tally import Flip, Tally
 
@@ -105,6 +105,16 @@ class Accuracy:
         return round(self.reference_top1 - self.engine_top1, 9)
 
     @property
+    def reference_top1_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the reference's top-1, in percent."""
+        return interval(self.reference_top1, self.images)
+
+    @property
+    def engine_top1_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the engine's top-1, in percent."""
+        return interval(self.engine_top1, self.images)
+
+    @property
     def p_value(self) -> float:
         """Of the paired test whether the two differ in top-1: McNemar's, exact. Below 0.05 the difference is no chance."""
         from scipy.stats import binomtest
@@ -146,16 +156,16 @@ class Accuracy:
         if asked and not rehearsal and stops:
             raise GateError(f"the limit is kept, and that proves nothing: {stops[0]}")
 
-    def doubts(self) -> list[Reason]:
+    def doubts(self) -> list[FigureDoubt]:
         """Return what makes these figures worthless, gravest first."""
-        return doubts(self._facts())
+        return doubts(self)
 
     def _facts(self) -> dict[str, Any]:
         return {
             **asdict(self),
             "drop": self.drop,
-            "reference_top1_interval": list(self.interval(self.reference_top1)),
-            "engine_top1_interval": list(self.interval(self.engine_top1)),
+            "reference_top1_interval": list(self.reference_top1_interval),
+            "engine_top1_interval": list(self.engine_top1_interval),
         }
 
     def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:

@@ -6,16 +6,44 @@ whatever they are. Such figures look like any others, so the doubts go with them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 NEAR = 0.1  # share of the way from guessing to perfection that a model must have gone
 _TIES = 0.05  # share of the images whose class may be decided by the order of equal logits
 
 
+class Figures(Protocol):
+    """What a measured accuracy rests on, as `sit_deploy.measure.accuracy.Accuracy` has it."""
+
+    @property
+    def images(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def present(self) -> int: ...
+    @property
+    def majority(self) -> float: ...
+    @property
+    def ties(self) -> int: ...
+    @property
+    def alike(self) -> bool: ...
+    @property
+    def reference_classes(self) -> int: ...
+    @property
+    def engine_classes(self) -> int: ...
+    @property
+    def reference_top1(self) -> float: ...
+    @property
+    def engine_top1(self) -> float: ...
+    @property
+    def reference_top1_interval(self) -> tuple[float, float]: ...
+    @property
+    def engine_top1_interval(self) -> tuple[float, float]: ...
+
+
 @dataclass(frozen=True)
-class Reason:
+class FigureDoubt:
     """Why a measured accuracy is worth less than it seems.
 
     Attributes:
@@ -29,15 +57,15 @@ class Reason:
     stops: bool
 
 
-def guessing(found: Mapping[str, Any]) -> tuple[float, str]:
+def guessing(found: Figures) -> tuple[float, str]:
     """Return the top-1 in percent that needs no look at the images, and how it is got."""
-    by_luck, always = 100 / found["classes"], found["majority"]
-    if found["present"] > 1 and always > by_luck:
+    by_luck, always = 100 / found.classes, found.majority
+    if found.present > 1 and always > by_luck:
         return always, "always giving the commonest class"
-    return by_luck, f"guessing among {found['classes']} classes"
+    return by_luck, f"guessing among {found.classes} classes"
 
 
-def by_chance(who: str, top1: float, low: float, found: Mapping[str, Any]) -> Reason | None:
+def by_chance(who: str, top1: float, low: float, found: Figures) -> FigureDoubt | None:
     """Say so if a top-1, with the low end of its 95 % interval, is hardly better than guessing."""
     base, how = guessing(found)
     least = base + NEAR * (100 - base)
@@ -45,52 +73,52 @@ def by_chance(who: str, top1: float, low: float, found: Mapping[str, Any]) -> Re
         return None
     figures = f"{who} has {top1:.2f} % top-1 on these images, and {how} has {base:.2f} %"
     if top1 <= least:
-        return Reason(
+        return FigureDoubt(
             f"{figures}: that says nothing for it; check weights, labels and preprocessing", True, True
         )
-    return Reason(f"{figures}, which chance alone may explain: measure on more images", False, False)
+    return FigureDoubt(f"{figures}, which chance alone may explain: measure on more images", False, False)
 
 
-def doubts(found: Mapping[str, Any], reference: str = "PyTorch", engine: str = "the engine") -> list[Reason]:
+def doubts(found: Figures, reference: str = "PyTorch", engine: str = "the engine") -> list[FigureDoubt]:
     """Return what makes a measured accuracy worthless, gravest first.
 
     Args:
-        found: of `Accuracy.to_dict`.
-        reference: what to call it.
-        engine: likewise.
+        found: the accuracy.
+        reference: what to call the one side.
+        engine: what to call the other.
     """
-    if not found["classes"]:  # of before it was counted
+    if not found.classes:  # of before it was counted
         return []
-    images, told = found["images"], []
-    for side, who in (("reference", reference), ("engine", engine)):
-        if found[f"{side}_classes"] == 1 and images > 1:
-            grave = found["present"] > 1
-            told.append(
-                Reason(
-                    f"{who} gives all {images} images one class: both sides agree whatever they are",
-                    grave,
-                    True,
-                )
-            )
-        chance = by_chance(who, found[f"{side}_top1"], found[f"{side}_top1_interval"][0], found)
-        if chance:
-            told.append(chance)
-    if found["present"] == 1 and images > 1:
-        told.append(Reason("all images are of one class: of the others nothing was measured", False, False))
-    if found["alike"] and images > 1:
-        told.append(
-            Reason(
+    images = found.images
+    doubted: list[FigureDoubt] = []
+    sides = (
+        (reference, found.reference_classes, found.reference_top1, found.reference_top1_interval),
+        (engine, found.engine_classes, found.engine_top1, found.engine_top1_interval),
+    )
+    for who, given, top1, interval in sides:
+        if given == 1 and images > 1:
+            text = f"{who} gives all {images} images one class: both sides agree whatever they are"
+            doubted.append(FigureDoubt(text, grave=found.present > 1, stops=True))
+        if chance := by_chance(who, top1, interval[0], found):
+            doubted.append(chance)
+    if found.present == 1 and images > 1:
+        doubted.append(
+            FigureDoubt("all images are of one class: of the others nothing was measured", False, False)
+        )
+    if found.alike and images > 1:
+        doubted.append(
+            FigureDoubt(
                 f"all {images} images give the same logits: they are one picture, or the model does not look",
                 False,
                 True,
             )
         )
-    if found["ties"] > _TIES * images:
-        told.append(
-            Reason(
-                f"for {found['ties']} of {images} images several classes have the same highest logit, and the first of "
+    if found.ties > _TIES * images:
+        doubted.append(
+            FigureDoubt(
+                f"for {found.ties} of {images} images several classes have the same highest logit, and the first of "
                 "them counts: agreement says little",
-                *[found["ties"] > images / 2] * 2,
+                *[found.ties > images / 2] * 2,
             )
         )
-    return sorted(told, key=lambda doubt: not doubt.grave)
+    return sorted(doubted, key=lambda doubt: not doubt.grave)

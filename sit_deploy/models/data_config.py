@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config import ModelConfig
+from sit_deploy.text import WarningText
 
 if TYPE_CHECKING:  # what reads options is to be quick, without NumPy
     from sit_deploy.models.card import ModelCard
@@ -218,10 +219,10 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
     return Choice(preprocessing, taken, notes)
 
 
-def _disagreement(name: str, taken: DataConfig, other: DataConfig) -> str:
+def _disagreement(name: str, taken: DataConfig, other: DataConfig) -> WarningText:
     option = name.replace("_", "-")
     remedy = "" if taken.source is Source.OPTIONS else f"; --{option} says otherwise"
-    return (
+    return WarningText(
         f"preprocessing: {option} {_text(getattr(taken, name))} of {taken.words} is taken, not {_text(getattr(other, name))} "
         f"of {other.words}{remedy}"
     )

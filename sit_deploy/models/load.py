@@ -25,6 +25,7 @@ from sit_deploy.models.state_dict import (
     has_reverse_tsms,
     position_prefix,
 )
+from sit_deploy.text import WarningText
 
 __all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
 
@@ -99,7 +100,9 @@ def load_model(  # noqa: PLR0913
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = create_model(config, num_classes=num_classes or config.num_classes, **options)
-        note = "random weights (seed 0): every accuracy is chance; give --checkpoint for a real model"
+        note = WarningText(
+            "random weights (seed 0): every accuracy is chance; give --checkpoint for a real model"
+        )
         return LoadedModel(model.eval(), config, None, (note,))
 
     read = read_checkpoint(

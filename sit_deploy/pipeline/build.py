@@ -39,7 +39,8 @@ from sit_deploy.pipeline.float_graph import (
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed, settle
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
-from sit_deploy.report.kernels import eight_bit_products, kernels_note
+from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
+from sit_deploy.text import WarningText, is_warning
 
 if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel
@@ -151,7 +152,7 @@ def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:
     import numpy as np
 
-    from sit_deploy.report import write_report
+    from sit_deploy.report.page import write_report
 
     made = make_graph(work, folder)
     eight = None
@@ -165,7 +166,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         info = engine.build(folder / MODEL, engine_path, work.request.engine_options(), report)
     products = eight_bit_products(info.details)
     if products and not products.all_kept:
-        work.notes.append(kernels_note(products, work.request.precision))
+        work.notes.append(WarningText(kernels_note(products, work.request.precision)))
     layers = _engine_hop(work, engine, engine_path, made, info.origin)
     accuracy = _accuracy(work, engine, folder, made, info.origin) if work.samples else None
     if eight is not None:
@@ -195,11 +196,13 @@ def _graph_report(work: Work, made: Graph) -> dict[str, Any]:
     """Return what there is to say of the graph and of how it was checked, as plain types."""
     from sit_deploy.graph.inspect import summarize
 
+    notes = list(dict.fromkeys(work.notes))
     return {
         "weights": _weights(work.request, made.loaded).to_dict(),
         "preprocessing": made.preprocessing.to_dict(),
         "preprocessing_source": made.sources,
-        "notes": list(dict.fromkeys(work.notes)),
+        "notes": notes,
+        "warnings": [note for note in notes if is_warning(note)],
         "compared_on": made.image_source,
         "hops": [hop.to_dict() for hop in work.hops],
         "plan": {
@@ -259,7 +262,6 @@ def _accuracy(
     from sit_deploy.measure.accuracy import ENGINE, Accuracy
     from sit_deploy.measure.baseline import find_doubts
     from sit_deploy.measure.evaluate import evaluate
-    from sit_deploy.report.view import IN_DOUBT
 
     model = made.loaded.model
     runs_here = engine.probe().can_run
@@ -281,10 +283,12 @@ def _accuracy(
     weights = _weights(work.request, made.loaded)
     doubt = find_doubts(accuracy, weights, _model(work, made), found.guesses, work.samples)
     if doubt.warning:
-        work.notes.append(f"{IN_DOUBT}: {doubt.warning}")
+        work.notes.append(WarningText(f"the accuracy here is in doubt: {doubt.warning}"))
     random = made.loaded.checkpoint is None  # which a note says; such a build is a rehearsal
     if not random:
-        work.notes += [f"the accuracy proves nothing: {doubt.text}" for doubt in accuracy.doubts()]
+        work.notes += [
+            WarningText(f"the accuracy proves nothing: {doubt.text}") for doubt in accuracy.doubts()
+        ]
     limit = work.request.max_accuracy_drop
     if limit is not None:
         doubt.require_sound("--max-accuracy-drop")

@@ -12,6 +12,7 @@ from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.parity import compare, require
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, BuildRequest
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
+from sit_deploy.text import WarningText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,8 +168,10 @@ def _quantizer(
     shared = count_same_files(stream.sources, work.samples.files or ()) if stream and work.samples else 0
     if shared:
         work.notes.append(
-            f"calibrated on images that accuracy is measured on ({shared} of {len(stream.sources)}): it may be better than on "
-            "others; pass --calib-data with images of training"
+            WarningText(
+                f"calibrated on images that accuracy is measured on ({shared} of {len(stream.sources)}): it may be better "
+                "than on others; pass --calib-data with images of training"
+            )
         )
     with work.step("Calibrating") as report:
         calibration = _calibration(work, exported.graph, stream, preprocessing, report)

@@ -12,7 +12,8 @@ import engines
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import Error, GateError
 from sit_deploy.measure.parity import require
-from sit_deploy.measure.speed import sentence
+from sit_deploy.report.speedup_text import sentence
+from sit_deploy.text import WarningText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,10 +231,10 @@ def compare_speed(
     if gain.doubt:
         # a report times the bundle's own graph in both types on ONNX Runtime alone
         again = "run `sit-deploy report` on the bundle" if engine.kind == "onnxruntime" else "build it again"
-        work.notes.append(sentence(low, high, gain.to_dict(), f"close other programs, and {again}"))
+        work.notes.append(sentence(low, high, gain, f"close other programs, and {again}"))
     if gain.slower:
         told = f"{low} is not faster than {high} on {engine.kind} here ({gain.median:.2f}× at batch {batch})"
         if request.max_accuracy_drop is not None:
             raise NoGainError(f"{told}; {high} was built instead")
-        work.notes.append(f"do not ship {low}: {told}; build with --precision {high}")
+        work.notes.append(WarningText(f"do not ship {low}: {told}; build with --precision {high}"))
     return speed

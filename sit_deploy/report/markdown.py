@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sit_deploy.report.verdict import Severity
+
 
 def render(
     title: str, subtitle: str, pages: Sequence[Mapping[str, Any]], overview: Mapping[str, Any] | None
@@ -13,8 +15,8 @@ def render(
     """Return the Markdown of what `view` and the overview say."""
     blocks = [f"# {_text(title)}", _text(subtitle)]
     if overview:
-        for row in overview["rows"]:
-            blocks += [f"## {_text(row['name'])}", *_verdict(row["verdict"])]
+        for bundle in overview["bundles"]:
+            blocks += [f"## {_text(bundle['name'])}", *_verdict(bundle["verdict"])]
         blocks += ["## Side by side", _table(overview["head"], overview["table"], 4)]
     for page in pages:
         blocks += [f"# {_text(page['name'])}"] if overview else _verdict(page["verdict"])
@@ -56,11 +58,12 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Facts", _table(("", ""), page["facts"], 2))
 
 
+_MARKS = {Severity.BAD.value: "✗", Severity.UNSURE.value: "?", Severity.GOOD.value: "✓"}
+
+
 def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     yield f"**{_text(verdict['headline'])}**"
-    marks = (("✗", "against"), ("?", "missing"), ("?", "unmeasured"), ("✓", "favour"))
-    lines = [f"- {mark} {_text(reason)}" for mark, key in marks for reason in verdict[key]]
-    if lines:
+    if lines := [f"- {_MARKS[severity]} {_text(reason)}" for severity, reason in verdict["reasons"]]:
         yield "\n".join(lines)
 
 

@@ -6,7 +6,11 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from sit_deploy.report.build_types import LayerRecord
+from sit_deploy.report.types import DriftedTensor, TimingRecord
 
 # stands for the page's text colour, light or dark, until the SVG is written
 _INK = "#010203"
@@ -55,26 +59,26 @@ def _legend(axes: Any, **options: Any) -> None:
     axes.legend(frameon=False, fontsize=8, labelcolor=_INK, **options)
 
 
-def latency_histogram(timing: Mapping[str, Mapping[str, Any]], title: str) -> str:
+def latency_histogram(timing: Mapping[str, TimingRecord], title: str) -> str:
     """Return how the calls of each hop were spread over milliseconds, as SVG; on a logarithmic scale where they are far apart.
 
     Args:
-        timing: by hop, with `histogram` as `engines.latency.Histogram` in plain types.
-        title: of the picture.
+        timing: by the name of a stage.
+        title: of the plot, for readers of the page that do not see it.
     """
     figure, axes = _figure()
-    edges = [row["histogram"]["edges_ms"] for row in timing.values()]
+    edges = [row.histogram.edges_ms for row in timing.values()]
     for (name, row), colour in zip(timing.items(), _cycle(len(timing)), strict=True):
-        found = row["histogram"]
-        total = sum(found["counts"])
-        shares = [100 * count / total for count in found["counts"]]
+        histogram = row.histogram
+        total = sum(histogram.counts)
+        shares = [100 * count / total for count in histogram.counts]
         axes.stairs(
             shares,
-            found["edges_ms"],
+            histogram.edges_ms,
             fill=True,
             alpha=0.55,
             color=colour,
-            label=f"{name}, median {row['p50_ms']:.1f} ms",
+            label=f"{name}, median {row.p50_ms:.1f} ms",
         )
     if max(e[-1] for e in edges) > 4 * max(min(e[0] for e in edges), 1e-9):
         axes.set_xscale("log")
@@ -97,37 +101,37 @@ def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def drift(tensors: Sequence[Mapping[str, Any]], title: str) -> str:
+def drift(tensors: Sequence[DriftedTensor], title: str) -> str:
     """Return the SQNR of the residual stream by depth, as SVG.
 
     Args:
-        tensors: of `LayerComparison.to_dict`.
-        title: of the picture.
+        tensors: in order.
+        title: of the plot, for readers of the page that do not see it.
     """
     figure, axes = _figure()
-    shown = [(i, t["sqnr_db"]) for i, t in enumerate(tensors) if t["sqnr_db"] is not None]
+    shown = [(i, t.sqnr_db) for i, t in enumerate(tensors) if t.sqnr_db is not None]
     axes.plot(*zip(*shown, strict=True), marker="o", markersize=3, color=COLOURS[0], linewidth=1.5)
     for i, tensor in enumerate(tensors):
-        if tensor["tensor"].startswith("tsm."):
+        if tensor.tensor.startswith("tsm."):
             axes.axvline(i, color=COLOURS[1], linewidth=0.8, linestyle=":")
     step = max(1, len(tensors) // 12)
-    names = [str(t["tensor"]).removesuffix("/concat") for t in tensors]
+    names = [t.tensor.removesuffix("/concat") for t in tensors]
     axes.set_xticks(range(0, len(tensors), step), names[::step], rotation=40, ha="right", fontsize=7)
     axes.set_ylabel("SQNR, dB")
     return _svg(figure, title)
 
 
-def operators(layers: Sequence[Mapping[str, Any]], title: str) -> str:
+def operators(layers: Sequence[LayerRecord], title: str) -> str:
     """Return the engine's milliseconds by kind of operator, as SVG.
 
     Args:
-        layers: with `types` and `ms`.
-        title: of the picture.
+        layers: of the engine.
+        title: of the plot, for readers of the page that do not see it.
     """
     found: dict[str, float] = {}
     for layer in layers:
-        kind = ", ".join(layer["types"]) or "other"
-        found[kind] = found.get(kind, 0.0) + (layer["ms"] or 0.0)
+        kind = ", ".join(layer.types) or "other"
+        found[kind] = found.get(kind, 0.0) + (layer.ms or 0.0)
     rows = sorted(found.items(), key=lambda row: row[1])
     rows = rows[-10:]
     figure, axes = _figure(height=0.6 + 0.26 * len(rows))
@@ -137,24 +141,36 @@ def operators(layers: Sequence[Mapping[str, Any]], title: str) -> str:
     return _svg(figure, title)
 
 
-def scatter(points: Sequence[Mapping[str, Any]], title: str) -> str:
+@dataclass(frozen=True)
+class Point:
+    """A bundle among others: milliseconds of an image, and top-1 in percent with its interval."""
+
+    name: str
+    engine: str
+    latency_ms: float
+    top1: float
+    low: float
+    high: float
+
+
+def scatter(points: Sequence[Point], title: str) -> str:
     """Return accuracy over latency of several bundles, as SVG.
 
     Args:
-        points: name, latency_ms of an image, top1 in percent with its interval (low, high), engine.
-        title: of the picture.
+        points: the bundles.
+        title: of the plot, for readers of the page that do not see it.
     """
     figure, axes = _figure(height=3.4)
-    kinds = list(dict.fromkeys(str(point["engine"]) for point in points))
+    kinds = list(dict.fromkeys(point.engine for point in points))
     for kind, colour in zip(kinds, _cycle(len(kinds)), strict=True):
-        mine = [point for point in points if point["engine"] == kind]
-        x, y = [p["latency_ms"] for p in mine], [p["top1"] for p in mine]
-        bars = [[p["top1"] - p["low"] for p in mine], [p["high"] - p["top1"] for p in mine]]
+        mine = [point for point in points if point.engine == kind]
+        x, y = [p.latency_ms for p in mine], [p.top1 for p in mine]
+        bars = [[p.top1 - p.low for p in mine], [p.high - p.top1 for p in mine]]
         axes.errorbar(x, y, bars, fmt="o", color=colour, elinewidth=0.8, capsize=2, label=kind)
     for point in points:
         axes.annotate(
-            point["name"],
-            (point["latency_ms"], point["top1"]),
+            point.name,
+            (point.latency_ms, point.top1),
             xytext=(6, 4),
             textcoords="offset points",
             fontsize=8,

@@ -1,76 +1,82 @@
-"""What report.json of a build and the JSON of `sit-deploy report` must be: every field that a page or a verdict reads."""
+"""Evidence of a bundle (the JSON of `sit-deploy report`) as a typed value: what was measured of it on a machine.
+
+Fields that are not named here are let through and kept (`Evidence.to_dict`): a newer version may write them.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any
+from enum import Enum
+from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sit_deploy import limits
-from sit_deploy.manifest import Count, Model, Percent, Text
+from sit_deploy.manifest import Count, Percent, Text
+from sit_deploy.report.build_types import (
+    AccuracyRecord,
+    BuildReport,
+    HopRecord,
+    LayerRecord,
+    Number,
+    Positive,
+)
+from sit_deploy.report.json_record import JsonRecord
 
-Number = Annotated[float, Meta(ge=-limits.REAL, le=limits.REAL)]
-Positive = Annotated[float, Meta(ge=0, le=limits.REAL)]
-Images = Annotated[int, Meta(ge=1, le=limits.IMAGES)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+SCHEMA = 2  # of the JSON of a report
 
 
-class Hop(Struct):
-    """A step that was compared with the step before it (`sit_deploy.measure.parity.Hop`)."""
+class Stage(Enum):
+    """The stages that every bundle may have, by their names in a report; graphs and the engine are named by what they are."""
+
+    TEACHER = "teacher"
+    TEACHER_ENGINE = "teacher engine"
+    STUDENT = "student"
+    DEPLOY_FORM = "deploy form"
+
+    @staticmethod
+    def of_graph(precision: str) -> str:
+        """Return the name of the stage of an ONNX graph."""
+        return f"ONNX {precision}"
+
+    @staticmethod
+    def of_engine(kind: str) -> str:
+        """Return the name of the stage of the bundle's engine."""
+        return f"{kind} engine"
+
+
+class StageRecord(Struct):
+    """A stage of the way from teacher to engine: what it costs and gives."""
 
     name: Text
-    compared: bool
-    passed: bool
+    runtime: str
+    size: Count
+    macs: Annotated[int, Meta(ge=1, le=limits.INTEGER)]
     note: str
-    error: Positive | None
-    step_error: Positive | None
+    top1: Percent | None
+    agreement: Percent | None
     sqnr_db: Number | None
-    agreement: Share | None
-    tolerance: Positive | None
-
-    def __post_init__(self) -> None:
-        if self.compared and None in (self.agreement, self.tolerance):
-            raise ValueError("it was compared and has no agreement or no tolerance")
+    latency_ms: Annotated[float, Meta(gt=0, le=limits.REAL)] | None
 
 
-class HeldBack(Struct):
-    """A node that stays in higher precision, and why."""
+class StagesRecord(Struct):
+    """Every stage on the same images; the last is the engine itself."""
 
-    node: str
-    op_type: str
-    reason: str
+    entries: Annotated[list[StageRecord], Meta(min_length=1)]
+    images: Count
+    batch_size: Annotated[int, Meta(ge=1, le=limits.BATCH)]
+    given: Count | None = None
 
+    @property
+    def engine_stage(self) -> StageRecord:
+        """The stage of the engine, which may not have run."""
+        return self.entries[-1]
 
-class Plan(Struct):
-    """What was held back when a graph was written in low precision."""
-
-    held_back: list[HeldBack]
-
-
-class Graph(Struct):
-    """What a page shows of a graph."""
-
-    operators: dict[str, Count]
+    def find(self, stage: Stage) -> StageRecord:
+        """Return a stage that there is."""
+        return next(entry for entry in self.entries if entry.name == stage.value)
 
 
-class EngineFacts(Struct):
-    """The engine, as the manifest has it."""
-
-    kind: Text
-    version: Text
-    target: Text
-    why: str
-    details: dict[str, Any]
-
-
-class Source(Struct):
-    """Where the weights are from."""
-
-    source: Text
-
-
-class Times(Struct):
+class SpeedupRecord(Struct):
     """A speed-up with both sides' milliseconds, as `engines.speedup.Speedup.to_dict`; no figures where the clock tells none."""
 
     median: Positive | None
@@ -85,198 +91,7 @@ class Times(Struct):
             raise ValueError("it has neither a figure nor a doubt")
 
 
-class SpeedOf8Bits(Struct):
-    """The same as a build notes it; an older one has no range."""
-
-    over: Text
-    batch_size: Annotated[int, Meta(ge=1, le=limits.BATCH)]
-    ratio: Positive | None
-    p50_ms: Annotated[dict[str, Positive], Meta(min_length=2, max_length=2)]
-    per_round: list[Annotated[float, Meta(gt=0, le=limits.REAL)]]
-    low: Positive | None = None
-    high: Positive | None = None
-    doubt: str | UnsetType | None = UNSET
-
-    def __post_init__(self) -> None:
-        if self.doubt is UNSET and not self.per_round:
-            raise ValueError("it has no rounds")
-        if self.doubt is None and None in (self.ratio, self.low, self.high):
-            raise ValueError("it has neither a figure nor a doubt")
-
-
-class QuantizedLayer(Struct):
-    """A layer: what it runs in and why, and what quantizing it does to its output."""
-
-    layer: Text
-    precision: str
-    reason: str
-    scale: Positive | None
-    shift: int | None
-    sqnr_db: Number | None
-    alone_db: Number | None = None
-
-
-class Quantization(Struct):
-    """How a graph holds 8 bits."""
-
-    method: str
-    rest: str
-    share_of_macs: Share
-    layers: list[QuantizedLayer]
-    speed: SpeedOf8Bits | None
-
-
-class LayerTime(Struct):
-    """A layer of an engine and its time."""
-
-    layer: str
-    types: list[str]
-    ms: Positive | None
-    share: Share | None
-
-
-class EngineLayers(Struct):
-    """What a TensorRT engine tells of itself."""
-
-    kept: list[str]
-    raised: list[str]
-    untold: list[str]
-    layers: list[LayerTime]
-
-
-class Paired(Struct, kw_only=True):
-    """Two sides on the same images, by how many only one of them was right on."""
-
-    images: Images
-    lost: Count
-    gained: Count
-    drop: Number
-
-    def __post_init__(self) -> None:
-        if self.lost + self.gained > self.images:
-            raise ValueError("lost and gained are more than its images")
-        if not math.isclose(self.drop, 100 * (self.lost - self.gained) / self.images, abs_tol=1e-6):
-            raise ValueError("drop does not fit lost, gained and images")
-
-
-class Teacher(Paired, kw_only=True):
-    """The teacher's accuracy beside the student's."""
-
-    top1: Percent
-    top1_interval: tuple[Percent, Percent]
-    retained: Positive | None = None
-
-
-class ClassRow(Struct):
-    """A class: its images, and how many each side has right."""
-
-    name: str
-    images: Count
-    reference: Count
-    engine: Count
-
-
-class Flip(Struct):
-    """An image whose class the engine changed."""
-
-    image: str
-    label_name: str
-    reference_name: str
-    engine_name: str
-    reference_probability: Share
-    engine_probability: Share
-    picture: Annotated[str, Meta(pattern="^data:image/jpeg;base64,[A-Za-z0-9+/=]*$")] | None = None
-
-
-class Accuracy(Paired, kw_only=True):
-    """Engine and reference on labelled images (`sit_deploy.measure.accuracy.Accuracy.to_dict`)."""
-
-    measured_on: Text
-    data: str
-    reference_top1: Percent
-    engine_top1: Percent
-    reference_top5: Percent | None
-    engine_top5: Percent | None
-    reference_top1_interval: tuple[Percent, Percent]
-    engine_top1_interval: tuple[Percent, Percent]
-    agreement: Percent
-    p_value: Share
-    classes: Annotated[int, Meta(ge=0, le=limits.CLASSES)]
-    present: Count
-    majority: Percent
-    reference_classes: Count
-    engine_classes: Count
-    ties: Count
-    alike: bool
-    sqnr_db: Number | None
-    cosine: Annotated[float, Meta(ge=-1.001, le=1.001)]
-    lowest_cosine: Annotated[float, Meta(ge=-1.001, le=1.001)]
-    by_class: list[ClassRow] = []
-    flips: list[Flip] = []
-    doubts: list[str] = []
-    notes: list[str] = []
-    warning: str | None = None
-    teacher: Teacher | None = None
-
-
-class Prepared(Struct):
-    """What the page says of the preprocessing."""
-
-    size: Annotated[list[Count], Meta(min_length=2, max_length=2)]
-    mean: list[Number]
-    std: list[Number]
-    resize: Any
-    interpolation: Text
-    orientation: str = "stored"
-
-
-class Build(Struct):
-    """report.json of a bundle."""
-
-    model: Model
-    classes: list[str] | None
-    precision: Text
-    batch: dict[str, Count]
-    engine: EngineFacts
-    weights: Source
-    hops: list[Hop]
-    notes: list[str]
-    compared_on: str
-    preprocessing: Prepared
-    plan: Plan
-    graph: Graph
-    quantization: Quantization | None
-    accuracy: Accuracy | None
-    seconds: dict[str, Positive]
-    versions: dict[str, str | None]
-    command: str
-    engine_layers: EngineLayers | None = None
-    preprocessing_source: dict[str, str] | None = None
-
-
-class Entry(Struct):
-    """A hop of the ledger."""
-
-    name: Text
-    runtime: str
-    size: Count
-    macs: Annotated[int, Meta(ge=1, le=limits.INTEGER)]
-    note: str
-    top1: Percent | None
-    agreement: Percent | None
-    sqnr_db: Number | None
-    latency_ms: Annotated[float, Meta(gt=0, le=limits.REAL)] | None
-
-
-class Ledger(Struct):
-    """The hops from the teacher to the engine."""
-
-    entries: Annotated[list[Entry], Meta(min_length=1)]
-    images: Count
-    batch_size: Annotated[int, Meta(ge=1, le=limits.BATCH)]
-
-
-class Histogram(Struct):
+class HistogramRecord(Struct):
     """How many calls took how long."""
 
     edges_ms: Annotated[list[Positive], Meta(min_length=2, max_length=10_000)]
@@ -289,18 +104,18 @@ class Histogram(Struct):
             raise ValueError("counts has no call")
 
 
-class Timing(Struct):
-    """The times of a hop."""
+class TimingRecord(Struct):
+    """The times of a stage."""
 
     p50_ms: Positive
     p90_ms: Positive
     p99_ms: Positive
     images_per_second: Positive
     iterations: Count
-    histogram: Histogram
+    histogram: HistogramRecord
 
 
-class Around(Struct):
+class AroundRecord(Struct):
     """What happens around the engine, for one image."""
 
     image: str
@@ -309,63 +124,51 @@ class Around(Struct):
     classes_ms: Positive
 
 
-class Drifted(Struct):
-    """A tensor and its error."""
+class DriftedTensor(Struct):
+    """A tensor of the residual stream, and how near it is to float32's."""
 
     tensor: str
     sqnr_db: Number | None
 
 
-class Drift(Struct):
+class DriftRecord(Struct):
     """How the error grows along the network."""
 
     note: str
-    tensors: list[Drifted]
+    tensors: list[DriftedTensor]
     tolerance: Positive | None = None
-    first_bad: Drifted | UnsetType | None = UNSET
+    first_bad: DriftedTensor | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         if self.tensors and (self.tolerance is None or self.first_bad is UNSET):
             raise ValueError("it has tensors, and no tolerance or no first_bad")
 
 
-class Machine(Struct):
+class MachineRecord(Struct):
     """Where it was measured."""
 
     cpu_model: str
     usable_cpus: Count
 
 
-class VerdictFacts(Struct):
-    """A verdict as it was reached (`sit_deploy.report.verdict`)."""
-
-    outcome: Text
-    headline: str
-    against: list[str]
-    missing: list[str]
-    favour: list[str]
-    unmeasured: list[str] = []
-
-
-class Evidence(Struct):
-    """A bundle as it was measured (`evidence.gather`)."""
+class Evidence(JsonRecord, kw_only=True):
+    """A bundle as it was measured on a machine (`sit_deploy.validation.evidence.gather`)."""
 
     bundle: Text
     name: Text
     date: str
-    build: Build
-    golden: Hop | None
-    ledger: Ledger
-    accuracy: Accuracy | None
-    timing: dict[str, Timing]
-    around: Around
-    speedups: dict[str, Times]
-    drift: Drift
-    layers: list[LayerTime]
+    build: BuildReport
+    golden: HopRecord | None
+    ledger: StagesRecord
+    accuracy: AccuracyRecord | None
+    timing: dict[str, TimingRecord]
+    around: AroundRecord
+    speedups: dict[str, SpeedupRecord]
+    drift: DriftRecord
+    layers: list[LayerRecord]
     threads: Annotated[int, Meta(ge=1, le=limits.THREADS)] | None
-    machine: Machine
+    machine: MachineRecord
     versions: dict[str, str | None]
-    verdict: VerdictFacts
 
     def __post_init__(self) -> None:
         if self.golden is not None and self.golden.passed and self.golden.error is None:

@@ -1,297 +1,355 @@
-"""Ship it or not: what the evidence of a bundle comes to, in plain words.
+"""Ship it or not: what the evidence of a bundle comes to, as an outcome with its reasons.
 
-The whole chain that was measured is judged: the teacher, the student against it, and the engine against the student.
+The whole chain that was measured is judged: the teacher, the student against it, and the engine against the student. What a
+reason weighs and what it is about are values here; its sentence is written by `verdict_text`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
 
+from engines.speedup import Speedup
+from sit_deploy.errors import GateError
 from sit_deploy.measure.chance import by_chance, doubts
-from sit_deploy.measure.speed import NOT_NOW, REMEDY, of_build, rounds, sentence
+from sit_deploy.report import verdict_text
+from sit_deploy.report.build_types import AccuracyRecord, HopRecord, TeacherRecord
+from sit_deploy.report.paired import interval_half, largest_drop, paired_drop
+from sit_deploy.report.types import Evidence, SpeedupRecord, Stage
 
-SHIP, UNSURE, DO_NOT = "ship", "not enough evidence", "do not ship"
 MAX_DROP = 1.0  # points of top-1 that an engine may lose, where nobody says otherwise
 MAX_STUDENT_DROP = 3.0  # that a student may lose against its teacher: the published ones lose up to 1.9
 # Logits as near as this are the same but for the rounding of float32, which gives 105 to 135 dB (16 bits give 70 at most): no image tells the two apart.
 EQUAL_DB, EQUAL_COSINE = 90.0, 1 - 1e-8
 
-_HEADLINES = {
-    SHIP: "Ship it.",
-    UNSURE: "Not enough evidence to ship it.",
-    DO_NOT: "Do not ship it.",
-}
+
+class Outcome(Enum):
+    """What to do with a bundle, by its name in a report."""
+
+    SHIP = "ship"
+    UNSURE = "not enough evidence"
+    DO_NOT_SHIP = "do not ship"
+
+
+class Severity(Enum):
+    """How an outcome or a reason is to be taken."""
+
+    GOOD = "good"
+    UNSURE = "unsure"
+    BAD = "bad"
+
+
+class Weight(Enum):
+    """What a reason does to the verdict, by its name in a report.
+
+    It forbids shipping, asks for more evidence, says that a speed cannot be told now (which breaks no limit), or is in favour.
+    """
+
+    AGAINST = "against"
+    MISSING = "missing"
+    UNMEASURED = "unmeasured"
+    FAVOUR = "favour"
+
+    @property
+    def severity(self) -> Severity:
+        return {Weight.AGAINST: Severity.BAD, Weight.FAVOUR: Severity.GOOD}.get(self, Severity.UNSURE)
+
+
+class Topic(Enum):
+    """What a reason is about."""
+
+    BUILD = "a step of the build"
+    WEIGHTS = "where the weights come from"
+    GOLDEN = "the golden outputs on this machine"
+    BASIS = "whether the figures say anything"
+    STUDENT = "top-1 against the teacher"
+    ACCURACY = "top-1 against PyTorch"
+    AGREEMENT = "classes against PyTorch"
+    EIGHT_BITS = "what 8 bits gain"
+    SPEED = "speed against PyTorch or the teacher"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a bundle is to be shipped or not.
+
+    Attributes:
+        weight: what it does to the verdict.
+        topic: what it is about.
+        text: the whole sentence.
+    """
+
+    weight: Weight
+    topic: Topic
+    text: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be lost; None where nobody set a limit.
+
+    Attributes:
+        max_drop: points of top-1 that the engine may lose against the student, `MAX_DROP` by default.
+        min_agreement: percent of the images that must get the same class.
+        max_student_drop: points that the student may lose against its teacher, `MAX_STUDENT_DROP` by default.
+    """
+
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    max_student_drop: float | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether anybody set one."""
+        return (self.max_drop, self.min_agreement, self.max_student_drop) != (None, None, None)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a bundle's evidence comes to.
+    """What a bundle comes to.
 
     Attributes:
-        outcome: one of `SHIP`, `UNSURE`, `DO_NOT`.
-        against: sentences that say why, gravest first.
-        missing: likewise.
-        favour: likewise.
-        unmeasured: what of its speed cannot be told now, which says nothing of the engine and breaks no limit.
+        reasons: gravest first within a weight.
     """
 
-    outcome: str
-    against: tuple[str, ...]
-    missing: tuple[str, ...]
-    favour: tuple[str, ...]
-    unmeasured: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...]
+
+    def of_weight(self, weight: Weight) -> tuple[Reason, ...]:
+        """Return the reasons of a weight."""
+        return tuple(reason for reason in self.reasons if reason.weight is weight)
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.of_weight(Weight.AGAINST):
+            return Outcome.DO_NOT_SHIP
+        # without being faster 8 bits are worth nothing, and a float engine is its graph
+        unmeasured = (reason.topic for reason in self.of_weight(Weight.UNMEASURED))
+        if self.of_weight(Weight.MISSING) or Topic.EIGHT_BITS in unmeasured:
+            return Outcome.UNSURE
+        return Outcome.SHIP
+
+    @property
+    def speed_is_known(self) -> bool:
+        """Whether nothing of its speed is left unmeasured."""
+        return not self.of_weight(Weight.UNMEASURED)
+
+    @property
+    def severity(self) -> Severity:
+        if self.outcome is Outcome.SHIP:
+            return Severity.GOOD if self.speed_is_known else Severity.UNSURE
+        return Severity.BAD if self.outcome is Outcome.DO_NOT_SHIP else Severity.UNSURE
 
     @property
     def headline(self) -> str:
-        if self.outcome == SHIP and self.unmeasured:
-            return f"Ship it, as far as accuracy goes: its speed is {NOT_NOW}."
+        if self.outcome is Outcome.SHIP and not self.speed_is_known:
+            return verdict_text.ACCURACY_ALONE
         return _HEADLINES[self.outcome]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "headline": self.headline}
+        """Return JSON values: the outcome, the sentences by what they weigh, and the headline."""
+        order = (Weight.AGAINST, Weight.MISSING, Weight.FAVOUR, Weight.UNMEASURED)
+        texts = {weight.value: [reason.text for reason in self.of_weight(weight)] for weight in order}
+        return {"outcome": self.outcome.value, **texts, "headline": self.headline}
 
 
-@dataclass
+_HEADLINES = {
+    Outcome.SHIP: "Ship it.",
+    Outcome.UNSURE: "Not enough evidence to ship it.",
+    Outcome.DO_NOT_SHIP: "Do not ship it.",
+}
+
+
+@dataclass(frozen=True)
+class JudgedBundle:
+    """Evidence of a bundle, and what it comes to."""
+
+    evidence: Evidence
+    verdict: Verdict
+
+    def require(self) -> None:
+        """Hold the bundle to the limits that it was judged by.
+
+        Raises:
+            GateError: something speaks against it, or too little for it; a speed that cannot be told now breaks no limit.
+        """
+        why = self.verdict.of_weight(Weight.AGAINST) + self.verdict.of_weight(Weight.MISSING)
+        if why:
+            raise GateError(f"{self.evidence.name}: {self.verdict.outcome.value}: {why[0].text}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, which `read_evidence` takes."""
+        return {**self.evidence.to_dict(), "verdict": self.verdict.to_dict()}
+
+
+@dataclass(frozen=True)
+class BuildVerdict:
+    """What the comparisons of a build come to.
+
+    Attributes:
+        compared: how many steps were.
+        skipped: names of those that were not run.
+        passed: whether none is out of tolerance.
+    """
+
+    compared: int
+    skipped: tuple[str, ...]
+    passed: bool
+
+    @classmethod
+    def of(cls, hops: Iterable[HopRecord]) -> BuildVerdict:
+        hops = tuple(hops)
+        compared = [hop for hop in hops if hop.compared]
+        skipped = tuple(hop.name for hop in hops if not hop.compared)
+        return cls(len(compared), skipped, all(hop.passed for hop in compared))
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.GOOD if self.passed else Severity.BAD
+
+    @property
+    def headline(self) -> str:
+        return verdict_text.build(self.compared, self.skipped, self.passed)
+
+
 class _Reasons:
-    against: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    favour: list[str] = field(default_factory=list)
-    unmeasured: list[str] = field(default_factory=list)
+    """The reasons as they come up."""
+
+    def __init__(self) -> None:
+        self.all: list[Reason] = []
+
+    def add(self, weight: Weight, topic: Topic, text: str) -> None:
+        self.all.append(Reason(weight, topic, text))
 
 
-def largest_drop(accuracy: Mapping[str, Any]) -> float:
-    """Return the upper end of the 95 % interval of the drop of top-1, in points: of paired counts, normal approximation."""
-    return _drop(accuracy) + _half(accuracy)
-
-
-def images_needed(accuracy: Mapping[str, Any], limit: float) -> int | None:
-    """Return how many images would show that the drop keeps a limit, if it goes on as on these; None if none would.
-
-    Solves `largest_drop` for its number of images with the shares of lost and gained ones as they are; rounded up to two
-    digits.
-    """
-    n, lost, gained = (accuracy[key] for key in ("images", "lost", "gained"))
-    drop = (lost - gained) / n
-    margin = limit / 100 - drop
-    if margin <= 0:
-        return None
-    spread = (lost + gained) / n - drop**2
-    squared = 1.96**2
-    count = squared * spread + math.sqrt((squared * spread) ** 2 + 8 * squared * margin**2)
-    count = math.ceil(count / (2 * margin**2))
-    unit = 10 ** max(0, len(str(count)) - 2)
-    return math.ceil(count / unit) * unit
-
-
-def judge(
-    evidence: Mapping[str, Any],
-    max_drop: float | None = None,
-    min_agreement: float | None = None,
-    max_student_drop: float | None = None,
-) -> Verdict:
-    """Judge one bundle by its evidence (`evidence.gather`).
-
-    Args:
-        evidence: of the bundle.
-        max_drop: points of top-1 that the engine may lose against the student, `MAX_DROP` by default.
-        min_agreement: percent.
-        max_student_drop: points that the student may lose against its teacher, `MAX_STUDENT_DROP` by default.
-    """
-    why = _Reasons()
+def judge(evidence: Evidence, limits: Limits | None = None) -> Verdict:
+    """Judge one bundle by its evidence."""
+    limits, why = limits or Limits(), _Reasons()
     _judge_build(evidence, why)
-    accuracy = evidence["accuracy"]
+    accuracy = evidence.accuracy
     if accuracy is None:
-        why.missing.append("Its accuracy was not measured: give labelled images with --data.")
+        why.add(Weight.MISSING, Topic.ACCURACY, verdict_text.NO_ACCURACY)
     else:
-        _judge_what_was_measured(accuracy, why)
-        if accuracy.get("teacher"):
-            _judge_student(accuracy, MAX_STUDENT_DROP if max_student_drop is None else max_student_drop, why)
-        _judge_accuracy(accuracy, MAX_DROP if max_drop is None else max_drop, min_agreement, why)
+        _judge_basis(accuracy, why)
+        if accuracy.teacher:
+            limit = MAX_STUDENT_DROP if limits.max_student_drop is None else limits.max_student_drop
+            _judge_student(accuracy, accuracy.teacher, limit, why)
+        _judge_accuracy(accuracy, MAX_DROP if limits.max_drop is None else limits.max_drop, why)
+        if limits.min_agreement is not None and not accuracy.agreement >= limits.min_agreement:
+            text = verdict_text.agreement(accuracy, limits.min_agreement)
+            why.add(Weight.AGAINST, Topic.AGREEMENT, text)
     _judge_speed(evidence, why)
-    # without being faster 8 bits are worth nothing, and a float engine is its graph
-    unsure = why.missing or (why.unmeasured and _doubtful(_eight_bits_speed(evidence)))
-    outcome = DO_NOT if why.against else UNSURE if unsure else SHIP
-    return Verdict(outcome, tuple(why.against), tuple(why.missing), tuple(why.favour), tuple(why.unmeasured))
+    return Verdict(tuple(why.all))
 
 
-def _judge_build(evidence: Mapping[str, Any], why: _Reasons) -> None:
-    build, golden = evidence["build"], evidence["golden"]
-    for hop in build["hops"]:
-        if not hop["passed"]:
-            why.against.append(f"When it was built, {hop['name']} was out of tolerance.")
-    if build["weights"]["source"] == "random":
-        why.against.append("Its weights are random: it classifies nothing.")
+def _judge_build(evidence: Evidence, why: _Reasons) -> None:
+    build, golden = evidence.build, evidence.golden
+    for hop in build.hops:
+        if not hop.passed:
+            why.add(Weight.AGAINST, Topic.BUILD, verdict_text.out_of_tolerance(hop))
+    if build.weights.is_random:
+        why.add(Weight.AGAINST, Topic.WEIGHTS, verdict_text.RANDOM_WEIGHTS)
     if golden is None:
-        why.missing.append(
-            f"The {build['engine']['kind']} engine did not run on this machine, which has no GPU for it."
-        )
-    elif golden["passed"]:
-        error = "to the bit" if golden["error"] == 0 else f"within {golden['error']:.1e} of their spread"
-        why.favour.append(
-            f"The engine gives the reference's golden outputs here {error} (allowed {golden['tolerance']:g})."
-        )
+        why.add(Weight.MISSING, Topic.GOLDEN, verdict_text.did_not_run(build.engine.kind))
     else:
-        why.against.append("The engine does not give the reference's golden outputs on this machine.")
+        weight = Weight.FAVOUR if golden.passed else Weight.AGAINST
+        why.add(weight, Topic.GOLDEN, verdict_text.golden(golden))
 
 
-def _judge_what_was_measured(accuracy: Mapping[str, Any], why: _Reasons) -> None:
+def _judge_basis(accuracy: AccuracyRecord, why: _Reasons) -> None:
     """Say what makes the figures worthless: a model at chance, images that tell nothing, a reference in doubt."""
-    found = doubts(accuracy)
-    teacher = accuracy.get("teacher")
-    if teacher and accuracy["classes"]:
-        low = teacher["top1_interval"][0]
-        found += filter(None, [by_chance("the teacher itself", teacher["top1"], low, accuracy)])
+    found, teacher = doubts(accuracy), accuracy.teacher
+    if teacher and accuracy.classes:
+        low = teacher.top1_interval[0]
+        found += filter(None, [by_chance("the teacher itself", teacher.top1, low, accuracy)])
     for doubt in found:
-        (why.against if doubt.grave else why.missing).append(_whole(doubt.text))
-    if warning := accuracy.get("warning"):
-        why.missing.append(_whole(warning))
+        why.add(
+            Weight.AGAINST if doubt.grave else Weight.MISSING, Topic.BASIS, verdict_text.sentence(doubt.text)
+        )
+    if accuracy.warning:
+        why.add(Weight.MISSING, Topic.BASIS, verdict_text.sentence(accuracy.warning))
 
 
-def _judge_student(accuracy: Mapping[str, Any], limit: float, why: _Reasons) -> None:
-    teacher = accuracy["teacher"]
-    figures = (
-        f"the student's top-1 {_change(teacher['drop'])} against its teacher's, from {teacher['top1']:.2f} to "
-        f"{accuracy['reference_top1']:.2f} %, on {teacher['images']} images"
-    )
+def _judge_student(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float, why: _Reasons) -> None:
     # few images do not decide: what chance may explain asks for more of them
-    if _drop(teacher) - _half(teacher) > limit or not math.isfinite(teacher["drop"]):
-        why.against.append(_whole(f"{figures}; {limit:g} may be lost (--max-student-drop)"))
+    if paired_drop(teacher) - interval_half(teacher) > limit or not math.isfinite(teacher.drop):
+        weight = Weight.AGAINST
     elif largest_drop(teacher) > limit:
-        why.missing.append(_whole(f"{figures}; {_by_chance(teacher, limit)} (--max-student-drop)"))
+        weight = Weight.MISSING
     else:
-        why.favour.append(_whole(f"{figures}, where {limit:g} may be lost"))
+        weight = Weight.FAVOUR
+    texts = {
+        Weight.AGAINST: verdict_text.student_lost,
+        Weight.MISSING: verdict_text.student_may_have_lost,
+        Weight.FAVOUR: verdict_text.student_kept,
+    }
+    why.add(weight, Topic.STUDENT, texts[weight](accuracy, teacher, limit))
 
 
-def _judge_accuracy(
-    accuracy: Mapping[str, Any], limit: float, min_agreement: float | None, why: _Reasons
-) -> None:
-    drop = accuracy["drop"]
-    figures = (
-        f"top-1 {_change(drop)}, from {accuracy['reference_top1']:.2f} to {accuracy['engine_top1']:.2f} %, on "
-        f"{_images(accuracy)}"
-    )
+def _judge_accuracy(accuracy: AccuracyRecord, limit: float, why: _Reasons) -> None:
     if equal_logits(accuracy):
-        near = (
-            "to the bit"
-            if accuracy["sqnr_db"] is None
-            else f"but for float rounding ({accuracy['sqnr_db']:.0f} dB)"
-        )
-        why.favour.append(
-            f"The engine's logits are the student's {near} on all {_images(accuracy)}: top-1 stays at "
-            f"{accuracy['reference_top1']:.2f} %."
-        )
-    elif not drop <= limit:
-        why.against.append(_whole(f"{figures}; {limit:g} may be lost"))
+        why.add(Weight.FAVOUR, Topic.ACCURACY, verdict_text.equal_logits(accuracy))
+    elif not accuracy.drop <= limit:
+        why.add(Weight.AGAINST, Topic.ACCURACY, verdict_text.lost(accuracy, limit))
     elif largest_drop(accuracy) > limit:
-        why.missing.append(_whole(f"{figures}; {_by_chance(accuracy, limit)}"))
+        why.add(Weight.MISSING, Topic.ACCURACY, verdict_text.may_have_lost(accuracy, limit))
     else:
-        why.favour.append(_whole(f"{figures}, where {limit:g} may be lost"))
-    if min_agreement is not None and not accuracy["agreement"] >= min_agreement:
-        why.against.append(
-            f"Engine and reference agree on {accuracy['agreement']:.2f} % of the images; {min_agreement:g} is asked for."
-        )
+        why.add(Weight.FAVOUR, Topic.ACCURACY, verdict_text.kept(accuracy, limit))
 
 
-def equal_logits(accuracy: Mapping[str, Any]) -> bool:
+def equal_logits(accuracy: AccuracyRecord) -> bool:
     """Return whether both sides' logits are the same but for float rounding: then no image is needed to compare them.
 
     Logits that are all equal or all alike prove nothing (`chance.doubts` says so).
     """
-    if accuracy["agreement"] < 100 or accuracy["lost"] + accuracy["gained"] or accuracy.get("alike"):
+    if accuracy.agreement < 100 or accuracy.lost + accuracy.gained or accuracy.alike:
         return False
-    if not accuracy.get("classes") or accuracy["ties"] > accuracy["images"] / 2:
+    if not accuracy.classes or accuracy.ties > accuracy.images / 2:
         return False
-    noise = accuracy["sqnr_db"]
-    return accuracy["lowest_cosine"] >= EQUAL_COSINE and (noise is None or noise >= EQUAL_DB)
+    noise = accuracy.sqnr_db
+    return accuracy.lowest_cosine >= EQUAL_COSINE and (noise is None or noise >= EQUAL_DB)
 
 
-def _eight_bits_speed(evidence: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return how much faster 8 bits are, measured here where that can be, else as the build found; None without 8 bits."""
-    build = evidence["build"]
-    found = build["quantization"]
-    if not found or not found["speed"]:
-        return None
+class _Timed(Protocol):
+    """A speed-up with its doubt."""
+
+    @property
+    def median(self) -> float | None: ...
+    @property
+    def doubt(self) -> str | None: ...
+
+
+def _judge_speed(evidence: Evidence, why: _Reasons) -> None:
+    quantization, speedups = evidence.build.quantization, evidence.speedups
+    if quantization and quantization.speed:
+        speed, gain = quantization.speed, _eight_bits_gain(evidence)
+        text = verdict_text.eight_bits(evidence.build.precision, speed.over, gain, speed.batch_size)
+        why.add(_weight(gain), Topic.EIGHT_BITS, text)
+    if gain := speedups.get(Stage.STUDENT.value):
+        why.add(_weight(gain), Topic.SPEED, verdict_text.gain(gain, "the same model in PyTorch"))
+    if gain := speedups.get(Stage.TEACHER_ENGINE.value):
+        teacher = evidence.ledger.find(Stage.TEACHER_ENGINE)
+        ratio = teacher.macs / evidence.ledger.engine_stage.macs
+        why.add(_weight(gain), Topic.SPEED, verdict_text.gain_over_teacher(gain, ratio))
+    elif gain := speedups.get(Stage.TEACHER.value):
+        why.add(_weight(gain), Topic.SPEED, verdict_text.gain(gain, "its teacher in PyTorch"))
+
+
+def _weight(gain: _Timed) -> Weight:
+    """Return what a speed-up weighs."""
+    if gain.doubt is not None or gain.median is None:
+        return Weight.UNMEASURED
+    return Weight.FAVOUR if gain.median > 1 else Weight.AGAINST
+
+
+def _eight_bits_gain(evidence: Evidence) -> Speedup | SpeedupRecord:
+    """Return how much faster 8 bits are, measured here where that can be, else as the build measured it."""
+    build = evidence.build
+    assert build.quantization and build.quantization.speed
+    speed = build.quantization.speed
     # the same two on the same runtime, on this machine
-    onnxruntime = build["engine"]["kind"] == "onnxruntime"
-    now = evidence["speedups"].get(f"ONNX {found['speed']['over']}") if onnxruntime else None
-    return now if now and not now["doubt"] else of_build(found["speed"])
-
-
-def _judge_speed(evidence: Mapping[str, Any], why: _Reasons) -> None:
-    build, speedups = evidence["build"], evidence["speedups"]
-    precision, found = build["precision"], build["quantization"]
-    if speed := found and found["speed"]:
-        over, told = speed["over"], _eight_bits_speed(evidence)
-        batch = speed["batch_size"]
-        if told["doubt"]:
-            why.unmeasured.append(_whole(f"{sentence(precision, over, told)} (at batch {batch})"))
-        elif told["median"] <= 1:
-            why.against.append(
-                f"{precision} is not faster than {over} on this engine ({told['median']:.2f}×): build without 8 bits."
-            )
-        else:
-            why.favour.append(
-                f"{precision} is {told['median']:.2f}× as fast as {over} at batch {batch} ({rounds(told)})."
-            )
-    if told := speedups.get("student"):
-        _judge_gain("the engine", "the same model in PyTorch", told, why)
-    if told := speedups.get("teacher engine"):
-        entries = evidence["ledger"]["entries"]
-        macs = {entry["name"]: entry["macs"] for entry in entries}
-        fewer = f"; its teacher has {macs['teacher engine'] / entries[-1]['macs']:.2f}× the MACs"
-        _judge_gain("the engine", "its teacher on the same engine", told, why, fewer)
-    elif told := speedups.get("teacher"):
-        _judge_gain("the engine", "its teacher in PyTorch", told, why)
-
-
-def _doubtful(told: Mapping[str, Any] | None) -> bool:
-    return told is not None and told["doubt"] is not None
-
-
-def _judge_gain(subject: str, other: str, told: Mapping[str, Any], why: _Reasons, more: str = "") -> None:
-    words = _whole(sentence(subject, other, told, REMEDY) + more)
-    if told["doubt"]:
-        why.unmeasured.append(words)
-    elif told["median"] <= 1:
-        why.against.append(_whole(f"{words.removesuffix('.')}: it gains nothing over that"))
-    else:
-        why.favour.append(words)
-
-
-def _images(accuracy: Mapping[str, Any]) -> str:
-    """Return "108 images", with the classes that they are of where some have none."""
-    some = 0 < accuracy.get("present", 0) < accuracy["classes"]
-    of = f" of {accuracy['present']} of the {accuracy['classes']} classes" if some else ""
-    return f"{accuracy['images']} images{of}"
-
-
-def _change(drop: float) -> str:
-    if not drop:
-        return "does not fall"
-    return f"falls by {drop:.2f} points" if drop > 0 else f"rises by {-drop:.2f}"
-
-
-def _by_chance(counts: Mapping[str, Any], limit: float) -> str:
-    """Say that a limit may be broken by chance, and how many images would show that it is not."""
-    needed = images_needed(counts, limit)
-    more = f"about {needed} images like these would tell" if needed else "it is at the limit, or beyond"
-    return f"by chance it could be {largest_drop(counts):.2f}, and {limit:g} may be lost: measure on more images; {more}"
-
-
-def _drop(counts: Mapping[str, Any]) -> float:
-    return 100 * (counts["lost"] - counts["gained"]) / counts["images"]
-
-
-def _half(counts: Mapping[str, Any]) -> float:
-    """Half of the 95 % interval of a drop, in points."""
-    n, lost, gained = counts["images"], counts["lost"], counts["gained"]
-    # one image more on each side: with none lost and none gained the plain formula would claim certainty
-    spread = lost + gained + 2 - (lost - gained) ** 2 / n
-    return 100 * 1.96 * math.sqrt(max(spread, 0)) / n
-
-
-def _whole(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    onnxruntime = build.engine.kind == "onnxruntime"
+    now = evidence.speedups.get(Stage.of_graph(speed.over)) if onnxruntime else None
+    return now if now and now.doubt is None else speed.speedup()

@@ -5,270 +5,283 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sit_deploy.measure import speed
-from sit_deploy.measure.speed import of_build, sentence
-from sit_deploy.report import plots
-from sit_deploy.report.kernels import NOT_ALL, eight_bit_products, kernels_note
+from msgspec import UNSET
+from msgspec.structs import asdict
 
-# how a note begins that a reader must not miss
-IN_DOUBT = "the accuracy here is in doubt"
-WARNINGS = (
-    "preprocessing:",
-    "EXIF:",
-    "random weights",
-    "do not ship",
-    IN_DOUBT,
-    "calibrated on images that",
-    "the accuracy proves nothing",
-    NOT_ALL,
+from sit_deploy.report import plots, speedup_text
+from sit_deploy.report.build_types import (
+    AccuracyRecord,
+    BuildReport,
+    EngineLayersRecord,
+    HopRecord,
+    LayerRecord,
 )
+from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
+from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
+from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
+from sit_deploy.text import file_size
+
 _SLOWEST = 15  # layers listed
 _WORST = 15  # classes listed
 
 
-def file_size(count: int) -> str:
-    """Return bytes in words."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
 def figure(value: float | None, form: str) -> str:
-    """Return a number in a format, a dash where there is none."""
+    """Return a figure, or a dash for none."""
     return "—" if value is None else format(value, form)
 
 
-def preprocessing_words(told: Mapping[str, Any]) -> str:
-    """Return how a manifest or report says that pictures are prepared, and who said so; older ones do not say who."""
+def preprocessing_words(fields: Mapping[str, Any], sources: Mapping[str, str] | None) -> str:
+    """Return how pictures are prepared, and who said so; older bundles do not say who."""
     from sit_deploy.models.data_config import describe
 
-    return describe(told["preprocessing"], told.get("preprocessing_source"))
+    return describe(fields, sources)
 
 
-def build_view(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a page says of a build (report.json)."""
-    model, accuracy = report["model"], report["accuracy"]
+def build_view(report: BuildReport) -> dict[str, Any]:
+    """Return what a page says of a build."""
+    accuracy = report.accuracy
     return {
-        "name": f"{model['name']} · {report['precision']} · {report['engine']['kind']}",
-        "verdict": _build_verdict(report["hops"]),
-        "notes": [{"text": note, "warns": note.startswith(WARNINGS)} for note in report["notes"]],
+        "name": f"{report.model.name} · {report.precision} · {report.engine.kind}",
+        "verdict": _build_verdict(BuildVerdict.of(report.hops)),
+        "notes": [{"text": note, "warns": report.warns(note)} for note in report.notes],
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no --val-data was given.",
-        "tokens": _tokens(model),
-        "layers": _engine_layers(report.get("engine_layers")),
-        "compared_on": report["compared_on"],
-        "hops": [_hop(hop) for hop in report["hops"]],
+        "tokens": _tokens(report),
+        "layers": _engine_layers(report.engine_layers),
+        "compared_on": report.compared_on,
+        "hops": [_hop(hop) for hop in report.hops],
         "quantization": _quantization(report),
-        "held_back": [(n["node"], n["op_type"], n["reason"]) for n in report["plan"]["held_back"]],
+        "held_back": [(n.node, n.op_type, n.reason) for n in report.plan.held_back],
         "facts": _facts(report),
-        "seconds": [(step, f"{seconds:.2f}") for step, seconds in report["seconds"].items()],
-        "versions": [(package, version or "—") for package, version in report["versions"].items()],
+        "seconds": [(step, f"{seconds:.2f}") for step, seconds in report.seconds.items()],
+        "versions": _versions(report.versions),
     }
 
 
-def evidence_view(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a page says of a bundle that was measured (`evidence.gather`)."""
-    build, accuracy, timing = evidence["build"], evidence["accuracy"], evidence["timing"]
-    mark = f"{evidence['name']}: "
+def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
+    """Return what a page says of a bundle that was measured."""
+    evidence = judged.evidence
+    build, accuracy = evidence.build, evidence.accuracy
+    mark = f"{evidence.name}: "
     return {
         **build_view(build),
-        "name": evidence["name"],
-        "verdict": evidence["verdict"],
+        "name": evidence.name,
+        "verdict": verdict_view(judged.verdict),
         "figures": _key_figures(evidence),
-        "ledger": ledger_view(evidence["ledger"], time_doubt(evidence)),
+        "ledger": stages_view(evidence.ledger, time_doubt(evidence)),
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
-        "latency": _latency(evidence, mark) if timing else None,
-        "drift": _drift(evidence["drift"], mark),
-        "layers": _layers(evidence["layers"], mark) or _engine_layers(build.get("engine_layers")),
-        "versions": [(package, version or "—") for package, version in evidence["versions"].items()],
+        "latency": _latency(evidence, mark) if evidence.timing else None,
+        "drift": _drift(evidence.drift, mark),
+        "layers": _layers(evidence.layers, mark) or _engine_layers(build.engine_layers),
+        "versions": _versions(evidence.versions),
     }
 
 
-def time_doubt(evidence: Mapping[str, Any]) -> str | None:
-    """Return why the times of the hops may mean little, in one sentence; None where the rounds bear them out."""
-    doubts = list(dict.fromkeys(told["doubt"] for told in evidence["speedups"].values() if told["doubt"]))
+def verdict_view(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as a page has it: how it is to be taken, its headline, and the reasons, gravest first."""
+    order = (Weight.AGAINST, Weight.MISSING, Weight.UNMEASURED, Weight.FAVOUR)
+    return {
+        "severity": verdict.severity.value,
+        "headline": verdict.headline,
+        "reasons": [
+            (weight.severity.value, reason.text) for weight in order for reason in verdict.of_weight(weight)
+        ],
+    }
+
+
+def _build_verdict(verdict: BuildVerdict) -> dict[str, Any]:
+    return {"severity": verdict.severity.value, "headline": verdict.headline, "reasons": []}
+
+
+def _versions(versions: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    return [(package, version or "—") for package, version in versions.items()]
+
+
+def time_doubt(evidence: Evidence) -> str | None:
+    """Return why the times of the stages may mean little, in one sentence; None where the rounds bear them out."""
+    doubts = list(dict.fromkeys(gain.doubt for gain in evidence.speedups.values() if gain.doubt))
     if not doubts:
         return None
     more = f" (and {len(doubts) - 1} more of the kind)" if len(doubts) > 1 else ""
     return f"Take the times with care: {doubts[0]}{more}."
 
 
-def ledger_view(ledger: Mapping[str, Any], doubt: str | None = None) -> dict[str, Any]:
-    """Return the ledger as a table: a hop a row, what it changed in brackets.
+def stages_view(ledger: StagesRecord, doubt: str | None = None) -> dict[str, Any]:
+    """Return the ledger as a table: a stage a row, what it changed in brackets.
 
     Args:
-        ledger: of the evidence.
+        ledger: the stages.
         doubt: of `time_doubt`.
     """
-    entries = ledger["entries"]
-    labelled = any(entry["top1"] is not None for entry in entries)
+    labelled = any(stage.top1 is not None for stage in ledger.entries)
     head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
     if not labelled:
         head.remove("top-1 %")
     rows, before = [], None
-    for entry in entries:
-        top1 = figure(entry["top1"], ".2f")
-        if entry["top1"] is not None and before is not None:
-            top1 += f" ({entry['top1'] - before:+.2f})"
-        before = entry["top1"] if entry["top1"] is not None else before
-        exact = entry["agreement"] == 100 and entry["sqnr_db"] is None
+    for stage in ledger.entries:
+        top1 = figure(stage.top1, ".2f")
+        if stage.top1 is not None and before is not None:
+            top1 += f" ({stage.top1 - before:+.2f})"
+        before = stage.top1 if stage.top1 is not None else before
         row = [
-            entry["name"],
-            entry["runtime"],
+            stage.name,
+            stage.runtime,
             *([top1] if labelled else []),
-            figure(entry["agreement"], ".2f"),
-            ("reference" if entry["name"] == "student" else "exact")
-            if exact
-            else figure(entry["sqnr_db"], ".1f"),
-            f"{entry['macs'] / 1e9:.2f}" if entry["macs"] >= 1e8 else f"{entry['macs'] / 1e9:.3f}",
-            file_size(entry["size"]),
-            figure(entry["latency_ms"], ".2f"),
+            figure(stage.agreement, ".2f"),
+            _nearness(stage),
+            f"{stage.macs / 1e9:.2f}" if stage.macs >= 1e8 else f"{stage.macs / 1e9:.3f}",
+            file_size(stage.size),
+            figure(stage.latency_ms, ".2f"),
         ]
         rows.append(row)
-    images = f"{ledger['images']} {'labelled' if labelled else 'synthetic'} images"
+    images = f"{ledger.images} {'labelled' if labelled else 'synthetic'} images"
     return {
         "what": f"Every hop on the same {images}; agreement and SQNR are with the student in PyTorch, ms the median of a "
-        f"batch of {ledger['batch_size']} over the rounds, the hops timed turn about."
-        + (" All images get one class: their agreement says nothing." if ledger.get("given") == 1 else ""),
+        f"batch of {ledger.batch_size} over the rounds, the hops timed turn about."
+        + (" All images get one class: their agreement says nothing." if ledger.given == 1 else ""),
         "head": head,
         "rows": rows,
         "notes": [
             *([doubt] if doubt else []),
-            *(f"{entry['name']}: {entry['note']}." for entry in entries if entry["note"]),
+            *(f"{stage.name}: {stage.note}." for stage in ledger.entries if stage.note),
         ],
     }
 
 
-def accuracy_view(accuracy: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of the accuracies of PyTorch and engine."""
-    rows = []
-    for who, side, agreement in (
-        ("PyTorch", "reference", ""),
-        (accuracy["measured_on"], "engine", f"{accuracy['agreement']:.2f}"),
-    ):
-        low, high = accuracy[f"{side}_top1_interval"]
-        top1, top5 = accuracy[f"{side}_top1"], accuracy[f"{side}_top5"]
-        rows.append((who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", figure(top5, ".2f"), agreement))
+def _nearness(stage: StageRecord) -> str:
+    """Return how near the logits of a stage are to the student's."""
+    if stage.agreement != 100 or stage.sqnr_db is not None:
+        return figure(stage.sqnr_db, ".1f")
+    return "reference" if stage.name == Stage.STUDENT.value else "exact"
+
+
+def accuracy_rows(accuracy: AccuracyRecord) -> list[tuple[str, str, str, str, str]]:
+    """Return the figures of both sides: who, top-1, its interval, top-5, agreement."""
+    a = accuracy
+    sides = (
+        ("PyTorch", a.reference_top1, a.reference_top1_interval, a.reference_top5, ""),
+        (a.measured_on, a.engine_top1, a.engine_top1_interval, a.engine_top5, f"{a.agreement:.2f}"),
+    )
+    return [
+        (who, f"{top1:.2f}", f"{low:.1f} to {high:.1f}", figure(top5, ".2f"), agreement)
+        for who, top1, (low, high), top5, agreement in sides
+    ]
+
+
+def accuracy_view(accuracy: AccuracyRecord) -> dict[str, Any]:
+    """Return what a page says of an accuracy."""
     return {
-        "what": f"{accuracy['images']} images of {accuracy['data']}",
+        "what": f"{accuracy.images} images of {accuracy.data}",
         "head": ("", "top-1 %", "95 %", "top-5 %", "agreement %"),
-        "rows": rows,
+        "rows": accuracy_rows(accuracy),
         "difference": f"{difference(accuracy)} {logits_words(accuracy)}".strip(),
-        "warning": accuracy.get("warning"),
-        "doubts": accuracy.get("doubts", ()),
+        "warning": accuracy.warning,
+        "doubts": accuracy.doubts,
         "classes": [
-            (row["name"], str(row["images"]), str(row["reference"]), str(row["engine"]))
-            for row in accuracy.get("by_class", ())[:_WORST]
+            (row.name, str(row.images), str(row.reference), str(row.engine))
+            for row in accuracy.by_class[:_WORST]
         ],
         "flips": [
             {
-                "label": flip["label_name"],
-                "reference": f"{flip['reference_name']}, {flip['reference_probability']:.0%}",
-                "engine": f"{flip['engine_name']}, {flip['engine_probability']:.0%}",
-                "image": flip["image"].replace("\\", "/").rsplit("/", 1)[-1],
-                "picture": flip.get("picture"),
+                "label": flip.label_name,
+                "reference": f"{flip.reference_name}, {flip.reference_probability:.0%}",
+                "engine": f"{flip.engine_name}, {flip.engine_probability:.0%}",
+                "image": flip.image.replace("\\", "/").rsplit("/", 1)[-1],
+                "picture": flip.picture,
             }
-            for flip in accuracy.get("flips", ())
+            for flip in accuracy.flips
         ],
     }
 
 
-def difference(accuracy: Mapping[str, Any]) -> str:
+def difference(accuracy: AccuracyRecord) -> str:
     """Say in a sentence what the paired test of both sides found."""
-    lost, gained = accuracy["lost"], accuracy["gained"]
+    lost, gained = accuracy.lost, accuracy.gained
     if not lost + gained:
         return "Both are right on the same images."
-    chance = "may be chance" if accuracy["p_value"] >= 0.05 else "is no chance"
+    chance = "may be chance" if accuracy.p_value >= 0.05 else "is no chance"
     return (
         f"Only PyTorch is right on {lost}, only the engine on {gained}: the difference {chance} "
-        f"(p = {accuracy['p_value']:.2g})."
+        f"(p = {accuracy.p_value:.2g})."
     )
 
 
-def logits_words(accuracy: Mapping[str, Any]) -> str:
+def logits_words(accuracy: AccuracyRecord) -> str:
     """Say in a sentence how near the logits are."""
-    if "cosine" not in accuracy:
-        return ""
-    if accuracy["sqnr_db"] is not None:
-        sqnr = f"{accuracy['sqnr_db']:.1f} dB"
+    if accuracy.sqnr_db is not None:
+        sqnr = f"{accuracy.sqnr_db:.1f} dB"
     else:
-        sqnr = "exact" if accuracy["agreement"] == 100 else "none"
-    return f"Logits: SQNR {sqnr}; cosine {accuracy['cosine']:.6f}, least {accuracy['lowest_cosine']:.6f}."
+        sqnr = "exact" if accuracy.agreement == 100 else "none"
+    return f"Logits: SQNR {sqnr}; cosine {accuracy.cosine:.6f}, least {accuracy.lowest_cosine:.6f}."
 
 
-def engine_entry(evidence: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the ledger's entry of the engine itself, which may not have run."""
-    return evidence["ledger"]["entries"][-1]
-
-
-def _key_figures(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found, accuracy = [], evidence["accuracy"]
+def _key_figures(evidence: Evidence) -> list[tuple[str, str]]:
+    figures, accuracy = [], evidence.accuracy
     if accuracy:
-        found.append(
-            (f"{accuracy['engine_top1']:.2f} %", f"top-1, PyTorch {accuracy['reference_top1']:.2f} %")
-        )
-        found.append((f"{accuracy['agreement']:.2f} %", "of images get the reference's class"))
-    entry = engine_entry(evidence)
-    if entry["latency_ms"] is not None:
-        rate = 1e3 * evidence["ledger"]["batch_size"] / entry["latency_ms"]
-        batch = evidence["ledger"]["batch_size"]
-        told = speed.NOT_NOW if time_doubt(evidence) else f"{rate:.0f} images/s"
-        found.append((f"{entry['latency_ms']:.2f} ms", f"a batch of {batch}, {told}"))
+        figures.append((f"{accuracy.engine_top1:.2f} %", f"top-1, PyTorch {accuracy.reference_top1:.2f} %"))
+        figures.append((f"{accuracy.agreement:.2f} %", "of images get the reference's class"))
+    engine, batch = evidence.ledger.engine_stage, evidence.ledger.batch_size
+    if engine.latency_ms is not None:
+        rate = f"{1e3 * batch / engine.latency_ms:.0f} images/s"
+        speed = speedup_text.NOT_NOW if time_doubt(evidence) else rate
+        figures.append((f"{engine.latency_ms:.2f} ms", f"a batch of {batch}, {speed}"))
     others = (
-        ("student", "PyTorch"),
-        ("teacher", "the teacher in PyTorch"),
-        ("teacher engine", "the teacher's engine"),
+        (Stage.STUDENT, "PyTorch"),
+        (Stage.TEACHER, "the teacher in PyTorch"),
+        (Stage.TEACHER_ENGINE, "the teacher's engine"),
     )
-    for name, what in others:
-        if told := evidence["speedups"].get(name):
-            where = f"; {speed.NOT_NOW}" if told["doubt"] else f" ({speed.rounds(told)})"
-            found.append((speed.factor(told), f"as fast as {what}{where}"))
-    found.append((file_size(entry["size"]), "engine"))
-    return found
+    for stage, what in others:
+        if gain := evidence.speedups.get(stage.value):
+            known = f" ({speedup_text.rounds(gain)})" if gain.doubt is None else f"; {speedup_text.NOT_NOW}"
+            figures.append((speedup_text.factor(gain), f"as fast as {what}{known}"))
+    figures.append((file_size(engine.size), "engine"))
+    return figures
 
 
-def _latency(evidence: Mapping[str, Any], mark: str) -> dict[str, Any]:
-    timing, around, host = evidence["timing"], evidence["around"], evidence["machine"]
+def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
+    around, host = evidence.around, evidence.machine
     rows = [
         (
             name,
-            *(f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-            f"{row['images_per_second']:.1f}",
-            str(row["iterations"]),
+            *(f"{ms:.2f}" for ms in (timing.p50_ms, timing.p90_ms, timing.p99_ms)),
+            f"{timing.images_per_second:.1f}",
+            str(timing.iterations),
         )
-        for name, row in timing.items()
+        for name, timing in evidence.timing.items()
     ]
-    threads = evidence["threads"] or "the runtime's own number of"
+    threads = evidence.threads or "the runtime's own number of"
     doubt = time_doubt(evidence)
     return {
-        "plot": plots.latency_histogram(timing, mark + "latency of each hop"),
+        "plot": plots.latency_histogram(evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
         "rows": rows,
-        "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host['cpu_model']} "
-        f"({host['usable_cpus']} CPUs). Around the engine, for one image ({around['image']}) on one thread: decoding "
-        f"{around['decode_ms']:.2f} ms, preparing {around['prepare_ms']:.2f} ms, classes from logits "
-        f"{around['classes_ms']:.2f} ms." + (f" {doubt}" if doubt else ""),
+        "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host.cpu_model} "
+        f"({host.usable_cpus} CPUs). Around the engine, for one image ({around.image}) on one thread: decoding "
+        f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms, classes from logits "
+        f"{around.classes_ms:.2f} ms." + (f" {doubt}" if doubt else ""),
     }
 
 
-def _drift(found: Mapping[str, Any], mark: str) -> dict[str, Any] | None:
-    if not found["tensors"]:
-        return {"what": found["note"], "plot": None} if found["note"] else None
-    shown = [t for t in found["tensors"] if t["sqnr_db"] is not None]
-    first = found["first_bad"]
+def _drift(drift: DriftRecord, mark: str) -> dict[str, Any] | None:
+    if not drift.tensors:
+        return {"what": drift.note, "plot": None} if drift.note else None
+    shown = [t for t in drift.tensors if t.sqnr_db is not None]
+    first = drift.first_bad
     what = (
         "The residual stream of the bundle's graph against that of the float32 graph, on the golden images."
     )
     if not shown:
         return {"what": what + " They are the same to the bit.", "plot": None}
     what += (
-        f" The first tensor out of tolerance ({found['tolerance']:g}) is {first['tensor']}."
+        f" The first tensor out of tolerance ({drift.tolerance:g}) is {first.tensor}."
         if first
-        else f" Every tensor is within the tolerance ({found['tolerance']:g} of its spread). Dotted: token slimming."
+        else f" Every tensor is within the tolerance ({drift.tolerance:g} of its spread). Dotted: token slimming."
     )
-    return {"what": what, "plot": plots.drift(found["tensors"], mark + "signal to noise by depth")}
+    return {"what": what, "plot": plots.drift(drift.tensors, mark + "signal to noise by depth")}
 
 
-def _layers(layers: Sequence[Mapping[str, Any]], mark: str) -> dict[str, Any] | None:
+def _layers(layers: Sequence[LayerRecord], mark: str) -> dict[str, Any] | None:
     if not layers:
         return None
     return {
@@ -278,65 +291,49 @@ def _layers(layers: Sequence[Mapping[str, Any]], mark: str) -> dict[str, Any] | 
     }
 
 
-def _engine_layers(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _engine_layers(layers: EngineLayersRecord | None) -> dict[str, Any] | None:
     """What a TensorRT engine tells of itself, where it could be run."""
-    if not told:
+    if layers is None:
         return None
-    raised = f": {', '.join(told['raised'])}" if told["raised"] else ""
+    raised = f": {', '.join(layers.raised)}" if layers.raised else ""
     return {
         "plot": None,
-        "what": f"{len(told['kept'])} low-precision products run in the types of the graph, {len(told['raised'])} do not"
-        f"{raised}; of {len(told['untold'])} the engine does not tell. Times are with a profiler attached, one image or the "
+        "what": f"{len(layers.kept)} low-precision products run in the types of the graph, {len(layers.raised)} do not"
+        f"{raised}; of {len(layers.untold)} the engine does not tell. Times are with a profiler attached, one image or the "
         "smallest batch.",
-        **_layer_table(told["layers"]),
+        **_layer_table(layers.layers),
     }
 
 
-def _layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _layer_table(layers: Sequence[LayerRecord]) -> dict[str, Any]:
     rows = [
         (
-            row["layer"],
-            ", ".join(row["types"]) or "not told",
-            figure(row["ms"], ".4f"),
-            figure(row["share"], ".1%"),
+            row.layer,
+            ", ".join(row.types) or "not told",
+            figure(row.ms, ".4f"),
+            figure(row.share, ".1%"),
         )
         for row in layers[:_SLOWEST]
     ]
     return {"head": ("layer", "types", "ms", "share"), "rows": rows}
 
 
-def _build_verdict(hops: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    compared = [hop for hop in hops if hop["compared"]]
-    skipped = [hop["name"] for hop in hops if not hop["compared"]]
-    good = all(hop["passed"] for hop in compared)
-    text = (
-        f"{len(compared)} hops compared, all within tolerance."
-        if good
-        else "A hop is out of tolerance: do not ship this."
-    )
-    if skipped:
-        text += f" Not run on the machine that built it: {', '.join(skipped)}; validate it where a GPU is."
-    outcome = "ship" if good else "do not ship"
-    reasons = dict.fromkeys(("against", "missing", "unmeasured", "favour"), ())
-    return {"outcome": outcome, "headline": text, **reasons}
-
-
-def _hop(hop: Mapping[str, Any]) -> dict[str, Any]:
-    if not hop["compared"]:
-        return {"name": hop["name"], "cells": ("—", "", "", "", ""), "state": "", "note": hop["note"]}
+def _hop(hop: HopRecord) -> dict[str, Any]:
+    if not hop.compared:
+        return {"name": hop.name, "cells": ("—", "", "", "", ""), "state": "", "note": hop.note}
     cells = (
-        figure(hop["error"], ".1e"),
-        figure(hop["tolerance"], "g"),
-        figure(hop["step_error"], ".1e"),
-        "exact" if hop["error"] == 0 else figure(hop["sqnr_db"], ".1f"),
-        f"{hop['agreement']:.0%}",
+        figure(hop.error, ".1e"),
+        figure(hop.tolerance, "g"),
+        figure(hop.step_error, ".1e"),
+        "exact" if hop.error == 0 else figure(hop.sqnr_db, ".1f"),
+        f"{hop.agreement:.0%}",
     )
-    state = "ok" if hop["passed"] else "out of tolerance"
-    return {"name": hop["name"], "cells": cells, "state": state, "note": hop["note"]}
+    state = "ok" if hop.passed else "out of tolerance"
+    return {"name": hop.name, "cells": cells, "state": state, "note": hop.note}
 
 
-def _tokens(model: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    stages, tokens = model.get("stages") or [], model["tokens"]
+def _tokens(report: BuildReport) -> list[tuple[str, str, float]]:
+    stages, tokens = report.model.stages or [], report.model.tokens
     most = max(tokens)
     found = []
     for i, count in enumerate(tokens):
@@ -345,48 +342,48 @@ def _tokens(model: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     return found
 
 
-def _quantization(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = report.get("quantization")
+def _quantization(report: BuildReport) -> dict[str, Any] | None:
+    found = report.quantization
     if not found:
         return None
-    low = [row for row in found["layers"] if row["precision"] != "high"]
+    low = [row for row in found.layers if row.precision != "high"]
     text = (
-        f"{len(low)} of {len(found['layers'])} layers, {found['share_of_macs']:.1%} of the work, in {report['precision']}; the "
-        f"rest in {found['rest']}. Calibrated by {found['method']}. "
+        f"{len(low)} of {len(found.layers)} layers, {found.share_of_macs:.1%} of the work, in {report.precision}; the "
+        f"rest in {found.rest}. Calibrated by {found.method}. "
     )
-    if found["speed"]:
-        told = sentence(report["precision"], found["speed"]["over"], of_build(found["speed"]))
-        text += f"{told[0].upper()}{told[1:]}, at batch {found['speed']['batch_size']} when it was built."
+    if found.speed:
+        gain = speedup_text.sentence(report.precision, found.speed.over, found.speed.speedup())
+        text += f"{gain[0].upper()}{gain[1:]}, at batch {found.speed.batch_size} when it was built."
     else:
         text += "Speed was not measured: the engine does not run on the machine that built it."
-    if products := eight_bit_products(report["engine"]["details"]):
-        kernels = kernels_note(products, report["precision"])
+    if products := eight_bit_products(report.engine.details):
+        kernels = kernels_note(products, report.precision)
         text += f" {kernels[0].upper()}{kernels[1:]}."
-    columns = [("alone dB", "alone_db")] if any("alone_db" in row for row in low) else []
+    columns = ["alone dB"] if any(row.alone_db is not UNSET for row in low) else []
     rows = []
-    for row in found["layers"]:
-        cells = [figure(row["scale"], ".3g"), str(row["shift"] or "—"), figure(row["sqnr_db"], ".1f")]
-        cells += [figure(row.get(key), ".1f") for _, key in columns]
-        rows.append((row["layer"], row["precision"], *cells, row["reason"]))
-    head = ("layer", "runs in", "scale", "shift", "SQNR dB", *(title for title, _ in columns), "why")
+    for row in found.layers:
+        cells = [figure(row.scale, ".3g"), str(row.shift or "—"), figure(row.sqnr_db, ".1f")]
+        cells += [figure(None if row.alone_db is UNSET else row.alone_db, ".1f") for _ in columns]
+        rows.append((row.layer, row.precision, *cells, row.reason))
+    head = ("layer", "runs in", "scale", "shift", "SQNR dB", *columns, "why")
     return {"what": text, "head": head, "rows": rows}
 
 
-def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    model, engine = report["model"], report["engine"]
-    size = f"{model['image_size'][0]}×{model['image_size'][1]}"
+def _facts(report: BuildReport) -> list[tuple[str, str]]:
+    model, engine = report.model, report.engine
+    size = f"{model.image_size[0]}×{model.image_size[1]}"
     return [
-        ("Model", f"{model['name']}, {size}, {model['num_classes']} classes"),
+        ("Model", f"{model.name}, {size}, {model.num_classes} classes"),
         (
             "Size",
-            f"{model['parameters'] / 1e6:.2f} M parameters, {model['macs'] / 1e9:.2f} GMACs an image as deployed",
+            f"{model.parameters / 1e6:.2f} M parameters, {model.macs / 1e9:.2f} GMACs an image as deployed",
         ),
-        ("Patch tokens", " → ".join(map(str, model["tokens"]))),
-        ("Weights", report["weights"]["source"]),
-        ("Preprocessing", preprocessing_words(report)),
-        ("Engine", f"{engine['kind']} {engine['version']}, target {engine['target']}"),
-        ("Why this engine", engine["why"]),
-        ("Batch", ", ".join(f"{k} {v}" for k, v in report["batch"].items())),
-        ("Operators", ", ".join(f"{k} {v}" for k, v in report["graph"]["operators"].items())),
-        ("Build it again", report["command"]),
+        ("Patch tokens", " → ".join(map(str, model.tokens))),
+        ("Weights", report.weights.source),
+        ("Preprocessing", preprocessing_words(asdict(report.preprocessing), report.preprocessing_source)),
+        ("Engine", f"{engine.kind} {engine.version}, target {engine.target}"),
+        ("Why this engine", engine.why),
+        ("Batch", ", ".join(f"{k} {v}" for k, v in report.batch.items())),
+        ("Operators", ", ".join(f"{k} {v}" for k, v in report.graph.operators.items())),
+        ("Build it again", report.command),
     ]

@@ -1,11 +1,11 @@
-"""Everything there is to say of a bundle on this machine, measured: what a report is made from. JSON values throughout."""
+"""Everything there is to say of a bundle on this machine, measured: what a report is made from."""
 
 from __future__ import annotations
 
 import base64
 import datetime
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,42 +14,35 @@ import engines
 from engines.speedup import speedup
 from engines.timing import TimingOptions, machine
 from sit_deploy.bundle import Bundle
-from sit_deploy.data.samples import Samples
+from sit_deploy.data.labelled import Labelled
 from sit_deploy.doctor import versions
-from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.baseline import find_doubts
-from sit_deploy.report.types import Build, Evidence
-from sit_deploy.report.verdict import judge
-from sit_deploy.schema import check, read_json
+from sit_deploy.report.read import read_build_report
+from sit_deploy.report.types import SCHEMA, Evidence
 from sit_deploy.validation.bench import time_around
 from sit_deploy.validation.stages import TEACHER, Ledger, measure_ledger
 
 Progress = Callable[[str, int, int], None]
 
-SCHEMA = 2
 THUMBNAIL = 160  # pixels of a flipped image in the report
 _LAYERS = 200  # the slowest; the rest adds nothing to see
 
 
 def gather(
     bundle: Bundle,
-    samples: Samples | None = None,
-    data: str | None = None,
+    samples: Labelled | None = None,
     *,
     teacher: Path | None = None,
     teacher_name: str | None = None,
     checkpoint: Path | None = None,
     timing: TimingOptions | None = None,
-    max_drop: float | None = None,
-    min_agreement: float | None = None,
-    max_student_drop: float | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Evidence:
     """Measure a bundle.
 
     Args:
-        samples, data: labelled images, and what to call them. The others: see `measure_ledger` and `judge`.
+        samples: labelled images. The others: see `measure_ledger`.
 
     Raises:
         InputError, GateError: as `measure_ledger`.
@@ -68,16 +61,16 @@ def gather(
     )
     report = progress or (lambda *_: None)
     report("Looking into the layers", 0, 0)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "schema": SCHEMA,
         "bundle": str(bundle.path),
         "name": bundle.path.resolve().name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "build": build,
+        "build": build.to_dict(),
         "bytes": bundle.manifest.bytes,
         "golden": _golden(bundle, threads, device),
         "ledger": ledger.to_dict(),
-        "accuracy": _accuracy(bundle, ledger, samples, data),
+        "accuracy": _accuracy(bundle, ledger, samples),
         "timing": {
             name: {**asdict(result.stats), "histogram": asdict(result.histogram)}
             for name, result in ledger.timing.items()
@@ -91,42 +84,7 @@ def gather(
         "versions": versions(),
     }
     report("Looking into the layers", 1, 1)
-    found["verdict"] = judge(found, max_drop, min_agreement, max_student_drop).to_dict()
-    return found
-
-
-def read_evidence(path: Path) -> list[dict[str, Any]]:
-    """Return the evidence in a JSON file that `sit-deploy report` wrote.
-
-    Raises:
-        InputError: not such a file.
-    """
-    again = "pass one that `sit-deploy report -o FILE.json` wrote"
-    fields = read_json(path, again)
-    rows = fields.get("bundles") if isinstance(fields, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "schema" in row for row in rows):
-        raise InputError(f"{path} is not a report of sit-deploy; {again}")
-    if not rows:
-        raise InputError(f"{path} is a report of no bundle; {again}")
-    for number, row in enumerate(rows):
-        if row["schema"] != SCHEMA or isinstance(row["schema"], bool):
-            raise InputError(
-                f"{path} is a report of schema {str(row['schema'])[:20]}, and {SCHEMA} is known here; measure the bundle again"
-            )
-        check(row, Evidence, f"{path} is not a whole report of sit-deploy: bundles[{number}]", again)
-    return rows
-
-
-def read_build_report(bundle: Bundle) -> dict[str, Any]:
-    """Return report.json of a bundle, its fields checked.
-
-    Raises:
-        InputError: names the first field that is not as it should be.
-    """
-    path, again = bundle.path / "report.json", "build the bundle again"
-    fields = read_json(path, again)
-    check(fields, Build, path, again)
-    return fields
+    return Evidence.from_dict(fields)
 
 
 def _runs_here(bundle: Bundle) -> bool:
@@ -143,9 +101,7 @@ def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str
         return check_golden(bundle, classifier).to_dict()
 
 
-def _accuracy(
-    bundle: Bundle, ledger: Ledger, samples: Samples | None, data: str | None
-) -> dict[str, Any] | None:
+def _accuracy(bundle: Bundle, ledger: Ledger, samples: Labelled | None) -> dict[str, Any] | None:
     if ledger.accuracy is None or samples is None:
         return None
     accuracy = ledger.accuracy
@@ -157,9 +113,9 @@ def _accuracy(
     return {
         **told,
         "measured_on": ledger.engine,
-        "data": getattr(samples, "name", data),
+        "data": samples.name,
         "warning": doubt.warning,
-        "notes": list(getattr(samples, "notes", ())),
+        "notes": list(samples.notes),
         "teacher": _teacher(ledger),
     }
 
@@ -228,31 +184,3 @@ def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dic
     from sit_deploy.measure.layers import bundle_layers
 
     return bundle_layers(bundle, threads, device)["layers"][:_LAYERS] if _runs_here(bundle) else []
-
-
-def require_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to put bundles side by side whose accuracies mean different things.
-
-    Raises:
-        InputError: names two of them, and what differs.
-    """
-    first = rows[0]
-    for other in rows[1:]:
-        a, b = first["build"], other["build"]
-        if a["model"]["num_classes"] != b["model"]["num_classes"] or a["classes"] != b["classes"]:
-            raise InputError(
-                f"{first['bundle']} and {other['bundle']} tell other classes apart ({a['model']['num_classes']} and "
-                f"{b['model']['num_classes']}); report them one by one"
-            )
-        measured = [
-            row["accuracy"] and (row["accuracy"]["data"], row["accuracy"]["images"]) for row in (first, other)
-        ]
-        if None not in measured and measured[0] != measured[1]:
-            raise InputError(
-                f"{first['bundle']} was measured on {measured[0][1]} images of {measured[0][0]}, {other['bundle']} on "
-                f"{measured[1][1]} of {measured[1][0]}; measure both on the same"
-            )
-    names = [row["bundle"] for row in rows]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{twice[0]} is there twice; leave one out")

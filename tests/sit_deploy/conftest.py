@@ -312,13 +312,14 @@ def logits() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Evidence of the digits in INT8, half of the images in the folder of another class, so that not all is right.
+    """Evidence of the digits in INT8 with its verdict as JSON values, half of the images in the folder of another class, so that not all is right.
 
     Measured once for all processes of a run, really timed.
     """
     from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
     from sit_deploy.data.labelled import open_labelled
+    from sit_deploy.report.verdict import JudgedBundle, judge
     from sit_deploy.validation.evidence import gather
 
     bundle = load_bundle(request.getfixturevalue("nano_int8"))
@@ -327,8 +328,9 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     def measure() -> dict[str, Any]:
         samples = open_labelled(images, bundle.manifest.classes, 10)
         moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
-        found = gather(bundle, moved, "digits/val", timing=TimingOptions(1, 0.02, threads=1))
-        return json.loads(json.dumps(found))
+        samples = replace(samples, samples=moved, name="digits/val")
+        found = gather(bundle, samples, timing=TimingOptions(1, 0.02, threads=1))
+        return json.loads(json.dumps(JudgedBundle(found, judge(found)).to_dict()))
 
     return shared_value(tmp_path_factory, "evidence", measure)
 

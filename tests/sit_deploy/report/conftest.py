@@ -5,6 +5,9 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
+from sit_deploy.report.page import render_evidence
+from sit_deploy.report.types import Evidence
+from sit_deploy.report.verdict import JudgedBundle, judge
 from tests.sit_deploy.conftest import CLASSES
 
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -38,6 +41,12 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def page_of(*rows: dict[str, Any], form: str = "html") -> str:
+    """Return the page of evidence, as JSON has it, judged anew."""
+    found = [Evidence.from_dict(row) for row in rows]
+    return render_evidence([JudgedBundle(evidence, judge(evidence)) for evidence in found], form)
 
 
 def flipped(evidence: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from sit_deploy.report import render_evidence
-from tests.sit_deploy.report.conftest import flipped
+from tests.sit_deploy.report.conftest import flipped, page_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
@@ -62,7 +61,7 @@ def measure(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
 )
 def test_it_looks_right(width: int, dark: bool, evidence: dict[str, Any], tmp_path: Path) -> None:
     other = {**evidence, "name": "a-bundle-of-a-rather-long-name-" * 3, "bundle": "elsewhere"}
-    for number, page in enumerate((render_evidence([flipped(evidence)]), render_evidence([evidence, other]))):
+    for number, page in enumerate((page_of(flipped(evidence)), page_of(evidence, other))):
         folder = tmp_path / str(number)
         folder.mkdir()
         found = measure(page, folder, width, dark)

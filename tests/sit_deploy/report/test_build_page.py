@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sit_deploy.report import render, write_report
+from sit_deploy.report.build_types import BuildReport
+from sit_deploy.report.page import render, write_report
 from tests.sit_deploy.conftest import Trained
 from tests.sit_deploy.report.conftest import Page
 
@@ -30,7 +31,7 @@ def test_the_page_is_well_formed_and_says_what_the_json_says(
     trained: Trained, report: dict[str, Any]
 ) -> None:
     html = (trained.bundle / "report.html").read_text(encoding="utf-8")
-    assert html == render(report)
+    assert html == render(BuildReport.from_dict(report))
     page = Page(html)
     assert html.startswith("<!doctype html>")
     for hop in report["hops"]:
@@ -56,8 +57,8 @@ def test_the_page_is_self_contained(trained: Trained) -> None:
 
 
 def test_every_value_is_escaped(report: dict[str, Any]) -> None:
-    plain = Page(render(report))
-    page = Page(render(hostile(report)))
+    plain = Page(render(BuildReport.from_dict(report)))
+    page = Page(render(BuildReport.from_dict(hostile(report))))
     assert page.seen == plain.seen  # nothing in a value opened a tag
     assert page.text.count("<script>") > 10
 
@@ -68,7 +69,7 @@ def test_an_engine_that_was_not_run(report: dict[str, Any]) -> None:
         name="tensorrt-rtx engine", error=None, step_error=None, sqnr_db=None, agreement=None, compared=False,
         note="built; run it where a GPU is",
     )  # fmt: skip
-    page = Page(render(changed))
+    page = Page(render(BuildReport.from_dict(changed)))
     compared = len(changed["hops"]) - 1
     assert f"{compared} hops compared, all within tolerance." in page.text
     assert (
@@ -81,7 +82,7 @@ def test_a_hop_out_of_tolerance_is_not_called_good(error: float | None, report: 
     """None is how an infinite error is written down."""
     changed = copy.deepcopy(report)
     changed["hops"][1].update(error=error, passed=False, note="NaN or infinite logits")
-    page = Page(render(changed))
+    page = Page(render(BuildReport.from_dict(changed)))
     assert "do not ship this" in page.text
     assert "out of tolerance NaN or infinite logits" in page.text
     assert "all within tolerance" not in page.text
@@ -92,7 +93,7 @@ def test_without_accuracy_and_with_nodes_held_back(report: dict[str, Any]) -> No
     changed["plan"] = {
         "held_back": [{"node": "blocks.3/mlp/fc1", "op_type": "MatMul", "reason": "reaches 9e9"}]
     }
-    page = Page(render(changed))
+    page = Page(render(BuildReport.from_dict(changed)))
     assert "Not measured: no --val-data was given." in page.text
     assert "Kept in fp32" in page.text and "blocks.3/mlp/fc1" in page.text
 
@@ -101,3 +102,15 @@ def test_json_never_holds_nan(tmp_path: Path, report: dict[str, Any]) -> None:
     report["seconds"] = {"Loading": float("nan")}
     with pytest.raises(ValueError, match="JSON compliant"):
         write_report(tmp_path, report)
+
+
+def test_notes_that_warn(report: dict[str, Any]) -> None:
+    """By what the report lists, and in one of before that was listed by how they began."""
+    report["notes"] = ["do not ship int8: it is slow", "do not worry", "random weights (seed 0)"]
+    report["warnings"] = report["notes"][:1]
+    listed = BuildReport.from_dict(report)
+    assert [listed.warns(note) for note in listed.notes] == [True, False, False]
+    del report["warnings"]
+    older = BuildReport.from_dict(report)
+    assert [older.warns(note) for note in older.notes] == [True, False, True]
+    assert '<p class="unsure">random weights (seed 0)</p>' in render(older)

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from sit_deploy.report import render_evidence
-from sit_deploy.report.verdict import judge
-from tests.sit_deploy.report.conftest import Page, flipped
+from tests.sit_deploy.report.conftest import Page, flipped, page_of
 from tests.sit_deploy.report.test_build_page import hostile
 
 
 def test_one_bundle(evidence: dict[str, Any]) -> None:
-    html = render_evidence([evidence])
+    html = page_of(evidence)
     page = Page(html)
     verdict, accuracy = evidence["verdict"], evidence["accuracy"]
     assert page.text.index(verdict["headline"]) < page.text.index("Ledger")  # the verdict comes first
@@ -28,7 +26,7 @@ def test_one_bundle(evidence: dict[str, Any]) -> None:
 
 
 def test_it_is_self_contained(evidence: dict[str, Any]) -> None:
-    html = render_evidence([flipped(evidence)])
+    html = page_of(flipped(evidence))
     page = Page(html)
     assert "http" not in html and "@import" not in html
     assert page.seen.isdisjoint({"script", "link", "iframe", "object"})
@@ -42,10 +40,12 @@ def test_it_is_self_contained(evidence: dict[str, Any]) -> None:
 
 
 def test_every_value_is_escaped(evidence: dict[str, Any]) -> None:
-    plain = Page(render_evidence([flipped(evidence)]))
+    plain = Page(page_of(flipped(evidence)))
     nasty = hostile(flipped(evidence))
     nasty["name"] = '"><script>alert(1)</script>$x^$'
-    page = Page(render_evidence([nasty]))
+    nasty["speedups"] = {hostile(name): gain for name, gain in nasty["speedups"].items()}
+    nasty["accuracy"]["flips"][0]["picture"] = flipped(evidence)["accuracy"]["flips"][0]["picture"]
+    page = Page(page_of(nasty))
     assert page.seen == plain.seen
     assert {name for name, _ in page.attributes} == {name for name, _ in plain.attributes}
     assert page.text.count("<script>") > 10
@@ -62,15 +62,13 @@ def test_speeds_stand_with_what_is_behind_them_or_not_at_all(form: str, evidence
         "candidate_ms": 8.0,
     }
     evidence["speedups"] = {"student": {**told, "doubt": None}}
-    evidence["verdict"] = judge(evidence).to_dict()
-    text = render_evidence([evidence], form)
+    text = page_of(evidence, form=form)
     assert text.count("123.46×") >= 1 and "half of the rounds 121.00 to 125.00; 27.70 over 8.00 ms" in text
     assert "Take the times with care" not in text
     busy = {**told, "doubt": "other programs took 50% of the CPUs while student was timed"}
     evidence["speedups"] = {"student": busy, "deploy form": busy}
-    evidence["verdict"] = judge(evidence).to_dict()
     other = {**evidence, "name": "b", "bundle": "b"}
-    for text in (render_evidence([evidence], form), render_evidence([evidence, other], form)):
+    for text in (page_of(evidence, form=form), page_of(evidence, other, form=form)):
         assert "123.46" not in text and "not measurable now" in text
         assert "Take the times with care: other programs took 50% of the CPUs" in text
 
@@ -78,7 +76,7 @@ def test_speeds_stand_with_what_is_behind_them_or_not_at_all(form: str, evidence
 def test_several_bundles_side_by_side(evidence: dict[str, Any]) -> None:
     other = json.loads(json.dumps(evidence))
     other.update(name="a$b$_{c}", bundle="elsewhere")
-    html = render_evidence([evidence, other])
+    html = page_of(evidence, other)
     page = Page(html)
     assert "2 bundles" in page.text and "Side by side" in page.text
     assert page.text.count(evidence["verdict"]["headline"]) == 2
@@ -92,19 +90,19 @@ def test_without_what_was_not_measured(evidence: dict[str, Any]) -> None:
         entry.update(latency_ms=None, top1=None)
     evidence.update(accuracy=None, timing={}, speedups={}, layers=[], golden=None)
     evidence["drift"] = {"note": "comparing layers needs Polygraphy", "tensors": []}
-    text = Page(render_evidence([evidence])).text
+    text = Page(page_of(evidence)).text
     assert "Not measured: no labelled images were given (--data)." in text
     assert "comparing layers needs Polygraphy" in text
     assert "Latency" not in text and "Where the time goes" not in text and "top-1 %" not in text
-    Page(render_evidence([evidence, {**evidence, "name": "other"}]))
+    Page(page_of(evidence, {**evidence, "name": "other"}))
 
 
 def test_the_same_evidence_gives_the_same_page(evidence: dict[str, Any]) -> None:
-    assert render_evidence([evidence]) == render_evidence([json.loads(json.dumps(evidence))])
+    assert page_of(evidence) == page_of(json.loads(json.dumps(evidence)))
 
 
 def test_markdown(evidence: dict[str, Any]) -> None:
-    text = render_evidence([flipped(evidence)], "md")
+    text = page_of(flipped(evidence), form="md")
     assert text.startswith(f"# {evidence['name']}\n\n")
     assert f"**{evidence['verdict']['headline']}**" in text
     lines = text.splitlines()
@@ -116,5 +114,5 @@ def test_markdown(evidence: dict[str, Any]) -> None:
                 break
             assert len(re.findall(r"(?<!\\)\|", row)) == columns
     assert "<script>" not in text.replace("\\<script\\>", "")
-    both = render_evidence([evidence, {**evidence, "name": "other"}], "md")
+    both = page_of(evidence, {**evidence, "name": "other"}, form="md")
     assert both.startswith("# 2 bundles") and both.count("## Ledger") == 2

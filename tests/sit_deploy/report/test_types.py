@@ -14,9 +14,10 @@ from sit_deploy.cli.common import console
 from sit_deploy.cli.report import _show
 from sit_deploy.errors import InputError
 from sit_deploy.manifest import write_manifest
-from sit_deploy.report import render_evidence
-from sit_deploy.report.verdict import judge
-from sit_deploy.validation.evidence import SCHEMA, read_evidence, require_comparable
+from sit_deploy.report.page import render_evidence
+from sit_deploy.report.read import read_evidence, require_comparable
+from sit_deploy.report.types import SCHEMA
+from sit_deploy.report.verdict import JudgedBundle, judge
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.report.conftest import flipped
 from tests.sit_deploy.test_manifest import changed, places
@@ -45,14 +46,13 @@ def test_every_field_of_evidence_is_checked(
                 refused += 1
                 continue
             try:
-                for row in rows:
-                    row["verdict"] = judge(row).to_dict()
+                judged = [JudgedBundle(row, judge(row)) for row in rows]
                 require_comparable(rows)
-                render_evidence(rows, "md")
+                render_evidence(judged, "md")
                 taken += 1
                 if taken % 50 == 0:
-                    render_evidence(rows)
-                    _show(console(), rows[0])
+                    render_evidence(judged)
+                    _show(console(), judged[0])
             except Exception as error:
                 raise AssertionError(f"{place} = {to!r} was taken: {error!r}") from error
     assert refused > 500 and taken > 200, (refused, taken)

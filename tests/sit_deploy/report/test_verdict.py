@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engines.speedup import Speedup
 from sit_deploy.measure.accuracy import Accuracy
-from sit_deploy.report.verdict import DO_NOT, SHIP, UNSURE, images_needed, judge, largest_drop
+from sit_deploy.report.paired import images_needed, largest_drop
+from sit_deploy.report.types import Evidence
+from sit_deploy.report.verdict import Limits, Outcome, Topic, Verdict, Weight
+from sit_deploy.report.verdict import judge as judge_evidence
+
+DO_NOT, SHIP, UNSURE = Outcome.DO_NOT_SHIP, Outcome.SHIP, Outcome.UNSURE
 
 
 def accuracy(
@@ -20,7 +26,8 @@ def accuracy(
 ) -> dict[str, Any]:
     engine = reference - 100 * (lost - gained) / images
     found = Accuracy(images, reference, 95.0, engine, 95.0, agreement, lost, gained, **{**OF_TEN, **basis})
-    return {**found.to_dict(), "warning": warning, "teacher": None}
+    more = {"warning": warning, "teacher": None, "measured_on": "onnxruntime engine", "data": "val"}
+    return {**found.to_dict(), **more}
 
 
 # what figures rest on that can be believed
@@ -43,22 +50,87 @@ def eight_bits(ratio: float, doubt: str | None = None) -> dict[str, Any]:
         "high": ratio,
         "per_round": [ratio],
     }
-    return {"speed": {**speed, "p50_ms": {"fp32": 4.0, "int8": 4 / ratio}, "doubt": doubt}}
+    return quantized({**speed, "p50_ms": {"fp32": 4.0, "int8": 4 / ratio}, "doubt": doubt})
+
+
+def quantized(speed: dict[str, Any]) -> dict[str, Any]:
+    return {"method": "minmax", "rest": "fp32", "share_of_macs": 0.9, "layers": [], "speed": speed}
+
+
+def hop(name: str = "ONNX int8", passed: bool = True, error: float = 1e-3) -> dict[str, Any]:
+    """A step that was compared, with a tolerance of 1."""
+    figures = {"error": error, "step_error": error, "sqnr_db": 40.0, "agreement": 1.0, "tolerance": 1.0}
+    return {"name": name, "compared": True, "passed": passed, "note": "", **figures}
+
+
+def stage(name: str, macs: int = 10) -> dict[str, Any]:
+    figures = dict.fromkeys(("top1", "agreement", "sqnr_db", "latency_ms"))
+    return {"name": name, "runtime": "a runtime", "size": 1, "macs": macs, "note": "", **figures}
+
+
+NAMES = ("teacher", "student", "ONNX fp32", "onnxruntime engine")
 
 
 def evidence(**changed: Any) -> dict[str, Any]:
-    hop = {"name": "ONNX int8", "passed": True, "compared": True}
-    build = {
-        "hops": [hop],
-        "weights": {"source": "x.pth"},
-        "engine": {"kind": "onnxruntime"},
-        "precision": "int8",
-        "quantization": eight_bits(1.5),
+    """Evidence as JSON has it: of a good engine, but for what is changed."""
+    prepared = {
+        "size": [112, 112],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "resize": 128,
+        "interpolation": "bicubic",
     }
-    golden = {"passed": True, "error": 1e-3, "tolerance": 1.0}
-    speedups = {"student": faster(2.5), "teacher": faster(3.5)}
-    whole = {"build": build, "golden": golden, "accuracy": accuracy(), "speedups": speedups}
+    model = {
+        "name": "sit_nano",
+        "image_size": [112, 112],
+        "num_classes": 10,
+        "tokens": [49],
+        "parameters": 9,
+        "macs": 9,
+    }
+    engine = {"kind": "onnxruntime", "version": "1", "target": "cpu", "why": "", "details": {}}
+    build = {
+        **{"model": model, "classes": None, "precision": "int8", "batch": {"size": 1}, "engine": engine},
+        **{
+            "weights": {"source": "x.pth"},
+            "hops": [hop()],
+            "notes": [],
+            "compared_on": "images",
+            "accuracy": None,
+        },
+        **{"preprocessing": prepared, "plan": {"held_back": []}, "graph": {"operators": {}}, "seconds": {}},
+        **{"versions": {}, "command": "sit-deploy build", "quantization": eight_bits(1.5)},
+    }
+    around = {"image": "JPEG", "decode_ms": 1.0, "prepare_ms": 1.0, "classes_ms": 1.0}
+    whole = {
+        **{"bundle": "a", "name": "a", "date": "2026-01-01", "build": build, "golden": hop("golden output")},
+        **{
+            "ledger": {"entries": list(map(stage, NAMES)), "images": 9, "batch_size": 8},
+            "accuracy": accuracy(),
+        },
+        **{"timing": {}, "around": around, "speedups": {"student": faster(2.5), "teacher": faster(3.5)}},
+        **{"drift": {"note": "", "tensors": []}, "layers": [], "threads": 1, "versions": {}},
+        "machine": {"cpu_model": "a CPU", "usable_cpus": 2},
+    }
     return {**whole, **changed}
+
+
+class Told:
+    """A verdict, its sentences by what they weigh."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict, self.outcome, self.headline = verdict, verdict.outcome, verdict.headline
+        self.against, self.missing, self.unmeasured, self.favour = (
+            tuple(reason.text for reason in verdict.of_weight(weight)) for weight in Weight
+        )
+
+
+def judge(fields: dict[str, Any], **limits: float) -> Told:
+    return Told(judge_evidence(Evidence.from_dict(fields), Limits(**limits)))
+
+
+def counts(images: float, lost: float, gained: float) -> SimpleNamespace:
+    return SimpleNamespace(images=images, lost=lost, gained=gained)
 
 
 def test_a_good_engine() -> None:
@@ -79,7 +151,7 @@ def test_a_good_engine() -> None:
     ("changed", "words"),
     [
         (
-            {"golden": {"passed": False, "error": 9, "tolerance": 1}},
+            {"golden": hop("golden output", False, 9.0)},
             "does not give the reference's golden outputs",
         ),
         ({"accuracy": accuracy(lost=300, gained=10)}, "Top-1 falls by 2.90 points, from 80.00 to 77.10 %"),
@@ -93,8 +165,8 @@ def test_what_speaks_against_it(changed: dict[str, Any], words: str) -> None:
 
 def test_what_its_build_found_speaks_against_it() -> None:
     for change, words in (
-        ({"weights": {"source": "random", "seed": 0}}, "Its weights are random"),
-        ({"hops": [{"name": "ONNX int8", "passed": False}]}, "ONNX int8 was out of tolerance"),
+        ({"weights": {"source": "random"}}, "Its weights are random"),
+        ({"hops": [hop(passed=False)]}, "ONNX int8 was out of tolerance"),
         (
             {"quantization": eight_bits(0.97)},
             "int8 is not faster than fp32 on this engine (0.97×): build without 8 bits.",
@@ -119,10 +191,9 @@ def test_what_is_missing(changed: dict[str, Any], words: str) -> None:
 
 
 def test_a_teacher_on_the_same_engine_counts_for_more_than_one_in_pytorch() -> None:
-    entries = [{"name": "teacher engine", "macs": 30}, {"name": "onnxruntime engine", "macs": 10}]
-    found = judge(
-        evidence(speedups={"teacher": faster(9), "teacher engine": faster(2.8)}, ledger={"entries": entries})
-    )
+    entries = [stage("teacher"), stage("teacher engine", 30), stage("onnxruntime engine", 10)]
+    ledger = {"entries": entries, "images": 9, "batch_size": 8}
+    found = judge(evidence(speedups={"teacher": faster(9), "teacher engine": faster(2.8)}, ledger=ledger))
     assert found.favour[-1] == (
         "The engine is 2.80× as fast as its teacher on the same engine (half of the rounds 2.52 to 3.08; 8.00 over 4.00 ms); "
         "its teacher has 3.00× the MACs."
@@ -137,8 +208,8 @@ def test_limits_given() -> None:
 
 def test_no_image_lost_is_no_proof_on_few() -> None:
     """None of 30 lost: one in twenty could still be."""
-    assert largest_drop({"images": 30, "lost": 0, "gained": 0}) > 1
-    assert largest_drop({"images": 3000, "lost": 0, "gained": 0}) < 0.2
+    assert largest_drop(counts(30, 0, 0)) > 1
+    assert largest_drop(counts(3000, 0, 0)) < 0.2
 
 
 def test_the_interval_holds_what_it_promises() -> None:
@@ -148,10 +219,7 @@ def test_the_interval_holds_what_it_promises() -> None:
     random = np.random.default_rng(0)
     n, lost, gained = 2000, 0.02, 0.01
     draws = random.multinomial(n, (lost, gained, 1 - lost - gained), 4000)
-    below = [
-        largest_drop({"images": n, "lost": int(a), "gained": int(b)}) >= 100 * (lost - gained)
-        for a, b, _ in draws
-    ]
+    below = [largest_drop(counts(n, int(a), int(b))) >= 100 * (lost - gained) for a, b, _ in draws]
     assert np.mean(below) > 0.95
 
 
@@ -306,20 +374,18 @@ def test_what_is_no_proof(unequal: dict[str, Any]) -> None:
 )
 def test_how_many_images_would_do(images: int, lost: int, gained: int, limit: float) -> None:
     """So many with the same shares keep the limit, and nine tenths of them do not."""
-    counts = {"images": images, "lost": lost, "gained": gained}
-    needed = images_needed(counts, limit)
-    assert largest_drop(counts) > limit
+    these = counts(images, lost, gained)
+    needed = images_needed(these, limit)
+    assert largest_drop(these) > limit
 
     def at(number: float) -> float:
-        return largest_drop(
-            {"images": number, "lost": lost * number / images, "gained": gained * number / images}
-        )
+        return largest_drop(counts(number, lost * number / images, gained * number / images))
 
     assert at(needed) <= limit < at(0.9 * needed)
 
 
 def test_where_no_number_of_images_would_do() -> None:
-    assert images_needed({"images": 100, "lost": 1, "gained": 0}, 1.0) is None
+    assert images_needed(counts(100, 1, 0), 1.0) is None
     found = judge(evidence(accuracy=accuracy(images=100, lost=1, gained=0)))
     assert found.outcome == UNSURE and found.missing[0].endswith(
         "measure on more images; it is at the limit, or beyond."
@@ -340,7 +406,7 @@ def test_a_speed_that_the_rounds_do_not_bear_out_is_in_the_verdict() -> None:
         f"Whether the engine is faster than the same model in PyTorch is not measurable now: {busy}; close other programs "
         "and measure again, with more --rounds."
     )
-    assert "13.0" not in str(found) and "14.3" not in str(found)
+    assert "13.0" not in str(found.verdict) and "14.3" not in str(found.verdict)
 
 
 def test_eight_bits_that_noise_hid_are_measured_again_where_they_can_be() -> None:
@@ -358,7 +424,7 @@ def test_a_report_of_before_ranges_were_kept() -> None:
     speed = {"over": "fp32", "batch_size": 1, "ratio": 3.44, "per_round": [8.2, 3.44, 1.1, 3.4, 9.0]}
     build = {
         **evidence()["build"],
-        "quantization": {"speed": {**speed, "p50_ms": {"fp32": 27.55, "int8": 3.35}}},
+        "quantization": quantized({**speed, "p50_ms": {"fp32": 27.55, "int8": 3.35}}),
     }
     found = judge(evidence(build=build))
     assert found.outcome == UNSURE and "3.44" not in " ".join(found.favour)
@@ -367,3 +433,13 @@ def test_a_report_of_before_ranges_were_kept() -> None:
 def test_an_engine_that_is_slower_than_pytorch() -> None:
     found = judge(evidence(speedups={"student": faster(0.5)}))
     assert found.outcome == DO_NOT and found.against[0].endswith("ms): it gains nothing over that.")
+
+
+def test_a_verdict_is_of_values_and_only_then_of_words() -> None:
+    """What a reason is about and what it weighs decide; the sentence is for readers."""
+    verdict = judge(evidence(golden=None)).verdict
+    (missing,) = verdict.of_weight(Weight.MISSING)
+    assert missing.topic is Topic.GOLDEN
+    told = verdict.to_dict()
+    assert list(told) == ["outcome", "against", "missing", "favour", "unmeasured", "headline"]
+    assert (told["outcome"], told["missing"]) == ("not enough evidence", [missing.text])

@@ -1,14 +1,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
-
-import pytest
-
-from sit_deploy.errors import InputError
-from sit_deploy.report import render_evidence
-from sit_deploy.validation.evidence import read_evidence, require_comparable
 
 
 def test_what_is_gathered(measured: dict[str, Any]) -> None:
@@ -42,7 +35,7 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
     flip = Flip("x.png", 4, 0, 1, 2, 0.9, 0.5, 0.4)
     accuracy = Accuracy(11, 90.0, 100.0, 80.0, 100.0, 90.0, 1, 0, flips=(flip,))
     ledger = Ledger([], "engine", 11, 1, accuracy, Evaluation({}), onnx.ModelProto(), {})
-    (told,) = _accuracy(bundle, ledger, samples, "x")["flips"]
+    (told,) = _accuracy(bundle, ledger, samples)["flips"]
     head, data = told["picture"].split(",")
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
     assert head == "data:image/jpeg;base64" and picture.size == (112, 112)
@@ -52,34 +45,3 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
 
     seen = bundle.preprocessing().pixels(load_image(samples[4][0])).astype(int)
     assert np.abs(np.asarray(picture).astype(int) - seen).mean() < 12
-
-
-def test_read_again(evidence: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_text(render_evidence([evidence, {**evidence, "bundle": "other"}], "json"))
-    assert read_evidence(path) == [evidence, {**evidence, "bundle": "other"}]
-    for text in ("{", "[]", '{"bundles": 3}', '{"bundles": [{"schema": 99}]}', '{"a": 1}'):
-        path.write_text(text)
-        with pytest.raises(
-            InputError, match=r"report\.json (cannot be read|is not a report|is a report of schema 99)"
-        ):
-            read_evidence(path)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_evidence(tmp_path / "gone.json")
-
-
-def test_bundles_that_cannot_be_compared(evidence: dict[str, Any]) -> None:
-    other = json.loads(json.dumps({**evidence, "bundle": "other"}))
-    require_comparable([evidence, other])
-    other["accuracy"]["images"] = 7
-    with pytest.raises(
-        InputError, match="20 images of digits/val, other on 7 of digits/val; measure both on the same"
-    ):
-        require_comparable([evidence, other])
-    other["accuracy"] = None
-    require_comparable([evidence, other])
-    other["build"]["classes"] = other["build"]["classes"][::-1]
-    with pytest.raises(InputError, match=r"tell other classes apart \(10 and 10\); report them one by one"):
-        require_comparable([evidence, other])
-    with pytest.raises(InputError, match="is there twice"):
-        require_comparable([evidence, evidence])

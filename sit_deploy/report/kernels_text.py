@@ -7,7 +7,7 @@ from typing import Any
 
 from engines.tensorrt.kernels import Products
 
-NOT_ALL = "not all in 8 bits"  # the note's beginning, by which pages of older reports know it
+_NOT_ALL = "not all in 8 bits"
 
 
 def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
@@ -24,13 +24,13 @@ def kernels_note(products: Products, precision: str) -> str:
     """Return how many products are multiplied in 8 bits. What the log does not tell is called unknown."""
     if not products.kept and not products.widened:
         return (
-            f"{NOT_ALL}, perhaps: which of {products.count} products in {precision} the engine multiplies so is unknown, since its "
+            f"{_NOT_ALL}, perhaps: which of {products.count} products in {precision} the engine multiplies so is unknown, since its "
             "builder does not tell; --profiling detailed makes it"
         )
     if products.all_kept:
         return f"by its builder's log the engine multiplies all {products.count} products in {precision} in 8 bits"
     parts = [
-        f"{NOT_ALL}: by its builder's log the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
+        f"{_NOT_ALL}: by its builder's log the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
     ]
     if widened := products.widened:
         more = ", ..." if len(widened) > 3 else ""

@@ -1,0 +1,50 @@
+"""How a measured speed-up is said: with its range and both times of the same rounds, or that it cannot be measured now.
+
+The figures are `engines.speedup.Speedup`, or what a report of another machine holds of one.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+NOT_NOW = "not measurable now"
+REMEDY = "close other programs and measure again, with more --rounds"
+
+
+class SpeedupFigures(Protocol):
+    """A speed-up as `engines.speedup.Speedup` has it; without figures there is a doubt."""
+
+    @property
+    def median(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def baseline_ms(self) -> float: ...
+    @property
+    def candidate_ms(self) -> float: ...
+    @property
+    def doubt(self) -> str | None: ...
+
+
+def factor(found: SpeedupFigures | None) -> str:
+    """Return the figure alone, for a table: "3.44×", or "?" where the rounds do not bear one out."""
+    if found is None:
+        return "—"
+    return "?" if found.doubt is not None else f"{found.median:.2f}×"
+
+
+def rounds(found: SpeedupFigures) -> str:
+    """Return what stands behind the figure: "half of the rounds 3.31 to 3.52; 27.55 over 8.01 ms"."""
+    return (
+        f"half of the rounds {found.low:.2f} to {found.high:.2f}; {found.baseline_ms:.2f} over "
+        f"{found.candidate_ms:.2f} ms"
+    )
+
+
+def sentence(subject: str, other: str, found: SpeedupFigures, remedy: str = REMEDY) -> str:
+    """Return "SUBJECT is 3.44× as fast as OTHER (...)", or that it cannot be told; without a full stop."""
+    if found.doubt is not None:
+        return f"whether {subject} is faster than {other} is {NOT_NOW}: {found.doubt}; {remedy}"
+    return f"{subject} is {found.median:.2f}× as fast as {other} ({rounds(found)})"

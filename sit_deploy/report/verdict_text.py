@@ -1,0 +1,153 @@
+"""The sentences of a verdict, written from its figures; what they weigh is decided in `verdict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sit_deploy.report import speedup_text
+from sit_deploy.report.build_types import AccuracyRecord, HopRecord, PairedRecord, TeacherRecord
+from sit_deploy.report.paired import images_needed, largest_drop
+from sit_deploy.report.speedup_text import SpeedupFigures
+
+ACCURACY_ALONE = f"Ship it, as far as accuracy goes: its speed is {speedup_text.NOT_NOW}."
+NO_ACCURACY = "Its accuracy was not measured: give labelled images with --data."
+RANDOM_WEIGHTS = "Its weights are random: it classifies nothing."
+
+
+def sentence(text: str) -> str:
+    """Return a clause with a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def build(compared: int, skipped: Sequence[str], passed: bool) -> str:
+    """Return what the comparisons of a build come to."""
+    text = f"{compared} hops compared, all within tolerance."
+    if not passed:
+        text = "A hop is out of tolerance: do not ship this."
+    if skipped:
+        text += f" Not run on the machine that built it: {', '.join(skipped)}; validate it where a GPU is."
+    return text
+
+
+def out_of_tolerance(hop: HopRecord) -> str:
+    """Return that a step of the build was out of tolerance."""
+    return sentence(f"when it was built, {hop.name} was out of tolerance")
+
+
+def did_not_run(kind: str) -> str:
+    """Return that the engine could not be run here."""
+    return sentence(f"the {kind} engine did not run on this machine, which has no GPU for it")
+
+
+def golden(hop: HopRecord) -> str:
+    """Return what the golden outputs of the engine are on this machine."""
+    if not hop.passed:
+        return sentence("the engine does not give the reference's golden outputs on this machine")
+    error = "to the bit" if hop.error == 0 else f"within {hop.error:.1e} of their spread"
+    return sentence(
+        f"the engine gives the reference's golden outputs here {error} (allowed {hop.tolerance:g})"
+    )
+
+
+def student_lost(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
+    """Return that the student lost too much against its teacher."""
+    return sentence(f"{_student(accuracy, teacher)}; {limit:g} may be lost (--max-student-drop)")
+
+
+def student_may_have_lost(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
+    """Return that the student may have lost too much, on so few images."""
+    return sentence(f"{_student(accuracy, teacher)}; {_by_chance(teacher, limit)} (--max-student-drop)")
+
+
+def student_kept(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
+    """Return that the student lost no more than it may."""
+    return sentence(f"{_student(accuracy, teacher)}, where {limit:g} may be lost")
+
+
+def lost(accuracy: AccuracyRecord, limit: float) -> str:
+    """Return that the engine lost too much against PyTorch."""
+    return sentence(f"{_engine(accuracy)}; {limit:g} may be lost")
+
+
+def may_have_lost(accuracy: AccuracyRecord, limit: float) -> str:
+    """Return that the engine may have lost too much, on so few images."""
+    return sentence(f"{_engine(accuracy)}; {_by_chance(accuracy, limit)}")
+
+
+def kept(accuracy: AccuracyRecord, limit: float) -> str:
+    """Return that the engine lost no more than it may."""
+    return sentence(f"{_engine(accuracy)}, where {limit:g} may be lost")
+
+
+def equal_logits(accuracy: AccuracyRecord) -> str:
+    """Return that the engine gives the student's logits."""
+    noise = accuracy.sqnr_db
+    near = "to the bit" if noise is None else f"but for float rounding ({noise:.0f} dB)"
+    return sentence(
+        f"the engine's logits are the student's {near} on all {_images(accuracy)}: top-1 stays at "
+        f"{accuracy.reference_top1:.2f} %"
+    )
+
+
+def agreement(accuracy: AccuracyRecord, limit: float) -> str:
+    """Return that too few images get the same class."""
+    return sentence(
+        f"engine and reference agree on {accuracy.agreement:.2f} % of the images; {limit:g} is asked for"
+    )
+
+
+def eight_bits(precision: str, over: str, gain: SpeedupFigures, batch: int) -> str:
+    """Return what 8 bits gain over the precision that they stand in for."""
+    if gain.doubt is not None or gain.median is None:
+        return sentence(f"{speedup_text.sentence(precision, over, gain)} (at batch {batch})")
+    if gain.median <= 1:
+        return f"{precision} is not faster than {over} on this engine ({gain.median:.2f}×): build without 8 bits."
+    figures = speedup_text.rounds(gain)
+    return f"{precision} is {gain.median:.2f}× as fast as {over} at batch {batch} ({figures})."
+
+
+def gain(speedup: SpeedupFigures, other: str, more: str = "") -> str:
+    """Return what the engine gains over another."""
+    text = speedup_text.sentence("the engine", other, speedup) + more
+    slower = speedup.doubt is None and speedup.median is not None and speedup.median <= 1
+    return sentence(f"{text}: it gains nothing over that" if slower else text)
+
+
+def gain_over_teacher(speedup: SpeedupFigures, macs_ratio: float) -> str:
+    """Return what the engine gains over its teacher's engine."""
+    more = f"; its teacher has {macs_ratio:.2f}× the MACs"
+    return gain(speedup, "its teacher on the same engine", more)
+
+
+def _engine(accuracy: AccuracyRecord) -> str:
+    return (
+        f"top-1 {_change(accuracy.drop)}, from {accuracy.reference_top1:.2f} to {accuracy.engine_top1:.2f} %, on "
+        f"{_images(accuracy)}"
+    )
+
+
+def _student(accuracy: AccuracyRecord, teacher: TeacherRecord) -> str:
+    return (
+        f"the student's top-1 {_change(teacher.drop)} against its teacher's, from {teacher.top1:.2f} to "
+        f"{accuracy.reference_top1:.2f} %, on {teacher.images} images"
+    )
+
+
+def _images(accuracy: AccuracyRecord) -> str:
+    """Return "108 images", with the classes that they are of where some have none."""
+    some = 0 < accuracy.present < accuracy.classes
+    of = f" of {accuracy.present} of the {accuracy.classes} classes" if some else ""
+    return f"{accuracy.images} images{of}"
+
+
+def _change(drop: float) -> str:
+    if not drop:
+        return "does not fall"
+    return f"falls by {drop:.2f} points" if drop > 0 else f"rises by {-drop:.2f}"
+
+
+def _by_chance(counts: PairedRecord, limit: float) -> str:
+    """Say that a limit may be broken by chance, and how many images would show that it is not."""
+    needed = images_needed(counts, limit)
+    more = f"about {needed} images like these would tell" if needed else "it is at the limit, or beyond"
+    return f"by chance it could be {largest_drop(counts):.2f}, and {limit:g} may be lost: measure on more images; {more}"
