@@ -134,25 +134,27 @@ def _time_runner(runner: Any, images: Any, expected: Any) -> Result:
         "error": float(np.abs(logits[:count] - expected[:count]).max() / expected.std()),
         "ms": round(1e3 * statistics.median(gpu[10:]), 4),
         "wall_ms": round(1e3 * statistics.median(wall[10:]), 4),
-        "notes": getattr(runner, "notes", []),  # a CUDA graph that could not be captured is among them
+        "notes": getattr(runner, "notes", []),
+        "captured": getattr(runner, "captured", None),  # a context that cannot be captured yet leaves no note
     }
 
 
 def _layers(runner: Any, model: Path) -> Result:
-    """Hold the inspector's words against the types that the graph asks for."""
+    """Hold the types that the inspector tells against those that the graph asks for."""
+    import onnx
+
+    from engines.graph_file import product_types
+    from engines.layer_types import check_precision
+    from engines.tensorrt.layers import read_layers
+
+    asked = product_types(onnx.load(model))
     try:
-        import onnx
-
-        from engines.graph_file import product_types
-        from engines.layer_types import check_precision
-        from engines.tensorrt.layers import read_layers
-
         text = runner.inspect_layers()
-        check = check_precision(read_layers(text), product_types(onnx.load(model)))
-        counts = {"kept": len(check.kept), "raised": check.raised[:5], "untold": len(check.unknown)}
-        return {"inspector": text[:600], "precision": counts}
+        check = check_precision(read_layers(text), asked)
     except Exception as error:  # whatever it is, it is a result
         return {"inspector_failed": _one_line(error)}
+    counts = {"kept": len(check.kept), "raised": check.raised[:5], "unknown": len(check.unknown)}
+    return {"inspector": text[:600], "precision": counts}
 
 
 def _device_tensors(runner: Any, images: Any) -> Result:

@@ -80,7 +80,10 @@ def check_tensor(spec: TensorSpec, tensor: Any, number: int) -> None:
     """Refuse what is not a contiguous PyTorch tensor of the input's dtype and rank on this GPU.
 
     Args:
+        spec: of the input.
+        tensor: what is given for it.
         number: of the GPU.
+
     Raises:
         EngineInputError: says what is wrong, and what to do about it.
     """

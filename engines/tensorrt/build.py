@@ -65,7 +65,12 @@ def build_plan(
     """Build and return the serialized plan and what is worth knowing of it (JSON values).
 
     Args:
+        library: that builds.
+        graph: what is built.
+        options: of the build.
         targets: compute capabilities to build for; empty is the library's default.
+        progress: called with a step, how much of it is done, and of how much.
+
     Raises:
         EngineBuildError: the parser or the builder refuses the graph, or an option.
         KeyboardInterrupt: Ctrl-C; the builder has stopped by then.
@@ -205,7 +210,6 @@ def _make_monitor(library: Library) -> Any:
 
     The builder calls from threads of its own; both attributes are set in one assignment.
     """
-
     trt = library.trt
     if not library.features.progress_monitor:
         return _Silent()

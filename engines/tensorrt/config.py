@@ -58,7 +58,8 @@ def check_options(library: Library, options: BuildOptions, gpu_present: bool) ->
     """Refuse, before any work, what this library would refuse, ignore, or only warn of.
 
     Raises:
-        EngineBuildError: an option that it does not know. NoGpuError: one that it knows only beside a GPU.
+        EngineBuildError: an option that it does not know.
+        NoGpuError: one that it knows only beside a GPU.
     """
     title, features = library.title, library.features
     level = options.hardware_compatibility

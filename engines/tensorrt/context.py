@@ -29,7 +29,9 @@ class ContextSlot:
     captured; later ones are replayed.
 
     Args:
-        library, device, bindings: of the engine.
+        library: that runs the engine.
+        device: the GPU.
+        bindings: of the engine.
         context: the `IExecutionContext`; owned from here on.
         graphs: the driver's bindings that know CUDA graphs; None to run without.
         notes: what did not go as asked is added here.
@@ -57,6 +59,11 @@ class ContextSlot:
         self._stream: Any = None
         self._started: Any = None
         self._ended: Any = None
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether it replays a CUDA graph of the shape that it ran last."""
+        return self._graph is not None
 
     def allocate(self, remedy: str) -> None:
         """Make stream and events, and memory for the largest batch, once for all runs.

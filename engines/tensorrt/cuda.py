@@ -74,7 +74,8 @@ class CudaDevice:
     """One device and its primary context.
 
     Raises:
-        NoGpuError: there is no such device. EngineNotInstalledError: PyCUDA is missing.
+        NoGpuError: there is no such device.
+        EngineNotInstalledError: PyCUDA is missing.
     """
 
     def __init__(self, number: int = 0) -> None:

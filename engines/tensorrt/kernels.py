@@ -26,7 +26,10 @@ _TYPE = re.compile(r"\bDatatype: (\w+)")
 class Products:
     """The products that a graph has in 8 bits, by ONNX node, and what the engine makes of them.
 
-    kept: both operands are of 8 bits. widened: one at most is. unknown: the log does not tell.
+    Attributes:
+        kept: both operands are of 8 bits.
+        widened: one at most is.
+        unknown: the log does not tell.
     """
 
     kept: tuple[str, ...]
@@ -68,7 +71,8 @@ def products(lines: Iterable[str], asked: Mapping[str, str]) -> Products | None:
     """Hold the products of a graph to the kernels of its engine; None for a graph that has none in 8 bits.
 
     Args:
-        lines: of the builder's log, those of `is_kernel`. asked: what each product computes in (`layers.product_types`).
+        lines: of the builder's log, those of `is_kernel`.
+        asked: what each product computes in, by ONNX node (`graph_file.product_types`).
     """
     planned = [node for node, kind in asked.items() if kind in EIGHT_BIT_TYPES]
     if not planned:

@@ -30,7 +30,11 @@ _FACTS = {
 
 @dataclass
 class Messages:
-    """What the library logged, as it came. kernels: the lines of its verbose log that are of a kernel of the engine."""
+    """What the library logged, as it came.
+
+    Attributes:
+        kernels: the lines of its verbose log that are of a kernel of the engine.
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

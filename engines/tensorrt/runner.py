@@ -109,6 +109,11 @@ class TensorRTRunner(Runner):
             outputs, self.last_gpu_seconds = slot.run(feeds)
         return outputs
 
+    @property
+    def captured(self) -> int:
+        """How many of its context slots replay a CUDA graph of the shape that they ran last."""
+        return sum(slot.is_captured for slot in self._slots)
+
     def infer_device(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run on PyTorch tensors that are on this GPU, without a copy of either side; outputs are new tensors there.
 

@@ -22,7 +22,8 @@ def tensor_outputs(flavour: Flavour, model: Path, feeds: Mapping[str, np.ndarray
     """Build an engine with every tensor an output, and run it.
 
     Raises:
-        EngineNotInstalledError: Polygraphy or the library is missing. EngineError: it does not build or run.
+        EngineNotInstalledError: Polygraphy or the library is missing.
+        EngineError: it does not build or run.
     """
     build = marked_engine(flavour, model, feeds)
     from polygraphy.backend.trt import TrtRunner

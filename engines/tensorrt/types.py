@@ -61,6 +61,9 @@ def constrain(library: Library, network: Any, config: Any, types: set[str]) -> i
     """Make a weakly typed network keep the types of its graph; returns how many layers were told theirs.
 
     Args:
+        library: that builds.
+        network: of the builder.
+        config: likewise.
         types: of all tensors of the ONNX graph, by numpy's names.
     """
     trt = library.trt

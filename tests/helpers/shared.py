@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from filelock import FileLock
 
 Value = TypeVar("Value")
 
@@ -30,6 +29,8 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], ob
         make: called with the path, at which there is nothing yet. What it leaves there counts only once it has returned,
             so that after a failure the next process starts from nothing. It may use other shared things, but not in a circle.
     """
+    from filelock import FileLock  # here, for the tests of a GPU machine that lacks it
+
     folder = run_folder(factory) / "shared"
     folder.mkdir(exist_ok=True)
     path, complete = folder / name, folder / f"{name}.complete"

@@ -1,4 +1,4 @@
-"""On a real GPU with a real TensorRT: what the fakes of test_tensorrt_runtime.py stand for elsewhere.
+"""On a real GPU with a real TensorRT: what the fakes of test_runner.py stand for elsewhere.
 
 `python -m pytest -m gpu` runs these and those of tests/sit_deploy/test_gpu.py.
 """

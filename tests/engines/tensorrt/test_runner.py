@@ -46,6 +46,7 @@ def test_a_shape_is_replayed_from_its_third_run(rig: Rig, open_plan: Path, tmp_p
             np.testing.assert_array_equal(runner.infer({"x": x})["y"], expected(tmp_path, x, "open"))
         # first of a shape: plain; second: captured and launched; a change of shape starts anew
         assert rig.gpu.launches == 3 + 2
+        assert runner.captured == 1
         assert runner.notes == []
     gc.collect()
     del runner
@@ -56,6 +57,7 @@ def test_without_graphs_nothing_is_captured(rig10: Rig, plan: Path):
     with rig10.engine.load(plan, cuda_graph=False) as runner:
         for _ in range(3):
             runner.infer({"x": images()})
+        assert runner.captured == 0
     assert rig10.gpu.launches == 0 and rig10.trt.executions == 3
 
 
