@@ -22,12 +22,14 @@ def test_corrected_biases_leave_no_mean_error(name: str, shifted: bool) -> None:
         (n.name, n.op_type) for n in low.graph.node
     ]
     with_bias = 0
-    for layer in names:
+    outputs = {layer: output_of(model, layer) for layer in names}
+    floats = [run(model, image, list(outputs.values())) for image in images]
+    for layer, output in outputs.items():
         # the layer for itself once more, its bias corrected in the graph in which it alone is quantized
         single = correct_biases(insert_qdq(model, [layer], scales), {layer: errors[layer]})
-        output, means = output_of(model, layer), []
-        for image in images:
-            difference = run(single, image, [output])[output] - run(model, image, [output])[output]
+        means = []
+        for image, before in zip(images, floats, strict=True):
+            difference = run(single, image, [output])[output] - before[output]
             means.append(
                 difference.astype(np.float64).mean(
                     (0, 2, 3) if difference.ndim == 4 else tuple(range(difference.ndim - 1))

@@ -47,6 +47,15 @@ def images_for(model: onnx.ModelProto, count: int = 4, seed: int = 0) -> list[np
     return [random.normal(size=(1, *size)).astype(np.float32) for _ in range(count)]
 
 
+@functools.lru_cache(maxsize=2)  # a graph is often run for one image after the other
+def _session(graph: bytes, optimised: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+
+
 def run(
     model: onnx.ModelProto, images: np.ndarray, names: Sequence[str] | None = None, optimised: bool = False
 ) -> dict[str, np.ndarray]:
@@ -57,11 +66,7 @@ def run(
     for name in dict.fromkeys(names or ()):
         if name not in there:
             shown.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(shown.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = _session(shown.SerializeToString(), optimised)
     wanted = list(dict.fromkeys(names or [value.name for value in model.graph.output]))
     feed = {session.get_inputs()[0].name: images}
     return dict(zip(wanted, session.run(wanted, feed), strict=True))

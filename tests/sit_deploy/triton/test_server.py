@@ -31,6 +31,7 @@ from sit_deploy.triton import server
 from sit_deploy.triton.config import parse
 from sit_deploy.triton.config import text as pbtxt
 from sit_deploy.triton.repository import write_repository
+from tests.helpers.shared import shared
 from tests.sit_deploy.conftest import CLASSES, Trained
 from tests.sit_deploy.triton.conftest import Running, as_tensorrt, free_ports, serving
 
@@ -39,13 +40,17 @@ PROTOCOLS = ["http", "grpc"]
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """sit_nano of open batch that takes pixels: the smallest requests there are."""
-    path = tmp_path_factory.mktemp("pixels") / "bundle"
-    return build(
-        BuildRequest(
-            "sit_nano", path, engine="onnxruntime", dynamic_batch=(1, 4, 8), input="uint8", num_classes=5
+    """A small sit_nano of open batch that takes pixels: the smallest requests there are."""
+
+    def make(path: Path) -> None:
+        size = {"image_size": 48, "num_classes": 5}
+        build(
+            BuildRequest(
+                "sit_nano", path, engine="onnxruntime", dynamic_batch=(1, 4, 8), input="uint8", **size
+            )
         )
-    )
+
+    return load_bundle(shared(tmp_path_factory, "served-pixels", make))
 
 
 @pytest.fixture(scope="module")
@@ -261,11 +266,11 @@ def test_a_server_that_watches_changes_over_and_loads_nothing_twice(
     write_repository([(first, serving(ensemble=True))], repository)
     arguments = ("--model-control-mode=poll", "--repository-poll-secs=1")
     with run_server(repository, *arguments) as running, running.client("grpc") as client:
-        time.sleep(2.5)  # polls that have nothing to find
+        time.sleep(1.5)  # a poll that has nothing to find
         assert answer(client) == best_of(first)
         write_repository([(second, serving(ensemble=True))], repository, force=True)
         _wait_for(lambda: changed_over(client))
-        time.sleep(2.5)
+        time.sleep(1.5)
         assert answer(client) == best_of(second)
         log = running.log.read_text()
     for name in ("net", "net_decode", "net_images"):
