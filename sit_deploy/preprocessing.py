@@ -303,7 +303,11 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode the bytes of an image file to RGB. Raises InputError where they are damaged, too large or no image."""
+    """Decode the bytes of an image file to RGB.
+
+    Raises:
+        InputError: they are damaged, too large or no image.
+    """
     return _decode(io.BytesIO(data), "", "send the bytes of an image file", "send it again")
 
 

@@ -28,6 +28,7 @@ PLANTED = [
     ("command line", "training/recipes.py", "from sit_deploy.cli import common\n"),
     ("calibration", "calibration/ranges.py", "from engines import timing\n"),
     ("runtimes", "engines/openvino/engine.py", "import engines.onnxruntime.engine\n"),
+    ("runtimes", "engines/nowhere.py", ""),
     ("circles", "calibration/ranges.py", "from calibration import collect\n"),
 ]
 

@@ -70,7 +70,8 @@ def match_names(
 def read_class_names(path: str | Path, classes: int | None = None) -> list[str]:
     """Class names from a UTF-8 text file, one a line, in label order. Names may repeat, as ImageNet's do.
 
-    Raises InputError where the file cannot be read, a line is empty, or there are not `classes` of them.
+    Raises:
+        InputError: the file cannot be read, a line is empty, or there are not `classes` of them.
     """
     if special := special_kind(path):
         raise InputError(

@@ -12,14 +12,16 @@ from sit_deploy.text import shown
 class ImageFolder:
     """A labelled data set: one folder a class, laid out and numbered as torchvision's ImageFolder does it.
 
-    Hidden folders and the litter of operating systems are no classes (torchvision counts them). Raises InputError for a
-    missing root, a root without class folders, and a class without images.
+    Hidden folders and the litter of operating systems are no classes (torchvision counts them).
 
     Attributes:
         classes: the folders' names, sorted by code point; a class's index is its label. Characters that are not to be shown
             are escaped (`shown`).
         samples: (path, label) pairs, in class order. Folders below a class folder are searched too.
         skipped: the other files in the classes and beside them, counted by ending or kind.
+
+    Raises:
+        InputError: a missing root, a root without class folders, or a class without images.
     """
 
     def __init__(self, root: str | Path) -> None:

@@ -30,7 +30,9 @@ def synthetic_images(
     """`count` RGB images of `size` pixels: (width, height), or one number for a square.
 
     An image depends on its index, the size and the seed alone, so a longer list begins with the shorter one.
-    Raises InputError for a count below 1, a side below 16 or a negative seed.
+
+    Raises:
+        InputError: a count below 1, a side below 16 or a negative seed.
     """
     width, height = (size, size) if isinstance(size, int) else size
     if count < 1:

@@ -88,7 +88,11 @@ def packages_of(folder: Path) -> Path:
 
 
 def _installed(folder: Path) -> Installation:
-    """Raises InputError where a part is missing."""
+    """Refuse an installation of which a part is missing.
+
+    Raises:
+        InputError: names it.
+    """
     packages = packages_of(folder)
     real = (folder / "venv/bin/python").resolve()  # an environment's libpython is its base's
     executable = packages / "pytriton/tritonserver/bin/tritonserver"
