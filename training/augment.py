@@ -1,4 +1,4 @@
-"""What a picture goes through before it is trained on: crop, mirroring, and timm's augmentation policies.
+"""What a picture goes through before it is trained on: crop, mirroring, timm's augmentation policies, mixup and CutMix.
 
 timm asks Pillow for posterize with 0 bits and fewer, at some magnitudes of most policies: Pillow up to 12 gave a black
 image, Pillow 13 raises ValueError. Here every policy gives what it gave.
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
@@ -112,3 +114,24 @@ def _try(policy: Any, name: str) -> None:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def make_mixing(
+    recipe: Recipe, num_classes: int, device: torch.device
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return what turns (images, labels (B,)) into (mixed images, soft targets (B, classes) float).
+
+    On a GPU it erases too, which on a CPU is the transform's: here, and not in a loader that runs ahead, the random numbers
+    are those of the step.
+    """
+    from timm.data import Mixup
+    from timm.data.mixup import mixup_target
+    from timm.data.random_erasing import RandomErasing
+
+    erase: Callable[[Tensor], Tensor] = lambda images: images  # noqa: E731
+    if recipe.erasing and device.type == "cuda":
+        erase = RandomErasing(recipe.erasing, mode="pixel", device=device)
+    if recipe.mixup or recipe.cutmix:
+        mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
+        return lambda images, labels: mixup(erase(images), labels)
+    return lambda images, labels: (erase(images), mixup_target(labels, num_classes, 1.0, recipe.smoothing))

@@ -25,6 +25,7 @@ from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard, World
 from training.augment import train_transform
 from training.recipes import Recipe
+from training.sample_reader import SampleReader, short_reason
 from training.seeding import ORDER, SAMPLE, permutation, seed_all
 
 Key = tuple[int, int, int]  # epoch, place in the epoch, index of the image
@@ -74,11 +75,11 @@ class Augmented(Dataset):
     """
 
     def __init__(self, samples: Any, transform: Callable, seed: int, limit: int) -> None:
-        self.samples, self.transform, self.seed, self.limit = samples, transform, seed, limit
-        self.damaged = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        self.reader, self.transform, self.seed = SampleReader(samples, limit), transform, seed
+        self.damaged = self.reader.damaged
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.reader)
 
     def __getitem__(self, key: Key) -> tuple[Any, int]:
         epoch, place, index = key
@@ -87,15 +88,16 @@ class Augmented(Dataset):
             seed_all(SAMPLE, self.seed, epoch, place)
             return self.transform(image)
 
-        return read_sample(self.samples, index, self.damaged, self.limit, augment)
+        return self.reader.read(index, augment)
 
 
 class HeldOut(Dataset):
     """Validation samples under the preprocessing of the deployed model; label -1 marks a damaged image."""
 
     def __init__(self, samples: Any, preprocessing: Preprocessing, limit: int) -> None:
-        self.samples, self.preprocessing, self.limit = samples, preprocessing, limit
-        self.damaged = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        self.samples, self.preprocessing = samples, preprocessing
+        self.reader = SampleReader(samples, limit)
+        self.damaged = self.reader.damaged
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -105,54 +107,8 @@ class HeldOut(Dataset):
             image, label = self.samples[index]
             return torch.from_numpy(self.preprocessing(image)), label
         except Exception as error:  # of any type, from a decoder
-            _count_damaged(self.samples, index, self.damaged, self.limit, error, "read")
+            self.reader.note_damaged(index, error, "read")
             return torch.zeros(3, *self.preprocessing.size), -1
-
-
-def read_sample(
-    samples: Any,
-    index: int,
-    damaged: Tensor,
-    limit: int,
-    transform: Callable[[Any], Any] = lambda image: image,
-) -> tuple[Any, int]:
-    """Return a sample, transformed, or, where that is not to be had of its image, the next one that is whole.
-
-    Raises:
-        InputError: more than `limit` images are damaged, or all.
-    """
-    for step in range(len(samples)):
-        place = (index + step) % len(samples)
-        fault = "read"
-        try:
-            image, label = samples[place]
-            fault = "read or augmented"
-            return transform(image), label
-        except (
-            Exception
-        ) as error:  # of any type, from a decoder or an operation: one image must not end a run
-            _count_damaged(samples, place, damaged, limit, error, fault)
-            last = _reason(error)
-    raise InputError(
-        f"none of the {len(samples)} images can be {fault}; the last: {samples.describe(place)} ({last})"
-    )
-
-
-def _count_damaged(
-    samples: Any, index: int, damaged: Tensor, limit: int, error: Exception, fault: str
-) -> None:
-    damaged[index] = True
-    count = int(damaged.sum())
-    if count > limit:
-        raise InputError(
-            f"{count} images cannot be {fault}, more than --max-damaged {limit}; the last: {samples.describe(index)} "
-            f"({_reason(error)}); mend or remove them, or raise the limit"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:150]
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 @dataclass(frozen=True)
@@ -175,42 +131,57 @@ class Loaders:
     damaged: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are loaded.
+
+    Attributes:
+        accumulate: batches a step.
+        workers: processes that decode, for each of the two loaders.
+        seed: of the order of the images, and of their augmentation.
+        max_damaged: images that may be unreadable.
+    """
+
+    accumulate: int = 1
+    workers: int = 0
+    seed: int = 0
+    max_damaged: int = 100
+
+
 def make_loaders(
     data: Data,
     recipe: Recipe,
     preprocessing: Preprocessing,
     world: World,
-    *,
-    accumulate: int = 1,
-    workers: int = 0,
-    seed: int = 0,
-    max_damaged: int = 100,
+    options: LoaderOptions | None = None,
 ) -> Loaders:
     """Make the batches of training and validation.
 
     Args:
-        accumulate: batches a step. workers: processes that decode, a loader. max_damaged: images that may be unreadable.
-
+        data: the samples.
+        recipe: the batch size, and how images are augmented.
+        preprocessing: of evaluation, and with its mean, std and orientation of training.
+        world: the processes that share the images.
+        options: the usual ones, if there are none.
     Raises:
         InputError: fewer images than a step takes, or no image to validate on.
     """
+    options = options or LoaderOptions()
     transform = train_transform(recipe, preprocessing, on_device=world.device.type == "cuda")
     if data.streamed:
-        return _streamed_loaders(
-            data, recipe, preprocessing, transform, world, accumulate, workers, max_damaged
-        )
+        return _streamed_loaders(data, recipe, preprocessing, transform, world, options)
     if not len(data.train) or not len(data.val):
         raise InputError(
             f"{data.name} has no images to {'train' if len(data.val) else 'validate'} on; add some"
         )
-    order = TrainOrder(len(data.train), recipe, accumulate, world.shard, seed)
-    augmented = Augmented(data.train, transform, seed, max_damaged)
-    held_out = HeldOut(data.val, preprocessing, max_damaged)
+    order = TrainOrder(len(data.train), recipe, options.accumulate, world.shard, options.seed)
+    augmented = Augmented(data.train, transform, options.seed, options.max_damaged)
+    held_out = HeldOut(data.val, preprocessing, options.max_damaged)
     common = {
-        "num_workers": workers,
+        "num_workers": options.workers,
         "pin_memory": world.device.type == "cuda",
-        "persistent_workers": workers > 0,
-        "worker_init_fn": _own_group if workers else None,
+        "persistent_workers": options.workers > 0,
+        "worker_init_fn": _own_group if options.workers else None,
     }
     train = DataLoader(augmented, batch_sampler=order, collate_fn=_collate(world), **common)
     mine = world.shard.of(range(len(held_out)))
@@ -252,28 +223,26 @@ def _streamed_loaders(
     preprocessing: Preprocessing,
     transform: Callable,
     world: World,
-    accumulate: int,
-    workers: int,
-    max_damaged: int,
+    options: LoaderOptions,
 ) -> Loaders:
     """Batches of data that can only be read in its own order: shuffled and shared out by timm's reader."""
     on_device = world.device.type == "cuda"
     guards = (
-        _Guarded(transform, partial(_plain_view, preprocessing, on_device), max_damaged),
-        _Guarded(partial(_preprocess, preprocessing), _nothing, max_damaged),
+        _Guarded(transform, partial(_plain_view, preprocessing, on_device), options.max_damaged),
+        _Guarded(partial(_preprocess, preprocessing), _nothing, options.max_damaged),
     )
     data.train.transform, data.val.transform = guards
     images = data.train.reader.num_samples
-    steps = images // (recipe.batch_size * accumulate * world.size)
+    steps = images // (recipe.batch_size * options.accumulate * world.size)
     if not steps:
         raise InputError(f"{images} images are fewer than one step takes; pass a smaller --batch-size")
     # so that every worker gives whole batches, and enough of them
     data.train.reader.batch_size = recipe.batch_size
     common = {
         "batch_size": recipe.batch_size,
-        "num_workers": min(workers, _workers_with_shards(data, world)),
+        "num_workers": min(options.workers, _workers_with_shards(data, world)),
         "pin_memory": on_device,
-        "worker_init_fn": _own_group if workers else None,
+        "worker_init_fn": _own_group if options.workers else None,
     }
     train = DataLoader(data.train, collate_fn=_collate(world), drop_last=True, **common)
     val = DataLoader(_Share(data.val, world.shard, preprocessing), **common)
@@ -296,7 +265,7 @@ class _Guarded:
             if int(self.count) > self.limit:
                 raise InputError(
                     f"{int(self.count)} images cannot be read or augmented, more than --max-damaged {self.limit}; the last: "
-                    f"{_reason(error)}; mend or remove them, or raise the limit"
+                    f"{short_reason(error)}; mend or remove them, or raise the limit"
                 ) from None
             return self.instead(image)
 
@@ -347,27 +316,6 @@ class _Share(IterableDataset):
 
 def _preprocess(preprocessing: Preprocessing, image: Any) -> Tensor:
     return torch.from_numpy(preprocessing(image))
-
-
-def make_mixing(
-    recipe: Recipe, num_classes: int, device: torch.device
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return what turns (images, labels (B,)) into (mixed images, soft targets (B, classes) float).
-
-    On a GPU it erases too, which on a CPU is the transform's: here, and not in a loader that runs ahead, the random numbers
-    are those of the step.
-    """
-    from timm.data import Mixup
-    from timm.data.mixup import mixup_target
-    from timm.data.random_erasing import RandomErasing
-
-    erase: Callable[[Tensor], Tensor] = lambda images: images  # noqa: E731
-    if recipe.erasing and device.type == "cuda":
-        erase = RandomErasing(recipe.erasing, mode="pixel", device=device)
-    if recipe.mixup or recipe.cutmix:
-        mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
-        return lambda images, labels: mixup(erase(images), labels)
-    return lambda images, labels: (erase(images), mixup_target(labels, num_classes, 1.0, recipe.smoothing))
 
 
 def gather_damaged(loaders: Loaders, world: World) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial, reduce
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,24 +16,33 @@ from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
-from training.loaders import read_sample
 from training.qat import GRID, deployed_tokens, quantized_layers
+from training.sample_reader import SampleReader
 from training.seeding import CALIBRATION, permutation
 
 METHOD = "mse"
 
 
+def choose_images(data: Data, images: int, seed: int) -> np.ndarray:
+    """Return the numbers of the images to calibrate on, int64 (images,): drawn by the seed, the same on all processes.
+
+    Raises:
+        InputError: fewer images than asked for.
+    """
+    if len(data.train) < images:
+        raise InputError(
+            f"{data.name} has {len(data.train)} images to train on, fewer than --qat-images {images}; pass fewer"
+        )
+    return permutation(len(data.train), CALIBRATION, seed)[:images]
+
+
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
-    data: Data,
+    samples: SampleReader,
+    chosen: np.ndarray,
     preprocessing: Preprocessing,
     world: World,
-    *,
-    images: int,
-    seed: int,
-    damaged: Tensor,
-    max_damaged: int,
     skip: tuple[str, ...] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
@@ -42,18 +52,16 @@ def calibrate(
     all, and those that one process alone would find.
 
     Args:
-        model: in float, on its device. data: with images that can be chosen.
-        images: how many to look at, over all processes, drawn by the seed.
-        damaged, max_damaged: see `training.loaders.read_sample`, which puts the next image in place of a damaged one.
+        model: in float, on its device.
+        samples: those to train on; the next one takes the place of a damaged one.
+        chosen: numbers of the images to look at, over all processes; see `choose_images`.
+        preprocessing: of evaluation.
+        world: the processes that share the images.
+        skip: patterns of node names that stay in float.
         progress: called with images done and their number, of this process.
-
     Raises:
-        InputError: fewer images than asked for, or an activation that is no finite number.
+        InputError: an activation that is no finite number, or more damaged images than may be.
     """
-    if len(data.train) < images:
-        raise InputError(
-            f"{data.name} has {len(data.train)} images to train on, fewer than --qat-images {images}; pass fewer"
-        )
     layers = quantized_layers(model, skip)
     observers = {nodes[0]: TensorObserver() for nodes in layers.values()}
     hooks = [
@@ -64,9 +72,9 @@ def calibrate(
     ]
     mode = model.training
     model.eval()
-    mine = world.shard.of(permutation(len(data.train), CALIBRATION, seed)[:images])
+    mine = world.shard.of(chosen)
     for done, index in enumerate(mine, 1):
-        image, _ = read_sample(data.train, int(index), damaged, max_damaged)
+        image, _ = samples.read(int(index))
         model(torch.from_numpy(preprocessing(image))[None].to(world.device))
         progress(done, len(mine))
     model.train(mode)

@@ -13,8 +13,9 @@ from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
+from training.augment import make_mixing
 from training.best_weights import card_of
-from training.loaders import Loaders, make_loaders, make_mixing, restore_damaged
+from training.loaders import LoaderOptions, Loaders, make_loaders, restore_damaged
 from training.make_models import Models, make_models
 from training.optimizer import make_optimiser, make_schedule
 from training.preflight import (
@@ -25,12 +26,13 @@ from training.preflight import (
     warn_of_training_images,
 )
 from training.qat import quantize
-from training.qat_calibration import calibrate
+from training.qat_calibration import calibrate, choose_images
 from training.recipes import Recipe
 from training.reporter import Reporter
 from training.request import TrainRequest
 from training.run import DAMAGED, Run
 from training.run_files import LAST, WEIGHTS
+from training.sample_reader import SampleReader
 from training.state import Position, read_state, restore
 from training.sync_batchnorm import synchronise
 from training.task import ClassificationTask, FRDTask, Task
@@ -58,10 +60,8 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         )
     models = make_models(request, recipe, data)
     workers = _workers(request, world)
-    loaders = make_loaders(
-        data, recipe, models.preprocessing, world,
-        accumulate=request.accumulate, workers=workers, seed=request.seed, max_damaged=request.max_damaged,
-    )  # fmt: skip
+    options = LoaderOptions(request.accumulate, workers, request.seed, request.max_damaged)
+    loaders = make_loaders(data, recipe, models.preprocessing, world, options)
     total_batch = recipe.batch_size * request.accumulate * world.size
     identity = request.identity(total_batch)
     states = None
@@ -125,11 +125,11 @@ def _quantize(
     models.model.to(world.device)
     thresholds = {}
     if not resumed:
+        samples = SampleReader(data.train, request.max_damaged, loaders.damaged[0])
+        chosen = choose_images(data, request.qat_images, request.seed)
         thresholds = calibrate(
-            models.model, data, models.preprocessing, world,
-            images=request.qat_images, seed=request.seed, damaged=loaders.damaged[0], max_damaged=request.max_damaged,
-            skip=request.qat_skip, progress=reporter.calibrating,
-        )  # fmt: skip
+            models.model, samples, chosen, models.preprocessing, world, request.qat_skip, reporter.calibrating
+        )
     quantize(models.model, thresholds, request.qat_skip)
 
 

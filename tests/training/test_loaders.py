@@ -18,7 +18,8 @@ from sit_deploy.data.datasets import ArrayImages, Data, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
-from training.loaders import Augmented, TrainOrder, make_loaders, make_mixing, train_transform
+from training.augment import make_mixing
+from training.loaders import Augmented, LoaderOptions, TrainOrder, make_loaders, train_transform
 from training.recipes import Recipe
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -140,7 +141,8 @@ RANDOM = replace(
 def test_augmentation_follows_from_the_place_alone() -> None:
     """The same with no worker and with two, in any order, and whatever was drawn in between."""
     made = [
-        make_loaders(a_data(pictures()), RANDOM, BYTES, ALONE, workers=workers, seed=5) for workers in (0, 2)
+        make_loaders(a_data(pictures()), RANDOM, BYTES, ALONE, LoaderOptions(workers=workers, seed=5))
+        for workers in (0, 2)
     ]
     for loaders in made:
         loaders.order.set_position(1)
@@ -157,7 +159,7 @@ def test_augmentation_follows_from_the_place_alone() -> None:
 
 
 def test_workers_live_through_epochs_and_follow_the_position() -> None:
-    loaders = make_loaders(a_data(pictures()), RANDOM, BYTES, ALONE, workers=2)
+    loaders = make_loaders(a_data(pictures()), RANDOM, BYTES, ALONE, LoaderOptions(workers=2))
     alone = make_loaders(a_data(pictures()), RANDOM, BYTES, ALONE)
     for epoch, start in ((0, 0), (1, 1), (0, 2)):
         for made in (loaders, alone):
@@ -337,7 +339,11 @@ def test_evaluation_sees_what_the_deployed_model_will(
     Image.new("RGBA", (30, 30), (200, 100, 50, 10)).save(held_out / "dog" / "clear.png")
     preprocessing = Preprocessing.for_model(32)
     data = open_data(str(tmp_path / "data"))
-    seen = list(make_loaders(data, replace(PLAIN, batch_size=3), preprocessing, ALONE, workers=workers).val)
+    seen = list(
+        make_loaders(
+            data, replace(PLAIN, batch_size=3), preprocessing, ALONE, LoaderOptions(workers=workers)
+        ).val
+    )
     images, labels = torch.cat([b[0] for b in seen]), torch.cat([b[1] for b in seen])
     paths = sorted(held_out.glob("*/*"))
     assert len(paths) == 8 and labels.tolist() == [0] * 4 + [1] * 4

@@ -14,7 +14,15 @@ from sit_deploy.data.datasets import open_data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
-from training.loaders import Augmented, HeldOut, Loaders, count_damaged, make_loaders, train_transform
+from training.loaders import (
+    Augmented,
+    HeldOut,
+    LoaderOptions,
+    Loaders,
+    count_damaged,
+    make_loaders,
+    train_transform,
+)
 from training.recipes import Recipe
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -40,7 +48,9 @@ def damaged(make_image_folder: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def load(root: Path, limit: int = 100, workers: int = 0) -> Loaders:
-    return make_loaders(open_data(str(root)), PLAIN, BYTES, ALONE, workers=workers, max_damaged=limit)
+    return make_loaders(
+        open_data(str(root)), PLAIN, BYTES, ALONE, LoaderOptions(workers=workers, max_damaged=limit)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

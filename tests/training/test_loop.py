@@ -198,7 +198,7 @@ def at_pass(
     then_on: bool = False,
 ) -> None:
     """Give the images of the nth pass of every run (of all passes from it on) to `act`, which may replace them."""
-    from training.loaders import make_mixing
+    from training.augment import make_mixing
 
     def make(*arguments: Any) -> Callable:
         mix, passes = make_mixing(*arguments), 0

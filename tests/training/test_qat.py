@@ -32,8 +32,10 @@ from tests.helpers.train import PLAIN, RICH, assert_same_run, log_rows, read_par
 from training import Summary, TrainRequest, qat, qat_calibration, train
 from training.loop import StoppedError
 from training.metrics import evaluate
+from training.qat_calibration import choose_images
 from training.recipes import DIGITS_STUDENT, STUDENTS, recipe_for
 from training.reporter import Silent
+from training.sample_reader import SampleReader
 from training.set_up import set_up
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -251,9 +253,13 @@ def observed(
     model: nn.Module, data: Data, images: int, world: World = HERE, **options: Any
 ) -> dict[str, float]:
     return qat_calibration.calibrate(
-        model, data, Preprocessing.for_model(64), world,
-        images=images, seed=0, damaged=torch.zeros(len(data.train), dtype=torch.bool), max_damaged=0, **options,
-    )  # fmt: skip
+        model,
+        SampleReader(data.train, 0),
+        choose_images(data, images, 0),
+        Preprocessing.for_model(64),
+        world,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("name", ["SiT", "dist token", "plain", "average with registers"])

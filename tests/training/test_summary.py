@@ -20,7 +20,7 @@ from sit_deploy.models.cost import cost
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts
 from training import Summary, TrainRequest, train
-from training.loaders import make_mixing
+from training.augment import make_mixing
 from training.reporter import Silent
 
 RECIPE = {**PLAIN, "epochs": 3, "batch_size": 8, "lr": 0.03, "clip_grad": 1.0, "token_weight": 1.5}

@@ -24,7 +24,7 @@ from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
-from training.loaders import Loaders, make_loaders
+from training.loaders import LoaderOptions, Loaders, make_loaders
 from training.recipes import Recipe
 
 MakeFolder = Callable[..., Path]
@@ -323,7 +323,7 @@ def loaders(data: Data, world: World = ALONE, **options: Any) -> Loaders:
     from sit_deploy.preprocessing import Preprocessing
 
     even = Preprocessing((32, 32), 32, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
-    return make_loaders(data, PLAIN, even, world, **options)
+    return make_loaders(data, PLAIN, even, world, LoaderOptions(**options))
 
 
 def numbers(batches: Any) -> list[tuple[int, int]]:
