@@ -183,7 +183,13 @@ class Child:
 
 def start_server() -> None:
     """Start what all processes are forked from, unless it runs: PyTorch is imported there once, and never used."""
-    _context.set_forkserver_preload(["torch.distributed", "timm.task", "training.loop", "training.cli.train"])
+    _context.set_forkserver_preload(
+        [
+            *("torch.distributed", "timm.task", "timm.models", "matplotlib.pyplot", "rich.progress"),
+            "training.loop",
+            "training.cli.train",
+        ]
+    )
     forkserver.ensure_running()
 
 

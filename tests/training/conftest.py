@@ -43,6 +43,12 @@ def teacher(wide_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return shared(tmp_path_factory, "teacher", make)
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test do not draw their curves, which takes as long as all their steps."""
+    monkeypatch.setattr("training.summary.draw_curves", lambda folder, *_: (folder / "curves.png").touch())
+
+
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt, whatever the tests run in; handlers are put back."""

@@ -201,6 +201,7 @@ class Stopper:
     def epoch(self, *_: object) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.usefixtures("fragile")
 def test_a_run_goes_on_resumes_and_counts_them_once(workers: int, photographs: Path, tmp_path: Path) -> None:

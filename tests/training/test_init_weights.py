@@ -85,6 +85,7 @@ def test_width_that_four_does_not_divide_is_refused() -> None:
         sine_cosine_positions(2, 2, 30)
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_usual_start_hardly_does() -> None:
     """What it is for, in small: where a bright spot is, after some dozens of steps, from the same images."""
     losses = []

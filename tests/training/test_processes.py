@@ -15,6 +15,8 @@ import torch
 from tests.helpers.command_line import Result
 from tests.helpers.train import PLAIN, Child, log_rows, read_parts, start, start_world, words
 
+pytestmark = pytest.mark.slow
+
 # far below what one step changes, far above what the order of a sum does
 RELATIVE = 1e-5
 

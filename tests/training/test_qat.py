@@ -27,7 +27,7 @@ from sit_deploy.models import load_model, read_card
 from sit_deploy.models.card_file import save_weights
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
-from tests.helpers.models import VIT_VARIANTS, images, named_model, tiny_model, tiny_vit
+from tests.helpers.models import VIT_VARIANTS, images, tiny_model, tiny_vit
 from tests.helpers.train import PLAIN, RICH, assert_same_run, log_rows, read_parts, start, start_world, words
 from training import Summary, TrainRequest, qat, qat_calibration, train
 from training.loop import StoppedError
@@ -126,9 +126,9 @@ def named_as_nodes(form: DeployForm) -> dict[str, nn.Module]:
     return {re.sub(r"\.(?!\d)", "/", name): module for name, module in found.items()}
 
 
-@pytest.mark.parametrize("kind", ["sit_nano", "timm"])
+@pytest.mark.parametrize("kind", ["SiT", "timm"])
 def test_the_layers_are_the_nodes_with_weights_of_the_exported_graph(kind: str) -> None:
-    model = named_model("sit_nano", img_size=64, num_classes=5) if kind == "sit_nano" else tiny_vit()
+    model = tiny_model() if kind == "SiT" else tiny_vit()
     graph = export_onnx(to_deploy_form(model), model.img_size).graph
     weights = {t.name for t in graph.initializer}
     kinds = ("MatMul", "Gemm", "Conv")
@@ -410,6 +410,7 @@ def recovered(
         return output, run_request(wide_pictures, output, teacher, student, qat_skip=())
 
 
+@pytest.mark.slow
 def test_what_is_left_is_a_plain_checkpoint_with_thresholds_in_its_card(
     recovered: tuple[Path, Summary], student: Path
 ) -> None:
@@ -434,6 +435,7 @@ def test_what_is_left_is_a_plain_checkpoint_with_thresholds_in_its_card(
     assert card.training["qat_images"] == 16 and card.training["qat_skip"] == []
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_quantized_deploy_form(
     recovered: tuple[Path, Summary], student: Path, wide_pictures: Path, teacher: Path
 ) -> None:
@@ -450,6 +452,7 @@ def test_the_figures_are_those_of_the_quantized_deploy_form(
     assert abs(in_float.loss - ours.loss) > 10 * abs(card.metrics["loss"] - ours.loss)
 
 
+@pytest.mark.slow
 def test_the_log_begins_with_the_float_model(recovered: tuple[Path, Summary], student: Path) -> None:
     folder, summary = recovered
     rows = log_rows(folder, "epoch")
@@ -461,6 +464,7 @@ def test_the_log_begins_with_the_float_model(recovered: tuple[Path, Summary], st
     assert {"tokens", "logits"} <= log_rows(folder, "step")[0].keys()
 
 
+@pytest.mark.slow
 def test_a_start_that_nothing_betters_is_kept(wide_pictures: Path, student: Path, tmp_path: Path) -> None:
     """Without a teacher, too: the classification loss alone."""
     overrides = tuple({**RECIPE, "lr": 30.0, "epochs": 1}.items())
@@ -487,6 +491,7 @@ class Stopper(Silent):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(
     wide_pictures: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,6 +513,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(parts["ema"][name], value) for name, value in limits.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -526,6 +532,7 @@ def test_what_a_run_refuses(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_trained_student_only(
     wide_pictures: Path, teacher: Path, student: Path, tmp_path: Path
 ) -> None:
@@ -567,6 +574,7 @@ def test_recovering_takes_a_small_part_of_the_training() -> None:
     assert request.recipe.epochs == 7
 
 
+@pytest.mark.slow
 def test_two_processes_and_one(wide_pictures: Path, teacher: Path, student: Path, tmp_path: Path) -> None:
     """Their thresholds are the same to the bit, and so is what they train, within the rounding of sums."""
     recipe = {**RECIPE, "epochs": 1, "repeats": 2}

@@ -11,6 +11,8 @@ from tests.helpers.train import log_rows, write_photographs
 from training import TrainRequest, train
 from training.recipes import Recipe, recipe_for
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves")]
+
 FEW = {"epochs": 2, "cooldown_epochs": 1, "warmup_epochs": 0, "batch_size": 8}
 
 
@@ -28,7 +30,7 @@ def recipes() -> dict[str, Recipe]:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs") / "data", train=24, val=4)
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "data", train=16, val=4)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ def line(pictures: Path, output: Path, **changes: Any) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_run_is_gone_though_its_workers_are_not(pictures: Path, tmp_path: Path) -> None:
     """They outlive it by seconds."""
     output = tmp_path / "run"
@@ -94,6 +95,7 @@ def test_the_lock_of_a_killed_run_is_gone_though_its_workers_are_not(pictures: P
     assert not (output / LOCK).exists() and (output / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_one_training_share_it_and_are_refused_together(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     changes = {"epochs": 1, "batch_size": 4, "cooldown_epochs": 0, "warmup_epochs": 0}

@@ -23,6 +23,8 @@ from training import Summary, TrainRequest, train
 from training.augment import make_mixing
 from training.reporter import Silent
 
+pytestmark = pytest.mark.slow
+
 RECIPE = {**PLAIN, "epochs": 3, "batch_size": 8, "lr": 0.03, "clip_grad": 1.0, "token_weight": 1.5}
 
 

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.models import tiny_model
+from tests.helpers.train import start_server
 from training.sync_batchnorm import SyncBatchNorm2d, synchronise
+
+pytestmark = pytest.mark.slow
 
 PROCESSES, STEPS = 2, 2
 
@@ -75,7 +78,8 @@ def a_process(rank: int, folder: str) -> None:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.start_processes(a_process, (str(folder),), PROCESSES, start_method="spawn")
+    start_server()
+    mp.start_processes(a_process, (str(folder),), PROCESSES, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

@@ -197,6 +197,7 @@ def test_the_average_is_what_is_evaluated(make: Any) -> None:
     assert averaged(batch()[0]).shape == (3, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", tasks())
 def test_compiled_tasks_compute_the_same_under_the_same_names(make: Any) -> None:
     torch.compiler.reset()

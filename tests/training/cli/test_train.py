@@ -18,6 +18,7 @@ from rich.console import Console
 
 from sit_deploy.models.card_file import read_card
 from tests.helpers.command_line import CommandLine, Result, snapshot
+from tests.helpers.shared import shared
 from tests.helpers.train import CLASSES, PLAIN, log_rows, start, start_server, words, write_pictures
 from training.cli.train import show_summary
 from training.recipes import Recipe, option_name
@@ -29,18 +30,13 @@ RECIPE = {**PLAIN, "batch_size": 8, "clip_grad": 1.0}
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 pictures of 48x48 to train on and 24 held out, of six classes. Do not write into it."""
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "data", train=8, val=4, size=48)
+    return shared(tmp_path_factory, "pictures-48", lambda root: write_pictures(root, train=8, val=4, size=48))
 
 
 @pytest.fixture(scope="module")
-def teacher(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of an lvvit_nano trained on the pictures. Do not write beside them."""
-    from training import TrainRequest, train
-
-    output = tmp_path_factory.mktemp("teacher") / "run"
-    overrides = tuple({**RECIPE, "epochs": 6}.items())
-    train(TrainRequest("lvvit_nano", str(pictures), output, image_size=48, overrides=overrides, workers=0))
-    return output / "model.safetensors"
+def teacher(teacher: Path) -> Path:
+    """Weights of an lvvit_nano trained on the same pictures. Do not write beside them."""
+    return teacher / "model.safetensors"
 
 
 def line(data: Path, *more: object, model: str = "lvvit_nano", size: int = 48) -> list[object]:
@@ -51,6 +47,7 @@ def line(data: Path, *more: object, model: str = "lvvit_nano", size: int = 48) -
 # ------------------------------------------------------------------------------------------ from pictures to a bundle
 
 
+@pytest.mark.slow
 def test_teacher_student_bundle(pictures: Path, teacher: Path, cli: CommandLine) -> None:
     """The weights are enough to deploy: no command after training is told the model, its size or its classes."""
     result = cli(*line(pictures, "--teacher", teacher, "--json", model="sit_nano"))
@@ -105,6 +102,8 @@ def test_what_is_said(pictures: Path, cli: CommandLine) -> None:
     assert {path.name for path in cli.folder.iterdir()} == {"tmp", "new"}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_curves")
 def test_what_is_said_of_a_student(pictures: Path, teacher: Path, cli: CommandLine) -> None:
     summary = cli(*line(pictures, "--teacher", teacher, "--epochs", 1, "--json", model="sit_nano")).json()
     out = cli(*line(pictures, "--teacher", teacher, "--epochs", 1, "--resume", model="sit_nano")).out
@@ -117,6 +116,7 @@ def test_what_is_said_of_a_student(pictures: Path, teacher: Path, cli: CommandLi
     assert f"agrees with it on {summary['agreement']:.1f} % of the images (KL {summary['kl']:.3f})" in out
 
 
+@pytest.mark.slow
 def test_json_is_the_summary_and_nothing_else(pictures: Path, cli: CommandLine) -> None:
     """In a process of its own; the folder of the run is called after the model."""
     words_ = [w for w in line(pictures, "--epochs", 1, "--json") if w not in ("-o", "new/run")]
@@ -127,6 +127,7 @@ def test_json_is_the_summary_and_nothing_else(pictures: Path, cli: CommandLine) 
     assert summary["weights"] == "runs/lvvit_nano/model.safetensors"
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_overridden_values_reach_the_run(pictures: Path, cli: CommandLine) -> None:
     changed = {
         "epochs": 1, "cooldown_epochs": 1, "lr": 0.0123, "lr_per_step": True, "weight_decay": 0.5, "smoothing": 0.25,
@@ -142,6 +143,8 @@ def test_overridden_values_reach_the_run(pictures: Path, cli: CommandLine) -> No
     assert rows[0]["lr"] == pytest.approx(0.0123 * 48 / 512) and len(rows) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_curves")
 def test_damaged_images_are_counted(pictures: Path, cli: CommandLine) -> None:
     data = damaged_copy(pictures, cli.folder / "data", train=3, val=2)
     for workers in (0, 2):
@@ -169,6 +172,7 @@ def test_help(cli: CommandLine) -> None:
     assert sum(text.strip().startswith("sit-deploy train --model ") for text in examples) >= 2
 
 
+@pytest.mark.slow
 def test_the_module_is_the_same_command(cli: CommandLine) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "training", "--help"], capture_output=True, text=True, cwd=cli.folder
@@ -257,6 +261,8 @@ def save_model(path: Path, name: str, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_curves")
 def test_teachers(pictures: Path, teacher: Path, cli: CommandLine) -> None:
     def refuses(path: Path, **change: Any) -> str:
         return cli.refuses(*line(pictures, "--teacher", path, model="sit_nano", **change))
@@ -293,6 +299,7 @@ def test_where_it_starts(pictures: Path, cli: CommandLine) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_places(pictures: Path, cli: CommandLine) -> None:
     (cli.folder / "file").write_text("precious")
     for place, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("/proc/x/run", "")):
@@ -306,6 +313,7 @@ def test_places(pictures: Path, cli: CommandLine) -> None:
     assert cli.refuses(*line(pictures)) == "new/run holds a trained model; choose another -o"
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_resumed_as_another_run(pictures: Path, cli: CommandLine) -> None:
     cli(*line(pictures, "--epochs", 1))
     for change, what in (
@@ -366,6 +374,7 @@ def damaged_copy(pictures: Path, root: Path, train: int, val: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("train", "val"), [(4, 0), (0, 4)], ids=["train", "val"])
 def test_too_many_damaged_images(
@@ -378,6 +387,7 @@ def test_too_many_damaged_images(
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_held_out_image_can_be_read(workers: int, pictures: Path, cli: CommandLine) -> None:
     data = damaged_copy(pictures, cli.folder / "data", 0, 24)
@@ -386,6 +396,7 @@ def test_no_held_out_image_can_be_read(workers: int, pictures: Path, cli: Comman
     assert left == []
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_an_absurd_learning_rate(pictures: Path, cli: CommandLine) -> None:
     result = cli(
         *line(pictures, "--lr", 1000, "--clip-grad", 0, "--epochs", 4, "--weight-decay", 1e6), status=2
@@ -398,6 +409,7 @@ def test_an_absurd_learning_rate(pictures: Path, cli: CommandLine) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [(3_000_000, "cannot write new/run/model.safetensors"), (10_000_000, "cannot write new/run/last.pt")],
@@ -410,6 +422,7 @@ def test_disk_full(limit: int, reason: str, pictures: Path, cli: CommandLine) ->
     assert left == []
 
 
+@pytest.mark.slow
 def test_disk_full_later(pictures: Path, cli: CommandLine) -> None:
     """The state before stays whole, and the run goes on from it when there is room again."""
     cli(*line(pictures, "--epochs", 2, "-o", "whole"))
