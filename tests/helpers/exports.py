@@ -1,4 +1,4 @@
-"""What takes a build seconds is done once in a test run: exporting a model, and drawing the synthetic images.
+"""What takes a build seconds is done once in a test run: exporting a model, drawing the synthetic images, calibrating.
 
 That the same model gives the same bytes, in another process too, is what tests/sit_deploy/graph/test_export.py proves.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.shared import shared
+from tests.helpers.shared import shared, shared_value
 
 
 class _Content(pickle.Pickler):
@@ -46,14 +46,33 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     export_onnx = module.export_onnx
 
-    def once(model: Any, *arguments: Any, **options: Any) -> onnx.ModelProto:
+    def once(model: Any, *arguments: Any, batch: int | str = 1, **options: Any) -> onnx.ModelProto:
         def write(path: Path) -> None:
-            path.write_bytes(export_onnx(model, *arguments, **options).SerializeToString())
+            path.write_bytes(export_onnx(model, *arguments, batch="batch", **options).SerializeToString())
 
+        if batch != "batch" and not batch > 0:  # to be refused
+            return export_onnx(model, *arguments, batch=batch, **options)
         key = _key(model, arguments, sorted(options.items()))
-        return onnx.load(shared(tmp_path_factory, f"export-{key}.onnx", write))
+        return module.set_batch(onnx.load(shared(tmp_path_factory, f"export-{key}.onnx", write)), batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "export_onnx", once)
         patch.setattr(synthetic, "synthetic_images", functools.lru_cache(synthetic.synthetic_images))
         yield
+
+
+@pytest.fixture
+def calibrated_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let builds take the calibration that a process of this run has made of the same graph, images and options."""
+    from sit_deploy.quantize import calibrate as module
+
+    calibrate = module.calibrate
+
+    def once(graph: Any, stream: Any, *arguments: Any, progress: Any = None, **options: Any) -> Any:
+        images = stream.digests(), stream.preprocessing, stream.description
+        key = _key(module.graph_key(graph), images, arguments, sorted(options.items()))
+        return shared_value(
+            tmp_path_factory, f"calibration-{key}", lambda: calibrate(graph, stream, *arguments, **options)
+        )
+
+    monkeypatch.setattr(module, "calibrate", once)

@@ -12,6 +12,7 @@ from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import GraphMade, Trained
 
 
+@pytest.mark.slow
 def test_json_is_the_report_and_nothing_else(cli: CommandLine) -> None:
     """In a process of its own, because exporters and engines may print past Python's own standard output."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
@@ -38,6 +39,7 @@ def test_json_is_the_report_and_nothing_else(cli: CommandLine) -> None:
     load_bundle(cli.folder / "sit_nano-fp16")
 
 
+@pytest.mark.slow
 def test_the_manifests_own_command_builds_the_same_graph(trained: Trained, cli: CommandLine) -> None:
     manifest = load_bundle(trained.bundle).manifest
     program, *words = shlex.split(manifest.command)
@@ -74,6 +76,7 @@ def test_random_weights_warn(cli: CommandLine, quick_graph: GraphMade) -> None:
     assert (cli.folder / "sit_nano-fp32" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_run_here(cli: CommandLine, quick_graph: GraphMade) -> None:
     """Neither is it shown as compared, nor is the next command one that fails here."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")

@@ -20,6 +20,7 @@ def words(digits: Digits, *more: Any) -> list[Any]:
     return ["calibrate", *given, *more]
 
 
+@pytest.mark.slow
 def test_it_writes_what_a_build_takes(quick_float: Digits, cli: CommandLine) -> None:
     result = cli(*words(quick_float, "--calib-method", "mse", "-o", "c.json"))
     found = Calibration.load(cli.folder / "c.json")
@@ -40,6 +41,7 @@ def test_it_writes_what_a_build_takes(quick_float: Digits, cli: CommandLine) -> 
     assert report["calibration"]["method"] == "mse"
 
 
+@pytest.mark.slow
 def test_json(quick_float: Digits, cli: CommandLine) -> None:
     found = cli(*words(quick_float, "--precision", "fp8", "-o", "c.json", "--json")).json()
     made = Calibration.load(cli.folder / "c.json")
@@ -55,6 +57,7 @@ def test_json(quick_float: Digits, cli: CommandLine) -> None:
     assert "entropy" not in next(iter(made.tensors.values())).thresholds
 
 
+@pytest.mark.slow
 def test_what_is_there_is_replaced_only_by_force(quick_float: Digits, cli: CommandLine) -> None:
     (cli.folder / "c.json").write_text("precious")
     (cli.folder / "folder").mkdir()
@@ -90,6 +93,7 @@ def test_refused_before_any_work(
     assert message in cli.refuses(*words(digits, "-o", "c.json"), *more)
 
 
+@pytest.mark.slow
 def test_images(quick_float: Digits, cli: CommandLine, make_image_folder: Callable[..., Path]) -> None:
     command = (
         "calibrate",
@@ -148,6 +152,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one(digits: Digits, cli: CommandLine) -> None:
     """Real ones, as torchrun starts them, that talk over gloo; 7 images, so that the shares are not equal."""
     command = [*words(digits), "--calib-images", 7, "-o"]

@@ -9,6 +9,8 @@ from sit_deploy.bundle import sha256
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 
+pytestmark = pytest.mark.slow
+
 
 def test_json(trained: Trained, cli: CommandLine) -> None:
     """The graph is the bundle's, and its report what a bundle's says of the graph."""

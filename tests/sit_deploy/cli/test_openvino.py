@@ -15,6 +15,8 @@ from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
 
 
@@ -43,7 +45,7 @@ def test_every_command(bundle: Path, trained: Trained, cli: CommandLine) -> None
     assert "engine.bin" in manifest.files and "--engine openvino" in manifest.command
     checked = cli("validate", bundle, "--data", trained.images, "--json").json()
     assert checked["golden"]["passed"] and checked["accuracy"]["agreement"] == 100
-    timed = cli("bench", bundle, "--rounds", 2, "--seconds", 0.1, "--json").json()
+    timed = cli("bench", bundle, "--rounds", 1, "--seconds", 0.01, "--json").json()
     assert set(timed["results"]) == {"PyTorch", "openvino"}
     assert timed["pytorch"] == {"device": "cpu", "dtype": "float32"}
     image = list_images(trained.images)[0]

@@ -13,7 +13,15 @@ from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 from tests.sit_deploy.report.conftest import Page
 
+pytestmark = pytest.mark.slow
+
 NO_TIMING = ("--rounds", 0)
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no images are given."""
+    monkeypatch.setattr("sit_deploy.validation.stages.SYNTHETIC", 4)
 
 
 def test_a_bundle_with_images(trained: Trained, cli: CommandLine) -> None:

@@ -142,6 +142,7 @@ def test_doctor_says_that_it_runs(rig: Rig, cli: CommandLine):
     assert found[rig.engine.kind]["can_run"]
 
 
+@pytest.mark.slow
 def test_a_build_where_a_gpu_is_runs_its_engine(rig: Rig, cli: CommandLine, monkeypatch: pytest.MonkeyPatch):
     """The builder is stood in for; everything after it is what a build does: compare, ask for layers, report."""
 

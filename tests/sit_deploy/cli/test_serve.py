@@ -57,6 +57,7 @@ def read_object(stream: Any) -> dict[str, Any]:
     raise AssertionError(f"no JSON, but {text!r}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_line_that_is_printed_works(
     installation: server.Installation, trained: Trained, cli: CommandLine
@@ -104,6 +105,7 @@ def answer_to(line: str, folder: Path) -> int:
     return int(json.loads(done.stdout)["outputs"][0]["data"][0].split(":")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_server_that_dies_is_told_of(
     number: signal.Signals, installation: server.Installation, trained: Trained, cli: CommandLine
@@ -123,6 +125,7 @@ def test_a_server_that_dies_is_told_of(
     assert not subprocess.run(["pgrep", "-f", folder], capture_output=True).stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_takes_the_server_along(
     installation: server.Installation, trained: Trained, cli: CommandLine
 ) -> None:
@@ -220,6 +223,7 @@ def test_an_installation_goes_into_no_other_folder(cli: CommandLine) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_installation_that_fails_leaves_nothing(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installing, "WHEEL", "no-such-wheel-of-anyone==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -243,6 +247,7 @@ def test_an_installation_that_was_killed_is_begun_anew(
     assert done[0] == "venv" and done[-1] == "backends" and not (folder / "venv/half").exists()
 
 
+@pytest.mark.slow
 def test_an_installation_that_is_there_is_left_alone(
     installation: server.Installation, cli: CommandLine
 ) -> None:
@@ -254,6 +259,7 @@ def test_an_installation_that_is_there_is_left_alone(
     assert installation.backends.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_library_that_is_missing_is_named(
     installation: server.Installation, monkeypatch: pytest.MonkeyPatch, cli: CommandLine, trained: Trained
 ) -> None:

@@ -201,6 +201,7 @@ def test_a_truncated_image(trained: Trained, cli: CommandLine) -> None:
     assert damaged.name in cli.refuses("validate", trained.bundle, "--data", images)
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_does(trained: Trained, cli: CommandLine) -> None:
     words = ("validate", trained.bundle, "--data", trained.images, "--threads", 1, "--json")
     first, second = run_ranks(cli.folder, *words, "--resume", "progress.json")

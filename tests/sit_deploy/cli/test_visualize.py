@@ -3,9 +3,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from sit_deploy.data.image_files import list_images
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_bundle_and_its_checkpoint_draw_the_same(trained: Trained, cli: CommandLine) -> None:

@@ -19,6 +19,8 @@ from sit_deploy.validation.checks import check_accuracy, check_golden
 from sit_deploy.validation.reference import reference_model
 from tests.sit_deploy.conftest import Trained
 
+pytestmark = pytest.mark.slow
+
 
 def request_for(trained: Trained, output: Path, **fields: object) -> BuildRequest:
     return BuildRequest(

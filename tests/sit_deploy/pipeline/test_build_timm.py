@@ -24,6 +24,8 @@ from sit_deploy.validation.reference import reference_model
 from tests.helpers.command_line import CommandLine
 from tests.helpers.models import randomise
 
+pytestmark = pytest.mark.slow
+
 NAME, STAGES, SIZE = "vit_tiny_patch16_224", (8, 2, 1, 1), 64
 CLASSES = ("cat", "dog", "hen")
 

@@ -26,6 +26,8 @@ from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.command_line import snapshot
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cache(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:

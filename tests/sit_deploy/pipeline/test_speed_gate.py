@@ -29,6 +29,8 @@ from sit_deploy.precisions import TOLERANCE
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("calibrated_once")]
+
 HARMFUL = "blocks.3/mlp/fc2"
 
 
@@ -99,6 +101,7 @@ def broken(
     """A function that returns a request to build the harmful model on ONNX Runtime; its speed is not measured."""
     stand_in_for_the_float_graph(digits, monkeypatch, harmful)
     monkeypatch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
+    monkeypatch.setattr("sit_deploy.pipeline.speed_gate.SENSITIVITY_IMAGES", 4)
 
     def request(output: Path, **fields: Any) -> Any:
         common = {"val_data": images_of_harmful, "quantize": ("fc1", "fc2", "tsm"), "calib_images": 8}

@@ -53,9 +53,10 @@ def run(digits: Digits, images: Any, method: CalibrationMethod = MINMAX, **optio
     return calibrate(digits.made.exported.graph, stream_of(images), method, **options)
 
 
+@pytest.mark.slow
 def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) -> None:
     """Three threads stand for three processes: each sees its share, and all get everything that was seen."""
-    images = list_images(digits.images)[:7]
+    images = list_images(digits.images)[:4]
     stream, barrier = stream_of(images), threading.Barrier(3)
     shown: dict[int, Observations] = {}
     counts: list[int] = []
@@ -80,10 +81,11 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
         thread.join()
     whole, _ = run(digits, images, CalibrationMethod())
     whole.save(tmp_path / "whole.json")
-    assert sorted(counts) == [2, 2, 2, 2, 3, 3]  # two passes
+    assert sorted(counts) == [1, 1, 1, 1, 2, 2]  # two passes
     assert len({(tmp_path / f"{name}.json").read_bytes() for name in (0, 1, 2, "whole")}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_auto_takes_the_method_that_hurts_least(
     precision: str, digits: Digits, monkeypatch: pytest.MonkeyPatch
@@ -97,10 +99,11 @@ def test_auto_takes_the_method_that_hurts_least(
             return {name: value if name == best else value / 50 for name, value in found.items()}
 
         monkeypatch.setattr(module, "thresholds_by_method", spoilt)
-        found, _ = run(digits, list_images(digits.images)[:2], CalibrationMethod(precision))
+        found, _ = run(digits, list_images(digits.images)[:1], CalibrationMethod(precision))
         assert found.method == best
 
 
+@pytest.mark.slow
 def test_auto_compares_on_the_layers_that_are_to_be_quantized(
     digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,10 +136,12 @@ def test_unknown_methods_are_refused_before_any_image_is_read(
 # ------------------------------------------------------------------------------------------------- what is odd, and bad
 
 
+@pytest.mark.slow
 def test_nothing_is_odd_about_good_images(digits: Digits) -> None:
     assert run(digits, list_images(digits.images)[:4])[1] == []
 
 
+@pytest.mark.slow
 def test_identical_images(digits: Digits) -> None:
     _, notes = run(digits, noise(1) * 3)
     assert notes == [
@@ -144,6 +149,7 @@ def test_identical_images(digits: Digits) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", [[(0, 0, 0), (90, 14, 200)], [(128, 128, 128)]])
 def test_images_of_one_colour(colours: list[tuple[int, int, int]], digits: Digits) -> None:
     _, notes = run(digits, [Image.new("RGB", (60, 50), colour) for colour in colours])
@@ -154,6 +160,7 @@ def test_images_of_one_colour(colours: list[tuple[int, int, int]], digits: Digit
     assert notes == []
 
 
+@pytest.mark.slow
 def test_dead_activations(digits: Digits) -> None:
     """A LayerNorm whose scale and shift are 0, and so what reads it."""
     import onnx
@@ -185,6 +192,7 @@ def test_nan_activations_are_named(digits: Digits) -> None:
         calibrate(graph, stream_of(noise(1)), MINMAX)
 
 
+@pytest.mark.slow
 def test_images_of_every_kind(digits: Digits, tmp_path: Path) -> None:
     """Grey, CMYK, 16 bits, with alpha, turned by EXIF, a palette, and tiny ones."""
     (rgb,) = noise(1)

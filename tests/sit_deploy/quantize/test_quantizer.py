@@ -18,6 +18,8 @@ from sit_deploy.quantize.scales import smoothed_graph
 from tests.helpers.graphs import sqnr_db
 from tests.sit_deploy.conftest import Digits
 
+pytestmark = pytest.mark.slow
+
 
 def initializers(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}

@@ -3,6 +3,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_gathered(measured: dict[str, Any]) -> None:
     names = [entry["name"] for entry in measured["ledger"]["entries"]]

@@ -27,6 +27,8 @@ from sit_deploy.validation.stages import (
 from tests.helpers.models import named_model
 from tests.sit_deploy.conftest import Trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,6 +63,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, WorkerSpec]:
         }
 
     monkeypatch.setattr(module, "alternate", alternate)
+    monkeypatch.setattr(module, "SYNTHETIC", 6)
     return seen
 
 
