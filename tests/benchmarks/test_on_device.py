@@ -22,6 +22,7 @@ from benchmarks.gpu_machine.packs import require, unpack_complete
 from benchmarks.gpu_machine.session import Session, StepFailed
 from engines import BuildOptions, EngineInfo
 from engines.tensorrt.engine import TensorRT
+from sit_deploy.bundle import load_bundle
 from tests.helpers.fake_tensorrt import make_plan
 from tests.helpers.trt_rig import make_rig
 
@@ -243,6 +244,15 @@ def test_a_probe_on_a_fake_gpu(
     assert (result["graph_captured"], result["plain_captured"]) == (1, 0)
     assert result["precision"] == {"kept": 0, "raised": (), "unknown": 0}  # a graph in float32
     assert "device_ms" in result or "device_failed" in result
+
+
+def test_a_bundle_with_another_engine_is_a_whole_one(nano_fp32: Path, tmp_path: Path) -> None:
+    source = tmp_path / "nano"
+    shutil.copytree(nano_fp32, source)
+    folder = Path(jobs.bundle("onnxruntime", str(source))["folder"])
+    manifest = load_bundle(folder).manifest
+    assert folder.name == "nano-onnxruntime" and manifest.engine.file == "engine.plan"
+    assert manifest.model == load_bundle(nano_fp32).manifest.model
 
 
 @pytest.mark.slow
