@@ -129,6 +129,7 @@ def command(
     from sit_deploy.report.verdict import JudgedBundle, Limits, judge
     from sit_deploy.validation.checks import open_labelled_for
     from sit_deploy.validation.evidence import gather
+    from sit_deploy.validation.reference import TeacherSource
 
     limits = Limits(max_accuracy_drop, min_agreement, max_student_drop)
     targets = _targets(outputs, force)
@@ -142,6 +143,8 @@ def command(
     which = which_data(options)
     options = {name: value for name, value in options.items() if name not in DATA_WHICH}
     options["timing"] = TimingOptions(**{name: options.pop(name) for name in _TIMING})
+    source, name = options.pop("teacher"), options.pop("teacher_name")
+    options["teacher"] = TeacherSource(source, name) if source else None
     with progress() as report:
         for bundle in bundles:
 

@@ -22,71 +22,10 @@ from engines.timing import Machine, TimingOptions, WorkerResult, WorkerSpec, alt
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
-from sit_deploy.validation.reference import reference_model, reference_weights
-
-# What PyTorch runs in on a GPU beside an engine of each precision: its own fastest type of no more rounding, or FP16
-# where the engine has 8 bits, which eager PyTorch has not.
-_TORCH_TYPE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float16", "fp8": "float16"}
+from sit_deploy.validation.reference import reference_weights, require_same_task
+from sit_deploy.validation.torch_worker import TorchCall, torch_device
 
 ROUNDS = 10  # turns of each side, where nothing else is asked for
-
-
-class TorchCall:
-    """A worker's callable that runs the bundle's PyTorch model on one random batch, from host memory to host memory.
-
-    Args (all picklable): device: "cpu" or "cuda:N".
-
-    Attributes:
-        dtype: of weights and activations; images and logits stay float32 on the host, as with the engine.
-    """
-
-    def __init__(
-        self,
-        bundle: Path,
-        checkpoint: Path | None,
-        batch_size: int,
-        threads: int | None,
-        device: str = "cpu",
-        dtype: str = "float32",
-    ) -> None:
-        import torch
-
-        if threads:
-            torch.set_num_threads(threads)
-        self._device, self._dtype = torch.device(device), getattr(torch, dtype)
-        opened = load_bundle(bundle)
-        self._model = self.make_model(opened, checkpoint).to(self._device, self._dtype)
-        size = opened.manifest.model.image_size
-        images = torch.randn(batch_size, 3, *size, generator=torch.Generator().manual_seed(0))
-        self.last_gpu_seconds: float | None = None
-        self._events: tuple[Any, Any] | None = None
-        if self._device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False  # as the engine: float32 means float32
-            torch.backends.cudnn.allow_tf32 = False
-            images = images.pin_memory()
-            self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        self._images = images
-
-    @staticmethod
-    def make_model(bundle: Bundle, checkpoint: Path | None) -> Any:
-        """Return the model to time, in eval mode."""
-        return reference_model(bundle, checkpoint)
-
-    def __call__(self) -> None:
-        import torch
-
-        with torch.inference_mode():
-            images = self._images.to(self._device, non_blocking=True)
-            if self._events is None:
-                self._model(images.to(self._dtype))
-                return
-            started, ended = self._events
-            started.record()
-            logits = self._model(images.to(self._dtype)).float()
-            ended.record()
-            logits.cpu()  # waits
-            ended.synchronize()
-            self.last_gpu_seconds = started.elapsed_time(ended) / 1e3
 
 
 @dataclass(frozen=True)
@@ -215,7 +154,8 @@ def bench(
     timing = timing or TimingOptions(rounds=ROUNDS)
     require_cpus(timing.cpus)
     if teacher is not None:
-        _require_same_task(bundle, teacher)
+        model = teacher.manifest.model
+        require_same_task(bundle, teacher.path, model.image_size, model.num_classes)
         _require_batch(teacher, batch)
         theirs, ours = (b.manifest.engine.kind for b in (teacher, bundle))
         if theirs != ours or engine not in (None, ours):
@@ -342,16 +282,6 @@ def _require_batch(bundle: Bundle, batch: int) -> None:
         )
 
 
-def _require_same_task(bundle: Bundle, teacher: Bundle) -> None:
-    """Refuse a teacher of other images or classes: its speed would be compared with that of another task."""
-    ours, theirs = ((b.manifest.model.image_size, b.manifest.model.num_classes) for b in (bundle, teacher))
-    if ours != theirs:
-        raise InputError(
-            f"the teacher {teacher.path} takes {theirs[0][0]} pixels and has {theirs[1]} classes, {bundle.path} "
-            f"{ours[0][0]} and {ours[1]}; give a bundle of the teacher that it was distilled from"
-        )
-
-
 def _over_teacher(bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: WorkerResult) -> OverTeacher:
     student, unslimmed = (b.manifest.model for b in (bundle, teacher))
     return OverTeacher(
@@ -361,15 +291,6 @@ def _over_teacher(bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: W
         _gpu_speedup(theirs, ours),
         unslimmed.macs / student.macs,
     )
-
-
-def torch_device(kind: str, device: str | None, precision: str) -> tuple[str, str]:
-    """Return where PyTorch runs and in what type, to be compared with an engine."""
-    on_gpu = not engines.get(kind).on_cpu or (device or "cpu").startswith("cuda")
-    if not on_gpu:
-        return "cpu", "float32"
-    number = (device or "cuda").partition(":")[2] or "0"
-    return f"cuda:{number}", _TORCH_TYPE[precision]
 
 
 def _gpu_speedup(reference: WorkerResult, engine: WorkerResult) -> float | None:

@@ -19,9 +19,10 @@ from sit_deploy.doctor import versions
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.baseline import find_doubts
 from sit_deploy.report.read import read_build_report
-from sit_deploy.report.types import SCHEMA, Evidence
+from sit_deploy.report.types import SCHEMA, Evidence, Stage
 from sit_deploy.validation.bench import time_around
-from sit_deploy.validation.stages import TEACHER, Ledger, measure_ledger
+from sit_deploy.validation.reference import TeacherSource
+from sit_deploy.validation.stages import StageTable, measure_stages
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,8 +34,7 @@ def gather(
     bundle: Bundle,
     samples: Labelled | None = None,
     *,
-    teacher: Path | None = None,
-    teacher_name: str | None = None,
+    teacher: TeacherSource | None = None,
     checkpoint: Path | None = None,
     timing: TimingOptions | None = None,
     progress: Progress | None = None,
@@ -42,19 +42,18 @@ def gather(
     """Measure a bundle.
 
     Args:
-        samples: labelled images. The others: see `measure_ledger`.
+        samples: labelled images. The others: see `measure_stages`.
 
     Raises:
-        InputError, GateError: as `measure_ledger`.
+        InputError, GateError: as `measure_stages`.
     """
     timing = timing or TimingOptions()
     threads, device = timing.threads, timing.device
     build = read_build_report(bundle)  # before anything is measured
-    ledger = measure_ledger(
+    table = measure_stages(
         bundle,
         samples,
         teacher=teacher,
-        teacher_name=teacher_name,
         checkpoint=checkpoint,
         timing=timing,
         progress=progress,
@@ -69,15 +68,15 @@ def gather(
         "build": build.to_dict(),
         "bytes": bundle.manifest.bytes,
         "golden": _golden(bundle, threads, device),
-        "ledger": ledger.to_dict(),
-        "accuracy": _accuracy(bundle, ledger, samples),
+        "ledger": table.to_dict(),
+        "accuracy": _accuracy(bundle, table, samples),
         "timing": {
             name: {**asdict(result.stats), "histogram": asdict(result.histogram)}
-            for name, result in ledger.timing.items()
+            for name, result in table.timing.items()
         },
         "around": asdict(time_around(bundle)),
-        "speedups": _speedups(bundle, ledger),
-        "drift": _drift(bundle, ledger),
+        "speedups": _speedups(bundle, table),
+        "drift": _drift(bundle, table),
         "layers": _layers(bundle, threads, device),
         "threads": threads,
         "machine": asdict(machine()),
@@ -101,31 +100,31 @@ def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str
         return check_golden(bundle, classifier).to_dict()
 
 
-def _accuracy(bundle: Bundle, ledger: Ledger, samples: Labelled | None) -> dict[str, Any] | None:
-    if ledger.accuracy is None or samples is None:
+def _accuracy(bundle: Bundle, table: StageTable, samples: Labelled | None) -> dict[str, Any] | None:
+    if table.accuracy is None or samples is None:
         return None
-    accuracy = ledger.accuracy
+    accuracy = table.accuracy
     manifest = bundle.manifest
     told = accuracy.to_dict(manifest.classes)
-    doubt = find_doubts(accuracy, manifest.weights, manifest.model, ledger.evaluation.guesses, samples)
+    doubt = find_doubts(accuracy, manifest.weights, manifest.model, table.evaluation.guesses, samples)
     for flip in told["flips"]:
         flip["picture"] = _thumbnail(bundle, samples[flip["index"]][0])
     return {
         **told,
-        "measured_on": ledger.engine,
+        "measured_on": table.engine,
         "data": samples.name,
         "warning": doubt.warning,
         "notes": list(samples.notes),
-        "teacher": _teacher(ledger),
+        "teacher": _teacher(table),
     }
 
 
-def _teacher(ledger: Ledger) -> dict[str, Any] | None:
+def _teacher(table: StageTable) -> dict[str, Any] | None:
     """Return the teacher's accuracy beside the student's, where it was measured.
 
     Lost and gained are images that only the teacher, and only the student, classifies right.
     """
-    tally = ledger.evaluation.tallies.get(TEACHER)
+    tally = table.evaluation.tallies.get(Stage.TEACHER.value)
     if tally is None:
         return None
     found = Accuracy.of(tally)  # the student is what the teacher was compared with
@@ -158,22 +157,22 @@ def _thumbnail(bundle: Bundle, source: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _speedups(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
+def _speedups(bundle: Bundle, table: StageTable) -> dict[str, Any]:
     """Return how many times as fast the engine is as each other hop: `engines.speedup.Speedup.to_dict`."""
     kind = bundle.manifest.engine.kind
-    engine = ledger.timing.get(f"{kind} engine")
+    engine = table.timing.get(Stage.of_engine(kind))
     if engine is None:
         return {}
-    others = {name: result for name, result in ledger.timing.items() if result is not engine}
+    others = {name: result for name, result in table.timing.items() if result is not engine}
     return {name: speedup(result, engine, (name, "the engine")).to_dict() for name, result in others.items()}
 
 
-def _drift(bundle: Bundle, ledger: Ledger) -> dict[str, Any]:
+def _drift(bundle: Bundle, table: StageTable) -> dict[str, Any]:
     """Return the error along the residual stream, or why there is none to tell."""
     from sit_deploy.validation.drift import compare_stream
 
     try:
-        found = compare_stream(ledger.float_graph, bundle, bundle.golden()[0])
+        found = compare_stream(table.float_graph, bundle, bundle.golden()[0])
     except engines.EngineNotInstalledError as error:
         return {"note": str(error), "tensors": []}
     return {"note": "", **found.to_dict()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.bundle import Bundle
+from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
 
@@ -71,42 +72,73 @@ def export_again(bundle: Bundle, deploy: Any) -> onnx.ModelProto:
     )
 
 
-def teacher_model(bundle: Bundle, source: Path, name: str | None = None) -> Any:
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where the unslimmed model is that a bundle's model was distilled from.
+
+    Attributes:
+        source: a checkpoint, or a bundle of the teacher's.
+        name: of the model, for a checkpoint without a model card.
+    """
+
+    source: Path
+    name: str | None = None
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether it is a bundle, which has an engine too."""
+        return self.source.is_dir()
+
+
+def teacher_model(bundle: Bundle, teacher: TeacherSource) -> Any:
     """Return the unslimmed model that a bundle's model was distilled from, for the same images, in eval mode.
 
     Args:
         bundle: of the student.
-        source: a checkpoint, or a bundle of the teacher's.
-        name: of a checkpoint without a model card.
+        teacher: where the model is.
 
     Raises:
         InputError: not there, not readable, or of another class count.
     """
-    from sit_deploy.bundle import load_bundle
     from sit_deploy.models.load import load_model
     from sit_deploy.pipeline.request import BuildRequest
 
     student = bundle.manifest.model
-    if source.is_dir():
-        model = reference_model(load_bundle(source))
+    if teacher.is_bundle:
+        model = reference_model(load_bundle(teacher.source))
     else:
-        request = BuildRequest(name, Path(), checkpoint=source).completed("--teacher-model")
+        request = BuildRequest(teacher.name, Path(), checkpoint=teacher.source).completed("--teacher-model")
         model = load_model(
             request.model,
-            source,
+            teacher.source,
             student.image_size[0],
             stages=request.stages,
             keeping_ratio=request.keeping_ratio,
             binary=student.num_classes == 2,
             model_option="--teacher-model",
         ).model
-    theirs = (tuple(model.img_size), model.num_classes)
-    if theirs != (student.image_size, student.num_classes):
+    require_same_task(bundle, teacher.source, tuple(model.img_size), model.num_classes)
+    return model
+
+
+def require_same_task(bundle: Bundle, teacher: Path, image_size: tuple[int, ...], num_classes: int) -> None:
+    """Refuse a teacher of other images or classes than a bundle's: what it can and how fast it is would be of another task.
+
+    Args:
+        bundle: of the student.
+        teacher: where the teacher is.
+        image_size: height and width that it takes.
+        num_classes: that it tells apart.
+
+    Raises:
+        InputError: says what both take.
+    """
+    student = bundle.manifest.model
+    if (image_size, num_classes) != (student.image_size, student.num_classes):
         raise InputError(
-            f"the teacher {source} takes {theirs[0][0]} pixels and has {theirs[1]} classes, the model of {bundle.path} "
+            f"the teacher {teacher} takes {image_size[0]} pixels and has {num_classes} classes, the model of {bundle.path} "
             f"{student.image_size[0]} and {student.num_classes}; give the teacher that it was distilled from"
         )
-    return model
 
 
 def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:

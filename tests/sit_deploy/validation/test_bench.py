@@ -14,7 +14,8 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
 from sit_deploy.validation import bench as module
-from sit_deploy.validation.bench import TorchCall, _gpu_speedup, bench, time_around
+from sit_deploy.validation.bench import _gpu_speedup, bench, time_around
+from sit_deploy.validation.torch_worker import TorchCall
 from tests.sit_deploy.conftest import Trained
 
 
@@ -94,7 +95,7 @@ def test_what_cannot_be_timed_is_said_before_anything_is_started(
 
 def test_a_teacher_of_another_task(trained: Trained, nano_fp32: Path, asked: dict[str, Any]) -> None:
     with pytest.raises(
-        InputError, match=r"takes 112 pixels and has 1000 classes, .* 112 and 7; give a bundle"
+        InputError, match=r"takes 112 pixels and has 1000 classes, .* 112 and 7; give the teacher"
     ):
         bench(load_bundle(trained.bundle), teacher=load_bundle(nano_fp32), batch_size=2)
     assert not asked

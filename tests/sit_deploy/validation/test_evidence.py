@@ -32,14 +32,14 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
     from sit_deploy.measure.evaluate import Evaluation
     from sit_deploy.measure.tally import Flip
     from sit_deploy.validation.evidence import _accuracy
-    from sit_deploy.validation.stages import Ledger
+    from sit_deploy.validation.stages import StageTable
 
     bundle = load_bundle(trained.bundle)
     samples = open_labelled(trained.images, bundle.manifest.classes, 7)
     flip = Flip("x.png", 4, 0, 1, 2, 0.9, 0.5, 0.4)
     accuracy = Accuracy(11, 90.0, 100.0, 80.0, 100.0, 90.0, 1, 0, flips=(flip,))
-    ledger = Ledger([], "engine", 11, 1, accuracy, Evaluation({}), onnx.ModelProto(), {})
-    (told,) = _accuracy(bundle, ledger, samples)["flips"]
+    table = StageTable([], "engine", 11, 1, accuracy, Evaluation({}), onnx.ModelProto(), {})
+    (told,) = _accuracy(bundle, table, samples)["flips"]
     head, data = told["picture"].split(",")
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
     assert head == "data:image/jpeg;base64" and picture.size == (112, 112)

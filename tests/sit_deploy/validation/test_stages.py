@@ -10,24 +10,20 @@ from engines.timing import TimingOptions, WorkerResult, WorkerSpec
 from sit_deploy.bundle import load_bundle
 from sit_deploy.data.labelled import open_labelled
 from sit_deploy.errors import InputError
+from sit_deploy.report.types import Stage
 from sit_deploy.validation import stages as module
-from sit_deploy.validation.bench import TorchCall
 from sit_deploy.validation.checks import check_accuracy
-from sit_deploy.validation.reference import teacher_model
-from sit_deploy.validation.stages import (
-    DEPLOY,
-    STUDENT,
-    TEACHER,
-    TEACHER_ENGINE,
-    DeployCall,
-    Ledger,
-    TeacherCall,
-    measure_ledger,
-)
+from sit_deploy.validation.reference import TeacherSource, teacher_model
+from sit_deploy.validation.stages import StageTable, measure_stages
+from sit_deploy.validation.torch_worker import DeployCall, TeacherCall, TorchCall
 from tests.helpers.models import named_model
 from tests.sit_deploy.conftest import Trained
 
 pytestmark = pytest.mark.slow
+
+TEACHER, TEACHER_ENGINE, STUDENT, DEPLOY = (
+    stage.value for stage in (Stage.TEACHER, Stage.TEACHER_ENGINE, Stage.STUDENT, Stage.DEPLOY_FORM)
+)
 
 
 @pytest.fixture(scope="session")
@@ -67,15 +63,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, WorkerSpec]:
     return seen
 
 
-def entries(ledger: Ledger) -> dict[str, Any]:
-    return {entry.name: entry for entry in ledger.entries}
+def entries(table: StageTable) -> dict[str, Any]:
+    return {entry.name: entry for entry in table.entries}
 
 
 def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[str, WorkerSpec]) -> None:
     bundle = load_bundle(trained.bundle)
     samples = open_labelled(trained.images, bundle.manifest.classes, 7)
-    found = measure_ledger(
-        bundle, samples, teacher=teacher, teacher_name="lvvit_nano", timing=TimingOptions(2, threads=1)
+    found = measure_stages(
+        bundle, samples, teacher=TeacherSource(teacher, "lvvit_nano"), timing=TimingOptions(2, threads=1)
     )
     names = [TEACHER, STUDENT, DEPLOY, "ONNX fp32", "onnxruntime engine"]
     assert [entry.name for entry in found.entries] == names == list(asked)
@@ -100,7 +96,7 @@ def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[
 
 def test_hops_of_eight_bits(nano_int8: Path, asked: dict[str, WorkerSpec]) -> None:
     """Without labelled images there is no accuracy, and the hops are compared all the same."""
-    found = measure_ledger(load_bundle(nano_int8), timing=TimingOptions(rounds=1))
+    found = measure_stages(load_bundle(nano_int8), timing=TimingOptions(rounds=1))
     names = [STUDENT, DEPLOY, "ONNX fp32", "ONNX int8", "onnxruntime engine"]
     assert [entry.name for entry in found.entries] == names
     rows = entries(found)
@@ -116,7 +112,7 @@ def test_an_engine_that_does_not_run_here(rtx_int8: Path, asked: dict[str, Worke
 
     if find_gpus():
         pytest.skip("the engine does run here")
-    found = measure_ledger(load_bundle(rtx_int8), timing=TimingOptions(rounds=1))
+    found = measure_stages(load_bundle(rtx_int8), timing=TimingOptions(rounds=1))
     rows = entries(found)
     assert list(rows) == [STUDENT, DEPLOY, "ONNX fp32", "ONNX fp16", "ONNX int8", "tensorrt-rtx engine"]
     assert found.engine == "ONNX int8" and list(asked) == [STUDENT, DEPLOY, "ONNX fp32"]
@@ -135,7 +131,9 @@ def test_the_engine_of_a_teachers_bundle(
 
     common = {"engine": "onnxruntime", "checkpoint": teacher, "labels": trained.labels}
     of_teacher = build(BuildRequest("lvvit_nano", tmp_path / "t", dynamic_batch=(2, 3, 4), **common)).path
-    found = measure_ledger(load_bundle(trained.bundle), teacher=of_teacher, timing=TimingOptions(rounds=1))
+    found = measure_stages(
+        load_bundle(trained.bundle), teacher=TeacherSource(of_teacher), timing=TimingOptions(rounds=1)
+    )
     rows = entries(found)
     assert list(rows)[:3] == [TEACHER, TEACHER_ENGINE, STUDENT] == list(asked)[:3]
     assert asked[TEACHER_ENGINE].args[1] == (of_teacher / "engine.onnx").absolute()
@@ -146,11 +144,11 @@ def test_the_engine_of_a_teachers_bundle(
     with pytest.raises(
         InputError, match=r"another batch than .*; build it with the same, or give its checkpoint"
     ):
-        measure_ledger(load_bundle(trained.bundle), teacher=other)
+        measure_stages(load_bundle(trained.bundle), teacher=TeacherSource(other))
 
 
 def test_nothing_is_timed_unless_asked(nano_fp32: Path, asked: dict[str, WorkerSpec]) -> None:
-    found = measure_ledger(load_bundle(nano_fp32), timing=TimingOptions(rounds=0))
+    found = measure_stages(load_bundle(nano_fp32), timing=TimingOptions(rounds=0))
     assert not asked and all(entry.latency_ms is None for entry in found.entries)
 
 
@@ -159,7 +157,7 @@ def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]
     from sit_deploy.pipeline.request import BuildRequest
 
     bundle = build(BuildRequest("sit_nano", tmp_path / "pixels", engine="onnxruntime", input="uint8"))
-    rows = entries(measure_ledger(bundle, timing=TimingOptions(rounds=0)))
+    rows = entries(measure_stages(bundle, timing=TimingOptions(rounds=0)))
     assert all(row.agreement == 100 for row in rows.values())
     assert rows["onnxruntime engine"].sqnr_db > 80
 
@@ -167,8 +165,8 @@ def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]
 def test_a_teacher_that_does_not_fit(trained: Trained, nano_fp32: Path, tmp_path: Path) -> None:
     bundle = load_bundle(trained.bundle)
     with pytest.raises(InputError, match="another batch than"):
-        measure_ledger(bundle, teacher=nano_fp32, timing=TimingOptions(rounds=0))
+        measure_stages(bundle, teacher=TeacherSource(nano_fp32), timing=TimingOptions(rounds=0))
     with pytest.raises(InputError, match=r"1000 classes, the model of .* 112 and 7; give the teacher"):
-        teacher_model(bundle, nano_fp32)
+        teacher_model(bundle, TeacherSource(nano_fp32))
     with pytest.raises(InputError, match="does not exist"):
-        measure_ledger(bundle, teacher=tmp_path / "gone.pth", timing=TimingOptions(rounds=0))
+        measure_stages(bundle, teacher=TeacherSource(tmp_path / "gone.pth"), timing=TimingOptions(rounds=0))
