@@ -81,12 +81,12 @@ class Calibration:
         method = method or self.method
         if tensor not in self.tensors:
             raise CalibrationError(f"the calibration has no tensor '{tensor}'; {_AGAIN}")
-        found = self.tensors[tensor].thresholds
-        if method not in found:
+        thresholds = self.tensors[tensor].thresholds
+        if method not in thresholds:
             raise CalibrationError(
-                f"the calibration has no method '{method}'; choose one of {', '.join(found)}"
+                f"the calibration has no method '{method}'; choose one of {', '.join(thresholds)}"
             )
-        return found[method]
+        return thresholds[method]
 
     def save(self, path: Path) -> None:
         """Write the cache, whole or not at all.

@@ -1,4 +1,4 @@
-"""Observes a graph's activations image by image.
+"""Collecting statistics of a graph's activations, image by image.
 
 The graph runs at batch 1, whatever batch it was made for, so that every image is seen once and the batch size has no
 part in the result. What is kept is the observers: their size depends on the tensors, not on how many images there were.

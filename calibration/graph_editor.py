@@ -57,10 +57,10 @@ class GraphEditor:
         self.outputs = {value.name for value in self.model.graph.output}
 
     def node(self, name: str) -> NodeProto:
-        found = next((node for node in self.nodes if node.name == name), None)
-        if found is None:
+        match = next((node for node in self.nodes if node.name == name), None)
+        if match is None:
             raise CalibrationError(f"the graph has no node '{name}'; it is not the graph that was calibrated")
-        return found
+        return match
 
     def producer(self, tensor: str) -> NodeProto | None:
         return next((node for node in self.nodes if tensor in node.output), None)
@@ -146,8 +146,8 @@ def find_bias(graph: GraphEditor, node: NodeProto) -> tuple[NodeProto, int] | No
 
 def add_bias(graph: GraphEditor, node: NodeProto, amount: np.ndarray) -> None:
     """Add (channels,) to what a layer gives: to its bias where it has one, else with an Add of its own."""
-    if (found := find_bias(graph, node)) is not None:
-        reader, position = found
+    if (place := find_bias(graph, node)) is not None:
+        reader, position = place
         bias = graph.constant(reader.input[position])
         graph.replace_constant(reader, position, (bias + amount).astype(np.float32))
     elif node.op_type in ("Conv", "Gemm"):

@@ -70,9 +70,9 @@ class Histogram:
         """
         if values.dtype != np.float32:
             raise ValueError(f"a histogram counts float32 values, got {values.dtype}")
-        found = 1 if axis is None else values.shape[axis]
-        if found != self.channels:
-            raise ValueError(f"the histogram has {self.channels} channels, the values {found}")
+        channels = 1 if axis is None else values.shape[axis]
+        if channels != self.channels:
+            raise ValueError(f"the histogram has {self.channels} channels, the values {channels}")
         if values.size == 0:
             return
         largest = max(-values.min(), values.max())
@@ -84,10 +84,10 @@ class Histogram:
             for start in range(0, flat.size, _CHUNK):
                 self._count(flat[start : start + _CHUNK], None)
         else:
-            rows = np.moveaxis(values, axis, -1).reshape(-1, found)
-            step = max(1, _CHUNK // found)
+            rows = np.moveaxis(values, axis, -1).reshape(-1, channels)
+            step = max(1, _CHUNK // channels)
             for start in range(0, len(rows), step):
-                self._count(np.ascontiguousarray(rows[start : start + step]), np.arange(found))
+                self._count(np.ascontiguousarray(rows[start : start + step]), np.arange(channels))
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of both. Exact: associative, commutative, an empty histogram the identity.

@@ -1,4 +1,4 @@
-"""Writing 8 bits into a graph: a QuantizeLinear and a DequantizeLinear wherever a layer that is to run in 8 bits reads.
+"""Inserting Q/DQ into a graph: a QuantizeLinear and a DequantizeLinear wherever a layer that is to run in 8 bits reads.
 
 Activations have one scale a tensor, weights one an output channel; both are symmetric, with a zero point of 0, which is
 what TensorRT takes. Biases stay as they are. The types in the graph say everything: no runtime has a switch to set.
@@ -33,7 +33,7 @@ class Scales:
         activations: scales by tensor name.
         shifts: by tensor name, the multiple of its scale that is subtracted first, where that is not 0
             (`calibration.formats.shifted_scale`).
-        weights: by layer name, codes found in place of the nearest ones (`calibration.gptq`), for the scales that
+        weights: by layer name, codes in place of the nearest ones (`calibration.gptq`), for the scales that
             `weight_scale` gives.
     """
 
@@ -135,11 +135,11 @@ class _Writer:
         """Take a convolution's padding from it, to be done before: a shifted 0 is not 0."""
         if any(a.name == "auto_pad" and a.s != b"NOTSET" for a in node.attribute):
             raise CalibrationError(f"'{node.name}' pads automatically; export it with its pads written out")
-        found = next((a for a in node.attribute if a.name == "pads"), None)
-        if found is None or not any(found.ints):
+        attribute = next((a for a in node.attribute if a.name == "pads"), None)
+        if attribute is None or not any(attribute.ints):
             return ()
-        pads = tuple(found.ints)
-        found.CopyFrom(helper.make_attribute("pads", [0] * len(pads)))
+        pads = tuple(attribute.ints)
+        attribute.CopyFrom(helper.make_attribute("pads", [0] * len(pads)))
         return pads
 
     def _activation(self, name: str, pads: tuple[int, ...]) -> str:

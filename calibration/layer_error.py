@@ -58,24 +58,24 @@ def measure_layer_errors(
     Raises:
         CalibrationError: as `insert_qdq` and `observe`, or a layer the graph does not have.
     """
-    found = find_layers(model)
-    if unknown := sorted(set(layers) - found.keys()):
+    known = find_layers(model)
+    if unknown := sorted(set(layers) - known.keys()):
         raise CalibrationError(
             f"the graph has no layer '{unknown[0]}'; plan and graph do not belong together"
         )
-    known = {name: layer for name, layer in found.items() if name in layers}
+    measured = {name: layer for name, layer in known.items() if name in layers}
     beside = insert_qdq(
-        _double(model, known), [name + _QUANTIZED for name in known], _doubled(scales), precision
+        _double(model, measured), [name + _QUANTIZED for name in measured], _doubled(scales), precision
     )
-    session = ImageSession(_compared(at_batch_one(beside), known))
-    count, signal, noise = 0, np.zeros(len(known)), np.zeros(len(known))
+    session = ImageSession(_compared(at_batch_one(beside), measured))
+    count, signal, noise = 0, np.zeros(len(measured)), np.zeros(len(measured))
     means: dict[str, np.ndarray] = {}
-    weighted = [name for name, layer in known.items() if layer.weight is not None]
+    weighted = [name for name, layer in measured.items() if layer.weight is not None]
     total = len(images) if isinstance(images, Sized) else 0
     for done, batch in enumerate(images, 1):
         for image in session.fit(batch):
             values = session.run(image)
-            powers, channels = values[: 2 * len(known)], values[2 * len(known) :]
+            powers, channels = values[: 2 * len(measured)], values[2 * len(measured) :]
             signal += [float(v) for v in powers[::2]]
             noise += [float(v) for v in powers[1::2]]
             for name, mean in zip(weighted, channels, strict=True):
@@ -85,12 +85,12 @@ def measure_layer_errors(
             progress("Measuring layers", done, total)
     if not count:
         raise CalibrationError("no images to measure layers on; pass at least one")
-    broken = [name for name, finite in zip(known, np.isfinite(signal + noise), strict=True) if not finite]
+    broken = [name for name, finite in zip(measured, np.isfinite(signal + noise), strict=True) if not finite]
     if broken:
         raise CalibrationError(f"the output of '{broken[0]}' is not finite; mend the model's weights")
     return {
         name: LayerError(_decibels(s, n), means[name] / count if name in means else None)
-        for name, s, n in zip(known, signal, noise, strict=True)
+        for name, s, n in zip(measured, signal, noise, strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""Reading 8 bits out of a graph: which layers have their operands quantized, and with which scales."""
+"""Reading Q/DQ out of a graph: which layers have their operands quantized, and with which scales."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def _codes(
     source = made_by.get(dequantize.input[0])
     # the codes themselves, else the zero point that has their type; without one, QuantizeLinear writes uint8
     typed = [dequantize.input[0], *dequantize.input[2:3], *(source.input[2:3] if source is not None else ())]
-    found = next((constants[name].data_type for name in typed if name in constants), None)
-    if found is None:
+    code_type = next((constants[name].data_type for name in typed if name in constants), None)
+    if code_type is None:
         given = [a.i for a in source.attribute if a.name == "output_dtype"] if source is not None else []
-        found = given[0] if given and given[0] else onnx.TensorProto.UINT8
-    return _CODES.get(found)
+        code_type = given[0] if given and given[0] else onnx.TensorProto.UINT8
+    return _CODES.get(code_type)
 
 
 def _scalar(name: str, constants: dict[str, onnx.TensorProto]) -> float | None:

@@ -3,6 +3,7 @@
 Each module is imported by its own name, so that torch and onnx load only when they are needed.
 
     deploy_form     the model rewritten for inference, exactly: `to_deploy_form`
+    folding         one layer folded into the next: `fold_batchnorm`, `fold_gain`, ...
     export          the deploy form as a float32 graph: `export_onnx`, `set_batch`
     write           a graph as a file: `write_graph`
     lint            proves a graph deployable: `lint`, `check`

@@ -201,7 +201,7 @@ class CastWriter:
         del self.graph.value_info[:]
         for node in self.graph.node:
             for name in node.output:
-                found = self.info.get(origin.get(name, name))
-                if name and name not in self._outputs and found is not None:
-                    dtype = dtype_of.get(name, found.dtype)
-                    self.graph.value_info.append(helper.make_tensor_value_info(name, dtype, found.shape))
+                tensor = self.info.get(origin.get(name, name))
+                if name and name not in self._outputs and tensor is not None:
+                    dtype = dtype_of.get(name, tensor.dtype)
+                    self.graph.value_info.append(helper.make_tensor_value_info(name, dtype, tensor.shape))

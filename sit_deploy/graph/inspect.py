@@ -123,8 +123,8 @@ def _macs(model: onnx.ModelProto, info: dict[str, TensorInfo]) -> dict[str, int]
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else onnx.helper.get_attribute_value(found)
+    attribute = next((a for a in node.attribute if a.name == name), None)
+    return default if attribute is None else onnx.helper.get_attribute_value(attribute)
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def summarize(model: onnx.ModelProto) -> GraphSummary:
 
 
 def _interfaces(values: Iterable[onnx.ValueInfoProto], info: dict[str, TensorInfo]) -> tuple[Interface, ...]:
-    found = ((value.name, info[value.name]) for value in values)
-    return tuple(Interface(name, dtype_name(i.dtype), i.shape or ()) for name, i in found)
+    named = ((value.name, info[value.name]) for value in values)
+    return tuple(Interface(name, dtype_name(i.dtype), i.shape or ()) for name, i in named)
 
 
 def _bits(dtype: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -44,11 +45,28 @@ _SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
 _WEIGHT_PATH = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"})
 
 
+Rule = Literal[
+    "invalid",
+    "domain",
+    "opset",
+    "control-flow",
+    "shape-arithmetic",
+    "unknown-shape",
+    "dtype",
+    "non-finite",
+    "static-weights",
+    "unused",
+    "unnamed",
+    "duplicate-name",
+    "metadata",
+]
+
+
 @dataclass(frozen=True)
 class Finding:
     """A rule that the graph breaks, the node or tensor that breaks it, and what to do."""
 
-    rule: str
+    rule: Rule
     where: str
     message: str
 
@@ -204,22 +222,22 @@ def _unknown_shape(graph: _LintedGraph) -> Iterator[Finding]:
     batch = first[0] if graph.dynamic_batch and first and isinstance(first[0], str) else None
     produced = (name for node in model.node for name in node.output if name)
     for name in (*inputs, *produced):
-        found = graph.info.get(name)
-        if found is None or found.shape is None:
+        tensor = graph.info.get(name)
+        if tensor is None or tensor.shape is None:
             yield Finding("unknown-shape", f"tensor '{name}'", "its rank is unknown; export static shapes")
             continue
-        is_open = [i for i, dim in enumerate(found.shape) if not isinstance(dim, int)]
-        is_batch = len(is_open) == 1 and batch is not None and found.shape[is_open[0]] == batch
+        is_open = [i for i, dim in enumerate(tensor.shape) if not isinstance(dim, int)]
+        is_batch = len(is_open) == 1 and batch is not None and tensor.shape[is_open[0]] == batch
         if is_open and not (is_batch and (is_open[0] == 0 or name not in border)):
-            shape = ", ".join("?" if dim is None else str(dim) for dim in found.shape)
+            shape = ", ".join("?" if dim is None else str(dim) for dim in tensor.shape)
             allowed = f"only the batch '{batch}' may be open" if batch else "no dimension may be open"
             yield Finding("unknown-shape", f"tensor '{name}'", f"shape ({shape}): {allowed}; export it again")
 
 
 def _dtype(graph: _LintedGraph) -> Iterator[Finding]:
     opset = default_opset(graph.model)
-    for name, found in (graph.info or {}).items():
-        if found.dtype == TensorProto.DOUBLE:
+    for name, info in (graph.info or {}).items():
+        if info.dtype == TensorProto.DOUBLE:
             yield Finding("dtype", f"tensor '{name}'", "float64 has no fast kernel; make it float32")
     for name, tensor in graph.initializers.items():
         if tensor.data_type != TensorProto.INT64:

@@ -187,10 +187,10 @@ def to_precision(
     if precision == "fp32":
         nodes = (NodeType(n.name, n.op_type, "float32", Reason.AS_EXPORTED) for n in model.graph.node)
         return model, PrecisionPlan("fp32", tuple(nodes))
-    for name, found in info.items():
-        if found.dtype in NUMPY_TYPES:
+    for name, tensor in info.items():
+        if tensor.dtype in NUMPY_TYPES:
             raise InputError(
-                f"tensor '{name}' is {dtype_name(found.dtype)} already; convert the float32 graph instead"
+                f"tensor '{name}' is {dtype_name(tensor.dtype)} already; convert the float32 graph instead"
             )
     if ranges is not None and not any(name in info for name in ranges):
         raise InputError("the ranges name no tensor of this graph; calibrate this graph again")
@@ -279,12 +279,12 @@ class _TypeChooser:
     def _dtype(self, index: int, node: onnx.NodeProto) -> str:
         if index in self.types:
             return dtype_name(self.types[index])
-        found = self.info.get(node.output[0])
-        return dtype_name(found.dtype) if found else "undefined"
+        output = self.info.get(node.output[0])
+        return dtype_name(output.dtype) if output else "undefined"
 
     def _is_float(self, name: str) -> bool:
-        found = self.info.get(name)
-        return found is not None and found.dtype == TensorProto.FLOAT
+        tensor = self.info.get(name)
+        return tensor is not None and tensor.dtype == TensorProto.FLOAT
 
     def _obstacle(self, node: onnx.NodeProto) -> tuple[Reason, dict[str, str]] | None:
         """Return why a node may not be low, with what the sentence names, or None."""

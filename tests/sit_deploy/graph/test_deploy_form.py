@@ -1,4 +1,4 @@
-"""The deploy form: each rewrite alone, all of them together on every model, and proof that each one is needed."""
+"""The deploy form: each module alone, all of them together on every model, and proof that each one is needed."""
 
 from __future__ import annotations
 
@@ -51,59 +51,12 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 # --- each rewrite alone ---
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_batchnorm_is_folded(stride: int) -> None:
-    conv = nn.Conv2d(3, 8, 3, stride=stride, padding=1, bias=False)
-    bn = nn.BatchNorm2d(8, eps=0.1)  # large enough for a forgotten one to show
-    randomise(nn.Sequential(conv, bn)).eval()
-    pixels = torch.randn(2, 3, 10, 10)
-    close(deploy_form.fold_batchnorm(conv, bn)(pixels), bn(conv(pixels)))
-
-
-@pytest.mark.parametrize("skip_lam", [2.0, 3.0])
-def test_residual_divisor_is_folded(skip_lam: float, x: torch.Tensor) -> None:
-    linear = randomise(nn.Linear(32, 16))
-    close(deploy_form.fold_gain(linear, 1 / skip_lam)(x), linear(x) / skip_lam)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_layer_scale_is_folded_output_by_output(bias: bool, x: torch.Tensor) -> None:
-    linear = randomise(nn.Linear(32, 16, bias=bias))
-    gamma = torch.linspace(-2, 2, 16)
-    close(deploy_form.fold_gain(linear, gamma)(x), gamma * linear(x))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_attention_scale_is_folded_into_the_queries_alone(bias: bool, x: torch.Tensor) -> None:
-    qkv = randomise(nn.Linear(32, 96, bias=bias))
-    q, k, v = deploy_form.fold_attention_scale(qkv, num_heads=4)(x).chunk(3, dim=-1)
-    expected = qkv(x).chunk(3, dim=-1)
-    close(q, expected[0] / 8**0.5)
-    close(k, expected[1])
-    close(v, expected[2])
-
-
-def test_tsm_scalar_is_folded_and_its_bias_dropped(x: torch.Tensor) -> None:
-    tsm = randomise(TokenSlimming(32, 4))
-    assert tsm.weight[3].bias.abs().min() > 0
-    folded = deploy_form.fold_tsm_scale(tsm)
-    close(folded(tsm.weight[:3](x)), (tsm.weight(x) - tsm.weight[3].bias) * tsm.scale)
-    close(folded(tsm.weight[:3](x)).softmax(dim=1), (tsm.weight(x) * tsm.scale).softmax(dim=1))
-
-
 @pytest.mark.parametrize("dist_token", [False, True])
 def test_position_table_replaces_the_concatenation(dist_token: bool) -> None:
     model = tiny_model(dist_token=dist_token)
     embedding = deploy_form.DeployEmbedding(model)
     assert embedding.position.shape == (1, 16 + 1 + dist_token, 32)
     close(embedding(model.patch_embed(images(model))), model.embed(images(model)))
-
-
-@pytest.mark.parametrize("dist_token", [False, True])
-def test_heads_are_merged(dist_token: bool, x: torch.Tensor) -> None:
-    model = tiny_model(dist_token=dist_token)
-    n = model.num_prefix_tokens
-    close(deploy_form.merged_head(model)(x[:, :n].flatten(1)), model.forward_head(x))
 
 
 def test_attention_keeps_its_result(x: torch.Tensor) -> None:

@@ -1,0 +1,93 @@
+"""Folding one layer into the next, exactly: in float64, rounded to float32 once."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import LayerScale
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+
+from sit_deploy.models.sit import Block, SiT
+from sit_deploy.models.slim import SlimViT
+from sit_deploy.models.tsm import TokenSlimming
+
+AnyModel = SiT | SlimViT
+
+
+def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Make a float32 Linear of float64 tensors: weight (out, in), bias (out,)."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight.data = weight.float().contiguous()
+    if bias is not None:
+        linear.bias.data = bias.float()
+    return linear
+
+
+def fold_batchnorm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return a convolution with bias that equals `bn(conv(x))` in eval mode."""
+    gain = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+    folded = nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=True
+    )
+    folded.weight.data = (conv.weight.double() * gain.view(-1, 1, 1, 1)).float()
+    folded.bias.data = (bn.bias.double() - bn.running_mean.double() * gain).float()
+    return folded
+
+
+def fold_gain(linear: nn.Linear, gain: Tensor | float) -> nn.Linear:
+    """Return a Linear that equals `gain * linear(x)`; the gain is one number, or one for each output."""
+    rows = torch.as_tensor(gain, dtype=torch.float64).reshape(-1, 1)
+    bias = None if linear.bias is None else linear.bias.double() * rows[:, 0]
+    return make_linear(linear.weight.double() * rows, bias)
+
+
+def residual_gains(block: Block | TimmBlock) -> tuple[Tensor | float, Tensor | float]:
+    """Return what a block multiplies the results of its attention and of its MLP by: 1 / skip_lam, or LayerScale."""
+    if isinstance(block, Block):
+        return 1 / block.skip_lam, 1 / block.skip_lam
+    first, second = (
+        scale.gamma.double() if isinstance(scale, LayerScale) else 1.0 for scale in (block.ls1, block.ls2)
+    )
+    return first, second
+
+
+def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> nn.Linear:
+    """Return a `qkv` whose queries are already multiplied by head_dim ** -0.5."""
+    dim = qkv.in_features
+    scale = torch.ones(3 * dim, dtype=torch.float64)
+    scale[:dim] = (dim // num_heads) ** -0.5
+    return fold_gain(qkv, scale)
+
+
+def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:
+    """Return the TSM's last Linear multiplied by its learned scalar, without its bias.
+
+    The softmax runs over the input tokens, to all of which the bias adds the same: it changes nothing.
+    """
+    return make_linear(tsm.weight[3].weight.double() * tsm.scale.double().flatten(), None)
+
+
+def position_table(model: AnyModel) -> Tensor:
+    """Return what is added to the zero-padded patch tokens, (1, prefix + patches, dim): prefix tokens and positions."""
+    position = model.pos_embed.double()
+    tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    prefix = torch.cat([position[:, :0], *(t.double() for t in tokens if t is not None)], dim=1)
+    if model.has_dist_token:
+        position = torch.cat((position[:, :1], model.dist_pos_embed.double(), position[:, 1:]), dim=1)
+    if getattr(model, "no_embed_class", False):  # the prefix has no positions
+        return torch.cat((prefix, position), dim=1).float()
+    n = prefix.shape[1]
+    return torch.cat((prefix + position[:, :n], position[:, n:]), dim=1).float()
+
+
+def merged_head(model: AnyModel) -> nn.Linear:
+    """Return one Linear over the concatenated tokens that are read: the head, or the mean of head and dist head."""
+    if not model.has_dist_token:
+        return make_linear(model.head.weight.double(), _double(model.head.bias))
+    heads = (model.head, model.head_dist)
+    weight = torch.cat([h.weight.double() / 2 for h in heads], dim=1)
+    return make_linear(weight, sum(h.bias.double() / 2 for h in heads))
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
