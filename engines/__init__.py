@@ -12,16 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.base import (
-    BuildOptions,
-    Engine,
-    EngineInfo,
-    EngineOrigin,
-    LayerTime,
-    Runner,
-    Support,
-    TensorSpec,
-)
+from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Runner, Support, TensorSpec
+from engines.build_options import BuildOptions
 from engines.errors import (
     EngineBuildError,
     EngineError,

@@ -80,10 +80,10 @@ def sweep(parent: Path) -> None:
     """
     with contextlib.suppress(OSError):
         for entry in sorted(os.scandir(parent), key=lambda e: e.name, reverse=True):  # NAME.old before NAME
-            found = _PARTIAL.fullmatch(entry.name)
-            if found and entry.is_dir(follow_symlinks=False):
+            match = _PARTIAL.fullmatch(entry.name)
+            if match and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
-                    _clear(Path(entry.path), found)
+                    _clear(Path(entry.path), match)
 
 
 def moved_away(folder: Path) -> Path:
@@ -91,18 +91,18 @@ def moved_away(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
 
 
-def _clear(path: Path, found: re.Match[str]) -> None:
+def _clear(path: Path, match: re.Match[str]) -> None:
     writer = path.with_name(path.name.removesuffix(".old"))
     left = writer.is_dir()  # else there is an .old alone: it has been replaced
     lock = _lock(writer) if left else None  # raises where somebody is at work
     if left and lock is None:
         return  # it cannot be known
     try:
-        elsewhere = found["machine"] != _machine()
+        elsewhere = match["machine"] != _machine()
         if elsewhere and time.time() - path.stat().st_mtime < _ELSEWHERE_SECONDS:
             return
-        target = path.with_name(found["name"])
-        if found["old"] and left and not os.path.lexists(target):
+        target = path.with_name(match["name"])
+        if match["old"] and left and not os.path.lexists(target):
             path.rename(target)  # killed between two renames
         else:
             shutil.rmtree(path, ignore_errors=True)

@@ -87,13 +87,13 @@ def telemetry(number: int = 0) -> dict[str, str | float | None] | None:
     values = [value.strip() for value in answer.strip().split(",")]
     if len(values) != len(_TELEMETRY):
         return None
-    told: dict[str, str | float | None] = {}
+    readings: dict[str, str | float | None] = {}
     for (key, kind), value in zip(_TELEMETRY.items(), values, strict=True):
         try:
-            told[key.replace(".", "_")] = kind(value)
+            readings[key.replace(".", "_")] = kind(value)
         except ValueError:  # "[N/A]"
-            told[key.replace(".", "_")] = None
-    return told
+            readings[key.replace(".", "_")] = None
+    return readings
 
 
 def _describe(cuda: ctypes.CDLL, ordinal: int) -> Gpu:

@@ -60,10 +60,10 @@ def tensor_types(model: onnx.ModelProto) -> set[str]:
     from onnx import helper
 
     graph = model.graph
-    found = {tensor.data_type for tensor in graph.initializer}
-    found |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
-    found |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
-    return {helper.tensor_dtype_to_np_dtype(kind).name for kind in found if kind}
+    types = {tensor.data_type for tensor in graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    types |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    return {helper.tensor_dtype_to_np_dtype(kind).name for kind in types if kind}
 
 
 def product_types(model: onnx.ModelProto) -> dict[str, str]:

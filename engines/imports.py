@@ -33,9 +33,9 @@ def import_runtime(package: str, title: str) -> ModuleType:
 
 
 def _broken(package: str, title: str, error: Exception) -> EngineNotInstalledError:
-    told = " ".join(str(error).split()) or type(error).__name__
+    cause = " ".join(str(error).split()) or type(error).__name__
     return EngineNotInstalledError(
-        f"{title} is installed but cannot be imported ({told})",
+        f"{title} is installed but cannot be imported ({cause})",
         f"run `pip install --force-reinstall {package}`",
     )
 

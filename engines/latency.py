@@ -55,13 +55,13 @@ class LatencyStats:
         Raises:
             EngineError: no samples, or a batch size below 1.
         """
-        found = cls.from_seconds([second for calls in rounds for second in calls], batch_size)
+        pooled = cls.from_seconds([second for calls in rounds for second in calls], batch_size)
         p50 = 1e3 * statistics.median(statistics.median(calls) for calls in rounds)
         return replace(
-            found,
+            pooled,
             p50_ms=p50,
-            p90_ms=max(p50, found.p90_ms),
-            p99_ms=max(p50, found.p99_ms),
+            p90_ms=max(p50, pooled.p90_ms),
+            p99_ms=max(p50, pooled.p99_ms),
             images_per_second=_rate(batch_size, p50),
         )
 

@@ -33,8 +33,8 @@ def engine_class(kind: str) -> type[Engine]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise EngineError(f"unknown engine {kind!r}{hint} (engines: {', '.join(KINDS)})")
     module, _, name = ENGINES[kind].partition(":")
-    found: type[Engine] = getattr(import_module(module), name)
-    return found
+    engine: type[Engine] = getattr(import_module(module), name)
+    return engine
 
 
 def get(kind: str) -> Engine:

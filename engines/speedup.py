@@ -72,16 +72,16 @@ def speedup(baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, s
     shortest = 1e3 * _TICKS * time.get_clock_info("perf_counter").resolution
     if not all(math.isfinite(ms) and ms > shortest for ms in (*theirs, *ours)):
         return Speedup(None, None, None, (), **times, doubt="a call is too short for this machine's clock")
-    found = of_ratios([a / b for a, b in zip(theirs, ours, strict=True)], **times)
+    measured = of_ratios([a / b for a, b in zip(theirs, ours, strict=True)], **times)
     held_up = _held_up(zip(names, (baseline, candidate), strict=True))
-    return replace(found, doubt=held_up) if held_up else found
+    return replace(measured, doubt=held_up) if held_up else measured
 
 
 def of_ratios(per_round: Sequence[float], baseline_ms: float, candidate_ms: float) -> Speedup:
     """Return what at least one round's ratio comes to, with the doubt that the ratios themselves raise."""
     ordered = sorted(per_round)
     low, high = percentile(ordered, 25), percentile(ordered, 75)
-    found = Speedup(
+    measured = Speedup(
         statistics.median(ordered),
         low,
         high,
@@ -89,7 +89,7 @@ def of_ratios(per_round: Sequence[float], baseline_ms: float, candidate_ms: floa
         baseline_ms=baseline_ms,
         candidate_ms=candidate_ms,
     )
-    return replace(found, doubt=_doubt(found))
+    return replace(measured, doubt=_doubt(measured))
 
 
 def of_rounds(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
@@ -100,27 +100,27 @@ def of_rounds(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
 
 def _held_up(workers: Any) -> str | None:
     """Say so if others had the CPUs while a worker was timed."""
-    for name, found in workers:
-        if found.others and statistics.median(found.others) > BUSY:
-            return f"other programs took {statistics.median(found.others):.0%} of the CPUs while {name} was timed"
-        slow = statistics.median(found.round_medians_ms) / found.stats.min_ms if found.stats.min_ms > 0 else 1
+    for name, timed in workers:
+        if timed.others and statistics.median(timed.others) > BUSY:
+            return f"other programs took {statistics.median(timed.others):.0%} of the CPUs while {name} was timed"
+        slow = statistics.median(timed.round_medians_ms) / timed.stats.min_ms if timed.stats.min_ms > 0 else 1
         if slow > SLOWED:
             return f"{name} was held up: its median call took {slow:.1f} times as long as its fastest"
     return None
 
 
-def _doubt(found: Speedup) -> str | None:
+def _doubt(measured: Speedup) -> str | None:
     """Say why the ratios themselves do not bear the figure out, or None."""
-    if len(found.per_round) < FEWEST_ROUNDS:
-        rounds = "1 round says" if len(found.per_round) == 1 else f"{len(found.per_round)} rounds say"
+    if len(measured.per_round) < FEWEST_ROUNDS:
+        rounds = "1 round says" if len(measured.per_round) == 1 else f"{len(measured.per_round)} rounds say"
         return f"{rounds} nothing of the spread; {FEWEST_ROUNDS} or more do"
-    low, high = found.low or 0.0, found.high or 0.0
+    low, high = measured.low or 0.0, measured.high or 0.0
     between = f"between {low:.2f}× and {high:.2f}×"
     if high > WIDEST * low:
         return f"half of the rounds lie {between}, the others beyond"
     if low < 1 < high:
         return f"the rounds lie on both sides of 1, half of them {between}"
-    apart = found.baseline_ms / found.candidate_ms / (found.median or 1.0)
+    apart = measured.baseline_ms / measured.candidate_ms / (measured.median or 1.0)
     if not 1 / APART <= apart <= APART:
-        return f"the medians of the two are {apart * (found.median or 1.0):.2f}× apart, the rounds {found.median:.2f}×"
+        return f"the medians of the two are {apart * (measured.median or 1.0):.2f}× apart, the rounds {measured.median:.2f}×"
     return None

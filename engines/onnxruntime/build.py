@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.base import BuildOptions, Progress
+from engines.base import Progress
+from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError
 from engines.files import atomic_path
 from engines.graph_file import check_batch, input_specs, read_model

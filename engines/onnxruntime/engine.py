@@ -7,16 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.base import (
-    BuildOptions,
-    Engine,
-    EngineInfo,
-    EngineOrigin,
-    LayerTime,
-    Progress,
-    Support,
-    refuse_gpu_options,
-)
+from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
+from engines.build_options import BuildOptions, refuse_gpu_options
 from engines.errors import EngineNotInstalledError
 from engines.onnxruntime.library import PROVIDERS, TITLE, has_provider, import_onnxruntime
 

@@ -21,7 +21,7 @@ _STANDARD = ("", "ai.onnx")
 class NodeIndex:
     """Who makes and who reads each tensor of a model, and its constants; nodes are replaced on `save`.
 
-    What is asked is answered by the graph as it was when this was made.
+    What is asked is answered by the graph as it was at first.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -140,11 +140,11 @@ class NodeIndex:
             entry.domain == CONTRIB for entry in self._model.opset_import
         ):
             self._model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        made = {name for node in nodes for name in node.output} - self._retyped
+        outputs = {name for node in nodes for name in node.output} - self._retyped
         kept = {
             "node": nodes,
             "initializer": [t for t in self._graph.initializer if t.name in used | self._fed],
-            "value_info": [value for value in self._graph.value_info if value.name in made],
+            "value_info": [value for value in self._graph.value_info if value.name in outputs],
         }
         for field, entries in kept.items():
             self._graph.ClearField(field)

@@ -11,16 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.base import (
-    BuildOptions,
-    Engine,
-    EngineInfo,
-    EngineOrigin,
-    LayerTime,
-    Progress,
-    Support,
-    refuse_gpu_options,
-)
+from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
+from engines.build_options import BuildOptions, refuse_gpu_options
 from engines.errors import EngineBuildError, EngineLoadError, EngineNotInstalledError
 from engines.openvino.library import TITLE, import_openvino, require_cpu, version_of
 

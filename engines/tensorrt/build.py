@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildOptions, Progress, TensorSpec
+from engines.base import Progress, TensorSpec
+from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError
 from engines.graph_file import input_specs, output_specs, product_types, read_model, tensor_types
 from engines.tensorrt.config import attach_timing_cache, batch_profile, configure, save_timing_cache

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildOptions, TensorSpec
+from engines.base import TensorSpec
+from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError, NoGpuError
 from engines.files import atomic_path
 from engines.tensorrt.library import Library
@@ -20,7 +21,7 @@ def targets(library: Library, asked: tuple[str, ...], gpu_present: bool) -> tupl
     """Check compute capabilities such as "sm80" against the library's; "current" is this GPU.
 
     Raises:
-        EngineBuildError: an unknown one, or a library that cannot be told.
+        EngineBuildError: an unknown one, or a library that builds for this GPU alone.
         NoGpuError: "current" without a GPU.
     """
     if not asked:
@@ -162,7 +163,7 @@ def batch_profile(inputs: tuple[TensorSpec, ...], options: BuildOptions) -> dict
 def attach_timing_cache(config: Any, path: Path, messages: Messages) -> dict[str, Any]:
     """Give the builder the cache in `path`; a missing, damaged or foreign one starts empty.
 
-    Returns what was found, for `save_timing_cache`.
+    Returns its state before the build, for `save_timing_cache`.
     """
     data = path.read_bytes() if path.is_file() else b""
     seen = len(messages.errors), len(messages.warnings)
@@ -183,12 +184,12 @@ def attach_timing_cache(config: Any, path: Path, messages: Messages) -> dict[str
     return {"loaded": bool(data), "entries_before": _entries(cache)}
 
 
-def save_timing_cache(config: Any, path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Write the builder's cache to `path`, whole or not at all; returns `found` and the growth."""
+def save_timing_cache(config: Any, path: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Write the builder's cache to `path`, whole or not at all; returns `before` and the growth."""
     cache = config.get_timing_cache()
     with atomic_path(path) as temporary:
         temporary.write_bytes(memoryview(cache.serialize()))
-    return {**found, "entries_after": _entries(cache)}
+    return {**before, "entries_after": _entries(cache)}
 
 
 def _entries(cache: Any) -> int | None:

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from engines.base import BuildOptions, Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
+from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
+from engines.build_options import BuildOptions
 from engines.errors import (
     EngineBuildError,
     EngineError,
@@ -223,8 +224,8 @@ class TensorRT(Engine):
                 f"comparing layers runs them on an NVIDIA GPU; none found here ({status.reason}). Leave --debug out, or "
                 "copy the bundle to a machine with one"
             )
-        found = tensor_outputs(self.flavour, onnx_path, feeds)
-        return found if tensors is None else {name: found[name] for name in tensors}
+        outputs = tensor_outputs(self.flavour, onnx_path, feeds)
+        return outputs if tensors is None else {name: outputs[name] for name in tensors}
 
 
 class TensorRTRTX(TensorRT):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from types import ModuleType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class Features:
         """Ask an imported library."""
 
         def has(*path: str) -> bool:
-            found = trt
+            owner: Any = trt
             for name in path:
-                if not hasattr(found, name):
+                if not hasattr(owner, name):
                     return False
-                found = getattr(found, name)
+                owner = getattr(owner, name)
             return True
 
         typing_flag = has("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")

@@ -82,21 +82,21 @@ def products(lines: Iterable[str], asked: Mapping[str, str]) -> Products | None:
         kernel = _read(line)
         for node in kernel.nodes if kernel else ():
             by_node.setdefault(node, []).append(kernel)
-    found: dict[str, list[str]] = {"kept": [], "widened": [], "unknown": []}
+    sorted_nodes: dict[str, list[str]] = {"kept": [], "widened": [], "unknown": []}
     for node in planned:
         # what only adds a bias, or unpacks a weight, names the product too
         low = [kernel.low for kernel in by_node.get(node, ()) if kernel.multiplies]
-        found["unknown" if not low else "kept" if max(low) >= 2 else "widened"].append(node)
-    return Products(**{name: tuple(nodes) for name, nodes in found.items()})
+        sorted_nodes["unknown" if not low else "kept" if max(low) >= 2 else "widened"].append(node)
+    return Products(**{name: tuple(nodes) for name, nodes in sorted_nodes.items()})
 
 
 def _read(line: str) -> _Kernel | None:
-    found = _KERNEL.match(line)
-    if found is None:
+    match = _KERNEL.match(line)
+    if match is None:
         return None
-    types = [type_name(text) for text in _TYPE.findall(found["operands"])]
+    types = [type_name(text) for text in _TYPE.findall(match["operands"])]
     # code that the builder makes itself works element by element, but for what it calls a product
-    multiplies = found["kind"] != "kgen" or "gemm" in found["name"] or "gemv" in found["name"]
+    multiplies = match["kind"] != "kgen" or "gemm" in match["name"] or "gemv" in match["name"]
     nodes = tuple(node_names(line))
     if not types or not nodes:
         return None

@@ -98,13 +98,13 @@ def builder_problems(messages: Messages) -> tuple[str, ...]:
 
 def facts(notes: list[str]) -> dict[str, int]:
     """Sizes the builder mentions while it works; what it does not mention is left out."""
-    found = {}
+    sizes = {}
     for name, pattern in _FACTS.items():
         for note in notes:
             match = pattern.search(note)
             if match:
-                found[name] = int(match[1])
-    return found
+                sizes[name] = int(match[1])
+    return sizes
 
 
 def _parser_problem(error: Any, title: str) -> str:

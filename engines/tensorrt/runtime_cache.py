@@ -1,6 +1,6 @@
 """TensorRT-RTX's runtime cache: kernels compiled at the first start, kept for the next.
 
-TensorRT-RTX builds ahead of time for no GPU in particular and compiles for the one it finds when a context is made. The
+TensorRT-RTX builds ahead of time for no GPU in particular and compiles for the one it finds when a context is created. The
 library checks for itself that a cache fits device, driver and version, and refuses another.
 """
 
@@ -53,8 +53,8 @@ class RuntimeCache:
         """Write the cache if something was compiled since it was read."""
         if self._cache is None:
             return
-        made = self._cache.serialize()
-        data = b"" if made is None else bytes(memoryview(made))
+        serialized = self._cache.serialize()
+        data = b"" if serialized is None else bytes(memoryview(serialized))
         if not data or data == self._before:
             return
         try:

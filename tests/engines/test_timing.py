@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines import BuildOptions, EngineError, worker
+from engines import BuildOptions, EngineError
 from engines.latency import Histogram, LatencyStats, percentile
 from engines.timing import (
     EngineCall,
@@ -203,28 +203,3 @@ def test_a_histogram_of_calls_that_took_the_same():
 def test_workers_bring_their_histogram():
     found = alternate({"a": sleeper(0.001)}, QUICK)["a"]
     assert sum(found.histogram.counts) == found.stats.iterations
-
-
-@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 2), (0.02, 9, 40)])
-def test_warm_up_goes_on_until_it_is_steady(seconds: float, least: int, most: int):
-    """The first calls take ten times as long; warming up for less than they take goes on until they are over."""
-    durations = [0.02] * 3 + [0.01] * 3 + [0.002] * 200
-    taken = []
-
-    def call() -> None:
-        taken.append(durations[len(taken)])
-        time.sleep(taken[-1])
-
-    worker._warm_up(call, seconds)
-    assert least <= len(taken) <= most
-
-
-def test_warm_up_ends_where_nothing_is_ever_steady():
-    taken = []
-
-    def call() -> None:
-        taken.append(0.001 * 1.5 ** (len(taken) // 3))  # every slice takes longer
-        time.sleep(taken[-1])
-
-    worker._warm_up(call, 0.01)
-    assert sum(taken) < 1

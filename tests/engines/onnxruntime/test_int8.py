@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.base import BuildOptions
+from engines.build_options import BuildOptions
 from engines.onnxruntime.engine import OnnxRuntime
 from engines.onnxruntime.fusion import fuse_attention, fuse_for_cpu
 from engines.onnxruntime.int8 import fold_conv_weights, fuse_int8_products, int8_summary

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import engines
-from engines import gpus
+from engines import Engine, gpus, registry
+from engines.onnxruntime.engine import OnnxRuntime
 
 
 def test_import_is_light():
@@ -20,8 +22,28 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("kind", engines.KINDS)
-def test_get_returns_the_kind(kind: str):
-    assert engines.get(kind).kind == kind
+def test_an_engine_says_what_it_is(kind: str):
+    engine = engines.get(kind)
+    assert engine.kind == kind
+    assert engine.title == engines.TITLES[kind] and engine.on_cpu == (kind in engines.ON_CPU)
+    assert {"fp32", "fp16", "int8", engine.precision_beside_8_bits} <= set(engine.precisions)
+    assert engine.targets_with("fp32", ("sm80",)) == ("sm80",)
+
+
+def test_what_a_precision_takes():
+    """Named to whoever has an engine without: one that can be used on any machine."""
+    assert registry.with_precision("bf16") == registry.with_precision("fp8") == "tensorrt-rtx"
+
+
+def test_what_an_engine_does_not_tell():
+    class Plain(OnnxRuntime):
+        title = "Plain"
+        layer_times = Engine.layer_times
+        tensor_outputs = Engine.tensor_outputs
+
+    for verb in (Plain().layer_times, Plain().tensor_outputs):
+        with pytest.raises(engines.EngineError, match=r"^Plain does not "):
+            verb(Path("engine"), {})
 
 
 def test_unknown_kind_suggests_the_nearest():
@@ -77,19 +99,3 @@ def test_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("ctypes.CDLL", missing)
     assert "no NVIDIA driver" in gpus.find_gpus().reason
-
-
-@pytest.mark.parametrize(
-    ("bad", "named"),
-    [
-        ({"dynamic_batch": (4, 2, 8)}, "4:2:8"),
-        ({"dynamic_batch": (0, 1, 8)}, "0:1:8"),
-        ({"optimization_level": 6}, "0 to 5, got 6"),
-        ({"workspace_bytes": 0}, "got 0"),
-        ({"threads": 0}, "threads must be at least 1"),
-        ({"threads": 1000 * 64}, "threads must be at most "),
-    ],
-)
-def test_options_out_of_range(bad: dict, named: str):
-    with pytest.raises(engines.EngineBuildError, match=named):
-        engines.BuildOptions(**bad)
