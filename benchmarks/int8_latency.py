@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.random_weights import random_model  # noqa: E402
-from engines.base import BuildOptions  # noqa: E402
+from engines.build_options import BuildOptions  # noqa: E402
 from engines.onnxruntime.engine import OnnxRuntime  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import EngineCall, TimingOptions, WorkerSpec, alternate, machine  # noqa: E402
