@@ -46,7 +46,15 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+# What takes long to build, to compile or to measure: whatever asks for one of these is slow.
+_SLOW = {"checked", "project", "run_server", "measured", "nano_int8", "rtx_fp8", "rtx_int8"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and _SLOW & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and (reason := _why_no_gpu()):
         for item in marked:

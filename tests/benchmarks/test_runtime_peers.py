@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import documents, peer_environments, runtime_peers, runtime_peers_page
+from benchmarks import documents, peer_environments, runtime_peers, runtime_peers_cells, runtime_peers_page
 from benchmarks.runtime_peers_cells import CANDIDATES, Candidate, Cell, Model, Setting, make_model, prepare
 from engines.errors import EngineError
 from engines.latency import LatencyStats
@@ -50,7 +50,11 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
     """With 8 bits, where the comparison wants them."""
-    return {name: make_model(name, threads=1, int8=name == "sit_nano") for name in ("sit_nano", "lvvit_nano")}
+    names = ("sit_nano", "lvvit_nano")
+    with pytest.MonkeyPatch.context() as patch:
+        for number in ("CALIBRATION_IMAGES", "CHECKED_IMAGES"):
+            patch.setattr(runtime_peers_cells, number, 4)
+        return {name: make_model(name, threads=1, int8=name == "sit_nano") for name in names}
 
 
 @pytest.fixture
@@ -58,6 +62,7 @@ def made_once(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(runtime_peers, "make_model", lambda name, *_, **__: models[name])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_once")
 def test_the_whole_comparison_on_a_nano_model(tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runtime_peers, "alternate", one_call_each)
@@ -94,6 +99,7 @@ def test_the_whole_comparison_on_a_nano_model(tmp_path: Path, pages: Path, monke
     assert (pages / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_once")
 def test_pairs_are_timed_in_processes_of_their_own(tmp_path: Path, pages: Path):
     path = tmp_path / "pairs.json"
@@ -134,6 +140,7 @@ def test_bad_options_are_refused_before_any_work(
     assert done.exit_code == 2 and said in done.output and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_or_is_wrong_is_a_result(tmp_path: Path, models: dict[str, Model]):
     nano = models["sit_nano"]
     setting = Setting(nano, 3, 1, tmp_path, tmp_path)
@@ -156,6 +163,7 @@ def test_what_cannot_be_made_or_is_wrong_is_a_result(tmp_path: Path, models: dic
     assert right.skipped is None and right.error < 1e-5 and right.worker.batch_size == 3
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_group_alone(
     tmp_path: Path, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ):

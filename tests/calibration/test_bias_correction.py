@@ -11,6 +11,7 @@ from calibration.layer_error import LayerError, measure_layer_errors
 from tests.helpers.graphs import exported, images_for, prepared, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shifted"), [("sit", False), ("vit", True)])
 def test_corrected_biases_leave_no_mean_error(name: str, shifted: bool) -> None:
     model, names, scales = prepared(name, shifted=shifted, groups=["all"])

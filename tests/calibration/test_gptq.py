@@ -172,6 +172,7 @@ def test_other_convolutions_are_refused(attributes: str) -> None:
         gptq_codes(model, ["conv"], images_for(model, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_layers_of_a_graph(precision: str) -> None:
     """Every layer is rounded against the inputs that the float graph gives it, all tokens of all images."""

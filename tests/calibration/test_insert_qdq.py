@@ -82,6 +82,7 @@ def reference(
     return rounded[0] @ (weight if layer.channel_axis == 1 else weight.T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sit", "vit"])
 @pytest.mark.parametrize(("precision", "shifted"), [("int8", False), ("int8", True), ("fp8", False)])
 def test_every_layer_equals_a_numpy_reference(name: str, precision: str, shifted: bool) -> None:
@@ -152,6 +153,7 @@ def test_two_layers_share_what_both_read() -> None:
         np.testing.assert_array_equal(run(low, images)["c"], np.maximum(images, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [17, 20])
 def test_the_graph_is_deployable_as_it_is(opset: int) -> None:
     model = exported("sit", "batch", opset)
@@ -165,6 +167,7 @@ def test_the_graph_is_deployable_as_it_is(opset: int) -> None:
     assert sqnr_db(run(low, images, optimised=True)["logits"], before) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("opset", "precision"), [(17, "int8"), (20, "int8"), (20, "fp8")])
 def test_fp16_holds_the_same_codes_and_scales(opset: int, precision: str) -> None:
     low, _, _ = quantized(exported("sit", 1, opset), EVERYTHING, precision, shifted=precision == "int8")
@@ -265,6 +268,7 @@ def test_automatic_padding_is_not_shifted() -> None:
         insert_qdq(model, ["conv"], Scales({"images": 1.0}, {"images": 64}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "targets"), [("int8", ("sm80", "sm120")), ("fp8", ("sm89", "sm120"))])
 def test_the_real_builder_takes_it(tmp_path: Path, precision: str, targets: tuple[str, ...]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")

@@ -98,6 +98,7 @@ def test_a_layer_that_is_all_error() -> None:
     np.testing.assert_array_equal(error.mean, [15, 15])
 
 
+@pytest.mark.slow
 def test_bad_input() -> None:
     model, names, scales = prepared("sit", groups=None)
     with pytest.raises(CalibrationError, match="no images to measure layers on"):

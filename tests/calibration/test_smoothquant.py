@@ -76,6 +76,7 @@ def test_every_place_of_an_export_is_found(name: str) -> None:
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sit_nano", "sit with dist token", "vit"])
 @pytest.mark.parametrize("optimised", [False, True])
 def test_logits_are_the_same_bits(name: str, optimised: bool) -> None:
@@ -90,6 +91,7 @@ def test_logits_are_the_same_bits(name: str, optimised: bool) -> None:
     assert [node.name for node in after.graph.node] == [node.name for node in model.graph.node]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sit_nano", "vit"])
 def test_outliers_shrink_and_8_bits_gain(name: str) -> None:
     model = with_outliers(exported(name))

@@ -235,6 +235,7 @@ def direct_entropy(values: np.ndarray) -> float:
     return min((best + 0.5) * width, magnitudes.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["gauss", "laplace", "relu", "outlier"])
 def test_entropy_is_the_published_search(shape: str) -> None:
     generator = np.random.default_rng(0)

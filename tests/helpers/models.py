@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from timm.layers import LayerScale
 from timm.models.vision_transformer import VisionTransformer
@@ -56,6 +57,11 @@ VIT_VARIANTS: dict[str, dict[str, Any]] = {
     "wide mlp": {"mlp_ratio": 5.5, "num_heads": 2},
 }  # fmt: skip
 PUBLISHED = tuple(name for name in CONFIGS if "nano" not in name)
+
+
+def slow_if_published(name: str) -> Any:
+    """Return the name of a model as a parameter of a test, which is slow with all but the small ones."""
+    return pytest.param(name, marks=pytest.mark.slow) if name in PUBLISHED else name
 
 
 @torch.no_grad()

@@ -36,9 +36,10 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def changed(value: Any, at: tuple[Any, ...], to: Any) -> Any:
     """Return a copy with one field changed, or without it where `to` is Ellipsis."""
-    made = copy.deepcopy(value)
+    made = copy.copy(value)  # and copies of what leads to the field: all of it takes long
     holder = made
     for key in at[:-1]:
+        holder[key] = copy.copy(holder[key])
         holder = holder[key]
     if to is ...:
         del holder[at[-1]]

@@ -22,6 +22,7 @@ from tests.helpers.models import (
     named_model,
     randomise,
     relative_error,
+    slow_if_published,
     tiny_model,
     tiny_vit,
 )
@@ -136,11 +137,9 @@ def test_softmax_of_slimming_is_over_the_input_tokens_on_the_last_axis(
 # --- all of them together ---
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", map(slow_if_published, CONFIGS))
 def test_every_model_keeps_its_logits(name: str) -> None:
-    model = named_model(
-        name, img_size=112
-    )  # of which no rewrite depends, and the time of the large ones does
+    model = named_model(name, img_size=112)  # no rewrite depends on the size
     pixels = images(model)
     expected = model(pixels)
     assert expected.std() > 0.1

@@ -64,7 +64,7 @@ def export(nano: SiT) -> Callable[[int], onnx.ModelProto]:
     return exported
 
 
-@pytest.fixture(params=OPSETS)
+@pytest.fixture(params=[DEFAULT_OPSET, *(pytest.param(n, marks=pytest.mark.slow) for n in OPSETS[:-1])])
 def graph(request: pytest.FixtureRequest, export: Callable[[int], onnx.ModelProto]) -> onnx.ModelProto:
     return export(request.param)
 
@@ -252,12 +252,14 @@ def test_batch_can_be_set_afterwards(default: onnx.ModelProto, nano: SiT) -> Non
     assert default.SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_the_same_bytes_every_time(default: onnx.ModelProto, nano: SiT) -> None:
     opened = export_onnx(to_deploy_form(nano), nano.img_size, batch="batch", name="sit_nano")
     assert set_batch(opened, 1).SerializeToString() == default.SerializeToString()
     assert set_batch(default, "batch").SerializeToString() == opened.SerializeToString()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     model = tiny_model(stage_blocks=(1, 1))
     here = export_onnx(to_deploy_form(model), model.img_size, name="sit")
@@ -282,6 +284,7 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     assert done.stdout.split() == [hashlib.sha256(here.SerializeToString()).hexdigest()]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
@@ -348,6 +351,7 @@ def test_batches_below_one(batch: int, nano: SiT) -> None:
 # --- vision transformers of timm ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "opset", "batch", "fused"),
     # attention of the last block is fused where it computes all tokens, which is for the mean of them
@@ -378,6 +382,7 @@ def test_vision_transformers(variant: str, opset: int, batch: int | str, fused: 
     assert relative_error(run(graph, pixels), model(pixels)) < TOLERANCE
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_slimmed_vision_transformer_builds_on_tensorrt_rtx(tmp_path: Path) -> None:
     """LayerScale, registers and the mean of the patches, strongly typed in both low precisions."""

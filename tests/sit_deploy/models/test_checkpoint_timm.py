@@ -107,6 +107,7 @@ def test_another_image_size_is_noted(slimmed: SlimViT, save: Save) -> None:
     assert f"keep 8/4/2 tokens, not the 18/9/4 of {NAME} of stages 6,2,2,2 at 96 pixels" in loaded.notes[1]
 
 
+@pytest.mark.slow
 def test_layer_scale_of_official_deit_iii(save: Save) -> None:
     source = randomise(timm.create_model("deit3_small_patch16_224", img_size=32, num_classes=3))
     official = {re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", k): v for k, v in source.state_dict().items()}

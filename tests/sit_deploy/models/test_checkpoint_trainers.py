@@ -63,6 +63,7 @@ def test_timms_saver(sit_nano: SiT, tmp_path: Path) -> None:
     assert same(tmp_path / "last.pth.tar", sit_nano)[0].startswith("state_dict_ema weights of last.pth.tar")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", ["net", "backbone", "model"])
 def test_lightning(attribute: str, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")
@@ -102,6 +103,7 @@ def test_lightning(attribute: str, tmp_path: Path) -> None:
     assert "no part of the model: criterion.weight, val_acc." in notes[1]
 
 
+@pytest.mark.slow
 def test_transformers_wrapper_of_timm(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     plain = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5).eval()
@@ -127,6 +129,7 @@ def test_average_of_torch(sit_nano: SiT, save: Save) -> None:
     )
 
 
+@pytest.mark.slow
 def test_compiled_as_a_whole_and_block_by_block(sit_nano: SiT, save: Save) -> None:
     whole = torch.compile(sit_nano)
     assert all(k.startswith("_orig_mod.") for k in whole.state_dict())

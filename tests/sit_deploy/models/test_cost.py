@@ -14,6 +14,7 @@ from sit_deploy.models import CONFIGS, create_model, get_config
 from sit_deploy.models.cost import Cost, cost
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimViT
+from tests.helpers.models import slow_if_published
 
 logging.getLogger("fvcore").setLevel(logging.ERROR)
 
@@ -60,7 +61,7 @@ def test_published_table(name: str) -> None:
     assert (f"{figures.parameters / 1e6:.2f}", f"{figures.macs / 1e9:.2f}") == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", map(slow_if_published, CONFIGS))
 def test_closed_form_is_the_real_model(name: str) -> None:
     assert cost(get_config(name)) == measured(empty(name))
 

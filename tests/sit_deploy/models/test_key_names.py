@@ -27,6 +27,7 @@ def hugging_face(kind: str) -> Any:
     return randomise(getattr(transformers, f"{kind}ForImageClassification")(config)).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("saved", ["folder", "state dict", "wrapped"])
 def test_hugging_face_vit(saved: str, tmp_path: Path, save: Save) -> None:

@@ -14,7 +14,15 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, create_model
 from sit_deploy.models.sit import SiT
 from tests.helpers import numpy_sit
-from tests.helpers.models import SLIMMED, TINY, images, randomise, relative_error, tiny_model
+from tests.helpers.models import (
+    SLIMMED,
+    TINY,
+    images,
+    randomise,
+    relative_error,
+    slow_if_published,
+    tiny_model,
+)
 
 # one model a variation of the architecture; each is compared with the NumPy one in float64
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -70,7 +78,7 @@ def test_what_distillation_compares_is_the_papers(variant: str) -> None:
         np.testing.assert_allclose(tokens.numpy(), wanted, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", map(slow_if_published, CONFIGS))
 def test_each_block_sees_the_tokens_of_its_stage(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name).eval()

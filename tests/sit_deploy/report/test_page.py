@@ -51,6 +51,7 @@ def test_every_value_is_escaped(evidence: dict[str, Any]) -> None:
     assert page.text.count("<script>") > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["html", "md"])
 def test_speeds_stand_with_what_is_behind_them_or_not_at_all(form: str, evidence: dict[str, Any]) -> None:
     told = {

@@ -25,6 +25,7 @@ from tests.sit_deploy.test_manifest import changed, places
 WRONG: tuple[Any, ...] = ([], {}, None, -1, 1e308, "[/x]", True, 10**30, [[]], {"x": {}})
 
 
+@pytest.mark.slow
 def test_every_field_of_evidence_is_checked(
     evidence: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,7 +33,8 @@ def test_every_field_of_evidence_is_checked(
         monkeypatch.setattr(f"sit_deploy.report.plots.{name}", lambda *_: "<svg></svg>")
     evidence = {**flipped(evidence), "schema": SCHEMA}
     for part in (evidence["build"], evidence):  # one of each is enough
-        for holder, key in ((part.get("graph") or {}, "blocks"), (part, "layers")):
+        eight_bits = part.get("quantization") or {}
+        for holder, key in ((part.get("graph") or {}, "blocks"), (part, "layers"), (eight_bits, "layers")):
             holder[key] = list(holder.get(key, ()))[:1]
     file = tmp_path / "e.json"
     taken = refused = 0
@@ -99,6 +101,7 @@ def test_a_bundles_own_report_is_checked_before_anything_is_measured(
         assert "report.json" in cli.refuses(*words)
 
 
+@pytest.mark.slow
 def test_markup_in_evidence_is_shown(evidence: dict[str, Any], tmp_path: Path, cli: CommandLine) -> None:
     evidence["name"] = evidence["ledger"]["entries"][0]["note"] = "[/x] [bold]<script>\x1b[2J"
     path = whole(tmp_path, json.dumps({"bundles": [evidence]}))

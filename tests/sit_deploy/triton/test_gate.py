@@ -204,6 +204,7 @@ def test_a_server_that_is_gone_is_said_so() -> None:
         assert ask(ports.http, b"{}") == (503, {"error": "Triton does not answer"})
 
 
+@pytest.mark.slow
 def test_the_real_server_lives_on(installation: server.Installation, trained: Trained, tmp_path: Any) -> None:
     """Whatever reaches it, one request after the other and 16 at a time; some of these end it when they are not stopped."""
     repository, ports = tmp_path / "models", free_ports()
@@ -248,6 +249,7 @@ def test_the_real_server_lives_on(installation: server.Installation, trained: Tr
         assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "_LINGER_SECONDS", 0.01)
     ports = free_ports()
