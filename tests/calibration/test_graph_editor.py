@@ -72,7 +72,7 @@ def test_arrays_are_copies() -> None:
     np.testing.assert_array_equal(graph.constant("w"), W)
 
 
-def test_done_drops_unused_constants_and_infers_shapes() -> None:
+def test_finish_drops_unused_constants_and_infers_shapes() -> None:
     before = network()
     graph = GraphEditor(before)
     node = helper.make_node("Relu", ["a"], [graph.unique_name("a/relu")], graph.unique_name("relu"))
@@ -90,7 +90,7 @@ def test_done_drops_unused_constants_and_infers_shapes() -> None:
     assert before == network()
 
 
-def test_done_refuses_a_graph_out_of_order() -> None:
+def test_finish_refuses_a_graph_out_of_order() -> None:
     graph = GraphEditor(network())
     graph.nodes.reverse()
     with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):

@@ -14,7 +14,6 @@ from sit_deploy.errors import InputError
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import run_logits
 from sit_deploy.quantize.quantizer import Quantizer, make_quantizer, trained_quantizer
-from sit_deploy.quantize.scales import smoothed_graph
 from tests.helpers.graphs import sqnr_db
 from tests.sit_deploy.conftest import Digits
 
@@ -23,16 +22,6 @@ pytestmark = pytest.mark.slow
 
 def initializers(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
-
-
-def test_migration_leaves_the_logits_as_they_are(
-    digits: Digits, calibration: Calibration, stream: ImageStream
-) -> None:
-    graph = digits.made.exported.graph
-    smoothed = smoothed_graph(graph, calibration)
-    assert any(any(power) for power in calibration.migration.values())
-    assert smoothed.SerializeToString() != graph.SerializeToString()
-    np.testing.assert_array_equal(run_logits(smoothed, stream), run_logits(graph, stream))
 
 
 def test_rounding_against_the_inputs_is_better_than_to_nearest(

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calibration.cache import Calibration
+from calibration.layers import find_layers
+from sit_deploy.errors import InputError
+from sit_deploy.quantize.image_stream import ImageStream
+from sit_deploy.quantize.logits import run_logits
+from sit_deploy.quantize.scales import choose_scales, smoothed_graph
+from tests.sit_deploy.conftest import Digits
+
+
+def test_smoothing_leaves_the_logits_as_they_are(
+    digits: Digits, calibration: Calibration, stream: ImageStream
+) -> None:
+    graph = digits.made.exported.graph
+    smoothed = smoothed_graph(graph, calibration)
+    assert any(any(power) for power in calibration.migration.values())
+    assert smoothed.SerializeToString() != graph.SerializeToString()
+    np.testing.assert_array_equal(run_logits(smoothed, stream), run_logits(graph, stream))
+
+
+def test_a_calibration_of_another_graph_is_refused(digits: Digits, calibration: Calibration) -> None:
+    other = replace(calibration, migration={**calibration.migration, "blocks.99/norm1": [0]})
+    with pytest.raises(InputError, match=r"'blocks\.99/norm1', which this graph has not; calibrate again"):
+        smoothed_graph(digits.made.exported.graph, other)
+
+
+def test_a_shift_is_taken_where_it_pays_and_something_takes_it_back(
+    digits: Digits, calibration: Calibration
+) -> None:
+    layers = find_layers(smoothed_graph(digits.made.exported.graph, calibration))
+    fc1, fc2 = layers["blocks.0/mlp/fc1"], layers["blocks.0/mlp/fc2"]
+    scales = choose_scales(calibration, [fc1, fc2])
+    assert set(scales.activations) == {*fc1.inputs, *fc2.inputs}
+    assert set(scales.shifts) == set(fc2.inputs)  # behind GELU; what LayerNorm gives is symmetric enough
+    (tensor,) = fc2.inputs
+    plain = choose_scales(replace(calibration, grid="fp8"), [fc2])  # no use for one
+    assert plain.shifts == {}
+    assert scales.activations[tensor] < 0.75 * calibration.threshold(tensor) / 127
+    # two activations meet in a product without a weight
+    assert choose_scales(calibration, [fc2, replace(fc2, weight=None)]).shifts == {}
