@@ -163,6 +163,7 @@ def make_loaders(
         preprocessing: of evaluation, and with its mean, std and orientation of training.
         world: the processes that share the images.
         options: the usual ones, if there are none.
+
     Raises:
         InputError: fewer images than a step takes, or no image to validate on.
     """

@@ -59,6 +59,7 @@ def calibrate(
         world: the processes that share the images.
         skip: patterns of node names that stay in float.
         progress: called with images done and their number, of this process.
+
     Raises:
         InputError: an activation that is no finite number, or more damaged images than may be.
     """

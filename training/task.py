@@ -70,17 +70,21 @@ class ClassificationTask(Task):
 class FRDTask(Task):
     """Feature Recalibration Distillation (arXiv 2111.12624, section 3.3).
 
-    The teachers are frozen, in eval mode whatever mode the task is in, under no_grad, and outside DDP.
+    The teachers are frozen, in eval mode whatever mode the task is in, under no_grad, and outside DDP. It takes more than seven
+    arguments: three models, and the weights of the paper's loss by their names.
 
-    Attributes:
+    Args:
+        student: a SiT with reverse TSMs.
         teacher: the unslimmed model.
+        device: of all of them.
+        token_weight: see `frd_loss`.
+        logits_weight: likewise.
+        temperature: likewise.
         cnn_teacher: an extra teacher whose class the student's dist token learns.
         cnn_normalisation: (gain, offset), each (1, 3, 1, 1), that take the student's normalised images to the CNN's.
-
-    Args: student: a SiT with reverse TSMs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         student: nn.Module,
         teacher: nn.Module,

@@ -42,7 +42,12 @@ def gather(
     """Measure a bundle.
 
     Args:
-        samples: labelled images. The others: see `measure_stages`.
+        bundle: what is measured.
+        samples: labelled images.
+        teacher: see `measure_stages`.
+        checkpoint: likewise.
+        timing: likewise.
+        progress: called with a step, how much of it is done, and of how much.
 
     Raises:
         InputError, GateError: as `measure_stages`.
