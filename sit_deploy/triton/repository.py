@@ -68,7 +68,7 @@ def choose_backend(bundle: Bundle, backend: str | None) -> str:
         raise InputError(
             f"the engine of {bundle.path} holds no weights, and Triton cannot give it any; build it without --strip-weights"
         )
-    if backend == "python" and precision in ("bf16", "fp8"):
+    if backend == "python" and precision not in engines.get("onnxruntime").precisions:
         raise InputError(
             f"{bundle.path} is in {precision}, which ONNX Runtime has no CPU kernels for; build one in fp32, fp16 or int8"
         )
