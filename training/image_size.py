@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sit_deploy.models import ModelConfig, read_checkpoint
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
-from sit_deploy.models.checkpoint import Checkpoint
-from sit_deploy.models.load import looks_like
 from sit_deploy.models.state_dict import grid_side
 from training.request import TrainRequest
+from training.start_checkpoints import StartCheckpoints
 
 # tokens that have a position and are no patch: a class token, none, with a dist token, with registers
 PREFIXES = (1, 0, 2, 5, 4)
 
 
 @dataclass(frozen=True)
-class Inherited:
+class InheritedSize:
     """The image size of a model, and where it comes from.
 
     Attributes:
@@ -32,17 +30,18 @@ class Inherited:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: TrainRequest, config: ModelConfig) -> Inherited:
+    def of(cls, request: TrainRequest, start: StartCheckpoints) -> InheritedSize:
         """Look at the teacher, or where there is none (or with --qat) at the checkpoint that the run starts from.
 
         Raises:
             InputError: a checkpoint that cannot be read.
         """
+        config = start.config
         files = {"teacher": request.teacher, "checkpoint": request.init}
         if request.qat:
             files = {"checkpoint": request.init, "teacher": request.teacher}
         given = {role: path for role, path in files.items() if path}
-        seen = {f"{role} {path}": _size_of(path, request, config) for role, path in given.items()}
+        seen = {f"{role} {path}": _size_of(path, start) for role, path in given.items()}
         notes = []
         size = request.image_size
         if size is None and seen:
@@ -68,22 +67,11 @@ class Inherited:
         return cls(size, card, tuple(notes))
 
 
-def _size_of(path: Path, request: TrainRequest, config: ModelConfig) -> tuple[int | None, str]:
+def _size_of(path: Path, start: StartCheckpoints) -> tuple[int | None, str]:
     """Return the image size that a checkpoint is of, None where it does not tell, and what says so."""
     if card := read_card(path):
         return card.image_size, "the model card"
-    state = read_start(path, request, config).state
+    state = start.read(path).state
     sides = (grid_side(state.get("pos_embed"), prefix) for prefix in PREFIXES)
     side = next(filter(None, sides), None)
-    return (side * config.patch_size if side else None), "the position embedding"
-
-
-def read_start(path: Path, request: TrainRequest, config: ModelConfig) -> Checkpoint:
-    """Read a checkpoint that a run of this model may start from, or learn from: slimmed or not."""
-    unslimmed = replace(config, stage_blocks=(config.depth,))
-    return read_checkpoint(
-        path,
-        key=request.checkpoint_key,
-        key_is_shared=request.key_is_shared,
-        fits=lambda names: looks_like(names, config) or looks_like(names, unslimmed),
-    )
+    return (side * start.config.patch_size if side else None), "the position embedding"

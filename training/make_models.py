@@ -19,11 +19,12 @@ from sit_deploy.models.data_config import Choice, DataConfig, Source, choose, fr
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
 from sit_deploy.models.trainer_config import from_checkpoint
 from sit_deploy.preprocessing import Preprocessing
-from training.image_size import Inherited, read_start
+from training.image_size import InheritedSize
 from training.init_weights import initialise
 from training.recipes import Recipe
 from training.request import TrainRequest
 from training.seeding import seed_all
+from training.start_checkpoints import StartCheckpoints
 
 # what a trained model's checkpoint need not have
 UNDEPLOYED = ("rtsm.", "aux_head.")
@@ -84,7 +85,8 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         raise InputError(
             f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
         )
-    inherited = Inherited.of(request, config)
+    checkpoints = StartCheckpoints(request, config)
+    inherited = InheritedSize.of(request, checkpoints)
     size = inherited.size
     by_recipe = DataConfig(Source.RECIPE, crop_pct=recipe.crop_pct or None)
     if request.qat and inherited.card:  # a model that is trained keeps what it was trained with
@@ -110,7 +112,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         if request.init is None:
             initialise(model, request.seed)
             return Models(config, model, choice, "scratch")
-        return Models(config, model, choice, _start(model, config, request), notes=inherited.notes)
+        return Models(config, model, choice, _load_start(model, request, checkpoints), notes=inherited.notes)
 
     loaded, seen = _load_teacher(request, config, size, data.num_classes)
     _check_teacher(loaded.model, model, request, config, data)
@@ -121,17 +123,17 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
             f"{loaded.name}, or pass the teacher's --mean and --std"
         )
     teacher_config = loaded.config
-    start = _start(model, config, request)
+    start = _load_start(model, request, checkpoints)
     cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
     return Models(
         config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, inherited.notes
     )
 
 
-def _start(model: nn.Module, config: ModelConfig, request: TrainRequest) -> str:
+def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheckpoints) -> str:
     """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
     path = request.init or request.teacher
-    read = read_start(path, request, config)
+    config, read = checkpoints.config, checkpoints.read(path)
     missing, left_out = fit_partly(read.state, model)
     new = [k for k in missing if not k.startswith(UNDEPLOYED)]
     if request.qat and new:

@@ -1,4 +1,4 @@
-"""The whole way at a small scale: a teacher from scratch, a student distilled from it, an engine of that, and the ledger.
+"""The whole way at a small scale: a teacher from scratch, a student distilled from it, its engine, and how they compare.
 
 On scikit-learn's handwritten digits, which come with it: nothing is downloaded and no GPU is needed.
 """
@@ -23,8 +23,17 @@ MAX_DROP = 1.0  # points of top-1 that the student may lose
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of the ledger: top1 and agreement with the teacher in percent, size in bytes, macs of one image."""
+class MeasuredModel:
+    """A model that the quickstart has measured.
+
+    Attributes:
+        what: the model's part in it: teacher, student, or precision and engine.
+        model: its name.
+        top1: on the held-out digits, in percent.
+        agreement: images that the teacher gives the same class, in percent.
+        macs: multiply-accumulates of one image.
+        size: of its file, in bytes.
+    """
 
     what: str
     model: str
@@ -35,10 +44,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class QuickstartResult:
     """What the quickstart measured on `images` held-out digits, and how long it took."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[MeasuredModel, ...]
     images: int
     bundle: Path
     curves: tuple[Path, Path]
@@ -54,7 +63,7 @@ def quickstart(
     reporter: Any = None,
     progress: Callable[[str, int, int], None] | None = None,
     overrides: tuple[tuple[str, Any], ...] = (),
-) -> Ledger:
+) -> QuickstartResult:
     """Train, distil, build, and compare; a run that was interrupted goes on where it stopped.
 
     Args:
@@ -83,7 +92,7 @@ def _quickstart(
     reporter: Any,
     progress: Callable[[str, int, int], None] | None,
     overrides: tuple[tuple[str, Any], ...],
-) -> Ledger:
+) -> QuickstartResult:
     from sit_deploy.bundle import is_bundle
     from sit_deploy.pipeline.build import build
     from sit_deploy.pipeline.request import BuildRequest
@@ -116,9 +125,9 @@ def _quickstart(
     accuracy = read_build_report(built).accuracy
     assert accuracy is not None  # images were given
     entries = (
-        Entry("teacher", TEACHER, teacher.student.top1, 100.0, teacher.student.macs, _bytes(teacher.weights)),
-        Entry("student", STUDENT, student.student.top1, student.agreement, student.student.macs, _bytes(student.weights)),
-        Entry(
+        MeasuredModel("teacher", TEACHER, teacher.student.top1, 100.0, teacher.student.macs, _bytes(teacher.weights)),
+        MeasuredModel("student", STUDENT, student.student.top1, student.agreement, student.student.macs, _bytes(student.weights)),
+        MeasuredModel(
             f"fp16, {accuracy.measured_on}",
             STUDENT,
             accuracy.engine_top1,
@@ -127,14 +136,14 @@ def _quickstart(
             _bytes(built.engine_path),
         ),
     )  # fmt: skip
-    ledger = Ledger(
+    result = QuickstartResult(
         entries, student.images, built.path, (teacher.curves, student.curves), time.perf_counter() - started
     )
     _require_worth(entries, accuracy, student_run)
-    return ledger
+    return result
 
 
-def _require_worth(entries: tuple[Entry, ...], accuracy: AccuracyRecord, run: Path) -> None:
+def _require_worth(entries: tuple[MeasuredModel, ...], accuracy: AccuracyRecord, run: Path) -> None:
     """Refuse what lost too much against the teacher, and what nobody could tell from guessing: it has nothing to lose.
 
     Args:

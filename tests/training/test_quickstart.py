@@ -1,10 +1,11 @@
-"""The quickstart: every figure of its ledger against the files that it left."""
+"""The quickstart: every figure of its result against the files that it left."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sit_deploy.inference import Classifier, graph_on_onnxruntime
 from sit_deploy.measure.accuracy import measure
 from sit_deploy.models import load_model
 from sit_deploy.pipeline.float_graph import torch_logits
-from training.quickstart import Entry, Ledger, _require_worth, quickstart, write_digits
+from training.quickstart import MeasuredModel, QuickstartResult, _require_worth, quickstart, write_digits
 
 QUICK = (("epochs", 1), ("warmup_epochs", 0), ("batch_size", 32))
 
@@ -41,7 +42,7 @@ def few_digits() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ledger]:
+def made(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuickstartResult]:
     """A whole run. What it learnt in so few steps is no better than guessing, which is not asked of it here."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
@@ -50,8 +51,8 @@ def made(few_digits: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 @pytest.mark.slow
-def test_ledger_is_what_the_files_say(made: tuple[Path, Ledger]) -> None:
-    folder, ledger = made
+def test_the_result_is_what_the_files_say(made: tuple[Path, QuickstartResult]) -> None:
+    folder, result = made
     teacher = load_model("lvvit_nano", folder / "teacher" / "model.safetensors").model
     student = load_model("sit_nano", folder / "student" / "model.safetensors").model
     bundle = load_bundle(folder / "bundle")
@@ -72,20 +73,20 @@ def test_ledger_is_what_the_files_say(made: tuple[Path, Ledger]) -> None:
         (of_student.engine_top1, of_student.agreement),
         (of_engine.engine_top1, of_engine.agreement),
     ]
-    assert [(e.top1, e.agreement) for e in ledger.entries] == [pytest.approx(pair) for pair in by_file]
-    assert ledger.images == len(samples) == 60
-    assert ledger.entries[0].macs > 1.7 * ledger.entries[1].macs
-    assert ledger.entries[2].size == bundle.engine_path.stat().st_size
-    assert json.loads(json.dumps(ledger.to_dict()))["entries"][0]["what"] == "teacher"
-    assert all(curves.read_bytes().startswith(b"\x89PNG") for curves in ledger.curves)
+    assert [(e.top1, e.agreement) for e in result.entries] == [pytest.approx(pair) for pair in by_file]
+    assert result.images == len(samples) == 60
+    assert result.entries[0].macs > 1.7 * result.entries[1].macs
+    assert result.entries[2].size == bundle.engine_path.stat().st_size
+    assert json.loads(json.dumps(result.to_dict()))["entries"][0]["what"] == "teacher"
+    assert all(curves.read_bytes().startswith(b"\x89PNG") for curves in result.curves)
 
 
 @pytest.mark.slow
 def test_started_again_it_trains_nothing_twice(
-    made: tuple[Path, Ledger], monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, QuickstartResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And it fails where a run is not worth it, with what it is held to: the entries of the ledger."""
-    folder, ledger = made
+    """And it fails where a run is not worth it, with what it is held to: the entries of the result."""
+    folder, result = made
     held: list[Any] = []
 
     def refuse(*facts: Any) -> None:
@@ -99,8 +100,8 @@ def test_started_again_it_trains_nothing_twice(
         quickstart(folder, overrides=QUICK)
     assert [run.stat().st_mtime_ns for run in runs] == before
     entries, accuracy, run = held
-    assert (entries, run) == (ledger.entries, folder / "student")
-    assert (accuracy["images"], accuracy["engine_top1"]) == (60, entries[2].top1)
+    assert (entries, run) == (result.entries, folder / "student")
+    assert (accuracy.images, accuracy.engine_top1) == (60, entries[2].top1)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,10 @@ def test_started_again_it_trains_nothing_twice(
 )
 def test_what_lost_too_much_and_what_had_nothing_to_lose(top1: tuple[float, ...], words: str | None) -> None:
     names = ("teacher", "student", "fp16, graph")
-    entries = tuple(Entry(name, "x", value, 100.0, 1, 1) for name, value in zip(names, top1, strict=True))
-    facts = {"classes": 10, "majority": 9.9, "present": 10, "images": 360}
+    entries = tuple(
+        MeasuredModel(name, "x", value, 100.0, 1, 1) for name, value in zip(names, top1, strict=True)
+    )
+    facts: Any = SimpleNamespace(classes=10, majority=9.9, present=10, images=360)
     if words is None:
         _require_worth(entries, facts, Path("run"))
         return

@@ -52,23 +52,23 @@ def command(output: Path, seed: int, as_json: bool) -> None:
     from training.quickstart import quickstart
 
     with reporting() as reporter, progress() as report:
-        ledger = quickstart(output, seed, reporter, report)
+        result = quickstart(output, seed, reporter, report)
     if as_json:
-        emit_json(ledger.to_dict())
+        emit_json(result.to_dict())
         return
     screen = console()
     right = ("top-1 %", "agrees with teacher %", "MMACs", "size")
-    listing = table("", "model", *right, title=f"On {ledger.images} held-out digits", right=right)
-    for entry in ledger.entries:
+    listing = table("", "model", *right, title=f"On {result.images} held-out digits", right=right)
+    for entry in result.entries:
         listing.add_row(
             entry.what, entry.model, f"{entry.top1:.2f}", f"{entry.agreement:.2f}", f"{entry.macs / 1e6:.1f}",
             file_size(entry.size),
         )  # fmt: skip
     screen.print(listing)
-    curves = " and ".join(map(str, ledger.curves))
+    curves = " and ".join(map(str, result.curves))
     say(screen, f"Curves: {literal(curves)}")
     say(
         screen,
-        f"[green]✓[/] [bold]{literal(ledger.bundle)}[/] in {ledger.seconds:.0f} s. Next: "
-        f"sit-deploy bench {literal(ledger.bundle)} --engine onnxruntime",
+        f"[green]✓[/] [bold]{literal(result.bundle)}[/] in {result.seconds:.0f} s. Next: "
+        f"sit-deploy bench {literal(result.bundle)} --engine onnxruntime",
     )
