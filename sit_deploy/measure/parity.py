@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import GateError
+from sit_deploy.precisions import EIGHT_BITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ class Hop:
         agreement: share of images whose top class is the reference's.
         tolerance: what `error` may be.
         note: how it was compared, or why it was not; then the figures are None.
+        precision: that the step wrote into the graph, None for one that wrote none; a report has it in the name.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Hop:
     agreement: float | None = None
     tolerance: float | None = None
     note: str = ""
+    precision: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -49,6 +52,7 @@ class Hop:
         plain = {
             key: None if isinstance(value, float) and math.isinf(value) else value
             for key, value in asdict(self).items()
+            if key != "precision"
         }
         return {**plain, "compared": self.error is not None, "passed": self.passed}
 
@@ -60,10 +64,20 @@ def compare(
     reference: np.ndarray,
     tolerance: float | None,
     note: str = "",
+    precision: str | None = None,
 ) -> Hop:
     """Compare logits (images, classes) of a step with those of the step before and of the reference.
 
     NaN or infinite logits make the errors infinite, and agree with nothing.
+
+    Args:
+        name: of the step.
+        logits: of the step.
+        previous: of the step before.
+        reference: of PyTorch.
+        tolerance: what the error may be.
+        note: how it was compared.
+        precision: that the step wrote into the graph.
     """
     import numpy as np
 
@@ -85,6 +99,7 @@ def compare(
         agreement=float((finite & (logits.argmax(1) == reference.argmax(1))).mean()),
         tolerance=tolerance,
         note=note,
+        precision=precision,
     )
 
 
@@ -134,16 +149,16 @@ def require(hops: list[Hop], outcome: str = "nothing was written") -> None:
             else f"is {hop.error:.2g} standard deviations of the logits off the PyTorch reference "
             f"(tolerance {hop.tolerance:g})"
         )
-        raise GateError(f"{hop.name} {what}; {outcome}: {_remedy(hop.name, hops)}")
+        raise GateError(f"{hop.name} {what}; {outcome}: {_remedy(hop, hops)}")
 
 
-def _remedy(name: str, hops: list[Hop]) -> str:
-    # an engine in 8 bits has no precision in its name; its graph has
-    if any(precision in hop.name for hop in hops for precision in ("int8", "fp8")):
+def _remedy(failed: Hop, hops: list[Hop]) -> str:
+    # an engine writes no precision: what is in its graph, an earlier step wrote
+    if any(hop.precision in EIGHT_BITS for hop in hops):
         return "calibrate with more images that are like those to come, keep more layers high with --quantize, or take fp16"
-    if "fp16" in name:
+    if failed.precision == "fp16":
         return "try --precision bf16 or fp32, or give real images with --calib-data"
-    if "bf16" in name:
+    if failed.precision == "bf16":
         return "try --precision fp16 or fp32"
     return (
         "weights whose float32 sums almost cancel can do that, and so would a defect of sit-deploy or of the runtime: if "

@@ -289,7 +289,7 @@ def _check_graph(
     write_graph(graph, folder / MODEL)
     smallest, largest = work.request.batch_range
     logits = graph_logits(folder / MODEL, images, (smallest, largest))
-    work.hops.append(compare("ONNX fp32", logits, previous, reference, TOLERANCE["fp32"]))
+    work.hops.append(compare("ONNX fp32", logits, previous, reference, TOLERANCE["fp32"], precision="fp32"))
     if smallest != largest:
         single = graph_logits(folder / MODEL, images, (smallest, smallest))
         work.hops.append(

@@ -94,7 +94,16 @@ def lower_quantized(
         logits = graph_logits(folder / MODEL, exported.images, request.batch_range)
         tolerance = TOLERANCE[request.precision]
         name = f"ONNX {request.precision}"
-        work.hops.append(compare(name, logits, exported.logits, exported.reference, tolerance))
+        work.hops.append(
+            compare(
+                name,
+                logits,
+                exported.logits,
+                exported.reference,
+                tolerance,
+                precision=request.precision,
+            )
+        )
         _require(work)
     if request.high == "fp32":
         return Lowered(low, to_precision(low, "fp32")[1], logits, quantizer, calibration, stream)
@@ -141,8 +150,16 @@ def to_half(
             f", rest {precision}" if request.precision in EIGHT_BITS else ""
         )
         work.hops.append(
-            compare(name, logits, exported.logits, exported.reference, TOLERANCE[request.precision], "rounding simulated")
-        )  # fmt: skip
+            compare(
+                name,
+                logits,
+                exported.logits,
+                exported.reference,
+                TOLERANCE[request.precision],
+                "rounding simulated",
+                request.precision,
+            )
+        )
         _require(work)
         write_graph(low, folder / MODEL)
     return low, plan, logits

@@ -97,7 +97,7 @@ def _keep_budget(
     request, first = work.request, made.lowered
     limit = request.max_accuracy_drop
     reference = _Remembered(made)
-    hops = [hop for hop in work.hops if not hop.name.startswith(f"ONNX {request.precision}")]
+    hops = [hop for hop in work.hops if hop.precision != request.precision]
 
     def attempt(plan: QuantPlan) -> Accuracy:
         nonlocal made

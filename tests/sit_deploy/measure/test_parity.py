@@ -70,14 +70,14 @@ def test_nan_and_infinity_never_pass(bad: float, logits: np.ndarray) -> None:
 
 
 def test_a_step_that_was_not_compared_says_so() -> None:
-    plain = Hop("engine", note="run it where a GPU is").to_dict()
+    plain = Hop("engine", note="run it where a GPU is", precision="fp16").to_dict()
     assert (plain["compared"], plain["passed"], plain["error"]) == (False, True, None)
     require([Hop("engine", note="run it where a GPU is")])
 
 
 def test_the_first_failure_is_the_one_reported(logits: np.ndarray) -> None:
     good = compare("deploy form", logits, logits, logits, 1e-4)
-    first = compare("ONNX fp16", logits * 1.5, logits, logits, TOLERANCE["fp16"])
+    first = compare("ONNX fp16", logits * 1.5, logits, logits, TOLERANCE["fp16"], precision="fp16")
     second = compare("engine", logits * 2, logits, logits, TOLERANCE["fp16"])
     with pytest.raises(GateError) as caught:
         require([good, first, second])
