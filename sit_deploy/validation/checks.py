@@ -14,7 +14,7 @@ from sit_deploy.data.samples import spread_over
 from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import ENGINE, Accuracy
 from sit_deploy.measure.baseline import Doubt, find_doubts
-from sit_deploy.measure.evaluate import evaluate, run_key
+from sit_deploy.measure.evaluate import evaluate
 from sit_deploy.measure.parity import Hop, agreement_note, compare, reference_fault
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.precisions import TOLERANCE
@@ -59,65 +59,66 @@ class Checked:
         self.accuracy.require(max_drop, min_agreement)
 
 
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """How the PyTorch model is run beside the engine.
+
+    Attributes:
+        checkpoint: its weights, where they moved since the build.
+        device: where it runs.
+        preprocessing: of both sides, in place of the bundle's.
+    """
+
+    checkpoint: Path | None = None
+    device: str = "cpu"
+    preprocessing: Preprocessing | None = None
+
+
 def check_accuracy(
     bundle: Bundle,
     classifier: Any,
-    data: Path | str,
-    checkpoint: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-    *,
-    images: int | None = None,
-    resume: Path | None = None,
+    samples: Labelled,
+    reference: ReferenceOptions | None = None,
+    notebook: Notebook | None = None,
     world: World | None = None,
-    reference_device: str = "cpu",
-    preprocessing: Preprocessing | None = None,
-    **options: Any,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Checked | None:
-    """Measure reference and engine on labelled images, which `open_labelled` takes, with its options.
+    """Measure reference and engine on labelled images.
 
     Args:
-        images: of so many of them, evenly spread; all by default.
-        resume: a file that says how far a run has come; every process but the first appends its number.
+        bundle: whose engine it is.
+        classifier: the open engine, an `inference.Classifier`.
+        samples: the images.
+        reference: how PyTorch is run.
+        notebook: how far an earlier run came, to go on from.
         world: the processes that share the images; all but the first get None back.
-        reference_device: where PyTorch runs.
-        preprocessing: of both sides, in place of the bundle's.
+        progress: called with a step, how much of it is done, and of how much.
 
     Raises:
-        InputError: a data set that does not fit the classes, reference weights that are not there, or --resume of another
-            run.
+        InputError: reference weights that are not there, or a notebook of another run.
         GateError: an engine that gives NaN or infinity.
     """
     from sit_deploy.validation.reference import reference_logits, reference_model
 
-    manifest = bundle.manifest
-    samples = open_labelled_for(bundle, data, images, **options)
-    shard = world.shard if world else WHOLE
-    notebook = None
-    if resume is not None:
-        kind = type(classifier.runner).__name__
-        chosen = {name: str(value) for name, value in options.items()}
-        facts = (manifest.digest, kind, str(data), chosen, len(samples), shard.rank, shard.size)
-        facts += (repr(preprocessing),) if preprocessing else ()
-        notebook = Notebook(
-            resume if shard.rank == 0 else Path(f"{resume}.{shard.rank}"), run_key(facts, samples.files)
-        )
-    model = reference_model(bundle, checkpoint)
-    found = evaluate(
-        reference_logits(model, reference_device),
+    reference = reference or ReferenceOptions()
+    model = reference_model(bundle, reference.checkpoint)
+    evaluation = evaluate(
+        reference_logits(model, reference.device),
         {ENGINE: classifier.logits},
         samples,
-        preprocessing or bundle.preprocessing(),
+        reference.preprocessing or bundle.preprocessing(),
         max(8, bundle.batch_size),
         progress,
         notebook=notebook,
-        shard=shard,
+        shard=world.shard if world else WHOLE,
     )
     if world:
-        found = reduce(lambda a, b: a.merge(b), world.gather(found))
+        evaluation = reduce(lambda a, b: a.merge(b), world.gather(evaluation))
         if not world.is_main:
             return None
-    accuracy = Accuracy.of(found.tallies[ENGINE])
-    doubt = find_doubts(accuracy, manifest.weights, manifest.model, found.guesses, samples)
+    accuracy = Accuracy.of(evaluation.tallies[ENGINE])
+    manifest = bundle.manifest
+    doubt = find_doubts(accuracy, manifest.weights, manifest.model, evaluation.guesses, samples)
     return Checked(accuracy, doubt, samples)
 
 

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import engines
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
+from sit_deploy.measure.evaluate import run_key
 from sit_deploy.measure.parity import Hop, require
+from sit_deploy.measure.resume import Notebook
 from sit_deploy.models.data_config import FIELDS, from_options, override
+from sit_deploy.processes import WHOLE, Shard
 from sit_deploy.schema import convert_fields
 
 if TYPE_CHECKING:
     from engines.layer_comparison import LayerComparison
+    from sit_deploy.data.labelled import Labelled
     from sit_deploy.inference import Classifier
     from sit_deploy.measure.accuracy import Accuracy
     from sit_deploy.preprocessing import Preprocessing
@@ -102,6 +106,16 @@ class ValidateRequest:
         """The options of limits that are set."""
         names = ("max_accuracy_drop", "min_agreement")
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+
+    @property
+    def which_data(self) -> dict[str, Any]:
+        """The options of `sit_deploy.data.labelled.open_labelled`."""
+        return {
+            "root": self.data_dir,
+            "split": self.split,
+            "image_key": self.image_key,
+            "label_key": self.label_key,
+        }
 
     def preprocessing(self, bundle: Bundle) -> Preprocessing | None:
         """Return the preprocessing asked for in place of the bundle's, None where none is.
@@ -271,23 +285,26 @@ def _check_accuracy(
 ) -> Checked | None:
     import torch
 
-    from sit_deploy.validation.checks import check_accuracy
+    from sit_deploy.validation.checks import ReferenceOptions, check_accuracy, open_labelled_for
 
     kind = request.engine or bundle.manifest.engine.kind
     device = request.device or ("cpu" if engines.get(kind).on_cpu else "cuda")
-    return check_accuracy(
-        bundle,
-        classifier,
-        request.data,
-        request.checkpoint,
-        progress,
-        images=request.images,
-        resume=request.resume,
-        preprocessing=preprocessing,
-        world=world,
-        reference_device=device if device.startswith("cuda") and torch.cuda.is_available() else "cpu",
-        root=request.data_dir,
-        split=request.split,
-        image_key=request.image_key,
-        label_key=request.label_key,
-    )
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    samples = open_labelled_for(bundle, request.data, request.images, **request.which_data)
+    shard = world.shard if world else WHOLE
+    notebook = _notebook(request, bundle, classifier, samples, shard) if request.resume else None
+    reference = ReferenceOptions(request.checkpoint, device if on_gpu else "cpu", preprocessing)
+    return check_accuracy(bundle, classifier, samples, reference, notebook, world, progress)
+
+
+def _notebook(
+    request: ValidateRequest, bundle: Bundle, classifier: Classifier, samples: Labelled, shard: Shard
+) -> Notebook:
+    """Return the file that says how far the run has come; every process but the first appends its number."""
+    assert request.resume is not None
+    path = request.resume if shard.rank == 0 else Path(f"{request.resume}.{shard.rank}")
+    chosen = {name: str(value) for name, value in request.which_data.items()}
+    runner, preprocessing = type(classifier.runner).__name__, request.preprocessing(bundle)
+    facts = (bundle.manifest.digest, runner, str(request.data), chosen, len(samples), shard.rank, shard.size)
+    facts += (repr(preprocessing),) if preprocessing else ()
+    return Notebook(path, run_key(facts, samples.files))

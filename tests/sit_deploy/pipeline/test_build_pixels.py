@@ -15,7 +15,7 @@ from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build, export
 from sit_deploy.pipeline.float_graph import torch_logits
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.validation.checks import check_accuracy, check_golden
+from sit_deploy.validation.checks import check_accuracy, check_golden, open_labelled_for
 from sit_deploy.validation.reference import reference_model
 from tests.sit_deploy.conftest import Trained
 
@@ -59,8 +59,15 @@ def test_logits_equal_those_of_the_float_bundle_to_the_bit(pixels: Bundle, train
 
 def test_accuracy_is_measured_on_the_same_pixels(pixels: Bundle, trained: Trained) -> None:
     with load(pixels) as ours, load(trained.bundle) as theirs:
-        measured = check_accuracy(pixels, ours, trained.images).accuracy
-        assert measured == check_accuracy(load_bundle(trained.bundle), theirs, trained.images).accuracy
+        measured = check_accuracy(pixels, ours, open_labelled_for(pixels, trained.images)).accuracy
+        assert (
+            measured
+            == check_accuracy(
+                load_bundle(trained.bundle),
+                theirs,
+                open_labelled_for(load_bundle(trained.bundle), trained.images),
+            ).accuracy
+        )
     assert measured.agreement == 100
 
 

@@ -14,7 +14,7 @@ from sit_deploy.inference import load
 from sit_deploy.measure.baseline import Doubt
 from sit_deploy.pipeline.float_graph import torch_logits
 from sit_deploy.preprocessing import load_image
-from sit_deploy.validation.checks import check_accuracy, check_golden
+from sit_deploy.validation.checks import check_accuracy, check_golden, open_labelled_for
 from sit_deploy.validation.reference import reference_model
 from tests.sit_deploy.conftest import CLASSES, Trained
 
@@ -54,7 +54,10 @@ def test_accuracy_equals_a_count_by_hand(trained: Trained) -> None:
     seen: list[tuple[int, int]] = []
     with load(bundle) as classifier:
         found = check_accuracy(
-            bundle, classifier, trained.images, progress=lambda _, done, total: seen.append((done, total))
+            bundle,
+            classifier,
+            open_labelled_for(bundle, trained.images),
+            progress=lambda _, done, total: seen.append((done, total)),
         ).accuracy
     assert found.images == len(labels) == 11
     assert (found.reference_top1, found.reference_top5) == (pytest.approx(top1), pytest.approx(top5))
@@ -66,14 +69,14 @@ def test_accuracy_equals_a_count_by_hand(trained: Trained) -> None:
 def test_a_data_set_of_other_classes(trained: Trained, make_image_folder: Callable[..., Path]) -> None:
     bundle = load_bundle(trained.bundle)
     with load(bundle) as classifier, pytest.raises(InputError, match=r"2 class folders, the model 7 classes"):
-        check_accuracy(bundle, classifier, make_image_folder(("kiwi", "plum")))
+        check_accuracy(bundle, classifier, open_labelled_for(bundle, make_image_folder(("kiwi", "plum"))))
 
 
 def test_a_limit_is_not_kept_on_labels_in_doubt(trained: Trained) -> None:
     """Agreement needs no labels."""
     bundle = load_bundle(trained.bundle)
     with load(bundle) as classifier:
-        found = check_accuracy(bundle, classifier, trained.images)
+        found = check_accuracy(bundle, classifier, open_labelled_for(bundle, trained.images))
     found = replace(found, doubt=Doubt("so", "the order of the classes is not certain"))
     with pytest.raises(
         GateError, match="--max-accuracy-drop cannot be judged here: the order of the classes"

@@ -12,7 +12,7 @@ from sit_deploy.data.labelled import open_labelled
 from sit_deploy.errors import InputError
 from sit_deploy.report.types import Stage
 from sit_deploy.validation import stages as module
-from sit_deploy.validation.checks import check_accuracy
+from sit_deploy.validation.checks import check_accuracy, open_labelled_for
 from sit_deploy.validation.reference import TeacherSource, teacher_model
 from sit_deploy.validation.stages import StageTable, measure_stages
 from sit_deploy.validation.torch_worker import DeployCall, TeacherCall, TorchCall
@@ -90,7 +90,7 @@ def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[
     from sit_deploy.inference import load
 
     with load(bundle, threads=1) as classifier:
-        measured = check_accuracy(bundle, classifier, trained.images).accuracy
+        measured = check_accuracy(bundle, classifier, open_labelled_for(bundle, trained.images)).accuracy
     assert found.accuracy.engine_top1 == measured.engine_top1 == rows["onnxruntime engine"].top1
 
 
