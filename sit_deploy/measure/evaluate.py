@@ -66,7 +66,7 @@ def run_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     reference: Logits,
     candidates: Mapping[str, Logits],
     samples: Sequence[tuple[Any, int]],
@@ -78,6 +78,8 @@ def evaluate(
     shard: Shard = WHOLE,
 ) -> Evaluation:
     """Classify labelled images with the reference and every candidate. Memory does not grow with their number.
+
+    It takes more than seven arguments: who classifies what, how, and which part of it is this process's and still to do.
 
     Args:
         reference: normalised images float32 (n, 3, H, W) → logits (n, classes).
