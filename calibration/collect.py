@@ -57,7 +57,9 @@ class Observations:
             "tensors": np.array(list(self.tensors), dtype=np.str_),
             "channels": np.array(list(self.channels), dtype=np.str_),
         }
-        for kind, observers in (("tensors", self.tensors), ("channels", self.channels)):
+        kinds: dict[str, Mapping[str, TensorObserver | ChannelObserver]]
+        kinds = {"tensors": self.tensors, "channels": self.channels}
+        for kind, observers in kinds.items():
             for index, observer in enumerate(observers.values()):
                 arrays |= {f"{kind}/{index}/{key}": value for key, value in observer.to_arrays().items()}
         return arrays
@@ -154,11 +156,11 @@ def _update(seen: Observations, values: Mapping[str, np.ndarray]) -> None:
     """Show one image's activations to their observers."""
     for name, observer in seen.tensors.items():
         observer.update(values[name])
-    for name, observer in seen.channels.items():
+    for name, channels in seen.channels.items():
         rank = values[name].ndim
-        if not -rank <= observer.axis < rank:
-            raise CalibrationError(f"tensor '{name}' has {rank} axes; there is no axis {observer.axis}")
-        observer.update(values[name])
+        if not -rank <= channels.axis < rank:
+            raise CalibrationError(f"tensor '{name}' has {rank} axes; there is no axis {channels.axis}")
+        channels.update(values[name])
 
 
 def _blame(single: onnx.ModelProto, image: np.ndarray, number: int) -> str:

@@ -155,7 +155,7 @@ def add_bias(graph: GraphEditor, node: NodeProto, amount: np.ndarray) -> None:
         node.input.append(graph.add_constant(f"{node.name}/bias", amount.astype(np.float32)))
     else:
         plain = graph.unique_name(f"{node.output[0]}/without_bias")
-        bias = graph.add_constant(f"{node.name}/bias/value", amount.astype(np.float32))
-        new = helper.make_node("Add", [plain, bias], [node.output[0]], graph.unique_name(f"{node.name}/bias"))
+        name = graph.add_constant(f"{node.name}/bias/value", amount.astype(np.float32))
+        new = helper.make_node("Add", [plain, name], [node.output[0]], graph.unique_name(f"{node.name}/bias"))
         node.output[0] = plain
         graph.insert_after(node, [new])
