@@ -28,7 +28,7 @@ PLANTED = [
     ("command line", "training/recipes.py", "from sit_deploy.cli import common\n"),
     ("calibration", "calibration/ranges.py", "from engines import timing\n"),
     ("runtimes", "engines/openvino/engine.py", "import engines.onnxruntime.engine\n"),
-    ("runtimes", "engines/nowhere.py", ""),
+    ("runtimes", "engines/timing.py", "def later():\n    from engines.openvino import engine\n"),
     ("circles", "calibration/ranges.py", "from calibration import collect\n"),
 ]
 
