@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sit_deploy.pipeline.build import build, export
     from sit_deploy.pipeline.request import BuildRequest
     from sit_deploy.validation.bench import BenchResult, bench
+    from sit_deploy.validation.report import Report, ReportRequest, write_report
     from sit_deploy.validation.validate import ValidateRequest, Validation, validate
     from training.loop import train
     from training.request import TrainRequest
@@ -43,6 +44,8 @@ __all__ = [
     "Error",
     "GateError",
     "InputError",
+    "Report",
+    "ReportRequest",
     "Summary",
     "TimingOptions",
     "TrainRequest",
@@ -55,6 +58,7 @@ __all__ = [
     "load_bundle",
     "train",
     "validate",
+    "write_report",
 ]
 
 # where each name is; `training` stands above this package, and is named here as text alone
@@ -68,6 +72,8 @@ _HOMES = {
     "Error": "sit_deploy.errors",
     "GateError": "sit_deploy.errors",
     "InputError": "sit_deploy.errors",
+    "Report": "sit_deploy.validation.report",
+    "ReportRequest": "sit_deploy.validation.report",
     "Summary": "training.summary",
     "TimingOptions": "engines.timing",
     "TrainRequest": "training.request",
@@ -80,6 +86,7 @@ _HOMES = {
     "load_bundle": "sit_deploy.bundle",
     "train": "training.loop",
     "validate": "sit_deploy.validation.validate",
+    "write_report": "sit_deploy.validation.report",
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from engines.files import move_in, partial_folder, sweep, uninterrupted
 from sit_deploy.errors import InputError
 
-__all__ = ["place", "recover", "scratch", "sha256", "uninterrupted", "write_whole"]
+__all__ = ["check_output", "place", "recover", "scratch", "sha256", "uninterrupted", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -75,6 +75,20 @@ def write_whole(path: Path, text: str) -> None:
         temporary = folder / real.name
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(real)
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that cannot be written.
+
+    Raises:
+        InputError: its folder is missing or not writable, or it is there already.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"folder {folder} does not exist or cannot be written; choose another with -o")
+    if path.is_dir() or (path.exists() and not force):
+        what = "is a folder;" if path.is_dir() else "exists; pass --force to replace it, or"
+        raise InputError(f"output {path} {what} choose another -o")
 
 
 def sha256(path: Path) -> str:

@@ -13,7 +13,6 @@ from sit_deploy import limits
 from sit_deploy.cli.common import (
     Real,
     Whole,
-    check_output,
     console,
     emit_json,
     examples,
@@ -26,6 +25,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import key_option, model_options, preprocessing_options
 from sit_deploy.errors import InputError
+from sit_deploy.files import check_output
 from sit_deploy.text import is_warning
 
 if TYPE_CHECKING:

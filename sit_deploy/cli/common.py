@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy import limits
-from sit_deploy.errors import InputError
 from sit_deploy.text import file_size as file_size
 from sit_deploy.text import json_printable, printable
 
@@ -99,20 +97,6 @@ def table(
         justify = "right" if column in right else "left"
         listing.add_column(column, justify=justify, no_wrap=column not in fold, overflow="fold")
     return listing
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Refuse, before any work, a file that cannot be written.
-
-    Raises:
-        InputError: its folder is missing or not writable, or it is there already.
-    """
-    folder = path.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"folder {folder} does not exist or cannot be written; choose another with -o")
-    if path.is_dir() or (path.exists() and not force):
-        what = "is a folder;" if path.is_dir() else "exists; pass --force to replace it, or"
-        raise InputError(f"output {path} {what} choose another -o")
 
 
 def emit_json(value: Any) -> None:

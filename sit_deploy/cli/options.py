@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import click
 
 from sit_deploy import limits
 from sit_deploy.cli.common import Channels, Counts, DynamicBatch, Groups, Real, Whole, path_type
-from sit_deploy.errors import InputError
 
 key_option = click.option(
     "--checkpoint-key",
@@ -169,7 +167,6 @@ _KEY_OPTIONS = (
     click.option("--label-key", metavar="NAME", help="Column of classes of hfds/….  [default: by its type]"),
 )
 
-DATA_WHICH = ("data_dir", "split", "image_key", "label_key")
 
 _WHICH_OPTIONS = (
     click.option("--data-dir", type=path_type, metavar="DIR", help="Where a data set of timm lies."),
@@ -245,35 +242,19 @@ def serving_options(command: Callable) -> Callable:
 def data_options(command: Callable) -> Callable:
     """Add which labelled images to measure on.
 
-    They are `data`, what `which_data` takes, and `images` of `sit_deploy.data.labelled.open_labelled`.
+    They are the fields of `sit_deploy.validation.labelled_options.LabelledOptions`.
     """
     return _add(_DATA_OPTIONS, command)
 
 
 def val_options(command: Callable) -> Callable:
-    """Add which part of labelled images to take: what `which_data` takes."""
+    """Add which part of labelled images to take: `data_dir`, `split`, `image_key`, `label_key`."""
     return _add(_WHICH_OPTIONS, command)
 
 
 def key_options(command: Callable) -> Callable:
     """Add which columns of a data set of the Hub to take: `image_key`, `label_key`."""
     return _add(_KEY_OPTIONS, command)
-
-
-def which_data(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `sit_deploy.data.labelled.open_labelled` among those of a command."""
-    return {"root" if name == "data_dir" else name: options[name] for name in DATA_WHICH}
-
-
-def refuse_options_of_data(**options: object) -> None:
-    """Refuse an option of labelled images where there are none.
-
-    Raises:
-        InputError: names the first that was given.
-    """
-    for name, value in options.items():
-        if value is not None:
-            raise InputError(f"--{name.replace('_', '-')} is for images with labels; pass --data DIR")
 
 
 def _add(options: tuple[Callable, ...], command: Callable) -> Callable:

@@ -152,7 +152,7 @@ def _check_engine(request: BuildRequest, engine: engines.Engine) -> None:
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:
     import numpy as np
 
-    from sit_deploy.report.page import write_report
+    from sit_deploy.report.page import write_build_report
 
     made = make_graph(work, folder)
     eight = None
@@ -188,7 +188,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         "accuracy": accuracy,
         "seconds": work.seconds,
     }
-    write_report(folder, report)
+    write_build_report(folder, report)
     write_manifest(folder, manifest)
 
 

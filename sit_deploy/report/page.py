@@ -21,7 +21,7 @@ from sit_deploy.report.view import (
 from sit_deploy.text import file_size
 
 
-def write_report(folder: Path, fields: Mapping[str, Any]) -> None:
+def write_build_report(folder: Path, fields: Mapping[str, Any]) -> None:
     """Write report.json and a self-contained report.html of the same facts into a folder.
 
     Args:

@@ -17,7 +17,7 @@ from sit_deploy.measure.parity import Hop, require
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.models.data_config import FIELDS, from_options, override
 from sit_deploy.processes import WHOLE, Shard
-from sit_deploy.schema import convert_fields
+from sit_deploy.validation.labelled_options import LabelledOptions
 
 if TYPE_CHECKING:
     from engines.layer_comparison import LayerComparison
@@ -30,19 +30,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-_OF_DATA = (
-    "data_dir",
-    "split",
-    "image_key",
-    "label_key",
-    "images",
-    "resume",
-    *FIELDS,
-)  # have a meaning with images only
-
 
 @dataclass(frozen=True)
-class ValidateRequest:
+class ValidateRequest(LabelledOptions):
     """What to validate; the fields are the options of `sit-deploy validate`.
 
     Attributes:
@@ -59,12 +49,6 @@ class ValidateRequest:
     """
 
     bundle: Path
-    data: str | None = None
-    data_dir: Path | None = None
-    split: str | None = None
-    image_key: str | None = None
-    label_key: str | None = None
-    images: int | None = None
     resume: Path | None = None
     engine: str | None = None
     max_accuracy_drop: float | None = None
@@ -80,42 +64,23 @@ class ValidateRequest:
     layers: bool = False
     debug: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.data, os.PathLike):
-            object.__setattr__(self, "data", os.fsdecode(self.data))
-        convert_fields(self)
-
     def check(self) -> None:
         """Refuse what can be refused at once.
 
         Raises:
             InputError: an option that needs labelled images, without them.
         """
-        if self.data is not None:
-            return
-        if self._limits:
+        if self.data is None and self._limits:
             raise InputError(
                 "--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR"
             )
-        for name in _OF_DATA:
-            if getattr(self, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} is for images with labels; pass --data DIR")
+        self.refuse_without_data("resume", *FIELDS)
 
     @property
     def _limits(self) -> list[str]:
         """The options of limits that are set."""
         names = ("max_accuracy_drop", "min_agreement")
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
-
-    @property
-    def which_data(self) -> dict[str, Any]:
-        """The options of `sit_deploy.data.labelled.open_labelled`."""
-        return {
-            "root": self.data_dir,
-            "split": self.split,
-            "image_key": self.image_key,
-            "label_key": self.label_key,
-        }
 
     def preprocessing(self, bundle: Bundle) -> Preprocessing | None:
         """Return the preprocessing asked for in place of the bundle's, None where none is.
@@ -285,12 +250,12 @@ def _check_accuracy(
 ) -> Checked | None:
     import torch
 
-    from sit_deploy.validation.checks import ReferenceOptions, check_accuracy, open_labelled_for
+    from sit_deploy.validation.checks import ReferenceOptions, check_accuracy
 
     kind = request.engine or bundle.manifest.engine.kind
     device = request.device or ("cpu" if engines.get(kind).on_cpu else "cuda")
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    samples = open_labelled_for(bundle, request.data, request.images, **request.which_data)
+    samples = request.open_for(bundle)
     shard = world.shard if world else WHOLE
     notebook = _notebook(request, bundle, classifier, samples, shard) if request.resume else None
     reference = ReferenceOptions(request.checkpoint, device if on_gpu else "cpu", preprocessing)

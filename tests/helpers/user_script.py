@@ -28,6 +28,10 @@ def main(images: list[str]) -> int:
         assert_type(timed, sit_deploy.BenchResult)
         if timed.speedup.doubt is None:
             print(timed.speedup.median)
+        request_of_report = sit_deploy.ReportRequest((bundle.path,), data="digits", max_accuracy_drop=1)
+        report = sit_deploy.write_report(request_of_report, show, print)
+        assert_type(report, sit_deploy.Report)
+        print([judged.verdict.headline for judged in report.bundles])
         trained = sit_deploy.train(sit_deploy.TrainRequest("lvvit_nano", "digits", Path("run")))
         assert_type(trained, sit_deploy.Summary)
     except sit_deploy.GateError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sit_deploy.cli import report as module
+from sit_deploy.validation import report as module
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 from tests.sit_deploy.report.conftest import Page
@@ -63,7 +63,7 @@ def test_bad_input(trained: Trained, cli: CommandLine, monkeypatch: pytest.Monke
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("sit_deploy.validation.evidence.gather", never)
+    monkeypatch.setattr("sit_deploy.validation.report.gather", never)
     (cli.folder / "empty").mkdir()
     (cli.folder / "taken.html").write_text("mine")
     assert "empty has no bundle in it; make one with `sit-deploy build" in cli.refuses("report", "empty")

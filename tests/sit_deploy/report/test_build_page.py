@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sit_deploy.report.build_types import BuildReport
-from sit_deploy.report.page import render, write_report
+from sit_deploy.report.page import render, write_build_report
 from tests.sit_deploy.conftest import Trained
 from tests.sit_deploy.report.conftest import Page
 
@@ -101,7 +101,7 @@ def test_without_accuracy_and_with_nodes_held_back(report: dict[str, Any]) -> No
 def test_json_never_holds_nan(tmp_path: Path, report: dict[str, Any]) -> None:
     report["seconds"] = {"Loading": float("nan")}
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_report(tmp_path, report)
+        write_build_report(tmp_path, report)
 
 
 def test_notes_that_warn(report: dict[str, Any]) -> None:

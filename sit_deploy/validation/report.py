@@ -1,0 +1,187 @@
+"""`sit-deploy report`: bundles measured on this machine, judged beside earlier reports, and written as pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.timing import TimingOptions
+from sit_deploy.bundle import Bundle, is_bundle, load_bundle
+from sit_deploy.errors import InputError
+from sit_deploy.files import check_output, write_whole
+from sit_deploy.report.page import render_evidence
+from sit_deploy.report.read import read_evidence, require_comparable
+from sit_deploy.report.types import Evidence
+from sit_deploy.report.verdict import JudgedBundle, Limits, judge
+from sit_deploy.validation.evidence import gather
+from sit_deploy.validation.labelled_options import LabelledOptions
+from sit_deploy.validation.reference import TeacherSource
+
+Progress = Callable[[str, int, int], None]
+
+_FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
+
+
+@dataclass(frozen=True)
+class ReportRequest(LabelledOptions):
+    """What to report on; the fields are the options of `sit-deploy report`, and those of `LabelledOptions`.
+
+    Attributes:
+        sources: bundles, folders of bundles, and the JSON of earlier reports.
+        outputs: files to write: .html, .md or .json.
+        teacher: the teacher's checkpoint, or a bundle of it.
+        teacher_name: of a teacher's checkpoint without a model card.
+        checkpoint: the weights, where they moved since the build.
+        max_accuracy_drop: points of top-1 that the engine may lose against the student; 1 where nobody says.
+        min_agreement: percent of the images that must get the same class.
+        max_student_drop: points that the student may lose against its teacher; 3 where nobody says.
+        rounds: turns of each stage at being timed; 0 times nothing.
+        seconds: length of a turn.
+        threads: CPU threads of every side.
+        device: where both sides run; where the engine is for by default.
+        force: replace files that are there.
+    """
+
+    sources: tuple[Path, ...]
+    outputs: tuple[Path, ...] = (Path("report.html"),)
+    teacher: Path | None = None
+    teacher_name: str | None = None
+    checkpoint: Path | None = None
+    max_accuracy_drop: float | None = None
+    min_agreement: float | None = None
+    max_student_drop: float | None = None
+    rounds: int = 5
+    seconds: float = 1.0
+    threads: int | None = None
+    device: str | None = None
+    force: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        """What may be lost."""
+        return Limits(self.max_accuracy_drop, self.min_agreement, self.max_student_drop)
+
+    @property
+    def timing(self) -> TimingOptions:
+        """How the stages are timed."""
+        return TimingOptions(
+            rounds=self.rounds, seconds=self.seconds, threads=self.threads, device=self.device
+        )
+
+    def check(self) -> None:
+        """Refuse, before any work, files that cannot be written.
+
+        Raises:
+            InputError: a file of no known form, or one that is there already.
+        """
+        for path in self.outputs:
+            if path.suffix.lower() not in _FORMS:
+                raise InputError(
+                    f"output {path} must end in .html, .md or .json; pass for example -o report.html"
+                )
+            check_output(path, self.force)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Bundles with what was measured of them and what it comes to, those of earlier reports first.
+
+    Attributes:
+        bundles: measured and judged.
+        files: that were written.
+        limits: that they were judged by.
+    """
+
+    bundles: tuple[JudgedBundle, ...]
+    files: tuple[Path, ...]
+    limits: Limits
+
+    def require(self) -> None:
+        """Hold every bundle to the limits, where any was set.
+
+        Raises:
+            GateError: names the first bundle that does not keep one, and why.
+        """
+        if self.limits.given:
+            for bundle in self.bundles:
+                bundle.require()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        rows = [bundle.to_dict() for bundle in self.bundles]
+        return {"bundles": rows, "reports": [str(path) for path in self.files]}
+
+
+def write_report(
+    request: ReportRequest,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Report:
+    """Measure bundles, judge them, and write the pages.
+
+    Teacher, student, deploy form, ONNX, precision and engine see the same images in one pass and are timed turn about, each in
+    a process of its own: a script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        request: what to report on.
+        progress: called with a step, how much of it is done, and of how much.
+        warn: called with what should be looked at before the work goes on.
+
+    Raises:
+        InputError: a file that cannot be written, a source that is neither bundle nor report, images or weights that do not fit.
+        engines.EngineError: an engine that does not run here though it should.
+    """
+    from sit_deploy.data.orientation import ignored_orientation_note
+
+    request.check()
+    bundles, measured = _open(request.sources)
+    request.refuse_without_data()
+    if request.max_student_drop is not None and bundles and (request.data is None or request.teacher is None):
+        raise InputError(
+            "--max-student-drop needs the teacher and images with labels; pass --teacher and --data"
+        )
+    for bundle in bundles:
+
+        def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:
+            if progress:
+                progress(f"{name}: {text}", done, total)
+
+        samples = request.open_for(bundle)
+        note = ignored_orientation_note(samples or [], bundle.preprocessing(), "build it again with")
+        if note and warn:
+            warn(note)
+        evidence = gather(
+            bundle,
+            samples,
+            teacher=TeacherSource(request.teacher, request.teacher_name) if request.teacher else None,
+            checkpoint=request.checkpoint,
+            timing=request.timing,
+            progress=show,
+        )
+        measured.append(evidence)
+    require_comparable(measured)
+    judged = tuple(JudgedBundle(evidence, judge(evidence, request.limits)) for evidence in measured)
+    for path in request.outputs:
+        write_whole(path, render_evidence(judged, _FORMS[path.suffix.lower()]))
+    return Report(judged, request.outputs, request.limits)
+
+
+def _open(sources: tuple[Path, ...]) -> tuple[list[Bundle], list[Evidence]]:
+    """Return the bundles to measure, and what earlier reports hold."""
+    bundles: list[Bundle] = []
+    measured: list[Evidence] = []
+    for source in sources:
+        if source.suffix.lower() == ".json" and not source.is_dir():
+            measured += read_evidence(source)
+        elif source.is_dir() and not is_bundle(source):
+            paths = sorted(entry for entry in source.iterdir() if entry.is_dir() and is_bundle(entry))
+            if not paths:
+                raise InputError(
+                    f"{source} has no bundle in it; make one with `sit-deploy build -o {source / 'sit_s-fp16'}`"
+                )
+            bundles += [load_bundle(path) for path in paths]
+        else:
+            bundles.append(load_bundle(source))
+    return bundles, measured
