@@ -16,6 +16,7 @@ PATH = re.compile(rf"(?<![\w/.<-])((?:{FOLDERS})/(?:[a-z_0-9]+/)*(?:[a-z_0-9]+\.
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
     named = set(PATH.findall(page.read_text(encoding="utf-8")))
+    named = {path for path in named if not path.startswith("engines/reference")}  # of CONTRIBUTING's recipe
     folders = (ROOT, page.parent)
     assert not [path for path in sorted(named) if not any((folder / path).exists() for folder in folders)]
 
