@@ -69,6 +69,7 @@ def test_the_tree_keeps_the_rules(copied_tree):
     assert "0 broken" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("contract", "file", "lines"), PLANTED)
 def test_a_planted_import_is_refused(copied_tree, contract, file, lines):
     path = copied_tree / file

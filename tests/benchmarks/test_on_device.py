@@ -139,6 +139,7 @@ def test_a_damaged_part_is_dropped(session: Session) -> None:
 # --------------------------------------------------------------------------------------------------------- commands
 
 
+@pytest.mark.slow
 def test_a_command_whose_time_is_up_may_write_what_it_has(session: Session) -> None:
     program = "import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('what there is')"
     assert session.run([sys.executable, "-uc", program], 2) == (None, "what there is\n")
@@ -156,6 +157,7 @@ def test_an_answer_is_the_last_object_and_a_silence_is_told_by_its_end(session: 
     assert ask("raise SystemExit('no such thing')") == {"failed": "status 1: no such thing"}
 
 
+@pytest.mark.slow
 def test_a_test_that_kills_its_process_is_left_out(session: Session, tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     lines = [
@@ -269,6 +271,7 @@ def test_the_files_of_the_gpu_tests_are_where_the_steps_look() -> None:
         assert (ROOT / path).is_file()
 
 
+@pytest.mark.slow
 def test_the_engines_tests_are_collected_where_pytorch_is_not(tmp_path: Path) -> None:
     # as in a packed Python: an empty module in PyTorch's place, and none of what else a model needs
     (tmp_path / "torch.py").write_text("")
