@@ -46,9 +46,10 @@ EVERY_WEIGHT = (*BASE, "stem", "head")
 
 def prepare(checkpoint: Path, calibration: Path, work: Path) -> tuple[Any, Any]:
     """Return the float graph of a checkpoint, with what goes with it, and the stream of its calibration images."""
-    from sit_deploy.pipeline.float_graph import Work, make_float_graph
-    from sit_deploy.pipeline.lower import calibration_stream
+    from sit_deploy.pipeline.calibration import calibration_stream
+    from sit_deploy.pipeline.float_graph import make_float_graph
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.pipeline.work import Work
 
     request = BuildRequest(
         None,
@@ -105,7 +106,7 @@ def ablate(name: str, checkpoint: Path, calibration: Path, val: Path, work: Path
     from sit_deploy.quantize.quantizer import make_quantizer
 
     made, stream = prepare(checkpoint, calibration, work)
-    graph = made.exported.graph
+    graph = made.graph
     layers = find_layers(graph)
     everything = make_plan(layers, "int8", EVERYTHING).quantized
     found, _ = calibrate(graph, stream, CalibrationMethod(), layers=everything)

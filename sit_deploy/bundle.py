@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.errors import InputError
 from sit_deploy.files import place, recover, scratch, sha256
 from sit_deploy.manifest import MANIFEST, Manifest, parse_manifest
-from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.schema import read_json
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engines import EngineOrigin
+    from sit_deploy.preprocessing import Preprocessing
 
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
@@ -140,6 +140,8 @@ class Bundle:
 
     def preprocessing(self) -> Preprocessing:
         """Return how images are prepared for the engine."""
+        from sit_deploy.preprocessing import Preprocessing
+
         return Preprocessing.from_dict(self.manifest.preprocessing)
 
     def golden(self) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,6 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
 from sit_deploy.precisions import TOLERANCE
-from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.schema import check
 
 SCHEMA = 1
@@ -272,6 +271,8 @@ def parse_manifest(fields: Any, where: object, remedy: str) -> Manifest:
         raise InputError(
             f"{where} was changed: it does not match its digest; copy it again or build the bundle again"
         )
+    from sit_deploy.preprocessing import Preprocessing
+
     manifest = check(fields, Manifest, where, remedy)
     check(fields, _DetailsOfManifest, where, remedy)
     try:

@@ -14,10 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engines", "calibration", "sit_deploy", "training")
 
-STILL_CIRCLES = [  # to be mended
-    ("sit_deploy.pipeline.float_graph", "sit_deploy.pipeline.lower"),
-]
-
 # contract's first word, file, what is added to it
 PLANTED = [
     ("packages", "engines/latency.py", "import sit_deploy.text\n"),
@@ -84,11 +80,9 @@ def test_a_planted_import_is_refused(copied_tree, contract, file, lines):
     assert any(line.startswith(contract) for line in broken), words
 
 
-def import_order(packages, ignored=()):
+def import_order(packages):
     """Every module after those that it imports (a folder's __init__ is one); graphlib.CycleError where there is no such order."""
     graph = grimp.build_graph(*packages, exclude_type_checking_imports=True, cache_dir=None)
-    for importer, imported in ignored:
-        graph.remove_import(importer=importer, imported=imported)
     return list(
         TopologicalSorter(
             {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
@@ -98,7 +92,7 @@ def import_order(packages, ignored=()):
 
 def test_modules_have_an_order_in_which_none_needs_a_later_one():
     # import-linter compares the modules of a folder with each other, not with the folder's own __init__
-    order = import_order(PACKAGES, ignored=STILL_CIRCLES)
+    order = import_order(PACKAGES)
     assert order.index("engines.files") < order.index("sit_deploy.cli")
 
 

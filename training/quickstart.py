@@ -192,7 +192,7 @@ def _agreement(bundle: Any, teacher: Path, val: Path) -> float:
     from sit_deploy.inference import Classifier, graph_on_onnxruntime
     from sit_deploy.measure.accuracy import measure
     from sit_deploy.models import load_model
-    from sit_deploy.pipeline.float_graph import torch_logits
+    from sit_deploy.pipeline.logits import torch_logits
 
     model, samples = load_model(TEACHER, teacher).model, ImageFolder(val).samples
     with (

@@ -90,15 +90,16 @@ def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: A
     Started by torchrun (torchrun --nproc-per-node 8 -m sit_deploy calibrate ...), every process takes a share of the
     images, and the result is the same to the last digit.
     """
-    from sit_deploy.pipeline.lower import calibrate_alone
+    from sit_deploy.pipeline.calibration import write_calibration
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.pipeline.request_check import check_request
     from sit_deploy.precisions import EIGHT_BITS
     from sit_deploy.processes import join_world
 
     request = BuildRequest(output=output, ema=not no_ema, **options).completed()
     if request.precision not in EIGHT_BITS:
         raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
-    request.check()
+    check_request(request)
     check_output(output, force)
     with join_world("cpu") as world:
 
@@ -106,7 +107,7 @@ def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: A
             return reduce(lambda a, b: a.merge(b), world.gather(seen))
 
         with progress() if world.is_main else contextlib.nullcontext(lambda *_: None) as report:
-            calibration, notes = calibrate_alone(request, output, report, gather, world.shard)
+            calibration, notes = write_calibration(request, output, report, gather, world.shard)
     if world.is_main:
         _show(calibration, notes, output, as_json)
 

@@ -117,8 +117,9 @@ def _load(
             )
         bundle = load_bundle(source)
         return reference_model(bundle, checkpoint), bundle.preprocessing()
-    from sit_deploy.pipeline.float_graph import Work, load_request
+    from sit_deploy.pipeline.float_graph import load_request
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.pipeline.work import Work
 
     if checkpoint:
         raise InputError("--checkpoint says where a bundle's weights are; leave it out")

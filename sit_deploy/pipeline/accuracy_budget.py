@@ -8,15 +8,24 @@ images. That the drop falls as more go back is an assumption; what is returned w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from calibration.plan import QuantPlan
+from sit_deploy.bundle import MODEL
+from sit_deploy.errors import GateError
+from sit_deploy.measure.parity import require
+from sit_deploy.pipeline.fallback import NoGain, NoGainError
+from sit_deploy.pipeline.logits import REFERENCE_BATCH, torch_logits
+from sit_deploy.pipeline.lower import LoweredGraph, lower_quantized
+from sit_deploy.pipeline.sensitivity import Sensitivity
+from sit_deploy.pipeline.work import Work
 
 if TYPE_CHECKING:
-    from sit_deploy.measure.accuracy import Accuracy
+    import numpy as np
 
-Try = Callable[[QuantPlan], "Accuracy"]
+    from calibration.plan import QuantPlan
+    from sit_deploy.measure.accuracy import Accuracy
 
 WORTH_IT = 0.25  # a plan with less than this share of its work in 8 bits has nothing to gain over none
 
@@ -50,14 +59,14 @@ def fit(
     measured: Accuracy,
     limit: float,
     noise: Callable[[], Mapping[str, float]],
-    attempt: Try,
+    attempt: Callable[[QuantPlan], Accuracy],
 ) -> Fit:
     """Find the plan with the most work in 8 bits that loses at most `limit` points of top-1.
 
     Args:
         plan: with all layers that may run in 8 bits.
         measured: its accuracy.
-        limit: points of top-1 that may be lost.
+        limit: in points.
         noise: measures every layer alone; asked only where the whole plan loses too much.
         attempt: measures a plan.
     """
@@ -66,7 +75,7 @@ def fit(
         return Fit(plan, measured, tuple(tries))
     alone = noise()
     order = order_of_return(plan, alone)
-    found: tuple[QuantPlan, Accuracy] | None = None
+    best: tuple[QuantPlan, Accuracy] | None = None
     low, high = 1, len(order) - 1  # how many go back
     while low <= high:
         count = (low + high) // 2
@@ -77,7 +86,111 @@ def fit(
         accuracy = attempt(smaller)
         tries.append((smaller.share, accuracy.drop))
         if accuracy.drop <= limit:
-            found, high = (smaller, accuracy), count - 1
+            best, high = (smaller, accuracy), count - 1
         else:
             low = count + 1
-    return Fit(*(found or (None, None)), tuple(tries))
+    return Fit(*(best or (None, None)), tuple(tries))
+
+
+def keep_budget(
+    work: Work, lowered: LoweredGraph, sensitivity: Sensitivity, folder: Path
+) -> tuple[LoweredGraph, tuple[tuple[float, float], ...]]:
+    """Return the graph whose plan keeps the accuracy asked for, if any was, and share in 8 bits and drop of each try.
+
+    Args:
+        work: of the build.
+        lowered: with all layers in 8 bits that may be.
+        sensitivity: of its layers; measured only where they lose too much.
+        folder: for model.onnx, which is the last plan's.
+
+    Raises:
+        NoGainError: no plan with enough layers in 8 bits keeps it, or the one that does is out of tolerance.
+    """
+    request, limit = work.request, work.request.max_accuracy_drop
+    if limit is None:
+        return lowered, ()
+    plans = _MeasuredPlans(work, lowered, folder)
+    whole = plans.measure(plans.plan)
+    fitted = fit(plans.plan, whole, limit, sensitivity.noise, plans.measure)
+    tries = "; ".join(f"{share:.0%} in 8 bits: {drop:+.2f}" for share, drop in fitted.tries)
+    if fitted.plan is None:
+        raise NoGainError(
+            NoGain.ACCURACY,
+            f"{request.precision} cannot keep top-1 within {limit:g} points (lost by share of the work {tries}); "
+            f"{request.high} was built instead",
+        )
+    if plans.plan is not fitted.plan:
+        plans.measure(fitted.plan)  # writes its graph again
+    if high := fitted.plan.kept_for_accuracy:
+        more = ", ..." if len(high) > 3 else ""
+        work.note(
+            f"kept in {request.high} to lose at most {limit:g} points ({tries}): {', '.join(high[:3])}{more}"
+        )
+    try:
+        require(work.hops, f"{request.high} was built instead")
+    except GateError as error:
+        raise NoGainError(NoGain.TOLERANCE, str(error)) from None
+    return plans.lowered, fitted.tries
+
+
+class _MeasuredPlans:
+    """The plans that are tried: each is written as model.onnx, and its accuracy measured on the labelled images."""
+
+    def __init__(self, work: Work, lowered: LoweredGraph, folder: Path) -> None:
+        self.lowered = lowered  # of the last plan
+        self._work = work
+        self._folder = folder
+        self._first = lowered.quantization
+        self._reference = _RememberedLogits(lowered.float_graph.loaded.model)
+
+    @property
+    def plan(self) -> QuantPlan:
+        """The last plan tried."""
+        return self.lowered.quantization.quantizer.plan
+
+    def measure(self, plan: QuantPlan) -> Accuracy:
+        """Write a plan's graph and return its accuracy."""
+        work = self._work
+        if plan is not self.plan:
+            work.hops[:] = [hop for hop in work.hops if hop.precision != work.request.precision]
+            quantization = replace(self._first, quantizer=self._first.quantizer.with_plan(plan))
+            self.lowered = lower_quantized(work, self.lowered.float_graph, quantization, self._folder)
+        with work.step("Measuring accuracy of a plan") as report:
+            return self._accuracy(report)
+
+    def _accuracy(self, report: Any) -> Accuracy:
+        from sit_deploy.inference import Classifier, graph_on_onnxruntime
+        from sit_deploy.measure.accuracy import measure
+
+        work = self._work
+        with (
+            graph_on_onnxruntime(self._folder / MODEL, threads=work.request.threads) as runner,
+            Classifier(runner, work.request.batch_range) as classifier,
+        ):
+            return measure(
+                self._reference.again(),
+                classifier.logits,
+                work.samples,
+                self.lowered.preprocessing,
+                REFERENCE_BATCH,
+                report,
+            )
+
+
+class _RememberedLogits:
+    """PyTorch's logits, computed once for all plans; `measure` asks for the same batches in the same order each time."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._known: list[np.ndarray] = []
+        self._next = 0
+
+    def again(self) -> _RememberedLogits:
+        self._next = 0
+        return self
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        if self._next == len(self._known):
+            self._known.append(torch_logits(self._model, images))
+        self._next += 1
+        return self._known[self._next - 1]

@@ -143,7 +143,7 @@ def require_same_task(bundle: Bundle, teacher: Path, image_size: tuple[int, ...]
 
 def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from normalised images float32 (n, 3, H, W) to logits (n, classes) in float32, on a device."""
-    from sit_deploy.pipeline.float_graph import torch_logits
+    from sit_deploy.pipeline.logits import torch_logits
 
     if device == "cpu":
         return lambda images: torch_logits(model, images)

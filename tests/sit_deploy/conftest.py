@@ -129,11 +129,12 @@ class GraphMade:
 @pytest.fixture(scope="session")
 def graph_made(tmp_path_factory: pytest.TempPathFactory) -> GraphMade:
     """The first half of building sit_nano in FP32 at batch 1, with random weights."""
-    from sit_deploy.pipeline.float_graph import Work, make_graph
+    from sit_deploy.pipeline.lower import make_lowered_graph
+    from sit_deploy.pipeline.work import Work
 
     folder = tmp_path_factory.mktemp("graph")
     work = Work(BuildRequest("sit_nano", folder), lambda *_: None)
-    return GraphMade(make_graph(work, folder), work.hops, work.notes, folder / "model.onnx")
+    return GraphMade(make_lowered_graph(work, folder), work.hops, work.notes, folder / "model.onnx")
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def quick_graph(graph_made: GraphMade, monkeypatch: pytest.MonkeyPatch) -> Graph
         work.notes += graph_made.notes
         return graph_made.graph
 
-    monkeypatch.setattr("sit_deploy.pipeline.build.make_graph", stand_in)
+    monkeypatch.setattr("sit_deploy.pipeline.build.make_lowered_graph", stand_in)
     return graph_made
 
 
@@ -163,13 +164,13 @@ def trained_graph(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
 class Digits:
     """sit_nano of ten classes with a model card, pictures of digits, and the first half of an int8 build with them.
 
-    images: labelled ones, each in the folder of the class that the model puts it in. made: the float graph and what was
-    found on the way to it; `hops` and `notes` as a build has them.
+    images: labelled ones, each in the folder of the class that the model puts it in. float_graph: of the model; `hops` and
+    `notes` as a build has them.
     """
 
     checkpoint: Path
     images: Path
-    made: Any
+    float_graph: Any
     hops: list[Any]
     notes: list[str]
 
@@ -188,15 +189,16 @@ class Digits:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """Do not write into it."""
-    from sit_deploy.pipeline.float_graph import Work, make_float_graph
+    from sit_deploy.pipeline.float_graph import make_float_graph
+    from sit_deploy.pipeline.work import Work
 
     folder = shared(tmp_path_factory, "digits", _make_digits)
     request = BuildRequest(
         None, folder, "int8", folder / "nano.safetensors", calib_data=folder / "images"
     ).completed()
     work = Work(request, lambda *_: None)
-    made = make_float_graph(work, tmp_path_factory.mktemp("digits"))
-    return Digits(request.checkpoint, request.calib_data, made, work.hops, work.notes)
+    float_graph = make_float_graph(work, tmp_path_factory.mktemp("digits"))
+    return Digits(request.checkpoint, request.calib_data, float_graph, work.hops, work.notes)
 
 
 def _make_digits(folder: Path) -> None:
@@ -228,7 +230,9 @@ def _make_digits(folder: Path) -> None:
     save_weights(folder / "nano.safetensors", model.state_dict(), card)
 
 
-def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch, made: Any = None) -> None:
+def stand_in_for_the_float_graph(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch, float_graph: Any = None
+) -> None:
     """Let every build take a float graph made once, its own where none is given: exporting takes seconds."""
 
     def stand_in(work: Any, folder: Path) -> Any:
@@ -236,15 +240,16 @@ def stand_in_for_the_float_graph(digits: Digits, monkeypatch: pytest.MonkeyPatch
         from sit_deploy.data.labelled import match_labels
         from sit_deploy.graph.write import write_graph
 
-        chosen = digits.made if made is None else made
+        chosen = digits.float_graph if float_graph is None else float_graph
         work.hops += digits.hops
         work.notes += digits.notes
-        write_graph(chosen.exported.graph, folder / "model.onnx")
+        write_graph(chosen.graph, folder / "model.onnx")
         if work.request.val_data:
             work.samples = match_labels(ImageFolder(work.request.val_data), chosen.classes, 10)
         return chosen
 
-    monkeypatch.setattr("sit_deploy.pipeline.float_graph.make_float_graph", stand_in)
+    for module in ("lower", "calibration"):
+        monkeypatch.setattr(f"sit_deploy.pipeline.{module}.make_float_graph", stand_in)
 
 
 def trained_checkpoint(digits: Digits, folder: Path, thresholds: dict[str, float]) -> Path:

@@ -103,7 +103,7 @@ def test_batches_of_a_real_engine_equal_one_image_at_a_time(trained: Trained) ->
 
 
 def test_golden_outputs_are_what_pytorch_gives(trained: Trained) -> None:
-    from sit_deploy.pipeline.float_graph import torch_logits
+    from sit_deploy.pipeline.logits import torch_logits
     from sit_deploy.validation.reference import reference_model
 
     bundle = load_bundle(trained.bundle)

@@ -10,6 +10,7 @@ import pytest
 
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.text import is_utf8, require_utf8, shown
 from training.request import TrainRequest
 
@@ -35,14 +36,14 @@ def test_a_build_refuses_paths_that_its_manifest_cannot_hold(field: str) -> None
     with pytest.raises(
         InputError, match=rf"--{field.replace('_', '-')} caf\\xe9 has a name that is no UTF-8; rename it, or"
     ):
-        request.check()
+        check_request(request)
 
 
 @pytest.mark.parametrize("field", ["teacher", "init", "output", "data_dir"])
 def test_a_training_does_too(field: str) -> None:
     request = replace(TrainRequest("sit_nano", "digits", Path("out")), **{field: Path(LATIN) / "x"})
     with pytest.raises(InputError, match="has a name that is no UTF-8"):
-        request.check()
+        check_request(request)
 
 
 def test_a_folder_above_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, graph_on_onnxruntime
 from sit_deploy.measure.accuracy import measure
 from sit_deploy.models import load_model
-from sit_deploy.pipeline.float_graph import torch_logits
+from sit_deploy.pipeline.logits import torch_logits
 from training.quickstart import MeasuredModel, QuickstartResult, _require_worth, quickstart, write_digits
 
 QUICK = (("epochs", 1), ("warmup_epochs", 0), ("batch_size", 32))

@@ -356,8 +356,8 @@ main()
 GRAPH_MADE = """
 import shutil, types
 import sit_deploy.pipeline.build
-made = types.SimpleNamespace(lowered=types.SimpleNamespace(quantizer=None))
-sit_deploy.pipeline.build.make_graph = lambda work, folder: shutil.copy({graph!r}, folder / "model.onnx") and made
+lowered = types.SimpleNamespace(quantization=None)
+sit_deploy.pipeline.build.make_lowered_graph = lambda work, folder: shutil.copy({graph!r}, folder / "model.onnx") and lowered
 """
 
 

@@ -87,7 +87,7 @@ def test_refused_before_any_work(
     more: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sit_deploy.pipeline.float_graph.make_float_graph", lambda *_: pytest.fail("the work was begun")
+        "sit_deploy.pipeline.calibration.make_float_graph", lambda *_: pytest.fail("the work was begun")
     )
     (cli.folder / "file").write_text("x")
     assert message in cli.refuses(*words(digits, "-o", "c.json"), *more)
@@ -132,21 +132,21 @@ def test_more_processes_than_images(
     quick_float: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sit_deploy.errors import InputError
-    from sit_deploy.pipeline.lower import calibrate_alone
+    from sit_deploy.pipeline.calibration import write_calibration
 
     request = quick_float.request(cli.folder / "c.json", calib_images=2)
     with pytest.raises(InputError, match=r"^2 calibration images for 3 processes; start fewer$"):
-        calibrate_alone(request, cli.folder / "c.json", lambda *_: None, lambda seen: seen, Shard(0, 3))
+        write_calibration(request, cli.folder / "c.json", lambda *_: None, lambda seen: seen, Shard(0, 3))
 
 
 # The command line with a float graph that is there already, the first argument: exporting takes seconds.
 GRAPH_GIVEN = """
 import sys, types, onnx
-import sit_deploy.pipeline.float_graph
+import sit_deploy.pipeline.calibration
 from sit_deploy.preprocessing import Preprocessing
-exported = types.SimpleNamespace(graph=onnx.load(sys.argv.pop(1)))
-made = types.SimpleNamespace(preprocessing=Preprocessing.for_model(112), sources={}, exported=exported)
-sit_deploy.pipeline.float_graph.make_float_graph = lambda *_: made
+graph = onnx.load(sys.argv.pop(1))
+float_graph = types.SimpleNamespace(preprocessing=Preprocessing.for_model(112), sources={}, graph=graph)
+sit_deploy.pipeline.calibration.make_float_graph = lambda *_: float_graph
 from sit_deploy.cli import main
 main()
 """
@@ -157,7 +157,7 @@ def test_two_processes_write_the_file_of_one(digits: Digits, cli: CommandLine) -
     """Real ones, as torchrun starts them, that talk over gloo; 7 images, so that the shares are not equal."""
     command = [*words(digits), "--calib-images", 7, "-o"]
     graph = cli.folder / "graph.onnx"
-    graph.write_bytes(digits.made.exported.graph.SerializeToString())
+    graph.write_bytes(digits.float_graph.graph.SerializeToString())
     first, second = run_ranks(cli.folder, graph, *command, "two.json", "--json", program=GRAPH_GIVEN)
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert json.loads(first[1])["images"] == 7

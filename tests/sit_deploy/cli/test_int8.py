@@ -273,7 +273,9 @@ def test_groups(quick_float: Digits, cli: CommandLine, monkeypatch: pytest.Monke
 def test_refused_before_any_work(
     words: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sit_deploy.pipeline.build.make_graph", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(
+        "sit_deploy.pipeline.build.make_lowered_graph", lambda *_: pytest.fail("the work was begun")
+    )
     if "tensorrt-rtx" in words:
         pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
     line = cli.refuses(*digits.words("--calib-data", digits.images, "-o", "new/out"), *words)
@@ -291,7 +293,9 @@ def test_refused_before_any_work(
 def test_without_images(
     words: list[str], message: str, digits: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sit_deploy.pipeline.build.make_graph", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(
+        "sit_deploy.pipeline.build.make_lowered_graph", lambda *_: pytest.fail("the work was begun")
+    )
     (cli.folder / "there.json").write_text("{}")
     assert message in cli.refuses(*digits.words("-o", "new/out"), *words)
 

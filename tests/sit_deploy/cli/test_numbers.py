@@ -95,8 +95,8 @@ def test_numbers_below_nothing(
         pytest.fail("work was begun")
 
     for place in (
-        "sit_deploy.pipeline.build.make_graph",
-        "sit_deploy.pipeline.lower.calibrate_alone",
+        "sit_deploy.pipeline.build.make_lowered_graph",
+        "sit_deploy.pipeline.calibration.write_calibration",
         "training.set_up.make_loaders",
     ):
         monkeypatch.setattr(place, begun)

@@ -21,7 +21,9 @@ from sit_deploy.models.data_config import (
     from_options,
     override,
 )
+from sit_deploy.pipeline.command import rebuild_command
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.preprocessing import IMAGENET_MEAN, Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
@@ -43,12 +45,12 @@ def test_every_option_wins_and_is_in_the_command_that_builds_again() -> None:
         (112, 112), 117, "lanczos", values["mean"], HALF, orientation="exif"
     )
     assert set(found.sources.values()) == {"the options"} and not found.notes
-    words = request.command("onnxruntime").split()
+    words = rebuild_command(request, "onnxruntime").split()
     for name in FIELDS:
         value = values[name]
         told = words[words.index(f"--{name.replace('_', '-')}") + 1]
         assert told == (",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-    plain = BuildRequest("sit_nano", Path("b")).command("onnxruntime")
+    plain = rebuild_command(BuildRequest("sit_nano", Path("b")), "onnxruntime")
     assert not any(f"--{name.replace('_', '-')}" in plain for name in FIELDS)
 
 
@@ -71,7 +73,7 @@ def test_every_option_wins_and_is_in_the_command_that_builds_again() -> None:
 def test_a_value_out_of_range_is_refused_with_what_to_pass(options: dict, said: str) -> None:
     request = BuildRequest("sit_nano", Path("b"), **options)
     with pytest.raises(InputError, match=said):
-        request.check()
+        check_request(request)
 
 
 def test_an_option_against_the_card_is_said() -> None:

@@ -403,7 +403,7 @@ def test_a_failed_export_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def test_images_are_spread_over_the_folder(trained: Trained) -> None:
     """A sorted data set must not give one class only."""
-    from sit_deploy.pipeline.float_graph import Work
+    from sit_deploy.pipeline.work import Work
     from sit_deploy.preprocessing import Preprocessing
 
     request = BuildRequest("sit_nano", Path("out"), calib_data=trained.images, calib_images=3)
@@ -421,7 +421,7 @@ def test_images_are_spread_over_the_folder(trained: Trained) -> None:
 def test_golden_images_are_spread_over_those_of_the_comparisons(trained: Trained) -> None:
     """The first four of a folder with many images a class would be of one class, whose agreement proves nothing."""
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.pipeline.float_graph import Work
+    from sit_deploy.pipeline.work import Work
     from sit_deploy.preprocessing import Preprocessing
 
     work = Work(BuildRequest("sit_nano", Path("out"), calib_data=trained.images), print)

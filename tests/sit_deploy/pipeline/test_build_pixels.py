@@ -13,7 +13,7 @@ from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build, export
-from sit_deploy.pipeline.float_graph import torch_logits
+from sit_deploy.pipeline.logits import torch_logits
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.validation.checks import check_accuracy, check_golden, open_labelled_for
 from sit_deploy.validation.reference import reference_model

@@ -137,7 +137,8 @@ def test_what_contradicts_the_card_is_refused(made: WithCard, fields: dict[str, 
 
 
 def test_labels_and_image_size_override_the_card(made: WithCard, tmp_path: Path) -> None:
-    from sit_deploy.pipeline.float_graph import Work, load_request
+    from sit_deploy.pipeline.float_graph import load_request
+    from sit_deploy.pipeline.work import Work
 
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     asked = request(made, labels=tmp_path / "labels.txt", image_size=96).completed()
@@ -165,7 +166,8 @@ def test_the_command_line_takes_the_name_from_the_card(
 
 
 def test_without_a_card_the_preprocessing_is_timms(tmp_path: Path) -> None:
-    from sit_deploy.pipeline.float_graph import Work, load_request
+    from sit_deploy.pipeline.float_graph import load_request
+    from sit_deploy.pipeline.work import Work
 
     work = Work(BuildRequest(NAME, tmp_path, image_size=32, num_classes=4), lambda *_: None)
     loaded, choice, classes = load_request(work)
@@ -175,7 +177,8 @@ def test_without_a_card_the_preprocessing_is_timms(tmp_path: Path) -> None:
 
 
 def test_images_that_were_squeezed_are_told_of(tmp_path: Path) -> None:
-    from sit_deploy.pipeline.float_graph import Work, load_request
+    from sit_deploy.pipeline.float_graph import load_request
+    from sit_deploy.pipeline.work import Work
 
     work = Work(BuildRequest("vit_medium_patch16_gap_384", tmp_path, image_size=32), lambda *_: None)
     load_request(work)

@@ -20,9 +20,10 @@ from calibration.formats import float16_scale
 from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.build import build, export
-from sit_deploy.pipeline.float_graph import Work
-from sit_deploy.pipeline.lower import _calibration, calibration_stream
+from sit_deploy.pipeline.calibration import _calibrate, calibration_stream
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_request
+from sit_deploy.pipeline.work import Work
 from tests.helpers.command_line import snapshot
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
 
@@ -66,7 +67,7 @@ def test_a_build_makes_the_cache(cache: Path, digits: Digits) -> None:
     found = Calibration.load(cache)
     assert (found.grid, found.method, found.images.count) == ("int8", "minmax", 6)
     assert found.images.description == f"6 of 20 images in {digits.images}"
-    assert found.preprocessing == digits.made.preprocessing.to_dict()
+    assert found.preprocessing == digits.float_graph.preprocessing.to_dict()
 
 
 @pytest.mark.usefixtures("no_observing")
@@ -84,11 +85,9 @@ def test_a_cache_from_before_pictures_were_turned_is_of_pictures_as_stored(
     export(with_cache(quick_float, tmp_path, old))
     request = with_cache(quick_float, tmp_path, old, force=True, orientation="exif")
     work = Work(request, lambda *_: None)
-    turning = replace(quick_float.made.preprocessing, orientation="exif")
+    turning = replace(quick_float.float_graph.preprocessing, orientation="exif")
     with pytest.raises(CalibrationError, match=r"other preprocessing \(orientation"):
-        _calibration(
-            work, quick_float.made.exported.graph, calibration_stream(request, turning), turning, None
-        )
+        _calibrate(work, quick_float.float_graph.graph, calibration_stream(request, turning), turning, None)
 
 
 @pytest.mark.usefixtures("no_observing")
@@ -143,7 +142,9 @@ def test_a_cache_of_other_images(cache: Path, quick_float: Digits, tmp_path: Pat
 def test_a_cache_of_other_preprocessing(
     cache: Path, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = replace(digits.made, preprocessing=replace(digits.made.preprocessing, interpolation="bilinear"))
+    other = replace(
+        digits.float_graph, preprocessing=replace(digits.float_graph.preprocessing, interpolation="bilinear")
+    )
     stand_in_for_the_float_graph(digits, monkeypatch, other)
     refused(
         with_cache(digits, tmp_path, cache), r"other preprocessing \(interpolation was bicubic, is bilinear\)"
@@ -154,10 +155,10 @@ def test_a_cache_of_another_graph(
     cache: Path, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = onnx.ModelProto()
-    graph.CopyFrom(digits.made.exported.graph)
+    graph.CopyFrom(digits.float_graph.graph)
     (head,) = [t for t in graph.graph.initializer if t.name == "head/weight"]
     head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) * np.float32(1.001), head.name))
-    other = replace(digits.made, exported=replace(digits.made.exported, graph=graph))
+    other = replace(digits.float_graph, graph=graph)
     stand_in_for_the_float_graph(digits, monkeypatch, other)
     refused(with_cache(digits, tmp_path, cache), r"made for another graph \(\w{12}…, this one is \w{12}…\)")
 
@@ -220,14 +221,17 @@ def test_no_room_for_the_cache(quick_float: Digits, tmp_path: Path, monkeypatch:
 def test_random_weights_need_no_images(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sit_deploy.pipeline.lower import calibration_stream
+    from sit_deploy.pipeline.calibration import calibration_stream
 
     request = BuildRequest("sit_nano", tmp_path / "m.onnx", "int8")
-    request.check()
+    check_request(request)
     monkeypatch.setattr("sit_deploy.data.synthetic.synthetic_images", lambda count: list(range(count)))
-    stream = calibration_stream(request, digits.made.preprocessing)
+    stream = calibration_stream(request, digits.float_graph.preprocessing)
     assert (len(stream.sources), stream.description) == (32, "32 synthetic images")
-    assert len(calibration_stream(replace(request, calib_images=5), digits.made.preprocessing).sources) == 5
+    assert (
+        len(calibration_stream(replace(request, calib_images=5), digits.float_graph.preprocessing).sources)
+        == 5
+    )
 
 
 # ------------------------------------------------------------------------------------------- trained to be rounded
@@ -267,7 +271,7 @@ def test_thresholds_do_for_nothing_else(fields: dict[str, Any], digits: Digits, 
     request = replace(BuildRequest(None, tmp_path / "m.onnx", "int8", checkpoint), **fields).completed()
     refused(request, "needs images to calibrate on; pass --calib-data DIR", InputError)
     assert request.trained_thresholds is None
-    replace(request, calib_data=digits.images).check()
+    check_request(replace(request, calib_data=digits.images))
 
 
 def test_images_do_not_replace_what_was_trained(quick_float: Digits, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 import engines
 from sit_deploy.errors import Error, InputError
+from sit_deploy.pipeline.command import rebuild_command
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_request
 
 BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"model": "sit_nanu"}, r"unknown model 'sit_nanu'; did you mean 'sit_nano'\?"),
@@ -43,7 +45,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
 def test_bad_requests(fields: dict[str, Any], message: str) -> None:
     request = BuildRequest(**{"model": "sit_nano", "output": Path("out"), **fields})
     with pytest.raises(Error, match=message) as caught:
-        request.check()
+        check_request(request)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == 2
 
@@ -74,7 +76,7 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         val_data=Path("val"), max_accuracy_drop=0.5, opset=17, targets=("sm80", "sm89"), optimization_level=2,
         stages=(4, 4, 4, 4), keeping_ratio=0.7,
     )  # fmt: skip
-    words = shlex.split(request.command("tensorrt-rtx"))
+    words = shlex.split(rebuild_command(request, "tensorrt-rtx"))
     assert words[:2] == ["sit-deploy", "build"] and words[-1] == "--no-ema"
     pairs = list(zip(words[2:-1:2], words[3:-1:2], strict=True))
     assert dict(pairs) == {
@@ -85,18 +87,20 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--target": "sm89",
     }  # fmt: skip
     assert [value for key, value in pairs if key == "--target"] == ["sm80", "sm89"]
-    assert "--batch-size 3" in BuildRequest("sit_s", Path("out"), batch_size=3).command("onnxruntime")
+    assert "--batch-size 3" in rebuild_command(
+        BuildRequest("sit_s", Path("out"), batch_size=3), "onnxruntime"
+    )
     assert (
-        BuildRequest("sit_s", Path("out"), max_accuracy_drop=0.0)
-        .command("x")
-        .count("--max-accuracy-drop 0.0")
+        rebuild_command(BuildRequest("sit_s", Path("out"), max_accuracy_drop=0.0), "x").count(
+            "--max-accuracy-drop 0.0"
+        )
         == 1
     )
 
 
 def test_command_says_where_in_the_checkpoint_the_weights_are() -> None:
     request = BuildRequest("sit_nano", Path("out"), checkpoint=Path("dino.pth"), checkpoint_key="teacher.net")
-    assert "--checkpoint-key teacher.net" in request.command("onnxruntime")
+    assert "--checkpoint-key teacher.net" in rebuild_command(request, "onnxruntime")
 
 
 def test_command_of_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +109,16 @@ def test_command_of_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "sit_nano", Path("out"), "int8", calib_cache=Path("c.json"), calib_method="percentile", calib_percentile=99.5,
         quantize=("fc1", "head"), rest="fp16", sensitivity=True, ema=False,
     )  # fmt: skip
-    words = shlex.split(request.command("tensorrt-rtx"))
+    words = shlex.split(rebuild_command(request, "tensorrt-rtx"))
     assert words[-2:] == ["--sensitivity", "--no-ema"]
     pairs = dict(zip(words[2:-2:2], words[3:-2:2], strict=True))
     assert {name: pairs[name] for name in pairs if name.startswith(("--calib", "--quantize", "--rest"))} == {
         "--calib-method": "percentile", "--calib-percentile": "99.5", "--calib-cache": str(tmp_path / "c.json"),
         "--quantize": "fc1,head", "--rest": "fp16",
     }  # fmt: skip
-    assert "--calib-percentile" not in BuildRequest("sit_nano", Path("out"), "int8").command("onnxruntime")
+    assert "--calib-percentile" not in rebuild_command(
+        BuildRequest("sit_nano", Path("out"), "int8"), "onnxruntime"
+    )
 
 
 def test_without_8_bits() -> None:
@@ -122,7 +128,7 @@ def test_without_8_bits() -> None:
         calib_cache=Path("c.json"), quantize=("fc1",), rest="fp16", sensitivity=True, batch_size=3,
     )  # fmt: skip
     higher = request.in_high_precision()
-    higher.check()
+    check_request(higher)
     assert higher == BuildRequest("sit_nano", Path("out"), "fp16", batch_size=3)
     assert BuildRequest("sit_nano", Path("out"), "int8").in_high_precision().precision == "fp32"
 
@@ -131,11 +137,11 @@ def test_eight_bits_need_a_newer_onnxruntime(monkeypatch: pytest.MonkeyPatch) ->
     asked, seen = BuildRequest("sit_nano", Path("out"), "int8"), engines.get("onnxruntime").probe()
     runtime = engines.get("onnxruntime")
     monkeypatch.setattr(type(runtime), "probe", lambda _: replace(seen, version="1.26.0"))
-    asked.check()
+    check_request(asked)
     monkeypatch.setattr(type(runtime), "probe", lambda _: replace(seen, version="1.25.1"))
     with pytest.raises(Error, match=r"need ONNX Runtime 1\.26 or newer .* 1\.25\.1 is installed"):
-        asked.check()
-    BuildRequest("sit_nano", Path("out"), "fp16").check()
+        check_request(asked)
+    check_request(BuildRequest("sit_nano", Path("out"), "fp16"))
 
 
 @pytest.mark.parametrize("given", [None, 5, {}, "sit_nano"])

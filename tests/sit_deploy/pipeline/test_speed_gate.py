@@ -23,8 +23,11 @@ from engines.timing import WorkerResult
 from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.pipeline.build import build
-from sit_deploy.pipeline.float_graph import Work, graph_logits, torch_logits
-from sit_deploy.pipeline.speed_gate import NoGainError, compare_speed
+from sit_deploy.pipeline.engine import BuiltEngine
+from sit_deploy.pipeline.fallback import NoGain, NoGainError
+from sit_deploy.pipeline.logits import graph_logits, torch_logits
+from sit_deploy.pipeline.speed_gate import compare_speed
+from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import TOLERANCE
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
@@ -54,9 +57,9 @@ def harmful(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Any:
         weight[5] = 0
         return weight
 
-    made = digits.made
+    float_graph = digits.float_graph
     graph = onnx.ModelProto()
-    graph.CopyFrom(made.exported.graph)
+    graph.CopyFrom(float_graph.graph)
     (add,) = [
         n
         for n in graph.graph.node
@@ -65,7 +68,7 @@ def harmful(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Any:
     (bias,) = [name for name in add.input if name in {t.name for t in graph.graph.initializer}]
     edit_constant(graph, bias, outlier)
     edit_constant(graph, f"{HARMFUL}/weight", unread)
-    model = copy.deepcopy(made.loaded.model)
+    model = copy.deepcopy(float_graph.loaded.model)
     with torch.no_grad():
         mlp = model.blocks[3].mlp
         mlp.fc1.bias[5] = 1e4
@@ -73,11 +76,12 @@ def harmful(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Any:
         mlp.fc2.weight[:, 5] = 0
     path = tmp_path_factory.mktemp("harmful") / "model.onnx"
     path.write_bytes(graph.SerializeToString())
-    reference, logits = torch_logits(model, made.images), graph_logits(path, made.images, (1, 1))
+    images = float_graph.compared.normalised
+    reference, logits = torch_logits(model, images), graph_logits(path, images, (1, 1))
     np.testing.assert_allclose(logits, reference, atol=1e-3)  # the two edits are one
-    exported = replace(made.exported, graph=graph, logits=logits, reference=reference)
-    loaded = replace(made.loaded, model=model)
-    return replace(made, loaded=loaded, reference=reference, exported=exported)
+    compared = replace(float_graph.compared, reference=reference)
+    loaded = replace(float_graph.loaded, model=model)
+    return replace(float_graph, loaded=loaded, compared=compared, graph=graph, logits=logits)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,7 @@ def broken(
     """A function that returns a request to build the harmful model on ONNX Runtime; its speed is not measured."""
     stand_in_for_the_float_graph(digits, monkeypatch, harmful)
     monkeypatch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
-    monkeypatch.setattr("sit_deploy.pipeline.speed_gate.SENSITIVITY_IMAGES", 4)
+    monkeypatch.setattr("sit_deploy.pipeline.sensitivity.IMAGES", 4)
 
     def request(output: Path, **fields: Any) -> Any:
         common = {"val_data": images_of_harmful, "quantize": ("fc1", "fc2", "tsm"), "calib_images": 8}
@@ -258,10 +262,10 @@ def test_notes_of_the_attempt_are_kept(
     """That the images were of no use may well be why."""
     from PIL import Image
 
-    def settle(*_: Any) -> Any:
-        raise NoGainError("no gain; fp32 was built instead")
+    def give_up(*_: Any) -> Any:
+        raise NoGainError(NoGain.ACCURACY, "no gain; fp32 was built instead")
 
-    monkeypatch.setattr("sit_deploy.pipeline.build.settle", settle)
+    monkeypatch.setattr("sit_deploy.pipeline.build.keep_budget", give_up)
     monkeypatch.setitem(TOLERANCE, "int8", 9.0)
     (tmp_path / "grey").mkdir()
     for i in range(2):
@@ -392,37 +396,43 @@ class Spy:
         return EngineInfo(self.kind, "1", target.name, 1, 0.0, "sm80", {"strip_weights": True})
 
 
+def engine_of(path: Path) -> BuiltEngine:
+    """An engine in 8 bits, built by a spy."""
+    return BuiltEngine(Spy(), path, EngineInfo("tensorrt-rtx", "1", path.name, 1, 0.0, "sm80"))
+
+
 def test_the_other_engine_is_of_the_precision_of_the_rest_and_built_alike(
     timed: Callable[..., dict[str, Any]], digits: Digits, tmp_path: Path
 ) -> None:
     """INT8 with FP16 is measured against FP16, at the same batch and effort, and not against FP32."""
     asked = timed(3.0)
-    request = digits.request(tmp_path, engine="tensorrt-rtx", rest="fp16", dynamic_batch=(1, 4, 8))
-    (tmp_path / "int8.plan").write_bytes(digits.made.exported.graph.SerializeToString())
-    spy, options = Spy(), BuildOptions(dynamic_batch=(1, 4, 8), optimization_level=2)
-    plan, origin = tmp_path / "int8.plan", EngineOrigin("1", "sm80")
-    speed = compare_speed(Work(request, lambda *_: None), spy, plan, digits.made, options, origin)
-    ((graph, given),) = spy.built
-    assert given == options
+    fields = {"dynamic_batch": (1, 4, 8), "optimization_level": 2}
+    request = digits.request(tmp_path, engine="tensorrt-rtx", rest="fp16", **fields)
+    built = engine_of(tmp_path / "int8.plan")
+    built.path.write_bytes(digits.float_graph.graph.SerializeToString())
+    speed = compare_speed(Work(request, lambda *_: None), built, digits.float_graph)
+    ((graph, given),) = built.runtime.built
+    assert given == BuildOptions(**fields)
     types = {t.name: t.data_type for t in graph.graph.initializer}
     assert types["blocks.0/mlp/fc1/weight"] == onnx.TensorProto.FLOAT16
     assert (speed["over"], speed["batch_size"], speed["ratio"]) == ("fp16", 4, 3.0)
     # how each was made goes with it: one without weights is given them only by that
     assert [worker.origin for worker in asked.values()] == [
         EngineOrigin("1", "sm80", {"strip_weights": True}),
-        origin,
+        EngineOrigin("1", "sm80"),
     ]
 
 
 def test_an_engine_that_does_not_run_here(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spy = Spy()
-    monkeypatch.setattr(spy, "probe", lambda: SimpleNamespace(can_run=False))
+    built = engine_of(tmp_path / "int8.plan")
+    monkeypatch.setattr(built.runtime, "probe", lambda: SimpleNamespace(can_run=False))
     work = Work(digits.request(tmp_path, engine="tensorrt-rtx", rest="fp16"), lambda *_: None)
-    assert compare_speed(work, spy, tmp_path, digits.made, BuildOptions(), EngineOrigin("1", "sm80")) is None
-    assert work.notes == ["whether int8 is faster than fp16 was not measured: the engine does not run here"]
-    assert spy.built == []
+    assert compare_speed(work, built, digits.float_graph) is None
+    (note,) = work.notes
+    assert note == "whether int8 is faster than fp16 was not measured: the engine does not run here"
+    assert built.runtime.built == []
 
 
 # --------------------------------------------------------------------------------------------------- targets of FP8
@@ -439,10 +449,10 @@ def test_a_fallback_from_fp8_is_for_the_gpus_asked_for(
     """None asked for means all that the engine is built for by default; only FP8 is for fewer."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
 
-    def settle(*_: Any) -> Any:
-        raise NoGainError("no gain; fp16 was built instead")
+    def give_up(*_: Any) -> Any:
+        raise NoGainError(NoGain.ACCURACY, "no gain; fp16 was built instead")
 
-    monkeypatch.setattr("sit_deploy.pipeline.build.settle", settle)
+    monkeypatch.setattr("sit_deploy.pipeline.build.keep_budget", give_up)
     bundle = build(
         quick_float.request(
             tmp_path / "b", precision="fp8", engine="tensorrt-rtx", calib_images=1, quantize=("proj",)

@@ -14,14 +14,14 @@ from tests.sit_deploy.conftest import Digits
 
 @pytest.fixture(scope="session")
 def stream(digits: Digits) -> ImageStream:
-    return ImageStream(list_images(digits.images)[:8], digits.made.preprocessing, "8 images")
+    return ImageStream(list_images(digits.images)[:8], digits.float_graph.preprocessing, "8 images")
 
 
 @pytest.fixture(scope="session")
 def calibration(digits: Digits, stream: ImageStream) -> Calibration:
-    return calibrate(digits.made.exported.graph, stream, CalibrationMethod(name="minmax"))[0]
+    return calibrate(digits.float_graph.graph, stream, CalibrationMethod(name="minmax"))[0]
 
 
 @pytest.fixture(scope="session")
 def quantizer(digits: Digits, calibration: Calibration, stream: ImageStream) -> Quantizer:
-    return make_quantizer(digits.made.exported.graph, calibration, stream)
+    return make_quantizer(digits.float_graph.graph, calibration, stream)

@@ -38,7 +38,7 @@ def test_the_key_of_a_graph(digits: Digits) -> None:
     import onnx
 
     graph = onnx.ModelProto()
-    graph.CopyFrom(digits.made.exported.graph)
+    graph.CopyFrom(digits.float_graph.graph)
     key = graph_key(graph)
     for value in (*graph.graph.input, *graph.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -50,7 +50,7 @@ def test_the_key_of_a_graph(digits: Digits) -> None:
 
 
 def run(digits: Digits, images: Any, method: CalibrationMethod = MINMAX, **options: Any) -> Any:
-    return calibrate(digits.made.exported.graph, stream_of(images), method, **options)
+    return calibrate(digits.float_graph.graph, stream_of(images), method, **options)
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
             barrier.wait(60)
             return merged
 
-        graph = digits.made.exported.graph
+        graph = digits.float_graph.graph
         found, _ = calibrate(graph, stream, CalibrationMethod(), gather=gather, shard=Shard(rank, 3))
         found.save(tmp_path / f"{rank}.json")
 
@@ -166,7 +166,7 @@ def test_dead_activations(digits: Digits) -> None:
     import onnx
 
     graph = onnx.ModelProto()
-    graph.CopyFrom(digits.made.exported.graph)
+    graph.CopyFrom(digits.float_graph.graph)
     (norm,) = [node for node in graph.graph.node if node.name == "blocks.2/norm2"]
     for name in norm.input[1:]:
         old = next(t for t in graph.graph.initializer if t.name == name)
@@ -182,7 +182,7 @@ def test_nan_activations_are_named(digits: Digits) -> None:
     import onnx
 
     graph = onnx.ModelProto()
-    graph.CopyFrom(digits.made.exported.graph)
+    graph.CopyFrom(digits.float_graph.graph)
     (bias,) = [t for t in graph.graph.initializer if t.name == "blocks.1/mlp/fc1/weight"]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, np.nan, np.float32), bias.name))
     with pytest.raises(
@@ -206,7 +206,7 @@ def test_images_of_every_kind(digits: Digits, tmp_path: Path) -> None:
     rgb.save(tmp_path / "turned.jpg", exif=turned)
     rgb.resize((3, 90)).save(tmp_path / "narrow.png")
     stream = calibration_images(tmp_path, 7, 256, PREPARE)
-    found, notes = calibrate(digits.made.exported.graph, stream, MINMAX)
+    found, notes = calibrate(digits.float_graph.graph, stream, MINMAX)
     assert (found.images.count, notes) == (7, [])
     assert all(np.isfinite([seen.min, seen.max]).all() for seen in found.tensors.values())
 
@@ -218,4 +218,4 @@ def test_an_image_that_cannot_be_read_is_named(
     broken = folder / "dog" / "000.png"
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(InputError, match=r"dog/000\.png: cannot decode the image"):
-        calibrate(digits.made.exported.graph, calibration_images(folder, None, 9, PREPARE), MINMAX)
+        calibrate(digits.float_graph.graph, calibration_images(folder, None, 9, PREPARE), MINMAX)

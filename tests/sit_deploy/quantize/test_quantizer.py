@@ -27,14 +27,14 @@ def initializers(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 def test_rounding_against_the_inputs_is_better_than_to_nearest(
     digits: Digits, calibration: Calibration, stream: ImageStream, quantizer: Quantizer
 ) -> None:
-    plain = make_quantizer(digits.made.exported.graph, calibration, None)
-    reference = run_logits(digits.made.exported.graph, stream)
+    plain = make_quantizer(digits.float_graph.graph, calibration, None)
+    reference = run_logits(digits.float_graph.graph, stream)
     rounded = sqnr_db(run_logits(quantizer.quantized(), stream), reference)
     assert rounded > sqnr_db(run_logits(plain.quantized(), stream), reference) + 1
 
 
 def test_without_images(digits: Digits, calibration: Calibration) -> None:
-    plain = make_quantizer(digits.made.exported.graph, calibration, None)
+    plain = make_quantizer(digits.float_graph.graph, calibration, None)
     assert plain.notes == (
         "no images were given beside the calibration: weights are rounded to nearest and layers are not measured",
     )
@@ -52,7 +52,7 @@ def test_biases_are_corrected_only_where_that_is_better(
     """The two forms are measured, the plain one second; the better is taken."""
     from sit_deploy.quantize import quantizer
 
-    graph = digits.made.exported.graph
+    graph = digits.float_graph.graph
     for errors, better in (((1.0, 2.0), True), ((2.0, 1.0), False), ((1.0, 1.0), False)):
         left = list(errors)
         monkeypatch.setattr(quantizer, "logits_error", lambda *_, left=left: left.pop(0))
@@ -85,7 +85,7 @@ def test_fewer_layers(quantizer: Quantizer) -> None:
 
 
 def test_another_method_than_the_calibrations(digits: Digits, calibration: Calibration) -> None:
-    graph = digits.made.exported.graph
+    graph = digits.float_graph.graph
     asked = make_quantizer(graph, calibration, None, ["proj"], "mse")
     assert (asked.method, make_quantizer(graph, calibration, None, ["proj"]).method) == ("mse", "minmax")
     (source,) = asked.layers["blocks.0/attn/proj"].inputs
@@ -98,7 +98,7 @@ def test_another_method_than_the_calibrations(digits: Digits, calibration: Calib
 
 def test_trained_thresholds_are_used_as_they_are(digits: Digits) -> None:
     thresholds = {"blocks.0/mlp/fc1": 3.0, "blocks.5/attn/proj": 0.123, "head": 20.0}
-    made = trained_quantizer(digits.made.exported.graph, thresholds)
+    made = trained_quantizer(digits.float_graph.graph, thresholds)
     assert made.plan.quantized == tuple(thresholds)
     assert (made.method, made.corrected, made.scales.shifts, made.scales.weights) == (
         "trained",
@@ -114,11 +114,11 @@ def test_trained_thresholds_are_used_as_they_are(digits: Digits) -> None:
         assert f"{name}/weight/codes" in low
     rows = {row["layer"]: row["reason"] for row in made.rows()}
     assert (rows["head"], rows["blocks.1/mlp/fc1"]) == ("trained in 8 bits", "trained in float")
-    assert made.graph is digits.made.exported.graph  # nothing smoothed
+    assert made.graph is digits.float_graph.graph  # nothing smoothed
 
 
 def test_trained_thresholds_of_unknown_layers(digits: Digits) -> None:
     with pytest.raises(
         InputError, match=r"has a threshold for 'blocks\.9/mlp/fc1', which the deployed graph does not have"
     ):
-        trained_quantizer(digits.made.exported.graph, {"blocks.9/mlp/fc1": 1.0})
+        trained_quantizer(digits.float_graph.graph, {"blocks.9/mlp/fc1": 1.0})

@@ -17,7 +17,7 @@ from tests.sit_deploy.conftest import Digits
 def test_smoothing_leaves_the_logits_as_they_are(
     digits: Digits, calibration: Calibration, stream: ImageStream
 ) -> None:
-    graph = digits.made.exported.graph
+    graph = digits.float_graph.graph
     smoothed = smoothed_graph(graph, calibration)
     assert any(any(power) for power in calibration.migration.values())
     assert smoothed.SerializeToString() != graph.SerializeToString()
@@ -27,13 +27,13 @@ def test_smoothing_leaves_the_logits_as_they_are(
 def test_a_calibration_of_another_graph_is_refused(digits: Digits, calibration: Calibration) -> None:
     other = replace(calibration, migration={**calibration.migration, "blocks.99/norm1": [0]})
     with pytest.raises(InputError, match=r"'blocks\.99/norm1', which this graph has not; calibrate again"):
-        smoothed_graph(digits.made.exported.graph, other)
+        smoothed_graph(digits.float_graph.graph, other)
 
 
 def test_a_shift_is_taken_where_it_pays_and_something_takes_it_back(
     digits: Digits, calibration: Calibration
 ) -> None:
-    layers = find_layers(smoothed_graph(digits.made.exported.graph, calibration))
+    layers = find_layers(smoothed_graph(digits.float_graph.graph, calibration))
     fc1, fc2 = layers["blocks.0/mlp/fc1"], layers["blocks.0/mlp/fc2"]
     scales = choose_scales(calibration, [fc1, fc2])
     assert set(scales.activations) == {*fc1.inputs, *fc2.inputs}

@@ -12,7 +12,7 @@ from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import load
 from sit_deploy.measure.baseline import Doubt
-from sit_deploy.pipeline.float_graph import torch_logits
+from sit_deploy.pipeline.logits import torch_logits
 from sit_deploy.preprocessing import load_image
 from sit_deploy.validation.checks import check_accuracy, check_golden, open_labelled_for
 from sit_deploy.validation.reference import reference_model

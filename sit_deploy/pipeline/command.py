@@ -1,0 +1,67 @@
+"""The command line that builds the same again, for the manifest."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sit_deploy.models.data_config import from_options
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.precisions import EIGHT_BITS
+
+
+def rebuild_command(request: BuildRequest, engine: str) -> str:
+    """Return the command that builds the same again, its paths absolute and the output folder left to the caller."""
+    options: dict[str, Any] = {
+        "--model": request.config.name,
+        "--stages": request.stages and ",".join(map(str, request.stages)),
+        "--keeping-ratio": request.keeping_ratio,
+        "--precision": request.precision,
+        "--checkpoint": request.checkpoint and request.checkpoint.absolute(),
+        "--checkpoint-key": request.checkpoint_key,
+        "--engine": engine,
+        "--image-size": request.image_size,
+        "--num-classes": request.num_classes,
+        "--labels": request.labels and request.labels.absolute(),
+        **from_options(request).options(),
+        "--calib-data": request.calib_data and request.calib_data.absolute(),
+        "--calib-images": request.calib_images,
+        **(_eight_bit_options(request) if request.precision in EIGHT_BITS else {}),
+        "--val-data": request.val_data and _absolute(request.val_data),
+        "--data-dir": request.data_dir and request.data_dir.absolute(),
+        "--split": request.split,
+        "--image-key": request.image_key,
+        "--label-key": request.label_key,
+        "--max-accuracy-drop": request.max_accuracy_drop,
+        "--input": request.input if request.input != "float32" else None,
+        "--opset": request.opset,
+        "--optimization-level": request.optimization_level,
+        "--workspace": request.workspace,
+        "--hardware-compatibility": request.hardware_compatibility,
+        "--profiling": request.profiling if request.profiling != "detailed" else None,
+    }
+    if request.dynamic_batch:
+        options["--dynamic-batch"] = ":".join(map(str, request.dynamic_batch))
+    else:
+        options["--batch-size"] = request.batch_size
+    words = [str(w) for pair in options.items() if pair[1] is not None for w in pair]
+    words += [w for target in request.targets for w in ("--target", target)]
+    for name in ("sensitivity", "version_compatible", "strip_weights", "refit"):
+        words += [f"--{name.replace('_', '-')}"] if getattr(request, name) else []
+    return shlex.join(["sit-deploy", "build", *words, *([] if request.ema else ["--no-ema"])])
+
+
+def _eight_bit_options(request: BuildRequest) -> dict[str, Any]:
+    return {
+        "--calib-method": request.calib_method,
+        "--calib-percentile": request.calib_percentile if request.calib_method == "percentile" else None,
+        "--calib-cache": request.calib_cache and request.calib_cache.absolute(),
+        "--quantize": request.quantize and ",".join(request.quantize),
+        "--rest": request.rest,
+    }
+
+
+def _absolute(data: str) -> str:
+    """Return where labelled images are from anywhere: a folder's absolute path, or a data set's name as it is."""
+    return str(Path(data).absolute()) if Path(data).is_dir() else str(data)

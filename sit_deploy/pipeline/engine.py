@@ -1,0 +1,108 @@
+"""The engine of a build: what of a request it settles and refuses, its building, and its comparison where it runs here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import engines
+from engines.gpus import find_gpus
+from engines.registry import with_precision
+from sit_deploy.bundle import MODEL
+from sit_deploy.errors import InputError
+from sit_deploy.measure.parity import Hop, compare, require
+from sit_deploy.pipeline.lower import LoweredGraph
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.work import Work
+from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
+from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
+
+# benchmarks/runtime_peers.py: 1.05 to 1.4 times as fast, at 1 to 3 dB; with trained models 4 to 8 dB (docs/quantization.md)
+_STEM_NOTE = "INT8 kernels for the stem too: --quantize default,stem may be a tenth to a third faster, at some accuracy"
+# what to build where an engine has no kernels for a precision
+_NEXT_BEST = {"bf16": ("fp32", "fp16"), "fp8": ("int8",)}
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that was built.
+
+    Attributes:
+        runtime: that runs it.
+        path: of its file, beside model.onnx.
+        info: what its builder says of it.
+        why: this runtime was chosen.
+    """
+
+    runtime: engines.Engine
+    path: Path
+    info: engines.EngineInfo
+    why: str = ""
+
+    @cached_property
+    def runs_here(self) -> bool:
+        """Whether this machine can run it."""
+        return self.runtime.probe().can_run
+
+
+def fit_request(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
+    """Return the request with what 8 bits leave to the engine: the type of the rest, and targets that have FP8."""
+    if request.precision not in EIGHT_BITS:
+        return request
+    if request.rest is None:
+        request = replace(request, rest=engine.precision_beside_8_bits)
+    return replace(request, targets=engine.targets_with(request.precision, request.targets))
+
+
+def check_engine(request: BuildRequest, engine: engines.Engine) -> None:
+    """Refuse, before any work, what this engine cannot be built with."""
+    if request.precision not in engine.precisions:
+        wanted = _NEXT_BEST.get(request.precision, engine.precisions)
+        others = [precision for precision in wanted if precision in engine.precisions] or engine.precisions
+        raise InputError(
+            f"{engine.title} has no {request.precision} kernels{' for a CPU' if engine.on_cpu else ''}; pass --engine "
+            f"{with_precision(request.precision)}, or --precision {' or '.join(others)}"
+        )
+    engine.check(request.engine_options())
+
+
+def build_engine(work: Work, engine: engines.Engine, why: str, folder: Path) -> BuiltEngine:
+    """Build the engine of model.onnx in `folder`, beside it."""
+    request = work.request
+    if request.precision in EIGHT_BITS and engine.int8_convolutions and not request.quantize:
+        work.note(f"{engine.title} has {_STEM_NOTE}")
+    with work.step(f"Building the {engine.kind} engine") as report:
+        path = folder / engine.filename
+        info = engine.build(folder / MODEL, path, request.engine_options(), report)
+    products = eight_bit_products(info.details)
+    if products and not products.all_kept:
+        work.warn(kernels_note(products, request.precision))
+    return BuiltEngine(engine, path, info, why)
+
+
+def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dict[str, Any] | None:
+    """Compare the engine with its graph, where it runs here; return what a TensorRT engine then tells of its layers."""
+    from sit_deploy.inference import Classifier
+    from sit_deploy.measure.layers import measure_layers
+
+    request, runtime, origin = work.request, built.runtime, built.info.origin
+    name = f"{runtime.kind} engine"
+    if not built.runs_here:
+        note = "built; to run, it needs pycuda" if find_gpus() else "built; to run, it needs a GPU"
+        work.hops.append(Hop(name, note=note))
+        return None
+    with work.step(f"Running the {name}"):
+        runner = runtime.load(built.path, threads=request.threads, origin=origin)
+        with Classifier(runner, request.batch_range) as classifier:
+            logits = classifier.logits(lowered.inputs)
+        reference, tolerance = lowered.float_graph.compared.reference, TOLERANCE[request.precision]
+        hop = compare(name, logits, lowered.logits, reference, tolerance)
+        work.hops.append(hop)
+        require(work.hops)
+        if not runtime.tells_types or request.profiling == "none":
+            return None
+        batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
+        images = lowered.inputs[:1].repeat(batch, axis=0)
+        return measure_layers(runtime, built.path, built.path.with_name(MODEL), images, origin=origin)

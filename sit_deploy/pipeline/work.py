@@ -1,0 +1,58 @@
+"""The work of one build: what its steps share, from the request to the hops, notes and seconds of the report."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sit_deploy.measure.parity import Hop
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.text import WarningText
+
+if TYPE_CHECKING:
+    from sit_deploy.data.labelled import Labelled
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Work:
+    """What the steps of one build share.
+
+    Attributes:
+        request: what to build.
+        progress: how it shows progress.
+        seconds: that every step took.
+        notes: what to tell the user; a `WarningText` is not to be missed.
+        hops: every comparison so far.
+        samples: the labelled images of --val-data.
+    """
+
+    request: BuildRequest
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list)
+    samples: Labelled | None = None
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[Progress]:
+        """Show a step, time it, and give it a progress callback of its own."""
+        started = time.perf_counter()
+        self.progress(text, 0, 0)
+        # one more than the inner total: the step ends with its block, not with the inner work
+        yield lambda _, done, total: self.progress(text, done if total else 0, total + 1 if total else 0)
+        self.progress(text, 1, 1)
+        seconds = time.perf_counter() - started
+        self.seconds[text] = round(self.seconds.get(text, 0.0) + seconds, 2)  # a step may be taken again
+
+    def note(self, *texts: str) -> None:
+        """Tell the user."""
+        self.notes += texts
+
+    def warn(self, *texts: str) -> None:
+        """Tell the user what must not be missed."""
+        self.notes += map(WarningText, texts)
