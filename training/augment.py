@@ -33,7 +33,7 @@ def train_transform(recipe: Recipe, preprocessing: Preprocessing, on_device: boo
     from torchvision import transforms
 
     try:
-        made = create_transform(
+        transform = create_transform(
             (3, *preprocessing.size),
             is_training=True,
             use_prefetcher=on_device,
@@ -52,15 +52,15 @@ def train_transform(recipe: Recipe, preprocessing: Preprocessing, on_device: boo
         raise InputError(
             f"--auto-augment '{recipe.auto_augment}' is no policy of timm; pass for example rand-m9-mstd0.5-inc1, or ''"
         ) from None
-    for step in made.transforms:
+    for step in transform.transforms:
         if _operations_of(step):
             _mend(step)
             _try(step, recipe.auto_augment)
     if recipe.rotation:  # before the crop, which then cuts the corners off that a rotation leaves empty
         bilinear = transforms.InterpolationMode.BILINEAR
-        made.transforms.insert(0, transforms.RandomRotation(recipe.rotation, interpolation=bilinear))
-    made.transforms.insert(0, preprocessing.upright)
-    return made
+        transform.transforms.insert(0, transforms.RandomRotation(recipe.rotation, interpolation=bilinear))
+    transform.transforms.insert(0, preprocessing.upright)
+    return transform
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:

@@ -321,11 +321,11 @@ def _preprocess(preprocessing: Preprocessing, image: Any) -> Tensor:
 
 def gather_damaged(loaders: Loaders, world: World) -> list[Tensor]:
     """Return `Loaders.damaged` over all processes, on the CPU; every process must ask."""
-    found = []
+    totals = []
     for part in loaders.damaged:
         total = world.sum(part.to(world.device, torch.int64)).cpu()
-        found.append(total > 0 if part.dtype == torch.bool else total)
-    return found
+        totals.append(total > 0 if part.dtype == torch.bool else total)
+    return totals
 
 
 def count_damaged(loaders: Loaders, world: World) -> int:

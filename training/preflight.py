@@ -75,13 +75,15 @@ def _bytes(tensor: Tensor) -> int:
 
 def warn_of_one_class(data: Data) -> list[str]:
     """Return warnings of parts whose images are all of one class: any model that says it is always right."""
-    found = []
+    warnings = []
     for part, what in ((data.train, "to train on"), (data.val, "held out")):
         labels = getattr(part, "labels", None)
         if labels is not None and len(labels) and len(set(map(int, labels))) == 1:
             name = data.classes[int(labels[0])] if data.classes else int(labels[0])
-            found.append(f"all {len(labels)} images {what} are of one class, {name}: accuracy says nothing")
-    return found
+            warnings.append(
+                f"all {len(labels)} images {what} are of one class, {name}: accuracy says nothing"
+            )
+    return warnings
 
 
 def warn_of_training_images(data: Data) -> list[str]:

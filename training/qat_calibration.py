@@ -82,15 +82,15 @@ def calibrate(
     for hook in hooks:
         hook.remove()
     shares = world.gather(observers)
-    found = {}
+    limits = {}
     for nodes in layers.values():
         observer = reduce(TensorObserver.merge, (share[nodes[0]] for share in shares))
         if observer.non_finite:
             raise InputError(
                 f"the input of {nodes[0]} is not finite on some training image; check the weights"
             )
-        found |= dict.fromkeys(nodes, _on_scale(threshold(observer, METHOD, GRID)))
-    return found
+        limits |= dict.fromkeys(nodes, _on_scale(threshold(observer, METHOD, GRID)))
+    return limits
 
 
 def _on_scale(limit: float) -> float:

@@ -103,16 +103,16 @@ class Recipe:
         A learning rate below the end of the cosine takes the end along, in the recipe's proportion; epochs that are no more
         than the warm-up leave a fifth of them for it.
         """
-        made = replace(self, **{name: _plain(value) for name, value in values.items()})
-        if "min_lr" not in values and isinstance(made.lr, int | float) and 0 < made.lr < self.min_lr:
-            made = replace(made, min_lr=made.lr * self.min_lr / self.lr)
+        recipe = replace(self, **{name: _plain(value) for name, value in values.items()})
+        if "min_lr" not in values and isinstance(recipe.lr, int | float) and 0 < recipe.lr < self.min_lr:
+            recipe = replace(recipe, min_lr=recipe.lr * self.min_lr / self.lr)
         if (
             "warmup_epochs" not in values
-            and isinstance(made.epochs, int)
-            and 0 < made.epochs <= self.warmup_epochs
+            and isinstance(recipe.epochs, int)
+            and 0 < recipe.epochs <= self.warmup_epochs
         ):
-            made = replace(made, warmup_epochs=made.epochs // 5)
-        return made
+            recipe = replace(recipe, warmup_epochs=recipe.epochs // 5)
+        return recipe
 
 
 _SHARES = ("drop_path", "smoothing", "erasing", "flip", "ema_decay")

@@ -168,5 +168,5 @@ def _not_finite(state: Any, at: str = "") -> str | None:
     if isinstance(state, torch.Tensor):
         return None if not state.is_floating_point() or bool(torch.isfinite(state).all()) else at
     pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    found = (_not_finite(value, f"{at}.{key}" if at else str(key)) for key, value in pairs)
-    return next(filter(None, found), None)
+    names = (_not_finite(value, f"{at}.{key}" if at else str(key)) for key, value in pairs)
+    return next(filter(None, names), None)

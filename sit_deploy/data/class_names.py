@@ -37,7 +37,7 @@ class ClassMatch:
 
 def match_names(
     where: str,
-    found: Sequence[str],
+    dataset_classes: Sequence[str],
     classes: Sequence[str] | None,
     num_classes: int,
     *,
@@ -51,20 +51,20 @@ def match_names(
 
     Args:
         where: the data set, as messages call it.
-        found: its classes in its own order.
+        dataset_classes: its classes in its own order.
         classes: the model's, in label order.
         num_classes: of the model.
-        ordered: the data set has labels of its own; `found` is in their order, and not merely sorted.
+        ordered: the data set has labels of its own; `dataset_classes` is in their order, and not merely sorted.
 
     Raises:
         InputError: classes that the model has not, of another number, or that two readings make the same.
     """
-    twice = [name for name, count in Counter(found).items() if count > 1]
+    twice = [name for name, count in Counter(dataset_classes).items() if count > 1]
     if twice and not classes:
         classes = None  # a data set's own labels tell them apart
-    matched = _by_name(where, found, classes) if classes else None
-    matched = matched or (None if ordered else _by_number(where, found, num_classes))
-    return matched or _by_order(where, found, classes, num_classes, ordered)
+    matched = _by_name(where, dataset_classes, classes) if classes else None
+    matched = matched or (None if ordered else _by_number(where, dataset_classes, num_classes))
+    return matched or _by_order(where, dataset_classes, classes, num_classes, ordered)
 
 
 def read_class_names(path: str | Path, classes: int | None = None) -> list[str]:
@@ -117,61 +117,64 @@ def listed(names: Sequence[str], count: int = _SHOWN) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def _by_name(where: str, found: Sequence[str], classes: Sequence[str]) -> ClassMatch | None:
+def _by_name(where: str, dataset_classes: Sequence[str], classes: Sequence[str]) -> ClassMatch | None:
     """Match by name; None where none bears a name of the model's."""
     exact = set(classes)
     by_plain: dict[str, list[int]] = {}
     for label, name in enumerate(classes):
         by_plain.setdefault(plain(name), []).append(label)
-    known = [name for name in found if name in exact or plain(name) in by_plain]
+    known = [name for name in dataset_classes if name in exact or plain(name) in by_plain]
     if not known:
         return None
-    strange = sorted(set(found) - set(known))
+    strange = sorted(set(dataset_classes) - set(known))
     if strange:
         raise InputError(
             f"{where} has class folders that the model has no name for ({listed(strange)}) beside some that it has; "
             "rename or remove them"
         )
-    if all(name in exact for name in found):
+    if all(name in exact for name in dataset_classes):
         if len(exact) != len(classes):
             raise InputError(
                 f"some of the model's class names are the same, so the folders of {where} cannot be matched by "
                 "name; make the names differ, or name the folders by number (0000, 0001, ...) in label order"
             )
         return ClassMatch(
-            [classes.index(name) for name in found], _left_out(len(found), len(classes)), None, tuple(classes)
+            [classes.index(name) for name in dataset_classes],
+            _left_out(len(dataset_classes), len(classes)),
+            None,
+            tuple(classes),
         )
-    same = [name for name, count in Counter(map(plain, found)).items() if count > 1]
+    same = [name for name, count in Counter(map(plain, dataset_classes)).items() if count > 1]
     if same:
-        pair = [name for name in found if plain(name) == same[0]]
+        pair = [name for name in dataset_classes if plain(name) == same[0]]
         raise InputError(
             f"{where} has the class folders {' and '.join(pair)}, which are one name but for case, spaces, hyphens or zeros in "
             "front; merge them, or rename one"
         )
-    several = [name for name in found if len(by_plain[plain(name)]) > 1]
+    several = [name for name in dataset_classes if len(by_plain[plain(name)]) > 1]
     if several:
         theirs = " and ".join(classes[label] for label in by_plain[plain(several[0])])
         raise InputError(
             f"the class folder {several[0]} of {where} may be the model's {theirs}; name the folders as the model's classes"
         )
-    labels = [by_plain[plain(name)][0] for name in found]
+    labels = [by_plain[plain(name)][0] for name in dataset_classes]
     changed = [
         f"{name} is {classes[label]}"
-        for name, label in zip(found, labels, strict=True)
+        for name, label in zip(dataset_classes, labels, strict=True)
         if name != classes[label]
     ]
-    note = f"matched {len(changed)} of {len(found)} class names but for their spelling ({listed(changed)})"
-    return ClassMatch(labels, (note, *_left_out(len(found), len(classes))), None, tuple(classes))
+    note = f"matched {len(changed)} of {len(dataset_classes)} class names but for their spelling ({listed(changed)})"
+    return ClassMatch(labels, (note, *_left_out(len(dataset_classes), len(classes))), None, tuple(classes))
 
 
-def _by_number(where: str, found: Sequence[str], num_classes: int) -> ClassMatch | None:
+def _by_number(where: str, dataset_classes: Sequence[str], num_classes: int) -> ClassMatch | None:
     """Take names that are numbers as labels; None where they cannot be."""
-    if not all(_DIGITS.fullmatch(name) for name in found):
+    if not all(_DIGITS.fullmatch(name) for name in dataset_classes):
         return None
-    values = [int(name) for name in found]
+    values = [int(name) for name in dataset_classes]
     if len(set(values)) < len(values):
         same = next(value for value, count in Counter(values).items() if count > 1)
-        pair = [name for name, value in zip(found, values, strict=True) if value == same]
+        pair = [name for name, value in zip(dataset_classes, values, strict=True) if value == same]
         raise InputError(
             f"{where} has the class folders {' and '.join(pair)}, which are the same number; merge them, or rename one"
         )
@@ -190,39 +193,43 @@ def _by_number(where: str, found: Sequence[str], num_classes: int) -> ClassMatch
             f"the class folders {low} to {high} are taken as the model's classes of these numbers, counted from 0, and they may "
             "count from 1; name the folders as the model's classes"
         )
-    elif [found[values.index(value)] for value in sorted(values)] != list(found):
+    elif [dataset_classes[values.index(value)] for value in sorted(values)] != list(dataset_classes):
         notes = ("the class folders are taken by number (2 before 10), not as text", *notes)
     return ClassMatch(values, notes, doubt, names)
 
 
 def _by_order(
-    where: str, found: Sequence[str], classes: Sequence[str] | None, num_classes: int, ordered: bool
+    where: str, dataset_classes: Sequence[str], classes: Sequence[str] | None, num_classes: int, ordered: bool
 ) -> ClassMatch:
-    if len(found) != num_classes:
+    if len(dataset_classes) != num_classes:
         raise InputError(
-            f"{where} has {len(found)} class folders, the model {num_classes} classes; "
+            f"{where} has {len(dataset_classes)} class folders, the model {num_classes} classes; "
             "give a validation set of the same classes"
         )
     doubt = None
-    natural = sorted(found, key=natural_key)
-    if list(found) == sorted(found) and natural != list(found):
-        first = next(i for i, (a, b) in enumerate(zip(found, natural, strict=True)) if a != b)
+    natural = sorted(dataset_classes, key=natural_key)
+    if list(dataset_classes) == sorted(dataset_classes) and natural != list(dataset_classes):
+        first = next(i for i, (a, b) in enumerate(zip(dataset_classes, natural, strict=True)) if a != b)
         doubt = (
-            f"the order of the class names is not certain: class {first} is {found[first]} as torchvision sorts them, which is "
+            f"the order of the class names is not certain: class {first} is {dataset_classes[first]} as torchvision sorts them, which is "
             f"taken, and {natural[first]} as timm does; pass --labels when building, with the folders' names in label order"
         )
-    elif classes and not ordered and not all(_SYNSET.match(name) or _DIGITS.match(name) for name in found):
+    elif (
+        classes
+        and not ordered
+        and not all(_SYNSET.match(name) or _DIGITS.match(name) for name in dataset_classes)
+    ):
         doubt = (
-            f"no class folder bears a name of the model's ({listed(sorted(found))} and {listed(list(classes))}), so they are taken "
+            f"no class folder bears a name of the model's ({listed(sorted(dataset_classes))} and {listed(list(classes))}), so they are taken "
             "in sorted order; name the folders as the model's classes, or pass their names in label order with --labels when "
             "building"
         )
-    return ClassMatch(list(range(num_classes)), (), doubt, tuple(found))
+    return ClassMatch(list(range(num_classes)), (), doubt, tuple(dataset_classes))
 
 
-def _left_out(found: int, num_classes: int) -> tuple[str, ...]:
-    if found == num_classes:
+def _left_out(count: int, num_classes: int) -> tuple[str, ...]:
+    if count == num_classes:
         return ()
     return (
-        f"{num_classes - found} of the model's {num_classes} classes have no images here, and nothing is said of them",
+        f"{num_classes - count} of the model's {num_classes} classes have no images here, and nothing is said of them",
     )

@@ -131,14 +131,16 @@ def short_reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _one(name: str, what: str, option: str, found: list[str], usual: str, listing: str) -> str:
-    if len(found) > 1 and usual in found:
+def _one(name: str, what: str, option: str, candidates: list[str], usual: str, listing: str) -> str:
+    if len(candidates) > 1 and usual in candidates:
         return usual
-    if len(found) != 1:
-        said = "no column of" if not found else f"several columns of {what} ({listed(found)}), and"
-        said = f"{said} {what} that can be told" if not found else f"{said} not one that is called {usual}"
+    if len(candidates) != 1:
+        said = "no column of" if not candidates else f"several columns of {what} ({listed(candidates)}), and"
+        said = (
+            f"{said} {what} that can be told" if not candidates else f"{said} not one that is called {usual}"
+        )
         raise InputError(f"{name} has {said}; pass {option} with one of: {listing}")
-    return found[0]
+    return candidates[0]
 
 
 def _type_of(feature: Any) -> str:
@@ -185,10 +187,10 @@ def _usual_split(name: str, path: str, root: Path | None, roles: Sequence[Role])
     except Exception as error:  # of no network, a wrong name, damaged files: it raises what it likes
         raise _refused(name, error) from None
     for wanted in roles:
-        found = [split for split in there if role_of(split) == wanted]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        matching = [split for split in there if role_of(split) == wanted]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
             break
     option = "--train-split" if "train" in roles else "--split (or --val-split)"
     what = "to train on" if "train" in roles else "of held-out images"
@@ -229,12 +231,12 @@ def _undecoded(name: str, rows: Any, image: str) -> Any:
 def _with_labels(where: str, rows: Any, columns: Columns, names: Sequence[str] | None) -> Columns:
     """Look at all labels, and refuse what are none; return the columns with the classes' names where labels are texts."""
     try:
-        found = rows.unique(columns.label)
+        labels = rows.unique(columns.label)
     except Exception as error:
         raise InputError(
             f"the labels of {where} cannot be read ({short_reason(error)}); check --label-key"
         ) from None
-    lost = [label for label in found if label is None or (not columns.texts and int(label) < 0)]
+    lost = [label for label in labels if label is None or (not columns.texts and int(label) < 0)]
     if lost:
         raise InputError(
             f"{where} has images without a class ({columns.label} is {lost[0]}), as test images of a contest have; take another "
@@ -242,7 +244,7 @@ def _with_labels(where: str, rows: Any, columns: Columns, names: Sequence[str] |
         )
     if not columns.texts:
         return columns
-    texts = sorted(map(str, found))
+    texts = sorted(map(str, labels))
     strange = sorted(set(texts) - set(names or texts))
     if strange:
         raise InputError(

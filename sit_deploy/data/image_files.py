@@ -76,25 +76,25 @@ def find_images(where: str | Path | Iterable[str | Path]) -> ImageFiles:
     Raises:
         InputError: a missing path, a folder without images, or a file named here that is no image.
     """
-    found = ImageFiles()
+    files = ImageFiles()
     for entry in map(Path, [where] if isinstance(where, str | Path) else where):
         if entry.is_dir():
-            before = found.skipped.copy()
-            images = images_below(entry, found.skipped)
+            before = files.skipped.copy()
+            images = images_below(entry, files.skipped)
             if not images:
-                others = _listing(found.skipped - before)
+                others = _listing(files.skipped - before)
                 raise InputError(
                     f"{shown(entry)}: no images in this folder{f' ({others})' if others else ''}; pass one that has some"
                 )
-            found.images += images
+            files.images += images
         elif entry.exists():
             _require_image(entry)
-            found.images.append(entry)
+            files.images.append(entry)
         else:
             raise InputError(f"{shown(entry)}: no such file or folder; check the path")
-    if not found.images:
+    if not files.images:
         raise InputError("no images given; pass a folder or at least one file")
-    return found
+    return files
 
 
 def list_images(where: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -114,13 +114,13 @@ def open_labelled(
         return replace(labelled, notes=(f"taken from {shown(part)}", *labelled.notes))
     from sit_deploy.data.datasets import open_held_out
 
-    found = open_held_out(
+    opened = open_held_out(
         DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key)
     )
-    names = found.classes or [str(label) for label in range(found.num_classes)]
+    names = opened.classes or [str(label) for label in range(opened.num_classes)]
     matched = match_names(str(data), names, classes, num_classes, ordered=True)
     return Labelled(
-        Relabelled(found.val, matched.labels), found.name, matched, (*found.notes, *matched.notes)
+        Relabelled(opened.val, matched.labels), opened.name, matched, (*opened.notes, *matched.notes)
     )
 
 

@@ -33,7 +33,9 @@ def ignored_orientation_note(
         return None
     sources = getattr(sources, "files", None) or sources
     if not isinstance(sources, list | tuple):
-        sources = [found for i in spread(range(len(sources)), _DECODED) if (found := _fetched(sources, i))]
+        sources = [
+            picture for i in spread(range(len(sources)), _DECODED) if (picture := _fetched(sources, i))
+        ]
     pictures = [source[0] if isinstance(source, tuple) else source for source in sources]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         count = sum(pool.map(_ignores_orientation, pictures))

@@ -82,9 +82,9 @@ def find_part(
     if not root.is_dir():
         return root  # whoever reads it says what is wrong
     check_folder(root)
-    found = _find_part(root, roles, split, classes, num_classes, option)
-    _refuse_parts_of_classes(found)
-    return found
+    part = _find_part(root, roles, split, classes, num_classes, option)
+    _refuse_parts_of_classes(part)
+    return part
 
 
 def _find_part(
@@ -115,13 +115,13 @@ def training_part(root: Path, split: str | None) -> Path:
     Raises:
         InputError: none, or several.
     """
-    found = find_part(root, TRAIN, split, option="--train-split")
-    if found == root:
+    part = find_part(root, TRAIN, split, option="--train-split")
+    if part == root:
         raise InputError(
             f"{shown(root)} has no subfolder train; put the images into {shown(root)}/train/CLASS/ and "
             f"{shown(root)}/val/CLASS/, or name its parts with --train-split and --val-split"
         )
-    return found
+    return part
 
 
 def held_out_part(root: Path, split: str | None) -> Path:
@@ -156,12 +156,14 @@ def _calibration_part(root: Path) -> Path:
     root = _skip_wrappers(root, None)
     inside = [name for name in subfolders(root) if has_images(root / name)]
     parts: dict[str, Role] = {
-        name: found for name in inside if (found := role_of(name)) or (found := _role_of_longer_name(name))
+        name: part_role
+        for name in inside
+        if (part_role := role_of(name)) or (part_role := _role_of_longer_name(name))
     }
     others = [name for name in inside if name not in parts and not _holds_no_part(name)]
     if not parts or others or len({*parts.values()}) < 2:
         return root
-    train = [name for name, found in parts.items() if found == "train"]
+    train = [name for name, part_role in parts.items() if part_role == "train"]
     if len(train) != 1:
         raise InputError(
             f"{shown(root)} has the parts {_listing(inside)}, and images to calibrate on must not be those that accuracy is "
@@ -189,8 +191,8 @@ def _without_filler(word: str) -> str:
 
 def _role_of_longer_name(name: str) -> Role | None:
     """Return the part that one word of a longer name says: imagenet_val, asl_alphabet_test."""
-    found = {_ROLE_WORDS[word] for word in _words(name) if word in _ROLE_WORDS}
-    return found.pop() if len(found) == 1 else None
+    roles = {_ROLE_WORDS[word] for word in _words(name) if word in _ROLE_WORDS}
+    return roles.pop() if len(roles) == 1 else None
 
 
 def _holds_no_part(name: str) -> bool:
@@ -253,7 +255,7 @@ def _same_word(name: str, other: str) -> bool:
 
 def _parts_below(root: Path, inside: list[str], option: str) -> dict[str, Role] | None:
     """Return the parts that a folder holds, None where its folders are classes."""
-    parts: dict[str, Role] = {name: found for name in inside if (found := role_of(name))}
+    parts: dict[str, Role] = {name: part_role for name in inside if (part_role := role_of(name))}
     others = [
         name for name in inside if name not in parts and not _holds_no_part(name) and has_images(root / name)
     ]
@@ -266,7 +268,7 @@ def _parts_below(root: Path, inside: list[str], option: str) -> dict[str, Role] 
             or not any(_has_class_folders(root / name) for name in loose)
         ):
             return None
-        return {name: found for name, found in loose.items() if found}
+        return {name: part_role for name, part_role in loose.items() if part_role}
     if others:
         raise InputError(
             f"{shown(root)} holds parts of a data set ({_listing(list(parts))}) beside other folders ({_listing(others)}); name "
@@ -279,13 +281,13 @@ def _choose_part(root: Path, parts: Mapping[str, Role], roles: Collection[Role],
     where = shown(root)
     labelled = [name for name in parts if _has_class_folders(root / name)]
     for wanted in roles:
-        found = [name for name in labelled if parts[name] == wanted]
-        if len(found) > 1:
+        matching = [name for name in labelled if parts[name] == wanted]
+        if len(matching) > 1:
             raise InputError(
-                f"{where} has {_listing(found)}, which may each be meant; name one with {option}"
+                f"{where} has {_listing(matching)}, which may each be meant; name one with {option}"
             )
-        if found:
-            return root / found[0]
+        if matching:
+            return root / matching[0]
     wanted_parts = [name for name in parts if parts[name] in roles]
     if len(wanted_parts) == 1 and (labelled or len(parts) == 1):
         return root / wanted_parts[0]  # whoever reads it says that there are no class folders
@@ -337,11 +339,11 @@ def _refuse_unknown_parts(root: Path, inside: list[str], num_classes: int | None
 def _refuse_parts_of_classes(root: Path) -> None:
     """Refuse class folders that hold parts of their own: accuracy would be of training images too."""
     for name in subfolders(root):
-        found = {role_of(part) for part in subfolders(root / name)} - {None}
-        if "train" in found and len(found) > 1:
+        roles = {role_of(part) for part in subfolders(root / name)} - {None}
+        if "train" in roles and len(roles) > 1:
             example = shown(name)
             raise InputError(
-                f"{shown(root)} holds parts below its classes ({example}/{listed(sorted(map(str, found)))}); lay it out as "
+                f"{shown(root)} holds parts below its classes ({example}/{listed(sorted(map(str, roles)))}); lay it out as "
                 "val/CLASS, or pass a folder of the held-out images alone"
             )
 

@@ -48,7 +48,7 @@ def command(output: Path, seed: int, as_json: bool) -> None:
 
     Minutes on two CPU cores; nothing is downloaded. Started again, it goes on where it was interrupted.
     """
-    from training.cli.train import reporting
+    from training.cli.terminal_reporter import reporting
     from training.quickstart import quickstart
 
     with reporting() as reporter, progress() as report:

@@ -98,6 +98,7 @@ def test_class_folders_that_differ_are_named(make_tree: Callable[..., Path]) -> 
 
 def test_folders_that_lack_something(make_tree: Callable[..., Path], tmp_path: Path) -> None:
     assert "no such folder" in refusal(tmp_path / "nowhere")
+    assert "no such folder" in refusal("hfds")  # and no data set
     (tmp_path / "flowers.tar.gz").write_bytes(b"x")
     assert "flowers.tar.gz: an archive; unpack it" in refusal(tmp_path / "flowers.tar.gz")
     root = make_tree("one", train=("a",), val=("a",))
