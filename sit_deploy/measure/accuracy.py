@@ -199,8 +199,8 @@ def interval(top1: float, images: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of images, in percent (Wilson's)."""
     from scipy.stats import binomtest
 
-    found = binomtest(round(top1 * images / 100), images).proportion_ci(0.95, "wilson")
-    return 100 * float(found.low), 100 * float(found.high)
+    shares = binomtest(round(top1 * images / 100), images).proportion_ci(0.95, "wilson")
+    return 100 * float(shares.low), 100 * float(shares.high)
 
 
 def measure(
@@ -212,5 +212,5 @@ def measure(
     progress: Progress | None = None,
 ) -> Accuracy:
     """Classify labelled images with a reference and an engine; arguments and errors as `evaluate`."""
-    found = evaluate(reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress)
-    return Accuracy.of(found.tallies[ENGINE])
+    evaluation = evaluate(reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress)
+    return Accuracy.of(evaluation.tallies[ENGINE])

@@ -57,17 +57,17 @@ class FigureDoubt:
     stops: bool
 
 
-def guessing(found: Figures) -> tuple[float, str]:
+def guessing(accuracy: Figures) -> tuple[float, str]:
     """Return the top-1 in percent that needs no look at the images, and how it is got."""
-    by_luck, always = 100 / found.classes, found.majority
-    if found.present > 1 and always > by_luck:
+    by_luck, always = 100 / accuracy.classes, accuracy.majority
+    if accuracy.present > 1 and always > by_luck:
         return always, "always giving the commonest class"
-    return by_luck, f"guessing among {found.classes} classes"
+    return by_luck, f"guessing among {accuracy.classes} classes"
 
 
-def by_chance(who: str, top1: float, low: float, found: Figures) -> FigureDoubt | None:
+def by_chance(who: str, top1: float, low: float, accuracy: Figures) -> FigureDoubt | None:
     """Say so if a top-1, with the low end of its 95 % interval, is hardly better than guessing."""
-    base, how = guessing(found)
+    base, how = guessing(accuracy)
     least = base + NEAR * (100 - base)
     if low > least:
         return None
@@ -79,33 +79,33 @@ def by_chance(who: str, top1: float, low: float, found: Figures) -> FigureDoubt 
     return FigureDoubt(f"{figures}, which chance alone may explain: measure on more images", False, False)
 
 
-def doubts(found: Figures, reference: str = "PyTorch", engine: str = "the engine") -> list[FigureDoubt]:
+def doubts(accuracy: Figures, reference: str = "PyTorch", engine: str = "the engine") -> list[FigureDoubt]:
     """Return what makes a measured accuracy worthless, gravest first.
 
     Args:
-        found: the accuracy.
+        accuracy: what was measured.
         reference: what to call the one side.
         engine: what to call the other.
     """
-    if not found.classes:  # of before it was counted
+    if not accuracy.classes:  # of before it was counted
         return []
-    images = found.images
+    images = accuracy.images
     doubted: list[FigureDoubt] = []
     sides = (
-        (reference, found.reference_classes, found.reference_top1, found.reference_top1_interval),
-        (engine, found.engine_classes, found.engine_top1, found.engine_top1_interval),
+        (reference, accuracy.reference_classes, accuracy.reference_top1, accuracy.reference_top1_interval),
+        (engine, accuracy.engine_classes, accuracy.engine_top1, accuracy.engine_top1_interval),
     )
     for who, given, top1, interval in sides:
         if given == 1 and images > 1:
             text = f"{who} gives all {images} images one class: both sides agree whatever they are"
-            doubted.append(FigureDoubt(text, grave=found.present > 1, stops=True))
-        if chance := by_chance(who, top1, interval[0], found):
+            doubted.append(FigureDoubt(text, grave=accuracy.present > 1, stops=True))
+        if chance := by_chance(who, top1, interval[0], accuracy):
             doubted.append(chance)
-    if found.present == 1 and images > 1:
+    if accuracy.present == 1 and images > 1:
         doubted.append(
             FigureDoubt("all images are of one class: of the others nothing was measured", False, False)
         )
-    if found.alike and images > 1:
+    if accuracy.alike and images > 1:
         doubted.append(
             FigureDoubt(
                 f"all {images} images give the same logits: they are one picture, or the model does not look",
@@ -113,12 +113,12 @@ def doubts(found: Figures, reference: str = "PyTorch", engine: str = "the engine
                 True,
             )
         )
-    if found.ties > _TIES * images:
+    if accuracy.ties > _TIES * images:
         doubted.append(
             FigureDoubt(
-                f"for {found.ties} of {images} images several classes have the same highest logit, and the first of "
+                f"for {accuracy.ties} of {images} images several classes have the same highest logit, and the first of "
                 "them counts: agreement says little",
-                *[found.ties > images / 2] * 2,
+                *[accuracy.ties > images / 2] * 2,
             )
         )
     return sorted(doubted, key=lambda doubt: not doubt.grave)

@@ -99,13 +99,13 @@ def evaluate(  # noqa: PLR0913
 
     mine = shard.of(range(len(samples)))
     noted = notebook.read(set(candidates), len(mine)) if notebook else None
-    found = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
+    evaluation = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
     last = time.monotonic()
-    part = samples if (found.done, shard) == (0, WHOLE) else Subset(samples, mine[found.done :])
-    if found.done and not len(part):
-        return found
+    part = samples if (evaluation.done, shard) == (0, WHOLE) else Subset(samples, mine[evaluation.done :])
+    if evaluation.done and not len(part):
+        return evaluation
     for images, labels in batches(part, preprocessing, batch_size):
-        indices = mine[found.done : found.done + len(images)]
+        indices = mine[evaluation.done : evaluation.done + len(images)]
         names = [describe(samples, index) for index in indices]
         normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
         theirs = reference(normalised)
@@ -114,16 +114,16 @@ def evaluate(  # noqa: PLR0913
         for name, logits in ours.items():
             _require_finite(logits, names, GateError, name)
         for name, logits in ours.items():
-            found.tallies[name].add(theirs, logits, labels, names, indices)
-        found.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
-        found.done += len(images)
+            evaluation.tallies[name].add(theirs, logits, labels, names, indices)
+        evaluation.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
+        evaluation.done += len(images)
         if progress:
-            progress("measuring accuracy", found.done, len(mine))
+            progress("measuring accuracy", evaluation.done, len(mine))
         # only here is every image counted whole or not at all; a run that is stopped loses what came after the last note
-        if notebook and (time.monotonic() - last > SAVE_SECONDS or found.done == len(mine)):
-            notebook.write(found.to_dict())
+        if notebook and (time.monotonic() - last > SAVE_SECONDS or evaluation.done == len(mine)):
+            notebook.write(evaluation.to_dict())
             last = time.monotonic()
-    return found
+    return evaluation
 
 
 def _require_finite(logits: np.ndarray, names: Sequence[str], error: type[Exception], who: str) -> None:

@@ -74,19 +74,19 @@ def better_order(guesses: Guesses, names: Sequence[str]) -> Order | None:
     """
     usual = [_counted(order, guesses) for order in usual_orders(names)]
     best = max((o for o in usual if _holds(o, guesses)), key=lambda order: order.right, default=None)
-    found = _assigned(guesses, len(names))
-    named = next((order for order in usual if order.to == found.to), None)
+    assigned = _assigned(guesses, len(names))
+    named = next((order for order in usual if order.to == assigned.to), None)
     if named is not None:
         return best
     # a usual order explains it unless another is much better
     images = sum(guesses.values())
-    if best is not None and found.right - best.right < _GAIN * images:
+    if best is not None and assigned.right - best.right < _GAIN * images:
         return best
-    moved = sum(a != b for a, b in enumerate(found.to))
+    moved = sum(a != b for a, b in enumerate(assigned.to))
     among = _bits_of_orders(len(names), moved)
-    if found.right - _right(guesses) < _GAIN * images or not _is_modal(found, guesses):
+    if assigned.right - _right(guesses) < _GAIN * images or not _is_modal(assigned, guesses):
         return best
-    return found if _holds(found, guesses, among) else best
+    return assigned if _holds(assigned, guesses, among) else best
 
 
 def confirmed(guesses: Guesses, names: Sequence[str]) -> bool:

@@ -64,11 +64,11 @@ def measure_layers(
     layers = engine.layer_times(engine_path, feeds, threads=threads, device=device, origin=origin)
     if not engine.tells_types:
         return {"kept": None, "raised": None, "untold": None, "layers": _rows(layers, _operator_row)}
-    found = check_precision(layers, product_types(graph))
+    products = check_precision(layers, product_types(graph))
     return {
-        "kept": list(found.kept),
-        "raised": list(found.raised),
-        "untold": list(found.unknown),
+        "kept": list(products.kept),
+        "raised": list(products.raised),
+        "untold": list(products.unknown),
         "layers": _rows(layers, _typed_row),
     }
 

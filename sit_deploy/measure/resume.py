@@ -116,10 +116,10 @@ class Notebook:
                 f"{self.path} is of another run: its bundle, engine, weights or images differ; remove it, or pass another "
                 "--resume FILE"
             )
-        found = check(fields["evaluation"], EvaluationNote, self.path, f"remove it, or {another}")
-        if not candidates <= found.tallies.keys() or found.done > images:
+        noted = check(fields["evaluation"], EvaluationNote, self.path, f"remove it, or {another}")
+        if not candidates <= noted.tallies.keys() or noted.done > images:
             raise InputError(
-                f"{self.path} has counted {found.done} of {images} images of {', '.join(found.tallies) or 'nothing'}, not of "
+                f"{self.path} has counted {noted.done} of {images} images of {', '.join(noted.tallies) or 'nothing'}, not of "
                 f"{', '.join(candidates)}; remove it, or {another}"
             )
         return fields["evaluation"]

@@ -16,8 +16,8 @@ def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
     Args:
         details: the engine's, of a manifest.
     """
-    found = details.get("eight_bits")
-    return Products.from_dict(found) if found else None
+    products = details.get("eight_bits")
+    return Products.from_dict(products) if products else None
 
 
 def kernels_note(products: Products, precision: str) -> str:

@@ -128,11 +128,11 @@ def operators(layers: Sequence[LayerRecord], title: str) -> str:
         layers: of the engine.
         title: of the plot, for readers of the page that do not see it.
     """
-    found: dict[str, float] = {}
+    by_kind: dict[str, float] = {}
     for layer in layers:
         kind = ", ".join(layer.types) or "other"
-        found[kind] = found.get(kind, 0.0) + (layer.ms or 0.0)
-    rows = sorted(found.items(), key=lambda row: row[1])
+        by_kind[kind] = by_kind.get(kind, 0.0) + (layer.ms or 0.0)
+    rows = sorted(by_kind.items(), key=lambda row: row[1])
     rows = rows[-10:]
     figure, axes = _figure(height=0.6 + 0.26 * len(rows))
     bars = axes.barh([name for name, _ in rows], [ms for _, ms in rows], color=COLOURS[0], height=0.7)

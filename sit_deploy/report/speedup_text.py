@@ -28,23 +28,23 @@ class SpeedupFigures(Protocol):
     def doubt(self) -> str | None: ...
 
 
-def factor(found: SpeedupFigures | None) -> str:
+def factor(speedup: SpeedupFigures | None) -> str:
     """Return the figure alone, for a table: "3.44×", or "?" where the rounds do not bear one out."""
-    if found is None:
+    if speedup is None:
         return "—"
-    return "?" if found.doubt is not None else f"{found.median:.2f}×"
+    return "?" if speedup.doubt is not None else f"{speedup.median:.2f}×"
 
 
-def rounds(found: SpeedupFigures) -> str:
+def rounds(speedup: SpeedupFigures) -> str:
     """Return what stands behind the figure: "half of the rounds 3.31 to 3.52; 27.55 over 8.01 ms"."""
     return (
-        f"half of the rounds {found.low:.2f} to {found.high:.2f}; {found.baseline_ms:.2f} over "
-        f"{found.candidate_ms:.2f} ms"
+        f"half of the rounds {speedup.low:.2f} to {speedup.high:.2f}; {speedup.baseline_ms:.2f} over "
+        f"{speedup.candidate_ms:.2f} ms"
     )
 
 
-def sentence(subject: str, other: str, found: SpeedupFigures, remedy: str = REMEDY) -> str:
+def sentence(subject: str, other: str, speedup: SpeedupFigures, remedy: str = REMEDY) -> str:
     """Return "SUBJECT is 3.44× as fast as OTHER (...)", or that it cannot be told; without a full stop."""
-    if found.doubt is not None:
-        return f"whether {subject} is faster than {other} is {NOT_NOW}: {found.doubt}; {remedy}"
-    return f"{subject} is {found.median:.2f}× as fast as {other} ({rounds(found)})"
+    if speedup.doubt is not None:
+        return f"whether {subject} is faster than {other} is {NOT_NOW}: {speedup.doubt}; {remedy}"
+    return f"{subject} is {speedup.median:.2f}× as fast as {other} ({rounds(speedup)})"

@@ -260,11 +260,11 @@ def _judge_build(evidence: Evidence, why: _Reasons) -> None:
 
 def _judge_basis(accuracy: AccuracyRecord, why: _Reasons) -> None:
     """Say what makes the figures worthless: a model at chance, images that tell nothing, a reference in doubt."""
-    found, teacher = doubts(accuracy), accuracy.teacher
+    doubted, teacher = doubts(accuracy), accuracy.teacher
     if teacher and accuracy.classes:
         low = teacher.top1_interval[0]
-        found += filter(None, [by_chance("the teacher itself", teacher.top1, low, accuracy)])
-    for doubt in found:
+        doubted += filter(None, [by_chance("the teacher itself", teacher.top1, low, accuracy)])
+    for doubt in doubted:
         why.add(
             Weight.AGAINST if doubt.grave else Weight.MISSING, Topic.BASIS, verdict_text.sentence(doubt.text)
         )

@@ -335,25 +335,25 @@ def _hop(hop: HopRecord) -> dict[str, Any]:
 def _tokens(report: BuildReport) -> list[tuple[str, str, float]]:
     stages, tokens = report.model.stages or [], report.model.tokens
     most = max(tokens)
-    found = []
+    bars = []
     for i, count in enumerate(tokens):
         blocks = f", {stages[i]} block{'s' if stages[i] != 1 else ''}" if i < len(stages) else ""
-        found.append((f"stage {i + 1}{blocks}", str(count), round(100 * count / most, 1)))
-    return found
+        bars.append((f"stage {i + 1}{blocks}", str(count), round(100 * count / most, 1)))
+    return bars
 
 
 def _quantization(report: BuildReport) -> dict[str, Any] | None:
-    found = report.quantization
-    if not found:
+    quantization = report.quantization
+    if not quantization:
         return None
-    low = [row for row in found.layers if row.precision != "high"]
+    low = [row for row in quantization.layers if row.precision != "high"]
     text = (
-        f"{len(low)} of {len(found.layers)} layers, {found.share_of_macs:.1%} of the work, in {report.precision}; the "
-        f"rest in {found.rest}. Calibrated by {found.method}. "
+        f"{len(low)} of {len(quantization.layers)} layers, {quantization.share_of_macs:.1%} of the work, in {report.precision}; the "
+        f"rest in {quantization.rest}. Calibrated by {quantization.method}. "
     )
-    if found.speed:
-        gain = speedup_text.sentence(report.precision, found.speed.over, found.speed.speedup())
-        text += f"{gain[0].upper()}{gain[1:]}, at batch {found.speed.batch_size} when it was built."
+    if quantization.speed:
+        gain = speedup_text.sentence(report.precision, quantization.speed.over, quantization.speed.speedup())
+        text += f"{gain[0].upper()}{gain[1:]}, at batch {quantization.speed.batch_size} when it was built."
     else:
         text += "Speed was not measured: the engine does not run on the machine that built it."
     if products := eight_bit_products(report.engine.details):
@@ -361,7 +361,7 @@ def _quantization(report: BuildReport) -> dict[str, Any] | None:
         text += f" {kernels[0].upper()}{kernels[1:]}."
     columns = ["alone dB"] if any(row.alone_db is not UNSET for row in low) else []
     rows = []
-    for row in found.layers:
+    for row in quantization.layers:
         cells = [figure(row.scale, ".3g"), str(row.shift or "—"), figure(row.sqnr_db, ".1f")]
         cells += [figure(None if row.alone_db is UNSET else row.alone_db, ".1f") for _ in columns]
         rows.append((row.layer, row.precision, *cells, row.reason))

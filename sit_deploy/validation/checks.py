@@ -127,5 +127,5 @@ def open_labelled_for(
 ) -> Labelled:
     """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
     manifest = bundle.manifest
-    found = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
-    return replace(found, samples=spread_over(found.samples, images))
+    labelled = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
+    return replace(labelled, samples=spread_over(labelled.samples, images))

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 def stream_tensors(graph: onnx.ModelProto) -> list[str]:
     """Return the tensors of the residual stream in order: sums of two computed tensors, slimmed tokens, and the outputs."""
     constants = {tensor.name for tensor in graph.graph.initializer}
-    found = []
+    stream = []
     for node in graph.graph.node:
         inner = node.op_type == "Add" and constants.isdisjoint(node.input)
         slimmed = node.op_type == "Concat" and node.name.startswith("tsm.")
         if inner or slimmed:
-            found.append(node.output[0])
+            stream.append(node.output[0])
     outputs = [output.name for output in graph.graph.output]
-    return [name for name in found if name not in outputs] + outputs
+    return [name for name in stream if name not in outputs] + outputs
 
 
 def compare_stream(
@@ -57,14 +57,14 @@ def compare_stream(
     normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
     graph = onnx.load(bundle.model_path)
     names = [name for name in stream_tensors(float_graph) if name in _tensors(graph)]
-    found: list[dict[str, Any]] = []
+    sides: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         for number, (model, given) in enumerate(((float_graph, normalised), (simulate(graph), images))):
             path = Path(folder) / f"{number}.onnx"
             onnx.save(model, path)
             feeds = {model.graph.input[0].name: given}
-            found.append(engines.get("onnxruntime").tensor_outputs(path, feeds, names))
-    reference, ours = ({name: side[name] for name in names} for side in found)
+            sides.append(engines.get("onnxruntime").tensor_outputs(path, feeds, names))
+    reference, ours = ({name: side[name] for name in names} for side in sides)
     return layer_comparison.compare_layers(float_graph, reference, ours, TOLERANCE[bundle.manifest.precision])
 
 

@@ -110,12 +110,12 @@ def _accuracy(bundle: Bundle, table: StageTable, samples: Labelled | None) -> di
         return None
     accuracy = table.accuracy
     manifest = bundle.manifest
-    told = accuracy.to_dict(manifest.classes)
+    fields = accuracy.to_dict(manifest.classes)
     doubt = find_doubts(accuracy, manifest.weights, manifest.model, table.evaluation.guesses, samples)
-    for flip in told["flips"]:
+    for flip in fields["flips"]:
         flip["picture"] = _thumbnail(bundle, samples[flip["index"]][0])
     return {
-        **told,
+        **fields,
         "measured_on": table.engine,
         "data": samples.name,
         "warning": doubt.warning,
@@ -132,15 +132,15 @@ def _teacher(table: StageTable) -> dict[str, Any] | None:
     tally = table.evaluation.tallies.get(Stage.TEACHER.value)
     if tally is None:
         return None
-    found = Accuracy.of(tally)  # the student is what the teacher was compared with
+    accuracy = Accuracy.of(tally)  # the student is what the teacher was compared with
     return {
-        "top1": found.engine_top1,
-        "top1_interval": list(found.interval(found.engine_top1)),
-        "retained": _share(found.reference_top1, found.engine_top1),
-        "drop": -found.drop,
-        "lost": found.gained,
-        "gained": found.lost,
-        "images": found.images,
+        "top1": accuracy.engine_top1,
+        "top1_interval": list(accuracy.interval(accuracy.engine_top1)),
+        "retained": _share(accuracy.reference_top1, accuracy.engine_top1),
+        "drop": -accuracy.drop,
+        "lost": accuracy.gained,
+        "gained": accuracy.lost,
+        "images": accuracy.images,
     }
 
 
@@ -177,10 +177,10 @@ def _drift(bundle: Bundle, table: StageTable) -> dict[str, Any]:
     from sit_deploy.validation.drift import compare_stream
 
     try:
-        found = compare_stream(table.float_graph, bundle, bundle.golden()[0])
+        comparison = compare_stream(table.float_graph, bundle, bundle.golden()[0])
     except engines.EngineNotInstalledError as error:
         return {"note": str(error), "tensors": []}
-    return {"note": "", **found.to_dict()}
+    return {"note": "", **comparison.to_dict()}
 
 
 def _layers(bundle: Bundle, threads: int | None, device: str | None) -> list[dict[str, Any]]:
