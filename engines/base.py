@@ -122,8 +122,8 @@ class Engine(ABC):
         precisions: that it has kernels for.
         precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
         int8_convolutions: its convolutions are faster in INT8 too.
-        tells_types: its layers tell the types that they run in, so they can be held to those of the graph.
-        tells_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
+        reports_types: `layer_times` has the types that layers run in, so they can be held to those of the graph.
+        reports_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
         caveat: what people should know before they choose it, as part of a sentence.
     """
 
@@ -136,8 +136,8 @@ class Engine(ABC):
     precisions: ClassVar[tuple[str, ...]]
     precision_beside_8_bits: ClassVar[str] = "fp32"
     int8_convolutions: ClassVar[bool] = False
-    tells_types: ClassVar[bool] = False
-    tells_tensors: ClassVar[bool] = False
+    reports_types: ClassVar[bool] = False
+    reports_tensors: ClassVar[bool] = False
     caveat: ClassVar[str | None] = None
 
     @abstractmethod

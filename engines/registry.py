@@ -67,7 +67,7 @@ def select(kind: str = "auto") -> tuple[Engine, str]:
         if answer.installed:
             raise NoGpuError(f"{answer.reason}; {remedy}")
         raise EngineNotInstalledError(answer.reason, remedy)
-    refused = []
+    refused: list[str] = []
     for candidate in KINDS:
         engine = get(candidate)
         answer = engine.probe()

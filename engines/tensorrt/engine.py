@@ -48,8 +48,8 @@ class TensorRT(Engine):
     builds_anywhere = not TENSORRT.needs_gpu_to_build
     precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
     precision_beside_8_bits = "fp16"
-    tells_types = True
-    tells_tensors = True
+    reports_types = True
+    reports_tensors = True
 
     def probe(self) -> Support:
         title = self.title

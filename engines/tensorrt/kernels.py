@@ -79,9 +79,9 @@ def products(lines: Iterable[str], asked: Mapping[str, str]) -> Products | None:
         return None
     by_node: dict[str, list[_Kernel]] = {}
     for line in lines:
-        kernel = _read(line)
-        for node in kernel.nodes if kernel else ():
-            by_node.setdefault(node, []).append(kernel)
+        if kernel := _read(line):
+            for node in kernel.nodes:
+                by_node.setdefault(node, []).append(kernel)
     sorted_nodes: dict[str, list[str]] = {"kept": [], "widened": [], "unknown": []}
     for node in planned:
         # what only adds a bias, or unpacks a weight, names the product too

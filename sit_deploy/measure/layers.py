@@ -62,7 +62,7 @@ def measure_layers(
     graph = read_model(model)
     feeds = {input_specs(graph)[0].name: images}
     layers = engine.layer_times(engine_path, feeds, threads=threads, device=device, origin=origin)
-    if not engine.tells_types:
+    if not engine.reports_types:
         return {"kept": None, "raised": None, "untold": None, "layers": _rows(layers, _operator_row)}
     products = check_precision(layers, product_types(graph))
     return {

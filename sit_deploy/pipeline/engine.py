@@ -101,7 +101,7 @@ def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dic
         hop = compare(name, logits, lowered.logits, reference, tolerance)
         work.hops.append(hop)
         require(work.hops)
-        if not runtime.tells_types or request.profiling == "none":
+        if not runtime.reports_types or request.profiling == "none":
             return None
         batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
         images = lowered.inputs[:1].repeat(batch, axis=0)

@@ -98,7 +98,7 @@ def compare_layers(
     from sit_deploy.graph.simulate import simulate
 
     engine = engines.get(kind)
-    if not engine.tells_tensors:
+    if not engine.reports_tensors:
         return debug_on_cpu(bundle, checkpoint)
     graph = onnx.load(bundle.model_path)
     feeds = {graph.graph.input[0].name: bundle.golden()[0][:1].repeat(bundle.batch_range[0], axis=0)}
