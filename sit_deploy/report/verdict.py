@@ -324,9 +324,9 @@ class _Timed(Protocol):
 def _judge_speed(evidence: Evidence, why: _Reasons) -> None:
     quantization, speedups = evidence.build.quantization, evidence.speedups
     if quantization and quantization.speed:
-        speed, gain = quantization.speed, _eight_bits_gain(evidence)
-        text = verdict_text.eight_bits(evidence.build.precision, speed.over, gain, speed.batch_size)
-        why.add(_weight(gain), Topic.EIGHT_BITS, text)
+        speed, low = quantization.speed, _eight_bits_gain(evidence)
+        text = verdict_text.eight_bits(evidence.build.precision, speed.over, low, speed.batch_size)
+        why.add(_weight(low), Topic.EIGHT_BITS, text)
     if gain := speedups.get(Stage.STUDENT.value):
         why.add(_weight(gain), Topic.SPEED, verdict_text.gain(gain, "the same model in PyTorch"))
     if gain := speedups.get(Stage.TEACHER_ENGINE.value):
