@@ -23,6 +23,7 @@ def compare_speed(work: Work, built: BuiltEngine, float_graph: FloatGraph) -> di
         work: of the build; the other engine is built with the same options.
         built: the engine in 8 bits.
         float_graph: that both are made of.
+
     Raises:
         NoGainError: the rounds bear out that it is no faster, and an accuracy budget was given: then only speed could have
             made up for the loss. Where they bear nothing out, what was asked for stays, and a note says so.
