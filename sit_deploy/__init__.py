@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sit_deploy.errors import Error, GateError, InputError
     from sit_deploy.inference import Classifier, load
     from sit_deploy.pipeline.build import build, export
+    from sit_deploy.pipeline.calibration import CalibrationResult, calibrate
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.report.build_types import GraphReport
     from sit_deploy.validation.bench import BenchResult, bench
     from sit_deploy.validation.report import Report, ReportRequest, write_report
     from sit_deploy.validation.validate import ValidateRequest, Validation, validate
@@ -39,10 +41,12 @@ __all__ = [
     "BuildRequest",
     "Bundle",
     "CalibrationError",
+    "CalibrationResult",
     "Classifier",
     "EngineError",
     "Error",
     "GateError",
+    "GraphReport",
     "InputError",
     "Report",
     "ReportRequest",
@@ -53,6 +57,7 @@ __all__ = [
     "Validation",
     "bench",
     "build",
+    "calibrate",
     "export",
     "load",
     "load_bundle",
@@ -67,10 +72,12 @@ _HOMES = {
     "BuildRequest": "sit_deploy.pipeline.request",
     "Bundle": "sit_deploy.bundle",
     "CalibrationError": "calibration.errors",
+    "CalibrationResult": "sit_deploy.pipeline.calibration",
     "Classifier": "sit_deploy.inference",
     "EngineError": "engines.errors",
     "Error": "sit_deploy.errors",
     "GateError": "sit_deploy.errors",
+    "GraphReport": "sit_deploy.report.build_types",
     "InputError": "sit_deploy.errors",
     "Report": "sit_deploy.validation.report",
     "ReportRequest": "sit_deploy.validation.report",
@@ -81,6 +88,7 @@ _HOMES = {
     "Validation": "sit_deploy.validation.validate",
     "bench": "sit_deploy.validation.bench",
     "build": "sit_deploy.pipeline.build",
+    "calibrate": "sit_deploy.pipeline.calibration",
     "export": "sit_deploy.pipeline.build",
     "load": "sit_deploy.inference",
     "load_bundle": "sit_deploy.bundle",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from functools import reduce
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,12 +23,10 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import key_option, model_options, preprocessing_options
-from sit_deploy.errors import InputError
-from sit_deploy.files import check_output
 from sit_deploy.text import is_warning
 
 if TYPE_CHECKING:
-    from calibration.cache import Calibration
+    from sit_deploy.pipeline.calibration import CalibrationResult
 
 
 @click.command(
@@ -83,52 +80,33 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=path_type, required=True, metavar="FILE", help="The calibration, JSON.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @json_option
-def command(output: Path, no_ema: bool, force: bool, as_json: bool, **options: Any) -> None:
+def command(no_ema: bool, as_json: bool, **options: Any) -> None:
     """Observe the ranges of a model's activations on images, in constant memory, and write them down.
 
     The file is keyed to the graph, the images and their preprocessing; `build --calib-cache` refuses it for any other.
     Started by torchrun (torchrun --nproc-per-node 8 -m sit_deploy calibrate ...), every process takes a share of the
     images, and the result is the same to the last digit.
     """
-    from sit_deploy.pipeline.calibration import write_calibration
+    from sit_deploy.pipeline.calibration import calibrate
     from sit_deploy.pipeline.request import BuildRequest
-    from sit_deploy.pipeline.request_check import check_request
-    from sit_deploy.precisions import EIGHT_BITS
-    from sit_deploy.processes import join_world
 
-    request = BuildRequest(output=output, ema=not no_ema, **options).completed()
-    if request.precision not in EIGHT_BITS:
-        raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
-    check_request(request)
-    check_output(output, force)
-    with join_world("cpu") as world:
-
-        def gather(seen: Any) -> Any:
-            return reduce(lambda a, b: a.merge(b), world.gather(seen))
-
-        with progress() if world.is_main else contextlib.nullcontext(lambda *_: None) as report:
-            calibration, notes = write_calibration(request, output, report, gather, world.shard)
-    if world.is_main:
-        _show(calibration, notes, output, as_json)
+    request = BuildRequest(ema=not no_ema, **options)
+    # torchrun's processes but the first say nothing
+    shown = progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
+    with shown as report:
+        result = calibrate(request, report)
+    if result.main and as_json:
+        emit_json(result.to_dict())
+    elif result.main:
+        _show(result)
 
 
-def _show(calibration: Calibration, notes: list[str], output: Path, as_json: bool) -> None:
-    if as_json:
-        emit_json(
-            {
-                "calibration": str(output.absolute()),
-                "method": calibration.method,
-                "grid": calibration.grid,
-                "images": calibration.images.count,
-                "tensors": len(calibration.tensors),
-                "notes": notes,
-            }
-        )
-        return
+def _show(result: CalibrationResult) -> None:
     screen = console()
-    for note in notes:
+    for note in result.notes:
         kind = "[bold yellow]Warning:[/]" if is_warning(note) else "Note:"
         say(screen, f"{kind} {literal(note)}")
+    calibration = result.calibration
     methods = list(next(iter(calibration.tensors.values())).thresholds)
     listing = table("tensor", "smallest", "largest", *methods, right=("smallest", "largest", *methods))
     for name, seen in calibration.tensors.items():
@@ -137,6 +115,6 @@ def _show(calibration: Calibration, notes: list[str], output: Path, as_json: boo
     screen.print(listing)
     say(
         screen,
-        f"[green]✓[/] [bold]{literal(output)}[/]: {len(calibration.tensors)} tensors on {literal(calibration.images.description)}, "
+        f"[green]✓[/] [bold]{literal(result.output)}[/]: {len(calibration.tensors)} tensors on {literal(calibration.images.description)}, "
         f"method {calibration.method}",
     )

@@ -37,7 +37,6 @@ def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) ->
     from sit_deploy.cli.build import show_graph
     from sit_deploy.pipeline.build import export
     from sit_deploy.pipeline.request import BuildRequest
-    from sit_deploy.report.build_types import GraphReport
 
     request = BuildRequest(output=output or Path(), ema=not no_ema, **options).completed()
     if output is None:
@@ -45,8 +44,8 @@ def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) ->
     with progress() as report:
         result = export(request, report)
     if as_json:
-        emit_json({"model": str(request.output.absolute()), **result})
+        emit_json({"model": str(request.output.absolute()), **result.to_dict()})
         return
     screen = console()
-    show_graph(screen, GraphReport.from_dict(result))
+    show_graph(screen, result)
     say(screen, f"[green]✓[/] [bold]{literal(request.output)}[/]")

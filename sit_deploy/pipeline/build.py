@@ -28,6 +28,7 @@ from sit_deploy.pipeline.sensitivity import Sensitivity
 from sit_deploy.pipeline.speed_gate import compare_speed
 from sit_deploy.pipeline.uint8_input import with_input
 from sit_deploy.pipeline.work import Progress, Work
+from sit_deploy.report.build_types import GraphReport
 
 __all__ = ["BuildRequest", "build", "export"]
 
@@ -69,12 +70,15 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     return load_bundle(request.output)
 
 
-def export(request: BuildRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """Write the ONNX graph alone to the file `request.output`; return what a bundle's report says of a graph.
+def export(request: BuildRequest, progress: Progress | None = None) -> GraphReport:
+    """Write the ONNX graph alone to the file `request.output`.
 
     Args:
         request: what to export.
         progress: as of `build`.
+
+    Returns:
+        What a bundle's report says of a graph and of how it was checked.
 
     Raises:
         InputError, GateError: as `build`; the file appears whole or not at all.
@@ -95,7 +99,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> dict[str,
         lowered = with_input(work, make_lowered_graph(work, folder), folder)
         require(work.hops)
         (folder / MODEL).replace(path)
-    return graph_report(work, lowered)
+    return GraphReport.from_dict(graph_report(work, lowered))
 
 
 def _require_request(request: BuildRequest) -> BuildRequest:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
-from sit_deploy.files import scratch
+from sit_deploy.files import check_output, scratch
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, BuildRequest
-from sit_deploy.pipeline.work import Work
+from sit_deploy.pipeline.work import Progress, Work
+from sit_deploy.precisions import EIGHT_BITS
 
 if TYPE_CHECKING:
     import onnx
 
     from calibration.cache import Calibration
     from sit_deploy.preprocessing import Preprocessing
-    from sit_deploy.processes import Shard
+    from sit_deploy.processes import World
     from sit_deploy.quantize.image_stream import ImageStream
     from sit_deploy.quantize.quantizer import Quantizer
 
@@ -62,51 +64,92 @@ def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
     return Quantization(quantizer, calibration, stream)
 
 
-def write_calibration(
-    request: BuildRequest, output: Path, progress: Any, gather: Any, shard: Shard
-) -> tuple[Calibration, list[str]]:
-    """Make a calibration without a build, in one process or a share of it in each of several; the first one writes it.
+@dataclass(frozen=True)
+class CalibrationResult:
+    """A calibration by itself.
+
+    Attributes:
+        calibration: the ranges and thresholds, the same in every process.
+        output: the file that it was written to.
+        notes: what is odd about it, in sentences (`sit_deploy.text.is_warning`).
+        main: False in the processes of torchrun but the first, which writes the file.
+    """
+
+    calibration: Calibration
+    output: Path
+    notes: tuple[str, ...]
+    main: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return {
+            "calibration": str(self.output.absolute()),
+            "method": self.calibration.method,
+            "grid": self.calibration.grid,
+            "images": self.calibration.images.count,
+            "tensors": len(self.calibration.tensors),
+            "notes": list(self.notes),
+        }
+
+
+def calibrate(request: BuildRequest, progress: Progress | None = None) -> CalibrationResult:
+    """Observe the ranges of a model's activations on images, and write them to the file `request.output`.
+
+    Started by torchrun, every process takes a share of the images.
 
     Args:
         request: of a build in 8 bits.
-        output: the file.
-        progress: how it shows progress.
-        gather: merges what all processes saw (`sit_deploy.quantize.calibrate.calibrate`).
-        shard: this process among them.
-
-    Returns:
-        The calibration, the same in every process, and what is odd about it.
+        progress: is called with a step, how far it has come and how far it goes; in the main process alone.
 
     Raises:
-        InputError: fewer images than processes; and as `sit_deploy.pipeline.build.build`.
+        InputError: a precision without 8 bits, fewer images than processes, a file that cannot be written; and as
+            `sit_deploy.pipeline.build.build`.
     """
+    from sit_deploy.pipeline.request_check import check_request
+    from sit_deploy.processes import join_world
+
+    request = request.completed()
+    if request.precision not in EIGHT_BITS:
+        raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
+    check_request(request)
+    check_output(request.output, request.force)
+    with join_world("cpu") as world:
+        report = progress if progress and world.is_main else lambda *_: None
+        calibration, notes = _calibrate_share(request, report, world)
+    return CalibrationResult(calibration, request.output, tuple(notes), world.is_main)
+
+
+def _calibrate_share(
+    request: BuildRequest, progress: Progress, world: World
+) -> tuple[Calibration, list[str]]:
+    """Observe this process's images, merge what all processes saw, and write the file in the first."""
     from calibration.layers import find_layers
     from calibration.plan import make_plan
     from sit_deploy.models.data_config import describe
-    from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
+    from sit_deploy.quantize.calibrate import CalibrationMethod
+    from sit_deploy.quantize.calibrate import calibrate as observe_and_choose
 
-    work = Work(request, progress)
-    with scratch(output) as folder:
+    work, shard = Work(request, progress), world.shard
+    with scratch(request.output) as folder:
         float_graph = make_float_graph(work, folder)
     stream = calibration_stream(request, float_graph.preprocessing)
     if len(stream.sources) < shard.size:
         raise InputError(f"{len(stream.sources)} calibration images for {shard.size} processes; start fewer")
     graph = float_graph.graph
     with work.step("Calibrating") as report:
-        calibration, oddities = calibrate(
+        calibration, oddities = observe_and_choose(
             graph,
             stream,
             CalibrationMethod(request.precision, request.calib_method, request.calib_percentile),
             layers=make_plan(find_layers(graph), request.precision, request.quantize).quantized,
-            gather=gather,
+            gather=lambda seen: reduce(lambda a, b: a.merge(b), world.gather(seen)),
             shard=shard,
             progress=report,
         )
-        if shard.rank == 0:
-            calibration.save(output)
+        if world.is_main:
+            calibration.save(request.output)
     prepared = describe(float_graph.preprocessing.to_dict(), float_graph.sources)
-    notes = [f"the images' preprocessing: {prepared}", *work.notes, *oddities]
-    return calibration, notes
+    return calibration, [f"the images' preprocessing: {prepared}", *work.notes, *oddities]
 
 
 def calibration_stream(request: BuildRequest, preprocessing: Preprocessing) -> ImageStream | None:

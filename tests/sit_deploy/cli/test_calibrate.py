@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable
@@ -7,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from calibration.cache import Calibration
-from sit_deploy.processes import Shard
 from tests.helpers.command_line import CommandLine
 from tests.helpers.ranks import run_ranks
 from tests.sit_deploy.conftest import Digits
@@ -132,11 +133,14 @@ def test_more_processes_than_images(
     quick_float: Digits, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sit_deploy.errors import InputError
-    from sit_deploy.pipeline.calibration import write_calibration
+    from sit_deploy.pipeline.calibration import calibrate
+    from sit_deploy.processes import World
 
+    first_of_three = contextlib.nullcontext(World(0, 3, torch.device("cpu")))
+    monkeypatch.setattr("sit_deploy.processes.join_world", lambda _: first_of_three)
     request = quick_float.request(cli.folder / "c.json", calib_images=2)
     with pytest.raises(InputError, match=r"^2 calibration images for 3 processes; start fewer$"):
-        write_calibration(request, cli.folder / "c.json", lambda *_: None, lambda seen: seen, Shard(0, 3))
+        calibrate(request)
 
 
 # The command line with a float graph that is there already, the first argument: exporting takes seconds.

@@ -96,7 +96,7 @@ def test_numbers_below_nothing(
 
     for place in (
         "sit_deploy.pipeline.build.make_lowered_graph",
-        "sit_deploy.pipeline.calibration.write_calibration",
+        "sit_deploy.pipeline.calibration.make_float_graph",
         "training.set_up.make_loaders",
     ):
         monkeypatch.setattr(place, begun)

@@ -295,11 +295,11 @@ def test_fp16_overflow(trained: Trained, tmp_path: Path, monkeypatch: pytest.Mon
     work = float_graph._export
     monkeypatch.setattr(float_graph, "_export", lambda *args: exported.append(work(*args)) or exported[-1])
     result = export(request)
-    held = {node["node"]: node["reason"] for node in result["plan"]["held_back"]}
+    held = {node.node: node.reason for node in result.plan.held_back}
     assert {"blocks.3/mlp/fc1", "blocks.3/mlp/fc2"} <= set(held)
     assert all(name.startswith("blocks.3/mlp/") for name in held)
     assert "above 32752 (fp16 maximum / 2)" in held["blocks.3/mlp/fc1"]
-    assert result["hops"][-1]["name"] == "ONNX fp16" and result["hops"][-1]["passed"]
+    assert result.hops[-1].name == "ONNX fp16" and result.hops[-1].passed
 
     monkeypatch.setattr(float_graph, "_export", lambda *_: exported[0])
     monkeypatch.setattr("sit_deploy.graph.float16_ranges.observe_float16_ranges", lambda *_: None)

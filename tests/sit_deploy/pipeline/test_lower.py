@@ -74,7 +74,7 @@ def test_a_build_makes_the_cache(cache: Path, digits: Digits) -> None:
 def test_a_cache_that_matches_is_used_again(cache: Path, quick_float: Digits, tmp_path: Path) -> None:
     """With nothing observed, and with the very graph that the build which made it wrote."""
     result = export(with_cache(quick_float, tmp_path, cache))
-    assert f"calibrated by {cache}, made from 6 of 20 images in {quick_float.images}" in result["notes"]
+    assert f"calibrated by {cache}, made from 6 of 20 images in {quick_float.images}" in result.notes
     assert (tmp_path / "m.onnx").read_bytes() == (cache.parent / "m.onnx").read_bytes()
 
 
@@ -109,7 +109,7 @@ def test_the_method_may_be_another(cache: Path, quick_float: Digits, tmp_path: P
 def test_a_cache_without_images(cache: Path, quick_float: Digits, tmp_path: Path) -> None:
     request = with_cache(quick_float, tmp_path, cache, calib_data=None, calib_images=None)
     result = export(request)
-    assert result["notes"][-2:] == [
+    assert result.notes[-2:] == [
         f"calibrated by {cache}, made from 6 of 20 images in {quick_float.images}",
         "no images were given beside the calibration: weights are rounded to nearest and layers are not measured",
     ]
@@ -277,12 +277,12 @@ def test_thresholds_do_for_nothing_else(fields: dict[str, Any], digits: Digits, 
 def test_images_do_not_replace_what_was_trained(quick_float: Digits, tmp_path: Path) -> None:
     checkpoint = trained_checkpoint(quick_float, tmp_path, THRESHOLDS)
     request = quick_float.request(tmp_path / "m.onnx", checkpoint=checkpoint, calib_method="auto")
-    assert "the model was trained in int8 (--qat): its own thresholds are used" in export(request)["notes"]
+    assert "the model was trained in int8 (--qat): its own thresholds are used" in export(request).notes
 
 
 def test_export_gives_the_graph_of_the_bundle(quick_float: Digits, tmp_path: Path) -> None:
     """Float 32 where nothing says what it is for."""
     result = export(quick_float.request(tmp_path / "m.onnx", calib_images=2))
-    assert result["hops"][-1]["name"] == "ONNX int8"
+    assert result.hops[-1].name == "ONNX int8"
     assert len(list_images(quick_float.images)) == 20
     assert {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node} == {""}
