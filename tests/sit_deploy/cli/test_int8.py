@@ -185,7 +185,6 @@ def test_inspect_a_graph_alone(nano_int8: Path, nano_fp32: Path, cli: CommandLin
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("calibrated_once")
 def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
     words = quick_float.words("--calib-data", quick_float.images, "--calib-method", "minmax", "-o", "b")
     result = cli(*words)
@@ -199,7 +198,9 @@ def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
     page = (cli.folder / "b" / "report.html").read_text(encoding="utf-8")
     assert "<h2>8 bits</h2>" in page and worst["layer"] in page
     again = cli(*words, "--force", "--json").json()
-    assert again.quantization["layers"] == report["quantization"]["layers"]  # the same from the same images
+    assert (
+        again["quantization"]["layers"] == report["quantization"]["layers"]
+    )  # the same from the same images
 
 
 @pytest.mark.slow
