@@ -285,6 +285,7 @@ def test_a_teacher_with_a_dist_token_teaches_a_student_without(save: Save) -> No
     trained_step(models)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_parts_that_the_student_has_not(save: Save) -> None:
     """LayerScale and positions of another shape, at the same width, depth and tokens."""
     path = save("deit3_small_patch16_224")
@@ -463,6 +464,7 @@ def test_a_size_that_cannot_be_told(save: Save, tmp_path: Path) -> None:
         make("lvvit_nano", image_size=None, init=tmp_path / "odd.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["deit_tiny_patch16_224", "deit3_small_patch16_224"])
 def test_the_size_of_a_vision_transformer_of_timm(prefix: str, save: Save) -> None:
     """With a position for the class token, and without."""

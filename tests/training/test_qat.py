@@ -126,6 +126,7 @@ def named_as_nodes(form: DeployForm) -> dict[str, nn.Module]:
     return {re.sub(r"\.(?!\d)", "/", name): module for name, module in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SiT", "timm"])
 def test_the_layers_are_the_nodes_with_weights_of_the_exported_graph(kind: str) -> None:
     model = tiny_model() if kind == "SiT" else tiny_vit()
@@ -294,6 +295,7 @@ def test_thresholds_are_those_of_least_error(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(found[node] < 0.995 * widest[node] for node in widest) > 15
 
 
+@pytest.mark.slow
 def test_shares_of_processes_add_up_to_what_one_sees() -> None:
     """Two processes in turn: what one has observed is kept for the other."""
 

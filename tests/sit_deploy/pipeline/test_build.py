@@ -283,6 +283,7 @@ def overflowing(trained: Trained, folder: Path) -> Path:
     return folder / "overflowing.pth"
 
 
+@pytest.mark.slow
 def test_fp16_overflow(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ranges seen on the images keep these nodes, and no others, in FP32: the build passes and says so.
 
