@@ -334,7 +334,7 @@ def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:
         _write_python(
             folder / serving.decoder / str(serving.version),
             "decode.py",
-            [_package("preprocessing.py"), _package("resampling.py"), _package("errors.py")],
+            [_package("preprocessing.py"), _package("resampling.py"), _MODELS / "errors.py"],
         )
         # git and archives drop empty folders, and Triton wants the version's
         (folder / serving.images / str(serving.version) / ".keep").touch()

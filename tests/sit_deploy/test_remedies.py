@@ -6,7 +6,6 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +14,9 @@ import click
 import pytest
 import torch
 
-from sit_deploy.cli import COMMANDS
+from sit_deploy.cli import COMMANDS, cli
 from sit_deploy.errors import InputError
-from sit_deploy.validation.reference import teacher_model
+from sit_deploy.validation.reference import TeacherSource, teacher_model
 from tests.helpers.models import named_model
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +42,11 @@ COMMANDS_OF = {
     "sit_deploy/models/load.py": ("build", "export", "calibrate"),
     "sit_deploy/models/mismatch.py": ("build", "export", "calibrate"),
     "sit_deploy/validation/reference.py": ("validate", "bench", "report"),
+    "sit_deploy/report/kernels_text.py": ("build",),
     "sit_deploy/report/": ("report",),
-    "sit_deploy/pipeline/request.py": ("build",),
+    "sit_deploy/validation/report.py": ("report",),
+    "sit_deploy/validation/validate.py": ("validate",),
+    "sit_deploy/pipeline/request": ("build",),  # and its check
     "sit_deploy/triton/repository.py": ("package triton",),
     "sit_deploy/triton/install.py": ("serve",),
     "sit_deploy/triton/server.py": ("serve",),
@@ -66,7 +68,8 @@ def _options(command: click.Command) -> set[str]:
 def every_option() -> dict[str, set[str]]:
     found = {}
     for name in COMMANDS:
-        command = import_module(f"sit_deploy.cli.{name}").command
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
         parts = command.commands.items() if isinstance(command, click.Group) else [("", command)]
         found |= {f"{name} {part}".strip(): _options(inner) for part, inner in parts}
     return found
@@ -140,7 +143,7 @@ def test_what_report_says_of_a_teacher(kind: str, tmp_path: Path) -> None:
     torch.save(make(), tmp_path / "teacher.pth")
     model = SimpleNamespace(image_size=(112, 112), num_classes=7, name="sit_nano")
     bundle = SimpleNamespace(path=Path("b"), manifest=SimpleNamespace(model=model))
-    message = refusal(lambda: teacher_model(bundle, tmp_path / "teacher.pth", name))  # type: ignore[arg-type]
+    message = refusal(lambda: teacher_model(bundle, TeacherSource(tmp_path / "teacher.pth", name)))  # type: ignore[arg-type]
     assert set(OPTION.findall(message)) <= every_option()["report"], message
 
 

@@ -43,7 +43,7 @@ def test_a_build_refuses_paths_that_its_manifest_cannot_hold(field: str) -> None
 def test_a_training_does_too(field: str) -> None:
     request = replace(TrainRequest("sit_nano", "digits", Path("out")), **{field: Path(LATIN) / "x"})
     with pytest.raises(InputError, match="has a name that is no UTF-8"):
-        check_request(request)
+        request.check()
 
 
 def test_a_folder_above_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

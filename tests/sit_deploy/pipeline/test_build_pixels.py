@@ -106,7 +106,7 @@ def test_the_real_tensorrt_builder_takes_pixels(trained: Trained, tmp_path: Path
 def test_export_writes_the_same_graph(pixels: Bundle, trained: Trained, tmp_path: Path) -> None:
     report = export(request_for(trained, tmp_path / "model.onnx"))
     assert (tmp_path / "model.onnx").read_bytes() == pixels.model_path.read_bytes()
-    assert [hop["name"] for hop in report["hops"]][-1] == "uint8 input"
+    assert report.hops[-1].name == "uint8 input"
 
 
 def test_another_input_is_not_offered(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -75,8 +78,30 @@ def test_the_python_backend_needs_nothing_but_the_repository(bundle: Bundle, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["deep"]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["repo"]
     for path in (tmp_path / "deep/repo").rglob("*.py"):
-        imported = [line for line in path.read_text().splitlines() if line.startswith(("import", "from"))]
-        assert not [line for line in imported if "sit_deploy" in line and "sit_deploy_parts" not in line]
+        text = path.read_text()
+        assert not re.findall(
+            r"^\s*(?:import|from) +(?:sit_deploy|engines|calibration|training)\b(?!_)", text, re.MULTILINE
+        )
+
+
+def test_the_decoder_runs_without_our_packages(bundle: Bundle, tmp_path: Path) -> None:
+    """In a Python that has none of them, as a server's has not."""
+    write_repository([(bundle, serving(ensemble=True))], tmp_path / "repo")
+    program = """
+import sys, types
+for name in ("sit_deploy", "engines", "calibration", "training"):
+    sys.modules[name] = None
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+import model
+from sit_deploy_parts.preprocessing import decode_image
+try:
+    decode_image(b"no image")
+except model.InputError as error:
+    print(error)
+"""
+    folder = tmp_path / "repo/net_decode/1"
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert "cannot be read" in done.stdout or "image" in done.stdout, done.stderr
 
 
 def test_labels_are_the_classes_a_line_each(bundle: Bundle, tmp_path: Path, copy_of: Copy) -> None:
