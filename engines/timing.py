@@ -12,6 +12,7 @@ import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,27 @@ class TimingOptions:
     threads: int | None = None
     device: str | None = None
     cpus: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number; how large they may be says what times.
+
+        Raises:
+            EngineError: names the field.
+        """
+        numbers = {"rounds": Integral, "seconds": Real, "warmup_seconds": Real, "threads": Integral}
+        for name, kind in numbers.items():
+            value = getattr(self, name)
+            if value is None and name == "threads":
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind):
+                what = "a whole number" if kind is Integral else "a number"
+                raise EngineError(
+                    f"{name} of a timing must be {what}, got {value!r}; pass for example {name}=2"
+                )
+        if not all(isinstance(cpu, Integral) for cpu in self.cpus or ()):
+            raise EngineError(
+                f"cpus of a timing must be whole numbers, got {self.cpus!r}; pass for example cpus=(0, 1)"
+            )
 
 
 @dataclass(frozen=True)

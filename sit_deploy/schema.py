@@ -117,3 +117,18 @@ def _in_words(message: str) -> str:
         return f"{f'field {field}' if field else 'it'} lacks {what.removeprefix(_LACKS)}"
     what = what[:1].lower() + what[1:]
     return f"field {field}: {what}" if field else what
+
+
+def require_type(value: Any, of: type, what: str) -> None:
+    """Refuse an argument of another type, as programs without a type checker pass it.
+
+    Args:
+        value: the argument.
+        of: the type that it must have.
+        what: what takes it, for the message.
+
+    Raises:
+        InputError: names both types.
+    """
+    if not isinstance(value, of):
+        raise InputError(f"{what} takes {of.__name__}, got {type(value).__name__}; make one of its options")

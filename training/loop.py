@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from sit_deploy.data.orientation import ignored_orientation_note
+from sit_deploy.data.ignored_orientation import ignored_orientation_note
 from sit_deploy.errors import Error, InputError
 from sit_deploy.models.data_config import describe
 from sit_deploy.processes import join_world

@@ -53,8 +53,8 @@ def command(
 ) -> None:
     """Classify image files, or all images below folders, with a bundle."""
     from sit_deploy.bundle import load_bundle
+    from sit_deploy.data.ignored_orientation import ignored_orientation_note
     from sit_deploy.data.image_files import find_images
-    from sit_deploy.data.orientation import ignored_orientation_note
     from sit_deploy.inference import load, top_classes
 
     search = find_images(images)

@@ -71,8 +71,8 @@ def command(
     Writes NAME-tokens.png for each image: the picture, and for each stage every patch in the colour of the token that has
     most of it, and how much each patch counts. The weights are the bundle's reference weights, in PyTorch.
     """
+    from sit_deploy.data.ignored_orientation import ignored_orientation_note
     from sit_deploy.data.image_files import find_images
-    from sit_deploy.data.orientation import ignored_orientation_note
 
     listed = find_images(images)
     files = listed.images

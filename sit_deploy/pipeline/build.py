@@ -29,6 +29,7 @@ from sit_deploy.pipeline.speed_gate import compare_speed
 from sit_deploy.pipeline.uint8_input import with_input
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.report.build_types import GraphReport
+from sit_deploy.schema import require_type
 
 __all__ = ["BuildRequest", "build", "export"]
 
@@ -50,7 +51,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         GateError: a hop or the accuracy is out of tolerance; nothing is written.
         engines.EngineError: the engine is missing, or cannot be built.
     """
-    request = _require_request(request).completed()
+    require_type(request, BuildRequest, "a build")
+    request = request.completed()
     check_request(request)
     check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
@@ -83,7 +85,8 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
     Raises:
         InputError, GateError: as `build`; the file appears whole or not at all.
     """
-    request = _require_request(request).completed()
+    require_type(request, BuildRequest, "a build")
+    request = request.completed()
     check_request(request)
     path = request.output.absolute()
     if path.is_dir() or path.suffix != ".onnx":
@@ -100,14 +103,6 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
         require(work.hops)
         (folder / MODEL).replace(path)
     return GraphReport.from_dict(graph_report(work, lowered))
-
-
-def _require_request(request: BuildRequest) -> BuildRequest:
-    if not isinstance(request, BuildRequest):
-        raise InputError(
-            f"a build takes a BuildRequest, got {type(request).__name__}; make one of its options"
-        )
-    return request
 
 
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, BuildRequest
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.precisions import EIGHT_BITS
+from sit_deploy.schema import require_type
 
 if TYPE_CHECKING:
     import onnx
@@ -102,13 +103,16 @@ def calibrate(request: BuildRequest, progress: Progress | None = None) -> Calibr
         progress: is called with a step, how far it has come and how far it goes; in the main process alone.
 
     Raises:
-        InputError: a precision without 8 bits, fewer images than processes, a file that cannot be written; and as
+        InputError: no images, a precision without 8 bits, fewer images than processes, a file that cannot be written; and as
             `sit_deploy.pipeline.build.build`.
     """
     from sit_deploy.pipeline.request_check import check_request
     from sit_deploy.processes import join_world
 
+    require_type(request, BuildRequest, "a calibration")
     request = request.completed()
+    if request.calib_data is None:
+        raise InputError("a calibration needs images; pass --calib-data DIR")
     if request.precision not in EIGHT_BITS:
         raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
     check_request(request)

@@ -154,7 +154,7 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     Notes pictures that the preprocessing leaves lying, among these, those to calibrate on and the labelled ones.
     """
     from sit_deploy.data.batches import batches
-    from sit_deploy.data.orientation import ignored_orientation_note
+    from sit_deploy.data.ignored_orientation import ignored_orientation_note
     from sit_deploy.data.samples import spread
     from sit_deploy.data.splits import find_training_images
     from sit_deploy.data.synthetic import synthetic_images

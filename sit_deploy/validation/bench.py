@@ -22,6 +22,7 @@ from engines.timing import Machine, TimingOptions, WorkerResult, WorkerSpec, alt
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
+from sit_deploy.schema import require_type
 from sit_deploy.validation.reference import reference_weights, require_same_task
 from sit_deploy.validation.torch_worker import TorchCall, torch_device
 
@@ -125,8 +126,8 @@ def bench(
     engine: str | None = None,
     batch_size: int | None = None,
     timing: TimingOptions | None = None,
-    checkpoint: Path | None = None,
-    teacher: Bundle | None = None,
+    checkpoint: str | Path | None = None,
+    teacher: Bundle | str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> BenchResult:
     """Time a bundle's engine against PyTorch eager, turn about, each in a process of its own.
@@ -149,9 +150,13 @@ def bench(
         engines.EngineError: arguments out of range, or a worker that failed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    if teacher is not None and not isinstance(teacher, Bundle):
+        teacher = load_bundle(teacher)
     batch = bundle.batch_size if batch_size is None else batch_size
-    _require_batch(bundle, batch)
     timing = timing or TimingOptions(rounds=ROUNDS)
+    require_type(timing, TimingOptions, "bench")
+    require_type(batch, int, "bench, as batch size,")
+    _require_batch(bundle, batch)
     require_cpus(timing.cpus)
     if teacher is not None:
         model = teacher.manifest.model
@@ -164,13 +169,13 @@ def bench(
                 "give two bundles of the same engine, and no --engine"
             )
     kind = bundle.manifest.engine.kind
-    checkpoint = checkpoint and checkpoint.absolute()
+    checkpoint = Path(checkpoint).absolute() if checkpoint else None
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         path, origin = bundle.engine_path, bundle.origin
         if engine not in (None, kind):
             if engine != "onnxruntime":
                 raise InputError(
-                    f"{bundle.path} holds a {kind} engine; --engine can be {kind} or onnxruntime"
+                    f"{bundle.path} holds a {kind} engine; --engine can be {' or '.join(dict.fromkeys((kind, 'onnxruntime')))}"
                 )
             kind, path, origin = engine, Path(folder) / "engine.onnx", None
             options = engines.BuildOptions(threads=timing.threads, device=timing.device or "cpu")

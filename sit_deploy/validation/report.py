@@ -15,6 +15,7 @@ from sit_deploy.report.page import render_evidence
 from sit_deploy.report.read import read_evidence, require_comparable
 from sit_deploy.report.types import Evidence
 from sit_deploy.report.verdict import JudgedBundle, Limits, judge
+from sit_deploy.schema import require_type
 from sit_deploy.validation.evidence import gather
 from sit_deploy.validation.labelled_options import LabelledOptions
 from sit_deploy.validation.reference import TeacherSource
@@ -30,7 +31,7 @@ class ReportRequest(LabelledOptions):
 
     Attributes:
         sources: bundles, folders of bundles, and the JSON of earlier reports.
-        outputs: files to write: .html, .md or .json.
+        outputs: files to write: .html, .md or .json; none for the result alone.
         teacher: the teacher's checkpoint, or a bundle of it.
         teacher_name: of a teacher's checkpoint without a model card.
         checkpoint: the weights, where they moved since the build.
@@ -76,6 +77,10 @@ class ReportRequest(LabelledOptions):
         Raises:
             InputError: a file of no known form, or one that is there already.
         """
+        if not self.sources:
+            raise InputError(
+                "there is nothing to report on; name a bundle, a folder of bundles, or an earlier report"
+            )
         for path in self.outputs:
             if path.suffix.lower() not in _FORMS:
                 raise InputError(
@@ -133,8 +138,9 @@ def write_report(
         InputError: a file that cannot be written, a source that is neither bundle nor report, images or weights that do not fit.
         engines.EngineError: an engine that does not run here though it should.
     """
-    from sit_deploy.data.orientation import ignored_orientation_note
+    from sit_deploy.data.ignored_orientation import ignored_orientation_note
 
+    require_type(request, ReportRequest, "a report")
     request.check()
     bundles, measured = _open(request.sources)
     request.refuse_without_data()

@@ -17,6 +17,7 @@ from sit_deploy.measure.parity import Hop, require
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.models.data_config import FIELDS, from_options, override
 from sit_deploy.processes import WHOLE, Shard
+from sit_deploy.schema import require_type
 from sit_deploy.validation.labelled_options import LabelledOptions
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Validation:
 
     def _accuracy(self) -> dict[str, Any] | None:
         """Return what labelled images say, what was done to them, who says so, and how many lie on their side all the same."""
-        from sit_deploy.data.orientation import ignored_orientation_note
+        from sit_deploy.data.ignored_orientation import ignored_orientation_note
 
         if self.checked is None:
             return None
@@ -207,6 +208,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     from sit_deploy.validation.checks import check_golden
     from sit_deploy.validation.drift import compare_layers
 
+    require_type(request, ValidateRequest, "a validation")
     request.check()
     bundle = load_bundle(request.bundle)
     own = bundle.manifest.engine.kind

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,26 @@ def test_the_types_are_packaged(tmp_path: Path) -> None:
     for package in ("sit_deploy", "training", "engines", "calibration"):
         assert (tmp_path / package / "py.typed").is_file()
     assert (tmp_path / "engines/cpp/CMakeLists.txt").is_file()
+
+
+def test_arguments_of_another_type_are_refused(nano_fp32: Path) -> None:
+    """What a type checker finds, for programs that have none."""
+    calls: list[Callable[[], object]] = [
+        *(lambda call=call, value=value: call(value)
+          for call in (sit_deploy.build, sit_deploy.export, sit_deploy.calibrate, sit_deploy.validate, sit_deploy.write_report)
+          for value in (None, 5, {"bundle": "x"})),
+        lambda: sit_deploy.bench(nano_fp32, timing={"rounds": 1}),
+        lambda: sit_deploy.bench(nano_fp32, batch_size="1"),
+        lambda: sit_deploy.bench(nano_fp32, checkpoint="gone.pth"),
+        lambda: sit_deploy.bench(nano_fp32, teacher="nowhere"),
+        lambda: sit_deploy.TimingOptions(rounds="1"),
+        lambda: sit_deploy.TimingOptions(seconds="1"),
+        lambda: sit_deploy.TimingOptions(threads="two"),
+        lambda: sit_deploy.TimingOptions(cpus="0-1"),
+        lambda: sit_deploy.write_report(sit_deploy.ReportRequest(())),
+        lambda: sit_deploy.calibrate(sit_deploy.BuildRequest("sit_nano", Path("c.json"), "int8")),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(sit_deploy.Error) as caught:
+            call()
+        assert caught.value.exit_status == 2 and "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.data.orientation import ignored_orientation_note
+from sit_deploy.data.ignored_orientation import ignored_orientation_note
 from sit_deploy.errors import InputError
 from sit_deploy.inference import load
 from sit_deploy.preprocessing import Preprocessing, load_image
