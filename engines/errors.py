@@ -28,6 +28,10 @@ class EngineNotInstalledError(EngineError):
         self.reason = reason
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type[EngineNotInstalledError], tuple[str, str]]:
+        """Return how it is made again in another process."""
+        return type(self), (self.reason, self.remedy)
+
 
 class NoGpuError(EngineError):
     """The work needs an NVIDIA GPU and none can be used here."""

@@ -8,6 +8,7 @@ quiet. Machines drift (heat, neighbours), so candidates are compared within a ro
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ class TimingOptions:
             value = getattr(self, name)
             if value is None and name == "threads":
                 continue
-            if isinstance(value, bool) or not isinstance(value, kind):
+            if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
                 what = "a whole number" if kind is Integral else "a number"
                 raise EngineError(
                     f"{name} of a timing must be {what}, got {value!r}; pass for example {name}=2"

@@ -246,6 +246,14 @@ class Manifest(BuildFacts, frozen=True, kw_only=True, dict=True):
             return copy.deepcopy(read)
         return {**super().to_dict(), "files": {name: file.to_dict() for name, file in self.files.items()}}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a pickle or a deep copy makes it again; msgspec would leave out what a newer version wrote."""
+        return _manifest_again, (self.to_dict(),)
+
+
+def _manifest_again(fields: dict[str, Any]) -> Manifest:
+    return parse_manifest(fields, "a manifest", "load its bundle again")
+
 
 def parse_manifest(fields: Any, where: object, remedy: str) -> Manifest:
     """Return the manifest of the parsed manifest.json, every field of it checked.

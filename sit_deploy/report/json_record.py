@@ -41,3 +41,10 @@ class JsonRecord(Struct, dict=True):
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON values that the record was made from."""
         return copy.deepcopy(self.__dict__["fields"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a pickle or a deep copy makes it again; msgspec would leave out the JSON that is kept."""
+        return type(self).from_dict, (self.to_dict(),)
+
+    def __copy__(self) -> Self:
+        return type(self).from_dict(self.to_dict())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.timing import TimingOptions
+from sit_deploy import limits
 from sit_deploy.bundle import Bundle, is_bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
@@ -75,12 +76,20 @@ class ReportRequest(LabelledOptions):
         """Refuse, before any work, files that cannot be written.
 
         Raises:
-            InputError: a file of no known form, or one that is there already.
+            InputError: a file of no known form, or one that is there already; a number out of range.
         """
         if not self.sources:
             raise InputError(
                 "there is nothing to report on; name a bundle, a folder of bundles, or an earlier report"
             )
+        self.check_ranges(
+            max_accuracy_drop=(0, 100),
+            min_agreement=(0, 100),
+            max_student_drop=(0, 100),
+            rounds=(0, limits.ROUNDS),
+            seconds=(1e-9, limits.SECONDS),
+            threads=(1, limits.THREADS),
+        )
         for path in self.outputs:
             if path.suffix.lower() not in _FORMS:
                 raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from sit_deploy import limits
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.measure.evaluate import run_key
@@ -69,13 +70,14 @@ class ValidateRequest(LabelledOptions):
         """Refuse what can be refused at once.
 
         Raises:
-            InputError: an option that needs labelled images, without them.
+            InputError: an option that needs labelled images, without them; a number out of range.
         """
         if self.data is None and self._limits:
             raise InputError(
                 "--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR"
             )
         self.refuse_without_data("resume", *FIELDS)
+        self.check_ranges(max_accuracy_drop=(0, 100), min_agreement=(0, 100), threads=(1, limits.THREADS))
 
     @property
     def _limits(self) -> list[str]:

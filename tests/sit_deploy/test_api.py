@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import inspect
+import json
+import pickle
 import pkgutil
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import engines
 import sit_deploy
 
 ROOT = Path(sit_deploy.__file__).parents[1]
@@ -159,10 +164,31 @@ def test_arguments_of_another_type_are_refused(nano_fp32: Path) -> None:
         lambda: sit_deploy.TimingOptions(seconds="1"),
         lambda: sit_deploy.TimingOptions(threads="two"),
         lambda: sit_deploy.TimingOptions(cpus="0-1"),
+        lambda: sit_deploy.TimingOptions(seconds=float("nan")),
         lambda: sit_deploy.write_report(sit_deploy.ReportRequest(())),
+        *(lambda name=name, value=value: sit_deploy.write_report(sit_deploy.ReportRequest((nano_fp32,), (), **{name: value}))
+          for name, value in (("rounds", 10**30), ("seconds", float("nan")), ("max_accuracy_drop", -1), ("min_agreement", float("nan")))),
+        *(lambda name=name, value=value: sit_deploy.validate(sit_deploy.ValidateRequest(nano_fp32, data="digits", **{name: value}))
+          for name, value in (("images", 0), ("threads", 0), ("max_accuracy_drop", float("nan")), ("min_agreement", 1000))),
         lambda: sit_deploy.calibrate(sit_deploy.BuildRequest("sit_nano", Path("c.json"), "int8")),
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(sit_deploy.Error) as caught:
             call()
         assert caught.value.exit_status == 2 and "\n" not in str(caught.value)
+
+
+def test_results_and_errors_go_to_other_processes(
+    nano_fp32: Path, evidence: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = sit_deploy.load_bundle(nano_fp32)
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps({"bundles": [evidence]}))
+    report = sit_deploy.write_report(sit_deploy.ReportRequest((earlier,), ()))
+    for again in (lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy):
+        assert again(bundle).manifest.to_dict() == bundle.manifest.to_dict()
+        assert again(bundle).manifest == bundle.manifest
+        assert again(report).to_dict() == report.to_dict()
+    assert copy.copy(report.bundles[0].evidence).to_dict() == report.bundles[0].evidence.to_dict()
+    error = pickle.loads(pickle.dumps(engines.EngineNotInstalledError("it is missing", "install it")))
+    assert (str(error), error.remedy) == ("it is missing; install it", "install it")
