@@ -50,6 +50,12 @@ def _why_no_gpu() -> str | None:
 _SLOW = {"checked", "project", "run_server", "measured", "nano_int8", "rtx_fp8", "rtx_int8"}
 
 
+@pytest.hookimpl(optionalhook=True)  # a GPU machine may lack xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than CPUs: tests wait for disks, servers and processes of their own, too."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
