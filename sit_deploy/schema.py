@@ -130,5 +130,7 @@ def require_type(value: Any, of: type, what: str) -> None:
     Raises:
         InputError: names both types.
     """
-    if not isinstance(value, of):
-        raise InputError(f"{what} takes {of.__name__}, got {type(value).__name__}; make one of its options")
+    if isinstance(value, of):
+        return
+    kind, remedy = ("a whole number", "") if of is int else (f"a {of.__name__}", "; make one of its options")
+    raise InputError(f"{what} takes {kind}, got {type(value).__name__}{remedy}")
