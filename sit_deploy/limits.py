@@ -50,3 +50,19 @@ def check_numbers(record: Any, most: dict[str, float]) -> None:
         if value is not None and (value > limit or math.isnan(value)):
             shown = str(value) if len(str(value)) < 40 else f"a number of {len(str(value))} digits"
             raise InputError(f"--{name.replace('_', '-')} must be a number up to {limit:,}, got {shown}")
+
+
+def check_ranges(record: Any, **ranges: tuple[float, float]) -> None:
+    """Refuse fields that are out of their range, or NaN; None is no number.
+
+    Args:
+        record: a dataclass whose fields are options of the command line.
+        ranges: smallest and largest value, by field.
+
+    Raises:
+        InputError: names the option, its value and its bounds.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(record, name)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"--{name.replace('_', '-')} must be {least:g} to {most:,}, got {value!r:.40}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +16,7 @@ from sit_deploy.cli.common import (
     json_option,
     literal,
     path_type,
-    progress,
+    progress_of_first,
     say,
     table,
 )
@@ -91,9 +89,7 @@ def command(no_ema: bool, as_json: bool, **options: Any) -> None:
     from sit_deploy.pipeline.request import BuildRequest
 
     request = BuildRequest(ema=not no_ema, **options)
-    # torchrun's processes but the first say nothing
-    shown = progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
-    with shown as report:
+    with progress_of_first() as report:
         result = calibrate(request, report)
     if result.main and as_json:
         emit_json(result.to_dict())

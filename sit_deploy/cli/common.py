@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines.base import Progress
 from sit_deploy import limits
 from sit_deploy.text import file_size as file_size
 from sit_deploy.text import json_printable, printable
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-Progress = Callable[[str, int, int], None]
 _MOST_OF_A_LIST = 1000  # numbers in one option
 
 json_option = click.option(
@@ -102,6 +103,11 @@ def table(
 def emit_json(value: Any) -> None:
     """Print JSON; a NaN or infinity in it would be a defect and raises."""
     click.echo(json_printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)))
+
+
+def progress_of_first() -> contextlib.AbstractContextManager[Progress | None]:
+    """Give `progress` in the first process of torchrun's, and none in the others, which say nothing."""
+    return progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
 
 
 @contextlib.contextmanager

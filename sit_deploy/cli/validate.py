@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +17,7 @@ from sit_deploy.cli.common import (
     json_option,
     literal,
     path_type,
-    progress,
+    progress_of_first,
     say,
     table,
 )
@@ -75,9 +73,7 @@ def command(as_json: bool, **options: Any) -> None:
     """
     from sit_deploy.validation.validate import ValidateRequest, validate
 
-    # torchrun's processes but the first say nothing
-    shown = progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
-    with shown as report:
+    with progress_of_first() as report:
         validation = validate(ValidateRequest(**options), report)
     if not validation.main:
         return

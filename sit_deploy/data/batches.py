@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing, open_source
 
-Progress = Callable[[str, int, int], None]
 Source = str | Path | Image.Image
 
 

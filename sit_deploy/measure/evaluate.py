@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engines.base import Progress
 from sit_deploy.data.samples import Subset, describe
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.resume import Notebook
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sit_deploy.preprocessing import Preprocessing
 
 Logits = Callable[["np.ndarray"], "np.ndarray"]
-Progress = Callable[[str, int, int], None]
 
 SAVE_SECONDS = 20.0  # between two notes of how far a run has come
 

@@ -127,11 +127,7 @@ def _calibrate_share(
     request: BuildRequest, progress: Progress, world: World
 ) -> tuple[Calibration, list[str]]:
     """Observe this process's images, merge what all processes saw, and write the file in the first."""
-    from calibration.layers import find_layers
-    from calibration.plan import make_plan
     from sit_deploy.models.data_config import describe
-    from sit_deploy.quantize.calibrate import CalibrationMethod
-    from sit_deploy.quantize.calibrate import calibrate as observe_and_choose
 
     work, shard = Work(request, progress), world.shard
     with scratch(request.output) as folder:
@@ -139,16 +135,14 @@ def _calibrate_share(
     stream = calibration_stream(request, float_graph.preprocessing)
     if len(stream.sources) < shard.size:
         raise InputError(f"{len(stream.sources)} calibration images for {shard.size} processes; start fewer")
-    graph = float_graph.graph
     with work.step("Calibrating") as report:
-        calibration, oddities = observe_and_choose(
-            graph,
+        calibration, oddities = _observe(
+            request,
+            float_graph.graph,
             stream,
-            CalibrationMethod(request.precision, request.calib_method, request.calib_percentile),
-            layers=make_plan(find_layers(graph), request.precision, request.quantize).quantized,
+            report,
             gather=lambda seen: reduce(lambda a, b: a.merge(b), world.gather(seen)),
             shard=shard,
-            progress=report,
         )
         if world.is_main:
             calibration.save(request.output)
@@ -178,9 +172,7 @@ def _calibrate(
 ) -> Calibration:
     """Return the calibration of the cache where there is one, else of the images; a cache that is not there is written."""
     from calibration.cache import Calibration
-    from calibration.layers import find_layers
-    from calibration.plan import make_plan
-    from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate, graph_key
+    from sit_deploy.quantize.calibrate import graph_key
     from sit_deploy.quantize.image_stream import images_key
 
     request, cache = work.request, work.request.calib_cache
@@ -200,15 +192,22 @@ def _calibrate(
         )
         work.note(f"calibrated by {cache}, made from {calibration.images.description}")
         return calibration
-    layers = make_plan(find_layers(graph), request.precision, request.quantize).quantized
-    calibration, oddities = calibrate(
-        graph,
-        stream,
-        CalibrationMethod(request.precision, request.calib_method, request.calib_percentile),
-        layers=layers,
-        progress=report,
-    )
+    calibration, oddities = _observe(request, graph, stream, report)
     work.note(*oddities)
     if cache:
         calibration.save(cache)
     return calibration
+
+
+def _observe(
+    request: BuildRequest, graph: onnx.ModelProto, stream: ImageStream, progress: Any, **share: Any
+) -> tuple[Calibration, list[str]]:
+    """Return the calibration that a request asks for on images, and what is odd about it; share: of one process of several."""
+    from calibration.layers import find_layers
+    from calibration.plan import make_plan
+    from sit_deploy.quantize.calibrate import CalibrationMethod
+    from sit_deploy.quantize.calibrate import calibrate as observe_and_choose
+
+    method = CalibrationMethod(request.precision, request.calib_method, request.calib_percentile)
+    layers = make_plan(find_layers(graph), request.precision, request.quantize).quantized
+    return observe_and_choose(graph, stream, method, layers=layers, progress=progress, **share)

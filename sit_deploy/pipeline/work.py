@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engines.base import Progress
 from sit_deploy.measure.parity import Hop
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.text import WarningText
 
 if TYPE_CHECKING:
     from sit_deploy.data.labelled import Labelled
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import datetime
 import io
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import engines
+from engines.base import Progress
 from engines.speedup import speedup
 from engines.timing import TimingOptions, machine
 from sit_deploy.bundle import Bundle
@@ -23,8 +23,6 @@ from sit_deploy.report.types import SCHEMA, Evidence, Stage
 from sit_deploy.validation.bench import time_around
 from sit_deploy.validation.reference import TeacherSource
 from sit_deploy.validation.stages import StageTable, measure_stages
-
-Progress = Callable[[str, int, int], None]
 
 THUMBNAIL = 160  # pixels of a flipped image in the report
 _LAYERS = 200  # the slowest; the rest adds nothing to see

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.schema import convert_fields
 
@@ -61,22 +60,6 @@ class LabelledOptions:
         """Which of the labelled images, as `sit_deploy.data.labelled.open_labelled` takes it."""
         keys = {"image_key": self.image_key, "label_key": self.label_key}
         return {"root": self.data_dir, "split": self.split, **keys}
-
-    def check_ranges(self, **others: tuple[float, float]) -> None:
-        """Refuse numbers that nothing can be done with.
-
-        Args:
-            others: smallest and largest value of further fields, by name.
-
-        Raises:
-            InputError: names the option, its value and its bounds; NaN is out of any.
-        """
-        for name, (least, most) in {"images": (1, limits.IMAGES), **others}.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise InputError(
-                    f"--{name.replace('_', '-')} must be {least:g} to {most:,}, got {value!r:.40}"
-                )
 
     def open_for(self, bundle: Bundle) -> Labelled | None:
         """Open the images for a bundle's classes; None where there are none.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.base import Progress
 from engines.timing import TimingOptions
 from sit_deploy import limits
 from sit_deploy.bundle import Bundle, is_bundle, load_bundle
@@ -20,8 +21,6 @@ from sit_deploy.schema import require_type
 from sit_deploy.validation.evidence import gather
 from sit_deploy.validation.labelled_options import LabelledOptions
 from sit_deploy.validation.reference import TeacherSource
-
-Progress = Callable[[str, int, int], None]
 
 _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 
@@ -82,7 +81,9 @@ class ReportRequest(LabelledOptions):
             raise InputError(
                 "there is nothing to report on; name a bundle, a folder of bundles, or an earlier report"
             )
-        self.check_ranges(
+        limits.check_ranges(
+            self,
+            images=(1, limits.IMAGES),
             max_accuracy_drop=(0, 100),
             min_agreement=(0, 100),
             max_student_drop=(0, 100),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.base import Progress
 from engines.timing import TimingOptions, WorkerResult, alternate
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from sit_deploy.data.samples import Samples
 
-Progress = Callable[[str, int, int], None]
 
 SYNTHETIC = 32  # images where no others are given: they say how near the logits are, and nothing of accuracy
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines.base import Progress
 from sit_deploy import limits
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.processes import World
     from sit_deploy.validation.checks import Checked
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,13 @@ class ValidateRequest(LabelledOptions):
                 "--max-accuracy-drop and --min-agreement need images with labels; pass --data DIR"
             )
         self.refuse_without_data("resume", *FIELDS)
-        self.check_ranges(max_accuracy_drop=(0, 100), min_agreement=(0, 100), threads=(1, limits.THREADS))
+        limits.check_ranges(
+            self,
+            images=(1, limits.IMAGES),
+            max_accuracy_drop=(0, 100),
+            min_agreement=(0, 100),
+            threads=(1, limits.THREADS),
+        )
 
     @property
     def _limits(self) -> list[str]:

@@ -135,3 +135,9 @@ def images(model: SiT | SlimViT, batch: int = 2, seed: int = 1) -> torch.Tensor:
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the largest difference in units of the reference's standard deviation."""
     return ((value - reference).abs().max() / reference.std()).item()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Assert that a rewrite of a layer gives what the layer gave."""
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -165,3 +165,22 @@ def builder() -> type[GraphBuilder]:
 @pytest.fixture
 def images() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def no_gradients_and_one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one gains little and spins where another process wants the core
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def x() -> Any:
+    """Tokens float32 (2, 9, 32)."""
+    import torch
+
+    return torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from sit_deploy.models.sit import Block, SiT
 from sit_deploy.models.tsm import TokenSlimming
 from tests.helpers.models import (
     VIT_VARIANTS,
+    close,
     images,
     named_model,
     randomise,
@@ -30,23 +31,7 @@ from tests.helpers.models import (
 TOLERANCE = 2e-5  # of the logits' standard deviation
 
 
-@pytest.fixture(autouse=True)
-def no_gradients_and_one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second one gains little and spins where another process wants the core
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+pytestmark = pytest.mark.usefixtures("no_gradients_and_one_thread")
 
 
 # --- each rewrite alone ---

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
 
 from sit_deploy.graph import folding
 from sit_deploy.models.tsm import TokenSlimming
-from tests.helpers.models import randomise, tiny_model
+from tests.helpers.models import close, randomise, tiny_model
 
-
-@pytest.fixture(autouse=True)
-def no_gradients_and_one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second one gains little and spins where another process wants the core
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+pytestmark = pytest.mark.usefixtures("no_gradients_and_one_thread")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
