@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.files import place, recover, scratch, sha256
-from sit_deploy.manifest import MANIFEST, Manifest, parse_manifest
+from sit_deploy.manifest import MANIFEST, SCHEMA, Manifest, digest, parse_manifest, write_manifest
 from sit_deploy.schema import read_json
 
 if TYPE_CHECKING:
@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 
     from engines import EngineOrigin
     from sit_deploy.preprocessing import Preprocessing
+
+__all__ = [
+    "CALIBRATION",
+    "GOLDEN",
+    "MANIFEST",
+    "MODEL",
+    "SCHEMA",
+    "Bundle",
+    "check_destination",
+    "digest",  # of manifests, for programs that seal a bundle again: they look for it here
+    "is_bundle",
+    "load_bundle",
+    "staging",
+    "write_manifest",
+]
 
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"

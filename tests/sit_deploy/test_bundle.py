@@ -488,3 +488,13 @@ def test_a_text_replaces_files_alone(place: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     write_whole(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "text"
+
+
+def test_what_seals_a_bundle_again_is_reached_from_here(nano_fp32: Path) -> None:
+    """Programs that change a bundle on purpose import these from `sit_deploy.bundle`."""
+    from sit_deploy import bundle as module
+    from sit_deploy import manifest
+
+    assert (module.digest, module.write_manifest) == (manifest.digest, manifest.write_manifest)
+    fields = json.loads((nano_fp32 / module.MANIFEST).read_text())
+    assert module.digest(fields) == fields["digest"]
