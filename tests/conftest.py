@@ -81,6 +81,17 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # nanobind lists what is never thrown away as leaks
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_warm_ups() -> Iterator[None]:
+    """Let whatever a test times warm up for a moment: no test decides by a time, and a busy machine is steady at none."""
+    from engines import timing
+
+    worker = timing.Worker
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "Worker", lambda name, spec, seconds: worker(name, spec, min(seconds, 0.01)))
+        yield
+
+
 @pytest.fixture
 def make_image_folder(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a labelled image folder and returns its root.
