@@ -6,6 +6,7 @@ import pytest
 
 from sit_deploy.doctor import versions
 from tests.helpers.command_line import CommandLine
+from tests.helpers.idle_call import IdleCall
 from tests.sit_deploy.conftest import Trained
 
 
@@ -59,12 +60,13 @@ def test_usage(nano_fp32: Path, cli: CommandLine) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_as_csv(trained: Trained, cli: CommandLine) -> None:
+def test_a_sweep_as_csv(trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     import csv
     import os
 
     from PIL import Image
 
+    monkeypatch.setattr("sit_deploy.validation.bench.TorchCall", IdleCall)
     cpu = min(os.sched_getaffinity(0))
     quick = ("--rounds", 1, "--seconds", 0.02, "--threads", 1, "--cpus", cpu)
     out = cli("bench", trained.bundle, "--batch-sizes", "2,3", *quick, "--csv", "sweep.csv").out

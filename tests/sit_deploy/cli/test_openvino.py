@@ -13,6 +13,7 @@ from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.command_line import CommandLine
+from tests.helpers.idle_call import IdleCall
 from tests.sit_deploy.conftest import Trained
 
 pytestmark = pytest.mark.slow
@@ -39,12 +40,15 @@ def bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_command(bundle: Path, trained: Trained, cli: CommandLine) -> None:
+def test_every_command(
+    bundle: Path, trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = load_bundle(bundle).manifest
     assert (manifest.engine.kind, manifest.engine.file) == ("openvino", "engine.xml")
     assert "engine.bin" in manifest.files and "--engine openvino" in manifest.command
     checked = cli("validate", bundle, "--data", trained.images, "--json").json()
     assert checked["golden"]["passed"] and checked["accuracy"]["agreement"] == 100
+    monkeypatch.setattr("sit_deploy.validation.bench.TorchCall", IdleCall)
     timed = cli("bench", bundle, "--rounds", 1, "--seconds", 0.01, "--json").json()
     assert set(timed["results"]) == {"PyTorch", "openvino"}
     assert timed["pytorch"] == {"device": "cpu", "dtype": "float32"}
