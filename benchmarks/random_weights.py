@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sit_deploy.models.sit import SiT
 
 
-def random_model(name: str) -> SiT:
-    """The plain model in eval mode with seeded random weights, its normalisations and TSMs away from where they start."""
+def random_model(name: str, **changes: Any) -> SiT:
+    """The plain model in eval mode with seeded random weights, its normalisations and TSMs away from where they start.
+
+    Args:
+        name: of the model.
+        changes: to its architecture, as `create_model` takes them.
+    """
     import torch
 
     from sit_deploy.models import create_model
     from sit_deploy.models.tsm import TokenSlimming
 
     torch.manual_seed(0)
-    model = create_model(name)
+    model = create_model(name, **changes)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import documents, peer_environments, runtime_peers, runtime_peers_cells, runtime_peers_page
+from benchmarks.random_weights import random_model
 from benchmarks.runtime_peers_cells import CANDIDATES, Candidate, Cell, Model, Setting, make_model, prepare
 from engines.errors import EngineError
 from engines.latency import LatencyStats
@@ -48,13 +51,16 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, Model]:
-    """With 8 bits, where the comparison wants them."""
-    names = ("sit_nano", "lvvit_nano")
+def models() -> Iterator[dict[str, Model]]:
+    """Of four blocks. The teacher is the student under another name, in FP32 alone: nothing here depends on how fast it is."""
     with pytest.MonkeyPatch.context() as patch:
         for number in ("CALIBRATION_IMAGES", "CHECKED_IMAGES"):
             patch.setattr(runtime_peers_cells, number, 4)
-        return {name: make_model(name, threads=1, int8=name == "sit_nano") for name in names}
+        small = functools.partial(random_model, stage_blocks=(1, 1, 1, 1))
+        patch.setattr(runtime_peers_cells, "random_model", small)
+        student = make_model("sit_nano", threads=1)
+        teacher = replace(student, name="lvvit_nano", graphs={"fp32": student.graphs["fp32"]})
+        yield {"sit_nano": student, "lvvit_nano": teacher}
 
 
 @pytest.fixture
@@ -102,6 +108,7 @@ def test_the_whole_comparison_on_a_nano_model(tmp_path: Path, pages: Path, monke
 @pytest.mark.slow
 @pytest.mark.usefixtures("made_once")
 def test_pairs_are_timed_in_processes_of_their_own(tmp_path: Path, pages: Path):
+    """Each of two models on two engines."""
     path = tmp_path / "pairs.json"
     words = f"--pairs sit_nano/lvvit_nano --rounds 2 --seconds 0.02 --threads 1 --json --write-docs --output {path}"
     done = CliRunner().invoke(runtime_peers.main, words.split(), catch_exceptions=False)
