@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,12 @@ def images(batch: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((batch, 8)).astype(np.float32)
 
 
+def reference(tmp_path: Path, name: str = "mlp") -> Callable[[np.ndarray], np.ndarray]:
+    """What ONNX Runtime says, as a function of `x`."""
+    session = ort.InferenceSession(tmp_path / f"{name}.onnx")
+    return lambda x: session.run(None, {"x": x})[0]
+
+
 def expected(tmp_path: Path, x: np.ndarray, name: str = "mlp") -> np.ndarray:
     """What ONNX Runtime says to `x`."""
-    return ort.InferenceSession(tmp_path / f"{name}.onnx").run(None, {"x": x})[0]
+    return reference(tmp_path, name)(x)
