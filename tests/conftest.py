@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import CommandLine
-from tests.helpers.exports import calibrated_once, exported_once
+from tests.helpers.exports import calibrated_once, exported_once, operators_read_once
 
-__all__ = ["calibrated_once", "exported_once"]
+__all__ = ["calibrated_once", "exported_once", "operators_read_once"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before anything loads an OpenMP runtime: workers that each take every core slow one another down.

@@ -13,7 +13,7 @@ from torch import nn
 from sit_deploy.errors import InputError
 from sit_deploy.graph import deploy_form
 from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
-from sit_deploy.models import CONFIGS
+from sit_deploy.models import CONFIGS, get_config
 from sit_deploy.models.sit import Block, SiT
 from sit_deploy.models.tsm import TokenSlimming
 from tests.helpers.models import (
@@ -23,7 +23,6 @@ from tests.helpers.models import (
     named_model,
     randomise,
     relative_error,
-    slow_if_published,
     tiny_model,
     tiny_vit,
 )
@@ -122,9 +121,11 @@ def test_softmax_of_slimming_is_over_the_input_tokens_on_the_last_axis(
 # --- all of them together ---
 
 
-@pytest.mark.parametrize("name", map(slow_if_published, CONFIGS))
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_model_keeps_its_logits(name: str) -> None:
-    model = named_model(name, img_size=112)  # no rewrite depends on the size
+    heads = get_config(name).num_heads
+    model = named_model(name, img_size=112, embed_dim=16 * heads)  # no rewrite depends on the sizes
+    assert (len(model.blocks), model.blocks[0].attn.num_heads) == (get_config(name).depth, heads)
     pixels = images(model)
     expected = model(pixels)
     assert expected.std() > 0.1
