@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -119,9 +121,17 @@ def tiny_vit(
     return randomise(made, seed).eval()
 
 
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Make models without values, on the meta device, and without the time that their initialisation takes even there."""
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *_: tensor)
+        yield
+
+
 def named_model(name: str, seed: int = 0, **options: Any) -> Any:
     """Make a named model, randomised, in eval mode, without the cost of its own initialisation."""
-    with torch.device("meta"):
+    with shapes_alone():
         model = create_model(name, **options)
     return randomise(model.to_empty(device="cpu"), seed).eval()
 

@@ -23,6 +23,7 @@ from tests.helpers.models import (
     named_model,
     randomise,
     relative_error,
+    slow_if_published,
     tiny_model,
     tiny_vit,
 )
@@ -121,7 +122,7 @@ def test_softmax_of_slimming_is_over_the_input_tokens_on_the_last_axis(
 # --- all of them together ---
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [slow_if_published(name) for name in CONFIGS])
 def test_every_model_keeps_its_logits(name: str) -> None:
     heads = get_config(name).num_heads
     model = named_model(name, img_size=112, embed_dim=16 * heads)  # no rewrite depends on the sizes

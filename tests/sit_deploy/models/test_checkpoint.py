@@ -19,7 +19,7 @@ from sit_deploy.models import create_model, load_model, read_checkpoint
 from sit_deploy.models.load import identify
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.state_dict import filter_state_dict
-from tests.helpers.models import images, named_model
+from tests.helpers.models import images, named_model, shapes_alone
 
 State = dict[str, torch.Tensor]
 Save = Callable[..., Path]
@@ -265,20 +265,20 @@ def test_tsms_that_keep_more_than_the_image_has_are_refused(save: Save) -> None:
 
 @pytest.mark.parametrize("name", ["sit_nano", "sit_t", "sit_m", "sit_l", "lvvit_nano", "lvvit_s", "lvvit_l"])
 def test_identify(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         assert identify(create_model(name).state_dict()) == (name,)
 
 
 @pytest.mark.parametrize("name", ["sit_s", "sit_xs"])
 def test_what_tells_sit_s_from_sit_xs_is_where_recovery_begins(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         trained = create_model(name, reverse_tsm=True).state_dict()
     assert identify(trained) == (name,)
     assert set(identify(without(trained, "rtsm."))) == {"sit_s", "sit_xs"}
 
 
 def test_a_sit_s_is_not_taken_for_a_sit_xs(save: Save) -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         trained = create_model("sit_s", reverse_tsm=True).state_dict()
     # one zero, seen in every shape: small on disk
     path = save({"model": {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in trained.items()}})

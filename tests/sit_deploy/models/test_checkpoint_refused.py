@@ -19,6 +19,7 @@ import torch
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, load_model, read_checkpoint
+from tests.helpers.models import shapes_alone
 
 State = dict[str, torch.Tensor]
 Save = Callable[..., Path]
@@ -40,7 +41,7 @@ def refusal(path: Path | str, model: str = "sit_nano", **options: Any) -> str:
 
 def zeros(name: str) -> State:
     """Return a state dict of a named model that is small on disk: one zero, seen in every shape."""
-    with torch.device("meta"):
+    with shapes_alone():
         state = create_model(name).state_dict()
     return {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
 

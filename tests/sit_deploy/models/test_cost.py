@@ -14,7 +14,7 @@ from sit_deploy.models import CONFIGS, create_model, get_config
 from sit_deploy.models.cost import Cost, cost
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimViT
-from tests.helpers.models import slow_if_published
+from tests.helpers.models import shapes_alone, slow_if_published
 
 logging.getLogger("fvcore").setLevel(logging.ERROR)
 
@@ -51,8 +51,9 @@ def measured(model: SiT | SlimViT) -> Cost:
 
 def empty(name: str, **options: object) -> SiT:
     """Make a model without initialising it: counting needs shapes only, and values take long."""
-    with torch.device("meta"):
-        return create_model(name, **options).to_empty(device="cpu")
+    with shapes_alone():
+        model = create_model(name, **options)
+    return model.to_empty(device="cpu")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -61,19 +62,20 @@ def test_published_table(name: str) -> None:
     assert (f"{figures.parameters / 1e6:.2f}", f"{figures.macs / 1e9:.2f}") == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", map(slow_if_published, CONFIGS))
+@pytest.mark.parametrize("name", [slow_if_published(name) for name in CONFIGS])
 def test_closed_form_is_the_real_model(name: str) -> None:
-    assert cost(get_config(name)) == measured(empty(name))
+    """At the size of the smallest, since counting runs the model; at their own the published table has them."""
+    assert cost(get_config(name), 112) == measured(empty(name, img_size=112))
 
 
 @pytest.mark.parametrize(
     ("name", "size", "classes"),
     [
         ("sit_nano", 128, 10),
-        ("sit_l", 240, 21),
+        ("sit_l", 144, 21),
         ("lvvit_s", 64, 0),
-        ("sit_s", 384, 1),
-        ("sit_deit_s", 256, 10),
+        ("sit_s", 160, 1),
+        ("sit_deit_s", 128, 10),
     ],
 )
 def test_at_another_size_and_class_count(name: str, size: int, classes: int) -> None:
@@ -84,9 +86,10 @@ def test_at_another_size_and_class_count(name: str, size: int, classes: int) -> 
 
 def test_other_stages_of_a_named_model() -> None:
     config = get_config("sit_deit_s", (3, 3, 6), 0.7)
-    with torch.device("meta"):
-        model = create_model(config).to_empty(device="cpu")
-    assert cost(config) == measured(model) != cost(get_config("sit_deit_s"))
+    with shapes_alone():
+        model = create_model(config, img_size=112)
+    figures = cost(config, 112)
+    assert figures == measured(model.to_empty(device="cpu")) != cost(get_config("sit_deit_s"), 112)
 
 
 def test_models_of_another_make_are_not_guessed_at() -> None:

@@ -62,6 +62,7 @@ def test_torchvision(save: Save) -> None:
     assert any("torchvision's names were taken for timm's" in note for note in loaded.notes)
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_taken_for_the_same(save: Save) -> None:
     with pytest.raises(InputError, match="is of a distilled DeiT"):
         load_model("vit_tiny_patch16_224", save(hugging_face("DeiT").state_dict()), SIZE)

@@ -13,7 +13,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, create_model
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimViT
-from tests.helpers.models import images, named_model
+from tests.helpers.models import images, named_model, shapes_alone
 
 NAMES = tuple(n for c in CONFIGS.values() for n in (c.name, *c.aliases))
 
@@ -26,7 +26,7 @@ def test_listed_by_timm() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_made_by_timm(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         model = timm.create_model(name)
     (config,) = [c for c in CONFIGS.values() if name in (c.name, *c.aliases)]
     assert isinstance(model, SlimViT if config.base else SiT)
@@ -54,7 +54,7 @@ def test_options_go_to_the_model() -> None:
 
 
 def test_data_configuration_is_the_official_evaluation() -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         config = resolve_model_data_config(timm.create_model("sit_l"))
     assert config["input_size"] == (3, 288, 288)
     assert config["interpolation"] == "bicubic"
@@ -84,7 +84,7 @@ def test_fine_tuning_by_timm_from_a_file(tmp_path: Path) -> None:
 
 
 def test_create_model_takes_aliases_and_names_the_unknown() -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         assert create_model("sit_lvvit_small").pretrained_cfg["architecture"] == "sit_s"
     with pytest.raises(InputError, match=r"unknown model 'sit_small'.*did you mean"):
         create_model("sit_small")

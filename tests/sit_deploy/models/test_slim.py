@@ -18,7 +18,16 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import create_model, get_config
 from sit_deploy.models.slim import SlimViT, slim
 from tests.helpers import numpy_vit
-from tests.helpers.models import VIT, VIT_VARIANTS, images, plain_vit, randomise, relative_error, tiny_vit
+from tests.helpers.models import (
+    VIT,
+    VIT_VARIANTS,
+    images,
+    plain_vit,
+    randomise,
+    relative_error,
+    shapes_alone,
+    tiny_vit,
+)
 
 
 def reference(model: SlimViT, x: torch.Tensor, variant: str) -> numpy_vit.Result:
@@ -239,7 +248,7 @@ def test_models_of_timm_by_name(
     config = get_config(name, (6, 2, 2, 2))
     assert (config.name, config.teacher, config.base) == (name, name, name)
     assert (config.tokens(), config.mean, config.crop_pct) == (tokens, mean, crop_pct)
-    with torch.device("meta"):
+    with shapes_alone():
         model = create_model(config, num_classes=9)
         plain = timm.create_model(name, num_classes=9)
         assert model(torch.zeros(2, 3, *model.img_size)).shape == (2, 9)
@@ -251,7 +260,7 @@ def test_models_of_timm_by_name(
 
 
 def test_sit_deit_is_a_slimmed_deit() -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         ours = create_model("sit_deit_b", reverse_tsm=True, drop_path_rate=0.1)
         theirs = create_model(get_config("deit_base_patch16_224", (6, 2, 2, 2)), reverse_tsm=True)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
@@ -276,7 +285,7 @@ def test_sit_deit_is_a_slimmed_deit() -> None:
 
 
 def test_image_size_and_slimming_by_keyword() -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         model = create_model("vit_tiny_patch16_224", img_size=96, stage_blocks=(6, 6), keeping_ratio=0.25)
         assert (model.img_size, model.kept) == ((96, 96), (36, 9))
         assert create_model("sit_deit_s", img_size=128, kept=(64, 40, 20, 10)).kept == (64, 40, 20, 10)
@@ -366,7 +375,7 @@ def test_stages_schedules_and_images_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("name", ["sit_deit_s", "deit_small_patch16_224"])
 def test_a_dist_token_is_refused(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_alone():
         create_model(name, dist_token=False)
         with pytest.raises(InputError, match="deit_small_patch16_224 takes no dist token"):
             create_model(name, dist_token=True)
