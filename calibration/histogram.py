@@ -9,6 +9,7 @@ histograms merge by adding integers; neither the order of the values nor how the
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -164,13 +165,16 @@ class Histogram:
             self.counts[:, 0] -= zeros
 
 
+@lru_cache(maxsize=8)  # many tensors reach the same octave
 def bin_edges(bits: int, bins: int) -> np.ndarray:
-    """Return the bounds of the first `bins` bins, exact in float64 (bins + 1,)."""
+    """Return the bounds of the first `bins` bins, exact in float64 (bins + 1,); it cannot be written to."""
     place = np.arange(bins)
     octave, step = place >> bits, place & ((1 << bits) - 1)
-    return np.concatenate(
+    edges = np.concatenate(
         [[0.0], np.ldexp(1 + np.ldexp(step.astype(np.float64), -bits), octave + LOWEST_OCTAVE)]
     )
+    edges.flags.writeable = False
+    return edges
 
 
 def bin_index(magnitudes: np.ndarray, bits: int) -> np.ndarray:

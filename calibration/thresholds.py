@@ -12,7 +12,7 @@ E4M3, scaled so that its largest, 448, stands at the threshold. What lies above 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -53,9 +53,23 @@ def threshold(
         CalibrationError: unknown method, grid or percentile; entropy for fp8, whose levels are no equal steps; nothing
             was observed; or a NaN or infinity was.
     """
+    return _thresholds(observer, (method,), grid, percentile)[method]
+
+
+def thresholds_by_method(
+    observer: TensorObserver, grid: str = "int8", percentile: float = PERCENTILE
+) -> dict[str, float]:
+    """Return the threshold of every method that the grid has, by method; errors as `threshold`."""
+    return _thresholds(observer, METHODS_OF.get(grid, ()), grid, percentile)
+
+
+def _thresholds(
+    observer: TensorObserver, methods: Sequence[str], grid: str, percentile: float
+) -> dict[str, float]:
+    """The thresholds of some methods; they share what is costly to make of a histogram."""
     if grid not in METHODS_OF:
         raise CalibrationError(f"unknown grid '{grid}'; choose one of {', '.join(METHODS_OF)}")
-    if method not in METHODS_OF[grid]:
+    for method in set(methods) - set(METHODS_OF[grid]):
         what = (
             f"method '{method}' does not go with {grid}"
             if method in METHODS
@@ -72,25 +86,18 @@ def threshold(
         raise CalibrationError(
             "a NaN or infinity was observed, so there is no threshold; mend the model or the images"
         )
-    largest = observer.absmax
+    histogram, largest = observer.histogram, observer.absmax
     if largest == 0:
-        return 0.0
-    if method == "minmax":
-        return largest
-    if method == "average":
-        return observer.mean_absmax
-    if method == "percentile":
-        return _percentile(observer.histogram, percentile, largest)
-    if method == "entropy":
-        return _entropy(observer.histogram, largest)
-    return _least_error(observer.histogram, largest, grid)
-
-
-def thresholds_by_method(
-    observer: TensorObserver, grid: str = "int8", percentile: float = PERCENTILE
-) -> dict[str, float]:
-    """Return the threshold of every method that the grid has, by method; errors as `threshold`."""
-    return {method: threshold(observer, method, grid, percentile) for method in METHODS_OF[grid]}
+        return dict.fromkeys(methods, 0.0)
+    density = cache(lambda: _Density(histogram))
+    choose: dict[str, Callable[[], float]] = {
+        "minmax": lambda: largest,
+        "average": lambda: observer.mean_absmax,
+        "percentile": lambda: _percentile(histogram, percentile, largest),
+        "entropy": lambda: _entropy(density(), largest),
+        "mse": lambda: _least_error(density(), largest, grid),
+    }
+    return {method: choose[method]() for method in methods}
 
 
 def channel_thresholds(
@@ -123,12 +130,16 @@ def squared_error(histogram: Histogram, thresholds: np.ndarray, grid: str = "int
         thresholds: float64 (n,), above 0.
         grid: "int8" or "fp8".
     """
+    return _squared_error(_Density(histogram), thresholds, grid) / histogram.total
+
+
+def _squared_error(density: _Density, thresholds: np.ndarray, grid: str) -> np.ndarray:
+    """The squared error summed over all values, float64 (n,)."""
     levels = _levels(grid)
     steps, squares, middles = np.diff(levels), np.diff(levels**2), (levels[1:] + levels[:-1]) / 2
-    density = _Density(histogram)
-    above = density.above(thresholds[:, None] * middles)
-    error = density.power - 2 * thresholds * (above[1] @ steps) + thresholds**2 * (above[0] @ squares)
-    return np.maximum(error, 0) / histogram.total
+    count, total = density.above(thresholds[:, None] * middles)
+    error = density.power - 2 * thresholds * (total @ steps) + thresholds**2 * (count @ squares)
+    return np.maximum(error, 0)
 
 
 class _Density:
@@ -137,26 +148,36 @@ class _Density:
     def __init__(self, histogram: Histogram) -> None:
         self._bits = histogram.bits
         counts = histogram.counts[0].astype(np.float64)
-        self._edges = bin_edges(
-            histogram.bits, len(counts) + 1
-        )  # one more bin, empty, for all that lies above
+        # one more bin, empty, for all that lies above
+        self._edges = bin_edges(histogram.bits, len(counts) + 1)
         low, high = self._edges[:-2], self._edges[1:-1]
         self._density = np.append(counts / (high - low), 0.0)
         ends = [(high ** (order + 1) - low ** (order + 1)) / (order + 1) for order in range(3)]
         # counted from the top, so that the tail, where thresholds lie, is not a difference of large sums
         self._tails = [
-            np.append(np.cumsum((self._density[:-1] * end)[::-1])[::-1], [0.0, 0.0]) for end in ends[:2]
+            np.append(np.cumsum((self._density[:-1] * end)[::-1])[::-1], [0.0, 0.0]) for end in ends
         ]
         self.power = float(np.sum(self._density[:-1] * ends[2]))
 
     def above(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the count and the sum of the values above each point."""
-        bins = np.minimum(bin_index(points, self._bits), len(self._density) - 1)
-        high, density = self._edges[bins + 1], self._density[bins]
-        inside = density * (high - points)
+        bins, inside = self._part_of_a_bin(points)
+        high = self._edges[bins + 1]
         count = self._tails[0][bins + 1] + inside
         total = self._tails[1][bins + 1] + inside * (high + points) / 2
         return count, total
+
+    def saturated(self, points: np.ndarray) -> np.ndarray:
+        """Return the squared error, summed over the values above each point, of taking them for the point."""
+        bins, inside = self._part_of_a_bin(points)
+        count, total, power = (tail[bins + 1] for tail in self._tails)
+        rest = inside * (self._edges[bins + 1] - points) ** 2 / 3
+        return rest + power - 2 * points * total + points**2 * count
+
+    def _part_of_a_bin(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the bin of each point, and how many of its values lie above the point."""
+        bins = np.minimum(bin_index(points, self._bits), len(self._density) - 1)
+        return bins, self._density[bins] * (self._edges[bins + 1] - points)
 
 
 @cache
@@ -169,11 +190,14 @@ def _levels(grid: str) -> np.ndarray:
     return np.array([k * 2.0**-9 for k in range(8)] + normal[:-1]) / 448
 
 
-def _least_error(histogram: Histogram, largest: float, grid: str) -> float:
+def _least_error(density: _Density, largest: float, grid: str) -> float:
     """The threshold of least squared error: a search over a geometric grid, then between the best one's neighbours."""
     exponents = np.arange(0, -_OCTAVES * _PER_OCTAVE, -1) / _PER_OCTAVE
+    # What saturates alone is too much for most of the grid; the margin is far more than rounding.
+    enough = _squared_error(density, largest * np.exp2(exponents[::_PER_OCTAVE]), grid).min()
+    exponents = exponents[density.saturated(largest * np.exp2(exponents)) <= 1.01 * enough]
     for spacing in (1 / _PER_OCTAVE, 1 / (16 * _PER_OCTAVE), 0):
-        errors = squared_error(histogram, largest * np.exp2(exponents), grid)
+        errors = _squared_error(density, largest * np.exp2(exponents), grid)
         best = exponents[np.argmin(errors)]
         exponents = np.minimum(best + spacing * np.linspace(1, -1, 33), 0)
     return float(largest * np.exp2(best))
@@ -195,7 +219,7 @@ def _percentile(histogram: Histogram, percentile: float, largest: float) -> floa
     return min(float(low + share * (high - low)), largest)
 
 
-def _entropy(histogram: Histogram, largest: float) -> float:
+def _entropy(density: _Density, largest: float) -> float:
     """The threshold of least Kullback-Leibler divergence.
 
     S. Migacz, 8-bit Inference with TensorRT, GTC 2017: over 2048 linear bins, the reference P is the first i bins with all
@@ -207,9 +231,8 @@ def _entropy(histogram: Histogram, largest: float) -> float:
     each of them q = L/(n·S); so the divergence needs no more than running sums of h, h·log h and h > 0.
     """
     points = np.arange(_KL_BINS) * (largest / _KL_BINS)
-    tail = np.append(
-        _Density(histogram).above(points)[0], 0.0
-    )  # the largest value's bin reaches a little beyond it
+    # the largest value's bin reaches a little beyond it
+    tail = np.append(density.above(points)[0], 0.0)
     bins = tail[:-1] - tail[1:]
     bins = np.where(bins > 1e-9 * tail[:-1], bins, 0)  # less is rounding
     filled, entropy = (np.concatenate([[0], np.cumsum(term)]) for term in (bins > 0, _xlogx(bins)))
