@@ -32,11 +32,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cache(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that a build made of 6 images. Do not write to it."""
+    """A cache that a build made of 6 images, of all layers that are low by default. Do not write to it."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         stand_in_for_the_float_graph(digits, patch)
-        export(digits.request(folder / "m.onnx", calib_images=6, calib_cache=folder / "c.json"))
+        options = {"calib_images": 6, "calib_cache": folder / "c.json", "quantize": None}
+        export(digits.request(folder / "m.onnx", **options))
     return folder / "c.json"
 
 
@@ -56,7 +57,7 @@ def refused(request: BuildRequest, match: str, *errors: type[Exception]) -> None
 
 
 def with_cache(digits: Digits, tmp_path: Path, cache: Path, **fields: Any) -> BuildRequest:
-    options = {"calib_images": 6, "calib_cache": cache, "calib_method": "auto"}
+    options = {"calib_images": 6, "calib_cache": cache, "calib_method": "auto", "quantize": None}
     return digits.request(tmp_path / "m.onnx", **(options | fields))
 
 
@@ -82,7 +83,7 @@ def test_a_cache_from_before_pictures_were_turned_is_of_pictures_as_stored(
     cache: Path, quick_float: Digits, tmp_path: Path
 ) -> None:
     old = edited(cache, tmp_path, lambda fields: fields["preprocessing"].pop("orientation"))
-    export(with_cache(quick_float, tmp_path, old))
+    export(with_cache(quick_float, tmp_path, old, quantize=("tsm",)))
     request = with_cache(quick_float, tmp_path, old, force=True, orientation="exif")
     work = Work(request, lambda *_: None)
     turning = replace(quick_float.float_graph.preprocessing, orientation="exif")
@@ -92,7 +93,7 @@ def test_a_cache_from_before_pictures_were_turned_is_of_pictures_as_stored(
 
 @pytest.mark.usefixtures("no_observing")
 def test_the_method_may_be_another(cache: Path, quick_float: Digits, tmp_path: Path) -> None:
-    export(with_cache(quick_float, tmp_path, cache, calib_method="mse"))
+    export(with_cache(quick_float, tmp_path, cache, calib_method="mse", quantize=("proj",)))
     low = onnx.load(tmp_path / "m.onnx")
     scales = {
         t.name: float(numpy_helper.to_array(t))
@@ -208,7 +209,8 @@ def test_no_room_for_the_cache(quick_float: Digits, tmp_path: Path, monkeypatch:
         return write_bytes(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    request = with_cache(quick_float, tmp_path, tmp_path / "c.json", calib_method="minmax")
+    options = {"calib_method": "minmax", "calib_images": 1}
+    request = with_cache(quick_float, tmp_path, tmp_path / "c.json", **options)
     refused(
         request,
         r"cannot write \S*c\.json: No space left on device; choose another place for the calibration cache",
@@ -276,7 +278,8 @@ def test_thresholds_do_for_nothing_else(fields: dict[str, Any], digits: Digits, 
 
 def test_images_do_not_replace_what_was_trained(quick_float: Digits, tmp_path: Path) -> None:
     checkpoint = trained_checkpoint(quick_float, tmp_path, THRESHOLDS)
-    request = quick_float.request(tmp_path / "m.onnx", checkpoint=checkpoint, calib_method="auto")
+    options = {"checkpoint": checkpoint, "calib_method": "auto", "quantize": None}
+    request = quick_float.request(tmp_path / "m.onnx", **options)
     assert "the model was trained in int8 (--qat): its own thresholds are used" in export(request).notes
 
 
