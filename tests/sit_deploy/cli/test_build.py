@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sit_deploy.bundle import load_bundle, sha256
 from tests.helpers.command_line import CommandLine
+from tests.helpers.train import start
 from tests.sit_deploy.conftest import GraphMade, Trained
 
 
@@ -27,7 +30,7 @@ def test_json_is_the_report_and_nothing_else(cli: CommandLine) -> None:
         "17",
         "--json",
     )
-    result = cli.process("build", *words)
+    result = start(cli.folder / "streams", "build", *words, prepare=partial(os.chdir, cli.folder)).wait()
     assert (result.status, result.complaints) == (0, [])
     found = result.json()
     assert found.pop("bundle") == str(cli.folder / "sit_nano-fp16")  # the default place
@@ -35,7 +38,7 @@ def test_json_is_the_report_and_nothing_else(cli: CommandLine) -> None:
     assert (found["opset"], found["graph"]["opset"]) == (17, 17)
     steps = [line.rpartition(" (")[0] for line in result.err.splitlines()]
     assert steps == [name for name in found["seconds"]]
-    assert {path.name for path in cli.folder.iterdir()} == {"tmp", "sit_nano-fp16"}
+    assert {path.name for path in cli.folder.iterdir()} == {"tmp", "streams", "sit_nano-fp16"}
     load_bundle(cli.folder / "sit_nano-fp16")
 
 

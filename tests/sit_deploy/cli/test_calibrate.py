@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from calibration.cache import Calibration
+from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.command_line import CommandLine
-from tests.helpers.ranks import run_ranks
+from tests.helpers.train import start_world
 from tests.sit_deploy.conftest import Digits
 
 
@@ -143,30 +145,30 @@ def test_more_processes_than_images(
         calibrate(request)
 
 
-# The command line with a float graph that is there already, the first argument: exporting takes seconds.
-GRAPH_GIVEN = """
-import sys, types, onnx
-import sit_deploy.pipeline.calibration
-from sit_deploy.preprocessing import Preprocessing
-graph = onnx.load(sys.argv.pop(1))
-float_graph = types.SimpleNamespace(preprocessing=Preprocessing.for_model(112), sources={}, graph=graph)
-sit_deploy.pipeline.calibration.make_float_graph = lambda *_: float_graph
-from sit_deploy.cli import main
-main()
-"""
+def use_graph(path: Path) -> None:
+    """Let this process take a float graph that is there already: exporting takes seconds."""
+    import onnx
+
+    import sit_deploy.pipeline.calibration as module
+
+    prepare = Preprocessing.for_model(112)
+    float_graph = SimpleNamespace(preprocessing=prepare, sources={}, graph=onnx.load(path))
+    module.make_float_graph = lambda *_: float_graph
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_file_of_one(digits: Digits, cli: CommandLine) -> None:
-    """Real ones, as torchrun starts them, that talk over gloo; 7 images, so that the shares are not equal."""
-    command = [*words(digits), "--calib-images", 7, "-o"]
+    """Real ones, as torchrun starts them, that talk over gloo; 3 images, so that the shares are not equal."""
+    command = [*words(digits), "--calib-images", 3, "-o"]
     graph = cli.folder / "graph.onnx"
     graph.write_bytes(digits.float_graph.graph.SerializeToString())
-    first, second = run_ranks(cli.folder, graph, *command, "two.json", "--json", program=GRAPH_GIVEN)
-    assert (first[0], second[0]) == (0, 0), (first, second)
-    assert json.loads(first[1])["images"] == 7
-    assert second[1] == ""  # the first one speaks for all
-    assert "Traceback" not in first[2] + second[2]
+    two = (*command, cli.folder / "two.json", "--json")
+    world = start_world(cli.folder / "streams", 2, *two, prepare=partial(use_graph, graph))
+    first, second = (process.wait() for process in world)
+    assert (first.status, second.status) == (0, 0), (first, second)
+    assert first.json()["images"] == 3
+    assert second.out == ""  # the first one speaks for all
+    assert "Traceback" not in first.err + second.err
     with pytest.MonkeyPatch.context() as patch:
         from tests.sit_deploy.conftest import stand_in_for_the_float_graph
 

@@ -12,7 +12,7 @@ import pytest
 from sit_deploy.bundle import load_bundle
 from sit_deploy.manifest import write_manifest
 from tests.helpers.command_line import CommandLine
-from tests.helpers.ranks import run_ranks
+from tests.helpers.train import start_world
 from tests.sit_deploy.conftest import Trained
 
 
@@ -204,10 +204,11 @@ def test_a_truncated_image(trained: Trained, cli: CommandLine) -> None:
 @pytest.mark.slow
 def test_two_processes_count_what_one_does(trained: Trained, cli: CommandLine) -> None:
     words = ("validate", trained.bundle, "--data", trained.images, "--threads", 1, "--json")
-    first, second = run_ranks(cli.folder, *words, "--resume", "progress.json")
-    assert (first[0], second[0]) == (0, 0), (first, second)
-    assert second[1] == "" and "Traceback" not in first[2] + second[2]
-    shared, alone = json.loads(first[1])["accuracy"], cli(*words).json()["accuracy"]
+    world = start_world(cli.folder / "streams", 2, *words, "--resume", cli.folder / "progress.json")
+    first, second = (process.wait() for process in world)
+    assert (first.status, second.status) == (0, 0), (first, second)
+    assert second.out == "" and "Traceback" not in first.err + second.err
+    shared, alone = first.json()["accuracy"], cli(*words).json()["accuracy"]
     for figure in ("sqnr_db", "cosine", "lowest_cosine"):
         # batches are cut otherwise, and so may the last digits be
         assert shared.pop(figure) == pytest.approx(alone.pop(figure), rel=1e-2)

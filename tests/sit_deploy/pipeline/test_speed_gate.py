@@ -109,7 +109,7 @@ def broken(
     monkeypatch.setattr("sit_deploy.pipeline.sensitivity.IMAGES", 4)
 
     def request(output: Path, **fields: Any) -> Any:
-        common = {"val_data": images_of_harmful, "quantize": ("fc1", "fc2", "tsm"), "calib_images": 8}
+        common = {"val_data": images_of_harmful, "quantize": ("fc1", "fc2"), "calib_images": 8}
         return digits.request(output, **(common | fields))
 
     return request
@@ -127,7 +127,7 @@ def test_a_harmful_layer_is_kept_high_and_the_rest_is_not(broken: Callable[..., 
     report = report_of(bundle)
     found = report["quantization"]
     rows = {row["layer"]: row for row in found["layers"]}
-    asked = {name for name, row in rows.items() if row["group"] in ("fc1", "fc2", "tsm")}
+    asked = {name for name, row in rows.items() if row["group"] in ("fc1", "fc2")}
     assert {name for name in asked if rows[name]["precision"] == "high"} == {HARMFUL}
     assert rows[HARMFUL]["reason"] == "kept high for accuracy: number 1 by harm for its work"
     assert rows[HARMFUL]["noise"] > 10 * max(rows[name]["noise"] for name in asked - {HARMFUL})
