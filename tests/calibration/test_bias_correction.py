@@ -23,7 +23,9 @@ def test_corrected_biases_leave_no_mean_error(name: str, shifted: bool) -> None:
         (n.name, n.op_type) for n in low.graph.node
     ]
     with_bias = 0
-    outputs = {layer: output_of(model, layer) for layer in names}
+    # every kind of layer, and every second block
+    some = [layer for layer in names if not layer.startswith(("blocks.0", "blocks.2", "blocks.4", "tsm.1"))]
+    outputs = {layer: output_of(model, layer) for layer in some}
     floats = [run(model, image, list(outputs.values())) for image in images]
     for layer, output in outputs.items():
         # the layer for itself once more, its bias corrected in the graph in which it alone is quantized
@@ -41,7 +43,7 @@ def test_corrected_biases_leave_no_mean_error(name: str, shifted: bool) -> None:
             with_bias += 1
             # not 0: another order of sums tips a code over now and then
             assert np.abs(np.mean(means, axis=0)).max() < 0.05 * scale
-    assert with_bias > 15
+    assert with_bias >= 10
 
 
 def output_of(model: onnx.ModelProto, layer: str) -> str:

@@ -28,6 +28,7 @@ def alone(
     return run(model, image, [output])[output], run(low, image, [output])[output]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "opset", "shifted"),
     [("sit", "int8", 17, False), ("vit", "int8", 20, True), ("sit", "fp8", 20, False)],
@@ -38,7 +39,7 @@ def test_equals_a_numpy_reference(name: str, precision: str, opset: int, shifted
     errors = measure_layer_errors(model, names, [np.concatenate(images)], scales, precision)
     assert list(errors) == list(names)
     layers = find_layers(model)
-    chosen = [n for n in names if n.startswith(("stem", "blocks.1", "blocks.5", "tsm.0", "head"))]
+    chosen = [n for n in names if n.startswith(("stem.0", "blocks.1", "tsm.0", "head"))]
     for layer in map(layers.__getitem__, chosen):
         pairs = [alone(model, layer.name, image, scales, precision) for image in images]
         before, after = (np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True))

@@ -282,7 +282,7 @@ def nano_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
             stand_in_for_the_float_graph(digits, patch)
             patch.setattr("sit_deploy.pipeline.speed_gate.ROUNDS", 2)
             patch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
-            whole = {"calib_images": 20, "quantize": ()}
+            whole = {"calib_images": 20, "quantize": None}
             build(digits.request(path, calib_method="auto", val_data=digits.images, **whole))
 
     return shared(tmp_path_factory, "nano-int8", make)
@@ -295,7 +295,7 @@ def _for_tensorrt(digits: Digits, factory: pytest.TempPathFactory, precision: st
         with pytest.MonkeyPatch.context() as patch:
             stand_in_for_the_float_graph(digits, patch)
             patch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
-            options = {"engine": "tensorrt-rtx", "calib_images": 8, "quantize": ()}
+            options = {"engine": "tensorrt-rtx", "calib_images": 8, "quantize": None}
             build(digits.request(path, precision=precision, **options))
 
     return shared(factory, f"rtx-{precision}", make)

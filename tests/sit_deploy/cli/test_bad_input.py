@@ -99,7 +99,7 @@ def test_in_a_process_of_its_own(cli: CommandLine) -> None:
     (cli.folder / "file").write_text("x")
     before = snapshot(cli.folder)
     for words, line in (
-        (["--model", "sit_nanu"], "unknown model 'sit_nanu'; did you mean 'sit_nano'? `sit-deploy models` lists ours, and timm's plain vision transformers will do too"),
+        (["--checkpoint", "gone.pth"], "checkpoint gone.pth does not exist or is not a file; pass --model NAME with one that fits it"),
         (["--model", "sit_nano", "-o", "file"], "output file is not a folder; choose another with -o"),
     ):  # fmt: skip
         result = cli.process("build", *words)

@@ -186,7 +186,8 @@ def test_inspect_a_graph_alone(nano_int8: Path, nano_fp32: Path, cli: CommandLin
 
 @pytest.mark.slow
 def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
-    words = quick_float.words("--calib-data", quick_float.images, "--calib-method", "minmax", "-o", "b")
+    images = ("--calib-data", quick_float.images, "--calib-images", 4)
+    words = quick_float.words(*images, "--calib-method", "minmax", "-o", "b")
     result = cli(*words)
     report = reported(cli.folder / "b")
     low = [row for row in report["quantization"]["layers"] if row["precision"] == "int8"]
@@ -351,7 +352,8 @@ def test_disk_full(quick_float: Digits, cli: CommandLine, monkeypatch: pytest.Mo
         return write_bytes(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    words = quick_float.words("--calib-data", quick_float.images, "--calib-method", "minmax", "-o", "new/out")
+    images = ("--calib-data", quick_float.images, "--calib-images", 2, "--quantize", "fc1")
+    words = quick_float.words(*images, "--calib-method", "minmax", "-o", "new/out")
     for more, name in (([], "calibration.json"), (["--calib-cache", "c.json"], "c.json")):
         message = cli.refuses(*words, *more)
         assert re.search(rf"cannot write \S*{name}: No space left on device; choose another place", message)

@@ -57,7 +57,7 @@ def run(digits: Digits, images: Any, method: CalibrationMethod = MINMAX, **optio
 def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) -> None:
     """Three threads stand for three processes: each sees its share, and all get everything that was seen."""
     images = list_images(digits.images)[:4]
-    stream, barrier = stream_of(images), threading.Barrier(3)
+    stream, barrier, method = stream_of(images), threading.Barrier(3), CalibrationMethod(name="mse")
     shown: dict[int, Observations] = {}
     counts: list[int] = []
 
@@ -71,7 +71,7 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
             return merged
 
         graph = digits.float_graph.graph
-        found, _ = calibrate(graph, stream, CalibrationMethod(), gather=gather, shard=Shard(rank, 3))
+        found, _ = calibrate(graph, stream, method, gather=gather, shard=Shard(rank, 3))
         found.save(tmp_path / f"{rank}.json")
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
@@ -79,7 +79,7 @@ def test_shards_give_the_same_to_the_last_digit(digits: Digits, tmp_path: Path) 
         thread.start()
     for thread in threads:
         thread.join()
-    whole, _ = run(digits, images, CalibrationMethod())
+    whole, _ = run(digits, images, method)
     whole.save(tmp_path / "whole.json")
     assert sorted(counts) == [1, 1, 1, 1, 2, 2]  # two passes
     assert len({(tmp_path / f"{name}.json").read_bytes() for name in (0, 1, 2, "whole")}) == 1
