@@ -44,7 +44,14 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from sit_deploy.data import synthetic
     from sit_deploy.graph import export as module
 
-    export_onnx = module.export_onnx
+    export_onnx, synthetic_images = module.export_onnx, synthetic.synthetic_images
+
+    @functools.cache
+    def drawn(*arguments: Any, **options: Any) -> Any:
+        key = _key(arguments, sorted(options.items()))
+        return shared_value(
+            tmp_path_factory, f"images-{key}", lambda: synthetic_images(*arguments, **options)
+        )
 
     @functools.cache
     def keep_operators() -> None:
@@ -66,7 +73,7 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "export_onnx", once)
-        patch.setattr(synthetic, "synthetic_images", functools.lru_cache(synthetic.synthetic_images))
+        patch.setattr(synthetic, "synthetic_images", drawn)
         yield
 
 
