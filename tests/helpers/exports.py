@@ -53,17 +53,8 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             tmp_path_factory, f"images-{key}", lambda: synthetic_images(*arguments, **options)
         )
 
-    @functools.cache
-    def keep_operators() -> None:
-        """Let PyTorch read the sources of its 500 operators once a process: a sixth of an export."""
-        from torch.onnx._internal.exporter import _registration
-
-        registry = _registration.ONNXRegistry
-        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
-
     def once(model: Any, *arguments: Any, batch: int | str = 1, **options: Any) -> onnx.ModelProto:
         def write(path: Path) -> None:
-            keep_operators()
             path.write_bytes(export_onnx(model, *arguments, batch="batch", **options).SerializeToString())
 
         if batch != "batch" and not batch > 0:  # to be refused
