@@ -17,11 +17,15 @@ ORDER, SAMPLE, STEP, CALIBRATION = 1, 2, 3, 4
 
 
 def seed_all(*keys: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch (every device) from non-negative integers."""
+    """Seed the generators of Python, NumPy and PyTorch (every device in use) from non-negative integers."""
     words = np.random.SeedSequence(keys).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]) << 16 ^ int(words[3]))
+    word = int(words[2]) << 16 ^ int(words[3])
+    # torch.manual_seed would also queue this for every kind of device that is not in use, each time with the whole call stack.
+    torch.default_generator.manual_seed(word)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(word)
 
 
 def permutation(count: int, *keys: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.shared import shared
-from tests.helpers.train import PLAIN, write_pictures
+from tests.helpers.train import PLAIN, smaller_nano, without_curves, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -31,22 +31,31 @@ def wide_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher(wide_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of an lvvit_nano on `wide_pictures`. Do not write into it."""
+    """The run of an lvvit_nano, the small one, on `wide_pictures`. Do not write into it."""
     overrides = tuple({**PLAIN, "epochs": 6, "batch_size": 8, "clip_grad": 1.0}.items())
 
     def make(output: Path) -> None:
         from training import TrainRequest, train
 
         data = str(wide_pictures)
-        train(TrainRequest("lvvit_nano", data, output, image_size=48, overrides=overrides, workers=0))
+        with smaller_nano(), without_curves():
+            train(TrainRequest("lvvit_nano", data, output, image_size=48, overrides=overrides, workers=0))
 
     return shared(tmp_path_factory, "teacher", make)
 
 
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this test do not draw their curves, which takes as long as all their steps."""
-    monkeypatch.setattr("training.summary.draw_curves", lambda folder, *_: (folder / "curves.png").touch())
+@pytest.fixture(scope="module")
+def small_nano() -> Iterator[None]:
+    """sit_nano and lvvit_nano are smaller in this module; see `smaller_nano`."""
+    with smaller_nano():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """Runs of this module do not draw their curves."""
+    with without_curves():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ from training.loaders import Augmented, HeldOut, count_damaged, make_loaders
 from training.loop import StoppedError
 from training.recipes import STUDENTS, Recipe
 
+pytestmark = pytest.mark.usefixtures("small_nano", "no_curves")
+
 SEEN = Preprocessing((32, 32), 36)
 ALONE = World(0, 1, torch.device("cpu"))
 POLICIES = (

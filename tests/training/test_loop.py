@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
+import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -31,7 +34,7 @@ from training import Summary, TrainRequest, train
 from training.loop import DivergedError, StoppedError
 from training.reporter import Silent
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
 
 
 class Stopper(Silent):
@@ -92,44 +95,25 @@ def test_the_uninterrupted_run_is_one_that_would_show_a_difference(uninterrupted
     assert differences(parts["model"], parts["ema"])
 
 
-@pytest.mark.parametrize(
-    "stops",
-    [
-        [("steps", 2)],
-        [("steps", 3)],
-        [("evaluating", 2)],
-        [("evaluating", 5)],
-        [("evaluating", 6)],
-        [("epoch", 2)],
-        [("epoch", 4)],
-        [("steps", 1), ("steps", 1), ("steps", 3), ("evaluating", 1)],
-    ],
-    ids=[
-        "middle of an epoch",
-        "its end",
-        "validation before the start",
-        "validation of an epoch",
-        "the last batch of it",
-        "just after an epoch",
-        "just after the last epoch",
-        "four times",
-    ],
-)
-def test_a_resumed_run_is_the_uninterrupted_one(
-    stops: list[tuple[str, int]], pictures: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    if stops == [("epoch", 4)]:  # nothing is left to stop: the run ends as if nothing had been
-        train(request(pictures, tmp_path, RICH, accumulate=2), Stopper(*stops[0]))
-    else:
-        run_rich(pictures, tmp_path, *stops)
+def test_a_resumed_run_is_the_uninterrupted_one(pictures: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """Stopped at every kind of moment, one after the other; 3 batches a validation."""
+    wanted = request(pictures, tmp_path, RICH, accumulate=2, resume=True)
+    for what, call, place in (
+        ("evaluating", 2, "step 0 of epoch 1"),  # before the start
+        ("steps", 2, "step 2 of epoch 1"),  # in the middle of an epoch
+        ("evaluating", 2, "step 3 of epoch 1"),  # of its end
+        ("epoch", 1, "step 1 of epoch 2"),  # just after it
+        ("steps", 2, "step 3 of epoch 2"),  # at its last step
+        ("evaluating", 3, "step 3 of epoch 2"),  # at the last batch of its validation
+    ):
+        with pytest.raises(StoppedError, match=f"after {place}; "):
+            train(wanted, Stopper(what, call))
+    train(wanted, Stopper("epoch", 2))  # just after the last one: nothing is left to stop
     assert_same_run(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("stops", [[("steps", 2)], [("steps", 4), ("evaluating", 2)]], ids=["once", "twice"])
-def test_with_workers_too(
-    stops: list[tuple[str, int]], pictures: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    run_rich(pictures, tmp_path, *stops, workers=2)
+def test_with_workers_too(pictures: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run_rich(pictures, tmp_path, ("steps", 4), ("evaluating", 2), workers=2)
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -153,9 +137,12 @@ def test_distillation_resumes_too(wide_pictures: Path, teacher: Path, tmp_path: 
 
 
 def test_resuming_a_finished_run_changes_nothing(pictures: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    first = run_rich(pictures, tmp_path)
-    assert run_rich(pictures, tmp_path) == first
-    assert_same_run(tmp_path, uninterrupted)
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    first = json.loads((uninterrupted / "summary.json").read_text(encoding="utf-8"))
+    places = {name: str(tmp_path / "run" / Path(first[name]).name) for name in ("weights", "curves")}
+    again = run_rich(pictures, tmp_path / "run").to_dict()
+    assert json.loads(json.dumps(again)) == {**first, **places}
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.parametrize("log_every", [1, 3])
@@ -183,7 +170,7 @@ def test_rows_of_the_log_that_span_a_stop(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped between two rows: the next one is the mean over the steps before the stop and after it."""
-    recipe = {**RICH, "epochs": 2, "cooldown_epochs": 0}
+    recipe = {**RICH, "epochs": 1, "cooldown_epochs": 0, "warmup_epochs": 0}
     train(request(pictures, tmp_path / "whole", recipe, log_every=2))
     with monkeypatch.context() as patched:
         at_pass(patched, 3, lambda _: signal.raise_signal(signal.SIGTERM))
@@ -238,13 +225,17 @@ LINE = (
 
 def test_killed_at_any_moment(pictures: Path, tmp_path: Path) -> None:
     """The state is whole or not there, and the run ends as one that nobody killed; see `start` for what is run."""
-    line = (*LINE, "--data", pictures, *words({**RICH, "epochs": 4}))
-    whole = start(tmp_path / "streams", *line, "-o", tmp_path / "whole")
+
+    def begin(output: Path) -> Child:
+        return start(tmp_path / "streams", *line, "-o", output, "--resume", prepare=write_slowly)
+
+    line = (*LINE, "--data", pictures, *words({**RICH, "epochs": 3}))
+    whole = begin(tmp_path / "whole")
     draw, output = random.Random(0), tmp_path / "killed"
     partial, inside, reached = output / ".last.pt.partial", 0, set()
     assert whole.wait().status == 0
     for attempt in range(7):
-        child = start(tmp_path / "streams", *line, "-o", output, "--resume")
+        child = begin(output)
         if attempt % 3:  # right inside a write, or just after it
             for _ in range(draw.randint(1, 2)):
                 wait_for_write(child, partial, begun=False)
@@ -259,10 +250,26 @@ def test_killed_at_any_moment(pictures: Path, tmp_path: Path) -> None:
             reached.add((state["position"]["epoch"], state["position"]["step"]))
     assert inside, "no kill fell into a write"
     assert len(reached) > 2, "the kills fell always on the same place"
-    result = start(tmp_path / "streams", *line, "-o", output, "--resume").wait()
+    result = begin(output).wait()
     assert result.status == 0, result.err
     assert_same_run(output, tmp_path / "whole")
     assert {p.name for p in output.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def write_slowly() -> None:
+    """Let a state take a good while to write, so that a kill can fall inside."""
+    save = torch.save
+
+    def saved(content: dict[str, Any], file: Any) -> None:
+        buffer = io.BytesIO()
+        save(content, buffer)
+        whole = buffer.getvalue()
+        for start_ in range(0, len(whole), 100_000):
+            file.write(whole[start_ : start_ + 100_000])
+            file.flush()
+            time.sleep(0.001)
+
+    torch.save = saved
 
 
 def wait_for_write(child: Child, partial: Path, begun: bool) -> None:
@@ -289,7 +296,7 @@ def test_killed_between_the_first_best_weights_and_the_first_state(
         raise PowerCut
 
     def wanted(output: Path) -> TrainRequest:
-        return request(pictures, output, PLAIN, resume=True)
+        return request(pictures, output, {**PLAIN, "epochs": 1}, resume=True)
 
     with monkeypatch.context() as patched:
         patched.setattr("training.run.save_state", cut)
@@ -305,8 +312,9 @@ def test_killed_between_the_first_best_weights_and_the_first_state(
 # ----------------------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)], ids=lambda v: getattr(v, "name", v)
+)
 def test_signals(number: signal.Signals, workers: int, pictures: Path, tmp_path: Path) -> None:
     """To the whole process group, as from a terminal or from torchrun: the workers must not go before the state is saved."""
     line = (*LINE[:-1], workers, "--data", pictures, *words({**RICH, "epochs": 500}), "-o", tmp_path / "run")
@@ -373,19 +381,11 @@ def test_handlers_are_put_back(pictures: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- diverged
 
 
-@pytest.fixture(scope="module")
-def without_mixup(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("without-mixup") / "run"
-    train(request(pictures, output, {**RICH, "mixup": 0.0}, accumulate=2))
-    return output
-
-
 @pytest.mark.parametrize("save_every", [1, 1000])
 def test_a_loss_that_is_not_finite(
-    save_every: int, pictures: Path, without_mixup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    save_every: int, pictures: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = {**RICH, "mixup": 0.0}
-    wanted = request(pictures, tmp_path / "run", recipe, accumulate=2, save_every=save_every, resume=True)
+    wanted = request(pictures, tmp_path / "run", RICH, accumulate=2, save_every=save_every, resume=True)
     with monkeypatch.context() as patched:
         at_pass(patched, 10, lambda images: images * float("nan"))  # the second half of step 2 of epoch 2
         with pytest.raises(DivergedError) as raised:
@@ -400,7 +400,7 @@ def test_a_loss_that_is_not_finite(
     tensors = [t for name in ("model", "ema") for t in state["parts"][name].values()]
     assert all(t.isfinite().all() for t in tensors)
     train(wanted)  # and without what made it diverge, it ends as if nothing had been
-    assert_same_run(tmp_path / "run", without_mixup)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def test_no_state_yet(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +465,8 @@ def test_no_worker_outlives_its_run(
     gc.disable()
     try:
         with pytest.raises(StoppedError) if stopped else contextlib.nullcontext():
-            train(request(pictures, tmp_path, PLAIN, workers=1), Stopper("steps", 4 if stopped else 10**6))
+            wanted = request(pictures, tmp_path, {**PLAIN, "epochs": 1}, workers=1)
+            train(wanted, Stopper("steps", 4 if stopped else 10**6))
     finally:
         gc.enable()
     assert len(started) >= 2, "there were no workers"

@@ -32,6 +32,8 @@ from training.preflight import (
 )
 from training.reporter import Silent
 
+pytestmark = pytest.mark.usefixtures("small_nano", "no_curves")
+
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -79,10 +81,10 @@ Usage = namedtuple("Usage", ("total", "used", "free"))
 
 
 def test_a_disk_without_room(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 20_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 2_000_000))
     message = refusal(request(pictures, tmp_path / "run"))
     assert message.startswith(
-        f"{tmp_path / 'run'} has 20.0 MB free, and the weights and the state of this run take about "
+        f"{tmp_path / 'run'} has 2.0 MB free, and the weights and the state of this run take about "
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from tests.helpers.command_line import Result
 from tests.helpers.train import PLAIN, Child, log_rows, read_parts, start, start_world, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano")]
 
 # far below what one step changes, far above what the order of a sum does
 RELATIVE = 1e-5
@@ -139,16 +140,18 @@ def torchrun(folder: Path, *program: object) -> subprocess.CompletedProcess[str]
 
 
 def test_torchrun(wide_pictures: Path, tmp_path: Path) -> None:
-    """`torchrun -m training` is `sit-deploy train`; bad input is said before anything is computed."""
-    command, *options = line(
-        wide_pictures, tmp_path / "run", 6, "--model", "lvvit_nano", "--epochs", 1, "--json"
-    )
-    assert command == "train"
-    done = torchrun(tmp_path, "-m", "training", *options)
+    """`torchrun -m training` is `sit-deploy train`: JSON is the summary and nothing else; the folder is called after the model."""
+    options = line(wide_pictures, tmp_path, 6, "--model", "lvvit_nano", "--epochs", 1, "--json")
+    own_folder = [word for word in options if word not in ("train", "-o", tmp_path)]
+    done = torchrun(tmp_path, "-m", "training", *own_folder)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = Result(0, done.stdout, "").json()
+    run = tmp_path / "runs" / "lvvit_nano"
+    assert summary == json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert summary["weights"] == "runs/lvvit_nano/model.safetensors"
     assert (summary["images"], summary["epochs"]) == (29, 1)
-    assert len(log_rows(tmp_path / "run", "step")) == 4
+    assert len(log_rows(run, "step")) == 4
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def say_where_it_is_saved() -> None:

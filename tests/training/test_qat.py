@@ -38,6 +38,8 @@ from training.reporter import Silent
 from training.sample_reader import SampleReader
 from training.set_up import set_up
 
+pytestmark = pytest.mark.usefixtures("small_nano", "no_curves")
+
 HERE = World(0, 1, torch.device("cpu"))
 MODELS: dict[str, Callable[[], Any]] = {
     "SiT": tiny_model,
@@ -511,7 +513,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     parts = read_parts(tmp_path / "whole")
     limits = {name: value for name, value in parts["model"].items() if name.endswith(qat.THRESHOLD)}
-    assert len(limits) == 38
+    assert len(limits) == 22
     assert all(torch.equal(parts["ema"][name], value) for name, value in limits.items())
 
 
@@ -606,7 +608,7 @@ def test_two_processes_and_one(wide_pictures: Path, teacher: Path, student: Path
     results = [child.wait() for child in children]
     assert [r.status for r in results] == [0, 0, 0], [r.err for r in results]
     two, one = (read_card(tmp_path / name / "model.safetensors").quantization for name in ("two", "one"))
-    assert two == one and len(two["thresholds"]) == 44
+    assert two == one and len(two["thresholds"]) == 28
     for ours, theirs in zip(*(log_rows(tmp_path / name) for name in ("two", "one")), strict=True):
         assert ours.pop("kind") == theirs.pop("kind")
         assert ours == pytest.approx(theirs, rel=2e-3)

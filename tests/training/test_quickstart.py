@@ -19,6 +19,8 @@ from sit_deploy.models import load_model
 from sit_deploy.pipeline.logits import torch_logits
 from training.quickstart import MeasuredModel, QuickstartResult, _require_worth, quickstart, write_digits
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 QUICK = (("epochs", 1), ("warmup_epochs", 0), ("batch_size", 32))
 
 
@@ -75,7 +77,7 @@ def test_the_result_is_what_the_files_say(made: tuple[Path, QuickstartResult]) -
     ]
     assert [(e.top1, e.agreement) for e in result.entries] == [pytest.approx(pair) for pair in by_file]
     assert result.images == len(samples) == 60
-    assert result.entries[0].macs > 1.7 * result.entries[1].macs
+    assert result.entries[0].macs > 1.5 * result.entries[1].macs
     assert result.entries[2].size == bundle.engine_path.stat().st_size
     assert json.loads(json.dumps(result.to_dict()))["entries"][0]["what"] == "teacher"
     assert all(curves.read_bytes().startswith(b"\x89PNG") for curves in result.curves)

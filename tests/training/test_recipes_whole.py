@@ -11,7 +11,7 @@ from tests.helpers.train import log_rows, write_photographs
 from training import TrainRequest, train
 from training.recipes import Recipe, recipe_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
 
 FEW = {"epochs": 2, "cooldown_epochs": 1, "warmup_epochs": 0, "batch_size": 8}
 

@@ -19,6 +19,8 @@ from training import TrainRequest, train
 from training.reporter import Silent
 from training.run_files import LOCK, locked_folder, locked_run_folder
 
+pytestmark = pytest.mark.usefixtures("small_nano", "no_curves")
+
 ALONE = World(0, 1, torch.device("cpu"))
 
 

@@ -21,9 +21,10 @@ from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts
 from training import Summary, TrainRequest, train
 from training.augment import make_mixing
+from training.curves import draw_curves
 from training.reporter import Silent
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
 
 RECIPE = {**PLAIN, "epochs": 3, "batch_size": 8, "lr": 0.03, "clip_grad": 1.0, "token_weight": 1.5}
 
@@ -38,7 +39,9 @@ def student(
         "sit_nano", str(wide_pictures), output,
         image_size=48, teacher=teacher / "model.safetensors", overrides=tuple(RECIPE.items()), workers=0, seed=3,
     )  # fmt: skip
-    return output, train(request)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.summary.draw_curves", draw_curves)
+        return output, train(request)
 
 
 @torch.no_grad()
@@ -145,7 +148,7 @@ def test_the_card(student: tuple[Path, Summary], teacher: Path, wide_pictures: P
     folder, summary = student
     card = read_card(folder / "model.safetensors")
     assert card is not None and summary.teacher is not None
-    assert (card.name, card.stages, card.keeping_ratio) == ("sit_nano", (2, 2, 2, 2), 0.5)
+    assert (card.name, card.stages, card.keeping_ratio) == ("sit_nano", (1, 1, 1, 1), 0.5)
     assert (card.tokens, card.image_size, card.num_classes) == ((9, 4, 2, 1), 48, 6)
     assert (card.classes, card.dist_token) == (CLASSES, False)
     assert card.preprocessing == Preprocessing.for_model(48, orientation="exif")

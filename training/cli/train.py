@@ -207,13 +207,16 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
 
     On several GPUs: torchrun --nproc-per-node 8 -m sit_deploy train, with the same options.
     """
-    from training import TrainRequest, train
+    from training.request import TrainRequest
 
     names = {f.name for f in fields(Recipe)}
     overrides = tuple((k, v) for k, v in options.items() if k in names and v is not None)
     rest = {k: v for k, v in options.items() if k not in names}
     rest["qat_skip"] = tuple(filter(None, rest["qat_skip"]))
     request = TrainRequest(model=model, output=output or Path("runs") / model, overrides=overrides, **rest)
+    request.check()  # before PyTorch is imported, which takes seconds
+    from training.loop import train
+
     if int(os.environ.get("RANK", 0)):
         train(request)
         return

@@ -21,8 +21,11 @@ from tests.helpers.command_line import CommandLine, Result, snapshot
 from tests.helpers.shared import shared
 from tests.helpers.train import CLASSES, PLAIN, log_rows, start, start_server, words, write_pictures
 from training.cli.train import show_summary
+from training.curves import draw_curves
 from training.recipes import Recipe, option_name
 from training.summary import Side, Summary
+
+pytestmark = pytest.mark.usefixtures("small_nano", "no_curves")
 
 RECIPE = {**PLAIN, "batch_size": 8, "clip_grad": 1.0}
 
@@ -71,8 +74,10 @@ def test_teacher_student_bundle(pictures: Path, teacher: Path, cli: CommandLine)
     assert 100 * right / 24 == pytest.approx(summary["student"]["top1"])
 
 
-def test_what_is_said(pictures: Path, cli: CommandLine) -> None:
+@pytest.mark.slow
+def test_what_is_said(pictures: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """On standard error how it goes, on standard output what came of it."""
+    monkeypatch.setattr("training.summary.draw_curves", draw_curves)
     result = cli(*line(pictures, "--epochs", 2))
     taken, prepared, *said = result.err.splitlines()
     assert taken == f"training on {pictures / 'train'}, held out: {pictures / 'val'}"
@@ -90,7 +95,7 @@ def test_what_is_said(pictures: Path, cli: CommandLine) -> None:
         r"epoch 1/2, step 6/6, \d+ s left  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s.*", said[4]
     )
     assert re.fullmatch(r"epoch 2/2, step 6/6  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s.*", said[5])
-    assert re.search(r"^ +lvvit_nano +0\.016 +\d+\.\d\d +\d+\.\d\d +9\s*$", result.out, re.MULTILINE)
+    assert re.search(r"^ +lvvit_nano +0\.002 +\d+\.\d\d +\d+\.\d\d +9\s*$", result.out, re.MULTILINE)
     assert (
         "✓ new/run/model.safetensors: epoch " in result.out and "curves in new/run/curves.png" in result.out
     )
@@ -103,7 +108,6 @@ def test_what_is_said(pictures: Path, cli: CommandLine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_curves")
 def test_what_is_said_of_a_student(pictures: Path, teacher: Path, cli: CommandLine) -> None:
     summary = cli(*line(pictures, "--teacher", teacher, "--epochs", 1, "--json", model="sit_nano")).json()
     out = cli(*line(pictures, "--teacher", teacher, "--epochs", 1, "--resume", model="sit_nano")).out
@@ -116,18 +120,6 @@ def test_what_is_said_of_a_student(pictures: Path, teacher: Path, cli: CommandLi
     assert f"agrees with it on {summary['agreement']:.1f} % of the images (KL {summary['kl']:.3f})" in out
 
 
-@pytest.mark.slow
-def test_json_is_the_summary_and_nothing_else(pictures: Path, cli: CommandLine) -> None:
-    """In a process of its own; the folder of the run is called after the model."""
-    words_ = [w for w in line(pictures, "--epochs", 1, "--json") if w not in ("-o", "new/run")]
-    result = cli.process(*words_)
-    assert result.status == 0, result.err
-    summary = result.json()
-    assert summary == json.loads(Path("runs/lvvit_nano/summary.json").read_text(encoding="utf-8"))
-    assert summary["weights"] == "runs/lvvit_nano/model.safetensors"
-
-
-@pytest.mark.usefixtures("no_curves")
 def test_overridden_values_reach_the_run(pictures: Path, cli: CommandLine) -> None:
     changed = {
         "epochs": 1, "cooldown_epochs": 1, "lr": 0.0123, "lr_per_step": True, "weight_decay": 0.5, "smoothing": 0.25,
@@ -144,7 +136,6 @@ def test_overridden_values_reach_the_run(pictures: Path, cli: CommandLine) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_curves")
 def test_damaged_images_are_counted(pictures: Path, cli: CommandLine) -> None:
     data = damaged_copy(pictures, cli.folder / "data", train=3, val=2)
     for workers in (0, 2):
@@ -172,26 +163,40 @@ def test_help(cli: CommandLine) -> None:
     assert sum(text.strip().startswith("sit-deploy train --model ") for text in examples) >= 2
 
 
-@pytest.mark.slow
 def test_the_module_is_the_same_command(cli: CommandLine) -> None:
+    """A whole training by it is in tests/training/test_processes.py."""
     done = subprocess.run(
         [sys.executable, "-m", "training", "--help"], capture_output=True, text=True, cwd=cli.folder
     )
     assert (done.returncode, done.stdout) == (0, cli("train", "--help").out)
     bad = subprocess.run(
-        [sys.executable, "-m", "training", "--model", "lvvit_nanu", "--data", "digits"],
+        [sys.executable, "-m", "training", "--model", "lvvit_nano", "--data", "digits", "--epochs", "0"],
         capture_output=True, text=True, cwd=cli.folder,
     )  # fmt: skip
-    assert "unknown model 'lvvit_nanu'" in Result(bad.returncode, bad.stdout, bad.stderr).the_error()
+    message = Result(bad.returncode, bad.stdout, bad.stderr).the_error()
+    assert message == "--epochs must be at least 1, got 0"
     assert bad.returncode == 2
+
+
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "sklearn", "matplotlib")
 
 
 def test_help_is_quick() -> None:
     """It needs none of the packages that take seconds to import."""
-    heavy = ("torch", "timm", "numpy", "PIL", "onnx", "onnxruntime", "sklearn", "matplotlib", "rich")
+    heavy = (*HEAVY, "numpy", "PIL", "rich")
     code = f"import sys, training.cli.train; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_options_out_of_range_are_refused_quickly(cli: CommandLine) -> None:
+    code = (
+        f"import atexit, sys; atexit.register(lambda: print([n for n in {HEAVY} if n in sys.modules]));"
+        "from sit_deploy.cli import main; main()"
+    )
+    result = cli.process("train", "--model", "sit_s", "--data", "nowhere", "--lr", "0", program=code)
+    assert (result.status, result.out) == (2, "[]\n")
+    assert "--lr must be above 0" in result.err
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -262,12 +267,11 @@ def save_model(path: Path, name: str, **options: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_curves")
 def test_teachers(pictures: Path, teacher: Path, cli: CommandLine) -> None:
     def refuses(path: Path, **change: Any) -> str:
         return cli.refuses(*line(pictures, "--teacher", path, model="sit_nano", **change))
 
-    wide = save_model(cli.folder / "wide.pth", "lvvit_t")
+    wide = save_model(cli.folder / "wide.pth", "lvvit_micro")
     assert "wide.pth does not fit lvvit_nano" in refuses(wide)
     slimmed = save_model(cli.folder / "slimmed.pth", "sit_nano")
     assert re.search("slimmed.pth (is slimmed itself|does not fit lvvit_nano)", refuses(slimmed))
@@ -288,18 +292,17 @@ def test_teachers(pictures: Path, teacher: Path, cli: CommandLine) -> None:
         Path("student/model.safetensors")
     )
     message = cli.refuses(*line(pictures, "--teacher", teacher, model="sit_t"))
-    assert "does not fit sit_t: it has width 128, not 320" in message
+    assert "does not fit sit_t: it has width 64, not 320" in message
 
 
 def test_where_it_starts(pictures: Path, cli: CommandLine) -> None:
-    wide = save_model(cli.folder / "wide.pth", "lvvit_t")
+    wide = save_model(cli.folder / "wide.pth", "lvvit_micro")
     message = cli.refuses(*line(pictures, "--init", wide))
     assert (
         "wide.pth does not fit lvvit_nano: " in message and "give one of the same width and depth" in message
     )
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_places(pictures: Path, cli: CommandLine) -> None:
     (cli.folder / "file").write_text("precious")
     for place, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("/proc/x/run", "")):
@@ -313,7 +316,6 @@ def test_places(pictures: Path, cli: CommandLine) -> None:
     assert cli.refuses(*line(pictures)) == "new/run holds a trained model; choose another -o"
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_resumed_as_another_run(pictures: Path, cli: CommandLine) -> None:
     cli(*line(pictures, "--epochs", 1))
     for change, what in (
@@ -396,7 +398,6 @@ def test_no_held_out_image_can_be_read(workers: int, pictures: Path, cli: Comman
     assert left == []
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_an_absurd_learning_rate(pictures: Path, cli: CommandLine) -> None:
     result = cli(
         *line(pictures, "--lr", 1000, "--clip-grad", 0, "--epochs", 4, "--weight-decay", 1e6), status=2
@@ -412,11 +413,11 @@ def test_an_absurd_learning_rate(pictures: Path, cli: CommandLine) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "reason"),
-    [(3_000_000, "cannot write new/run/model.safetensors"), (10_000_000, "cannot write new/run/last.pt")],
+    [(400_000, "cannot write new/run/model.safetensors"), (1_500_000, "cannot write new/run/last.pt")],
     ids=["the weights", "the state"],
 )
 def test_disk_full(limit: int, reason: str, pictures: Path, cli: CommandLine) -> None:
-    """As a limit on the size of files has it: 6 MB of weights, 22 MB of state."""
+    """As a limit on the size of files has it: 0.8 MB of weights, 3 MB of state."""
     result, left = in_a_process(cli, *line(pictures, "--epochs", 1), file_limit=limit)
     assert refused_late(result).startswith(reason) and "free some space" in result.err
     assert left == []
@@ -434,7 +435,7 @@ def test_disk_full_later(pictures: Path, cli: CommandLine) -> None:
         assert child.process.is_alive()
     child.kill()
     state = (output / "last.pt").read_bytes()
-    result = start(cli.folder / "tmp", *words_, file_limit=10_000_000).wait()
+    result = start(cli.folder / "tmp", *words_, file_limit=1_500_000).wait()
     assert refused_late(result).startswith(f"cannot write {output / 'last.pt'} (")
     assert "go on with --resume" in result.err
     assert (output / "last.pt").read_bytes() == state
