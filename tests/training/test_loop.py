@@ -313,7 +313,9 @@ def test_killed_between_the_first_best_weights_and_the_first_state(
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)], ids=lambda v: getattr(v, "name", v)
+    ("number", "workers"),
+    [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)],
+    ids=lambda v: getattr(v, "name", v),
 )
 def test_signals(number: signal.Signals, workers: int, pictures: Path, tmp_path: Path) -> None:
     """To the whole process group, as from a terminal or from torchrun: the workers must not go before the state is saved."""
