@@ -16,6 +16,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from tests.sit_deploy.conftest import nano_fp32
+
+__all__ = ["nano_fp32"]  # the fixture
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,7 +27,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project to which the recipe's engine was added."""
     folder = tmp_path_factory.mktemp("tree")
     for package in ("engines", "calibration", "sit_deploy", "training"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("cpp", "__pycache__"))
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("cpp"))
     recipe = re.search(r"^## Add an engine\n(.*?)^## ", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
     assert recipe is not None
     engine, runner, line = (
@@ -103,10 +106,13 @@ def test_it_is_chosen_built_run_and_timed(python: Callable[..., str], make_mlp, 
 PIPELINE = """
 import json, sys
 from pathlib import Path
+import onnx
 import sit_deploy
 from sit_deploy.cli.build import ENGINES
+from sit_deploy.pipeline import float_graph
 
-bundle = Path(sys.argv[1])
+bundle, exported = Path(sys.argv[1]), onnx.load(sys.argv[2])
+float_graph._export = lambda *_: exported  # which takes seconds
 request = {"model": "sit_nano", "output": bundle, "engine": "reference"}
 errors = []
 try:
@@ -127,10 +133,12 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_bundles_are_built_and_validated_with_it(python: Callable[..., str], tmp_path: Path) -> None:
+def test_bundles_are_built_and_validated_with_it(
+    python: Callable[..., str], nano_fp32: Path, tmp_path: Path
+) -> None:
     program = tmp_path / "program.py"
     program.write_text(PIPELINE)
-    result = json.loads(python(program, tmp_path / "bundle").splitlines()[-1])
+    result = json.loads(python(program, tmp_path / "bundle", nano_fp32 / "model.onnx").splitlines()[-1])
     assert "reference" in result["offered"]
     assert (result["kind"], result["file"]) == ("reference", "engine.onnx")
     assert result["validated"] == "reference" and result["passed"]

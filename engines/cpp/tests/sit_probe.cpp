@@ -1,6 +1,7 @@
 // What the Python tests ask the library: one verb a process, raw bytes on standard output.
-//   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT | hammer BUNDLE THREADS CONTEXTS
+//   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT... | hammer BUNDLE THREADS CONTEXTS
 //   open BUNDLE | tensorrt BUNDLE | orientation IMAGE | refuse BUNDLE THREADS
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -80,12 +81,16 @@ int run(int argc, char** argv) {
         std::vector<char> out(bundle.preprocessing.bytes());
         prepare(load_image(argv[3]), bundle.preprocessing, out.data());
         put(out.data(), out.size());
-    } else if (verb == "infer" && argc == 5) {
+    } else if (verb == "infer" && argc >= 5) {
         const Classifier classifier(argv[2]);
         std::ifstream file(argv[3], std::ios::binary);
         const std::vector<char> raw{std::istreambuf_iterator<char>(file), {}};
-        const std::vector<float> logits = classifier.infer(raw.data(), std::stoul(argv[4]));
-        put(logits.data(), logits.size() * sizeof(float));
+        for (int i = 4; i < argc; ++i) {
+            const std::size_t count = std::stoul(argv[i]), bytes = count * classifier.bundle().preprocessing.bytes();
+            const std::vector<char> images(raw.data(), raw.data() + std::min(bytes, raw.size()));  // no byte more
+            const std::vector<float> logits = classifier.infer(images.data(), count);
+            put(logits.data(), logits.size() * sizeof(float));
+        }
     } else if (verb == "hammer" && argc == 5) {
         return hammer(argv[2], std::stoi(argv[3]), std::stoi(argv[4]));
     } else if (verb == "refuse" && argc == 4) {

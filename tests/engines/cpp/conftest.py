@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from sit_deploy.bundle import load_bundle
 from sit_deploy.cpp_project import write_project
+from tests.engines.cpp.manifests import rewrite
 from tests.helpers.shared import shared
 from tests.sit_deploy.conftest import Trained, copy_of, nano_fp32, nano_rtx, trained
 
@@ -105,9 +106,8 @@ def project(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         cmake_arguments()
         write_project(load_bundle(trained.bundle), folder)
-        options = ("-DSIT_DEPLOY_EXAMPLES=ON", "-DSIT_DEPLOY_WARNINGS_AS_ERRORS=ON")
         done = subprocess.run(
-            [str(folder / "build.sh"), *options],
+            [str(folder / "build.sh"), "-DSIT_DEPLOY_WARNINGS_AS_ERRORS=ON"],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHON": sys.executable},
@@ -119,8 +119,8 @@ def project(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def release(project: Path) -> Programs:
-    """The library as users build it, with the examples."""
-    return Programs(project / "build/sit_deploy")
+    """The project's programs: the library as users build it."""
+    return Programs(project / "build")
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +148,16 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Programs:
             make(folder)
         return Programs(folder)
     return Programs(shared(tmp_path_factory, "checked", make))
+
+
+@pytest.fixture(scope="session")
+def light(nano_fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`nano_fp32` with no graphs in its graphs' files: enough for opening it, which hashes them. Do not write into it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(nano_fp32, folder)
+        for name in ("model.onnx", "engine.onnx"):
+            (folder / name).write_text(name)
+        rewrite(folder)
+
+    return shared(tmp_path_factory, "nano-light", make)

@@ -14,7 +14,7 @@ from tests.engines.cpp.conftest import Programs
 from tests.engines.cpp.manifests import rewrite
 
 
-def test_a_manifest_of_any_text(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
+def test_a_manifest_of_any_text(checked: Programs, light: Path, copy_of: Callable[..., Path]) -> None:
     """The digest is over Python's spelling of it: escapes, other scripts, numbers, nesting, keys in another order."""
     odd = ["naïve", "東京 🗼", 'quote " and \\', "tab\tbell\x07", "\u2028", "</script>", ""]
 
@@ -26,7 +26,7 @@ def test_a_manifest_of_any_text(checked: Programs, nano_fp32: Path, copy_of: Cal
             "a\n": 2,
         }
 
-    folder = rewrite(copy_of(nano_fp32), change)
+    folder = rewrite(copy_of(light), change)
     lines = checked.output("sit_probe", "open", folder).decode()
     assert lines.startswith("\n".join(odd) + "\n")
     assert lines.splitlines()[-1] == "1 1 1 4"
@@ -37,9 +37,9 @@ def test_a_manifest_of_any_text(checked: Programs, nano_fp32: Path, copy_of: Cal
     assert checked.output("sit_probe", "open", folder).decode() == lines
 
 
-def test_bundles_that_were_changed(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
+def test_bundles_that_were_changed(checked: Programs, light: Path, copy_of: Callable[..., Path]) -> None:
     def refusal(name: str, change: Callable[[Path], object]) -> str:
-        folder = copy_of(nano_fp32, name)
+        folder = copy_of(light, name)
         change(folder)
         return checked.refusal("sit_probe", "open", folder)
 
@@ -48,8 +48,8 @@ def test_bundles_that_were_changed(checked: Programs, nano_fp32: Path, copy_of: 
         path.write_text(path.read_text().replace('"resize": 128', '"resize": 129'))
 
     assert "no such" in checked.refusal(
-        "sit_probe", "open", nano_fp32 / "gone"
-    ) or "is not a bundle" in checked.refusal("sit_probe", "open", nano_fp32 / "gone")
+        "sit_probe", "open", light / "gone"
+    ) or "is not a bundle" in checked.refusal("sit_probe", "open", light / "gone")
     assert "was changed: it does not match its digest" in refusal("edited", edit)
     assert "model.onnx does not match its hash" in refusal(
         "cut", lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:-1])
@@ -89,9 +89,9 @@ def _without(folder: Path, key: str) -> None:
 
 
 def test_cut_off_manifests_and_archives_never_crash(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
+    checked: Programs, light: Path, copy_of: Callable[..., Path]
 ) -> None:
-    folder = copy_of(nano_fp32)
+    folder = copy_of(light)
     whole = (folder / "manifest.json").read_bytes()
     for cut in range(0, len(whole), len(whole) // 25):
         (folder / "manifest.json").write_bytes(whole[:cut])
@@ -106,10 +106,8 @@ def test_cut_off_manifests_and_archives_never_crash(
         assert "golden.npz: " in checked.refusal("sit_probe", "open", folder)
 
 
-def test_golden_arrays_of_another_kind(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
-) -> None:
-    folder = copy_of(nano_fp32)
+def test_golden_arrays_of_another_kind(checked: Programs, light: Path, copy_of: Callable[..., Path]) -> None:
+    folder = copy_of(light)
     with np.load(folder / "golden.npz") as arrays:
         images, logits = arrays["images"], arrays["logits"]
     for save, given in (

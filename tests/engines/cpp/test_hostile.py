@@ -65,10 +65,8 @@ FIELDS = [
 ]  # fmt: skip
 
 
-def test_numbers_that_cannot_be_right(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
-) -> None:
-    folder = copy_of(nano_fp32)
+def test_numbers_that_cannot_be_right(checked: Programs, light: Path, copy_of: Callable[..., Path]) -> None:
+    folder = copy_of(light)
     good = (folder / "manifest.json").read_bytes()
     for path, values in FIELDS:
         for value in values:
@@ -82,8 +80,8 @@ def test_numbers_that_cannot_be_right(
         assert "lacks its file" in checked.refusal("sit_probe", "open", folder), name
 
 
-def test_text_that_is_no_manifest(checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]) -> None:
-    folder = copy_of(nano_fp32)
+def test_text_that_is_no_manifest(checked: Programs, light: Path, copy_of: Callable[..., Path]) -> None:
+    folder = copy_of(light)
     path = folder / "manifest.json"
     good = path.read_text()
     for text, said in (
@@ -129,10 +127,10 @@ def altered(data: bytes, signature: bytes, offset: int, value: bytes) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_golden_outputs_that_are_not_what_they_say(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path]
+    checked: Programs, light: Path, nano_fp32: Path, copy_of: Callable[..., Path]
 ) -> None:
-    folder = copy_of(nano_fp32)
-    with np.load(nano_fp32 / "golden.npz") as arrays:
+    folder = copy_of(light)
+    with np.load(light / "golden.npz") as arrays:
         images, logits = arrays["images"], arrays["logits"]
     pixels, outputs = images.tobytes(), logits.tobytes()
     whole, row = "(4, 3, 112, 112)", "(4, 1000)"
@@ -182,6 +180,7 @@ def test_golden_outputs_that_are_not_what_they_say(
         assert line.startswith(f"{folder / 'golden.npz'}: ") and said in line, (said, line)
     (folder / "golden.npz").write_bytes(good)
     assert checked.output("sit_probe", "open", rewrite(folder))  # what they were made from is right
+    folder = copy_of(nano_fp32, "whole")
     (folder / "golden.npz").write_bytes(arrays_of(npy(whole, pixels), npy(row, bytes(16_000))))
     assert "any engine would pass" in checked.refusal("sit_check", rewrite(folder))
 
@@ -210,13 +209,13 @@ def test_an_engine_that_is_not_what_the_manifest_says(
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (3, 20_000), (65_500, 1), (900, 7)], ids=str)
 def test_long_thin_images_are_cropped_before_they_are_resized(
-    shape: tuple[int, int], checked: Programs, nano_fp32: Path, tmp_path: Path
+    shape: tuple[int, int], checked: Programs, light: Path, tmp_path: Path
 ) -> None:
     """Resized whole, the first would be 128 × 7680000 pixels."""
     noise = np.random.default_rng(7).integers(0, 256, (shape[1], shape[0], 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "thin.png")
-    expected = load_bundle(nano_fp32).preprocessing()(load_image(tmp_path / "thin.png"))
-    assert checked.output("sit_probe", "prepare", nano_fp32, tmp_path / "thin.png") == expected.tobytes()
+    expected = load_bundle(light).preprocessing()(load_image(tmp_path / "thin.png"))
+    assert checked.output("sit_probe", "prepare", light, tmp_path / "thin.png") == expected.tobytes()
 
 
 def test_images_that_promise_more_than_they_have(checked: Programs, tmp_path: Path) -> None:

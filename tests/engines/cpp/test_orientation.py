@@ -149,12 +149,12 @@ def test_pictures_are_turned_as_pillow_turns_them(checked: Programs, tmp_path: P
 
 
 def test_a_bundle_says_whether_pictures_are_turned(
-    checked: Programs, nano_fp32: Path, copy_of: Callable[..., Path], tmp_path: Path
+    checked: Programs, light: Path, copy_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg(b"Exif\0\0" + SHORT))
     found = {}
     for said in ("exif", "stored", None):
-        folder = copy_of(nano_fp32, str(said))
+        folder = copy_of(light, str(said))
         rewrite(folder, lambda m, said=said: m["preprocessing"].update(orientation=said))
         if said is None:  # as in bundles of before there was a choice
             rewrite(folder, lambda m: m["preprocessing"].pop("orientation"))
@@ -162,7 +162,7 @@ def test_a_bundle_says_whether_pictures_are_turned(
         expected = load_bundle(folder).preprocessing()(load_image(tmp_path / "photo.jpg"))
         assert found[said] == expected.tobytes(), said
     assert found["exif"] != found["stored"] == found[None]
-    folder = rewrite(copy_of(nano_fp32), lambda m: m["preprocessing"].update(orientation="sideways"))
+    folder = rewrite(copy_of(light), lambda m: m["preprocessing"].update(orientation="sideways"))
     assert "orientation unknown here (sideways); upgrade" in checked.refusal("sit_probe", "open", folder)
     folder = rewrite(folder, lambda m: m["preprocessing"].update(orientation="exif", colours="BGR"))
     assert "preprocessing unknown here (colours); upgrade" in checked.refusal("sit_probe", "open", folder)
