@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -126,6 +127,29 @@ def shapes_alone() -> Iterator[None]:
     """Make models without values, on the meta device, and without the time that their initialisation takes even there."""
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *_: tensor)
+        yield
+
+
+@contextmanager
+def smaller_vits() -> Iterator[None]:
+    """Make timm's vision transformers of half the width and half the depth meanwhile, under their own names.
+
+    For what is done with a model of timm, whichever it is.
+    """
+    from timm.models import deit, vision_transformer
+
+    from sit_deploy.models import timm_vit
+
+    def smaller(make: Any) -> Any:
+        def made(variant: str, *, embed_dim: int, depth: int, **options: Any) -> Any:
+            return make(variant, embed_dim=embed_dim // 2, depth=depth // 2, **options)
+
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((deit, "_create_deit"), (vision_transformer, "_create_vision_transformer")):
+            patch.setattr(module, name, smaller(getattr(module, name)))
+        patch.setattr(timm_vit, "timm_config", lru_cache(timm_vit.timm_config.__wrapped__))
         yield
 
 

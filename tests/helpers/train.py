@@ -107,14 +107,17 @@ def write_pictures(root: Path, train: int = 6, val: int = 3, size: int = 32, cla
 
 def write_photographs(root: Path, train: int = 6, val: int = 3, size: int = 64) -> Path:
     """Write `train` and `val` crops a class of the two photographs that come with scikit-learn, as JPEG files."""
+    from importlib.util import find_spec
+
     import numpy as np
     from PIL import Image
-    from sklearn.datasets import load_sample_image
 
     draw = np.random.default_rng(0)
+    package = find_spec("sklearn")  # found and not imported, which takes a second
+    assert package and package.origin
     for part, count in (("train", train), ("val", val)):
         for name in ("china", "flower"):
-            photograph = Image.fromarray(load_sample_image(f"{name}.jpg"))
+            photograph = Image.open(Path(package.origin).parent / "datasets" / "images" / f"{name}.jpg")
             folder = root / part / name
             folder.mkdir(parents=True)
             for index in range(count):

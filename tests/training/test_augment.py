@@ -63,12 +63,12 @@ def test_every_operation_takes_every_magnitude(policy: str, picture: Image.Image
 
 
 @pytest.mark.parametrize("policy", sorted({recipe.auto_augment for recipe in STUDENTS.values()}))
-def test_the_recipes_own_policies_thousands_of_times(policy: str, picture: Image.Image) -> None:
+def test_the_recipes_own_policies_more_than_a_thousand_times(policy: str, picture: Image.Image) -> None:
     random.seed(0)
     np.random.seed(0)
     transform = transform_of(policy)
     [chain] = [step for step in transform.transforms if hasattr(step, "ops")]
-    black = sum(not np.asarray(chain(picture)).any() for _ in range(5000))
+    black = sum(not np.asarray(chain(picture)).any() for _ in range(1500))
     assert black  # which is where Pillow 13 raised
 
 

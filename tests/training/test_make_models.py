@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from sit_deploy.data.datasets import ArrayImages, Data
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelCard, create_model, get_config, save_weights
 from sit_deploy.preprocessing import Preprocessing
-from tests.helpers.models import randomise, tiny_model
+from tests.helpers.models import named_model, randomise, smaller_vits, tiny_model
 from training.make_models import Models, _check_teacher, make_models
 from training.recipes import Recipe
 from training.request import TrainRequest
 from training.task import FRDTask
+
+pytestmark = pytest.mark.usefixtures("small_nano", "small_vits")
 
 SIZE = 48  # 9 patches, of which sit_nano keeps 9, 4, 2 and 1
 CLASSES = ["cat", "dog", "hen"]
@@ -29,6 +31,12 @@ NO_IMAGES = ArrayImages(np.zeros((0, 8, 8), np.uint8), np.zeros(0, int))
 DATA = Data("pets", NO_IMAGES, NO_IMAGES, CLASSES, 3)
 RECIPE = Recipe(drop_path=0.1)
 Save = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def small_vits() -> Iterator[None]:
+    with smaller_vits():
+        yield
 
 
 @pytest.fixture
@@ -44,7 +52,7 @@ def save(tmp_path: Path) -> Save:
         **options: Any,
     ) -> Path:
         config = get_config(name)
-        model = randomise(create_model(config, img_size=size, num_classes=num_classes, **options), seed=4)
+        model = named_model(name, seed=4, img_size=size, num_classes=num_classes, **options)
         path = (
             tmp_path
             / f"{name}-{num_classes}-{len(list(tmp_path.iterdir()))}.{'safetensors' if card else 'pth'}"
@@ -103,7 +111,7 @@ def test_a_student_starts_from_its_teacher_bit_by_bit(card: bool, save: Save) ->
     student, given = models.model.state_dict(), state_of(path)
     assert {
         "head.weight",
-        "blocks.7.mlp.fc2.bias",
+        "blocks.3.mlp.fc2.bias",
         "patch_embed.bn4.running_var",
         "pos_embed",
     } <= given.keys()
@@ -136,9 +144,9 @@ def test_a_start_from_scratch_follows_from_the_seed() -> None:
 
 
 def test_the_recipe_s_drop_path_is_the_student_s_alone(save: Save) -> None:
-    models = make(teacher=save(), recipe=replace(RECIPE, drop_path=0.7))
+    models = make(teacher=save(), recipe=replace(RECIPE, drop_path=0.3))
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in models.model.blocks]
-    assert rates == pytest.approx([0.1 * i for i in range(8)])
+    assert rates == pytest.approx([0.1 * i for i in range(4)])
     assert all(isinstance(block.drop_path, nn.Identity) for block in models.teacher.blocks)
 
 
@@ -146,7 +154,7 @@ def test_preprocessing_is_the_model_s_unless_the_recipe_says_how_much_to_look_at
     assert make("lvvit_nano").preprocessing == Preprocessing.for_model(SIZE, 0.875, orientation="exif")
     whole = make("lvvit_nano", recipe=replace(RECIPE, crop_pct=1.0)).preprocessing
     assert whole == Preprocessing.for_model(SIZE, 1.0, orientation="exif")
-    assert make("lvvit_nano", image_size=None).preprocessing.size == (112, 112)
+    assert make("lvvit_nano", image_size=None).preprocessing.size == (48, 48)
 
 
 def test_another_head_leaves_all_else(save: Save) -> None:
@@ -193,7 +201,7 @@ def test_a_plain_model_is_slimmed_by_its_stages(name: str, save: Save) -> None:
     """Of ours and of timm's; without a card, by the model's own name."""
     depth = get_config(name).depth
     path = save(name, card=False)
-    models = make(name, stages=(depth - 6, 2, 2, 2), keeping_ratio=0.6, teacher=path)
+    models = make(name, stages=(depth - 3, 1, 1, 1), keeping_ratio=0.6, teacher=path)
     assert models.model.kept == (9, 5, 3, 1)
     state = models.model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in state_of(path).items())
@@ -207,7 +215,7 @@ def test_a_vision_transformer_of_timm_as_timm_saves_it(save: Save, tmp_path: Pat
     torch.save(plain.state_dict(), tmp_path / "deit.pth")
     models = make("deit_tiny_patch16_224", init=tmp_path / "deit.pth", image_size=32)
     state = models.model.state_dict()
-    assert state["pos_embed"].shape == (1, 5, 192)
+    assert state["pos_embed"].shape == (1, 5, 96)
     for name, value in plain.state_dict().items():
         if not name.startswith(("head.", "pos_embed")):
             assert torch.equal(state[name], value), name
@@ -239,7 +247,7 @@ def test_a_teacher_of_another_width_and_depth(save: Save) -> None:
     path = save("deit_tiny_patch16_224")
     message = refusal(teacher=path)
     assert f"teacher {path} does not fit sit_nano" in message
-    assert "width 192, not 128; depth 12, not 8" in message and "lvvit_nano" in message
+    assert "width 96, not 64; depth 6, not 4" in message and "lvvit_nano" in message
 
 
 def test_a_teacher_of_other_tokens() -> None:
@@ -285,11 +293,10 @@ def test_a_teacher_with_a_dist_token_teaches_a_student_without(save: Save) -> No
     trained_step(models)
 
 
-@pytest.mark.slow
 def test_a_teacher_with_parts_that_the_student_has_not(save: Save) -> None:
     """LayerScale and positions of another shape, at the same width, depth and tokens."""
     path = save("deit3_small_patch16_224")
-    message = refusal("deit_small_patch16_224", stages=(9, 3), teacher=path)
+    message = refusal("deit_small_patch16_224", stages=(4, 2), teacher=path)
     assert "deit_small_patch16_224" in message and str(path) in message and "ls1.gamma" in message
 
 
@@ -332,7 +339,7 @@ def test_extra_teachers_that_do_not_fit(save: Save, tmp_path: Path) -> None:
     assert f"checkpoint {cnn} does not fit test_resnet with 3 classes" in message
     path = save("deit_tiny_patch16_224")
     message = refusal(
-        "deit_tiny_patch16_224", stages=(9, 3), teacher=path, cnn_teacher="test_resnet", cnn_checkpoint=cnn
+        "deit_tiny_patch16_224", stages=(4, 2), teacher=path, cnn_teacher="test_resnet", cnn_checkpoint=cnn
     )
     assert "takes no dist token" in message
 
@@ -340,12 +347,12 @@ def test_extra_teachers_that_do_not_fit(save: Save, tmp_path: Path) -> None:
 def test_a_student_sees_the_pixels_that_its_teacher_sees(save: Save) -> None:
     """timm's vit_tiny takes images normalised by 0.5; the card of this one says ImageNet's mean."""
     name = "vit_tiny_patch16_224"
-    models = make(name, stages=(6, 6), teacher=save(name))
+    models = make(name, stages=(3, 3), teacher=save(name))
     assert models.preprocessing.mean == (0.485, 0.456, 0.406)
     assert models.choice.sources["mean"] == "the model card"
     assert models.choice.sources["crop_pct"] == models.choice.sources["orientation"] == "the model card"
     half = (0.5, 0.5, 0.5)
-    message = refusal(name, stages=(6, 6), teacher=save(name), mean=half)
+    message = refusal(name, stages=(3, 3), teacher=save(name), mean=half)
     assert "sees images of mean (0.485, 0.456, 0.406)" in message and f"{name} of {half}" in message
     assert "--mean and --std" in message
 
@@ -376,13 +383,13 @@ def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_what_is_too_much_is_left_out_and_said(tmp_path: Path) -> None:
     state = randomise(create_model("lvvit_nano", img_size=SIZE, num_classes=3)).state_dict()
-    extra = {"fc_norm.weight": torch.ones(128), "pre_logits.fc.bias": torch.ones(3)}
+    extra = {"fc_norm.weight": torch.ones(64), "pre_logits.fc.bias": torch.ones(3)}
     torch.save({**state, **extra, "criterion.weight": torch.ones(3)}, tmp_path / "init.pth")
     start = make("lvvit_nano", init=tmp_path / "init.pth").start
     assert "left out 1 entry that is no part of the model: criterion.weight" in start
     assert "left out what the model has not: fc_norm.weight, pre_logits.fc.bias" in start
-    torch.save({**state, "blocks.8.norm1.weight": torch.ones(128)}, tmp_path / "deeper.pth")
-    assert "blocks.8.norm1.weight" in refusal("lvvit_nano", init=tmp_path / "deeper.pth")
+    torch.save({**state, "blocks.4.norm1.weight": torch.ones(64)}, tmp_path / "deeper.pth")
+    assert "blocks.4.norm1.weight" in refusal("lvvit_nano", init=tmp_path / "deeper.pth")
 
 
 def test_the_user_says_which_of_several(tmp_path: Path) -> None:
@@ -433,13 +440,13 @@ def test_the_image_size_is_that_of_the_checkpoint(role: str, card: bool, save: S
     models = make(name, image_size=None, **{role: path})
     assert models.preprocessing.size == models.model.img_size == (64, 64)
     said = note(models, "Image size 64")
-    assert ("model card" if card else "position embedding") in said and str(path) in said and "112" in said
+    assert ("model card" if card else "position embedding") in said and str(path) in said and "48" in said
     assert torch.equal(models.model.pos_embed, state_of(path)["pos_embed"])
 
 
 def test_the_native_size_needs_no_words(save: Save) -> None:
-    models = make("lvvit_nano", image_size=None, init=save(size=112, card=False))
-    assert models.preprocessing.size == (112, 112) and models.notes == ()
+    models = make("lvvit_nano", image_size=None, init=save(card=False))
+    assert models.preprocessing.size == (48, 48) and models.notes == ()
     assert make("lvvit_nano", image_size=None).notes == ()
 
 
@@ -456,7 +463,7 @@ def test_another_size_than_the_teacher_s_is_said(save: Save) -> None:
 
 def test_a_size_that_cannot_be_told(save: Save, tmp_path: Path) -> None:
     """As of positions without a square grid."""
-    path = save(size=112, card=False)
+    path = save(card=False)
     state = state_of(path)
     state["pos_embed"] = state["pos_embed"][:, :-2]
     torch.save(state, tmp_path / "odd.pth")
@@ -464,7 +471,6 @@ def test_a_size_that_cannot_be_told(save: Save, tmp_path: Path) -> None:
         make("lvvit_nano", image_size=None, init=tmp_path / "odd.pth")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["deit_tiny_patch16_224", "deit3_small_patch16_224"])
 def test_the_size_of_a_vision_transformer_of_timm(prefix: str, save: Save) -> None:
     """With a position for the class token, and without."""
@@ -476,10 +482,10 @@ def test_a_student_sees_what_its_teacher_saw(save: Save) -> None:
     """The card of this one says another crop than vit_tiny's own, and pixels as stored; an option goes before it."""
     name = "vit_tiny_patch16_224"
     path = save(name)
-    models = make(name, stages=(6, 6), teacher=path)
+    models = make(name, stages=(3, 3), teacher=path)
     assert models.preprocessing == Preprocessing.for_model(SIZE)
     assert set(models.choice.sources.values()) == {"the model card"}
-    asked = make(name, stages=(6, 6), teacher=path, overrides=(("crop_pct", 0.5),))
+    asked = make(name, stages=(3, 3), teacher=path, overrides=(("crop_pct", 0.5),))
     assert asked.preprocessing == replace(Preprocessing.for_model(SIZE), resize=96)
 
 

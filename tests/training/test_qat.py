@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from calibration import thresholds as methods
 from sit_deploy.data.datasets import ArrayImages, Data
 from sit_deploy.errors import InputError
+from sit_deploy.graph import export
 from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
-from sit_deploy.graph.export import export_onnx
 from sit_deploy.models import load_model, read_card
 from sit_deploy.models.card_file import save_weights
 from sit_deploy.preprocessing import Preprocessing
@@ -131,14 +131,14 @@ def named_as_nodes(form: DeployForm) -> dict[str, nn.Module]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SiT", "timm"])
 def test_the_layers_are_the_nodes_with_weights_of_the_exported_graph(kind: str) -> None:
-    model = tiny_model() if kind == "SiT" else tiny_vit()
-    graph = export_onnx(to_deploy_form(model), model.img_size).graph
+    model = (tiny_model if kind == "SiT" else tiny_vit)(stage_blocks=(2, 1))
+    graph = export.export_onnx(to_deploy_form(model), model.img_size).graph
     weights = {t.name for t in graph.initializer}
     kinds = ("MatMul", "Gemm", "Conv")
     wanted = [n.name for n in graph.node if n.op_type in kinds and n.input[1] in weights]
     ours = [node for nodes in qat.deployed_layers(model).values() for node in nodes]
     assert sorted(ours) == sorted(wanted)
-    assert len(ours) > 20 and all(
+    assert len(ours) > 15 and all(
         isinstance(model.get_submodule(p), nn.Module) for p in qat.deployed_layers(model)
     )
 
@@ -379,7 +379,7 @@ def test_fewer_images_than_asked_for() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
-RECIPE = {**PLAIN, "epochs": 3, "batch_size": 8, "lr": 0.003, "min_lr": 1e-6, "clip_grad": 1.0}
+RECIPE = {**PLAIN, "epochs": 2, "batch_size": 8, "lr": 0.003, "min_lr": 1e-6, "clip_grad": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -500,7 +500,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     wide_pictures: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With averaged weights; and it does not calibrate again."""
-    overrides = tuple({**RICH, "lr": 0.003, "epochs": 1, "warmup_epochs": 0}.items())
+    few = {"epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 0, "batch_size": 12}
+    overrides = tuple({**RICH, "lr": 0.003, **few}.items())
 
     def go(name: str, **options: Any) -> Summary:
         return run_request(wide_pictures, tmp_path / name, teacher, student, overrides=overrides, **options)
@@ -602,8 +603,8 @@ def test_two_processes_and_one(wide_pictures: Path, teacher: Path, student: Path
         return ("train", "--model", "sit_nano", *files, *options, "-o", tmp_path / name, *recipe_words)
 
     children = [
-        *start_world(tmp_path / "streams", 2, *line("two", 6)),
-        start(tmp_path / "alone", *line("one", 12)),
+        *start_world(tmp_path / "streams", 2, *line("two", 12)),
+        start(tmp_path / "alone", *line("one", 24)),
     ]
     results = [child.wait() for child in children]
     assert [r.status for r in results] == [0, 0, 0], [r.err for r in results]
