@@ -35,7 +35,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What was built. `target` says where it runs; `details` holds JSON values only."""
+    """What was built.
+
+    Attributes:
+        target: where it runs.
+        details: what else is known; JSON values only.
+        kernels: of the engine, in order, where its builder tells (`engines.tensorrt.kernels.Kernel.to_dict`).
+    """
 
     kind: str
     version: str
@@ -44,6 +50,7 @@ class EngineInfo:
     build_seconds: float
     target: str
     details: dict[str, Any] = field(default_factory=dict)
+    kernels: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def origin(self) -> EngineOrigin:

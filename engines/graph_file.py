@@ -9,11 +9,13 @@ from engines.base import TensorSpec, format_shape
 from engines.errors import EngineBuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import onnx
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
+_OF_WEIGHTS = ("Cast", "DequantizeLinear", "QuantizeLinear", "Transpose")
+_ELEMENTWISE = ("Add", "Cast", "DequantizeLinear", "Div", "Mul", "QuantizeLinear", "Sub", "Where")
 
 
 def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
@@ -89,6 +91,45 @@ def product_types(model: onnx.ModelProto) -> dict[str, str]:
         elif types.get(node.input[0]):
             types_of[node.name] = name(types[node.input[0]])
     return types_of
+
+
+def attention_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The Softmax nodes of a graph that are attention's: between two products of activations, of which one is scores.
+
+    A softmax over the outputs of a layer with weights, as a token slimming module has, is none.
+    """
+    graph = model.graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, []).append(node)
+
+    def behind(tensor: str, through: Sequence[str]) -> str:
+        """The tensor that one is made of by operators that change its elements alone."""
+        while tensor in made_by and made_by[tensor].op_type in through:
+            tensor = next((name for name in made_by[tensor].input if name in made_by), "")
+        return tensor
+
+    def multiplies_activations(node: onnx.NodeProto | None) -> bool:
+        if node is None or node.op_type != "MatMul":
+            return False
+        sources = [behind(tensor, _OF_WEIGHTS) for tensor in node.input]
+        return all(name in made_by and made_by[name].op_type != "Constant" for name in sources)
+
+    def reader(tensor: str) -> onnx.NodeProto | None:
+        nodes = readers.get(tensor, [])
+        while len(nodes) == 1 and nodes[0].op_type in _ELEMENTWISE:
+            nodes = readers.get(nodes[0].output[0], [])
+        return nodes[0] if len(nodes) == 1 else None
+
+    return tuple(
+        node.name
+        for node in graph.node
+        if node.op_type == "Softmax"
+        and multiplies_activations(made_by.get(behind(node.input[0], _ELEMENTWISE)))
+        and multiplies_activations(reader(node.output[0]))
+    )
 
 
 def check_batch(

@@ -12,9 +12,16 @@ from typing import Any
 from engines.base import Progress, TensorSpec
 from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError
-from engines.graph_file import input_specs, output_specs, product_types, read_model, tensor_types
+from engines.graph_file import (
+    attention_nodes,
+    input_specs,
+    output_specs,
+    product_types,
+    read_model,
+    tensor_types,
+)
 from engines.tensorrt.config import attach_timing_cache, batch_profile, configure, save_timing_cache
-from engines.tensorrt.kernels import EIGHT_BIT_TYPES, products
+from engines.tensorrt.kernels import EIGHT_BIT_TYPES, Kernel, products, read_kernels, take_census
 from engines.tensorrt.library import Flavour, Library
 from engines.tensorrt.messages import builder_problems, facts, parser_problems
 from engines.tensorrt.types import constrain, network_flags, numpy_type, require_types
@@ -31,7 +38,8 @@ class OnnxGraph:
         path: the file.
         inputs, outputs: of the graph.
         types: of all its tensors, by numpy's names.
-        products: the type of each product by ONNX node, to be held to the engine's kernels; empty where they are not asked.
+        products: the type of each product by ONNX node, to be held to the engine's kernels.
+        attention: its Softmax nodes that are attention's, likewise.
     """
 
     path: Path
@@ -39,6 +47,7 @@ class OnnxGraph:
     outputs: tuple[TensorSpec, ...]
     types: set[str]
     products: dict[str, str]
+    attention: tuple[str, ...]
 
 
 def read_graph(path: Path, flavour: Flavour) -> OnnxGraph:
@@ -50,9 +59,14 @@ def read_graph(path: Path, flavour: Flavour) -> OnnxGraph:
     model = read_model(path)
     types = tensor_types(model)
     # a GPU's own inspector tells more; without one there is the builder's log alone
-    low = not flavour.needs_gpu_to_build and types.intersection(EIGHT_BIT_TYPES)
+    asked = not flavour.needs_gpu_to_build
     return OnnxGraph(
-        path, input_specs(model), output_specs(model), types, product_types(model) if low else {}
+        path,
+        input_specs(model),
+        output_specs(model),
+        types,
+        products=product_types(model) if asked and types.intersection(EIGHT_BIT_TYPES) else {},
+        attention=attention_nodes(model) if asked else (),
     )
 
 
@@ -62,8 +76,8 @@ def build_plan(
     options: BuildOptions,
     targets: tuple[str, ...],
     progress: Progress | None,
-) -> tuple[memoryview, dict[str, Any]]:
-    """Build and return the serialized plan and what is worth knowing of it (JSON values).
+) -> tuple[memoryview, dict[str, Any], tuple[Kernel, ...]]:
+    """Build and return the serialized plan, what is worth knowing of it (JSON values), and its kernels where the builder tells.
 
     Args:
         library: that builds.
@@ -101,7 +115,8 @@ def build_plan(
     if plan is None:
         _refuse(f"{title} cannot build {graph.path}", builder_problems(messages))
 
-    kernels = products(messages.kernels, graph.products)
+    kernels = read_kernels(messages.kernels) if not library.flavour.needs_gpu_to_build else ()
+    low, census = products(kernels, graph.products), take_census(kernels, graph.attention)
     details: dict[str, Any] = {
         "layers": network.num_layers,
         "layer_output_types": _layer_types(network),
@@ -116,7 +131,8 @@ def build_plan(
         "refit": options.refit,
         "profiling": options.profiling,
         "workspace_bytes": options.workspace_bytes,
-        "eight_bits": kernels.to_dict() if kernels else None,
+        "eight_bits": low.to_dict() if low else None,
+        "kernels": census.to_dict() if census else None,
         "warnings": messages.warnings,
         **facts(messages.notes),
     }
@@ -126,7 +142,7 @@ def build_plan(
             if cache is None
             else save_timing_cache(config, options.timing_cache, cache)
         )
-    return memoryview(plan), details
+    return memoryview(plan), details, kernels
 
 
 def _check_types(library: Library, network: Any, graph: OnnxGraph) -> None:

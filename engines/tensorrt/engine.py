@@ -128,7 +128,7 @@ class TensorRT(Engine):
         check_batch(graph.inputs, options.dynamic_batch, required=True)
         targets = config.targets(library, options.compute_capabilities, bool(status))
         with atomic_path(engine_path) as temporary:
-            plan, details = build_plan(library, graph, options, targets, progress)
+            plan, details, kernels = build_plan(library, graph, options, targets, progress)
             temporary.write_bytes(plan)
         if targets and targets != ("current",):
             target = ",".join(targets)
@@ -144,6 +144,7 @@ class TensorRT(Engine):
             build_seconds=time.perf_counter() - started,
             target=target,
             details=details,
+            kernels=tuple(kernel.to_dict() for kernel in kernels),
         )
 
     def load(

@@ -1,15 +1,19 @@
-"""Which products of a graph in 8 bits TensorRT-RTX really multiplies in 8 bits, by what its builder logs, with no GPU.
+"""The kernels of a TensorRT-RTX engine, as its builder's log names them with no GPU: a census.
 
-Its support matrices (1.0 to 1.5) list INT8 as weight-only, and its builder widens the weights of some products while the engine runs,
-to multiply them in 16 bits. The verbose log of a build with detailed profiling names each kernel of the engine on a line: its kind, the
-types of its operands, and the ONNX nodes that it covers. Where no line can be read so, nothing is said.
+The verbose log of a build with detailed profiling names each kernel of the engine on a line: its kind, the types and shapes of what it
+reads and writes, and the ONNX nodes that it covers. (One listing, however many GPUs the engine is built for.) Two things are read in it
+that no other file says. Which products are really multiplied in 8 bits: the support matrices (1.0 to 1.5) list INT8 as weight-only, and
+the builder widens the weights of some products while the engine runs, to multiply them in 16 bits. And whether attention is one kernel.
+Where a line cannot be read so, nothing is said of it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 from engines.tensorrt.layers import node_names, type_name
@@ -17,9 +21,120 @@ from engines.tensorrt.layers import node_names, type_name
 EIGHT_BIT_TYPES = ("int8", "float8_e4m3fn")  # by numpy's names
 
 _KERNEL = re.compile(
-    r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<operands>.*?)\bOutputs: \[", re.DOTALL
+    r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<operands>.*?)\bOutputs: \[(?P<results>.*)", re.DOTALL
 )
-_TYPE = re.compile(r"\bDatatype: (\w+)")
+_TENSOR = re.compile(r"\bDimensions: \[(?P<shape>[\d, -]*)\][^}]*?\bDatatype: (?P<dtype>\w+)")
+_CONSTANTS = "Constants: ["
+_ATTENTION = (
+    "_mha"  # in the name of a kernel that computes both products of attention and the softmax between
+)
+
+
+class Role(str, Enum):
+    """What a kernel is for."""
+
+    PRODUCT = "product"
+    ATTENTION = "attention"
+    WIDENING = "widening"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes.
+
+    Attributes:
+        dtype: by numpy's name, "" for one that is not known.
+        shape: as the engine stores it, which need not be the graph's.
+        constant: it is part of the engine, as weights are.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    constant: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.dtype or '?'}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of an engine.
+
+    Attributes:
+        name: the builder's.
+        kind: the builder's: gemm, runtime_fusion, kgen ...
+        reads: inputs, then constants.
+        writes: outputs.
+        nodes: of the ONNX graph, that it has a part in.
+    """
+
+    name: str
+    kind: str
+    reads: tuple[Operand, ...]
+    writes: tuple[Operand, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def role(self) -> Role:
+        """What it is for, as far as its name, its kind and its types tell."""
+        if _ATTENTION in self.name:
+            return Role.ATTENTION
+        # code that the builder makes itself works element by element, but for what it calls a product
+        if self.kind != "kgen" or "gemm" in self.name or "gemv" in self.name:
+            return Role.PRODUCT
+        low = any(operand.constant and operand.dtype in EIGHT_BIT_TYPES for operand in self.reads)
+        inputs = any(not operand.constant for operand in self.reads)
+        if low and not inputs and not any(operand.dtype in EIGHT_BIT_TYPES for operand in self.writes):
+            return Role.WIDENING
+        return Role.OTHER
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it computes a product, attention's included."""
+        return self.role in (Role.PRODUCT, Role.ATTENTION)
+
+    @property
+    def low_operands(self) -> int:
+        """How many of its operands are of 8 bits."""
+        return sum(operand.dtype in EIGHT_BIT_TYPES for operand in self.reads)
+
+    @property
+    def computes_in(self) -> str:
+        """The type of its operands: one of 8 bits only where both are."""
+        wide = [operand.dtype for operand in self.reads if operand.dtype not in EIGHT_BIT_TYPES]
+        return self.reads[0].dtype if self.low_operands >= 2 or not wide else wide[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        reads, writes = ([str(operand) for operand in group] for group in (self.reads, self.writes))
+        return {
+            "role": self.role.value, "kind": self.kind, "name": self.name, "reads": reads, "writes": writes,
+            "nodes": list(self.nodes),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many kernels an engine has, and of what kind.
+
+    Attributes:
+        kernels: in all.
+        products: those that multiply, attention's left out, by the type that they compute in; "" for one that is not known.
+        attention: how many of the graph's attentions are one kernel each.
+        attentions: that the graph has.
+        widened: ONNX nodes whose weights are widened from 8 bits by a kernel of its own, at every run.
+    """
+
+    kernels: int
+    products: Mapping[str, int]
+    attention: int
+    attentions: int
+    widened: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**asdict(self), "products": dict(self.products), "widened": list(self.widened)}
 
 
 @dataclass(frozen=True)
@@ -39,11 +154,6 @@ class Products:
     def to_dict(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) for name in ("kept", "widened", "unknown")}
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Products:
-        """What `to_dict` returned."""
-        return cls(**{name: tuple(fields[name]) for name in ("kept", "widened", "unknown")})
-
     @property
     def count(self) -> int:
         """How many there are."""
@@ -55,49 +165,78 @@ class Products:
         return not self.widened and not self.unknown
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    multiplies: bool
-    low: int  # operands of 8 bits
-    nodes: tuple[str, ...]
-
-
 def is_kernel(line: str) -> bool:
     """Whether a line of the log is of a kernel."""
     return line.startswith("Name: ") and ", LayerType: " in line
 
 
-def products(lines: Iterable[str], asked: Mapping[str, str]) -> Products | None:
-    """Hold the products of a graph to the kernels of its engine; None for a graph that has none in 8 bits.
+def read_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
+    """Read the kernels of an engine; lines that do not tell of one are left out.
 
     Args:
         lines: of the builder's log, those of `is_kernel`.
+    """
+    return tuple(kernel for line in lines if (kernel := _read(line)))
+
+
+def take_census(kernels: Sequence[Kernel], attention: Collection[str]) -> Census | None:
+    """Count the kernels; None where there are none.
+
+    Args:
+        kernels: of the engine.
+        attention: the graph's Softmax nodes that are attention's (`graph_file.attention_nodes`).
+    """
+    if not kernels:
+        return None
+    products = [kernel for kernel in kernels if kernel.role is Role.PRODUCT]
+    types = Counter(kernel.computes_in for kernel in products)
+    fused = {node for kernel in kernels if kernel.role is Role.ATTENTION for node in kernel.nodes}
+    widened = [kernel.nodes[-1] for kernel in kernels if kernel.role is Role.WIDENING]
+    return Census(
+        kernels=len(kernels),
+        products=dict(sorted(types.items())),
+        attention=len(fused.intersection(attention)),
+        attentions=len(attention),
+        widened=tuple(dict.fromkeys(widened)),
+    )
+
+
+def products(kernels: Iterable[Kernel], asked: Mapping[str, str]) -> Products | None:
+    """Hold the products of a graph to the kernels of its engine; None for a graph that has none in 8 bits.
+
+    Args:
+        kernels: of the engine.
         asked: what each product computes in, by ONNX node (`graph_file.product_types`).
     """
     planned = [node for node, kind in asked.items() if kind in EIGHT_BIT_TYPES]
     if not planned:
         return None
-    by_node: dict[str, list[_Kernel]] = {}
-    for line in lines:
-        if kernel := _read(line):
-            for node in kernel.nodes:
-                by_node.setdefault(node, []).append(kernel)
+    by_node: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        for node in kernel.nodes:
+            by_node.setdefault(node, []).append(kernel)
     sorted_nodes: dict[str, list[str]] = {"kept": [], "widened": [], "unknown": []}
     for node in planned:
-        # what only adds a bias, or unpacks a weight, names the product too
-        low = [kernel.low for kernel in by_node.get(node, ()) if kernel.multiplies]
+        # what only adds a bias, or widens a weight, names the product too
+        low = [kernel.low_operands for kernel in by_node.get(node, ()) if kernel.multiplies]
         sorted_nodes["unknown" if not low else "kept" if max(low) >= 2 else "widened"].append(node)
     return Products(**{name: tuple(nodes) for name, nodes in sorted_nodes.items()})
 
 
-def _read(line: str) -> _Kernel | None:
+def _read(line: str) -> Kernel | None:
     match = _KERNEL.match(line)
     if match is None:
         return None
-    types = [type_name(text) for text in _TYPE.findall(match["operands"])]
-    # code that the builder makes itself works element by element, but for what it calls a product
-    multiplies = match["kind"] != "kgen" or "gemm" in match["name"] or "gemv" in match["name"]
-    nodes = tuple(node_names(line))
-    if not types or not nodes:
+    inputs, _, constants = match["operands"].partition(_CONSTANTS)
+    reads = (*_operands(inputs), *_operands(constants, constant=True))
+    nodes = tuple(dict.fromkeys(node_names(line)))
+    if not any(operand.dtype for operand in reads) or not nodes:
         return None
-    return _Kernel(multiplies, sum(name in EIGHT_BIT_TYPES for name in types), nodes)
+    return Kernel(match["name"], match["kind"], reads, tuple(_operands(match["results"])), nodes)
+
+
+def _operands(text: str, *, constant: bool = False) -> list[Operand]:
+    return [
+        Operand(type_name(match["dtype"]), tuple(map(int, filter(None, match["shape"].split(",")))), constant)
+        for match in _TENSOR.finditer(text)
+    ]

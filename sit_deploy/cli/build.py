@@ -30,6 +30,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import graph_options, val_options
 from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord, Quantization
+from sit_deploy.report.kernels_text import census_text
 from sit_deploy.report.speedup_text import sentence
 from sit_deploy.report.view import accuracy_rows, difference, figure, preprocessing_words
 
@@ -142,6 +143,8 @@ def show(report: BuildReport, bundle: Bundle) -> None:
     screen = console()
     show_graph(screen, report)
     say(screen, f"Engine: {literal(report.engine.why)}")
+    if census := census_text(report.engine.details):
+        say(screen, f"Kernels: {census}")
     if report.quantization:
         show_quantization(screen, report.quantization, report.precision)
         if kernels := report.engine.details.get("int8"):

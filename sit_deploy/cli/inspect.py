@@ -16,29 +16,51 @@ from sit_deploy.cli.common import (
     json_option,
     literal,
     path_type,
+    progress,
     say,
     table,
 )
-from sit_deploy.errors import GateError
-from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
 
     from sit_deploy.bundle import Bundle
+    from sit_deploy.pipeline.kernels import KernelRow
 
+_OPEN_BATCH = (1, 1, 8)  # of the engine whose kernels are listed, for a graph that takes any
 _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "macs")
 
 
 @click.command(
     "inspect",
-    epilog=examples("sit-deploy inspect sit_s-fp16", "sit-deploy inspect model.onnx --opset 17 --json"),
+    epilog=examples(
+        "sit-deploy inspect sit_s-fp16",
+        "sit-deploy inspect model.onnx --opset 17 --json",
+        "sit-deploy inspect model.onnx --kernels --target sm89",
+    ),
 )
 @click.argument("target", type=path_type)
 @click.option("--opset", type=Whole(100, 1), metavar="N", help="Newest operator set that may be used.")
+@click.option(
+    "--kernels",
+    "list_kernels",
+    is_flag=True,
+    help="List the kernels of its TensorRT-RTX engine; one is built of an ONNX file, with no GPU.",
+)
+@click.option("--target", "gpu", metavar="smXY", help="GPU whose kernels are listed of an ONNX file.")
 @json_option
-def command(target: Path, opset: int | None, as_json: bool) -> None:
+def command(
+    target: Path,
+    opset: int | None,
+    list_kernels: bool,
+    gpu: str | None,
+    as_json: bool,
+) -> None:
     """Lint and summarise an ONNX file or a bundle's graph: is it static, standard and fully typed?
 
     Exit status 1 if the lint finds something.
@@ -48,6 +70,8 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     from sit_deploy.graph.lint import lint
 
     bundle = load_bundle(target) if target.is_dir() else None
+    if gpu is not None and (bundle or not list_kernels):
+        raise InputError("--target is for the kernels of an ONNX file; pass --kernels and the file with it")
     graph = _read(bundle.model_path if bundle else target)
     layers = quantized_layers(graph, _reported(bundle))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
@@ -56,7 +80,10 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
     )
-    products = eight_bit_products(bundle.manifest.engine.details) if bundle else None
+    rows, details = _kernels(bundle, target, graph, gpu) if list_kernels else ((), None)
+    details = bundle.manifest.engine.details if bundle else details or {}
+    census = census_text(details)
+    products = eight_bit_products(details) if bundle else None
     kernels = kernels_note(products, bundle.manifest.precision) if bundle and products else None
     if as_json:
         rows_of_findings = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
@@ -72,6 +99,8 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
                 "summary": summary,
                 "layers": layers,
                 "kernels": kernels,
+                "census": details.get("kernels"),
+                **({"kernel_list": [row.to_dict() for row in rows]} if list_kernels else {}),
                 **prepared,
             }
         )
@@ -86,6 +115,10 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
             )
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
+        if rows:
+            _show_kernels(rows)
+        if census:
+            say(screen, f"Engine: {census}")
         if kernels and products:
             head = "Engine:" if products.all_kept else "[bold yellow]Engine:[/]"
             say(screen, f"{head} {literal(kernels)}")
@@ -99,6 +132,36 @@ def command(target: Path, opset: int | None, as_json: bool) -> None:
     if findings:
         plural = "problem" if len(findings) == 1 else "problems"
         raise GateError(f"{target} is not deployable: {len(findings)} {plural}")
+
+
+def _kernels(
+    bundle: Bundle | None, path: Path, graph: onnx.ModelProto, gpu: str | None
+) -> tuple[tuple[KernelRow, ...], dict[str, Any] | None]:
+    """Return the kernels of a bundle's engine, or of one that is built of an ONNX file, and that one's details."""
+    from engines import BuildOptions
+    from engines.graph_file import input_specs
+    from sit_deploy.pipeline.kernels import kernels_of_bundle, kernels_of_graph
+
+    if bundle:
+        return kernels_of_bundle(bundle), None
+    open_batch = any(spec.shape and spec.shape[0] is None for spec in input_specs(graph))
+    options = BuildOptions(
+        dynamic_batch=_OPEN_BATCH if open_batch else None, compute_capabilities=(gpu,) if gpu else ()
+    )
+    with progress() as report:
+        return kernels_of_graph(path, options, report)
+
+
+def _show_kernels(rows: Sequence[KernelRow]) -> None:
+    listing = table("kernel", "reads", "writes", "of the graph", fold=("reads", "writes", "of the graph"))
+    for number, row in enumerate(rows, 1):
+        role = "" if row.role == "other" else f" {row.role}"
+        cells = (
+            ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            for names in (row.reads, row.writes, row.nodes)
+        )
+        listing.add_row(literal(f"{number}{role}"), *map(literal, cells))
+    console().print(listing)
 
 
 def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:

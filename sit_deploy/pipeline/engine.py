@@ -13,6 +13,7 @@ from engines.registry import with_precision
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
 from sit_deploy.measure.parity import Hop, compare, require
+from sit_deploy.pipeline.kernels import KERNELS, write_kernels
 from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
@@ -76,6 +77,7 @@ def build_engine(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     with work.step(f"Building the {engine.kind} engine") as report:
         path = folder / engine.filename
         info = engine.build(folder / MODEL, path, request.engine_options(), report)
+        write_kernels(info, folder / KERNELS)
     products = eight_bit_products(info.details)
     if products and not products.all_kept:
         work.warn(kernels_note(products, request.precision))

@@ -1,13 +1,16 @@
-"""What a TensorRT-RTX engine's kernels do with the products that its graph has in 8 bits, said in a sentence."""
+"""What the kernels of a TensorRT-RTX engine are, and what they do with the products that its graph has in 8 bits, in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from engines.tensorrt.kernels import Products
+from engines.tensorrt.kernels import Census, Products
+from sit_deploy.schema import check
+from sit_deploy.text import printable
 
 _NOT_ALL = "not all in 8 bits"
+_AGAIN = "build the bundle again"
 
 
 def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
@@ -15,9 +18,37 @@ def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
 
     Args:
         details: the engine's, of a manifest.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
     """
     products = details.get("eight_bits")
-    return Products.from_dict(products) if products else None
+    return check(products, Products, "eight_bits of the engine", _AGAIN) if products else None
+
+
+def census_text(details: Mapping[str, Any]) -> str | None:
+    """Return how many kernels an engine has and of what kind; None for one whose builder is not asked.
+
+    Args:
+        details: the engine's, of a manifest.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
+    """
+    if not (fields := details.get("kernels")):
+        return None
+    census = check(fields, Census, "kernels of the engine", _AGAIN)
+    parts = [f"{census.kernels} kernels by its builder's log"]
+    if census.attentions:
+        parts.append(f"attention in one kernel in {census.attention} of {census.attentions} places")
+    if census.products:
+        counts = [
+            f"{count} in {printable(kind) or 'an unknown type'}" for kind, count in census.products.items()
+        ]
+        parts.append(f"products: {', '.join(counts)}")
+    if census.widened:
+        parts.append(f"{len(census.widened)} weights widened from 8 bits at every run")
+    return "; ".join(parts)
 
 
 def kernels_note(products: Products, precision: str) -> str:

@@ -16,7 +16,7 @@ from sit_deploy.report.build_types import (
     HopRecord,
     LayerRecord,
 )
-from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
 from sit_deploy.text import file_size
@@ -383,6 +383,7 @@ def _facts(report: BuildReport) -> list[tuple[str, str]]:
         ("Preprocessing", preprocessing_words(asdict(report.preprocessing), report.preprocessing_source)),
         ("Engine", f"{engine.kind} {engine.version}, target {engine.target}"),
         ("Why this engine", engine.why),
+        *((("Kernels", census),) if (census := census_text(engine.details)) else ()),
         ("Batch", ", ".join(f"{k} {v}" for k, v in report.batch.items())),
         ("Operators", ", ".join(f"{k} {v}" for k, v in report.graph.operators.items())),
         ("Build it again", report.command),

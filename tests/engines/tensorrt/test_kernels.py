@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.tensorrt.kernels import is_kernel, products
+from engines.tensorrt.kernels import Operand, Role, is_kernel, products, read_kernels, take_census
 from engines.tensorrt.messages import Messages, make_logger
 
 ASKED = {
@@ -51,10 +51,36 @@ FP8 = line("a/fc1_U2_12", "gemm", ["FP8"], ["FP8", "Float"], "Half", "a/fc1")
 LINES = [WEIGHT, WIDENED, ATTENTION, KEPT, EPILOGUE, FP8]
 
 
+def test_what_a_kernel_is() -> None:
+    kernels = read_kernels(LINES)
+    roles = [Role.WIDENING, Role.PRODUCT, Role.ATTENTION, Role.PRODUCT, Role.OTHER, Role.PRODUCT]
+    assert [kernel.role for kernel in kernels] == roles
+    assert [kernel.computes_in for kernel in kernels if kernel.role is Role.PRODUCT] == [
+        "float16", "int8", "float8_e4m3fn",
+    ]  # fmt: skip
+    assert kernels[3].to_dict() == {
+        "role": "product", "kind": "gemm", "name": "a/proj_U1_10",
+        "reads": ["int8[1,50,128]", "int8[1,50,128]", "float32[1,50,128]", "float32[1,50,128]"],
+        "writes": ["float16[1,50,128]"], "nodes": ["a/proj", "a/proj/weight/dequantize"],
+    }  # fmt: skip
+    assert [operand.constant for operand in kernels[3].reads] == [False, True, True, True]
+    scalar = Operand("float32", ())
+    assert (str(scalar), str(Operand("", (2, 3)))) == ("float32[]", "?[2,3]")
+
+
+def test_the_census() -> None:
+    census = take_census(read_kernels(LINES), ("a/softmax", "b/softmax"))
+    assert census is not None and census.to_dict() == {
+        "kernels": 6, "products": {"float16": 1, "float8_e4m3fn": 1, "int8": 1}, "attention": 1, "attentions": 2,
+        "widened": ["a/qkv"],
+    }  # fmt: skip
+    assert take_census(read_kernels(["a/proj: 0.1 ms"]), ("a/softmax",)) is None
+
+
 def test_what_is_multiplied_in_8_bits() -> None:
-    found = products(LINES, ASKED)
+    found = products(read_kernels(LINES), ASKED)
     assert found.to_dict() == {"kept": ["a/proj", "a/fc1"], "widened": ["a/qkv"], "unknown": []}
-    assert products(LINES, {"head": "float32", "a/matmul": "float16"}) is None
+    assert products(read_kernels(LINES), {"head": "float32", "a/matmul": "float16"}) is None
 
 
 @pytest.mark.parametrize(
@@ -74,16 +100,16 @@ def test_what_is_multiplied_in_8_bits() -> None:
     ],
 )
 def test_another_form_is_unknown(lines: list[str]) -> None:
-    found = products(lines, {"a/proj": "int8", "a/fc1": "float8_e4m3fn"})
+    found = products(read_kernels(lines), {"a/proj": "int8", "a/fc1": "float8_e4m3fn"})
     assert (found.kept, found.widened, found.unknown) == ((), (), ("a/proj", "a/fc1"))
 
 
 def test_weight_only_is_not_in_8_bits() -> None:
     """A fused product of a weight in 8 bits with activations in 16 has one operand in 8 bits."""
     fused = line("a/proj_U1_10", "gemm", ["Half"], ["Int8", "Half"], "Half", "a/proj")
-    assert products([fused], {"a/proj": "int8"}).widened == ("a/proj",)
+    assert products(read_kernels([fused]), {"a/proj": "int8"}).widened == ("a/proj",)
     both_wide = line("a/proj_U1_10", "gemm", ["Half"], ["Half"], "Half", "a/proj")
-    assert products([both_wide], {"a/proj": "int8"}).widened == ("a/proj",)
+    assert products(read_kernels([both_wide]), {"a/proj": "int8"}).widened == ("a/proj",)
 
 
 def test_the_log_keeps_these_lines_alone() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from sit_deploy.bundle import write_manifest
 from sit_deploy.graph.inspect import summarize
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
@@ -86,3 +88,63 @@ def test_cut_short(nano_fp32: Path, cli: CommandLine) -> None:
 def test_not_there(cli: CommandLine) -> None:
     assert cli.refuses("inspect", "nowhere.onnx") == "nowhere.onnx: no such ONNX file"
     assert "it has no manifest.json" in cli.refuses("inspect", "tmp")
+
+
+# --------------------------------------------------------------------------------------------------------- kernels
+
+
+def seal_again(bundle: Path) -> None:
+    """Let the manifest say what is in the folder now."""
+    fields = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    write_manifest(bundle, {k: v for k, v in fields.items() if k not in ("schema", "files", "digest")})
+
+
+@pytest.mark.slow
+def test_kernels_of_any_graph(trained: Trained, nano_rtx: Path, cli: CommandLine) -> None:
+    """An engine is built and thrown away; with an open batch too."""
+    found = cli("inspect", nano_rtx / "model.onnx", "--kernels", "--target", "sm89", "--json").json()
+    ours = cli("inspect", nano_rtx, "--kernels", "--json").json()
+    assert found["census"] == ours["census"] and found["kernel_list"] == ours["kernel_list"]
+    assert "kernel_list" not in cli("inspect", nano_rtx, "--json").json()
+    out = cli("inspect", trained.bundle / "model.onnx", "--kernels").out
+    assert (
+        " kernels by its builder's log; attention in one kernel in " in out and "blocks.0/attn/softmax" in out
+    )
+    assert {path.name for path in cli.folder.iterdir()} == {"tmp"} and not list(
+        (cli.folder / "tmp").iterdir()
+    )
+
+
+def test_kernels_that_are_not_known(
+    nano_fp32: Path, nano_rtx: Path, copy_of: Callable[[Path], Path], cli: CommandLine
+) -> None:
+    assert cli.refuses("inspect", nano_fp32, "--kernels") == (
+        f"{nano_fp32} has no list of its engine's kernels: only TensorRT-RTX's builder tells them; pass "
+        f"{nano_fp32}/model.onnx, and it is built with that"
+    )
+    for words in ([nano_rtx, "--kernels"], [nano_rtx / "model.onnx"]):
+        message = cli.refuses("inspect", *words, "--target", "sm89")
+        assert message == "--target is for the kernels of an ONNX file; pass --kernels and the file with it"
+    assert "unknown compute capability 'sm1'" in cli.refuses(
+        "inspect", nano_rtx / "model.onnx", "--kernels", "--target", "sm1"
+    )
+    older = copy_of(nano_rtx)
+    (older / "kernels.json").unlink()
+    seal_again(older)
+    assert "its builder did not tell them; build it again with --profiling detailed" in cli.refuses(
+        "inspect", older, "--kernels"
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"schema": 2, "kernels": []}', '{"schema": 1, "kernels": [{"role": 3}]}']
+)
+def test_a_list_of_kernels_that_is_none(
+    content: str, nano_rtx: Path, copy_of: Callable[[Path], Path], cli: CommandLine
+) -> None:
+    """Sealed again, so that its hash is right."""
+    bundle = copy_of(nano_rtx)
+    (bundle / "kernels.json").write_text(content)
+    seal_again(bundle)
+    message = cli.refuses("inspect", bundle, "--kernels")
+    assert "kernels.json" in message and message.endswith("; build the bundle again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -131,6 +132,16 @@ def test_for_tensorrt(precision: str, request: pytest.FixtureRequest, cli: Comma
         note = f"not all in 8 bits: by its builder's log the engine multiplies {len(kernels['kept'])} of {len(low)} products"
         assert any(text.startswith(note) for text in report["notes"])
         assert note in cli("inspect", path).out and note in cli("inspect", path, "--json").json()["kernels"]
+    listed = cli("inspect", path, "--kernels", "--json").json()
+    census, rows = listed["census"], listed["kernel_list"]
+    assert census == manifest.engine.details["kernels"] and census["kernels"] == len(rows)
+    assert (census["attention"], census["attentions"]) == (8, 8)
+    assert census["widened"] == kernels["widened"]
+    assert sum(row["role"] == "attention" for row in rows) == 8
+    assert census["products"][{"int8": "int8", "fp8": "float8_e4m3fn"}[precision]] == len(kernels["kept"])
+    said = f"{len(rows)} kernels by its builder's log; attention in one kernel in 8 of 8 places; products: "
+    assert said in cli("inspect", path, "--kernels").out
+    assert said in html.unescape((path / "report.html").read_text(encoding="utf-8"))
     golden = cli("validate", path, "--engine", "onnxruntime", "--json").json()["golden"]
     assert golden["passed"] and golden["error"] > 1e-3
 

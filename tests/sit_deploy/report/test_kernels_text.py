@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
+from sit_deploy.errors import InputError
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note
 
 
 def details(kept: int, widened: int = 0, unknown: int = 0) -> dict:
@@ -31,3 +32,32 @@ def test_what_the_engine_does(found: dict, words: str) -> None:
 def test_engines_that_are_not_asked() -> None:
     for none in ({}, {"eight_bits": None}, {"int8": {"products": 3}}):
         assert eight_bit_products(none) is None
+
+
+CENSUS = {"kernels": 137, "products": {"float16": 60}, "attention": 16, "attentions": 16, "widened": []}
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({}, "137 kernels by its builder's log; attention in one kernel in 16 of 16 places; products: 60 in float16"),
+        (
+            {"products": {"": 1, "int8": 5}, "widened": ["a/qkv", "b/qkv"], "attentions": 0, "attention": 0},
+            "137 kernels by its builder's log; products: 1 in an unknown type, 5 in int8; 2 weights widened from 8 bits at "
+            "every run",
+        ),
+    ],
+)  # fmt: skip
+def test_the_census(more: dict, text: str) -> None:
+    assert census_text({"kernels": CENSUS | more}) == text
+    assert census_text({"kernels": None}) is census_text({}) is None
+
+
+@pytest.mark.parametrize(
+    "kernels", [5, [1], {"kernels": 3}, CENSUS | {"products": [1]}, CENSUS | {"kernels": "3"}]
+)
+def test_a_manifest_that_says_something_else(kernels: object) -> None:
+    with pytest.raises(InputError, match=r"^kernels of the engine: .*; build the bundle again$"):
+        census_text({"kernels": kernels})
+    with pytest.raises(InputError, match=r"^eight_bits of the engine: .*; build the bundle again$"):
+        eight_bit_products({"eight_bits": kernels})
