@@ -20,6 +20,7 @@ def cell(model: str, runtime: str, batch: int, *medians: float) -> Cell:
     return Cell(model, runtime, batch, None, [[m] for m in medians], [[m] for m in medians])
 
 
+@pytest.mark.slow
 def test_the_whole_script_on_a_cpu(tmp_path: Path):
     path = tmp_path / "result.json"
     words = "--device cpu --models sit_nano,lvvit_nano --batches 1,2 --seconds 0.03 --no-compile --output"

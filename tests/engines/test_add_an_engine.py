@@ -89,6 +89,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_it_is_chosen_built_run_and_timed(python: Callable[..., str], make_mlp, tmp_path: Path) -> None:
     model, x = make_mlp(), np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)

@@ -301,6 +301,7 @@ def test_an_installed_library_is_found_by_cmake(project: Path, trained: Trained,
     assert out.stdout == f"{len(CLASSES)}\n", out.stderr
 
 
+@pytest.mark.slow
 def test_a_project_that_fetches_the_sources_configures(tmp_path: Path) -> None:
     (tmp_path / "main.cpp").write_text(MAIN)
     (tmp_path / "CMakeLists.txt").write_text(

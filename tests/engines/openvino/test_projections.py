@@ -15,6 +15,7 @@ def splits(model: onnx.ModelProto) -> int:
     return sum(node.op_type == "Split" for node in model.graph.node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_numbers_stay(name: str) -> None:
     model = exported(name)
