@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _overview(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
         "bundles": [
             {"name": judged.evidence.name, "verdict": verdict_view(judged.verdict)} for judged in bundles
         ],
-        "plot": plots.scatter(points, "accuracy over latency") if points else None,
+        "plot": partial(plots.scatter, points, "accuracy over latency") if points else None,
         "head": (
             *("bundle", "model", "precision", "engine", "top-1 %", "drop"),
             *("ms an image", "over PyTorch", "size", "verdict"),
@@ -128,8 +129,8 @@ def _render(
     for page in shown:  # the plots are ours, and what they show of a bundle's is escaped in them
         for part in ("latency", "drift", "layers"):
             if page[part] and page[part]["plot"]:
-                page[part] = {**page[part], "plot": Markup(page[part]["plot"])}
+                page[part] = {**page[part], "plot": Markup(page[part]["plot"]())}
     if overview and overview["plot"]:
-        overview = {**overview, "plot": Markup(overview["plot"])}
+        overview = {**overview, "plot": Markup(overview["plot"]())}
     template = environment.get_template("page.html.j2")
     return template.render(title=title, subtitle=subtitle, pages=shown, overview=overview) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET
@@ -59,7 +60,7 @@ def build_view(report: BuildReport) -> dict[str, Any]:
 
 
 def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
-    """Return what a page says of a bundle that was measured."""
+    """Return what a page says of a bundle that was measured; a plot is a function that draws it, which takes a while."""
     evidence = judged.evidence
     build, accuracy = evidence.build, evidence.accuracy
     mark = f"{evidence.name}: "
@@ -253,7 +254,7 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
     threads = evidence.threads or "the runtime's own number of"
     doubt = time_doubt(evidence)
     return {
-        "plot": plots.latency_histogram(evidence.timing, mark + "latency of each hop"),
+        "plot": partial(plots.latency_histogram, evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
         "rows": rows,
         "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host.cpu_model} "
@@ -278,14 +279,14 @@ def _drift(drift: DriftRecord, mark: str) -> dict[str, Any] | None:
         if first
         else f" Every tensor is within the tolerance ({drift.tolerance:g} of its spread). Dotted: token slimming."
     )
-    return {"what": what, "plot": plots.drift(drift.tensors, mark + "signal to noise by depth")}
+    return {"what": what, "plot": partial(plots.drift, drift.tensors, mark + "signal to noise by depth")}
 
 
 def _layers(layers: Sequence[LayerRecord], mark: str) -> dict[str, Any] | None:
     if not layers:
         return None
     return {
-        "plot": plots.operators(layers, mark + "time by operator"),
+        "plot": partial(plots.operators, layers, mark + "time by operator"),
         "what": "The slowest layers as the engine runs them; a profiler makes all of them slower.",
         **_layer_table(layers),
     }

@@ -55,13 +55,19 @@ def measure(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
     return json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1]))
 
 
+@pytest.fixture(scope="module")
+def pages(measured: dict[str, Any]) -> tuple[str, str]:
+    """The page of a bundle with an image whose class changed, and that of two bundles."""
+    other = {**measured, "name": "a-bundle-of-a-rather-long-name-" * 3, "bundle": "elsewhere"}
+    return page_of(flipped(measured)), page_of(measured, other)
+
+
 # headless Chromium makes no window narrower than 500 pixels
 @pytest.mark.parametrize(
     ("width", "dark"), [(500, True), (1200, False)], ids=["phone, dark", "desktop, light"]
 )
-def test_it_looks_right(width: int, dark: bool, evidence: dict[str, Any], tmp_path: Path) -> None:
-    other = {**evidence, "name": "a-bundle-of-a-rather-long-name-" * 3, "bundle": "elsewhere"}
-    for number, page in enumerate((page_of(flipped(evidence)), page_of(evidence, other))):
+def test_it_looks_right(width: int, dark: bool, pages: tuple[str, str], tmp_path: Path) -> None:
+    for number, page in enumerate(pages):
         folder = tmp_path / str(number)
         folder.mkdir()
         found = measure(page, folder, width, dark)
