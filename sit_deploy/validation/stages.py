@@ -114,7 +114,6 @@ def measure_stages(
         _require_same_input(bundle, load_bundle(teacher.source))
     report = progress or (lambda *_: None)
     labelled = samples is not None
-    given = samples if labelled else [(image, 0) for image in synthetic_images(SYNTHETIC)]
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as temporary:
         with contextlib.ExitStack() as opened:
             report("Preparing every hop", 0, 0)
@@ -122,6 +121,7 @@ def measure_stages(
             builder = StageBuilder(bundle, Path(temporary), checkpoint, timing, torch_on, opened)
             ready = builder.build(teacher)
             report("Preparing every hop", 1, 1)
+            given = samples if labelled else [(image, 0) for image in synthetic_images(SYNTHETIC)]
             evaluation = evaluate(
                 ready.student,
                 {

@@ -14,6 +14,7 @@ import pytest
 
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
+from tests.helpers.idle_call import IdleCall
 from tests.helpers.shared import shared, shared_value
 
 # Hostile on purpose: HTML, Rich markup that closes what was never opened, an emoji code, brackets.
@@ -52,6 +53,12 @@ class Trained:
     labels: Path
     images: Path
     bundle: Path
+
+    def request(self, output: Path, **fields: Any) -> BuildRequest:
+        """Return a request for the same without the measured accuracy."""
+        common = {"engine": "onnxruntime", "dynamic_batch": (2, 3, 4), "calib_data": self.images}
+        common |= {"checkpoint": self.checkpoint, "labels": self.labels}
+        return BuildRequest("sit_nano", output, **(common | fields))
 
     def options(self) -> list[Any]:
         """Return the options of `sit-deploy build` that made the bundle."""
@@ -92,18 +99,42 @@ def _make_trained(folder: Path) -> None:
         place = folder / "images" / CLASSES[best if index % 2 else (best + 1) % 5]
         place.mkdir(parents=True, exist_ok=True)
         image.save(place / f"{index:02}.png")
-    build(
-        BuildRequest(
-            "sit_nano",
-            folder / "bundle",
-            engine="onnxruntime",
-            dynamic_batch=(2, 3, 4),
-            checkpoint=folder / "nano.pth",
-            labels=folder / "labels.txt",
-            calib_data=folder / "images",
-            val_data=folder / "images",
-        )
-    )
+    made = Trained(folder / "nano.pth", folder / "labels.txt", folder / "images", folder / "bundle")
+    build(made.request(made.bundle, val_data=made.images))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unslimmed model of the classes of `trained`, in a checkpoint without a card."""
+    import torch
+
+    from tests.helpers.models import named_model
+
+    def make(path: Path) -> None:
+        torch.save(named_model("lvvit_nano", num_classes=len(CLASSES)).state_dict(), path)
+
+    return shared(tmp_path_factory, "lvvit.pth", make)
+
+
+@pytest.fixture(scope="session")
+def teacher_bundle(teacher: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a bundle, built as `trained` was. Do not write into it."""
+    fields = {"checkpoint": teacher, "calib_data": None}
+
+    def make(path: Path) -> None:
+        build(replace(trained.request(path, **fields), model="lvvit_nano"))
+
+    return shared(tmp_path_factory, "teacher", make)
+
+
+@pytest.fixture(scope="session")
+def trained_pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained` as a bundle that takes pixels. Do not write into it."""
+
+    def make(path: Path) -> None:
+        build(trained.request(path, val_data=trained.images, input="uint8"))
+
+    return shared(tmp_path_factory, "trained-pixels", make)
 
 
 @pytest.fixture
@@ -323,7 +354,7 @@ def logits() -> np.ndarray:
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Evidence of the digits in INT8 with its verdict as JSON values, half of the images in the folder of another class, so that not all is right.
 
-    Measured once for all processes of a run, really timed.
+    Measured once for all processes of a run; timed in processes of their own, but for PyTorch's stages, which only look like it.
     """
     from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
@@ -338,7 +369,10 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         samples = open_labelled(images, bundle.manifest.classes, 10)
         moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
         samples = replace(samples, samples=moved, name="digits/val")
-        found = gather(bundle, samples, timing=TimingOptions(1, 0.02, threads=1))
+        with pytest.MonkeyPatch.context() as patch:
+            for call in ("TorchCall", "DeployCall"):
+                patch.setattr(f"sit_deploy.validation.stage_setup.{call}", IdleCall)
+            found = gather(bundle, samples, timing=TimingOptions(1, 0.02, threads=1))
         return json.loads(json.dumps(JudgedBundle(found, judge(found)).to_dict()))
 
     return shared_value(tmp_path_factory, "evidence", measure)

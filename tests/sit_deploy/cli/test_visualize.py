@@ -24,13 +24,9 @@ def test_a_bundle_and_its_checkpoint_draw_the_same(trained: Trained, cli: Comman
         assert (cli.folder / "a/b" / name).read_bytes() == (cli.folder / "c" / name).read_bytes()
 
 
-def test_a_bundle_that_takes_pixels(trained: Trained, cli: CommandLine) -> None:
-    cli(
-        *("build", "--model", "sit_nano", "--engine", "onnxruntime", "--input", "uint8", "-o", "pixels"),
-        *("--checkpoint", trained.checkpoint),
-    )
+def test_a_bundle_that_takes_pixels(trained: Trained, trained_pixels: Path, cli: CommandLine) -> None:
     image = list_images(trained.images)[0]
-    cli("visualize", "pixels", image, "-o", "a")
+    cli("visualize", trained_pixels, image, "-o", "a")
     cli("visualize", trained.bundle, image, "-o", "b")
     name = f"{image.stem}-tokens.png"
     assert (cli.folder / "a" / name).read_bytes() == (cli.folder / "b" / name).read_bytes()
@@ -58,8 +54,7 @@ def test_bad_input(trained: Trained, cli: CommandLine) -> None:
     assert "output file is not a folder" in cli.refuses("visualize", trained.bundle, image, "-o", "file")
 
 
-def test_a_teacher_has_nothing_to_draw(trained: Trained, cli: CommandLine) -> None:
-    cli("build", "--model", "lvvit_nano", "--engine", "onnxruntime", "-o", "teacher")
-    message = cli("visualize", "teacher", list_images(trained.images)[0], status=2).the_error()
+def test_a_teacher_has_nothing_to_draw(trained: Trained, teacher_bundle: Path, cli: CommandLine) -> None:
+    message = cli("visualize", teacher_bundle, list_images(trained.images)[0], status=2).the_error()
     assert "does not slim its tokens" in message
     assert not list(Path(cli.folder).glob("*.png"))

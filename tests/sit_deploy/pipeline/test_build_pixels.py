@@ -22,23 +22,9 @@ from tests.sit_deploy.conftest import Trained
 pytestmark = pytest.mark.slow
 
 
-def request_for(trained: Trained, output: Path, **fields: object) -> BuildRequest:
-    return BuildRequest(
-        "sit_nano",
-        output,
-        engine=fields.pop("engine", "onnxruntime"),
-        dynamic_batch=(2, 3, 4),
-        checkpoint=trained.checkpoint,
-        labels=trained.labels,
-        calib_data=trained.images,
-        input="uint8",
-        **fields,
-    )
-
-
-@pytest.fixture(scope="module")
-def pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return build(request_for(trained, tmp_path_factory.mktemp("pixels") / "bundle", val_data=trained.images))
+@pytest.fixture
+def pixels(trained_pixels: Path) -> Bundle:
+    return load_bundle(trained_pixels)
 
 
 def test_the_manifest_says_what_the_engine_takes(pixels: Bundle, trained: Trained) -> None:
@@ -88,23 +74,22 @@ def test_the_normalisation_changes_nothing_in_low_precision(
 
     monkeypatch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
     quick = {"calib_method": "minmax", "calib_images": 4} if precision == "int8" else {}
-    bundle = build(request_for(trained, tmp_path / "low", precision=precision, **quick))
+    bundle = build(trained.request(tmp_path / "low", input="uint8", precision=precision, **quick))
     hops = json.loads((bundle.path / "report.json").read_text())["hops"]
     (hop,) = (hop for hop in hops if hop["name"] == "uint8 input")
     assert hop["step_error"] == 0 and hop["passed"]
 
 
 def test_the_real_tensorrt_builder_takes_pixels(trained: Trained, tmp_path: Path) -> None:
-    bundle = build(
-        request_for(trained, tmp_path / "rtx", engine="tensorrt-rtx", precision="fp16", targets=("sm89",))
-    )
+    gpu = {"engine": "tensorrt-rtx", "precision": "fp16", "targets": ("sm89",)}
+    bundle = build(trained.request(tmp_path / "rtx", input="uint8", **gpu))
     assert bundle.engine_path.stat().st_size > 1 << 20
     with load(bundle, "onnxruntime") as classify:
         assert check_golden(bundle, classify).passed
 
 
 def test_export_writes_the_same_graph(pixels: Bundle, trained: Trained, tmp_path: Path) -> None:
-    report = export(request_for(trained, tmp_path / "model.onnx"))
+    report = export(trained.request(tmp_path / "model.onnx", input="uint8"))
     assert (tmp_path / "model.onnx").read_bytes() == pixels.model_path.read_bytes()
     assert report.hops[-1].name == "uint8 input"
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engines.latency import Histogram, LatencyStats
 from engines.timing import TimingOptions, WorkerResult, WorkerSpec
@@ -16,7 +19,6 @@ from sit_deploy.validation.checks import check_accuracy, open_labelled_for
 from sit_deploy.validation.reference import TeacherSource, teacher_model
 from sit_deploy.validation.stages import StageTable, measure_stages
 from sit_deploy.validation.torch_worker import DeployCall, TeacherCall, TorchCall
-from tests.helpers.models import named_model
 from tests.sit_deploy.conftest import Trained
 
 pytestmark = pytest.mark.slow
@@ -26,25 +28,18 @@ TEACHER, TEACHER_ENGINE, STUDENT, DEPLOY = (
 )
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unslimmed model of seven classes, in a checkpoint without a card."""
-    import torch
-
-    path = tmp_path_factory.mktemp("teacher") / "lvvit.pth"
-    torch.save(named_model("lvvit_nano", num_classes=7).state_dict(), path)
-    return path
-
-
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, WorkerSpec]:
-    """What was to be timed; the answer is 8, 4, 2, ... ms, in that order."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, WorkerSpec]]:
+    """What was to be timed, called once each as a process would be; the answer is 8, 4, 2, ... ms, in that order."""
     seen: dict[str, WorkerSpec] = {}
 
     def alternate(workers: dict[str, WorkerSpec], timing: TimingOptions, *_: Any) -> dict[str, WorkerResult]:
         seen.update(workers)
-        for spec in workers.values():  # what is timed must still be there
-            assert not isinstance(spec.args[1], Path) or spec.args[1].exists()
+        for spec in workers.values():
+            factory, args = pickle.loads(pickle.dumps((spec.factory, spec.args)))
+            call = factory(*args)
+            call()
+            getattr(call, "close", lambda: None)()
         times = [[8e-3 / 2**i] * timing.rounds for i in range(len(workers))]
         return {
             name: WorkerResult(
@@ -60,7 +55,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, WorkerSpec]:
 
     monkeypatch.setattr(module, "alternate", alternate)
     monkeypatch.setattr(module, "SYNTHETIC", 6)
-    return seen
+    threads = torch.get_num_threads()
+    yield seen
+    torch.set_num_threads(threads)
 
 
 def entries(table: StageTable) -> dict[str, Any]:
@@ -124,19 +121,14 @@ def test_an_engine_that_does_not_run_here(rtx_int8: Path, asked: dict[str, Worke
 
 
 def test_the_engine_of_a_teachers_bundle(
-    trained: Trained, teacher: Path, tmp_path: Path, asked: dict[str, WorkerSpec]
+    trained: Trained, teacher_bundle: Path, asked: dict[str, WorkerSpec]
 ) -> None:
-    from sit_deploy.pipeline.build import build
-    from sit_deploy.pipeline.request import BuildRequest
-
-    common = {"engine": "onnxruntime", "checkpoint": teacher, "labels": trained.labels}
-    of_teacher = build(BuildRequest("lvvit_nano", tmp_path / "t", dynamic_batch=(2, 3, 4), **common)).path
     found = measure_stages(
-        load_bundle(trained.bundle), teacher=TeacherSource(of_teacher), timing=TimingOptions(rounds=1)
+        load_bundle(trained.bundle), teacher=TeacherSource(teacher_bundle), timing=TimingOptions(rounds=1)
     )
     rows = entries(found)
     assert list(rows)[:3] == [TEACHER, TEACHER_ENGINE, STUDENT] == list(asked)[:3]
-    assert asked[TEACHER_ENGINE].args[1] == (of_teacher / "engine.onnx").absolute()
+    assert asked[TEACHER_ENGINE].args[1] == (teacher_bundle / "engine.onnx").absolute()
     assert rows[TEACHER_ENGINE].agreement == rows[TEACHER].agreement
     assert rows[TEACHER_ENGINE].sqnr_db == pytest.approx(rows[TEACHER].sqnr_db, abs=0.01)
     assert found.engine == "onnxruntime engine"
@@ -147,12 +139,8 @@ def test_nothing_is_timed_unless_asked(nano_fp32: Path, asked: dict[str, WorkerS
     assert not asked and all(entry.latency_ms is None for entry in found.entries)
 
 
-def test_a_bundle_that_takes_pixels(tmp_path: Path, asked: dict[str, WorkerSpec]) -> None:
-    from sit_deploy.pipeline.build import build
-    from sit_deploy.pipeline.request import BuildRequest
-
-    bundle = build(BuildRequest("sit_nano", tmp_path / "pixels", engine="onnxruntime", input="uint8"))
-    rows = entries(measure_stages(bundle, timing=TimingOptions(rounds=0)))
+def test_a_bundle_that_takes_pixels(trained_pixels: Path, asked: dict[str, WorkerSpec]) -> None:
+    rows = entries(measure_stages(load_bundle(trained_pixels), timing=TimingOptions(rounds=0)))
     assert all(row.agreement == 100 for row in rows.values())
     assert rows["onnxruntime engine"].sqnr_db > 80
 
