@@ -12,7 +12,7 @@ from tests.sit_deploy.conftest import Trained
 
 @pytest.mark.slow
 def test_json(trained: Trained, cli: CommandLine) -> None:
-    """One real run, for its structure; no figure of it decides anything."""
+    """A real run with PyTorch in a process of its own, the only one there is; no figure of it decides anything."""
     words = (
         "bench",
         trained.bundle,
