@@ -139,9 +139,11 @@ def torchrun(folder: Path, *program: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_torchrun(wide_pictures: Path, tmp_path: Path) -> None:
+def test_torchrun(pictures: Path, tmp_path: Path) -> None:
     """`torchrun -m training` is `sit-deploy train`: JSON is the summary and nothing else; the folder is called after the model."""
-    options = line(wide_pictures, tmp_path, 6, "--model", "lvvit_nano", "--epochs", 1, "--json")
+    options = line(
+        pictures, tmp_path, 9, "--model", "lvvit_nano", "--image-size", 32, "--epochs", 1, "--json"
+    )
     own_folder = [word for word in options if word not in ("train", "-o", tmp_path)]
     done = torchrun(tmp_path, "-m", "training", *own_folder)
     assert done.returncode == 0, done.stderr
@@ -149,8 +151,8 @@ def test_torchrun(wide_pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "lvvit_nano"
     assert summary == json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["weights"] == "runs/lvvit_nano/model.safetensors"
-    assert (summary["images"], summary["epochs"]) == (29, 1)
-    assert len(log_rows(run, "step")) == 4
+    assert (summary["images"], summary["epochs"]) == (18, 1)
+    assert len(log_rows(run, "step")) == 2
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

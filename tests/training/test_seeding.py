@@ -44,6 +44,15 @@ def test_no_two_places_share_a_stream(draw) -> None:
     assert len(drawn) >= len(keys) - 2
 
 
+def test_gpus_are_seeded_as_the_cpu_is_where_they_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    for in_use in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda in_use=in_use: in_use)
+        seed_all(STEP, 0, 1, 2)
+        assert seeds == [torch.initial_seed()] * in_use
+
+
 def test_generators_do_not_run_alike() -> None:
     """The three get words of their own: a torch and a NumPy mask of one sample must not be the same."""
     seed_all(7)
