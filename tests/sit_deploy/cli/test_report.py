@@ -53,10 +53,10 @@ def test_a_folder_of_bundles_and_an_earlier_report(
 
 
 def test_limits(trained: Trained, cli: CommandLine) -> None:
-    words = ("report", trained.bundle, "--data", trained.images, *NO_TIMING, "-o", "out.html")
+    words = ("report", trained.bundle, "--data", trained.images, *NO_TIMING, "-o", "out.md")
     result = cli(*words, "--max-accuracy-drop", 1, status=1)
     assert result.complaints[-1].startswith("Error: bundle: not enough evidence: PyTorch has 45.45 % top-1")
-    assert (cli.folder / "out.html").exists()  # the page says why
+    assert (cli.folder / "out.md").exists()  # the page says why
 
 
 def test_bad_input(trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

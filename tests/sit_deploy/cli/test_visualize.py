@@ -12,6 +12,12 @@ from tests.sit_deploy.conftest import Trained
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dots are few, since writing many takes longer than all else."""
+    monkeypatch.setattr("sit_deploy.visualize._DPI", 40)
+
+
 def test_a_bundle_and_its_checkpoint_draw_the_same(trained: Trained, cli: CommandLine) -> None:
     files = list_images(trained.images)[:2]
     rows = cli("visualize", trained.bundle, *files, "-o", "a/b", "--json").json()
