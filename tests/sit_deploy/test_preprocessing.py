@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import tracemalloc
 import zlib
@@ -360,7 +361,7 @@ def test_strips_are_cropped_first_and_none_can_tell(
     assert np.array_equal(ours.pixels(image), cropped)
 
 
-@pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (1, 10_000_000), (3, 65000)])
+@pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (1, 2_000_000), (3, 65000)])
 def test_an_image_out_of_proportion_asks_for_no_memory(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("1", size, 1).save(tmp_path / "strip.png")
     tracemalloc.start()
@@ -395,8 +396,9 @@ def test_what_takes_too_much_memory_names_its_file(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "PDF", "ICNS", "DDS", "MSP"])
 def test_what_is_rarely_an_image_is_not_decoded(kind: str, tmp_path: Path) -> None:
+    picture(16, 16).convert("1" if kind == "MSP" else "RGB").save(tmp_path / "a.jpg", kind)
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "a.other")
     for name in ("a.jpg", "a.other"):
-        picture(16, 16).convert("1" if kind == "MSP" else "RGB").save(tmp_path / name, kind)
         with pytest.raises(InputError, match=rf"{name}: not an image that can be read \(JPEG, PNG"):
             load_image(tmp_path / name)
         assert not is_image(tmp_path / name)
