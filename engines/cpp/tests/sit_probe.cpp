@@ -1,6 +1,6 @@
 // What the Python tests ask the library: one verb a process, raw bytes on standard output.
 //   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT... | hammer BUNDLE THREADS CONTEXTS
-//   open BUNDLE | tensorrt BUNDLE | orientation IMAGE | refuse BUNDLE THREADS
+//   open BUNDLE | tensorrt BUNDLE | orientation IMAGE... | refuse BUNDLE THREADS
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -95,10 +95,12 @@ int run(int argc, char** argv) {
         return hammer(argv[2], std::stoi(argv[3]), std::stoi(argv[4]));
     } else if (verb == "refuse" && argc == 4) {
         return refuse(argv[2], std::stoi(argv[3]));
-    } else if (verb == "orientation" && argc == 3) {
-        const Image image = load_image(argv[2]);
-        std::fprintf(stdout, "%d\n", image.orientation);
-        put(upright(image));
+    } else if (verb == "orientation" && argc >= 3) {
+        for (int i = 2; i < argc; ++i) {
+            const Image image = load_image(argv[i]);
+            std::fprintf(stdout, "%d\n", image.orientation);
+            put(upright(image));
+        }
     } else if (verb == "open" && argc == 3) {
         const Bundle bundle = Bundle::open(argv[2]);
         const Golden golden = bundle.golden();

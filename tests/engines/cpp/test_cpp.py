@@ -26,7 +26,6 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import load_image
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments
 from tests.engines.cpp.manifests import rewrite
-from tests.helpers.shared import shared
 from tests.sit_deploy.conftest import CLASSES, Trained
 
 if int(PIL.__version__.split(".")[0]) < 13:
@@ -43,23 +42,9 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def pixels(trained_pixels: Path) -> Bundle:
     """The trained model, taking pixels."""
-
-    def make(path: Path) -> None:
-        build(
-            BuildRequest(
-                "sit_nano",
-                path,
-                engine="onnxruntime",
-                checkpoint=trained.checkpoint,
-                labels=trained.labels,
-                calib_data=trained.images,
-                input="uint8",
-            )
-        )
-
-    return load_bundle(shared(tmp_path_factory, "trained-pixels", make))
+    return load_bundle(trained_pixels)
 
 
 # ------------------------------------------------------------------------------------------------------------ pixels
