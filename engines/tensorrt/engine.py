@@ -237,6 +237,7 @@ class TensorRTRTX(TensorRT):
     title = TENSORRT_RTX.title
     package = "tensorrt-rtx"
     builds_anywhere = not TENSORRT_RTX.needs_gpu_to_build
+    one_scale_where_split = True
     caveat = (
         "documents INT8 for weights alone: what a build in int8 multiplies in 8 bits, its notes and `inspect` say, "
         "as the builder logs it; nothing of it has run on a GPU yet"

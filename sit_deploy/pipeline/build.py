@@ -61,7 +61,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     check_engine(request, engine)
     report = progress or (lambda *_: None)
     with staging(request.output, request.force) as folder:
-        work = Work(request, report)
+        work = Work(request, report, engine=engine)
         try:
             _make_bundle(work, engine, why, folder)
         except NoGainError as error:

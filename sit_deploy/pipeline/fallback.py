@@ -42,4 +42,5 @@ def without_8_bits(work: Work, higher: BuildRequest, error: NoGainError) -> Work
     text = str(error)
     if work.request.precision in higher.output.name:
         text += f" (the folder's name is as it was asked for: {higher.output.name} holds {higher.precision})"
-    return Work(higher, work.progress, seconds=work.seconds, notes=[*work.notes, text])
+    notes = [*work.notes, text]
+    return Work(higher, work.progress, seconds=work.seconds, notes=notes, engine=work.engine)

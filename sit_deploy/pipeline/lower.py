@@ -83,12 +83,15 @@ def lower_quantized(
     work: Work, float_graph: FloatGraph, quantization: Quantization, folder: Path
 ) -> LoweredGraph:
     """Write 8 bits into the graph as a quantizer's plan says, and the rest as the request says."""
+    from calibration.split_scales import share_split_scales
     from sit_deploy.graph import lint
     from sit_deploy.graph.precision import to_precision
 
     request, quantizer, compared = work.request, quantization.quantizer, float_graph.compared
     with work.step(f"Writing {request.precision} into the graph"):
         low = quantizer.quantized()
+        if work.engine is not None and work.engine.one_scale_where_split:
+            low = share_split_scales(low)
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
         write_graph(low, folder / MODEL)
         logits = graph_logits(folder / MODEL, compared.normalised, request.batch_range)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engines.base import Progress
+from engines.base import Engine, Progress
 from sit_deploy.measure.parity import Hop
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.text import WarningText
@@ -28,6 +28,7 @@ class Work:
         notes: what to tell the user; a `WarningText` is not to be missed.
         hops: every comparison so far.
         samples: the labelled images of --val-data.
+        engine: that it is for; None for a graph alone.
     """
 
     request: BuildRequest
@@ -36,6 +37,7 @@ class Work:
     notes: list[str] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
     samples: Labelled | None = None
+    engine: Engine | None = None
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Progress]:
