@@ -8,6 +8,9 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -c constraints.txt -e
 INPUTS  := setup.cfg pyproject.toml constraints.txt
 
+# What Python compiles is kept, tests with their rewritten assertions too: else each of their processes takes four seconds for it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo quickstart test check lint format clean
 
 demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ from sit_deploy.data.labelled import open_labelled
 from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 
-datasets = pytest.importorskip("datasets", reason="needs datasets: pip install datasets")
+pytestmark = pytest.mark.skipif(find_spec("datasets") is None, reason="needs datasets: pip install datasets")
 
 PICTURE = Image.new("RGB", (8, 6), (200, 10, 10))
 NAMES = ["cat", "dog"]
 Make = Callable[..., str]
+
+
+def hub() -> Any:
+    """The package `datasets`, which takes a second to import."""
+    return import_module("datasets")
 
 
 @pytest.fixture
@@ -27,11 +34,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A function that writes a data set and returns its name: make(["val"], img=(pictures, type), label=(labels, type))."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+    hub().disable_progress_bars()
 
     def write(splits: list[str], **columns: tuple[list[Any], Any]) -> str:
-        features = datasets.Features({name: kind for name, (_, kind) in columns.items()})
-        rows = datasets.Dataset.from_dict(
+        features = hub().Features({name: kind for name, (_, kind) in columns.items()})
+        rows = hub().Dataset.from_dict(
             {name: values for name, (values, _) in columns.items()}, features=features
         )
         root = tmp_path / "set"
@@ -44,11 +51,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def images(count: int = 2) -> tuple[list[Any], Any]:
-    return [PICTURE] * count, datasets.Image()
+    return [PICTURE] * count, hub().Image()
 
 
 def classes(*labels: int, names: list[str] = NAMES) -> tuple[list[int], Any]:
-    return list(labels), datasets.ClassLabel(names=names)
+    return list(labels), hub().ClassLabel(names=names)
 
 
 def refusal(name: str, **options: Any) -> str:
@@ -64,7 +71,7 @@ def refusal(name: str, **options: Any) -> str:
 def test_columns_are_found_by_their_types(image: str, label: str, make: Make) -> None:
     name = make(
         ["train", "validation"],
-        **{"id": ([7, 8], datasets.Value("int64")), image: images(), label: classes(0, 1)},
+        **{"id": ([7, 8], hub().Value("int64")), image: images(), label: classes(0, 1)},
     )
     found = open_labelled(name, ["dog", "cat"], 2)
     assert [row for _, row in found] == [1, 0] and found[0][0].size == (8, 6)
@@ -97,7 +104,7 @@ def test_several_columns_are_asked_for(make: Make) -> None:
 def test_labels_of_bare_values(
     values: list[Any], kind: str, names: list[str], expected: list[int], make: Make
 ) -> None:
-    name = make(["train", "valid"], image=images(), category=(values, datasets.Value(kind)))
+    name = make(["train", "valid"], image=images(), category=(values, hub().Value(kind)))
     assert [label for _, label in open_labelled(name, None, 2)] == expected
     assert [label for _, label in open_labelled(name, names[::-1], 2)] == expected[::-1]
     data = open_data(name)
@@ -109,11 +116,11 @@ def test_images_without_their_type(as_what: str, make: Make, tmp_path: Path) -> 
     PICTURE.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     value, kind = {
-        "bytes": (data, datasets.Value("binary")),
-        "path": (str(tmp_path / "a.png"), datasets.Value("string")),
+        "bytes": (data, hub().Value("binary")),
+        "path": (str(tmp_path / "a.png"), hub().Value("string")),
         "struct": (
             {"bytes": data, "path": None},
-            {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            {"bytes": hub().Value("binary"), "path": hub().Value("string")},
         ),
     }[as_what]
     found = open_labelled(make(["test"], image=([value] * 2, kind), label=classes(0, 1)), None, 2)
@@ -124,7 +131,7 @@ def test_images_that_are_none_or_damaged(make: Make) -> None:
     cut = io.BytesIO()
     PICTURE.save(cut, "jpeg")
     rows = [PICTURE, None, {"bytes": cut.getvalue()[:80], "path": None}]
-    found = open_labelled(make(["test"], image=(rows, datasets.Image()), label=classes(0, 1, 1)), None, 2)
+    found = open_labelled(make(["test"], image=(rows, hub().Image()), label=classes(0, 1, 1)), None, 2)
     assert found[0][1] == 0
     for index in (1, 2):
         with pytest.raises(InputError):
@@ -140,7 +147,7 @@ def test_images_that_are_none_or_damaged(make: Make) -> None:
     ],
 )  # fmt: skip
 def test_labels_that_are_no_classes(values: list[Any], kind: str, said: str, make: Make) -> None:
-    of = datasets.List(datasets.Value("int64")) if kind == "list" else datasets.Value(kind)
+    of = hub().List(hub().Value("int64")) if kind == "list" else hub().Value(kind)
     name = make(["test"], image=images(), label=(values, of))
     assert said in refusal(name)
     if kind != "int64":
