@@ -107,11 +107,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
+@pytest.mark.slow
 def test_a_users_program_is_typed(cache: Path) -> None:
     done = mypy(SCRIPT, cache)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_programs_of_the_docs_are_typed(cache: Path) -> None:
     text = (ROOT / "docs/python.md").read_text()
     program, part = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -123,6 +125,7 @@ def test_the_programs_of_the_docs_are_typed(cache: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

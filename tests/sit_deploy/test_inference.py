@@ -155,6 +155,7 @@ def test_engines_of_a_bundle(nano_fp32: Path) -> None:
         load(nano_fp32, "onnxruntim")
 
 
+@pytest.mark.slow
 def test_a_tensorrt_bundle_on_a_cpu(nano_rtx: Path, tmp_path: Path) -> None:
     """Its graph is FP16, which ONNX Runtime would compute in FP32: the rounding is simulated, and so is there."""
     from sit_deploy.graph.simulate import simulate

@@ -93,6 +93,7 @@ def read_all(bundle: Bundle) -> None:
         reference_weights(bundle)
 
 
+@pytest.mark.slow
 def test_every_field_of_a_manifest_is_checked(small: Path) -> None:
     manifest = json.loads((small / "manifest.json").read_text(encoding="utf-8"))
     taken = refused = 0

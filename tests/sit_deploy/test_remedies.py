@@ -109,6 +109,7 @@ def _is_there(option: str, module: str, text: str) -> bool:
     return all(option in have[s] for s in sayers) if sayers else any(option in h for h in have.values())
 
 
+@pytest.mark.slow
 def test_every_option_that_a_message_names_exists_where_it_is_said() -> None:
     found = list(messages())
     wrong = [

@@ -86,6 +86,7 @@ def test_patches_of_a_token_share_a_colour_and_lines_part_them() -> None:
     assert (painted[4] == 255).all() and (painted[5:] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_figure_is_a_picture(tmp_path: Path, model: Any) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8)
     shares = [share[0] for share in patch_shares(model, IMAGES[:1])]

@@ -98,6 +98,7 @@ def test_an_engine_that_gives_nan(
     )
 
 
+@pytest.mark.slow
 def test_limits_that_are_not_kept(
     trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
@@ -123,6 +124,7 @@ def test_moved_weights(trained: Trained, cli: CommandLine) -> None:
     assert "gone.pth is not there; pass --checkpoint FILE" in cli.refuses(*words, "gone.pth")
 
 
+@pytest.mark.slow
 def test_a_tensorrt_bundle_on_this_cpu(nano_rtx: Path, cli: CommandLine) -> None:
     found = cli("validate", nano_rtx, "--engine", "onnxruntime", "--json").json()
     assert found["engine"] == "onnxruntime"
@@ -148,6 +150,7 @@ def test_data_that_does_not_fit(
 # --------------------------------------------------------------------------------------------------------- evidence
 
 
+@pytest.mark.slow
 def test_differences_are_shown(trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine) -> None:
     """Class names are hostile on purpose: they must come through as they are."""
     from sit_deploy.validation import checks
@@ -216,6 +219,7 @@ def test_two_processes_count_what_one_does(trained: Trained, cli: CommandLine) -
     assert {path.name for path in cli.folder.glob("progress*")} == {"progress.json", "progress.json.1"}
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_not_what_it_was(
     trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
@@ -237,6 +241,7 @@ def test_a_reference_that_is_not_what_it_was(
     )
 
 
+@pytest.mark.slow
 def test_layers_of_an_engine_for_a_cpu(nano_fp32: Path, cli: CommandLine) -> None:
     found = cli("validate", nano_fp32, "--layers", "--json").json()["layers"]["layers"]
     assert sum(row["share"] for row in found) == pytest.approx(1)

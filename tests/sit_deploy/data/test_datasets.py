@@ -336,6 +336,7 @@ def numbers(batches: Any) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_streamed_data_gives_every_picture(workers: int, tmp_path: Path) -> None:
     data = open_shards(tmp_path / "shards", train=(12, 8), validation=(6, 5))

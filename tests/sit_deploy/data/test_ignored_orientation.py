@@ -69,6 +69,7 @@ def test_a_data_set_without_files_has_some_of_its_pictures_looked_at(tmp_path: P
     assert note is not None and note.startswith("EXIF: 63 of 63 pictures")
 
 
+@pytest.mark.slow
 def test_commands_say_it_once(trained: Trained, phone: Path, cli: CommandLine) -> None:
     bundle = trained.bundle
     for words in (
@@ -82,6 +83,7 @@ def test_commands_say_it_once(trained: Trained, phone: Path, cli: CommandLine) -
         assert told.count("EXIF orientation that is not applied") == 1 and f"EXIF: {count}" in told
 
 
+@pytest.mark.slow
 def test_validate_turns_them_where_it_is_asked_to(trained: Trained, phone: Path, cli: CommandLine) -> None:
     words = ("validate", trained.bundle, "--data", phone)
     plain = cli(*words, "--json").json()["accuracy"]

@@ -27,6 +27,7 @@ def test_count_size_and_seed() -> None:
     assert len({image.tobytes() for image in images + synthetic_images(3, (64, 48), seed=1)}) == 6
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_photographs() -> None:
     images = np.stack([np.asarray(image) for image in synthetic_images(8, 256)]).astype(float)
     assert 80 < images.mean() < 150

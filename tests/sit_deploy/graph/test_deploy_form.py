@@ -158,7 +158,10 @@ def test_every_variation_keeps_its_logits(options: dict[str, Any]) -> None:
     assert not any("rtsm" in n or "aux" in n for n, _ in form.named_modules())
 
 
-@pytest.mark.parametrize("stage_blocks", [(2, 1, 1, 2), (6,), (5, 1)])
+@pytest.mark.parametrize(
+    "stage_blocks",
+    [(2, 1, 1, 2), *(pytest.param(blocks, marks=pytest.mark.slow) for blocks in ((6,), (5, 1)))],
+)
 @pytest.mark.parametrize("variant", VIT_VARIANTS)
 def test_every_vision_transformer_keeps_its_logits(variant: str, stage_blocks: tuple[int, ...]) -> None:
     model = tiny_vit(variant, stage_blocks, reverse_tsm=True)

@@ -322,6 +322,7 @@ def test_variations(
         assert (run(graph, pixels) - model(pixels)).abs().max() < TOLERANCE
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_fresh_model() -> None:
     """A model as it is initialised, whose biases are all the same zeros, so that one weight serves many nodes."""

@@ -11,6 +11,7 @@ from sit_deploy.graph.write import write_graph
 from tests.helpers.graphs import exported, images_for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, "batch"])
 def test_ranges_of_any_batch_are_those_of_all_images(batch: int | str) -> None:
     graph = exported("sit", batch)

@@ -363,6 +363,7 @@ def fewest_casts_by_trial(model: onnx.ModelProto) -> int:
     return best
 
 
+@pytest.mark.slow
 @given(tangles())
 @settings(max_examples=150, deadline=None)
 def test_casts_are_as_few_as_can_be(model: onnx.ModelProto) -> None:

@@ -39,6 +39,7 @@ def slimmed() -> SlimViT:
     return randomise(create_model(config, img_size=SIZE, num_classes=5)).eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_timms_own_weights_give_timms_own_logits(
     plain: VisionTransformer, tmp_path: Path, save: Save
@@ -150,6 +151,7 @@ def test_a_distilled_deit(plain: VisionTransformer, save: Save) -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_family_is_not_taken_for_the_other(plain: VisionTransformer, save: Save) -> None:
     nano = create_model("lvvit_nano").state_dict()
     assert "it looks like lvvit_nano; pass --model lvvit_nano" in refusal(NAME, save(nano))
@@ -159,6 +161,7 @@ def test_one_family_is_not_taken_for_the_other(plain: VisionTransformer, save: S
     )
 
 
+@pytest.mark.slow
 def test_a_slimmed_deit_is_known_by_name(save: Save) -> None:
     with shapes_alone():
         state = create_model("sit_deit_s").state_dict()

@@ -196,6 +196,7 @@ RIVALS: dict[str, tuple[Callable[[State], Any], str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rivals", RIVALS)
 def test_where_several_could_be_meant_the_user_is_asked(
     rivals: str, state: State, sit_nano: SiT, save: Save
@@ -220,6 +221,7 @@ def test_of_two_the_one_that_fits_is_taken(state: State, sit_nano: SiT, save: Sa
     assert "teacher." in load_model("lvvit_nano", path).notes[0]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_model_is_no_rider(state: State, save: Save) -> None:
     headless = {k: v for k, v in state.items() if not k.startswith("head.")}
     head = {k: v for k, v in state.items() if k.startswith("head.")}

@@ -68,6 +68,7 @@ def test_closed_form_is_the_real_model(name: str) -> None:
     assert cost(get_config(name), 112) == measured(empty(name, img_size=112))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "classes"),
     [

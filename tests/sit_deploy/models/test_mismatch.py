@@ -39,6 +39,7 @@ DIFFERING: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DIFFERING)
 def test_intact_files_are_told_by_how_they_differ(kind: str, save: Save) -> None:
     options, words = DIFFERING[kind]

@@ -227,6 +227,7 @@ def test_half_precision(dtype: torch.dtype, tolerance: float) -> None:
 # ---------------------------------------------------------------------------------------------------- named ones
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tokens", "mean", "crop_pct"),
     [

@@ -42,6 +42,7 @@ def test_int8_drifts_as_it_goes_on(nano_int8: Path, digits: Digits) -> None:
     assert np.mean(sqnr[:4]) > np.mean(sqnr[-4:])
 
 
+@pytest.mark.slow
 def test_the_first_layer_that_is_wrong_is_named(
     nano_fp32: Path, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
