@@ -1,6 +1,7 @@
 """What takes a build seconds is done once in a test run: exporting a model, drawing the synthetic images, calibrating.
 
-That the same model gives the same bytes, in another process too, is what tests/sit_deploy/graph/test_export.py proves.
+That the same model gives the same bytes is what tests/sit_deploy/graph/test_export.py proves, and in another process
+tests/sit_deploy/cli/test_build.py.
 """
 
 from __future__ import annotations

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
-import os
 import re
 import socket
-import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -261,30 +258,6 @@ def test_the_same_bytes_every_time(default: onnx.ModelProto, small: SiT) -> None
 
 
 @pytest.mark.slow
-def test_the_same_bytes_in_another_process(default: onnx.ModelProto, tmp_path: Path) -> None:
-    code = (
-        "import gc, hashlib\n"
-        "gc.disable()\n"  # it ends soon, and looking through PyTorch takes long
-        "from sit_deploy.graph.deploy_form import to_deploy_form\n"
-        "from sit_deploy.graph.export import export_onnx\n"
-        "from tests.helpers.models import tiny_model\n"
-        f"model = tiny_model(stage_blocks={STAGES})\n"
-        "graph = export_onnx(to_deploy_form(model), model.img_size, name='small')\n"
-        "print(hashlib.sha256(graph.SerializeToString()).hexdigest())\n"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split() == [hashlib.sha256(default.SerializeToString()).hexdigest()]
-
-
-@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
@@ -387,7 +360,7 @@ def test_vision_transformers(variant: str, opset: int, batch: int | str, fused: 
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_slimmed_vision_transformer_builds_on_tensorrt_rtx(tmp_path: Path) -> None:
-    """LayerScale, registers and the mean of the patches, strongly typed in both low precisions."""
+    """LayerScale, registers and the mean of the patches, strongly typed in both low precisions; the lowest operator set, too."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
     import engines
     from sit_deploy.graph.precision import to_precision
@@ -395,10 +368,10 @@ def test_a_slimmed_vision_transformer_builds_on_tensorrt_rtx(tmp_path: Path) -> 
 
     model = tiny_vit("average with registers", (1, 1))
     pixels = images(model, batch=2)
-    graph = export_onnx(to_deploy_form(model), model.img_size, batch=2)
-    for precision, tolerance in (("fp16", 0.02), ("bf16", 0.2)):
+    for precision, opset, tolerance in (("fp16", 17, 0.02), ("bf16", 20, 0.2)):
+        graph = export_onnx(to_deploy_form(model), model.img_size, batch=2, opset=opset)
         low, plan = to_precision(graph, precision)
-        assert lint(low) == []
+        assert lint(low, max_opset=opset) == []
         (mean,) = [node for node in plan.nodes if node.op_type == "ReduceMean"]
         assert (mean.dtype, mean.sentence) == ("float32", "mean sums tokens")
         assert relative_error(run(simulate(low), pixels), model(pixels)) < tolerance
