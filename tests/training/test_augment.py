@@ -207,7 +207,7 @@ class Stopper:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.usefixtures("fragile")
 def test_a_run_goes_on_resumes_and_counts_them_once(workers: int, photographs: Path, tmp_path: Path) -> None:
-    recipe = {**RICH, "batch_size": 8, "epochs": 3, "lr": 0.01}
+    recipe = {**RICH, "batch_size": 8, "epochs": 1, "warmup_epochs": 0, "lr": 0.01}
 
     def wanted(name: str) -> TrainRequest:
         return TrainRequest(
