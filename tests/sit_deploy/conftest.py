@@ -137,6 +137,16 @@ def trained_pixels(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -
     return shared(tmp_path_factory, "trained-pixels", make)
 
 
+@pytest.fixture(scope="session")
+def trained_openvino(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained` as a bundle for OpenVINO. Do not write into it."""
+
+    def make(path: Path) -> None:
+        build(trained.request(path, val_data=trained.images, engine="openvino"))
+
+    return shared(tmp_path_factory, "trained-openvino", make)
+
+
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
     """A function that copies a bundle into the test's own folder, for writing into it."""

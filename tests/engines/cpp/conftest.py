@@ -17,9 +17,17 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.cpp_project import write_project
 from tests.engines.cpp.manifests import rewrite
 from tests.helpers.shared import shared
-from tests.sit_deploy.conftest import Trained, copy_of, nano_fp32, nano_rtx, trained, trained_pixels
+from tests.sit_deploy.conftest import (
+    Trained,
+    copy_of,
+    nano_fp32,
+    nano_rtx,
+    trained,
+    trained_openvino,
+    trained_pixels,
+)
 
-__all__ = ["copy_of", "nano_fp32", "nano_rtx", "trained", "trained_pixels"]  # fixtures
+__all__ = ["copy_of", "nano_fp32", "nano_rtx", "trained", "trained_openvino", "trained_pixels"]  # fixtures
 
 SOURCES = Path(__file__).parents[3] / "engines/cpp"
 # verbs of sit_probe that open no runtime, whose leaks would not be ours: these are searched for leaks too

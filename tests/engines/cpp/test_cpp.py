@@ -21,8 +21,6 @@ from sit_deploy.cpp_project import write_project
 from sit_deploy.data.image_files import list_images
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.inference import load
-from sit_deploy.pipeline.build import build
-from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import load_image
 from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments
 from tests.engines.cpp.manifests import rewrite
@@ -173,11 +171,13 @@ def test_golden_outputs(
             assert out.startswith(b"sit_nano on OpenVINO") and out.endswith(b": good\n")
 
 
-def test_an_openvino_bundle_runs_as_it_was_built(checked: Programs, tmp_path: Path) -> None:
-    bundle = build(BuildRequest("sit_nano", tmp_path / "bundle", engine="openvino"))
-    assert checked.output("sit_check", bundle.path).endswith(b": good\n")
-    (bundle.path / "model.onnx").unlink()  # not what is run; and what is, is checked
-    assert "lacks its file model.onnx" in checked.refusal("sit_check", bundle.path)
+def test_an_openvino_bundle_runs_as_it_was_built(
+    checked: Programs, trained_openvino: Path, copy_of: Callable[..., Path]
+) -> None:
+    bundle = copy_of(trained_openvino)
+    assert checked.output("sit_check", bundle).endswith(b": good\n")
+    (bundle / "model.onnx").unlink()  # not what is run; and what is, is checked
+    assert "lacks its file model.onnx" in checked.refusal("sit_check", bundle)
 
 
 def test_golden_outputs_that_are_not_met(

@@ -10,8 +10,6 @@ import pytest
 from sit_deploy.bundle import load_bundle
 from sit_deploy.data.image_files import list_images
 from sit_deploy.inference import load
-from sit_deploy.pipeline.build import build
-from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.command_line import CommandLine
 from tests.helpers.idle_call import IdleCall
 from tests.sit_deploy.conftest import Trained
@@ -21,23 +19,9 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
 
 
-@pytest.fixture(scope="module")
-def bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `trained.bundle`, for OpenVINO."""
-    path = tmp_path_factory.mktemp("openvino") / "bundle"
-    build(
-        BuildRequest(
-            "sit_nano",
-            path,
-            engine="openvino",
-            dynamic_batch=(2, 3, 4),
-            checkpoint=trained.checkpoint,
-            labels=trained.labels,
-            calib_data=trained.images,
-            val_data=trained.images,
-        )
-    )
-    return path
+@pytest.fixture
+def bundle(trained_openvino: Path) -> Path:
+    return trained_openvino
 
 
 def test_every_command(
