@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -97,20 +98,40 @@ def test_two_processes_and_one(
     assert all(row["images"] == 29 for row in log_rows(tmp_path / "run", "epoch"))
 
 
+def stop_the_second() -> None:
+    """Send SIGTERM to the process of rank 1 in its third step."""
+    if os.environ["RANK"] != "1":
+        return
+    from training import set_up
+
+    make, passes = set_up.make_mixing, itertools.count(1)
+
+    def made(*arguments: Any) -> Any:
+        mix = make(*arguments)
+
+        def mixed(*batch: Any) -> Any:
+            if next(passes) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return mix(*batch)
+
+        return mixed
+
+    set_up.make_mixing = made
+
+
 def test_stopped_as_two_and_resumed_as_one(
     kind: tuple[object, ...], alone: Path, wide_pictures: Path, tmp_path: Path
 ) -> None:
     """With a batch twice as large. One process is told to stop, and both do so at the same step."""
     output = tmp_path / "run"
-    children = start_world(tmp_path / "streams", 2, *line(wide_pictures, output, 6, *kind))
-    children[0].wait_for("epoch 0/")
-    os.kill(children[1].process.pid or 0, signal.SIGTERM)
+    command = line(wide_pictures, output, 6, *kind)
+    children = start_world(tmp_path / "streams", 2, *command, prepare=stop_the_second)
     results = [child.wait() for child in children]
     assert [r.status for r in results] == [2, 2]
     position = torch.load(output / "last.pt", weights_only=True)["position"]
-    where = f"after step {position['step']} of epoch {position['epoch'] + 1}; saved {output / 'last.pt'}"
+    assert (position["epoch"], position["step"]) == (0, 3)
+    where = f"after step 3 of epoch 1; saved {output / 'last.pt'}"
     assert all(r.err.count("Error: ") == 1 and where in r.err.splitlines()[-1] for r in results)
-    assert (position["epoch"], position["step"]) < (1, 4)
     finish(start(tmp_path / "streams", *line(wide_pictures, output, 12, *kind), "--resume"))
     assert_agree(output, alone)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -423,16 +424,30 @@ def test_disk_full(limit: int, reason: str, pictures: Path, cli: CommandLine) ->
     assert left == []
 
 
+def rest_after_saving() -> None:
+    """Let a run do nothing more once it has saved a state."""
+    from training import run
+
+    save = run.save_state
+
+    def saved(*arguments: Any) -> None:
+        save(*arguments)
+        time.sleep(60)
+
+    run.save_state = saved
+
+
 @pytest.mark.slow
 def test_disk_full_later(pictures: Path, cli: CommandLine) -> None:
     """The state before stays whole, and the run goes on from it when there is room again."""
     cli(*line(pictures, "--epochs", 2, "-o", "whole"))
     output = cli.folder / "run"
     words_ = (*line(pictures, "--epochs", 2, "-o", output, "--save-every", 2), "--resume")
-    child = start(cli.folder / "tmp", *words_)
+    child = start(cli.folder / "tmp", *words_, prepare=rest_after_saving)
     child.wait_for("epoch 0/")
     while not (output / "last.pt").exists():
         assert child.process.is_alive()
+        time.sleep(0.01)
     child.kill()
     state = (output / "last.pt").read_bytes()
     result = start(cli.folder / "tmp", *words_, file_limit=1_500_000).wait()
