@@ -46,20 +46,33 @@ def read_evidence(path: Path) -> list[Evidence]:
     return evidence
 
 
+def require_same_classes(builds: Sequence[tuple[str, BuildReport]]) -> None:
+    """Refuse to put bundles side by side that tell other classes apart.
+
+    Args:
+        builds: by what names the bundle.
+
+    Raises:
+        InputError: names two of them.
+    """
+    first, a = builds[0]
+    for other, b in builds[1:]:
+        if a.model.num_classes != b.model.num_classes or a.classes != b.classes:
+            raise InputError(
+                f"{first} and {other} tell other classes apart ({a.model.num_classes} and "
+                f"{b.model.num_classes}); report them one by one"
+            )
+
+
 def require_comparable(rows: Sequence[Evidence]) -> None:
     """Refuse to put bundles side by side whose accuracies mean different things.
 
     Raises:
         InputError: names two of them, and what differs.
     """
+    require_same_classes([(row.bundle, row.build) for row in rows])
     first = rows[0]
     for other in rows[1:]:
-        a, b = first.build, other.build
-        if a.model.num_classes != b.model.num_classes or a.classes != b.classes:
-            raise InputError(
-                f"{first.bundle} and {other.bundle} tell other classes apart ({a.model.num_classes} and "
-                f"{b.model.num_classes}); report them one by one"
-            )
         ours, theirs = first.accuracy, other.accuracy
         if ours and theirs and (ours.data, ours.images) != (theirs.data, theirs.images):
             raise InputError(

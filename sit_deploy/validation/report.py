@@ -14,7 +14,12 @@ from sit_deploy.bundle import Bundle, is_bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
 from sit_deploy.report.page import render_evidence
-from sit_deploy.report.read import read_evidence, require_comparable
+from sit_deploy.report.read import (
+    read_build_report,
+    read_evidence,
+    require_comparable,
+    require_same_classes,
+)
 from sit_deploy.report.types import Evidence
 from sit_deploy.report.verdict import JudgedBundle, Limits, judge
 from sit_deploy.schema import require_type
@@ -158,6 +163,8 @@ def write_report(
         raise InputError(
             "--max-student-drop needs the teacher and images with labels; pass --teacher and --data"
         )
+    builds = [(row.bundle, row.build) for row in measured]
+    require_same_classes([*builds, *((str(bundle.path), read_build_report(bundle)) for bundle in bundles)])
     for bundle in bundles:
 
         def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:

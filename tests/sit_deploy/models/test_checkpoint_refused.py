@@ -247,6 +247,7 @@ ODD_SHAPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "shape"), ODD_SHAPES)
 def test_tensors_of_odd_shapes(key: str, shape: tuple[int, ...], state: State, save: Save) -> None:
     state = {k: v for k, v in state.items() if not k.startswith("rtsm.")}

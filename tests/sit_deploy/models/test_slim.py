@@ -62,7 +62,7 @@ def test_one_stage_is_timms_own_model_to_the_bit(variant: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stage_blocks", [(2, 1, 1, 2), (1, 5)])
+@pytest.mark.parametrize("stage_blocks", [(2, 1, 1, 2), pytest.param((1, 5), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", VIT_VARIANTS)
 def test_slimmed_tokens_and_logits_are_the_formulas(variant: str, stage_blocks: tuple[int, ...]) -> None:
     model = tiny_vit(variant, stage_blocks, reverse_tsm=True).double()
