@@ -24,13 +24,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sit_nano() -> SiT:
-    """A randomised sit_nano with reverse TSMs; not to be altered."""
-    return named_model("sit_nano", reverse_tsm=True).requires_grad_(False)
+    """A randomised sit_nano; not to be altered."""
+    return named_model("sit_nano").requires_grad_(False)
 
 
 @pytest.fixture
 def state(sit_nano: SiT) -> dict[str, torch.Tensor]:
-    """The state dict of `sit_nano` as it is after training, reverse TSMs and all; the dict may be altered."""
+    """The state dict of `sit_nano`, which may be altered."""
     return dict(sit_nano.state_dict())
 
 

@@ -25,6 +25,12 @@ State = dict[str, torch.Tensor]
 Save = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def sit_nano() -> SiT:
+    """A randomised sit_nano as it is after training, reverse TSMs and all; not to be altered."""
+    return named_model("sit_nano", reverse_tsm=True).requires_grad_(False)
+
+
 def without(state: State, *prefixes: str) -> State:
     return {k: v for k, v in state.items() if not k.startswith(prefixes)}
 
