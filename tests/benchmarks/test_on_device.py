@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -179,9 +180,22 @@ def test_a_test_that_kills_its_process_is_left_out(session: Session, tmp_path: P
 # ------------------------------------------------------------------------------------------------------------- jobs
 
 
+def test_a_world_of_one_asks_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in world.items():  # as the launcher sets them
+        monkeypatch.setenv(name, value)
+    assert jobs.world("gloo") == {"works": True}
+
+
 @pytest.mark.slow
-def test_a_world_of_one_asks_its_backend(session: Session) -> None:
-    assert session.ask(steps.world_of_one("gloo"), 120, session.environment()) == {"works": True}
+def test_the_launcher_starts_a_job_and_its_answer_comes_back(session: Session) -> None:
+    *launcher, job, backend = steps.world_of_one("nccl")
+    assert (job, backend) == ("world", "nccl")
+    quicker = ["jpegs", session.home, "1", "1"]
+    assert session.ask([*launcher, *quicker], 120, session.environment()) == {"images": 2}
 
 
 def test_pictures_to_train_on(tmp_path: Path) -> None:
