@@ -34,13 +34,15 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], ob
     folder = run_folder(factory) / "shared"
     folder.mkdir(exist_ok=True)
     path, complete = folder / name, folder / f"{name}.complete"
+    maker = getattr(make, "__qualname__", type(make).__name__)
     with FileLock(f"{complete}.lock"):
         if not complete.exists():
             if path.is_dir():
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
             make(path)
-            complete.touch()
+            complete.write_text(maker)
+        assert complete.read_text() == maker, f"{name} is the name of two things: of {maker}, too"
     return path
 
 

@@ -124,7 +124,7 @@ def teacher_bundle(teacher: Path, trained: Trained, tmp_path_factory: pytest.Tem
     def make(path: Path) -> None:
         build(replace(trained.request(path, **fields), model="lvvit_nano"))
 
-    return shared(tmp_path_factory, "teacher", make)
+    return shared(tmp_path_factory, "teacher-bundle", make)
 
 
 @pytest.fixture(scope="session")
