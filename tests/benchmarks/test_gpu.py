@@ -42,6 +42,7 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path):
     assert "| sit_nano | lvvit_nano | pytorch eager | 2 |" in done.output
 
 
+@pytest.mark.slow
 def test_the_paper_s_protocol_on_a_cpu(tmp_path: Path):
     words = f"--device cpu --protocol levit --models sit_nano --batches 2 --seconds 0.03 --output {tmp_path / 'r.json'}"
     assert CliRunner().invoke(gpu.main, words.split(), catch_exceptions=False).exit_code == 0

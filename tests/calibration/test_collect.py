@@ -126,6 +126,7 @@ def observe_shard(model: bytes, path: str, shard: np.ndarray) -> None:
     np.savez_compressed(path, **seen.to_arrays())
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     data = images(7)
     model = network().SerializeToString()

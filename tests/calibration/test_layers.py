@@ -37,9 +37,9 @@ def parse(body: str, constants: str) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("name", "stage_blocks", "convolutions"),
     [
-        ("sit_nano", CONFIGS["sit_nano"].stage_blocks, 4),
+        pytest.param("sit_nano", CONFIGS["sit_nano"].stage_blocks, 4, marks=pytest.mark.slow),
         ("sit", (2, 1, 1, 2), 4),
-        ("sit with dist token", (2, 1, 1, 2), 4),
+        pytest.param("sit with dist token", (2, 1, 1, 2), 4, marks=pytest.mark.slow),
         ("vit", (2, 1, 1, 2), 1),
     ],
 )

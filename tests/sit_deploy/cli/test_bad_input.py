@@ -375,7 +375,7 @@ def test_ctrl_c_while_exporting(cli: CommandLine) -> None:
     interrupt(cli, program, "onnxruntime")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_interrupted_while_the_engine_builds(name: str, cli: CommandLine, nano_fp32: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
     graph = GRAPH_MADE.format(graph=str(nano_fp32 / "model.onnx"))

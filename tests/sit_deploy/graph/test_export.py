@@ -235,6 +235,7 @@ def test_computes_what_pytorch_does(graph: onnx.ModelProto, small: SiT) -> None:
         assert relative_error(logits, to_deploy_form(small)(pixels)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_fixed_batch_is_fixed(export: Callable[[int], onnx.ModelProto], small: SiT) -> None:
     with pytest.raises(Exception, match="Got: 2 Expected: 3"):
         run(export(17), images(small, batch=2))

@@ -145,6 +145,7 @@ def test_tensorrt_bundle(nano_rtx: Path) -> None:
     assert onnx.TensorProto.FLOAT16 in types
 
 
+@pytest.mark.slow
 def test_auto_says_why(request_here: BuildRequest, quick_graph: GraphMade) -> None:
     chosen, why = engines.select("auto")
     made = build(replace(request_here, engine="auto"))

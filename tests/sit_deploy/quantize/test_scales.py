@@ -14,6 +14,7 @@ from sit_deploy.quantize.scales import choose_scales, smoothed_graph
 from tests.sit_deploy.conftest import Digits
 
 
+@pytest.mark.slow
 def test_smoothing_leaves_the_logits_as_they_are(
     digits: Digits, calibration: Calibration, stream: ImageStream
 ) -> None:

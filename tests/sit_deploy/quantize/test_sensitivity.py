@@ -11,6 +11,7 @@ from tests.helpers.graphs import sqnr_db
 from tests.sit_deploy.conftest import Digits
 
 
+@pytest.mark.slow
 def test_sensitivity_is_of_each_layer_alone(
     quantizer: Quantizer, stream: ImageStream, digits: Digits
 ) -> None:
