@@ -1,8 +1,9 @@
-"""NVIDIA ModelOpt's `modelopt.onnx.quantization.quantize` in int8.
+"""NVIDIA ModelOpt's `modelopt.onnx.quantization.quantize` in int8, or in FP8.
 
     python modelopt_onnx.py JOB.json ANSWER.json
 
-Methods: max, entropy on the layers asked for, the rest FP32; "default": its own choice of layers and method, the rest FP16.
+Methods: max, entropy on the layers asked for, the rest FP32; "default": its own choice of layers and method, the rest FP16; "fp8": the
+same in FP8.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from modelopt.onnx.quantization import quantize
 def main() -> None:
     job = read()
     choice = {}
-    if job.method != "default":
+    if job.method not in ("default", "fp8"):
         choice = {
             "calibration_method": job.method,
             "op_types_to_quantize": ["Conv", "MatMul", "Gemm"],
@@ -29,7 +30,7 @@ def main() -> None:
     with answer(["nvidia-modelopt", "onnxruntime-gpu", "onnx"]):
         quantize(
             str(job.graph),
-            quantize_mode="int8",
+            quantize_mode="fp8" if job.method == "fp8" else "int8",
             calibration_data=job.images,
             calibration_eps=["cpu"],
             output_path=str(job.output),

@@ -70,8 +70,12 @@ def command(
     from sit_deploy.graph.lint import lint
 
     bundle = load_bundle(target) if target.is_dir() else None
-    if gpu is not None and (bundle or not list_kernels):
-        raise InputError("--target is for the kernels of an ONNX file; pass --kernels and the file with it")
+    if gpu is not None and bundle:
+        raise InputError(
+            f"--target is for the kernels of an ONNX file; leave it out, or pass {target}/model.onnx"
+        )
+    if gpu is not None and not list_kernels:
+        raise InputError("--target is for the kernels of an ONNX file; pass --kernels with it")
     graph = _read(bundle.model_path if bundle else target)
     layers = quantized_layers(graph, _reported(bundle))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
@@ -83,8 +87,9 @@ def command(
     rows, details = _kernels(bundle, target, graph, gpu) if list_kernels else ((), None)
     details = bundle.manifest.engine.details if bundle else details or {}
     census = census_text(details)
-    products = eight_bit_products(details) if bundle else None
-    kernels = kernels_note(products, bundle.manifest.precision) if bundle and products else None
+    products = eight_bit_products(details)
+    low = next((row["precision"] for row in layers if row["precision"] != "high"), "8 bits")
+    kernels = kernels_note(products, low) if products else None
     if as_json:
         rows_of_findings = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
         prepared = (

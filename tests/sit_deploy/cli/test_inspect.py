@@ -122,9 +122,11 @@ def test_kernels_that_are_not_known(
         f"{nano_fp32} has no list of its engine's kernels: only TensorRT-RTX's builder tells them; pass "
         f"{nano_fp32}/model.onnx, and it is built with that"
     )
-    for words in ([nano_rtx, "--kernels"], [nano_rtx / "model.onnx"]):
-        message = cli.refuses("inspect", *words, "--target", "sm89")
-        assert message == "--target is for the kernels of an ONNX file; pass --kernels and the file with it"
+    only = "--target is for the kernels of an ONNX file; "
+    words = ("inspect", nano_rtx, "--kernels", "--target", "sm89")
+    assert cli.refuses(*words) == f"{only}leave it out, or pass {nano_rtx}/model.onnx"
+    words = ("inspect", nano_rtx / "model.onnx", "--target", "sm89")
+    assert cli.refuses(*words) == f"{only}pass --kernels with it"
     assert "unknown compute capability 'sm1'" in cli.refuses(
         "inspect", nano_rtx / "model.onnx", "--kernels", "--target", "sm1"
     )

@@ -1,0 +1,197 @@
+"""What TensorRT-RTX's builder makes of graphs of one model, ours and those of others: kernels, types of products, attention. No GPU needed.
+
+    python benchmarks/kernel_census.py WORK --model sit_s [--target sm89] [--write-docs]
+
+Ours are the graphs of `sit-deploy build` with default layers. The others start from what PyTorch's exporter makes of the same model, as it is
+or in FP16: as it is, or quantized by ONNX Runtime's `quantize_static` (the Linear and Conv layers, or a choice of its own) or by NVIDIA
+ModelOpt (a choice of its own, the rest in FP16). Weights are random (seed 0): they play no part in which kernels there are. Each peer lives in
+an environment of its own, as in quantization_peers.py. All are listed by `sit-deploy inspect --kernels`. A graph that is in WORK is taken as
+it is; a graph that is refused is a row, with the reason. Figures go to benchmarks/results/kernel_census.json, the table to standard output.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.documents import write_between  # noqa: E402
+from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
+from sit_deploy.data.synthetic import synthetic_images  # noqa: E402
+from sit_deploy.models import create_model, get_config  # noqa: E402
+from sit_deploy.preprocessing import Preprocessing  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "kernel_census.json"
+CALIBRATION_IMAGES = 16
+OURS = "sit-deploy"
+# (graph, who made it, how, title)
+ROWS = (
+    ("plain-fp32", "PyTorch", "fp32", "PyTorch's export, FP32"),
+    ("plain-fp16", "PyTorch", "fp16", "PyTorch's export, FP16"),
+    ("ours-fp32", OURS, "fp32", "**sit-deploy**, FP32"),
+    ("ours-fp16", OURS, "fp16", "**sit-deploy**, FP16"),
+    ("ours-int8", OURS, "int8", "**sit-deploy**, INT8"),
+    ("ours-fp8", OURS, "fp8", "**sit-deploy**, FP8"),
+    ("ort-layers", "onnxruntime", "minmax", "ONNX Runtime, INT8, Linear and Conv"),
+    ("ort-default", "onnxruntime", "default", "ONNX Runtime, INT8, its own choice"),
+    ("modelopt-int8", "modelopt", "default", "ModelOpt, INT8, its own choice"),
+    ("modelopt-fp8", "modelopt", "fp8", "ModelOpt, FP8, its own choice"),
+)
+SCRIPTS = {"onnxruntime": "onnxruntime_static.py", "modelopt": "modelopt_onnx.py"}
+LAYER_TYPES = ("Conv", "MatMul", "Gemm")
+
+
+def plain_export(name: str, half: bool, path: Path) -> None:
+    """Export the model as PyTorch has it, without a deploy form."""
+    import torch
+
+    torch.manual_seed(0)
+    model = create_model(get_config(name)).eval()
+    images = torch.zeros(1, 3, *size_of(name))
+    if half:
+        model, images = model.half(), images.half()
+    program = torch.onnx.export(
+        model, (images,), dynamo=True, opset_version=20, input_names=["images"], output_names=["logits"],
+        optimize=True, verbose=False,
+    )  # fmt: skip
+    program.save(path)
+
+
+def size_of(name: str) -> tuple[int, int]:
+    config = get_config(name)
+    return (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+
+
+def pictures(work: Path, name: str) -> tuple[Path, Path]:
+    """Write calibration images, as files and preprocessed; return both places."""
+    folder, array = work / "pictures", work / f"pictures-{name}.npy"
+    folder.mkdir(exist_ok=True)
+    images = synthetic_images(CALIBRATION_IMAGES, size=(256, 256))
+    for number, image in enumerate(images):
+        image.save(folder / f"{number:03}.png")
+    prepare = Preprocessing.for_model(size_of(name)[0])
+    np.save(array, np.stack([prepare(image) for image in images]))
+    return folder, array
+
+
+def ours(name: str, precision: str, images: Path, target: str, path: Path) -> None:
+    """Build a bundle, and take its graph."""
+    bundle = path.with_suffix("")
+    words = ["--calib-data", str(images), "--calib-method", "minmax"] if precision in ("int8", "fp8") else []
+    run([
+        sys.executable, "-m", "sit_deploy", "build", "--model", name, "--precision", precision, "--engine", "tensorrt-rtx",
+        "--target", target, *words, "--force", "-o", str(bundle),
+    ])  # fmt: skip
+    path.write_bytes((bundle / "model.onnx").read_bytes())
+
+
+def peer(who: str, method: str, graph: Path, images: Path, python: Path, path: Path) -> None:
+    """Have a peer quantize a graph in its own environment."""
+    constants = {tensor.name for tensor in onnx.load(graph).graph.initializer}
+    layers = [
+        n.name for n in onnx.load(graph).graph.node if n.op_type in LAYER_TYPES and n.input[1] in constants
+    ]
+    job, answer = path.with_suffix(".job.json"), path.with_suffix(".answer.json")
+    asked = {
+        "graph": str(graph),
+        "output": str(path),
+        "method": method,
+        "layers": layers,
+        "images": str(images),
+    }
+    job.write_text(json.dumps(asked), encoding="utf-8")
+    run([str(python), str(PEERS / SCRIPTS[who]), str(job), str(answer)])
+
+
+def count(path: Path, target: str) -> dict[str, Any]:
+    """Return the census of a graph; what the lint finds in graphs of others is no matter here."""
+    words = ["inspect", str(path), "--kernels", "--target", target, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sit_deploy", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    if not done.stdout:
+        return {"error": done.stderr.strip().splitlines()[-1].removeprefix("Error: ")}
+    return json.loads(done.stdout)["census"]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| graph | kernels | products in 8 bits | in FP16 | in FP32 | attention in one kernel | weights widened at every run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        census = row["census"]
+        if "error" in census:
+            lines.append(f"| {row['title']} | {census['error']} | | | | | |")
+            continue
+        products = census["products"]
+        low = products.get("int8", 0) + products.get("float8_e4m3fn", 0)
+        fused = f"{census['attention']} of {census['attentions']}"
+        cells = (
+            census["kernels"],
+            low,
+            products.get("float16", 0),
+            products.get("float32", 0),
+            fused,
+            len(census["widened"]),
+        )
+        lines.append(f"| {row['title']} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--model", "name", default="sit_s", show_default=True)
+@click.option("--target", default="sm89", show_default=True)
+@click.option("--only", multiple=True, help="A graph of the list; may repeat.")
+@click.option("--write-docs", is_flag=True, help="Put the table into docs/gpu.md.")
+def main(work: Path, name: str, target: str, only: tuple[str, ...], write_docs: bool) -> None:
+    work = work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    folder, array = pictures(work, name)
+    rows = []
+    for graph, who, how, title in ROWS:
+        if only and graph not in only:
+            continue
+        path = work / f"{name}-{graph}.onnx"
+        try:
+            if not path.exists():
+                if who == "PyTorch":
+                    plain_export(name, how == "fp16", path)
+                elif who == OURS:
+                    ours(name, how, folder, target, path)
+                else:
+                    python = Path(sys.executable) if who == "onnxruntime" else environment(who, work)
+                    peer(who, how, work / f"{name}-plain-fp32.onnx", array, python, path)
+            census = count(path, target)
+        except RuntimeError as error:
+            path.unlink(missing_ok=True)
+            census = {"error": str(error)}
+        if "error" in census:
+            census["error"] = census["error"].replace(f"{work}/", "")
+        rows.append({"graph": graph, "by": who, "title": title, "census": census})
+        click.echo(f"{title}: {census}", err=True)
+    click.echo(table(rows))
+    if not only:
+        result = {
+            "date": datetime.date.today().isoformat(), "model": name, "target": target,
+            "versions": {p: version(p) for p in ("tensorrt-rtx", "torch", "onnx", "onnxruntime")}, "rows": rows,
+        }  # fmt: skip
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if write_docs:
+        write_between("gpu.md", "kernel-census", table(rows))
+
+
+if __name__ == "__main__":
+    main()
