@@ -41,7 +41,11 @@ def _is_split(graph: GraphEditor, node: NodeProto) -> bool:
 def _share(graph: GraphEditor, node: NodeProto) -> bool:
     """Move the scales of a product's weight behind it; False where it has none of its channels' own."""
     dequantize = graph.producer(node.input[1])
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+    if (
+        dequantize is None
+        or dequantize.op_type != "DequantizeLinear"
+        or len(graph.readers(node.input[1])) > 1
+    ):
         return False
     codes, scale, zero_point = dequantize.input
     if not (

@@ -93,6 +93,11 @@ def product_types(model: onnx.ModelProto) -> dict[str, str]:
     return types_of
 
 
+def product_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The products (MatMul, Gemm, Conv) of a graph."""
+    return tuple(node.name for node in model.graph.node if node.op_type in _PRODUCTS)
+
+
 def attention_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     """The Softmax nodes of a graph that are attention's: between two products of activations, of which one is scores.
 

@@ -16,6 +16,7 @@ from engines.graph_file import (
     attention_nodes,
     input_specs,
     output_specs,
+    product_nodes,
     product_types,
     read_model,
     tensor_types,
@@ -39,6 +40,7 @@ class OnnxGraph:
         inputs, outputs: of the graph.
         types: of all its tensors, by numpy's names.
         products: the type of each product by ONNX node, to be held to the engine's kernels.
+        multiplies: all its products.
         attention: its Softmax nodes that are attention's, likewise.
     """
 
@@ -47,6 +49,7 @@ class OnnxGraph:
     outputs: tuple[TensorSpec, ...]
     types: set[str]
     products: dict[str, str]
+    multiplies: tuple[str, ...]
     attention: tuple[str, ...]
 
 
@@ -66,6 +69,7 @@ def read_graph(path: Path, flavour: Flavour) -> OnnxGraph:
         output_specs(model),
         types,
         products=product_types(model) if asked and types.intersection(EIGHT_BIT_TYPES) else {},
+        multiplies=product_nodes(model) if asked else (),
         attention=attention_nodes(model) if asked else (),
     )
 
@@ -115,7 +119,9 @@ def build_plan(
     if plan is None:
         _refuse(f"{title} cannot build {graph.path}", builder_problems(messages))
 
-    kernels = read_kernels(messages.kernels) if not library.flavour.needs_gpu_to_build else ()
+    kernels = (
+        read_kernels(messages.kernels, graph.multiplies) if not library.flavour.needs_gpu_to_build else ()
+    )
     low, census = products(kernels, graph.products), take_census(kernels, graph.attention)
     details: dict[str, Any] = {
         "layers": network.num_layers,

@@ -9,10 +9,11 @@ Where a line cannot be read so, nothing is said of it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -25,9 +26,11 @@ _KERNEL = re.compile(
 )
 _TENSOR = re.compile(r"\bDimensions: \[(?P<shape>[\d, -]*)\][^}]*?\bDatatype: (?P<dtype>\w+)")
 _CONSTANTS = "Constants: ["
-_ATTENTION = (
-    "_mha"  # in the name of a kernel that computes both products of attention and the softmax between
-)
+# the name of a kernel that computes both products of attention and the softmax between
+_ATTENTION = re.compile(r"_gem[mv]_mha")
+_PRODUCT = re.compile(r"_gem[mv]_")
+# kinds whose kernels multiply; what the builder writes itself (kgen) multiplies where its name says so, or where it alone has a product
+_MULTIPLY = ("gemm", "gemv", "correlation", "runtime_fusion")
 
 
 class Role(str, Enum):
@@ -66,7 +69,8 @@ class Kernel:
         kind: the builder's: gemm, runtime_fusion, kgen ...
         reads: inputs, then constants.
         writes: outputs.
-        nodes: of the ONNX graph, that it has a part in.
+        nodes: of the ONNX graph, that it has a part in; none of a kernel that only moves what the engine is given.
+        role: what it is for.
     """
 
     name: str
@@ -74,20 +78,7 @@ class Kernel:
     reads: tuple[Operand, ...]
     writes: tuple[Operand, ...]
     nodes: tuple[str, ...]
-
-    @property
-    def role(self) -> Role:
-        """What it is for, as far as its name, its kind and its types tell."""
-        if _ATTENTION in self.name:
-            return Role.ATTENTION
-        # code that the builder makes itself works element by element, but for what it calls a product
-        if self.kind != "kgen" or "gemm" in self.name or "gemv" in self.name:
-            return Role.PRODUCT
-        low = any(operand.constant and operand.dtype in EIGHT_BIT_TYPES for operand in self.reads)
-        inputs = any(not operand.constant for operand in self.reads)
-        if low and not inputs and not any(operand.dtype in EIGHT_BIT_TYPES for operand in self.writes):
-            return Role.WIDENING
-        return Role.OTHER
+    role: Role = Role.OTHER
 
     @property
     def multiplies(self) -> bool:
@@ -102,8 +93,11 @@ class Kernel:
     @property
     def computes_in(self) -> str:
         """The type of its operands: one of 8 bits only where both are."""
-        wide = [operand.dtype for operand in self.reads if operand.dtype not in EIGHT_BIT_TYPES]
-        return self.reads[0].dtype if self.low_operands >= 2 or not wide else wide[0]
+        if self.low_operands >= 2:
+            return self.reads[0].dtype
+        wide = [operand for operand in self.reads if operand.dtype not in EIGHT_BIT_TYPES] or self.reads
+        # the factors are the largest; a bias or a norm that the kernel takes along may be of another type
+        return max(wide, key=lambda operand: math.prod(operand.shape)).dtype if wide else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -121,13 +115,15 @@ class Census:
     Attributes:
         kernels: in all.
         products: those that multiply, attention's left out, by the type that they compute in; "" for one that is not known.
+        attention_kernels: kernels that compute attention whole.
         attention: how many of the graph's attentions are one kernel each.
-        attentions: that the graph has.
+        attentions: that the graph is known to have.
         widened: ONNX nodes whose weights are widened from 8 bits by a kernel of its own, at every run.
     """
 
     kernels: int
     products: Mapping[str, int]
+    attention_kernels: int
     attention: int
     attentions: int
     widened: tuple[str, ...]
@@ -170,13 +166,23 @@ def is_kernel(line: str) -> bool:
     return line.startswith("Name: ") and ", LayerType: " in line
 
 
-def read_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
-    """Read the kernels of an engine; lines that do not tell of one are left out.
+def read_kernels(lines: Iterable[str], products: Collection[str] = ()) -> tuple[Kernel, ...]:
+    """Read the kernels of an engine; none where one line cannot be read, since a count without it would be wrong.
 
     Args:
         lines: of the builder's log, those of `is_kernel`.
+        products: the graph's products (MatMul, Gemm, Conv), by node: one that no kernel of a kind that multiplies has is computed by
+            the first that names it.
     """
-    return tuple(kernel for line in lines if (kernel := _read(line)))
+    kernels = [_read(line) for line in lines]
+    if None in kernels:
+        return ()
+    multiplied = {node for kernel in kernels if kernel.multiplies for node in kernel.nodes}
+    for node in products:
+        place = next((i for i, kernel in enumerate(kernels) if node in kernel.nodes), None)
+        if place is not None and node not in multiplied:
+            kernels[place] = replace(kernels[place], role=Role.PRODUCT)
+    return tuple(kernels)
 
 
 def take_census(kernels: Sequence[Kernel], attention: Collection[str]) -> Census | None:
@@ -191,10 +197,11 @@ def take_census(kernels: Sequence[Kernel], attention: Collection[str]) -> Census
     products = [kernel for kernel in kernels if kernel.role is Role.PRODUCT]
     types = Counter(kernel.computes_in for kernel in products)
     fused = {node for kernel in kernels if kernel.role is Role.ATTENTION for node in kernel.nodes}
-    widened = [kernel.nodes[-1] for kernel in kernels if kernel.role is Role.WIDENING]
+    widened = [kernel.nodes[-1] for kernel in kernels if kernel.role is Role.WIDENING and kernel.nodes]
     return Census(
         kernels=len(kernels),
         products=dict(sorted(types.items())),
+        attention_kernels=sum(kernel.role is Role.ATTENTION for kernel in kernels),
         attention=len(fused.intersection(attention)),
         attentions=len(attention),
         widened=tuple(dict.fromkeys(widened)),
@@ -229,10 +236,25 @@ def _read(line: str) -> Kernel | None:
         return None
     inputs, _, constants = match["operands"].partition(_CONSTANTS)
     reads = (*_operands(inputs), *_operands(constants, constant=True))
-    nodes = tuple(dict.fromkeys(node_names(line)))
-    if not any(operand.dtype for operand in reads) or not nodes:
+    if not reads and "{" in match["operands"]:
         return None
-    return Kernel(match["name"], match["kind"], reads, tuple(_operands(match["results"])), nodes)
+    nodes = tuple(dict.fromkeys(node_names(line)))
+    kernel = Kernel(match["name"], match["kind"], reads, tuple(_operands(match["results"])), nodes)
+    return replace(kernel, role=_role(kernel))
+
+
+def _role(kernel: Kernel) -> Role:
+    """What a kernel is for, as far as its name, its kind and its types tell."""
+    own = kernel.kind == "kgen"
+    if own and _ATTENTION.match(kernel.name):
+        return Role.ATTENTION
+    if kernel.kind in _MULTIPLY or (own and _PRODUCT.match(kernel.name)):
+        return Role.PRODUCT
+    low = any(operand.constant and operand.dtype in EIGHT_BIT_TYPES for operand in kernel.reads)
+    inputs = any(not operand.constant for operand in kernel.reads)
+    if low and not inputs and not any(operand.dtype in EIGHT_BIT_TYPES for operand in kernel.writes):
+        return Role.WIDENING
+    return Role.OTHER
 
 
 def _operands(text: str, *, constant: bool = False) -> list[Operand]:

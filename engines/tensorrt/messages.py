@@ -16,6 +16,8 @@ _PREFIX = re.compile(r"^\[[\w.:]+(?:: \w+)?\]\s*")
 # Without a driver the library mentions it at every turn; it has no part in what went wrong.
 _NO_DRIVER = "cudaError"
 
+_LISTING = ("Layers:", "Engine Layer Information:")
+
 # of warnings and of notes each: an engine may serve for months
 _KEPT = 1000
 
@@ -62,7 +64,7 @@ def make_logger(trt: ModuleType, messages: Messages) -> Any:
             elif level == severity.INFO:
                 messages.notes.append(text)
                 del messages.notes[:-_KEPT]
-            elif level == severity.VERBOSE and ", LayerType: " in text:  # one text has all of them
+            elif level == severity.VERBOSE and text.startswith(_LISTING):  # one text has all of them
                 messages.kernels += filter(is_kernel, text.splitlines())
 
     return Collector()

@@ -144,7 +144,7 @@ def show(report: BuildReport, bundle: Bundle) -> None:
     show_graph(screen, report)
     say(screen, f"Engine: {literal(report.engine.why)}")
     if census := census_text(report.engine.details):
-        say(screen, f"Kernels: {census}")
+        say(screen, f"Kernels: {literal(census)}")
     if report.quantization:
         show_quantization(screen, report.quantization, report.precision)
         if kernels := report.engine.details.get("int8"):

@@ -123,7 +123,7 @@ def command(
         if rows:
             _show_kernels(rows)
         if census:
-            say(screen, f"Engine: {census}")
+            say(screen, f"Engine: {literal(census)}")
         if kernels and products:
             head = "Engine:" if products.all_kept else "[bold yellow]Engine:[/]"
             say(screen, f"{head} {literal(kernels)}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines.tensorrt.kernels import Role
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.schema import decode
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 KERNELS = "kernels.json"
 KIND = "tensorrt-rtx"  # whose builder names them with no GPU
 _SCHEMA = 1
+_PLAIN_NAME = re.compile(
+    r"[\w./:+-]{1,500}"
+)  # of a node, in a log that puts others between brackets and commas
 
 
 @dataclass(frozen=True)
@@ -63,22 +69,28 @@ def kernels_of_bundle(bundle: Bundle) -> tuple[KernelRow, ...]:
     Raises:
         InputError: it has no list of them, or one that cannot be read.
     """
-    path = bundle.path / KERNELS
+    path, details = bundle.path / KERNELS, bundle.manifest.engine.details
     if KERNELS not in bundle.manifest.files:
-        kind = bundle.manifest.engine.kind
-        raise InputError(
-            f"{bundle.path} has no list of its engine's kernels: "
-            + (
-                "its builder did not tell them; build it again with --profiling detailed"
-                if kind == KIND
-                else f"only TensorRT-RTX's builder tells them; pass {bundle.path}/model.onnx, and it is built with that"
-            )
-        )
+        raise InputError(f"{bundle.path} has no list of its engine's kernels: {_why_none(bundle)}")
     again = "build the bundle again"
     content = decode(path, _File, again)
     if content.schema != _SCHEMA:
         raise InputError(f"{path} has schema {content.schema}, which this version does not know; {again}")
+    census = details.get("kernels")
+    count = census.get("kernels") if isinstance(census, dict) else None
+    roles = {role.value for role in Role}
+    if count != len(content.kernels) or any(row.role not in roles for row in content.kernels):
+        raise InputError(f"{path} is not the list of the kernels that the manifest counts; {again}")
     return content.kernels
+
+
+def _why_none(bundle: Bundle) -> str:
+    engine = bundle.manifest.engine
+    if engine.kind != KIND:
+        return f"only TensorRT-RTX's builder tells them; pass {bundle.path}/model.onnx, and it is built with that"
+    if engine.details.get("profiling") == "detailed":
+        return "it was built by an older version, or the builder's log had a form that is not known; build it again"
+    return "its builder did not tell them; build it again with --profiling detailed"
 
 
 def kernels_of_graph(
@@ -96,7 +108,8 @@ def kernels_of_graph(
         InputError: its builder does not tell its kernels.
     """
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
-        info = engines.get(KIND).build(path, Path(folder) / "engine.plan", options, progress)
+        source = _readable(path, Path(folder))
+        info = engines.get(KIND).build(source, Path(folder) / "engine.plan", options, progress)
     if not info.kernels:
         raise InputError(
             f"TensorRT-RTX {info.version} built {path} and did not tell its kernels in a form that is known"
@@ -105,3 +118,26 @@ def kernels_of_graph(
         KernelRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
         for row in info.kernels
     ), info.details
+
+
+def _readable(path: Path, folder: Path) -> Path:
+    """Return the file, or a copy whose nodes have names that can be told apart in a log, where its own cannot be."""
+    import onnx
+
+    from engines.graph_file import read_model
+
+    model = read_model(path)
+    names = Counter(node.name for node in model.graph.node)
+    if all(count == 1 and _PLAIN_NAME.fullmatch(name) for name, count in names.items()):
+        return path
+    model = read_model(path, weights=True)
+    taken = set(names)
+    for number, node in enumerate(model.graph.node):
+        if names[node.name] > 1 or not _PLAIN_NAME.fullmatch(node.name):
+            node.name = f"{node.op_type}_{number}"
+            while node.name in taken:
+                node.name += "_"
+            taken.add(node.name)
+    copy = folder / "model.onnx"
+    onnx.save(model, copy, save_as_external_data=True, location="model.data")
+    return copy

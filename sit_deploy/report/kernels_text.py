@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engines.tensorrt.kernels import Census, Products
+from sit_deploy.errors import InputError
 from sit_deploy.schema import check
 from sit_deploy.text import printable
 
@@ -38,9 +39,18 @@ def census_text(details: Mapping[str, Any]) -> str | None:
     if not (fields := details.get("kernels")):
         return None
     census = check(fields, Census, "kernels of the engine", _AGAIN)
+    counts = (census.kernels, census.attention_kernels, census.attention, *census.products.values())
+    if (
+        min(counts) < 0
+        or census.attention > census.attentions
+        or sum(census.products.values()) > census.kernels
+    ):
+        raise InputError(f"kernels of the engine: counts that no engine has; {_AGAIN}")
     parts = [f"{census.kernels} kernels by its builder's log"]
     if census.attentions:
         parts.append(f"attention in one kernel in {census.attention} of {census.attentions} places")
+    elif census.attention_kernels:
+        parts.append(f"{census.attention_kernels} of them attention")
     if census.products:
         counts = [
             f"{count} in {printable(kind) or 'an unknown type'}" for kind, count in census.products.items()

@@ -113,6 +113,15 @@ def test_others_are_left_alone(nodes: str, outputs: str) -> None:
     assert share_split_scales(model) is model
 
 
+def test_a_weight_that_two_products_read() -> None:
+    halves = "<axis = 1, num_outputs = 2>"
+    model = graph(
+        f"[one] p = MatMul (d, w) l, r = Split {halves} (p) [two] y = MatMul (d, w)",
+        f"float[1,2] y, {HALVES}",
+    )
+    assert share_split_scales(model) is model
+
+
 def test_dead_channels(values: Sequence[float] = (2.0**-24, 1.0)) -> None:
     """The least scale that there is beside one of weights."""
     model = graph("[fc] p = MatMul (d, w) l, r = Split <axis = 1, num_outputs = 2> (p)")

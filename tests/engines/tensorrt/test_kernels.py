@@ -68,10 +68,37 @@ def test_what_a_kernel_is() -> None:
     assert (str(scalar), str(Operand("", (2, 3)))) == ("float32[]", "?[2,3]")
 
 
+MOVE = line("__myl_Move_0", "kgen", ["Float"], [], "Float")
+OWN = line("__myl_ReshMulSum_1", "kgen", ["Half"], ["Half"], "Half", "head", "head/bias")
+
+
+def test_what_others_name_products_or_attention() -> None:
+    """Names of ONNX nodes are in kernels' names; kinds that do not multiply; kernels that cover no node."""
+    pool = line("a/pool_myl0_2", "maxpool", ["Half"], [], "Half", "a/pool")
+    gemm = line("self_mha/qkv_myl0_3", "gemm", ["Half"], ["Half"], "Half", "self_mha/qkv")
+    kernels = read_kernels(
+        [MOVE, pool, gemm, "Name: shape_call, LayerType: shape_call, Outputs: [], Metadata: "]
+    )
+    assert [kernel.role for kernel in kernels] == [Role.OTHER, Role.OTHER, Role.PRODUCT, Role.OTHER]
+    assert kernels[0].nodes == kernels[3].reads == ()
+
+
+def test_a_product_that_the_builder_writes_itself() -> None:
+    """One token's: no library multiplies it. Where one does, what adds a bias is none."""
+    for asked, role in ((("head",), Role.PRODUCT), ((), Role.OTHER)):
+        assert read_kernels([OWN], asked)[0].role is role
+    roles = [kernel.role for kernel in read_kernels([*LINES, OWN], (*ASKED, "nowhere"))]
+    assert roles == [kernel.role for kernel in read_kernels(LINES)] + [Role.PRODUCT]
+
+
+def test_a_line_that_cannot_be_read_leaves_no_count() -> None:
+    assert read_kernels([*LINES, "Name: a, LayerType: gemm"]) == ()
+
+
 def test_the_census() -> None:
     census = take_census(read_kernels(LINES), ("a/softmax", "b/softmax"))
     assert census is not None and census.to_dict() == {
-        "kernels": 6, "products": {"float16": 1, "float8_e4m3fn": 1, "int8": 1}, "attention": 1, "attentions": 2,
+        "kernels": 6, "products": {"float16": 1, "float8_e4m3fn": 1, "int8": 1}, "attention_kernels": 1, "attention": 1, "attentions": 2,
         "widened": ["a/qkv"],
     }  # fmt: skip
     assert take_census(read_kernels(["a/proj: 0.1 ms"]), ("a/softmax",)) is None

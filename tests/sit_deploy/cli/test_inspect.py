@@ -133,13 +133,49 @@ def test_kernels_that_are_not_known(
     older = copy_of(nano_rtx)
     (older / "kernels.json").unlink()
     seal_again(older)
-    assert "its builder did not tell them; build it again with --profiling detailed" in cli.refuses(
-        "inspect", older, "--kernels"
+    assert (
+        "it was built by an older version, or the builder's log had a form that is not known; build it again"
+        in (cli.refuses("inspect", older, "--kernels"))
     )
 
 
+@pytest.mark.slow
+def test_names_that_a_log_cannot_tell_apart(tmp_path: Path, cli: CommandLine) -> None:
+    """Brackets, line breaks, none, the same twice, and one that looks like a line of the log."""
+    forged = (
+        "a\nName: x, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [1], Datatype: Int8 }], Outputs: []"
+    )
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 20]> g (float16[1,3,197,64] q, float16[1,3,64,197] k, float16[1,3,197,64] v) => (float16[1,3,197,64] y)
+        { a = Relu (q) b = Relu (k) c = Relu (v) s = MatMul (a, b) p = Softmax <axis = -1> (s) m = MatMul (p, c) y = Relu (m) }"""
+    )
+    odd = (
+        ["a[0]", "soft[0]max", "]", "[/red]"],
+        [""] * 4,
+        ["same"] * 4,
+        [forged, "self_mha/q", "b\u2028c", "d"],
+    )
+    counts = []
+    for names in odd:
+        for node, name in zip(model.graph.node[3:], names, strict=True):
+            node.name = name
+        onnx.save(model, tmp_path / "names.onnx")
+        before = (tmp_path / "names.onnx").read_bytes()
+        words = ("inspect", "names.onnx", "--kernels", "--target", "sm89", "--json")
+        counts.append(cli(*words, status=None).json()["census"])
+        assert (tmp_path / "names.onnx").read_bytes() == before
+    assert counts == counts[:1] * len(odd) and counts[0]["attentions"] == 1
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[1]", '{"schema": 2, "kernels": []}', '{"schema": 1, "kernels": [{"role": 3}]}']
+    "content",
+    [
+        "",
+        "[1]",
+        '{"schema": 2, "kernels": []}',
+        '{"schema": 1, "kernels": [{"role": 3}]}',
+        '{"schema": 1, "kernels": []}',
+    ],
 )
 def test_a_list_of_kernels_that_is_none(
     content: str, nano_rtx: Path, copy_of: Callable[[Path], Path], cli: CommandLine

@@ -34,7 +34,14 @@ def test_engines_that_are_not_asked() -> None:
         assert eight_bit_products(none) is None
 
 
-CENSUS = {"kernels": 137, "products": {"float16": 60}, "attention": 16, "attentions": 16, "widened": []}
+CENSUS = {
+    "kernels": 137,
+    "products": {"float16": 60},
+    "attention_kernels": 16,
+    "attention": 16,
+    "attentions": 16,
+    "widened": [],
+}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ CENSUS = {"kernels": 137, "products": {"float16": 60}, "attention": 16, "attenti
         ({}, "137 kernels by its builder's log; attention in one kernel in 16 of 16 places; products: 60 in float16"),
         (
             {"products": {"": 1, "int8": 5}, "widened": ["a/qkv", "b/qkv"], "attentions": 0, "attention": 0},
-            "137 kernels by its builder's log; products: 1 in an unknown type, 5 in int8; 2 weights widened from 8 bits at "
+            "137 kernels by its builder's log; 16 of them attention; products: 1 in an unknown type, 5 in int8; 2 weights widened from 8 bits at "
             "every run",
         ),
     ],
@@ -54,7 +61,16 @@ def test_the_census(more: dict, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernels", [5, [1], {"kernels": 3}, CENSUS | {"products": [1]}, CENSUS | {"kernels": "3"}]
+    "kernels",
+    [
+        5,
+        [1],
+        {"kernels": 3},
+        CENSUS | {"products": [1]},
+        CENSUS | {"kernels": "3"},
+        CENSUS | {"kernels": -1},
+        CENSUS | {"attention": 17},
+    ],
 )
 def test_a_manifest_that_says_something_else(kernels: object) -> None:
     with pytest.raises(InputError, match=r"^kernels of the engine: .*; build the bundle again$"):
