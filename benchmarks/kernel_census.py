@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
-from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
+from benchmarks.peer_environments import environment, linear_and_conv, quantize, run  # noqa: E402
 from sit_deploy.data.synthetic import synthetic_images  # noqa: E402
 from sit_deploy.models import create_model, get_config  # noqa: E402
 from sit_deploy.preprocessing import Preprocessing  # noqa: E402
@@ -48,8 +48,6 @@ ROWS = (
     ("modelopt-int8", "modelopt", "default", "ModelOpt, INT8, its own choice"),
     ("modelopt-fp8", "modelopt", "fp8", "ModelOpt, FP8, its own choice"),
 )
-SCRIPTS = {"onnxruntime": "onnxruntime_static.py", "modelopt": "modelopt_onnx.py"}
-LAYER_TYPES = ("Conv", "MatMul", "Gemm")
 
 
 def plain_export(name: str, half: bool, path: Path) -> None:
@@ -58,7 +56,7 @@ def plain_export(name: str, half: bool, path: Path) -> None:
 
     torch.manual_seed(0)
     model = create_model(get_config(name)).eval()
-    images = torch.zeros(1, 3, *size_of(name))
+    images = torch.zeros(1, 3, *(get_config(name).image_size,) * 2)
     if half:
         model, images = model.half(), images.half()
     program = torch.onnx.export(
@@ -68,11 +66,6 @@ def plain_export(name: str, half: bool, path: Path) -> None:
     program.save(path)
 
 
-def size_of(name: str) -> tuple[int, int]:
-    config = get_config(name)
-    return (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
-
-
 def pictures(work: Path, name: str) -> tuple[Path, Path]:
     """Write calibration images, as files and preprocessed; return both places."""
     folder, array = work / "pictures", work / f"pictures-{name}.npy"
@@ -80,7 +73,7 @@ def pictures(work: Path, name: str) -> tuple[Path, Path]:
     images = synthetic_images(CALIBRATION_IMAGES, size=(256, 256))
     for number, image in enumerate(images):
         image.save(folder / f"{number:03}.png")
-    prepare = Preprocessing.for_model(size_of(name)[0])
+    prepare = Preprocessing.for_model(get_config(name).image_size)
     np.save(array, np.stack([prepare(image) for image in images]))
     return folder, array
 
@@ -94,24 +87,6 @@ def ours(name: str, precision: str, images: Path, target: str, path: Path) -> No
         "--target", target, *words, "--force", "-o", str(bundle),
     ])  # fmt: skip
     path.write_bytes((bundle / "model.onnx").read_bytes())
-
-
-def peer(who: str, method: str, graph: Path, images: Path, python: Path, path: Path) -> None:
-    """Have a peer quantize a graph in its own environment."""
-    constants = {tensor.name for tensor in onnx.load(graph).graph.initializer}
-    layers = [
-        n.name for n in onnx.load(graph).graph.node if n.op_type in LAYER_TYPES and n.input[1] in constants
-    ]
-    job, answer = path.with_suffix(".job.json"), path.with_suffix(".answer.json")
-    asked = {
-        "graph": str(graph),
-        "output": str(path),
-        "method": method,
-        "layers": layers,
-        "images": str(images),
-    }
-    job.write_text(json.dumps(asked), encoding="utf-8")
-    run([str(python), str(PEERS / SCRIPTS[who]), str(job), str(answer)])
 
 
 def count(path: Path, target: str) -> dict[str, Any]:
@@ -173,7 +148,9 @@ def main(work: Path, name: str, target: str, only: tuple[str, ...], write_docs: 
                     ours(name, how, folder, target, path)
                 else:
                     python = Path(sys.executable) if who == "onnxruntime" else environment(who, work)
-                    peer(who, how, work / f"{name}-plain-fp32.onnx", array, python, path)
+                    plain = work / f"{name}-plain-fp32.onnx"
+                    layers = linear_and_conv(onnx.load(plain))
+                    quantize(who, python, graph=plain, output=path, method=how, layers=layers, images=array)
             census = count(path, target)
         except RuntimeError as error:
             path.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
-from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
+from benchmarks.peer_environments import LAYER_TYPES, environment, linear_and_conv, quantize, run  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.data.batches import batches  # noqa: E402
 from sit_deploy.data.image_files import list_images  # noqa: E402
@@ -42,7 +42,6 @@ from sit_deploy.models.card import ModelCard  # noqa: E402
 from sit_deploy.models.card_file import read_card  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantization_peers.json"
-SCRIPTS = {"onnxruntime": "onnxruntime_static.py", "modelopt": "modelopt_onnx.py", "nncf": "nncf_quantize.py"}
 OURS = "sit-deploy"
 # (who, method, title); "default" leaves the choice of layers to the peer
 ROWS = (
@@ -64,7 +63,6 @@ PLANS = (
     ("every Linear and Conv", "qkv,proj,fc1,fc2,tsm,stem,head", ()),
     ("the Linear of blocks and TSMs", "qkv,proj,fc1,fc2,tsm", ("stem/*", "head")),
 )
-LAYER_TYPES = ("Conv", "MatMul", "Gemm")
 # what moves or retypes values and computes nothing
 CARRIERS = ("Cast", "Transpose", "Reshape", "Identity", "Slice", "Split", "Concat", "Pad")
 
@@ -163,27 +161,13 @@ def ours(case: Case, output: Path) -> dict[str, Any]:
 
 def peer(case: Case, who: str, method: str, output: Path, python: Path) -> dict[str, Any]:
     """Have a peer quantize in its own environment and a process of its own."""
-    job, answer = output.with_suffix(".job.json"), output.with_suffix(".answer.json")
-    asked = {
-        "graph": str(case.graph),
-        "output": str(output),
-        "method": method,
-        "layers": case.layers,
-        "images": str(case.calibration.with_suffix(".npy")),
-    }
-    job.write_text(json.dumps(asked), encoding="utf-8")
-    seconds, peak = run([str(python), str(PEERS / SCRIPTS[who]), str(job), str(answer)])
-    told = json.loads(answer.read_text(encoding="utf-8"))
-    return {**told, "process_seconds": seconds, "peak_bytes": peak}
+    images = case.calibration.with_suffix(".npy")
+    return quantize(
+        who, python, graph=case.graph, output=output, method=method, layers=case.layers, images=images
+    )
 
 
 # ------------------------------------------------------------------------------------------------- what came of them
-
-
-def linear_and_conv(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the layers: Conv, MatMul and Gemm whose weight is constant."""
-    constant = {tensor.name for tensor in model.graph.initializer}
-    return [n.name for n in model.graph.node if n.op_type in LAYER_TYPES and n.input[1] in constant]
 
 
 def quantized_nodes(model: onnx.ModelProto) -> tuple[set[str], int]:

@@ -84,8 +84,9 @@ def command(
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
     )
-    rows, details = _kernels(bundle, target, graph, gpu) if list_kernels else ((), None)
-    details = bundle.manifest.engine.details if bundle else details or {}
+    rows, details = (), bundle.manifest.engine.details if bundle else {}
+    if list_kernels:
+        rows, details = _kernels(bundle, target, graph, gpu)
     census = census_text(details)
     products = eight_bit_products(details)
     low = next((row["precision"] for row in layers if row["precision"] != "high"), "8 bits")
@@ -141,14 +142,14 @@ def command(
 
 def _kernels(
     bundle: Bundle | None, path: Path, graph: onnx.ModelProto, gpu: str | None
-) -> tuple[tuple[KernelRow, ...], dict[str, Any] | None]:
-    """Return the kernels of a bundle's engine, or of one that is built of an ONNX file, and that one's details."""
+) -> tuple[tuple[KernelRow, ...], dict[str, Any]]:
+    """Return the kernels of a bundle's engine, or of one that is built of an ONNX file, and the engine's details."""
     from engines import BuildOptions
     from engines.graph_file import input_specs
     from sit_deploy.pipeline.kernels import kernels_of_bundle, kernels_of_graph
 
     if bundle:
-        return kernels_of_bundle(bundle), None
+        return kernels_of_bundle(bundle), bundle.manifest.engine.details
     open_batch = any(spec.shape and spec.shape[0] is None for spec in input_specs(graph))
     options = BuildOptions(
         dynamic_batch=_OPEN_BATCH if open_batch else None, compute_capabilities=(gpu,) if gpu else ()
@@ -160,7 +161,7 @@ def _kernels(
 def _show_kernels(rows: Sequence[KernelRow]) -> None:
     listing = table("kernel", "reads", "writes", "of the graph", fold=("reads", "writes", "of the graph"))
     for number, row in enumerate(rows, 1):
-        role = "" if row.role == "other" else f" {row.role}"
+        role = "" if row.role == "other" else f" {row.role.value}"
         cells = (
             ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             for names in (row.reads, row.writes, row.nodes)

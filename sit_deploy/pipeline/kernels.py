@@ -14,7 +14,7 @@ import engines
 from engines.tensorrt.kernels import Role
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.schema import decode
+from sit_deploy.schema import check, decode
 
 if TYPE_CHECKING:
     from engines import BuildOptions, EngineInfo, Progress
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 KERNELS = "kernels.json"
 KIND = "tensorrt-rtx"  # whose builder names them with no GPU
 _SCHEMA = 1
-_PLAIN_NAME = re.compile(
-    r"[\w./:+-]{1,500}"
-)  # of a node, in a log that puts others between brackets and commas
+# a node's, in a log that puts names between brackets and commas
+_PLAIN_NAME = re.compile(r"[\w./:+-]{1,500}")
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class KernelRow:
     """A kernel, as `engines.tensorrt.kernels.Kernel.to_dict` gives it.
 
     Attributes:
-        role: product, attention, widening or other.
+        role: what it is for.
         kind, name: the builder's.
         reads, writes: tensors as type[shape], inputs before constants.
         nodes: of the ONNX graph, that it has a part in.
     """
 
-    role: str
+    role: Role
     kind: str
     name: str
     reads: tuple[str, ...]
@@ -77,9 +76,7 @@ def kernels_of_bundle(bundle: Bundle) -> tuple[KernelRow, ...]:
     if content.schema != _SCHEMA:
         raise InputError(f"{path} has schema {content.schema}, which this version does not know; {again}")
     census = details.get("kernels")
-    count = census.get("kernels") if isinstance(census, dict) else None
-    roles = {role.value for role in Role}
-    if count != len(content.kernels) or any(row.role not in roles for row in content.kernels):
+    if not isinstance(census, dict) or census.get("kernels") != len(content.kernels):
         raise InputError(f"{path} is not the list of the kernels that the manifest counts; {again}")
     return content.kernels
 
@@ -114,10 +111,7 @@ def kernels_of_graph(
         raise InputError(
             f"TensorRT-RTX {info.version} built {path} and did not tell its kernels in a form that is known"
         )
-    return tuple(
-        KernelRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-        for row in info.kernels
-    ), info.details
+    return check(info.kernels, tuple[KernelRow, ...], path, "report it"), info.details
 
 
 def _readable(path: Path, folder: Path) -> Path:

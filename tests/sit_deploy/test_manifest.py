@@ -16,8 +16,9 @@ import pytest
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.golden import read_golden
-from sit_deploy.manifest import digest, write_manifest
+from sit_deploy.manifest import digest
 from sit_deploy.preprocessing import Preprocessing
+from tests.helpers.bundles import load_manifest, seal_again
 
 WRONG: tuple[Any, ...] = (
     [], {}, None, -1, 0, 1e308, "x", "", True, 2**63, 10**30, [[]], {"x": {}}, [None], "../x", "\x1b[31m\n",
@@ -56,14 +57,14 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def small(nano_fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of a real bundle over files of a few bytes, so that opening it takes no time."""
-    manifest = json.loads((nano_fp32 / "manifest.json").read_text(encoding="utf-8"))
+    manifest = load_manifest(nano_fp32)
     manifest["model"] |= {"image_size": [16, 16], "num_classes": 2}
     manifest |= {"classes": ["a", "b"], "preprocessing": {**manifest["preprocessing"], "size": [16, 16]}}
     folder = tmp_path_factory.mktemp("small")
     for name in ("model.onnx", "engine.onnx", "report.json"):
         (folder / name).write_text("{}")
     golden(folder)
-    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
+    seal_again(folder, manifest)
     return folder
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from sit_deploy.bundle import write_manifest
 from sit_deploy.graph.inspect import summarize
+from tests.helpers.bundles import seal_again
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 
@@ -93,12 +94,6 @@ def test_not_there(cli: CommandLine) -> None:
 # --------------------------------------------------------------------------------------------------------- kernels
 
 
-def seal_again(bundle: Path) -> None:
-    """Let the manifest say what is in the folder now."""
-    fields = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    write_manifest(bundle, {k: v for k, v in fields.items() if k not in ("schema", "files", "digest")})
-
-
 @pytest.mark.slow
 def test_kernels_of_any_graph(trained: Trained, nano_rtx: Path, cli: CommandLine) -> None:
     """An engine is built and thrown away; with an open batch too."""
@@ -110,6 +105,7 @@ def test_kernels_of_any_graph(trained: Trained, nano_rtx: Path, cli: CommandLine
     assert (
         " kernels by its builder's log; attention in one kernel in " in out and "blocks.0/attn/softmax" in out
     )
+    assert re.search(r"^ \d+ product ", out, re.MULTILINE) and re.search(r"^ \d+ {3}", out, re.MULTILINE)
     assert {path.name for path in cli.folder.iterdir()} == {"tmp"} and not list(
         (cli.folder / "tmp").iterdir()
     )

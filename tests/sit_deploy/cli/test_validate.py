@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from sit_deploy.bundle import load_bundle
-from sit_deploy.manifest import write_manifest
+from tests.helpers.bundles import load_manifest, seal_again
 from tests.helpers.command_line import CommandLine
 from tests.helpers.train import start_world
 from tests.sit_deploy.conftest import Trained
@@ -57,12 +55,7 @@ def worse(bundle: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     values = change(numpy_helper.to_array(head).copy()).astype(np.float32)
     head.CopyFrom(numpy_helper.from_array(values, head.name))
     onnx.save(engine, bundle / "engine.onnx")
-    manifest: dict[str, Any] = load_manifest(bundle)
-    write_manifest(bundle, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
-
-
-def load_manifest(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    seal_again(bundle)
 
 
 def test_an_engine_that_is_off(trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine) -> None:
@@ -227,7 +220,7 @@ def test_a_reference_that_is_not_what_it_was(
     bundle = copy_of(trained.bundle)
     manifest = load_manifest(bundle)
     manifest["weights"]["top1"] = 99.0
-    write_manifest(bundle, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
+    seal_again(bundle, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sit_deploy.measure.baseline.FEWEST", 5)
         found = cli("validate", bundle, "--data", trained.images, "--json").json()["accuracy"]

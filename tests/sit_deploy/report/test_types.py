@@ -13,11 +13,11 @@ import pytest
 from sit_deploy.cli.common import console
 from sit_deploy.cli.report import _show
 from sit_deploy.errors import InputError
-from sit_deploy.manifest import write_manifest
 from sit_deploy.report.page import render_evidence
 from sit_deploy.report.read import read_evidence, require_comparable
 from sit_deploy.report.types import SCHEMA
 from sit_deploy.report.verdict import JudgedBundle, judge
+from tests.helpers.bundles import seal_again
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.report.conftest import flipped
 from tests.sit_deploy.test_manifest import changed, places
@@ -102,8 +102,7 @@ def test_a_bundles_own_report_is_checked_before_anything_is_measured(
 ) -> None:
     bundle = copy_of(nano_fp32)
     (bundle / "report.json").write_text(text)
-    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    write_manifest(bundle, {k: v for k, v in manifest.items() if k not in ("schema", "files", "digest")})
+    seal_again(bundle)
     for words in (("inspect", bundle), ("report", bundle, "-o", "x.html")):
         assert "report.json" in cli.refuses(*words)
 

@@ -46,8 +46,7 @@ def test_int8_drifts_as_it_goes_on(nano_int8: Path, digits: Digits) -> None:
 def test_the_first_layer_that_is_wrong_is_named(
     nano_fp32: Path, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
-    from sit_deploy.manifest import write_manifest
-    from tests.sit_deploy.cli.test_validate import load_manifest
+    from tests.helpers.bundles import seal_again
 
     bundle = copy_of(nano_fp32)
     graph = onnx.load(bundle / "model.onnx")
@@ -55,8 +54,7 @@ def test_the_first_layer_that_is_wrong_is_named(
     (weight,) = (t for t in graph.graph.initializer if t.name == used)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
     onnx.save(graph, bundle / "model.onnx")
-    manifest = {k: v for k, v in load_manifest(bundle).items() if k not in ("schema", "files", "digest")}
-    write_manifest(bundle, manifest)
+    seal_again(bundle)
     found = cli("validate", bundle, "--debug", "--json").json()["debug"]
     assert found["first_bad"]["tensor"] == "blocks.3/add_2"
     out = cli("validate", bundle, "--debug").out
