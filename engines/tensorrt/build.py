@@ -22,13 +22,14 @@ from engines.graph_file import (
     tensor_types,
 )
 from engines.tensorrt.config import attach_timing_cache, batch_profile, configure, save_timing_cache
-from engines.tensorrt.kernels import EIGHT_BIT_TYPES, Kernel, products, read_kernels, take_census
+from engines.tensorrt.kernels import EIGHT_BIT_TYPES, SIXTEEN_BIT_TYPES, Kernel, kernel_details, read_kernels
 from engines.tensorrt.library import Flavour, Library
 from engines.tensorrt.messages import builder_problems, facts, parser_problems
 from engines.tensorrt.types import constrain, network_flags, numpy_type, require_types
 
 _POLL_SECONDS = 0.05
 _SHOWN_PROBLEMS = 3
+_LOW = (*EIGHT_BIT_TYPES, *SIXTEEN_BIT_TYPES)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_graph(path: Path, flavour: Flavour) -> OnnxGraph:
         input_specs(model),
         output_specs(model),
         types,
-        products=product_types(model) if asked and types.intersection(EIGHT_BIT_TYPES) else {},
+        products=product_types(model) if asked and types.intersection(_LOW) else {},
         multiplies=product_nodes(model) if asked else (),
         attention=attention_nodes(model) if asked else (),
     )
@@ -122,7 +123,6 @@ def build_plan(
     kernels = (
         read_kernels(messages.kernels, graph.multiplies) if not library.flavour.needs_gpu_to_build else ()
     )
-    low, census = products(kernels, graph.products), take_census(kernels, graph.attention)
     details: dict[str, Any] = {
         "layers": network.num_layers,
         "layer_output_types": _layer_types(network),
@@ -137,8 +137,7 @@ def build_plan(
         "refit": options.refit,
         "profiling": options.profiling,
         "workspace_bytes": options.workspace_bytes,
-        "eight_bits": low.to_dict() if low else None,
-        "kernels": census.to_dict() if census else None,
+        **kernel_details(kernels, graph.products, graph.attention),
         "warnings": messages.warnings,
         **facts(messages.notes),
     }

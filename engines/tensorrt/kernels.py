@@ -20,6 +20,7 @@ from typing import Any
 from engines.tensorrt.layers import node_names, type_name
 
 EIGHT_BIT_TYPES = ("int8", "float8_e4m3fn")  # by numpy's names
+SIXTEEN_BIT_TYPES = ("float16", "bfloat16")
 
 _KERNEL = re.compile(
     r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<operands>.*?)\bOutputs: \[(?P<results>.*)", re.DOTALL
@@ -218,16 +219,56 @@ def products(kernels: Iterable[Kernel], asked: Mapping[str, str]) -> Products | 
     planned = [node for node, kind in asked.items() if kind in EIGHT_BIT_TYPES]
     if not planned:
         return None
-    by_node: dict[str, list[Kernel]] = {}
-    for kernel in kernels:
-        for node in kernel.nodes:
-            by_node.setdefault(node, []).append(kernel)
+    multiplied_by = _multiplied_by(kernels)
     sorted_nodes: dict[str, list[str]] = {"kept": [], "widened": [], "unknown": []}
     for node in planned:
-        # what only adds a bias, or widens a weight, names the product too
-        low = [kernel.low_operands for kernel in by_node.get(node, ()) if kernel.multiplies]
+        low = [kernel.low_operands for kernel in multiplied_by.get(node, ())]
         sorted_nodes["unknown" if not low else "kept" if max(low) >= 2 else "widened"].append(node)
     return Products(**{name: tuple(nodes) for name, nodes in sorted_nodes.items()})
+
+
+def raised(kernels: Iterable[Kernel], asked: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the products that a graph has in 16 bits and the engine multiplies in 32.
+
+    Args:
+        kernels: of the engine.
+        asked: as of `products`.
+    """
+    multiplied_by = _multiplied_by(kernels)
+    nodes = []
+    for node, kind in asked.items():
+        types = [{operand.dtype for operand in kernel.reads} for kernel in multiplied_by.get(node, ())]
+        # one operand of 16 bits is enough: a kernel may convert the other, an image for example, by itself
+        if kind in SIXTEEN_BIT_TYPES and types and all(found == {"float32"} for found in types):
+            nodes.append(node)
+    return tuple(nodes)
+
+
+def kernel_details(
+    kernels: Sequence[Kernel], asked: Mapping[str, str], attention: Collection[str]
+) -> dict[str, Any]:
+    """Return what the kernels of an engine say of it, as JSON values for `EngineInfo.details`; None where they are not known.
+
+    Args:
+        kernels: of the engine.
+        asked: as of `products`.
+        attention: as of `take_census`.
+    """
+    low, census = products(kernels, asked), take_census(kernels, attention)
+    return {
+        "eight_bits": low.to_dict() if low else None,
+        "raised": list(raised(kernels, asked)) if kernels else None,
+        "kernels": census.to_dict() if census else None,
+    }
+
+
+def _multiplied_by(kernels: Iterable[Kernel]) -> dict[str, list[Kernel]]:
+    """The kernels that compute each product; what only adds a bias, or widens a weight, names it too."""
+    by_node: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        for node in kernel.nodes if kernel.multiplies else ():
+            by_node.setdefault(node, []).append(kernel)
+    return by_node
 
 
 def _read(line: str) -> Kernel | None:

@@ -103,6 +103,11 @@ ENGINES = ("auto", *KINDS)
 )
 @click.option("--refit", is_flag=True, help="Weights of the engine can be replaced (TensorRT).")
 @click.option(
+    "--allow-wider-kernels",
+    is_flag=True,
+    help="Keep an engine that multiplies in more bits than asked for (TensorRT).",
+)
+@click.option(
     "--profiling",
     default="detailed",
     show_default=True,

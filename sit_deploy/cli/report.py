@@ -124,6 +124,7 @@ _MARKS = {"good": "✓", "unsure": "?", "bad": "✗"}
 
 
 def _show(screen: Console, judged: JudgedBundle) -> None:
+    from sit_deploy.report.kernels_text import census_text
     from sit_deploy.report.view import stages_view, verdict_view
 
     evidence, verdict = judged.evidence, verdict_view(judged.verdict)
@@ -138,3 +139,5 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
     for cells in shown["rows"]:
         listing.add_row(*map(literal, cells))
     screen.print(listing)
+    if census := census_text(evidence.build.engine.details):
+        say(screen, f"{literal(evidence.ledger.engine_stage.name)}: {literal(census)}")

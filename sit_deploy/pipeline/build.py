@@ -20,6 +20,7 @@ from sit_deploy.pipeline.accuracy_budget import keep_budget
 from sit_deploy.pipeline.accuracy_gate import measure_accuracy
 from sit_deploy.pipeline.engine import build_engine, check_engine, compare_engine, fit_request
 from sit_deploy.pipeline.fallback import NoGainError, without_8_bits
+from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.lower import LoweredGraph, make_lowered_graph
 from sit_deploy.pipeline.manifest import build_facts, graph_report, quantization_report
 from sit_deploy.pipeline.request import BuildRequest
@@ -48,7 +49,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
 
     Raises:
         InputError: bad input: see each option's own checks; nothing is written.
-        GateError: a hop or the accuracy is out of tolerance; nothing is written.
+        GateError: a hop or the accuracy is out of tolerance, or the engine's kernels lack the precision; nothing is written.
         engines.EngineError: the engine is missing, or cannot be built.
     """
     require_type(request, BuildRequest, "a build")
@@ -113,6 +114,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         lowered, quantization = _fit_quantization(work, lowered, folder)
     lowered = with_input(work, lowered, folder)
     built = build_engine(work, engine, why, folder)
+    require_kernels(work, built.info.details, lowered)
     layers = compare_engine(work, built, lowered)
     accuracy = measure_accuracy(work, built, lowered, folder)
     if quantization is not None:

@@ -47,7 +47,7 @@ def rebuild_command(request: BuildRequest, engine: str) -> str:
         options["--batch-size"] = request.batch_size
     words = [str(w) for pair in options.items() if pair[1] is not None for w in pair]
     words += [w for target in request.targets for w in ("--target", target)]
-    for name in ("sensitivity", "version_compatible", "strip_weights", "refit"):
+    for name in ("sensitivity", "version_compatible", "strip_weights", "refit", "allow_wider_kernels"):
         words += [f"--{name.replace('_', '-')}"] if getattr(request, name) else []
     return shlex.join(["sit-deploy", "build", *words, *([] if request.ema else ["--no-ema"])])
 

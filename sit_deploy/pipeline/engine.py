@@ -18,7 +18,6 @@ from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
-from sit_deploy.report.kernels_text import eight_bit_products, kernels_note
 
 # benchmarks/runtime_peers.py: 1.05 to 1.4 times as fast, at 1 to 3 dB; with trained models 4 to 8 dB (docs/quantization.md)
 _STEM_NOTE = "INT8 kernels for the stem too: --quantize default,stem may be a tenth to a third faster, at some accuracy"
@@ -66,6 +65,10 @@ def check_engine(request: BuildRequest, engine: engines.Engine) -> None:
             f"{engine.title} has no {request.precision} kernels{' for a CPU' if engine.on_cpu else ''}; pass --engine "
             f"{with_precision(request.precision)}, or --precision {' or '.join(others)}"
         )
+    if request.allow_wider_kernels and not engine.reports_types:
+        raise InputError(
+            f"--allow-wider-kernels is for TensorRT: {engine.title} does not tell its kernels; leave it out"
+        )
     engine.check(request.engine_options())
 
 
@@ -78,9 +81,6 @@ def build_engine(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
         path = folder / engine.filename
         info = engine.build(folder / MODEL, path, request.engine_options(), report)
         write_kernels(info, folder / KERNELS)
-    products = eight_bit_products(info.details)
-    if products and not products.all_kept:
-        work.warn(kernels_note(products, request.precision))
     return BuiltEngine(engine, path, info, why)
 
 

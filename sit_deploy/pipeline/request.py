@@ -42,6 +42,7 @@ class BuildRequest:
         rest: what an int8 or fp8 graph holds beside, "fp32" or "fp16"; None for what the engine likes.
         input: "uint8" for a graph that takes pixels and normalises by itself.
         sensitivity: measure every layer alone.
+        allow_wider_kernels: keep an engine whose kernels multiply in more bits than was asked for.
         mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it
             (`models.data_config`).
     """
@@ -81,6 +82,7 @@ class BuildRequest:
     version_compatible: bool = False
     strip_weights: bool = False
     refit: bool = False
+    allow_wider_kernels: bool = False
     profiling: str = "detailed"
     threads: int | None = None
     force: bool = False

@@ -1,8 +1,8 @@
-"""What the kernels of a TensorRT-RTX engine are, and what they do with the products that its graph has in 8 bits, in sentences."""
+"""What the kernels of a TensorRT engine are, and whether they have the precision that its graph has, in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.tensorrt.kernels import Census, Products
@@ -25,6 +25,57 @@ def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
     """
     products = details.get("eight_bits")
     return check(products, Products, "eight_bits of the engine", _AGAIN) if products else None
+
+
+def raised_products(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the products that the graph has in 16 bits and the engine multiplies in 32, by node.
+
+    Args:
+        details: the engine's, of a manifest.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
+    """
+    return check(details.get("raised") or (), tuple[str, ...], "raised of the engine", _AGAIN)
+
+
+def lacking_text(details: Mapping[str, Any], precision: str) -> str | None:
+    """Return which products are multiplied in more bits than the graph has them in; None where none is known to be.
+
+    Args:
+        details: the engine's, of a manifest.
+        precision: of the build.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
+    """
+    products, raised, parts = eight_bit_products(details), raised_products(details), []
+    if products and products.widened:
+        parts.append(kernels_note(products, precision))
+    if raised:
+        parts.append(
+            f"not all in 16 bits: by its builder's log the engine multiplies {len(raised)} products of the graph in 32 bits ({_some(raised)})"
+        )
+    return "; ".join(parts) or None
+
+
+def engine_text(details: Mapping[str, Any], precision: str) -> str | None:
+    """Return all that there is to say of an engine's kernels; None for one whose builder is not asked.
+
+    Args:
+        details: the engine's, of a manifest.
+        precision: of the build.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
+    """
+    products = eight_bit_products(details)
+    parts = (
+        census_text(details),
+        kernels_note(products, precision) if products and not products.widened else None,
+        lacking_text(details, precision),
+    )
+    return "; ".join(filter(None, parts)) or None
 
 
 def census_text(details: Mapping[str, Any]) -> str | None:
@@ -74,10 +125,13 @@ def kernels_note(products: Products, precision: str) -> str:
         f"{_NOT_ALL}: by its builder's log the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
     ]
     if widened := products.widened:
-        more = ", ..." if len(widened) > 3 else ""
         parts.append(
-            f"for {len(widened)} it widens the weights while it runs, to multiply in 16 bits ({', '.join(widened[:3])}{more})"
+            f"for {len(widened)} it widens the weights while it runs, to multiply in 16 bits ({_some(widened)})"
         )
     if products.unknown:
         parts.append(f"of {len(products.unknown)} the log does not tell")
     return "; ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -17,6 +17,7 @@ from sit_deploy.errors import GateError
 from sit_deploy.measure.chance import by_chance, doubts
 from sit_deploy.report import verdict_text
 from sit_deploy.report.build_types import AccuracyRecord, HopRecord, TeacherRecord
+from sit_deploy.report.kernels_text import lacking_text
 from sit_deploy.report.paired import interval_half, largest_drop, paired_drop
 from sit_deploy.report.types import Evidence, SpeedupRecord, Stage
 
@@ -69,6 +70,7 @@ class Topic(Enum):
     ACCURACY = "top-1 against PyTorch"
     AGREEMENT = "classes against PyTorch"
     EIGHT_BITS = "what 8 bits gain"
+    KERNELS = "the precision of its kernels"
     SPEED = "speed against PyTorch or the teacher"
 
 
@@ -240,6 +242,7 @@ def judge(evidence: Evidence, limits: Limits | None = None) -> Verdict:
         if limits.min_agreement is not None and not accuracy.agreement >= limits.min_agreement:
             text = verdict_text.agreement(accuracy, limits.min_agreement)
             why.add(Weight.AGAINST, Topic.AGREEMENT, text)
+    _judge_kernels(evidence, why)
     _judge_speed(evidence, why)
     return Verdict(tuple(why.all))
 
@@ -319,6 +322,15 @@ class _Timed(Protocol):
     def median(self) -> float | None: ...
     @property
     def doubt(self) -> str | None: ...
+
+
+def _judge_kernels(evidence: Evidence, why: _Reasons) -> None:
+    """Say where the engine multiplies in more bits than was asked for; of 8 bits that were measured to gain, only what they gain."""
+    build = evidence.build
+    lacking = lacking_text(build.engine.details, build.precision)
+    measured = build.quantization and build.quantization.speed
+    if lacking and not (measured and _weight(_eight_bits_gain(evidence)) is Weight.FAVOUR):
+        why.add(Weight.AGAINST, Topic.KERNELS, verdict_text.sentence(lacking))
 
 
 def _judge_speed(evidence: Evidence, why: _Reasons) -> None:

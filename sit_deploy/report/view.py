@@ -17,7 +17,7 @@ from sit_deploy.report.build_types import (
     HopRecord,
     LayerRecord,
 )
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, engine_text, kernels_note
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
 from sit_deploy.text import file_size
@@ -50,7 +50,7 @@ def build_view(report: BuildReport) -> dict[str, Any]:
         "tokens": _tokens(report),
         "layers": _engine_layers(report.engine_layers),
         "compared_on": report.compared_on,
-        "hops": [_hop(hop) for hop in report.hops],
+        "hops": [_hop(hop, report) for hop in report.hops],
         "quantization": _quantization(report),
         "held_back": [(n.node, n.op_type, n.reason) for n in report.plan.held_back],
         "facts": _facts(report),
@@ -69,7 +69,9 @@ def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
         "name": evidence.name,
         "verdict": verdict_view(judged.verdict),
         "figures": _key_figures(evidence),
-        "ledger": stages_view(evidence.ledger, time_doubt(evidence)),
+        "ledger": stages_view(
+            evidence.ledger, time_doubt(evidence), engine_text(build.engine.details, build.precision)
+        ),
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
         "latency": _latency(evidence, mark) if evidence.timing else None,
@@ -108,12 +110,13 @@ def time_doubt(evidence: Evidence) -> str | None:
     return f"Take the times with care: {doubts[0]}{more}."
 
 
-def stages_view(ledger: StagesRecord, doubt: str | None = None) -> dict[str, Any]:
+def stages_view(ledger: StagesRecord, doubt: str | None = None, kernels: str | None = None) -> dict[str, Any]:
     """Return the ledger as a table: a stage a row, what it changed in brackets.
 
     Args:
         ledger: the stages.
         doubt: of `time_doubt`.
+        kernels: of the engine, in words.
     """
     labelled = any(stage.top1 is not None for stage in ledger.entries)
     head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
@@ -146,6 +149,7 @@ def stages_view(ledger: StagesRecord, doubt: str | None = None) -> dict[str, Any
         "notes": [
             *([doubt] if doubt else []),
             *(f"{stage.name}: {stage.note}." for stage in ledger.entries if stage.note),
+            *([f"{ledger.engine_stage.name}: {kernels}."] if kernels else []),
         ],
     }
 
@@ -319,9 +323,12 @@ def _layer_table(layers: Sequence[LayerRecord]) -> dict[str, Any]:
     return {"head": ("layer", "types", "ms", "share"), "rows": rows}
 
 
-def _hop(hop: HopRecord) -> dict[str, Any]:
+def _hop(hop: HopRecord, report: BuildReport) -> dict[str, Any]:
+    of_engine = hop.name == Stage.of_engine(report.engine.kind)
+    kernels = engine_text(report.engine.details, report.precision) if of_engine else None
+    note = "; ".join(filter(None, (hop.note, kernels)))
     if not hop.compared:
-        return {"name": hop.name, "cells": ("—", "", "", "", ""), "state": "", "note": hop.note}
+        return {"name": hop.name, "cells": ("—", "", "", "", ""), "state": "", "note": note}
     cells = (
         figure(hop.error, ".1e"),
         figure(hop.tolerance, "g"),
@@ -330,7 +337,7 @@ def _hop(hop: HopRecord) -> dict[str, Any]:
         f"{hop.agreement:.0%}",
     )
     state = "ok" if hop.passed else "out of tolerance"
-    return {"name": hop.name, "cells": cells, "state": state, "note": hop.note}
+    return {"name": hop.name, "cells": cells, "state": state, "note": note}
 
 
 def _tokens(report: BuildReport) -> list[tuple[str, str, float]]:

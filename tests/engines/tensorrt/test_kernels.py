@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.tensorrt.kernels import Operand, Role, is_kernel, products, read_kernels, take_census
+from engines.tensorrt.kernels import Operand, Role, is_kernel, products, raised, read_kernels, take_census
 from engines.tensorrt.messages import Messages, make_logger
 
 ASKED = {
@@ -137,6 +137,29 @@ def test_weight_only_is_not_in_8_bits() -> None:
     assert products(read_kernels([fused]), {"a/proj": "int8"}).widened == ("a/proj",)
     both_wide = line("a/proj_U1_10", "gemm", ["Half"], ["Half"], "Half", "a/proj")
     assert products(read_kernels([both_wide]), {"a/proj": "int8"}).widened == ("a/proj",)
+
+
+def test_what_is_multiplied_in_32_bits() -> None:
+    """One operand of 16 bits is enough: a kernel may convert the other, an image for example, by itself."""
+    asked = {
+        "stem": "float16",
+        "head": "float16",
+        "rest": "bfloat16",
+        "kept": "float32",
+        "nowhere": "float16",
+    }
+    kernels = read_kernels(
+        [
+            line("__myl_CastCorr_0", "runtime_fusion", ["Float"], ["Half"], "Half", "stem"),
+            line("head_U1", "gemm", ["Float"], ["Float"], "Float", "head"),
+            line("rest_U1", "gemm", ["Float"], ["Float"], "BFloat16", "rest"),
+            line("__myl_AddMul", "kgen", ["Float"], [], "Float", "nowhere"),
+            line("kept_U1", "gemm", ["Float"], ["Float"], "Float", "kept"),
+            line("odd_U1", "gemm", ["Whole"], ["Whole"], "Float", "stem"),
+        ]
+    )
+    assert raised(kernels, asked) == ("head", "rest")
+    assert raised(read_kernels(LINES), ASKED) == raised((), asked) == ()
 
 
 def test_the_log_keeps_these_lines_alone() -> None:

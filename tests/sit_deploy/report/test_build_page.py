@@ -9,6 +9,7 @@ import pytest
 
 from sit_deploy.report.build_types import BuildReport
 from sit_deploy.report.page import render, write_build_report
+from sit_deploy.report.view import build_view
 from tests.sit_deploy.conftest import Trained
 from tests.sit_deploy.report.conftest import Page
 
@@ -114,3 +115,18 @@ def test_notes_that_warn(report: dict[str, Any]) -> None:
     older = BuildReport.from_dict(report)
     assert [older.warns(note) for note in older.notes] == [True, False, True]
     assert '<p class="unsure">random weights (seed 0)</p>' in render(older)
+
+
+def test_the_hop_of_the_engine_says_what_its_kernels_are(report: dict[str, Any]) -> None:
+    census = {
+        "kernels": 9,
+        "products": {"int8": 3},
+        "attention_kernels": 0,
+        "attention": 0,
+        "attentions": 0,
+        "widened": [],
+    }
+    report["engine"]["details"] = {"kernels": census}
+    views = {hop["name"]: hop for hop in build_view(BuildReport.from_dict(report))["hops"]}
+    told = "9 kernels by its builder's log; products: 3 in int8"
+    assert views["onnxruntime engine"]["note"] == told and not views["ONNX fp32"]["note"]

@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from sit_deploy.errors import InputError
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note
+from sit_deploy.report.kernels_text import (
+    census_text,
+    eight_bit_products,
+    engine_text,
+    kernels_note,
+    lacking_text,
+)
+from sit_deploy.report.types import StagesRecord
+from sit_deploy.report.view import stages_view
+from sit_deploy.schema import check
 
 
 def details(kept: int, widened: int = 0, unknown: int = 0) -> dict:
@@ -77,3 +86,25 @@ def test_a_manifest_that_says_something_else(kernels: object) -> None:
         census_text({"kernels": kernels})
     with pytest.raises(InputError, match=r"^eight_bits of the engine: .*; build the bundle again$"):
         eight_bit_products({"eight_bits": kernels})
+    with pytest.raises(InputError, match=r"^raised of the engine: .*; build the bundle again$"):
+        lacking_text({"raised": kernels}, "fp16")
+
+
+def test_all_that_there_is_to_say() -> None:
+    assert engine_text({"kernels": None, "eight_bits": None, "raised": None}, "fp16") is None
+    assert engine_text(details(5), "int8") == kernels_note(eight_bit_products(details(5)), "int8")
+    wider = {"kernels": CENSUS, **details(3, 2), "raised": ["\x1b[31mhead"]}
+    text = engine_text(wider, "int8")
+    assert text.startswith("137 kernels by its builder's log; ") and text.count("not all in 8 bits") == 1
+    assert text.endswith("multiplies 1 products of the graph in 32 bits (\\x1b[31mhead)")
+
+
+def test_the_ledger_says_it_of_the_engine() -> None:
+    figures = dict.fromkeys(("top1", "agreement", "sqnr_db", "latency_ms"))
+    entries = [
+        {"name": name, "runtime": "r", "size": 1, "macs": 1, "note": "", **figures}
+        for name in ("student", "e engine")
+    ]
+    ledger = check({"entries": entries, "images": 9, "batch_size": 1}, StagesRecord, "ledger", "")
+    assert stages_view(ledger, kernels="137 kernels")["notes"] == ["e engine: 137 kernels."]
+    assert stages_view(ledger)["notes"] == []

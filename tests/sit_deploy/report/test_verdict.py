@@ -420,6 +420,20 @@ def test_eight_bits_that_noise_hid_are_measured_again_where_they_can_be() -> Non
         assert judge(evidence(build=build, speedups={"ONNX fp32": now})).outcome == outcome
 
 
+def test_a_precision_that_the_kernels_do_not_have() -> None:
+    """It is against shipping, unless the rounds say that 8 bits gain for all that."""
+    wider = {"eight_bits": {"kept": ["a"], "widened": ["b"], "unknown": []}}
+    for speed, outcome in ((None, DO_NOT), (1.5, SHIP), (0.7, DO_NOT)):
+        build = {**evidence()["build"], "quantization": eight_bits(speed) if speed else quantized(None)}
+        found = judge(evidence(build={**build, "engine": {**build["engine"], "details": wider}}))
+        assert found.outcome == outcome
+        assert any(text.startswith("Not all in 8 bits: ") for text in found.against) is (outcome == DO_NOT)
+    build = {**evidence()["build"], "precision": "fp16", "quantization": None}
+    build["engine"] = {**build["engine"], "details": {"raised": ["head"]}}
+    found = judge(evidence(build=build))
+    assert (found.outcome, found.against[0][:20]) == (DO_NOT, "Not all in 16 bits: ")
+
+
 def test_a_report_of_before_ranges_were_kept() -> None:
     speed = {"over": "fp32", "batch_size": 1, "ratio": 3.44, "per_round": [8.2, 3.44, 1.1, 3.4, 9.0]}
     build = {

@@ -1,0 +1,117 @@
+"""A precision that the engine's kernels do not have; the builder's log is what a test makes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.kernel_gate import require_kernels
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.work import Work
+from sit_deploy.report.build_types import BuildReport
+from tests.helpers.command_line import CommandLine
+
+LAYERS = [("a/qkv", "qkv"), ("b/qkv", "qkv"), ("a/fc1", "fc1"), ("a/fc2", "fc2")]
+
+
+def details(widened: list[str], unknown: tuple[str, ...] = (), raised: tuple[str, ...] = ()) -> dict:
+    kept = [name for name, _ in LAYERS if name not in (*widened, *unknown)]
+    return {"eight_bits": {"kept": kept, "widened": widened, "unknown": list(unknown)}, "raised": raised}
+
+
+def lowered(low: bool = True) -> Any:
+    layers = [SimpleNamespace(name=name, group=group, is_high=not low) for name, group in LAYERS]
+    plan = SimpleNamespace(layers=layers)
+    return SimpleNamespace(quantization=SimpleNamespace(quantizer=SimpleNamespace(plan=plan)))
+
+
+def work(precision: str = "int8", **more: Any) -> Work:
+    request = BuildRequest("sit_nano", Path("b"), precision=precision, rest="fp16", **more)
+    return Work(request, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("widened", "remedy"),
+    [
+        (["a/qkv"], "--precision fp16, --quantize fc1,fc2 for the layers that have kernels, or"),
+        ([name for name, _ in LAYERS], "--precision fp16, or"),
+    ],
+)
+def test_products_that_are_not_in_8_bits_fail_the_build(widened: list[str], remedy: str) -> None:
+    with pytest.raises(GateError) as caught:
+        require_kernels(work(), details(widened), lowered())
+    kept = len(LAYERS) - len(widened)
+    message = str(caught.value)
+    assert message.startswith(
+        f"not all in 8 bits: by its builder's log the engine multiplies {kept} of 4 products in int8 so; for {len(widened)} it widens"
+    )
+    assert f"({', '.join(widened[:3])}" in message
+    assert message.endswith(
+        f"; nothing was written: pass {remedy} --allow-wider-kernels to have this engine nevertheless"
+    )
+
+
+def test_products_that_are_not_in_16_bits() -> None:
+    plain = {"eight_bits": None, "raised": ["a/fc1", "a/fc2"]}
+    with pytest.raises(GateError) as caught:
+        require_kernels(work("fp16"), plain, SimpleNamespace(quantization=None))
+    assert str(caught.value) == (
+        "not all in 16 bits: by its builder's log the engine multiplies 2 products of the graph in 32 bits (a/fc1, a/fc2); "
+        "nothing was written: pass --precision fp32, or --allow-wider-kernels to have this engine nevertheless"
+    )
+
+
+def test_who_allows_it_is_warned() -> None:
+    allowed = work(allow_wider_kernels=True)
+    require_kernels(allowed, details(["a/qkv"], raised=("head",)), lowered())
+    (warning,) = allowed.notes
+    assert "for 1 it widens" in warning and "1 products of the graph in 32 bits (head)" in warning
+
+
+@pytest.mark.parametrize(
+    "found",
+    [details([]), {"eight_bits": None, "raised": None}, {"eight_bits": None, "raised": []}, {}],
+)
+def test_what_has_its_kernels_passes(found: dict) -> None:
+    passed = work()
+    require_kernels(passed, found, lowered())
+    assert passed.notes == []
+
+
+def test_what_the_builder_does_not_tell_is_a_warning() -> None:
+    told_nothing = work()
+    require_kernels(told_nothing, details([], unknown=("a/qkv",)), lowered())
+    (warning,) = told_nothing.notes
+    assert warning.endswith("3 of 4 products in int8 so; of 1 the log does not tell")
+
+
+def test_engines_that_do_not_tell_their_kernels(tmp_path: Path) -> None:
+    request = BuildRequest("sit_nano", tmp_path / "b", engine="onnxruntime", allow_wider_kernels=True)
+    with pytest.raises(InputError, match=r"^--allow-wider-kernels is for TensorRT: ONNX Runtime does not"):
+        build(request)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_a_build_that_fails_writes_nothing_and_one_that_is_allowed_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
+) -> None:
+    """Every product of FP16 in FP32, as the real builder's log does not say."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("engines.tensorrt.kernels.raised", lambda *_: ("blocks.0/mlp/fc1",))
+    words = ("build", "--model", "sit_nano", "--precision", "fp16", "--engine", "tensorrt-rtx", "-o", "b")
+    result = cli(*words, status=1)
+    (error,) = [line for line in result.err.splitlines() if line.startswith("Error:")]
+    assert "1 products of the graph in 32 bits (blocks.0/mlp/fc1); nothing was written: " in error
+    assert {path.name for path in cli.folder.iterdir()} == {"tmp"}
+    cli(*words, "--allow-wider-kernels")
+    report = BuildReport.from_dict(json.loads((cli.folder / "b" / "report.json").read_text()))
+    assert report.engine.details["raised"] == ["blocks.0/mlp/fc1"]
+    assert any(report.warns(note) and note.startswith("not all in 16 bits") for note in report.notes)
+    assert "--allow-wider-kernels" in report.command
