@@ -234,6 +234,32 @@ class Engine(ABC):
         """
         raise EngineError(f"{self.title} does not tell the times of its layers")
 
+    def inspect_kernels(
+        self,
+        engine_path: Path,
+        onnx_path: Path,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+        """Run a built engine once, and ask it for its kernels.
+
+        Args:
+            engine_path: the built engine.
+            onnx_path: the graph that it was built from.
+            feeds: an array for each input.
+            device: as for `load`.
+            origin: as for `load`.
+
+        Returns:
+            `EngineInfo.kernels`, and what they say of the engine, for `EngineInfo.details`.
+
+        Raises:
+            EngineError: the runtime does not tell, or the engine does not run.
+        """
+        raise EngineError(f"{self.title} does not tell its kernels")
+
     def tensor_outputs(
         self, onnx_path: Path, feeds: Mapping[str, np.ndarray], tensors: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
 from engines.build_options import BuildOptions
@@ -23,7 +23,7 @@ from engines.errors import (
 )
 from engines.files import atomic_path
 from engines.gpus import find_gpus
-from engines.graph_file import check_batch
+from engines.graph_file import attention_nodes, check_batch, product_nodes, product_types, read_model
 from engines.tensorrt import config, cuda, load
 from engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Flavour, import_module, open_library
 from engines.tensorrt.runtime_cache import RuntimeCache, cache_path
@@ -212,6 +212,26 @@ class TensorRT(Engine):
         # opened for this alone: a context that was profiled stays slow
         with self.load(engine_path, device=device, origin=origin) as runner:
             return runner.layer_times(feeds, runs)
+
+    def inspect_kernels(
+        self,
+        engine_path: Path,
+        onnx_path: Path,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        device: str | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+        from engines.tensorrt.inspector import inspected_kernels
+        from engines.tensorrt.kernels import INSPECTOR, kernel_details
+
+        with self.load(engine_path, device=device, origin=origin) as runner:
+            runner.infer(feeds)  # of an open batch the context knows shapes and types only then
+            told = runner.inspect_layers()
+        model = read_model(onnx_path)
+        kernels = inspected_kernels(told, product_nodes(model))
+        details = kernel_details(kernels, product_types(model), attention_nodes(model), INSPECTOR)
+        return tuple(kernel.to_dict() for kernel in kernels), details
 
     def tensor_outputs(
         self, onnx_path: Path, feeds: Mapping[str, np.ndarray], tensors: Sequence[str] | None = None

@@ -20,6 +20,7 @@ from typing import Any
 from engines.tensorrt.layers import node_names, type_name
 
 EIGHT_BIT_TYPES = ("int8", "float8_e4m3fn")  # by numpy's names
+LOG, INSPECTOR = "builder's log", "engine inspector"
 SIXTEEN_BIT_TYPES = ("float16", "bfloat16")
 
 _KERNEL = re.compile(
@@ -72,6 +73,7 @@ class Kernel:
         writes: outputs.
         nodes: of the ONNX graph, that it has a part in; none of a kernel that only moves what the engine is given.
         role: what it is for.
+        factors: the type that it multiplies, where the name of its tactic tells; "" elsewhere.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Kernel:
     writes: tuple[Operand, ...]
     nodes: tuple[str, ...]
     role: Role = Role.OTHER
+    factors: str = ""
 
     @property
     def multiplies(self) -> bool:
@@ -92,8 +95,17 @@ class Kernel:
         return sum(operand.dtype in EIGHT_BIT_TYPES for operand in self.reads)
 
     @property
+    def tells_both(self) -> bool:
+        """Whether it lists both factors of a product: a library may leave its weights out."""
+        return sum(math.prod(operand.shape) > 1 for operand in self.reads) >= 2
+
+    @property
     def computes_in(self) -> str:
-        """The type of its operands: one of 8 bits only where both are."""
+        """The type of its operands: one of 8 bits only where both are; "" where that is not told."""
+        if self.factors:
+            return self.factors
+        if self.low_operands and not self.tells_both:
+            return ""
         if self.low_operands >= 2:
             return self.reads[0].dtype
         wide = [operand for operand in self.reads if operand.dtype not in EIGHT_BIT_TYPES] or self.reads
@@ -176,14 +188,18 @@ def read_kernels(lines: Iterable[str], products: Collection[str] = ()) -> tuple[
             the first that names it.
     """
     kernels = [_read(line) for line in lines]
-    if None in kernels:
-        return ()
-    multiplied = {node for kernel in kernels if kernel.multiplies for node in kernel.nodes}
+    return () if None in kernels else with_products(kernels, products)
+
+
+def with_products(kernels: Sequence[Kernel], products: Collection[str]) -> tuple[Kernel, ...]:
+    """Return kernels of which each product of a graph that none multiplies is one of the first that names it."""
+    found = list(kernels)
+    multiplied = {node for kernel in found if kernel.multiplies for node in kernel.nodes}
     for node in products:
-        place = next((i for i, kernel in enumerate(kernels) if node in kernel.nodes), None)
+        place = next((i for i, kernel in enumerate(found) if node in kernel.nodes), None)
         if place is not None and node not in multiplied:
-            kernels[place] = replace(kernels[place], role=Role.PRODUCT)
-    return tuple(kernels)
+            found[place] = replace(found[place], role=Role.PRODUCT)
+    return tuple(found)
 
 
 def take_census(kernels: Sequence[Kernel], attention: Collection[str]) -> Census | None:
@@ -222,8 +238,11 @@ def products(kernels: Iterable[Kernel], asked: Mapping[str, str]) -> Products | 
     multiplied_by = _multiplied_by(kernels)
     sorted_nodes: dict[str, list[str]] = {"kept": [], "widened": [], "unknown": []}
     for node in planned:
-        low = [kernel.low_operands for kernel in multiplied_by.get(node, ())]
-        sorted_nodes["unknown" if not low else "kept" if max(low) >= 2 else "widened"].append(node)
+        multiply = multiplied_by.get(node, ())
+        low = any(kernel.computes_in in EIGHT_BIT_TYPES for kernel in multiply)
+        # attention in one kernel may quantize inside: what it reads does not tell
+        told = any(k.role is Role.PRODUCT and (k.factors or k.tells_both) for k in multiply)
+        sorted_nodes["kept" if low else "widened" if told else "unknown"].append(node)
     return Products(**{name: tuple(nodes) for name, nodes in sorted_nodes.items()})
 
 
@@ -245,7 +264,7 @@ def raised(kernels: Iterable[Kernel], asked: Mapping[str, str]) -> tuple[str, ..
 
 
 def kernel_details(
-    kernels: Sequence[Kernel], asked: Mapping[str, str], attention: Collection[str]
+    kernels: Sequence[Kernel], asked: Mapping[str, str], attention: Collection[str], told_by: str = LOG
 ) -> dict[str, Any]:
     """Return what the kernels of an engine say of it, as JSON values for `EngineInfo.details`; None where they are not known.
 
@@ -253,12 +272,14 @@ def kernel_details(
         kernels: of the engine.
         asked: as of `products`.
         attention: as of `take_census`.
+        told_by: who told them, `LOG` or `INSPECTOR`.
     """
     low, census = products(kernels, asked), take_census(kernels, attention)
     return {
         "eight_bits": low.to_dict() if low else None,
         "raised": list(raised(kernels, asked)) if kernels else None,
         "kernels": census.to_dict() if census else None,
+        "kernels_told_by": told_by,
     }
 
 
@@ -291,11 +312,14 @@ def _role(kernel: Kernel) -> Role:
         return Role.ATTENTION
     if kernel.kind in _MULTIPLY or (own and _PRODUCT.match(kernel.name)):
         return Role.PRODUCT
+    return Role.WIDENING if widens(kernel) else Role.OTHER
+
+
+def widens(kernel: Kernel) -> bool:
+    """Whether all that a kernel does is to make more than 8 bits of a weight in 8."""
     low = any(operand.constant and operand.dtype in EIGHT_BIT_TYPES for operand in kernel.reads)
     inputs = any(not operand.constant for operand in kernel.reads)
-    if low and not inputs and not any(operand.dtype in EIGHT_BIT_TYPES for operand in kernel.writes):
-        return Role.WIDENING
-    return Role.OTHER
+    return low and not inputs and not any(operand.dtype in EIGHT_BIT_TYPES for operand in kernel.writes)
 
 
 def _operands(text: str, *, constant: bool = False) -> list[Operand]:

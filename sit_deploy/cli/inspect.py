@@ -21,7 +21,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError, InputError
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note, told_by
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def command(
     census = census_text(details)
     products = eight_bit_products(details)
     low = next((row["precision"] for row in layers if row["precision"] != "high"), "8 bits")
-    kernels = kernels_note(products, low) if products else None
+    kernels = kernels_note(products, low, told_by(details)) if products else None
     if as_json:
         rows_of_findings = [{"rule": f.rule, "where": f.where, "message": f.message} for f in findings]
         prepared = (
@@ -149,7 +149,7 @@ def _kernels(
     from sit_deploy.pipeline.kernels import kernels_of_bundle, kernels_of_graph
 
     if bundle:
-        return kernels_of_bundle(bundle), bundle.manifest.engine.details
+        return kernels_of_bundle(bundle)
     open_batch = any(spec.shape and spec.shape[0] is None for spec in input_specs(graph))
     options = BuildOptions(
         dynamic_batch=_OPEN_BATCH if open_batch else None, compute_capabilities=(gpu,) if gpu else ()

@@ -80,11 +80,11 @@ def command(as_json: bool, **options: Any) -> None:
     if as_json:
         emit_json(validation.to_dict())
     else:
-        _show(validation.to_dict(), validation.debug)
+        _show(validation.to_dict(), validation.debug, validation.bundle.manifest.precision)
     validation.require()
 
 
-def _show(result: dict[str, Any], compared: LayerComparison | None) -> None:
+def _show(result: dict[str, Any], compared: LayerComparison | None, precision: str) -> None:
     from sit_deploy.cli.build import accuracy_table, show_hops
     from sit_deploy.report.build_types import AccuracyRecord, HopRecord
     from sit_deploy.report.view import preprocessing_words
@@ -109,7 +109,7 @@ def _show(result: dict[str, Any], compared: LayerComparison | None) -> None:
         screen.print(accuracy_table(accuracy))
         _show_differences(screen, accuracy)
     if result["layers"]:
-        _show_layers(screen, result["layers"])
+        _show_layers(screen, result["layers"], precision)
     if compared:
         _show_debug(screen, compared)
 
@@ -144,7 +144,9 @@ def _show_differences(screen: Console, measured: AccuracyRecord) -> None:
             say(screen, f"[bold yellow]Warning:[/] {literal(warning)}")
 
 
-def _show_layers(screen: Console, timed: dict[str, Any]) -> None:
+def _show_layers(screen: Console, timed: dict[str, Any], precision: str) -> None:
+    from sit_deploy.report.kernels_text import engine_text
+
     listing = table("layer", "types", "ms", "share", right=("ms", "share"), fold=("layer",))
     for row in timed["layers"][:_SHOWN]:
         ms = "" if row["ms"] is None else f"{row['ms']:.4f}"
@@ -161,6 +163,8 @@ def _show_layers(screen: Console, timed: dict[str, Any]) -> None:
     )
     for node in timed["raised"]:
         say(screen, f"[yellow]not in the type of the graph:[/] {literal(node)}")
+    if census := engine_text(timed["census"] or {}, precision):
+        say(screen, f"Kernels: {literal(census)}")
 
 
 def _show_debug(screen: Console, compared: LayerComparison) -> None:

@@ -54,7 +54,8 @@ def measure_layers(
 
     Returns:
         JSON values: `layers`, the slowest first; and `kept`, `raised` and `untold` products by ONNX node, whose layers run in
-        the types of the graph, in higher ones, or do not tell; None for an engine that never tells.
+        the types of the graph, in higher ones, or do not tell; None for an engine that never tells. `census` is what its kernels
+        say of it (`Engine.inspect_kernels`), None where they are not told.
     """
     from engines.graph_file import input_specs, product_types, read_model
     from engines.layer_types import check_precision
@@ -63,13 +64,19 @@ def measure_layers(
     feeds = {input_specs(graph)[0].name: images}
     layers = engine.layer_times(engine_path, feeds, threads=threads, device=device, origin=origin)
     if not engine.reports_types:
-        return {"kept": None, "raised": None, "untold": None, "layers": _rows(layers, _operator_row)}
+        rows = _rows(layers, _operator_row)
+        return {"kept": None, "raised": None, "untold": None, "layers": rows, "census": None}
     products = check_precision(layers, product_types(graph))
+    try:
+        _, census = engine.inspect_kernels(engine_path, model, feeds, device=device, origin=origin)
+    except engines.EngineError:
+        census = None
     return {
         "kept": list(products.kept),
         "raised": list(products.raised),
         "untold": list(products.unknown),
         "layers": _rows(layers, _typed_row),
+        "census": census,
     }
 
 

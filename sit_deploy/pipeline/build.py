@@ -18,7 +18,7 @@ from sit_deploy.manifest import write_manifest
 from sit_deploy.measure.parity import require
 from sit_deploy.pipeline.accuracy_budget import keep_budget
 from sit_deploy.pipeline.accuracy_gate import measure_accuracy
-from sit_deploy.pipeline.engine import build_engine, check_engine, compare_engine, fit_request
+from sit_deploy.pipeline.engine import build_engine, check_engine, compare_engine, fit_request, tell_kernels
 from sit_deploy.pipeline.fallback import NoGainError, without_8_bits
 from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.lower import LoweredGraph, make_lowered_graph
@@ -113,7 +113,7 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     if lowered.quantization is not None:
         lowered, quantization = _fit_quantization(work, lowered, folder)
     lowered = with_input(work, lowered, folder)
-    built = build_engine(work, engine, why, folder)
+    built = tell_kernels(work, build_engine(work, engine, why, folder), lowered)
     require_kernels(work, built.info.details, lowered)
     layers = compare_engine(work, built, lowered)
     accuracy = measure_accuracy(work, built, lowered, folder)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.gpus import find_gpus
+from engines.graph_file import input_specs, read_model
 from engines.registry import with_precision
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
@@ -18,6 +19,9 @@ from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # benchmarks/runtime_peers.py: 1.05 to 1.4 times as fast, at 1 to 3 dB; with trained models 4 to 8 dB (docs/quantization.md)
 _STEM_NOTE = "INT8 kernels for the stem too: --quantize default,stem may be a tenth to a third faster, at some accuracy"
@@ -84,6 +88,31 @@ def build_engine(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     return BuiltEngine(engine, path, info, why)
 
 
+def tell_kernels(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> BuiltEngine:
+    """Return the engine with its kernels, asked for where it runs here and its builder did not tell them; they are kept beside it."""
+    info, runtime = built.info, built.runtime
+    asked = runtime.reports_types and work.request.profiling == "detailed"
+    if info.kernels or not asked or not built.runs_here:
+        return built
+    graph = built.path.with_name(MODEL)
+    feeds = {input_specs(read_model(graph))[0].name: _one_batch(work.request, lowered)}
+    with work.step(f"Asking the {runtime.kind} engine for its kernels"):
+        try:
+            kernels, details = runtime.inspect_kernels(built.path, graph, feeds, origin=info.origin)
+        except engines.EngineError as error:
+            work.note(f"the kernels of the engine are not known: {error}")
+            return built
+    info = replace(info, kernels=kernels, details={**info.details, **details})
+    write_kernels(info, built.path.with_name(KERNELS))
+    return replace(built, info=info)
+
+
+def _one_batch(request: BuildRequest, lowered: LoweredGraph) -> np.ndarray:
+    """Return a batch of the size that the engine is tuned for."""
+    batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
+    return lowered.inputs[:1].repeat(batch, axis=0)
+
+
 def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dict[str, Any] | None:
     """Compare the engine with its graph, where it runs here; return what a TensorRT engine then tells of its layers."""
     from sit_deploy.inference import Classifier
@@ -105,6 +134,5 @@ def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dic
         require(work.hops)
         if not runtime.reports_types or request.profiling == "none":
             return None
-        batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
-        images = lowered.inputs[:1].repeat(batch, axis=0)
+        images = _one_batch(request, lowered)
         return measure_layers(runtime, built.path, built.path.with_name(MODEL), images, origin=origin)

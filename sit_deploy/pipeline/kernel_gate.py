@@ -10,7 +10,7 @@ from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS
-from sit_deploy.report.kernels_text import eight_bit_products, kernels_note, lacking_text
+from sit_deploy.report.kernels_text import eight_bit_products, kernels_note, lacking_text, told_by
 
 
 def require_kernels(work: Work, details: Mapping[str, Any], lowered: LoweredGraph) -> None:
@@ -30,7 +30,7 @@ def require_kernels(work: Work, details: Mapping[str, Any], lowered: LoweredGrap
             raise GateError(f"{lacking}; nothing was written: {_remedy(request, details, lowered)}")
         work.warn(lacking)
     elif (products := eight_bit_products(details)) and not products.all_kept:
-        work.warn(kernels_note(products, request.precision))
+        work.warn(kernels_note(products, request.precision, told_by(details)))
 
 
 def _remedy(request: BuildRequest, details: Mapping[str, Any], lowered: LoweredGraph) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from engines.graph_file import input_specs, read_model
 from engines.tensorrt.kernels import Role
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
@@ -62,15 +63,28 @@ def write_kernels(info: EngineInfo, path: Path) -> None:
         path.write_text(f'{{"schema": {_SCHEMA}, "kernels": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
-def kernels_of_bundle(bundle: Bundle) -> tuple[KernelRow, ...]:
-    """Return the kernels of a bundle's engine, in the order in which they run.
+def kernels_of_bundle(bundle: Bundle) -> tuple[tuple[KernelRow, ...], dict[str, Any]]:
+    """Return the kernels of a bundle's engine, in the order in which they run, and the engine's details.
+
+    A TensorRT engine that was built without being asked is asked now, where it runs here.
 
     Raises:
         InputError: it has no list of them, or one that cannot be read.
+        EngineError: the engine does not run.
     """
     path, details = bundle.path / KERNELS, bundle.manifest.engine.details
     if KERNELS not in bundle.manifest.files:
-        raise InputError(f"{bundle.path} has no list of its engine's kernels: {_why_none(bundle)}")
+        engine = engines.get(bundle.manifest.engine.kind)
+        if engine.kind == KIND or not engine.reports_types or not engine.probe().can_run:
+            raise InputError(f"{bundle.path} has no list of its engine's kernels: {_why_none(bundle)}")
+        images = bundle.golden()[0]
+        feeds = {
+            input_specs(read_model(bundle.model_path))[0].name: images[:1].repeat(bundle.batch_size, axis=0)
+        }
+        rows, details = engine.inspect_kernels(
+            bundle.engine_path, bundle.model_path, feeds, origin=bundle.origin
+        )
+        return check(rows, tuple[KernelRow, ...], bundle.path, "report it"), details
     again = "build the bundle again"
     content = decode(path, _File, again)
     if content.schema != _SCHEMA:
@@ -78,11 +92,13 @@ def kernels_of_bundle(bundle: Bundle) -> tuple[KernelRow, ...]:
     census = details.get("kernels")
     if not isinstance(census, dict) or census.get("kernels") != len(content.kernels):
         raise InputError(f"{path} is not the list of the kernels that the manifest counts; {again}")
-    return content.kernels
+    return content.kernels, details
 
 
 def _why_none(bundle: Bundle) -> str:
     engine = bundle.manifest.engine
+    if engines.get(engine.kind).reports_types and engine.kind != KIND:
+        return f"its inspector tells them on a GPU that runs it; pass {bundle.path}/model.onnx for those of TensorRT-RTX"
     if engine.kind != KIND:
         return f"only TensorRT-RTX's builder tells them; pass {bundle.path}/model.onnx, and it is built with that"
     if engine.details.get("profiling") == "detailed":
@@ -117,8 +133,6 @@ def kernels_of_graph(
 def _readable(path: Path, folder: Path) -> Path:
     """Return the file, or a copy whose nodes have names that can be told apart in a log, where its own cannot be."""
     import onnx
-
-    from engines.graph_file import read_model
 
     model = read_model(path)
     names = Counter(node.name for node in model.graph.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.tensorrt.kernels import Census, Products
+from engines.tensorrt.kernels import INSPECTOR, LOG, Census, Products
 from sit_deploy.errors import InputError
 from sit_deploy.schema import check
 from sit_deploy.text import printable
@@ -25,6 +25,11 @@ def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
     """
     products = details.get("eight_bits")
     return check(products, Products, "eight_bits of the engine", _AGAIN) if products else None
+
+
+def told_by(details: Mapping[str, Any]) -> str:
+    """Return who told of an engine's kernels: the builder's log, where nothing else is said."""
+    return INSPECTOR if details.get("kernels_told_by") == INSPECTOR else LOG
 
 
 def raised_products(details: Mapping[str, Any]) -> tuple[str, ...]:
@@ -51,10 +56,10 @@ def lacking_text(details: Mapping[str, Any], precision: str) -> str | None:
     """
     products, raised, parts = eight_bit_products(details), raised_products(details), []
     if products and products.widened:
-        parts.append(kernels_note(products, precision))
+        parts.append(kernels_note(products, precision, told_by(details)))
     if raised:
         parts.append(
-            f"not all in 16 bits: by its builder's log the engine multiplies {len(raised)} products of the graph in 32 bits ({_some(raised)})"
+            f"not all in 16 bits: by its {told_by(details)} the engine multiplies {len(raised)} products of the graph in 32 bits ({_some(raised)})"
         )
     return "; ".join(parts) or None
 
@@ -72,7 +77,7 @@ def engine_text(details: Mapping[str, Any], precision: str) -> str | None:
     products = eight_bit_products(details)
     parts = (
         census_text(details),
-        kernels_note(products, precision) if products and not products.widened else None,
+        kernels_note(products, precision, told_by(details)) if products and not products.widened else None,
         lacking_text(details, precision),
     )
     return "; ".join(filter(None, parts)) or None
@@ -97,7 +102,7 @@ def census_text(details: Mapping[str, Any]) -> str | None:
         or sum(census.products.values()) > census.kernels
     ):
         raise InputError(f"kernels of the engine: counts that no engine has; {_AGAIN}")
-    parts = [f"{census.kernels} kernels by its builder's log"]
+    parts = [f"{census.kernels} kernels by its {told_by(details)}"]
     if census.attentions:
         parts.append(f"attention in one kernel in {census.attention} of {census.attentions} places")
     elif census.attention_kernels:
@@ -112,24 +117,30 @@ def census_text(details: Mapping[str, Any]) -> str | None:
     return "; ".join(parts)
 
 
-def kernels_note(products: Products, precision: str) -> str:
-    """Return how many products are multiplied in 8 bits. What the log does not tell is called unknown."""
+def kernels_note(products: Products, precision: str, by: str = LOG) -> str:
+    """Return how many products are multiplied in 8 bits. What is not told is called unknown.
+
+    Args:
+        products: of the graph, in 8 bits.
+        precision: of the build.
+        by: who told of the kernels.
+    """
     if not products.kept and not products.widened:
         return (
             f"{_NOT_ALL}, perhaps: which of {products.count} products in {precision} the engine multiplies so is unknown, since its "
             "builder does not tell; --profiling detailed makes it"
         )
     if products.all_kept:
-        return f"by its builder's log the engine multiplies all {products.count} products in {precision} in 8 bits"
+        return f"by its {by} the engine multiplies all {products.count} products in {precision} in 8 bits"
     parts = [
-        f"{_NOT_ALL}: by its builder's log the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
+        f"{_NOT_ALL}: by its {by} the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
     ]
     if widened := products.widened:
         parts.append(
             f"for {len(widened)} it widens the weights while it runs, to multiply in 16 bits ({_some(widened)})"
         )
     if products.unknown:
-        parts.append(f"of {len(products.unknown)} the log does not tell")
+        parts.append(f"of {len(products.unknown)} {'the log' if by == LOG else 'it'} does not tell")
     return "; ".join(parts)
 
 

@@ -17,7 +17,7 @@ from sit_deploy.report.build_types import (
     HopRecord,
     LayerRecord,
 )
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, engine_text, kernels_note
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, engine_text, kernels_note, told_by
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
 from sit_deploy.text import file_size
@@ -365,7 +365,7 @@ def _quantization(report: BuildReport) -> dict[str, Any] | None:
     else:
         text += "Speed was not measured: the engine does not run on the machine that built it."
     if products := eight_bit_products(report.engine.details):
-        kernels = kernels_note(products, report.precision)
+        kernels = kernels_note(products, report.precision, told_by(report.engine.details))
         text += f" {kernels[0].upper()}{kernels[1:]}."
     columns = ["alone dB"] if any(row.alone_db is not UNSET for row in low) else []
     rows = []

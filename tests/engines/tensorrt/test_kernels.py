@@ -139,6 +139,13 @@ def test_weight_only_is_not_in_8_bits() -> None:
     assert products(read_kernels([both_wide]), {"a/proj": "int8"}).widened == ("a/proj",)
 
 
+def test_attention_that_quantizes_inside_does_not_tell() -> None:
+    asked = {"a/matmul": "float8_e4m3fn", "a/matmul_2": "float8_e4m3fn"}
+    for kind, words in (("Half", "unknown"), ("FP8", "kept")):
+        whole = line("_gemv_mha_v1_1", "kgen", [kind] * 3, [], "FP8", "a/matmul", "a/softmax", "a/matmul_2")
+        assert getattr(products(read_kernels([whole]), asked), words) == tuple(asked)
+
+
 def test_what_is_multiplied_in_32_bits() -> None:
     """One operand of 16 bits is enough: a kernel may convert the other, an image for example, by itself."""
     asked = {

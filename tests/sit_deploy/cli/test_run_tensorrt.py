@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ import sit_deploy
 from engines import BuildOptions, EngineInfo
 from engines.tensorrt.engine import TensorRT
 from sit_deploy.bundle import load_bundle
+from sit_deploy.errors import GateError
 from sit_deploy.manifest import write_manifest
+from sit_deploy.pipeline.engine import BuiltEngine, tell_kernels
+from sit_deploy.pipeline.kernel_gate import require_kernels
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.work import Work
 from tests.helpers.command_line import CommandLine
 from tests.helpers.fake_tensorrt import make_plan
 from tests.helpers.trt_rig import Rig, make_rig
@@ -77,6 +84,54 @@ def test_layers_are_told(rig: Rig, bundle: Path, cli: CommandLine):
     assert told["raised"] == []  # a float32 graph asks for nothing low
     shown = cli("validate", bundle, "--layers").out
     assert "whole graph" in shown and "1.5000" in shown
+
+
+def told_layers(kind: str) -> str:
+    """What an inspector may say of sit_nano: a product and an attention."""
+    tensors = [{"Name": name, "Dimensions": [1, 50, 128], "Format/Datatype": kind} for name in ("x", "w")]
+    layers = [
+        {"Name": name, "LayerType": layer, "Inputs": tensors, "Outputs": tensors[:1], "Metadata": f"[ONNX Layer: blocks.0/{node}]"}
+        for name, layer, node in (("fc1_myl0_0", "gemm", "mlp/fc1"), ("_gemm_mha_v2_myl0_1", "kgen", "attn/softmax"))
+    ]  # fmt: skip
+    return json.dumps({"Layers": layers, "Bindings": ["images", "logits"]})
+
+
+TOLD = "2 kernels by its engine inspector; attention in one kernel in 1 of 8 places; products: 1 in float32"
+
+
+def test_kernels_are_told(rig: Rig, bundle: Path, cli: CommandLine):
+    """A bundle without a list of them is asked where its engine runs; TensorRT-RTX's builder has told, or nobody does."""
+    rig.trt.inspector = told_layers("Float")
+    assert f"Kernels: {TOLD}\n" in cli("validate", bundle, "--layers").out
+    assert cli("validate", bundle, "--layers", "--json").json()["layers"]["census"]["kernels"]["kernels"] == 2
+    if rig.engine.kind == "tensorrt-rtx":
+        assert "build it again with --profiling detailed" in cli.refuses("inspect", bundle, "--kernels")
+        return
+    found = cli("inspect", bundle, "--kernels", "--json").json()
+    assert [row["role"] for row in found["kernel_list"]] == ["product", "attention"]
+    assert TOLD in cli("inspect", bundle, "--kernels").out
+    rig.trt.inspector = json.dumps({"Layers": ["a"]})
+    assert "the engine inspector tells names alone" in cli.refuses("inspect", bundle, "--kernels")
+
+
+def test_a_build_keeps_what_the_inspector_tells(rig: Rig, bundle: Path):
+    """And is held to it: a graph in FP16 whose product the engine has in FP32."""
+    request = BuildRequest("sit_nano", bundle, precision="fp16", rest="fp16")
+    work, images = Work(request, lambda *_: None), load_bundle(bundle).golden()[0]
+    info = EngineInfo(rig.engine.kind, rig.version, "engine.plan", 1, 0.5, "sm89 (Fake GPU)", {"a": 1})
+    built = BuiltEngine(rig.engine, bundle / "engine.plan", info)
+    rig.trt.inspector = told_layers("Float")
+    told = tell_kernels(work, built, SimpleNamespace(inputs=images))
+    assert told.info.details["a"] == 1 and told.info.details["kernels"]["kernels"] == 2
+    assert len(json.loads((bundle / "kernels.json").read_text())["kernels"]) == 2
+    assert tell_kernels(work, told, SimpleNamespace(inputs=images)) is told  # asked once
+    raised = {**told.info.details, "raised": ["blocks.0/mlp/fc1"]}
+    with pytest.raises(
+        GateError, match=r"^not all in 16 bits: by its engine inspector the engine multiplies 1 "
+    ):
+        require_kernels(work, raised, SimpleNamespace(quantization=None))
+    names = replace(request, profiling="names")
+    assert tell_kernels(Work(names, lambda *_: None), built, SimpleNamespace(inputs=images)) is built
 
 
 def test_predict_on_the_gpu(bundle: Path, cli: CommandLine, make_image_folder: Callable[..., Path]):
@@ -164,6 +219,9 @@ def test_a_build_where_a_gpu_is_runs_its_engine(rig: Rig, cli: CommandLine, monk
         "head",
         "whole graph",
     }
+    assert "the kernels of the engine are not known: the engine inspector tells names alone" in str(
+        report["notes"]
+    )
     page = (cli.folder / "made" / "report.html").read_text()
     assert "Where the time goes" in page and "&lt;b&gt;whole graph" in page and "<b>whole" not in page
     rig.gpu.assert_clean()
