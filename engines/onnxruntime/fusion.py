@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
+from engines.head_biases import join_head_biases
 from engines.onnxruntime.int8 import Product, fold_conv_weights, fuse_int8_products, match_product
 from engines.onnxruntime.node_index import CONTRIB, NodeIndex, Shape, attribute, other, shapes
 
@@ -43,6 +44,7 @@ class _Attention:
 
 def fuse_for_cpu(model: ModelProto) -> dict[str, int]:
     """Apply every fusion to `model` in place; returns how often each one was applied."""
+    join_head_biases(model)  # attention is looked for with its bias behind the projection
     return {
         # first: it looks for the Q/DQ form, and for shapes that ONNX can infer
         "attention": fuse_attention(model),

@@ -12,6 +12,7 @@ from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError, EngineError
 from engines.files import atomic_path
 from engines.graph_file import check_batch, input_specs, read_model
+from engines.head_biases import join_head_biases
 from engines.openvino.library import one_line, settings
 from engines.openvino.projections import split_projections
 
@@ -31,6 +32,7 @@ def build_model(
     report("reading ONNX", 0, 3)
     graph = read_model(onnx_path)
     check_batch(input_specs(graph), options.dynamic_batch, required=False)
+    joined = join_head_biases(graph)  # first: a bias is split with its product
     split = split_projections(graph)
     if not engine_path.parent.is_dir():
         raise EngineError(f"cannot write {engine_path}: folder {engine_path.parent} does not exist")
@@ -47,7 +49,10 @@ def build_model(
     report("engine saved", 3, 3)
     return {
         "operators": dict(sorted(operators.items())),
-        "rewrites": {"products split for queries, keys and values": split},
+        "rewrites": {
+            "products split for queries, keys and values": split,
+            **({"biases of heads joined to products": joined} if joined else {}),
+        },
     }
 
 

@@ -1,6 +1,7 @@
 """Deploy form: an exact rewrite of a model for inference, before anything is exported.
 
     BatchNorm → convolution · residual ÷ skip_lam, or LayerScale → `proj` and `fc2` · attention scale → query rows of `qkv`
+    keys' bias → nothing · values' bias → `proj` · queries' bias → behind the split into heads
     TSM scalar → its last Linear, whose bias goes · prefix tokens and positions → one table, added to zero-padded tokens
     last block: only the tokens that the head reads (their query, their MLP) · reverse TSMs and the auxiliary head are gone
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from sit_deploy.errors import InputError
 from sit_deploy.graph.folding import (
     AnyModel,
-    fold_attention_scale,
+    FoldedAttention,
+    fold_attention,
     fold_batchnorm,
     fold_gain,
     fold_tsm_scale,
@@ -40,13 +42,6 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-    """Softmax attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim) → (B, M, dim)."""
-    q, k, v = (_split_heads(t, num_heads) for t in (q, k, v))
-    weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
-    return (weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
-
-
 class DeployStem(nn.Sequential):
     """The convolutional stem with BatchNorm folded, or timm's patch convolution: (B, 3, H, W) → (B, dim, h, w)."""
 
@@ -61,51 +56,74 @@ class DeployStem(nn.Sequential):
                 self.add_module(f"gelu{i}", nn.GELU())
 
 
-class DeployAttention(nn.Module):
-    """Attention with its scale and the residual gain folded in: (B, N, dim) → (B, N, dim)."""
+class _Attention(nn.Module):
+    """Softmax attention with its scale, its biases and the residual gain folded in (`folding.fold_attention`).
 
-    def __init__(self, attention: AnyAttention, gain: Tensor | float) -> None:
+    What is left of the biases is added head by head. Between a product and its Split a bias costs TensorRT-RTX a kernel for
+    each of queries, keys and values; there it costs one.
+    """
+
+    def __init__(self, num_heads: int, folded: FoldedAttention) -> None:
         super().__init__()
-        self.num_heads = attention.num_heads
-        self.qkv = fold_attention_scale(attention.qkv, attention.num_heads)
-        self.proj = fold_gain(attention.proj, gain)
+        self.num_heads = num_heads
+        self.register_buffer("query_bias", folded.query_bias)
+        self.register_buffer("value_bias", folded.value_bias)
+        self.proj = folded.proj
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim), projected → (B, M, dim)."""
+        q, k, v = (_split_heads(t, self.num_heads) for t in (q, k, v))
+        q = q if self.query_bias is None else q + self.query_bias
+        v = v if self.value_bias is None else v + self.value_bias
+        weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1))
+
+
+class DeployAttention(_Attention):
+    """Attention of all tokens: (B, N, dim) → (B, N, dim)."""
+
+    def __init__(
+        self, attention: AnyAttention, gain: Tensor | float, *, keep_value_bias: bool = False
+    ) -> None:
+        folded = fold_attention(attention, gain, keep_value_bias=keep_value_bias)
+        super().__init__(attention.num_heads, folded)
+        self.qkv = make_linear(folded.qkv, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(_attend(q, k, v, self.num_heads))
+        return self.attend(*self.qkv(x).chunk(3, dim=-1))
 
 
-class FirstAttention(nn.Module):
+class FirstAttention(_Attention):
     """The last block's attention: queries of the `first` tokens only, (B, N, dim) → (B, first, dim)."""
 
-    def __init__(self, attention: AnyAttention, gain: Tensor | float, first: int) -> None:
-        super().__init__()
-        self.num_heads, self.first = attention.num_heads, first
-        qkv = fold_attention_scale(attention.qkv, attention.num_heads)
-        dim = qkv.in_features
-        self.q, self.kv = (
-            make_linear(qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows])
-            for rows in (slice(dim), slice(dim, None))
-        )
-        self.proj = fold_gain(attention.proj, gain)
+    def __init__(
+        self, attention: AnyAttention, gain: Tensor | float, first: int, *, keep_value_bias: bool = False
+    ) -> None:
+        folded = fold_attention(attention, gain, keep_value_bias=keep_value_bias)
+        super().__init__(attention.num_heads, folded)
+        self.first = first
+        dim = folded.qkv.shape[1]
+        self.q, self.kv = (make_linear(folded.qkv[rows], None) for rows in (slice(dim), slice(dim, None)))
 
     def forward(self, x: Tensor) -> Tensor:
         k, v = self.kv(x).chunk(2, dim=-1)
-        return self.proj(_attend(self.q(x[:, : self.first]), k, v, self.num_heads))
+        return self.attend(self.q(x[:, : self.first]), k, v)
 
 
 class DeployBlock(nn.Module):
     """A transformer block without residual gains; given `first`, one that returns only the `first` tokens."""
 
-    def __init__(self, block: Block | TimmBlock, first: int | None = None) -> None:
+    def __init__(
+        self, block: Block | TimmBlock, first: int | None = None, *, keep_value_bias: bool = False
+    ) -> None:
         super().__init__()
         self.first = first
         attention_gain, mlp_gain = residual_gains(block)
         self.norm1 = block.norm1
         self.attn = (
-            DeployAttention(block.attn, attention_gain)
+            DeployAttention(block.attn, attention_gain, keep_value_bias=keep_value_bias)
             if first is None
-            else FirstAttention(block.attn, attention_gain, first)
+            else FirstAttention(block.attn, attention_gain, first, keep_value_bias=keep_value_bias)
         )
         self.norm2 = block.norm2
         self.mlp = Mlp(block.mlp.fc1.in_features, block.mlp.fc1.out_features, block.mlp.fc2.out_features)
@@ -165,7 +183,7 @@ class DeployForm(nn.Module):
         InputError: a model without a classifier, which has no logits to deploy.
     """
 
-    def __init__(self, model: AnyModel) -> None:
+    def __init__(self, model: AnyModel, *, keep_value_bias: bool = False) -> None:
         super().__init__()
         if not isinstance(model.head, nn.Linear):
             raise InputError(
@@ -179,7 +197,7 @@ class DeployForm(nn.Module):
         self.embed = DeployEmbedding(model)
         self.norm_pre = _kept_norm(model, "norm_pre")
         self.blocks = nn.ModuleList(
-            DeployBlock(block, first if i == model.depth - 1 else None)
+            DeployBlock(block, first if i == model.depth - 1 else None, keep_value_bias=keep_value_bias)
             for i, block in enumerate(model.blocks)
         )
         self.slim_after = dict(model.slim_after)
@@ -209,10 +227,15 @@ def _kept_norm(model: AnyModel, name: str) -> nn.Module | None:
 
 
 @torch.no_grad()
-def to_deploy_form(model: AnyModel) -> DeployForm:
+def to_deploy_form(model: AnyModel, *, keep_value_bias: bool = False) -> DeployForm:
     """Return the deploy form of `model`, in eval mode, on the CPU in float32; `model` itself is not changed.
+
+    Args:
+        model: what is deployed.
+        keep_value_bias: see `folding.fold_attention`; for a model that was trained in 8 bits.
 
     Raises:
         InputError: a model without a classifier.
     """
-    return DeployForm(copy.deepcopy(model).eval().float().cpu()).eval().requires_grad_(False)
+    plain = copy.deepcopy(model).eval().float().cpu()
+    return DeployForm(plain, keep_value_bias=keep_value_bias).eval().requires_grad_(False)

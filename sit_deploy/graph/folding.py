@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from timm.layers import LayerScale
 from timm.models.vision_transformer import Block as TimmBlock
@@ -51,12 +53,56 @@ def residual_gains(block: Block | TimmBlock) -> tuple[Tensor | float, Tensor | f
     return first, second
 
 
-def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> nn.Linear:
-    """Return a `qkv` whose queries are already multiplied by head_dim ** -0.5."""
-    dim = qkv.in_features
-    scale = torch.ones(3 * dim, dtype=torch.float64)
-    scale[:dim] = (dim // num_heads) ** -0.5
-    return fold_gain(qkv, scale)
+@dataclass(frozen=True)
+class FoldedAttention:
+    """The weights of an attention, its scale and the residual gain folded in.
+
+    Attributes:
+        qkv: queries, keys and values of tokens, (3·dim, dim), without a bias.
+        query_bias: what is added to the queries, (heads, 1, dim / heads); None where they have no bias.
+        value_bias: what is added to the values, alike; None where `proj` has taken it, or there is none.
+        proj: of the averaged values, with the gain.
+    """
+
+    qkv: Tensor
+    query_bias: Tensor | None
+    value_bias: Tensor | None
+    proj: nn.Linear
+
+
+def fold_attention(
+    attention: nn.Module, gain: Tensor | float, *, keep_value_bias: bool = False
+) -> FoldedAttention:
+    """Fold an attention's scale into its queries, and what can be of its biases into one.
+
+    A key's bias adds the same number to all logits of a query, q·b: the softmax takes it away again. The weights that
+    values are averaged with add up to 1, so their bias is one of the average, and goes through `proj` into its bias.
+
+    Args:
+        attention: a SiT's or timm's, without normalised queries and keys.
+        gain: what the block multiplies its result by.
+        keep_value_bias: leave the values' bias with them. What `proj` reads is then what it was trained on, as the thresholds
+            of a model that was trained in 8 bits want it.
+    """
+    heads, dim = attention.num_heads, attention.qkv.in_features
+    scale = (dim // heads) ** -0.5
+    weight = attention.qkv.weight.double().clone()
+    weight[:dim] *= scale
+    proj = fold_gain(attention.proj, gain)
+    if attention.qkv.bias is None:
+        return FoldedAttention(weight, None, None, proj)
+    query, _, value = attention.qkv.bias.double().chunk(3)
+    by_head = (heads, 1, dim // heads)
+    query_bias = (query * scale).reshape(by_head).float()
+    if keep_value_bias:
+        return FoldedAttention(weight, query_bias, value.reshape(by_head).float(), proj)
+    rows = torch.as_tensor(gain, dtype=torch.float64).reshape(-1, 1)
+    bias = attention.proj.weight.double() @ value
+    if attention.proj.bias is not None:
+        bias = bias + attention.proj.bias.double()
+    return FoldedAttention(
+        weight, query_bias, None, make_linear(attention.proj.weight.double() * rows, bias * rows[:, 0])
+    )
 
 
 def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:

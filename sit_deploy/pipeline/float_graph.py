@@ -187,7 +187,7 @@ def _deploy(work: Work, loaded: LoadedModel, compared: ComparedImages) -> tuple[
     """Return the deploy form, compared with the model, and its logits."""
     from sit_deploy.graph.deploy_form import to_deploy_form
 
-    deploy = to_deploy_form(loaded.model)
+    deploy = to_deploy_form(loaded.model, keep_value_bias=bool(work.request.trained_thresholds))
     logits = torch_logits(deploy, compared.normalised)
     hop = compare("deploy form", logits, compared.reference, compared.reference, TOLERANCE["fp32"])
     work.hops.append(hop)

@@ -40,6 +40,7 @@ VIT_VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer scale": {"init_values": 1e-5},
     "no qkv bias": {"qkv_bias": False},
+    "no bias of proj": {"proj_bias": False},
     "no projection bias": {"proj_bias": False},
     "registers": {"reg_tokens": 4},
     "registers without positions": {"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5},

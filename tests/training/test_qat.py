@@ -173,7 +173,7 @@ def plain_thresholds(form: DeployForm, x: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def rounded_deploy_form(model: nn.Module, thresholds: dict[str, float]) -> DeployForm:
     """Return the deploy form in float64 with ONNX's arithmetic, in NumPy, at each node that has a threshold."""
-    form = to_deploy_form(model).double()
+    form = to_deploy_form(model, keep_value_bias=True).double()
 
     def round_input(limit: float, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         scale = np.float32(limit) / np.float32(127)
@@ -227,7 +227,7 @@ def with_exact_folds(model: nn.Module) -> nn.Module:
 def test_it_computes_what_the_quantized_deploy_form_does(name: str) -> None:
     model = with_exact_folds(MODELS[name]())
     x = images(model, 3).double()
-    form = to_deploy_form(model)
+    form = to_deploy_form(model, keep_value_bias=True)
     thresholds = {node: 0.8 * limit for node, limit in plain_thresholds(form, x.float()).items()}
     if model.has_dist_token:
         del thresholds["head"]
@@ -274,7 +274,7 @@ def test_it_observes_what_the_deployed_layers_see(name: str, monkeypatch: pytest
     assert model.training and not any(m._forward_pre_hooks for m in model.modules())
     prepare = Preprocessing.for_model(64)
     batch = torch.stack([torch.from_numpy(prepare(data.train[i][0])) for i in range(6)])
-    wanted = plain_thresholds(to_deploy_form(model), batch)
+    wanted = plain_thresholds(to_deploy_form(model, keep_value_bias=True), batch)
     if model.has_dist_token:
         del wanted["head"]
     assert ours.keys() == wanted.keys()

@@ -175,6 +175,24 @@ def test_every_vision_transformer_keeps_its_logits(variant: str, stage_blocks: t
     assert not any("rtsm" in n or "ls" in n.split(".") for n, _ in form.named_modules())
 
 
+@pytest.mark.parametrize("variant", ["plain", "average with registers"])
+def test_the_bias_of_the_values_can_stay_with_them(variant: str) -> None:
+    """As thresholds of a model that was trained in 8 bits want it: `proj` then reads what it read in training."""
+    model = tiny_vit(variant)
+    pixels = images(model)
+    form = to_deploy_form(model, keep_value_bias=True)
+    read: dict[str, torch.Tensor] = {}
+    for name, owner in (("plain", model), ("form", form)):
+        owner.blocks[0].attn.proj.register_forward_pre_hook(
+            lambda _, args, name=name: read.update({name: args[0]})
+        )
+    assert relative_error(form(pixels), model(pixels)) < TOLERANCE
+    assert relative_error(read["form"], read["plain"]) < TOLERANCE
+    folded = to_deploy_form(model)
+    assert folded.blocks[0].attn.value_bias is None
+    assert relative_error(folded(pixels), model(pixels)) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("variant", "into_last", "into_norm"),
     # tokens of the last block's MLP and of the last norm: the class token, or all of them and then the patches
@@ -198,11 +216,12 @@ def _no_layer_scale_of_the_bias(form: DeployForm, model: Any) -> None:
 
 
 def _no_scale_of_the_query_bias(form: DeployForm, model: Any) -> None:
-    form.blocks[1].attn.qkv.bias = model.blocks[1].attn.qkv.bias
+    form.blocks[1].attn.query_bias *= form.blocks[1].attn.query_bias.shape[-1] ** 0.5
 
 
 def _no_value_bias(form: DeployForm, model: Any) -> None:
-    form.blocks[0].attn.qkv.bias.data[64:] = 0
+    block = model.blocks[0]
+    form.blocks[0].attn.proj.bias.data = block.ls1.gamma.data * block.attn.proj.bias.data
 
 
 def _registers_with_positions(form: DeployForm, model: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import Attention
 from torch import nn
 
 from sit_deploy.graph import folding
+from sit_deploy.graph.deploy_form import DeployAttention
 from sit_deploy.models.tsm import TokenSlimming
 from tests.helpers.models import close, randomise, tiny_model
 
@@ -35,14 +37,24 @@ def test_layer_scale_is_folded_output_by_output(bias: bool, x: torch.Tensor) -> 
     close(folding.fold_gain(linear, gamma)(x), gamma * linear(x))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_attention_scale_is_folded_into_the_queries_alone(bias: bool, x: torch.Tensor) -> None:
-    qkv = randomise(nn.Linear(32, 96, bias=bias))
-    q, k, v = folding.fold_attention_scale(qkv, num_heads=4)(x).chunk(3, dim=-1)
-    expected = qkv(x).chunk(3, dim=-1)
-    close(q, expected[0] / 8**0.5)
-    close(k, expected[1])
-    close(v, expected[2])
+@pytest.mark.parametrize("gain", [1 / 3, torch.linspace(-2, 2, 32)], ids=["number", "channels"])
+@pytest.mark.parametrize("proj_bias", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_attention_is_folded(
+    qkv_bias: bool, proj_bias: bool, keep: bool, gain: float | torch.Tensor, x: torch.Tensor
+) -> None:
+    attention = randomise(Attention(32, num_heads=4, qkv_bias=qkv_bias, proj_bias=proj_bias))
+    folded = folding.fold_attention(attention, gain, keep_value_bias=keep)
+    assert (folded.query_bias is None) == (not qkv_bias)
+    assert (folded.value_bias is None) == (not (qkv_bias and keep))
+    assert folded.proj.bias is None or proj_bias or qkv_bias
+    form = DeployAttention(attention, gain, keep_value_bias=keep)
+    close(form(x), gain * attention(x))
+    q, k, _ = form.qkv(x).chunk(3, dim=-1)
+    plain_q, plain_k, _ = nn.functional.linear(x, attention.qkv.weight).chunk(3, dim=-1)
+    close(q, plain_q / 8**0.5)
+    close(k, plain_k)
 
 
 def test_tsm_scalar_is_folded_and_its_bias_dropped(x: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.build import build, export
 from sit_deploy.pipeline.calibration import _calibrate, calibration_stream
+from sit_deploy.pipeline.float_graph import _deploy
+from sit_deploy.pipeline.logits import torch_logits
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.pipeline.work import Work
 from tests.helpers.command_line import snapshot
+from tests.helpers.models import images, tiny_vit
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -289,3 +293,16 @@ def test_export_gives_the_graph_of_the_bundle(quick_float: Digits, tmp_path: Pat
     assert result.hops[-1].name == "ONNX int8"
     assert len(list_images(quick_float.images)) == 20
     assert {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node} == {""}
+
+
+@pytest.mark.parametrize("thresholds", [None, {"blocks.0/attn/proj": 1.0}])
+def test_thresholds_that_were_trained_keep_what_they_were_trained_on(
+    thresholds: dict[str, float] | None,
+) -> None:
+    model = tiny_vit("plain")
+    pixels = images(model).numpy()
+    reference = torch_logits(model, pixels)
+    work = Work(SimpleNamespace(trained_thresholds=thresholds), lambda *_: None)
+    loaded, compared = SimpleNamespace(model=model), SimpleNamespace(normalised=pixels, reference=reference)
+    deploy, _ = _deploy(work, loaded, compared)
+    assert (deploy.blocks[0].attn.value_bias is None) == (thresholds is None)
