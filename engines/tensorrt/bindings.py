@@ -76,35 +76,37 @@ def read_bindings(library: Library, engine: Any) -> Bindings:
     return Bindings(tuple(inputs), tuple(outputs), ranges)
 
 
-def check_tensor(spec: TensorSpec, tensor: Any, number: int) -> None:
-    """Refuse what is not a contiguous PyTorch tensor of the input's dtype and rank on this GPU.
+def check_tensor(spec: TensorSpec, tensor: Any, number: int, role: str = "input") -> None:
+    """Refuse what is not a contiguous PyTorch tensor of a dtype and shape on this GPU.
 
     Args:
-        spec: of the input.
+        spec: what it has to be.
         tensor: what is given for it.
         number: of the GPU.
+        role: "input" or "output", for the message.
 
     Raises:
         EngineInputError: says what is wrong, and what to do about it.
     """
+    what = f"{role} {spec.name}"
     if not hasattr(tensor, "data_ptr"):
         raise EngineInputError(
-            f"input {spec.name}: expected a PyTorch tensor on cuda:{number}, got {type(tensor).__name__}; use infer() for numpy"
+            f"{what}: expected a PyTorch tensor on cuda:{number}, got {type(tensor).__name__}; use infer() for numpy"
         )
     if tensor.device.type != "cuda" or (tensor.device.index or 0) != number:
         raise EngineInputError(
-            f"input {spec.name} is on {tensor.device}, the engine on cuda:{number}; move it with .to('cuda:{number}')"
+            f"{what} is on {tensor.device}, the engine on cuda:{number}; move it with .to('cuda:{number}')"
         )
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype != spec.dtype:
-        raise EngineInputError(f"input {spec.name}: expected dtype {spec.dtype}, got {dtype}")
+        raise EngineInputError(f"{what}: expected dtype {spec.dtype}, got {dtype}")
     shape = tuple(tensor.shape)
     fits = len(shape) == len(spec.shape) and all(
         size in (None, got) for size, got in zip(spec.shape, shape, strict=True)
     )
     if not fits:
         raise EngineInputError(
-            f"input {spec.name}: expected shape {format_shape(spec.shape)}, got {format_shape(shape)}"
+            f"{what}: expected shape {format_shape(spec.shape)}, got {format_shape(shape)}"
         )
     if not tensor.is_contiguous():
-        raise EngineInputError(f"input {spec.name} is not contiguous; pass it through .contiguous()")
+        raise EngineInputError(f"{what} is not contiguous; pass it through .contiguous()")

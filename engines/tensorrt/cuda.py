@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engines.errors import EngineLoadError, EngineNotInstalledError, EngineRunError, NoGpuError
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 _INSTALL = "run `pip install sit-deploy[tensorrt]` (pycuda is compiled and needs the CUDA toolkit's headers)"
+
+# of the CUDA driver API: CU_EVENT_DISABLE_TIMING, CUDA_ERROR_OUT_OF_MEMORY
+_DISABLE_TIMING = 2
+_OUT_OF_MEMORY = 2
 
 # Primary contexts retained by this process, by ordinal. Each is kept to the end: PyCUDA's `detach` leaves a primary
 # context on the thread's stack, and a context that another thread made current cannot be detached at all.
@@ -142,6 +146,24 @@ class CudaDevice:
             f"out of memory on {self.name}: {what}{needed} finds {_size(free)} of {_size(total)} free; {remedy}"
         )
 
+    def failure(self, error: Exception) -> Literal["memory", "lost"] | None:
+        """What an exception of a call says of the device, whichever of the three that speak to the driver raised it.
+
+        Args:
+            error: of PyCUDA, of cuda-bindings, or of PyTorch, whose errors are RuntimeErrors: one type for memory that ran
+                out, and else "CUDA error: ..." (`torch.AcceleratorError` in newer releases).
+
+        Returns:
+            "memory" where too little was free, and everything works on; "lost" where nothing does; None for another error.
+        """
+        if isinstance(error, GraphError):
+            return "memory" if error.out_of_memory else "lost"
+        if isinstance(error, self.driver.MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return "memory"
+        if isinstance(error, self.driver.Error):
+            return "lost"
+        return "lost" if isinstance(error, RuntimeError) and "CUDA error" in str(error) else None
+
     def lost(self, error: Exception) -> EngineRunError:
         """The error of a device that failed in the middle of a run: nothing in its context works any more."""
         return EngineRunError(
@@ -157,23 +179,84 @@ class CudaGraph:
     """
 
     def __init__(self, api: ModuleType, executable: Any) -> None:
-        self._api = api
+        self._launch = api.cuGraphLaunch
+        self._destroy = api.cuGraphExecDestroy
         self._executable = executable
 
-    def launch(self, stream: Any) -> None:
-        """Enqueue everything captured, as one call.
+    def launch(self, stream: int) -> None:
+        """Enqueue everything captured, as one call, on any stream of the device, by its handle; 0 is the default stream.
 
         Raises:
             GraphError: the driver refuses.
         """
-        _checked(self._api, self._api.cuGraphLaunch(self._executable, stream.handle))
+        (status,) = self._launch(self._executable, stream)
+        if status:
+            raise GraphError(status)
 
     def close(self) -> None:
-        _checked(self._api, self._api.cuGraphExecDestroy(self._executable))
+        _checked(self._destroy(self._executable))
+
+
+class Fence:
+    """Keeps streams that take turns at the same memory in the order of their turns, by an event of cuda-bindings."""
+
+    def __init__(self, api: ModuleType) -> None:
+        self._api = api
+        self._event = _checked(api.cuEventCreate(_DISABLE_TIMING))
+        self._stream: int | None = None  # of the last turn; None where its work is known to be done
+
+    def enter(self, stream: int) -> None:
+        """Let a stream begin its turn when the one before has ended. A stream that was the last one too waits for nothing.
+
+        Raises:
+            GraphError: the driver refuses.
+        """
+        if self._stream is not None and self._stream != stream:
+            _checked(self._api.cuStreamWaitEvent(stream, self._event, 0))
+
+    def leave(self, stream: int) -> None:
+        """End the turn of a stream with what is enqueued on it so far."""
+        (status,) = self._api.cuEventRecord(self._event, stream)
+        if status:
+            raise GraphError(status)
+        self._stream = stream
+
+    def wait(self) -> None:
+        """Wait, in this thread, for the end of the last turn.
+
+        Raises:
+            GraphError: the device failed.
+        """
+        if self._stream is not None:
+            _checked(self._api.cuEventSynchronize(self._event))
+            self._stream = None
+
+    def close(self) -> None:
+        """Free the event."""
+        _checked(self._api.cuEventDestroy(self._event))
+
+
+def copy_on_device(api: ModuleType, target: int, source: int, byte_count: int, stream: int) -> None:
+    """Enqueue a copy between two addresses of the device.
+
+    Raises:
+        GraphError: the driver refuses.
+    """
+    (status,) = api.cuMemcpyDtoDAsync(target, source, byte_count, stream)
+    if status:
+        raise GraphError(status)
 
 
 class GraphError(Exception):
-    """A CUDA graph could not be captured or launched; the work can always be done without one."""
+    """The driver refused a call of cuda-bindings; while a graph is captured, the work can be done without one.
+
+    Args:
+        status: the `CUresult`.
+    """
+
+    def __init__(self, status: Any) -> None:
+        super().__init__(getattr(status, "name", None) or f"CUDA error {int(status)}")
+        self.out_of_memory = int(status) == _OUT_OF_MEMORY
 
 
 def import_graphs() -> ModuleType | None:
@@ -195,7 +278,7 @@ def capture(api: ModuleType, stream: Any) -> Iterator[list[CudaGraph]]:
     """
     captured: list[CudaGraph] = []
     mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _checked(api, api.cuStreamBeginCapture(stream.handle, mode))
+    _checked(api.cuStreamBeginCapture(stream.handle, mode))
     try:
         yield captured
     except BaseException:
@@ -204,17 +287,17 @@ def capture(api: ModuleType, stream: Any) -> Iterator[list[CudaGraph]]:
         if int(status) == 0:
             api.cuGraphDestroy(graph)
         raise
-    graph = _checked(api, api.cuStreamEndCapture(stream.handle))
+    graph = _checked(api.cuStreamEndCapture(stream.handle))
     try:
-        captured.append(CudaGraph(api, _checked(api, api.cuGraphInstantiate(graph, 0))))
+        captured.append(CudaGraph(api, _checked(api.cuGraphInstantiate(graph, 0))))
     finally:
-        _checked(api, api.cuGraphDestroy(graph))
+        _checked(api.cuGraphDestroy(graph))
 
 
-def _checked(api: ModuleType, answer: tuple[Any, ...]) -> Any:
+def _checked(answer: tuple[Any, ...]) -> Any:
     status, *values = answer
     if int(status) != 0:
-        raise GraphError(getattr(status, "name", None) or f"CUDA error {int(status)}")
+        raise GraphError(status)
     return values[0] if values else None
 
 

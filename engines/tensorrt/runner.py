@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from engines.base import LayerTime, Runner
 from engines.errors import EngineInputError, EngineLoadError, EngineRunError
 from engines.tensorrt import cuda
-from engines.tensorrt.bindings import check_tensor, read_bindings
+from engines.tensorrt.bindings import read_bindings
 from engines.tensorrt.context import ContextSlot
+from engines.tensorrt.device_tensors import DeviceCalls
 from engines.tensorrt.layers import make_profiler, read_layers, timed
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class TensorRTRunner(Runner):
             raise EngineLoadError(f"an engine needs at least one context, got {contexts}")
         self._bindings = read_bindings(library, engine)
         super().__init__(self._bindings.inputs, self._bindings.outputs)
+        self._device_calls = DeviceCalls(self._bindings, device.number)
         self.device = device
         self.last_gpu_seconds: float | None = None
         self.notes: list[str] = []
@@ -114,37 +116,46 @@ class TensorRTRunner(Runner):
         """How many of its context slots replay a CUDA graph of the shape that they ran last."""
         return sum(slot.is_captured for slot in self._slots)
 
-    def infer_device(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Run on PyTorch tensors that are on this GPU, without a copy of either side; outputs are new tensors there.
+    def infer_device(
+        self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        """Run on PyTorch tensors that are on this GPU; nothing goes through the host.
 
         The work joins PyTorch's current stream as any operation of PyTorch does: nothing is waited for, and what is
-        enqueued there next sees the outputs.
+        enqueued there next sees the outputs. From the second call of a shape on it is the launch of a CUDA graph; tensors
+        that lie elsewhere than in the call before are copied to and from memory of the engine's, on the device.
+
+        Args:
+            feeds: a contiguous tensor for each input.
+            out: a tensor for each output, to be written; what an earlier call returned will do. Nothing is allocated then.
+                By default the outputs are new tensors.
+
+        Returns:
+            A tensor for each output, by name: `out` itself if it was given.
 
         Raises:
             EngineInputError: a tensor of another device, dtype or shape, or one that is not contiguous.
+            EngineLoadError: the GPU's memory ran out.
+            EngineRunError: the GPU failed; every later call does too.
         """
         import torch
 
         if self._closed:
             raise EngineInputError("this engine is closed; load it again to run it")
         self._check_names(feeds)
-        for spec in self.inputs:
-            check_tensor(spec, feeds[spec.name], self.device.number)
-        self._bindings.check_ranges(feeds)
-        device = torch.device("cuda", self.device.number)
-        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self.inputs}
-        batch = next(iter(shapes.values()))[0]
-        outputs = {
-            spec.name: torch.empty(
-                tuple(batch if size is None else size for size in spec.shape),
-                dtype=getattr(torch, spec.dtype),
-                device=device,
-            )
-            for spec in self.outputs
-        }
-        pointers = {name: tensor.data_ptr() for name, tensor in (*feeds.items(), *outputs.items())}
+        call = self._device_calls.find(feeds, out)
         with self._slot() as slot:
-            slot.run_on_device(shapes, pointers)
+            outputs = call.new_outputs() if out is None else out
+            addresses = self._device_calls.addresses(feeds, outputs)
+            theirs = torch.cuda.current_stream(self.device.number)
+            slot.run_on_device(call.shapes, addresses, theirs)
+            # What was allocated on another stream must not be handed out there while this one still uses it; on its own
+            # stream this is nothing.
+            for tensor in feeds.values():
+                tensor.record_stream(theirs)
+            if out is not None:
+                for tensor in out.values():
+                    tensor.record_stream(theirs)
         return outputs
 
     def inspect_layers(self) -> str:
@@ -181,12 +192,15 @@ class TensorRTRunner(Runner):
         try:
             with self.device.current():
                 yield slot
-        except self.device.driver.MemoryError as error:
-            raise self.device.out_of_memory("a run", None, _SMALLER) from error
-        except self.device.driver.Error as error:
-            lost = self.device.lost(error)
-            self._broken = str(lost)
-            raise lost from error
+        except Exception as error:
+            failure = self.device.failure(error)
+            if failure == "memory":
+                raise self.device.out_of_memory("a run", None, _SMALLER) from error
+            if failure == "lost":
+                lost = self.device.lost(error)
+                self._broken = str(lost)
+                raise lost from error
+            raise
         finally:
             self._free.put(slot)
 

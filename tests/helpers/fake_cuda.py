@@ -7,10 +7,12 @@ freed while work on it is pending, a call without a current context, or a wait d
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ class OutOfMemoryError(Error):
 
 
 class FakeGpu:
-    """One device. `driver` stands for pycuda.driver, `graphs` for cuda.bindings.driver."""
+    """One device. `driver` stands for pycuda.driver, `graphs` for cuda.bindings.driver; `calls` counts those of both by name."""
 
     def __init__(
         self, memory: int = 1 << 30, name: str = "Fake GPU", capability: tuple[int, int] = (8, 9)
@@ -41,18 +43,38 @@ class FakeGpu:
         self.host: dict[int, np.ndarray] = {}
         self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.live_graphs: set[int] = set()
+        self.live_events: set[int] = set()  # of cuda.bindings.driver
+        self.calls: Counter[str] = Counter()
         self.violations: list[str] = []
         self.detached = 0
         self.exhausted = False  # no copy finds the memory it needs
+        self.interleave = False  # while a stream is waited for, the others run as well, an item each in turn
         self.launches = 0  # of captured graphs
         self.refuse_capture = False
+        self.refuse_launch: int | None = None  # the CUresult of every launch
         self.fail_with: str | None = None  # the next wait raises it, and so does everything after
         self.largest_use = 0
         self._numbers = itertools.count(1)
         self._current = threading.local()
         self._lock = threading.RLock()
-        self.driver = self._make_driver()
-        self.graphs = self._make_graphs()
+        self.driver = self._counted(self._make_driver())
+        self.graphs = self._counted(self._make_graphs())
+
+    def _counted(self, api: SimpleNamespace) -> SimpleNamespace:
+        """Count calls of a module's functions."""
+
+        def counted(name: str, function: Callable) -> Callable:
+            @functools.wraps(function)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                self.calls[name] += 1
+                return function(*args, **kwargs)
+
+            return call
+
+        for name, found in vars(api).items():
+            if callable(found) and not isinstance(found, type):
+                setattr(api, name, counted(name, found))
+        return api
 
     # -- checks
 
@@ -70,7 +92,13 @@ class FakeGpu:
     def assert_clean(self) -> None:
         """Everything was given back and nothing was misused."""
         assert not self.violations, self.violations
-        left = {"device": self.device, "host": self.host, "streams": self.streams, "graphs": self.live_graphs}
+        left = {
+            "device": self.device,
+            "host": self.host,
+            "streams": self.streams,
+            "graphs": self.live_graphs,
+            "events": self.live_events,
+        }
         assert not any(left.values()), {key: len(value) for key, value in left.items() if value}
         assert not self.stack(), "a context is still current"
 
@@ -130,7 +158,7 @@ class FakeGpu:
                 gpu.need_context("mem_free")
                 if self._address is None:
                     raise MisuseError("memory freed twice")
-                if any(stream.pending for stream in list(gpu.streams.values())):
+                if any(stream.works for stream in list(gpu.streams.values())):
                     gpu.violations.append("device memory was freed while work was pending")
                 del gpu.device[self._address]
                 self._address = None
@@ -218,7 +246,9 @@ class FakeGpu:
 
         class CUresult(enum.IntEnum):
             CUDA_SUCCESS = 0
+            CUDA_ERROR_OUT_OF_MEMORY = 2
             CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+            CUDA_ERROR_LAUNCH_FAILED = 719
 
         class CUstreamCaptureMode(enum.IntEnum):
             CU_STREAM_CAPTURE_MODE_GLOBAL = 0
@@ -253,8 +283,11 @@ class FakeGpu:
             return good, made
 
         def launch(executable: int, handle: int) -> tuple:
+            gpu.need_context("cuGraphLaunch")
             if executable not in gpu.live_graphs:
                 raise MisuseError("a destroyed graph was launched")
+            if gpu.refuse_launch:
+                return (CUresult(gpu.refuse_launch),)
             gpu.launches += 1
             for work in graphs[executable]:
                 gpu.streams[handle].enqueue(work)
@@ -262,6 +295,48 @@ class FakeGpu:
 
         def destroy(graph: int) -> tuple:
             gpu.live_graphs.remove(graph)
+            if any(work in graphs[graph] for stream in gpu.streams.values() for work in stream.pending):
+                gpu.violations.append("a graph was destroyed while a launch of it was pending")
+            return (good,)
+
+        marks: dict[int, Mark] = {}
+
+        def create_event(flags: int) -> tuple:
+            gpu.need_context("cuEventCreate")
+            event = next(gpu._numbers)
+            gpu.live_events.add(event)
+            return good, event
+
+        def record_event(event: int, handle: int) -> tuple:
+            gpu.need_context("cuEventRecord")
+            marks[event] = Mark(gpu.streams[handle])
+            return (good,)
+
+        def wait_for_event(handle: int, event: int, flags: int) -> tuple:
+            gpu.need_context("cuStreamWaitEvent")
+            if event in marks:
+                marks[event].hold(gpu.streams[handle])
+            return (good,)
+
+        def synchronize_event(event: int) -> tuple:
+            gpu.need_context("cuEventSynchronize")
+            marks[event].reach()
+            return (good,)
+
+        def destroy_event(event: int) -> tuple:
+            gpu.live_events.remove(event)
+            marks.pop(event, None)
+            return (good,)
+
+        def copy(target: int, source: int, byte_count: int, handle: int) -> tuple:
+            gpu.need_context("cuMemcpyDtoDAsync")
+            for address in (target, source):
+                gpu.memory_at(address, byte_count, "cuMemcpyDtoDAsync")
+
+            def work() -> None:
+                gpu.memory_at(target, byte_count, "a copy")[:] = gpu.memory_at(source, byte_count, "a copy")
+
+            gpu.streams[handle].enqueue(work)
             return (good,)
 
         return SimpleNamespace(
@@ -272,6 +347,12 @@ class FakeGpu:
             cuGraphLaunch=launch,
             cuGraphDestroy=destroy,
             cuGraphExecDestroy=destroy,
+            cuEventCreate=create_event,
+            cuEventRecord=record_event,
+            cuStreamWaitEvent=wait_for_event,
+            cuEventSynchronize=synchronize_event,
+            cuEventDestroy=destroy_event,
+            cuMemcpyDtoDAsync=copy,
         )
 
 
@@ -285,6 +366,11 @@ class Stream:
         self.captured: list[Callable[[], None]] | None = None
         self.invalid = False
         gpu.streams[self.handle] = self
+
+    @property
+    def works(self) -> bool:
+        """Whether something is pending that touches memory; marks and waits for them do not."""
+        return any(not isinstance(work, (Passed, Held)) for work in self.pending)
 
     def enqueue(self, work: Callable[[], None]) -> None:
         (self.pending if self.captured is None else self.captured).append(work)
@@ -300,7 +386,54 @@ class Stream:
             self.pending.clear()
             raise Error(message)
         while self.pending:
+            if self.gpu.interleave:
+                for other in list(self.gpu.streams.values()):
+                    if other is not self:
+                        other.step()
             self.pending.pop(0)()
+
+    def step(self) -> None:
+        """Do one thing, unless it has to wait for another stream."""
+        held = self.pending and isinstance(self.pending[0], Held) and not self.pending[0].mark.passed
+        if self.pending and not held:
+            self.pending.pop(0)()
+
+
+class Mark:
+    """A place in a stream's work, which another stream or a thread can wait for."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.passed = stream, False
+        stream.enqueue(Passed(self))
+
+    def hold(self, stream: Stream) -> None:
+        """Let what is enqueued next on a stream wait."""
+        stream.enqueue(Held(self))
+
+    def reach(self) -> None:
+        """Do the work before it; another stream's turn at it may have come meanwhile."""
+        while not self.passed:
+            self.stream.pending.pop(0)()
+
+
+class Passed:
+    """The work of a mark: nothing but to be passed."""
+
+    def __init__(self, mark: Mark) -> None:
+        self.mark = mark
+
+    def __call__(self) -> None:
+        self.mark.passed = True
+
+
+class Held:
+    """The work of a stream that waits for a mark of another's."""
+
+    def __init__(self, mark: Mark) -> None:
+        self.mark = mark
+
+    def __call__(self) -> None:
+        self.mark.reach()
 
 
 class Event:

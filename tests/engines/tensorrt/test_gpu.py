@@ -117,20 +117,40 @@ def test_a_thousand_loads_leak_nothing(engine, build, make_mlp):
     assert before - free() <= 64  # MiB; others may use the GPU a little
 
 
-def test_torch_tensors_without_a_copy(engine, build, make_mlp):
+def test_torch_tensors_stay_on_the_gpu(engine, build, make_mlp):
     torch = pytest.importorskip("torch")
     model = make_mlp(batch="batch")
     plan, origin = build(model, dynamic_batch=(1, 4, 16))
     with engine.load(plan, origin=origin) as runner:
-        for batch in (4, 1, 16):
+        for batch in (4, 4, 4, 1, 16, 16, 16):
             x = torch.from_numpy(images(batch)).cuda()
             doubled = runner.infer_device({"x": x * 2})["y"]  # the product is still being computed
             close((doubled / 2).cpu().numpy(), expected(model, images(batch)))
-            close(runner.infer({"x": images(batch)})["y"], expected(model, images(batch)))  # own memory again
+        assert runner.captured == 1 and runner.notes == []
+        close(runner.infer({"x": images(16)})["y"], expected(model, images(16)))  # own memory again
         with pytest.raises(EngineInputError, match="move it with"):
             runner.infer_device({"x": torch.zeros(4, 8)})
         with pytest.raises(EngineInputError, match="not contiguous"):
             runner.infer_device({"x": torch.zeros(4, 16, device="cuda")[:, ::2]})
+
+
+def test_a_captured_call_on_torch_tensors_allocates_nothing(engine, build, make_mlp):
+    torch = pytest.importorskip("torch")
+    model = make_mlp(batch="batch")
+    plan, origin = build(model, dynamic_batch=(1, 4, 16))
+    x = torch.zeros(4, 8, device="cuda")
+    with engine.load(plan, origin=origin) as runner:
+        out = runner.infer_device({"x": x})
+        for stream in (torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for seed in range(20):
+                    x.copy_(torch.from_numpy(images(4, seed)))
+                    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+                    runner.infer_device({"x": x}, out)
+                    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+                    close(out["y"].cpu().numpy(), expected(model, images(4, seed)))
+        assert runner.captured == 1 and runner.notes == []
 
 
 def test_stale_and_damaged(engine, build, make_mlp):
