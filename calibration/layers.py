@@ -37,6 +37,8 @@ class Layer:
         weight: its constant operand, with `channel_axis` the axis of output channels; None for a product or a sum of two
             activations.
         macs: multiply-accumulates for one image.
+        attention: of a product of attention, how many queries there are and how many keys; None for everything else.
+        softmax: the first of `inputs` is what a Softmax makes, so none of it is above 1.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Layer:
     weight: str | None
     channel_axis: int | None
     macs: int
+    attention: tuple[int, int] | None = None
+    softmax: bool = False
 
 
 def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
@@ -64,6 +68,7 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
         (shapes[v.name] for v in model.graph.input if shapes.get(v.name) and v.name not in weights), ()
     )
     batch = (images[0] if images else None) or 1
+    softmaxes = {name for node in model.graph.node if node.op_type == "Softmax" for name in node.output}
     layers: dict[str, Layer] = {}
     for node in model.graph.node:
         activations = tuple(i for i, name in enumerate(node.input[:2]) if name not in weights)
@@ -85,7 +90,13 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
                 f"two nodes are called '{node.name}'; give every node of the graph a name of its own"
             )
         inputs = tuple(node.input[i] for i in activations)
-        layers[node.name] = Layer(node.name, node.op_type, group, activations, inputs, weight, axis, macs)
+        softmax = inputs[0] in softmaxes
+        attention = None
+        if group == "attention":  # scores (queries, keys): what the first product gives, and the second takes
+            attention = shapes[inputs[0] if softmax else node.output[0]][-2:]
+        layers[node.name] = Layer(
+            node.name, node.op_type, group, activations, inputs, weight, axis, macs, attention, softmax
+        )
     return layers
 
 

@@ -31,10 +31,16 @@ class Reason(Enum):
     WRITES_LOGITS = "writes the logits, for little work"
     TWO_ACTIVATIONS = "product of two activations"
     CARRIES_ERRORS_ON = "carries every block's error on"
+    FEW_TOKENS = "too few tokens for attention in 8 bits to stay one kernel"
     ACCURACY_BUDGET = "kept high for accuracy: number {rank} by harm for its work"
     TRAINED_IN_8_BITS = "trained in 8 bits"
     TRAINED_IN_FLOAT = "trained in float"
 
+
+# Tokens from which TensorRT-RTX 1.7.1 makes one kernel of attention in 8 bits, by its log for sm80, sm89 and sm120. A single query it reads in 16
+# bits, whatever the graph says; keys are the depth of the second product, and FP8's instructions multiply 32 deep.
+_FEWEST_QUERIES = 2
+_FEWEST_KEYS = {"int8": 1, "fp8": 32}
 
 _LEFT_HIGH = {
     "stem": Reason.MAKES_ALL_TOKENS,
@@ -133,7 +139,11 @@ class QuantPlan:
 
 
 def make_plan(
-    layers: Mapping[str, Layer], precision: str = "int8", groups: Collection[str] | None = None
+    layers: Mapping[str, Layer],
+    precision: str = "int8",
+    groups: Collection[str] | None = None,
+    *,
+    one_kernel: bool = False,
 ) -> QuantPlan:
     """Quantize the layers of some groups.
 
@@ -141,6 +151,7 @@ def make_plan(
         layers: of `find_layers`.
         precision: "int8" or "fp8".
         groups: names of groups, "all" for every layer with a weight, "default" for the default ones; None for those.
+        one_kernel: leave high the attention that would be one kernel then, and several in 8 bits (TensorRT).
 
     Raises:
         CalibrationError: an unknown precision or group, or nothing to quantize.
@@ -155,7 +166,9 @@ def make_plan(
         raise CalibrationError(f"no layers are called '{strange[0]}'; choose from {', '.join(known)}")
     planned = []
     for layer in layers.values():
-        if layer.group in chosen or ("all" in chosen and layer.weight is not None):
+        if one_kernel and layer.group in chosen and _falls_apart(layer, precision):
+            planned.append(PlannedLayer(layer.name, layer.group, HIGH, Reason.FEW_TOKENS, layer.macs))
+        elif layer.group in chosen or ("all" in chosen and layer.weight is not None):
             reason = Reason.CONSTANT_WEIGHT if layer.weight is not None else Reason.ASKED_FOR
             planned.append(PlannedLayer(layer.name, layer.group, precision, reason, layer.macs))
         else:
@@ -165,3 +178,11 @@ def make_plan(
     if not plan.quantized:
         raise CalibrationError("the plan quantizes no layer; choose groups that the model has")
     return plan
+
+
+def _falls_apart(layer: Layer, precision: str) -> bool:
+    """Whether a layer is a product of attention that is several kernels in 8 bits."""
+    if layer.attention is None:
+        return False
+    queries, keys = layer.attention
+    return queries < _FEWEST_QUERIES or keys < _FEWEST_KEYS[precision]

@@ -130,6 +130,7 @@ class Engine(ABC):
         precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
         int8_convolutions: its convolutions are faster in INT8 too.
         one_scale_where_split: it multiplies in 8 bits what is split afterwards only if the weight has one scale.
+        attention_in_one_kernel: it makes one kernel of attention, in 8 bits only where there are enough tokens.
         reports_types: `layer_times` has the types that layers run in, so they can be held to those of the graph.
         reports_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
         caveat: what people should know before they choose it, as part of a sentence.
@@ -145,6 +146,7 @@ class Engine(ABC):
     precision_beside_8_bits: ClassVar[str] = "fp32"
     int8_convolutions: ClassVar[bool] = False
     one_scale_where_split: ClassVar[bool] = False
+    attention_in_one_kernel: ClassVar[bool] = False
     reports_types: ClassVar[bool] = False
     reports_tensors: ClassVar[bool] = False
     caveat: ClassVar[str | None] = None

@@ -48,6 +48,7 @@ class TensorRT(Engine):
     builds_anywhere = not TENSORRT.needs_gpu_to_build
     precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
     precision_beside_8_bits = "fp16"
+    attention_in_one_kernel = True
     reports_types = True
     reports_tensors = True
 

@@ -60,7 +60,9 @@ def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
         calibration = _calibrate(work, graph, stream, preprocessing, report)
     method = None if request.calib_method == "auto" else request.calib_method
     with work.step("Rounding and measuring layers") as report:
-        quantizer = make_quantizer(graph, calibration, stream, request.quantize, method, report)
+        quantizer = make_quantizer(
+            graph, calibration, stream, request.quantize, method, report, one_kernel=_one_kernel(work)
+        )
     work.note(*quantizer.notes)
     return Quantization(quantizer, calibration, stream)
 
@@ -137,7 +139,7 @@ def _calibrate_share(
         raise InputError(f"{len(stream.sources)} calibration images for {shard.size} processes; start fewer")
     with work.step("Calibrating") as report:
         calibration, oddities = _observe(
-            request,
+            work,
             float_graph.graph,
             stream,
             report,
@@ -192,7 +194,7 @@ def _calibrate(
         )
         work.note(f"calibrated by {cache}, made from {calibration.images.description}")
         return calibration
-    calibration, oddities = _observe(request, graph, stream, report)
+    calibration, oddities = _observe(work, graph, stream, report)
     work.note(*oddities)
     if cache:
         calibration.save(cache)
@@ -200,7 +202,7 @@ def _calibrate(
 
 
 def _observe(
-    request: BuildRequest, graph: onnx.ModelProto, stream: ImageStream, progress: Any, **share: Any
+    work: Work, graph: onnx.ModelProto, stream: ImageStream, progress: Any, **share: Any
 ) -> tuple[Calibration, list[str]]:
     """Return the calibration that a request asks for on images, and what is odd about it; share: of one process of several."""
     from calibration.layers import find_layers
@@ -208,6 +210,14 @@ def _observe(
     from sit_deploy.quantize.calibrate import CalibrationMethod
     from sit_deploy.quantize.calibrate import calibrate as observe_and_choose
 
+    request = work.request
     method = CalibrationMethod(request.precision, request.calib_method, request.calib_percentile)
-    layers = make_plan(find_layers(graph), request.precision, request.quantize).quantized
+    layers = make_plan(
+        find_layers(graph), request.precision, request.quantize, one_kernel=_one_kernel(work)
+    ).quantized
     return observe_and_choose(graph, stream, method, layers=layers, progress=progress, **share)
+
+
+def _one_kernel(work: Work) -> bool:
+    """Whether the engine makes one kernel of attention, which a plan in 8 bits is not to break (`calibration.plan`)."""
+    return work.engine is not None and work.engine.attention_in_one_kernel

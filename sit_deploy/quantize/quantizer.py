@@ -102,6 +102,8 @@ def make_quantizer(
     groups: Collection[str] | None = None,
     method: str | None = None,
     progress: Progress | None = None,
+    *,
+    one_kernel: bool = False,
 ) -> Quantizer:
     """Return what quantizes a float32 graph as its calibration says.
 
@@ -113,6 +115,7 @@ def make_quantizer(
         groups: of layers to quantize (`calibration.plan`); None for the default ones.
         method: of the thresholds, in place of the calibration's own.
         progress: called as progress(text, done, in all).
+        one_kernel: leave attention high where `calibration.plan.make_plan` says.
 
     Raises:
         calibration.CalibrationError: unknown groups, or a calibration that lacks one of the tensors.
@@ -120,7 +123,7 @@ def make_quantizer(
     report = progress or (lambda *_: None)
     smoothed = smoothed_graph(graph, calibration)
     layers = find_layers(smoothed)
-    plan = make_plan(layers, calibration.grid, groups)
+    plan = make_plan(layers, calibration.grid, groups, one_kernel=one_kernel)
     method = method or calibration.method
     scales = choose_scales(calibration, [layers[name] for name in plan.quantized], method)
     if stream is None:

@@ -37,6 +37,8 @@ def smoothed_graph(graph: onnx.ModelProto, calibration: Calibration) -> onnx.Mod
 def choose_scales(calibration: Calibration, layers: Collection[Layer], method: str | None = None) -> Scales:
     """Return the scale of every tensor that the layers read, and its shift where one pays (`shifted_scale`).
 
+    In FP8 the probabilities of a softmax have a scale of 1/448 whatever was seen of them.
+
     Args:
         calibration: of the graph that the layers are of.
         layers: those to be quantized.
@@ -49,8 +51,12 @@ def choose_scales(calibration: Calibration, layers: Collection[Layer], method: s
     activations: dict[str, float] = {}
     shifts: dict[str, int] = {}
     fixed = {name for layer in layers if layer.weight is None for name in layer.inputs}
+    probabilities = {layer.inputs[0] for layer in layers if layer.softmax}
     for name in dict.fromkeys(name for layer in layers for name in layer.inputs):
         limit = calibration.threshold(name, method)
+        if name in probabilities and calibration.grid == "fp8":
+            # what a softmax gives is never above 1, on no image: NVIDIA's tools fix its scale so, which costs FP8 no precision
+            limit = 1.0
         activations[name] = float(float16_scale(limit / grid.largest))
         if name in fixed or calibration.grid != "int8":
             continue  # nothing takes a shift back where two activations meet; FP8 has no use for one

@@ -278,10 +278,9 @@ def test_the_real_builder_takes_it(tmp_path: Path, precision: str, targets: tupl
 
     model = exported("sit_nano")
     layers = find_layers(model)
-    names = make_plan(layers, precision).quantized
+    names = make_plan(layers, precision, ["default", "attention"], one_kernel=True).quantized
     activations, shifts = {}, {}
-    for layer in map(layers.__getitem__, names):
-        (name,) = layer.inputs
+    for name in (tensor for layer in map(layers.__getitem__, names) for tensor in layer.inputs):
         if precision == "int8" and name.endswith("/act"):
             activations[name], shifts[name] = shifted_scale(-0.17, 4.0)
         else:
@@ -294,3 +293,14 @@ def test_the_real_builder_takes_it(tmp_path: Path, precision: str, targets: tupl
     inputs = {layers[name].inputs for name in names}
     dtype = {"int8": "int8", "fp8": "float8_e4m3fn"}[precision]
     assert info.details["layer_output_types"][dtype] >= len(names) + len(inputs)
+    # attention is one kernel wherever it is, and reads q, k and v in 8 bits where the plan says so
+    census = info.details["kernels"]
+    assert census["attention"] == census["attentions"] == census["attention_kernels"] == 8
+    inside = {
+        kernel["nodes"][0].split("/")[0]: kernel["reads"]
+        for kernel in info.kernels
+        if kernel["role"] == "attention"
+    }
+    low = {block for block, reads in inside.items() if sum(read.startswith(dtype) for read in reads) == 3}
+    assert low == {name.split("/")[0] for name in names if layers[name].group == "attention"}
+    assert len(low) == {"int8": 7, "fp8": 2}[precision]

@@ -52,6 +52,18 @@ def test_every_layer_of_an_export_is_in_its_group(
     )
 
 
+def test_queries_and_keys_of_attention() -> None:
+    layers = find_layers(exported("sit"))
+    products = {name: layer for name, layer in layers.items() if layer.group == "attention"}
+    first, second = products.pop("blocks.0/attn/matmul"), products.pop("blocks.0/attn/matmul_2")
+    assert first.attention == second.attention and first.attention[0] == first.attention[1] > 1
+    assert (first.softmax, second.softmax) == (False, True)
+    assert layers["blocks.5/attn/matmul"].attention[0] == 1  # the last block has one query
+    assert layers["tsm.0/matmul"].softmax and layers["tsm.0/matmul"].attention is None
+    others = [layer for layer in layers.values() if layer.group not in ("attention", "aggregation")]
+    assert not any(layer.attention or layer.softmax for layer in others)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_operands_of_an_export(name: str) -> None:
     graph = exported(name)

@@ -36,6 +36,34 @@ def test_one_group(layers: dict[str, Layer], group: str) -> None:
     assert plan.quantized == tuple(name for name, layer in layers.items() if layer.group == group)
 
 
+@pytest.mark.parametrize(
+    ("precision", "queries", "keys", "kept"),
+    [
+        ("fp8", 2, 32, False),
+        ("fp8", 2, 31, True),
+        ("fp8", 1, 197, True),
+        ("int8", 2, 2, False),
+        ("int8", 1, 197, True),
+    ],
+)
+def test_attention_that_would_fall_apart_in_8_bits_is_left_high(
+    precision: str, queries: int, keys: int, kept: bool
+) -> None:
+    """The numbers are what TensorRT-RTX 1.7.1's builder logs for graphs of one attention."""
+    product = Layer("p", "MatMul", "attention", (0, 1), ("q", "k"), None, None, 1, (queries, keys))
+    linear = Layer("l", "MatMul", "qkv", (0,), ("x",), "w", 1, 1)
+    groups = ["qkv", "attention"]
+    plan = make_plan({"p": product, "l": linear}, precision, groups, one_kernel=True)
+    assert [layer.is_high for layer in plan.layers] == [kept, False]
+    assert (plan.layers[0].reason is Reason.FEW_TOKENS) == kept
+    # for an engine that has a kernel a product it makes no difference, and neither where attention is not asked for
+    assert len(make_plan({"p": product, "l": linear}, precision, groups).quantized) == 2
+    assert (
+        make_plan({"p": product, "l": linear}, precision, one_kernel=True).layers[0].reason
+        is Reason.TWO_ACTIVATIONS
+    )
+
+
 def test_default_and_one_more(layers: dict[str, Layer]) -> None:
     assert make_plan(layers, groups=["default"]) == make_plan(layers)
     more = set(make_plan(layers, groups=["default", "head"]).quantized)

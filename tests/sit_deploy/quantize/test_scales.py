@@ -45,3 +45,17 @@ def test_a_shift_is_taken_where_it_pays_and_something_takes_it_back(
     assert scales.activations[tensor] < 0.75 * calibration.threshold(tensor) / 127
     # two activations meet in a product without a weight
     assert choose_scales(calibration, [fc2, replace(fc2, weight=None)]).shifts == {}
+
+
+def test_probabilities_have_a_fixed_scale_in_fp8(digits: Digits, calibration: Calibration) -> None:
+    layers = find_layers(smoothed_graph(digits.float_graph.graph, calibration))
+    second = layers["blocks.0/attn/matmul_2"]
+    probabilities, values = second.inputs
+    seen = calibration.tensors["blocks.0/mlp/act"]  # of something else, far below 1
+    little = replace(seen, absmax=0.1, thresholds=dict.fromkeys(seen.thresholds, 0.1))
+    made = replace(calibration, tensors={**calibration.tensors, probabilities: little, values: little})
+    in_fp8 = choose_scales(replace(made, grid="fp8"), [second]).activations
+    # the next number of float16 above 1/448, and what was seen for what is no softmax's
+    assert in_fp8[probabilities] == pytest.approx(1 / 448, rel=1e-3) and in_fp8[probabilities] >= 1 / 448
+    assert in_fp8[values] == pytest.approx(0.1 / 448, rel=1e-2)
+    assert choose_scales(made, [second]).activations[probabilities] == pytest.approx(0.1 / 127, rel=1e-3)
