@@ -47,6 +47,9 @@ class ImageSession:
         # process then peaks at 1.1 GB, not 2.4.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = False
+        if _holds_fp8(model):
+            # Releases before 1.32 join Q/DQ of FP8 to INT8 operators, and then refuse those; the numbers are the same.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
@@ -76,6 +79,11 @@ class ImageSession:
         except Exception as error:  # as above
             reason = str(error).splitlines()[0]
             raise CalibrationError(f"ONNX Runtime cannot run the graph: {reason}") from error
+
+
+def _holds_fp8(model: onnx.ModelProto) -> bool:
+    fp8 = {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2}
+    return any(tensor.data_type in fp8 for tensor in model.graph.initializer)
 
 
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:

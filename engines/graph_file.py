@@ -68,6 +68,11 @@ def tensor_types(model: onnx.ModelProto) -> set[str]:
     return {helper.tensor_dtype_to_np_dtype(kind).name for kind in types if kind}
 
 
+def holds_fp8(model: onnx.ModelProto) -> bool:
+    """Whether a weight, an input, an output or a quantization of the graph is in FP8."""
+    return any(name.startswith("float8_") for name in tensor_types(model))
+
+
 def product_types(model: onnx.ModelProto) -> dict[str, str]:
     """The type that each product (MatMul, Gemm, Conv) of a graph computes in: of its inputs, or of the Q/DQ before it."""
     from onnx import helper, shape_inference

@@ -8,7 +8,6 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +81,7 @@ def test_a_planted_import_is_refused(copied_tree, contract, file, lines):
 
 def import_order(packages):
     """Every module after those that it imports (a folder's __init__ is one); graphlib.CycleError where there is no such order."""
+    grimp = pytest.importorskip("grimp", reason="needs import-linter: pip install import-linter")
     graph = grimp.build_graph(*packages, exclude_type_checking_imports=True, cache_dir=None)
     return list(
         TopologicalSorter(

@@ -14,7 +14,7 @@ from engines.files import atomic_path
 from engines.graph_file import check_batch, input_specs, read_model
 from engines.onnxruntime.fusion import fuse_for_cpu
 from engines.onnxruntime.int8 import int8_summary
-from engines.onnxruntime.library import one_line, provider_of, session_options
+from engines.onnxruntime.library import one_line, open_graph, provider_of, session_options
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -63,7 +63,7 @@ def build_graph(
     with atomic_path(engine_path) as temporary:
         settings.optimized_model_filepath = str(temporary)
         try:
-            ort.InferenceSession(source, settings, providers=[provider])
+            open_graph(ort, source, settings, provider)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise EngineBuildError(f"ONNX Runtime cannot build {onnx_path}: {one_line(error)}") from error
         report("checking the saved engine", 2, 3)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engines.base import LayerTime
 from engines.errors import EngineError
-from engines.onnxruntime.library import PROVIDERS, running_options
+from engines.onnxruntime.library import PROVIDERS, open_graph, running_options
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,7 +35,7 @@ def profile(
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:
-            session = ort.InferenceSession(str(engine_path), options, providers=[PROVIDERS["cpu"]])
+            session = open_graph(ort, str(engine_path), options, PROVIDERS["cpu"])
             for _ in range(_WARM_UP + runs):
                 session.run(None, dict(feeds))
             written = session.end_profiling()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import cpu
 from engines.errors import EngineError
+from engines.graph_file import holds_fp8, read_model
 from engines.imports import import_runtime
 
 if TYPE_CHECKING:
@@ -45,6 +47,39 @@ def running_options(ort: ModuleType, threads: int | None) -> Any:
         # Exact and slower INT8 kernels; decided here, as the engine may come from another CPU.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def open_graph(ort: ModuleType, source: str | bytes, options: Any, provider: Any) -> Any:
+    """Make a session of a graph.
+
+    Releases before 1.32 join FP8 products and their Q/DQ to operators of INT8, and then refuse their own work
+    (https://github.com/microsoft/onnxruntime/issues/22269). Where a graph with FP8 is refused, it is taken without such joining,
+    which no FP8 kernel of a CPU wants anyway; the numbers are the same.
+
+    Args:
+        ort: the package.
+        source: the graph's file, or the graph itself.
+        options: of the session; changed where the graph is taken without joining.
+        provider: the execution provider.
+    """
+    try:
+        return ort.InferenceSession(source, options, providers=[provider])
+    except Exception:  # ONNX Runtime's errors share no base but Exception
+        if not _holds_fp8(source):
+            raise
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return ort.InferenceSession(source, options, providers=[provider])
+
+
+def _holds_fp8(source: str | bytes) -> bool:
+    import onnx
+
+    try:
+        if isinstance(source, bytes):
+            return holds_fp8(onnx.load_from_string(source))
+        return holds_fp8(read_model(Path(source)))
+    except Exception:  # what cannot be read was refused for that
+        return False
 
 
 def has_provider(ort: ModuleType, provider: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import Runner, TensorSpec
 from engines.errors import EngineError, EngineLoadError
 from engines.imports import require_threads
-from engines.onnxruntime.library import one_line, provider_of, running_options
+from engines.onnxruntime.library import one_line, open_graph, provider_of, running_options
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -50,7 +50,7 @@ def open_session(ort: ModuleType, engine_path: Path, threads: int | None, device
     if not engine_path.is_file():
         raise EngineLoadError(f"{engine_path}: no such engine file")
     try:
-        session = ort.InferenceSession(str(engine_path), running_options(ort, threads), providers=[provider])
+        session = open_graph(ort, str(engine_path), running_options(ort, threads), provider)
     except Exception as error:  # as above
         raise EngineLoadError(
             f"{engine_path} is not an engine ONNX Runtime can load: {one_line(error)}"

@@ -287,19 +287,18 @@ def test_the_files_of_the_gpu_tests_are_where_the_steps_look() -> None:
 
 
 @pytest.mark.slow
-def test_the_engines_tests_are_collected_where_pytorch_is_not(tmp_path: Path) -> None:
-    # as in a packed Python: an empty module in PyTorch's place, and none of what else a model needs
-    (tmp_path / "torch.py").write_text("")
+def test_the_engines_tests_start_where_pytorch_is_not() -> None:
+    # as in a packed Python, which has none of what a model needs; one test runs, since fixtures of the session ask for things too
     program = f"""
 import sys
-absent = "timm torchvision onnxscript safetensors scipy sklearn matplotlib jinja2 msgspec filelock hypothesis openvino".split()
+absent = "torch timm torchvision onnxscript safetensors scipy sklearn matplotlib jinja2 msgspec filelock hypothesis openvino".split()
 sys.modules.update(dict.fromkeys([*absent, "tensorrt_rtx"]))
-sys.path.insert(0, {str(tmp_path)!r})
 import pytest
-words = "--collect-only -q -p no:cacheprovider -p no:xdist -p no:hypothesispytest".split()
-sys.exit(pytest.main([*words, {steps.ENGINE_TESTS!r}]))
+quiet = "-q -p no:cacheprovider -p no:xdist -p no:hypothesispytest".split()
+status = pytest.main([*quiet, "--collect-only", {steps.ENGINE_TESTS!r}])
+sys.exit(status or pytest.main([*quiet, "tests/engines/tensorrt/test_load.py", "-k", "out_of_memory and 8.6"]))
 """
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "test_runs_what_the_graph_says" in done.stdout
+    assert "test_runs_what_the_graph_says" in done.stdout and "1 passed" in done.stdout

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from calibration.errors import CalibrationError
@@ -57,3 +60,33 @@ def test_the_input_is_what_is_no_weight() -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, (1,)))
     with pytest.raises(CalibrationError, match="input"):
         image_input(model)
+
+
+def test_fp8_stays_fp8_with_every_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 1.31 ONNX Runtime makes operators of INT8 of it, which it then refuses; other graphs keep their fast operators."""
+    told: list[bool] = []
+    real = onnxruntime.InferenceSession
+
+    def session(model: bytes, options: onnxruntime.SessionOptions, providers: list[str]) -> object:
+        with suppress(RuntimeError):  # there is no such entry
+            told.append(options.get_session_config_entry("session.disable_quant_qdq") == "1")
+        return real(model, options, providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    model = network(1)
+    ImageSession(model)
+    assert told == []
+    fp8 = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT8E4M3FN, [], [0.0])
+    model.graph.initializer.extend([fp8, onnx.numpy_helper.from_array(np.float32(1), "scale")])
+    for node in model.graph.node:
+        if node.op_type == "Log":
+            node.input[0] = "dequantized"
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", ["b", "scale", "zero"], ["quantized"]),
+        onnx.helper.make_node("DequantizeLinear", ["quantized", "scale", "zero"], ["dequantized"]),
+    ]
+    nodes = [*model.graph.node[:2], *pair, *model.graph.node[2:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert np.isfinite(ImageSession(model).run(images(1))[0]).all()
+    assert told == [True]

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+pytest.importorskip("torch", reason="needs PyTorch for its models")
 from tests.sit_deploy.conftest import nano_fp32
 
 __all__ = ["nano_fp32"]  # the fixture

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch  # noqa: F401  before a fake is in place of cuda.bindings, which PyTorch imports for itself
 
 from engines.gpus import Gpu, GpuStatus
 from engines.registry import get
 from engines.tensorrt.engine import TensorRT
 from tests.helpers.fake_cuda import FakeGpu
 from tests.helpers.fake_tensorrt import FakeTensorRT
+
+with suppress(ImportError):  # engines are run, and tested, where there is no PyTorch
+    import torch  # noqa: F401  before a fake is in place of cuda.bindings, which PyTorch imports for itself
 
 # recorded releases (tests/engines/api); every runtime test passes on each
 RELEASES = ("tensorrt-8.6.0", "tensorrt-10.0.1", "tensorrt-10.16.1", "tensorrt-11.4.0", "tensorrt-rtx-1.7.1")

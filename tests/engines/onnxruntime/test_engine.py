@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from engines import (
     BuildOptions,
@@ -59,6 +60,62 @@ def test_half_precision_graph_keeps_its_types(make_mlp, tmp_path: Path):
     with OnnxRuntime().load(target) as runner:
         assert [spec.dtype for spec in (*runner.inputs, *runner.outputs)] == ["float16"] * 2
         assert runner.infer({"x": np.ones((2, 8), np.float16)})["y"].dtype == np.float16
+
+
+@pytest.fixture
+def fp8_graph(tmp_path: Path) -> Path:
+    """y = x · w in FP8 (E4M3), quantized and dequantized on both sides; float32 (2, 8) → (2, 8)."""
+    grid = TensorProto.FLOAT8E4M3FN
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in ("x", "y"))
+    weights = [
+        numpy_helper.from_array(np.float32(0.5), "scale"),
+        helper.make_tensor("zero", grid, [], [0.0]),
+        helper.make_tensor("w", grid, [8, 8], np.linspace(-2, 2, 64)),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["left"]),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["right"]),
+        helper.make_node("MatMul", ["left", "right"], ["y"], name="product"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "fp8", [x], [y], weights),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+    onnx.save(model, tmp_path / "fp8.onnx")
+    return tmp_path / "fp8.onnx"
+
+
+def test_a_release_that_joins_fp8_to_int8_operators_is_told_not_to(
+    fp8_graph: Path, make_mlp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As 1.26 to 1.31 do, in building, running and timing; a graph without FP8 that is refused is refused once."""
+    refused: list[object] = []
+    real = ort.InferenceSession
+
+    def session(source: object, options: ort.SessionOptions, providers: list) -> ort.InferenceSession:
+        try:
+            told = options.get_session_config_entry("session.disable_quant_qdq") == "1"
+        except RuntimeError:  # there is no such entry
+            told = False
+        if not told:
+            refused.append(source)
+            raise RuntimeError("Type 'tensor(float8e4m3fn)' of (MatMulIntegerToFloat) is invalid.")
+        return real(source, options, providers=providers)
+
+    x = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
+    direct = ReferenceEvaluator(onnx.load(fp8_graph)).run(None, {"x": x})[0]
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    target = tmp_path / "engine.onnx"
+    OnnxRuntime().build(fp8_graph, target, OPTIONS)
+    with OnnxRuntime().load(target) as runner:
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], direct, rtol=1e-5)
+    assert OnnxRuntime().layer_times(target, {"x": x}, runs=1)
+    assert len(refused) == 3
+    with pytest.raises(EngineBuildError, match="cannot build"):
+        OnnxRuntime().build(make_mlp(), tmp_path / "other.onnx", OPTIONS)
+    assert len(refused) == 4
 
 
 def test_fixed_batch_refuses_a_range(make_mlp, tmp_path: Path):

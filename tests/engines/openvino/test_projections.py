@@ -8,6 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.openvino.projections import split_projections
+
+pytest.importorskip("torch", reason="needs PyTorch for its models")
 from tests.helpers.graphs import MODELS, exported, images_for, run
 
 

@@ -185,6 +185,7 @@ def test_memory_that_runs_out_in_a_run(rig: Rig, plan: Path, tmp_path: Path):
             runner.infer({"x": images()})
         rig.gpu.exhausted = False
         np.testing.assert_array_equal(runner.infer({"x": images()})["y"], expected(tmp_path, images()))
+    gc.collect()  # contextlib of Python 3.12 leaves the driver's error in a circle with its frames, which know the stream
     rig.gpu.assert_clean()
 
 

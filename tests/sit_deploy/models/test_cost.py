@@ -6,8 +6,6 @@ import logging
 
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, create_model, get_config
@@ -36,14 +34,17 @@ PUBLISHED = {
 
 def _attention_macs(inputs: list, outputs: list) -> int:
     """Count q·kᵀ and weights·v: 2 · batch · heads · N² · head_dim."""
+    from fvcore.nn.jit_handles import get_shape
+
     batch, heads, n, size = get_shape(inputs[0])
     return 2 * batch * heads * n * n * size
 
 
 def measured(model: SiT | SlimViT) -> Cost:
+    fvcore = pytest.importorskip("fvcore.nn", reason="needs fvcore: pip install fvcore")
     parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("rtsm."))
     image = torch.zeros(1, model.in_chans, *model.img_size, device=model.cls_token.device)
-    count = FlopCountAnalysis(model.eval(), image)
+    count = fvcore.FlopCountAnalysis(model.eval(), image)
     count.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return Cost(parameters, round(count.total()))
