@@ -117,6 +117,8 @@ def configure(
         # weights that come back are the same, which lets the builder fold and fuse them as if it had kept them
         "REFIT_IDENTICAL": options.strip_weights and not options.refit,
         "REFIT": options.refit,
+        # what TensorRT-RTX's documents ask for if a CUDA graph is to be captured of the engine
+        "REQUIRE_USER_ALLOCATION": library.features.user_allocation,
     }
     for name, wanted in flags.items():
         if wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -169,22 +169,24 @@ class ContextSlot:
             self.run(feeds)
 
     def close(self) -> None:
-        """Free everything; a slot that never got all it asked for too."""
-        if self._stream is not None:  # `run_on_device` waits for nothing
-            self._stream.synchronize()
-        with suppress(cuda.GraphError):  # on a device that failed there is nothing left to destroy
-            self._drop_graph()
+        """Free everything, each whatever another raises; of a slot that never got all it asked for, what it has."""
+        with ExitStack() as each:
+            for array in self._host.values():
+                each.callback(array.base.free)
+            for memory in self._device.values():
+                each.callback(memory.free)
+            if self._activations is not None:
+                each.callback(self._activations.free)
+            each.callback(self._forget)
             if self._fence is not None:
-                self._fence.close()
-        self._fence = None
-        self.context = None
-        if self._activations is not None:
-            self._activations.free()
-        for memory in self._device.values():
-            memory.free()
-        for array in self._host.values():
-            array.base.free()
-        self._device, self._host, self._activations = {}, {}, None
+                each.callback(self._fence.close)
+            each.callback(self._drop_graph)
+            if self._stream is not None:  # `run_on_device` waits for nothing
+                each.callback(self._stream.synchronize)
+
+    def _forget(self) -> None:
+        self.context = self._fence = self._activations = None
+        self._device, self._host = {}, {}
         self._stream = self._started = self._ended = None
 
     def _launch(self, graph: cuda.CudaGraph, addresses: tuple[int, ...], stream: int) -> None:

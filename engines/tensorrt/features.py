@@ -32,6 +32,8 @@ class Features:
         engine_validity: a plan can be judged before it is opened.
         runtime_cache: kernels that are compiled at the first run can be kept for the next start.
         capture_query: a context says whether a CUDA graph can be captured of it.
+        user_allocation: an engine can be built so that its contexts allocate nothing while they run.
+        eager_kernels: a context can be told to compile the kernels of a new shape before it runs them.
     """
 
     strong_typing: bool
@@ -53,6 +55,8 @@ class Features:
     engine_validity: bool
     runtime_cache: bool
     capture_query: bool
+    user_allocation: bool
+    eager_kernels: bool
 
     @classmethod
     def of(cls, trt: ModuleType) -> Features:
@@ -91,6 +95,8 @@ class Features:
             engine_validity=has("Runtime", "get_engine_validity"),
             runtime_cache=has("IRuntimeConfig", "create_runtime_cache"),
             capture_query=has("IExecutionContext", "is_stream_capturable"),
+            user_allocation=has("BuilderFlag", "REQUIRE_USER_ALLOCATION"),
+            eager_kernels=has("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
         )
 
     @property

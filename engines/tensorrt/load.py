@@ -11,6 +11,7 @@ from engines.errors import EngineLoadError
 from engines.tensorrt.cuda import CudaDevice
 from engines.tensorrt.library import Library
 from engines.tensorrt.messages import Messages, builder_problems
+from engines.tensorrt.runtime_cache import RuntimeCache
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +71,7 @@ def deserialize(library: Library, plan: bytes, path: Path, device: CudaDevice) -
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
             raise EngineLoadError(
-                f"{path} is not an engine that {title} can run here ({_said(messages)}; diagnostics {diagnostics}); "
-                "build it again"
+                f"{path} is not an engine that {title} can run here ({_reasons(library, diagnostics)}); build it again"
             )
         if validity == trt.EngineValidity.SUBOPTIMAL:
             _log.warning("%s runs here, but slower than one built for this GPU", path)
@@ -84,6 +84,36 @@ def deserialize(library: Library, plan: bytes, path: Path, device: CudaDevice) -
             )
         raise EngineLoadError(f"{title} cannot open {path}: {said}; copy it again or build it again")
     return runtime, engine
+
+
+def make_context(library: Library, engine: Any, cache: RuntimeCache | None) -> tuple[Any, int]:
+    """Return an execution context of an engine and the bytes of device memory that it has to be given; (None, 0) if it is refused.
+
+    What TensorRT-RTX is told is what its documents ask for where a CUDA graph is captured: memory from outside, since
+    what a context allocates while it runs cannot be captured, and kernels of a new shape compiled before they run. By default
+    it runs slower ones meanwhile and compiles in a thread of its own: a graph would keep the slower ones for good, and a
+    destructor, which waits for that thread and holds Python's lock, would wait for ever if the thread logs something.
+    """
+    if cache is None:
+        return engine.create_execution_context(), 0
+    trt = library.trt
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if library.features.eager_kernels:
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+    cache.attach(config)
+    context = engine.create_execution_context(config)
+    return context, 0 if context is None else activation_bytes(engine) or 0
+
+
+def activation_bytes(engine: Any) -> int | None:
+    """The device memory that a context of the engine needs beside its tensors; None where the engine does not tell."""
+    for name in ("device_memory_size_v2", "device_memory_size"):
+        if hasattr(engine, name):
+            return int(getattr(engine, name))
+    return None
 
 
 def refit(library: Library, engine: Any, weights: Path) -> None:
@@ -104,6 +134,17 @@ def refit(library: Library, engine: Any, weights: Path) -> None:
     parser = library.trt.OnnxParserRefitter(refitter, library.logger)
     if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
         raise EngineLoadError(f"the weights of {weights} do not fit the engine: {_said(library.messages)}")
+
+
+def _reasons(library: Library, diagnostics: int) -> str:
+    """What TensorRT-RTX names as the reasons for refusing a plan, and what it logged, in a few words."""
+    flags = getattr(library.trt, "EngineInvalidityDiagnostics", None)
+    named = [
+        name.lower().replace("_", " ")
+        for name, flag in (flags.__members__.items() if flags else ())
+        if int(diagnostics) & int(flag.value)
+    ]
+    return "; ".join([*named, *builder_problems(library.messages)[:3]]) or "no reason given"
 
 
 def _said(messages: Messages) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from engines.base import LayerTime, Runner
@@ -18,6 +18,7 @@ from engines.tensorrt.bindings import read_bindings
 from engines.tensorrt.context import ContextSlot
 from engines.tensorrt.device_tensors import DeviceCalls
 from engines.tensorrt.layers import make_profiler, read_layers, timed
+from engines.tensorrt.load import activation_bytes, make_context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,24 +87,18 @@ class TensorRTRunner(Runner):
     def _add_slot(self, contexts: int) -> None:
         errors = self._library.messages.errors
         seen = len(errors)
-        context = self._make_context()
+        context, wanted = make_context(self._library, self._engine, self._cache)
         if context is None:
             said = "; ".join(errors[seen:]) or "no reason given"
             if "memory" in said.lower():
                 raise self.device.out_of_memory(
-                    "an execution context", _activation_bytes(self._engine), _SMALLER
+                    "an execution context", activation_bytes(self._engine), _SMALLER
                 )
             raise EngineLoadError(f"{self._library.title} makes no execution context: {said}")
         slot = ContextSlot(self._library, self.device, self._bindings, context, self._graphs, self.notes)
         self._slots.append(slot)  # before it allocates: `_release` then frees what it has
-        slot.allocate(_remedy(contexts, self._bindings.ranges))
+        slot.allocate(_remedy(contexts, self._bindings.ranges), wanted)
         self._free.put(slot)
-
-    def _make_context(self) -> Any:
-        if self._cache is None:
-            return self._engine.create_execution_context()
-        config = self._cache.configure(self._engine)
-        return self._engine.create_execution_context(config)
 
     def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._bindings.check_ranges(feeds)
@@ -208,17 +203,26 @@ class TensorRTRunner(Runner):
         for _ in self._slots:
             self._free.get()  # calls that run in other threads end first
         self._free.put(None)
-        # on a device that failed nothing can be freed, and that must not hide why it failed
-        forgiven = suppress(self.device.driver.Error) if self._broken else nullcontext()
-        with forgiven, self.device.current():
-            if self._cache is not None and not self._broken:
-                self._cache.save()
-            self._release()
+        try:
+            with self.device.current():
+                if self._cache is not None and not self._broken:
+                    self._cache.save()
+                self._release()
+        except Exception as error:
+            if self.device.failure(error) is None:
+                raise
+            # on a device that failed nothing can be freed, and that must not hide why it failed
+            if not self._broken:
+                raise self.device.lost(error) from error
 
     def _release(self) -> None:
-        """Free everything in the reverse order of its making; the context must be current."""
-        while self._slots:
-            self._slots.pop().close()
+        """Free everything in the reverse order of its making, each whatever another raises; the context must be current."""
+        with ExitStack() as each:
+            each.callback(self._forget)
+            while self._slots:
+                each.callback(self._slots.pop(0).close)
+
+    def _forget(self) -> None:
         self._cache = None
         self._engine = None
         self._runtime = None
@@ -228,10 +232,3 @@ def _remedy(contexts: int, ranges: Mapping[str, Any]) -> str:
     fewer = "pass fewer contexts, or " if contexts > 1 else ""
     smaller = "--dynamic-batch with a smaller maximum" if ranges else "a smaller --batch-size"
     return f"{fewer}build with {smaller}, or free memory that other programs hold"
-
-
-def _activation_bytes(engine: Any) -> int | None:
-    for name in ("device_memory_size_v2", "device_memory_size"):
-        if hasattr(engine, name):
-            return int(getattr(engine, name))
-    return None

@@ -40,14 +40,12 @@ class RuntimeCache:
         self._cache: Any = None
         self._before = b""
 
-    def configure(self, engine: Any) -> Any:
-        """Return an `IRuntimeConfig` for a context of `engine`, all of which share this cache."""
-        config = engine.create_runtime_config()
+    def attach(self, config: Any) -> None:
+        """Let the contexts that are made with an `IRuntimeConfig` use this cache, which all of them share."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             self._load()
         config.set_runtime_cache(self._cache)
-        return config
 
     def save(self) -> None:
         """Write the cache if something was compiled since it was read."""

@@ -21,6 +21,7 @@ from tests.helpers import trt_api
 from tests.helpers.fake_cuda import FakeGpu, MisuseError
 
 _MAGIC = b"FAKEPLAN"
+_USER_MANAGED = 2
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32}
 
 
@@ -65,7 +66,9 @@ class FakeTensorRT:
         self.executions = 0
         self.compiled = 0
         self.context_bytes = 0
+        self.refuse_context: list[bool] = []  # of each context that is asked for next
         self.validity = EngineValidity.VALID
+        self.diagnostics = 0
         self.capturable = True
         self.inspector = json.dumps({"Layers": [], "Bindings": []})
         self.addresses_seen: list[dict[str, int]] = []
@@ -144,7 +147,9 @@ class Runtime:
         self.fake.live["runtime"].add(self)
 
     def get_engine_validity(self, plan: bytes) -> tuple[EngineValidity, int]:
-        return (self.fake.validity if plan[:8] == _MAGIC else EngineValidity.INVALID), 0
+        if plan[:8] != _MAGIC:
+            return EngineValidity.INVALID, 32  # malformed
+        return self.fake.validity, self.fake.diagnostics
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
         self.fake.gpu.need_context("deserialize_cuda_engine")
@@ -215,7 +220,13 @@ class CudaEngine:
     def create_execution_context(self, runtime_config: Any = None) -> Any:
         gpu = self.fake.gpu
         gpu.need_context("create_execution_context")
-        if self.fake.context_bytes > gpu.driver.mem_get_info()[0]:
+        managed = runtime_config is not None and runtime_config._strategy == _USER_MANAGED
+        if self.fake.refuse_context and self.fake.refuse_context.pop(0):
+            self._runtime()._logger.log(
+                1, "ICudaEngine::createExecutionContext: Error Code 1: Cuda Runtime (initialization error)"
+            )
+            return None
+        if not managed and self.fake.context_bytes > gpu.driver.mem_get_info()[0]:
             self._runtime()._logger.log(
                 1,
                 "ICudaEngine::createExecutionContext: Error Code 2: OutOfMemory (Requested size was too much)",
@@ -236,7 +247,8 @@ class ExecutionContext:
         self._addresses: dict[str, int] = {}
         self._activations: dict[str, np.ndarray] = {}
         self._warm = False
-        self._busy = False
+        self._managed = config is not None and config._strategy == _USER_MANAGED
+        self._memory: int | None = None
         self.profiler: Any = None
         self.fake.live["context"].add(self)
         weakref.finalize(
@@ -273,6 +285,13 @@ class ExecutionContext:
         self._addresses[name] = int(memory)
         return int(memory) % 256 == 0
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if not self._managed:
+            raise MisuseError("memory was given to a context that has its own")
+        if int(memory) % 256 or size < self.fake.context_bytes:
+            raise MisuseError(f"{size} bytes at {int(memory):#x} are not what the context needs")
+        self._memory = int(memory)
+
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         shape = self._alive().get_tensor_shape(name)
         if -1 not in shape:
@@ -281,7 +300,7 @@ class ExecutionContext:
         return (batches.pop(), *shape[1:]) if batches else shape
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return self.fake.capturable
+        return self.fake.capturable and self._managed
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, gpu = self._alive(), self.fake.gpu
@@ -295,9 +314,15 @@ class ExecutionContext:
         ):
             raise MisuseError("one context was enqueued on two streams at once")
         stream.runs = id(self)
+        if self._managed and self.fake.context_bytes and self._memory is None:
+            raise MisuseError("a context was run that was given no memory")
+        if self._memory is not None:
+            gpu.memory_at(self._memory, self.fake.context_bytes, "the memory of a context")
         if stream.captured is not None and not self._warm:
             stream.invalid = True
             return False
+        if stream.captured is not None and self._config is not None and not self._config._eager:
+            gpu.violations.append("kernels were captured that others are being compiled for")
         views = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
@@ -353,9 +378,18 @@ class EngineInspector:
 
 class RuntimeConfig:
     fake: FakeTensorRT
+    dynamic_shapes_kernel_specialization_strategy: Any = 0
 
     def __init__(self) -> None:
         self._cache: Any = None
+        self._strategy = 0
+
+    @property
+    def _eager(self) -> bool:
+        return int(self.dynamic_shapes_kernel_specialization_strategy) == 1
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = int(strategy)
 
     @property
     def _warm(self) -> bool:

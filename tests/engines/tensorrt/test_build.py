@@ -56,7 +56,8 @@ def configured(release: str, options: BuildOptions) -> Config:
 @pytest.mark.parametrize("release", [*FULL, "tensorrt-rtx-1.7.1"])
 def test_defaults(release: str):
     config = configured(release, BuildOptions())
-    assert config.flags == set()  # TF32 is cleared, which would round what the graph calls float32
+    # TF32 is cleared, which would round what the graph calls float32
+    assert config.flags == ({"REQUIRE_USER_ALLOCATION"} if "rtx" in release else set())
     assert config.profiling_verbosity.name == "DETAILED"
     sources = [call for call in config.calls if call[0] == "set_tactic_sources"]
     assert sources == ([("set_tactic_sources", 0)] if release == "tensorrt-8.6.0" else [])

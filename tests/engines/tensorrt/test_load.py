@@ -35,7 +35,11 @@ def test_not_a_plan_at_all(rig: Rig, plan: Path):
 
 def test_rtx_judges_a_plan_before_it_opens_it(rtx: Rig, plan: Path, caplog: pytest.LogCaptureFixture):
     rtx.trt.validity = EngineValidity.INVALID
-    with pytest.raises(EngineLoadError, match=r"not an engine that TensorRT-RTX can run here"):
+    rtx.trt.diagnostics = 2 + 4
+    with pytest.raises(
+        EngineLoadError,
+        match=r"not an engine that TensorRT-RTX can run here \(unsupported cc; old cuda driver\); build it again",
+    ):
         rtx.engine.load(plan)
     rtx.trt.validity = EngineValidity.SUBOPTIMAL
     with caplog.at_level(logging.WARNING):
@@ -119,6 +123,15 @@ def test_no_room_for_a_context(rig: Rig, open_plan: Path):
         EngineLoadError, match=r"an execution context needs 2\.00 GiB and finds 1\.00 GiB of 1\.00 GiB"
     ):
         rig.engine.load(open_plan)
+    gc.collect()
+    rig.trt.assert_clean()
+
+
+@pytest.mark.parametrize("refused", [[True], [False, True]])
+def test_a_context_that_is_refused_leaves_none_of_the_others(rig: Rig, plan: Path, refused: list[bool]):
+    rig.trt.refuse_context = list(refused)
+    with pytest.raises(EngineLoadError, match=r"makes no execution context: .*initialization error"):
+        rig.engine.load(plan, contexts=2)
     gc.collect()
     rig.trt.assert_clean()
 

@@ -112,6 +112,12 @@ def test_current_needs_a_gpu_and_stands_alone(make_mlp, target: Path, monkeypatc
         build(make_mlp(), target, BuildOptions(compute_capabilities=("current", "sm80")))
 
 
+@pytest.mark.parametrize("batch", [2, "batch"])
+def test_engines_can_be_captured(make_mlp, target: Path, batch: int | str):
+    options = OPTIONS if batch == 2 else BuildOptions(dynamic_batch=(1, 4, 16))
+    assert build(make_mlp(batch=batch), target, options).details["flags"] == ["REQUIRE_USER_ALLOCATION"]
+
+
 def test_options_reach_the_builder(make_mlp, target: Path):
     options = BuildOptions(optimization_level=1, workspace_bytes=1 << 26, threads=1)
     assert build(make_mlp(), target, options).details["optimization_level"] == 1

@@ -92,6 +92,19 @@ def test_kernels_that_still_compile_are_not_captured(rtx: Rig, plan: Path):
     assert rtx.gpu.launches == 1
 
 
+def test_rtx_contexts_run_in_memory_that_they_are_given(rtx: Rig, open_plan: Path, tmp_path: Path):
+    rtx.trt.context_bytes = 3000
+    with rtx.engine.load(open_plan, contexts=2) as runner:
+        assert sum(data.size for data in rtx.gpu.device.values()) == 2 * (3000 + 2 * 8 * 8 * 4)
+        for seed in range(3):  # plainly, captured, launched
+            x = images(3, seed)
+            np.testing.assert_array_equal(runner.infer({"x": x})["y"], expected(tmp_path, x, "open"))
+        assert runner.captured == 1
+    del runner
+    gc.collect()
+    rtx.trt.assert_clean()  # no kernel was captured that another is being compiled for
+
+
 def test_two_threads_on_two_contexts(rig: Rig, open_plan: Path, tmp_path: Path):
     wrong: list[str] = []
 
@@ -196,6 +209,36 @@ def test_closing_after_a_loss_hides_nothing(rig: Rig, plan: Path):
             runner.infer({"x": images()})
         rig.gpu.fail_with = "unspecified launch failure"
         runner.infer({"x": images()})
+
+
+def test_one_context_that_fails_does_not_keep_the_others(
+    rig: Rig, plan: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runner = rig.engine.load(plan, contexts=3)
+    for _ in range(6):
+        runner.infer({"x": images()})
+
+    def fails() -> None:
+        raise rig.gpu.driver.Error("cuStreamSynchronize failed: unspecified launch failure")
+
+    first = runner._slots[0]
+    monkeypatch.setattr(first._stream, "synchronize", fails)
+    with pytest.raises(EngineRunError, match="Fake GPU failed during a run"):
+        runner.close()
+    del runner, first
+    monkeypatch.undo()
+    gc.collect()
+    rig.trt.assert_clean()
+
+
+def test_a_device_that_is_lost_is_let_go(rig: Rig, plan: Path):
+    runner = rig.engine.load(plan, contexts=2)
+    rig.gpu.fail_with = "unspecified launch failure"
+    with pytest.raises(EngineRunError, match="unspecified launch failure"):
+        runner.infer({"x": images()})
+    runner.close()  # and says no more
+    gc.collect()
+    assert not any(rig.trt.live.values())
 
 
 def test_messages_of_a_long_life_are_bounded(rig10: Rig, plan: Path):
