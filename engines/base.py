@@ -85,7 +85,11 @@ class EngineOrigin:
 
 @dataclass(frozen=True)
 class Support:
-    """What a runtime can do on this machine; `remedy` says how to get what is missing."""
+    """What a runtime can do on this machine; `remedy` says how to get what is missing.
+
+    Attributes:
+        foreign_gpu: GPUs are here, and its engines run on none of them. It is not chosen then unless it is asked for.
+    """
 
     kind: str
     installed: bool
@@ -94,6 +98,7 @@ class Support:
     can_run: bool
     reason: str
     remedy: str | None = None
+    foreign_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,10 @@ class Engine(ABC):
             NoGpuError: running needs a GPU.
             EngineLoadError: the file is missing or damaged, or the device is not to be had.
         """
+
+    def serves(self, capability: str) -> bool:
+        """Whether what is built for it runs on a GPU of that compute capability ("sm90"), as far as the installed runtime tells."""
+        return False
 
     def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return the compute capabilities to build an engine of that precision for, where those were asked for.

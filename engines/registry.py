@@ -50,8 +50,8 @@ def select(kind: str = "auto") -> tuple[Engine, str]:
     """Choose an engine to build with, and say why in one plain sentence.
 
     `auto` takes TensorRT where it and a GPU are there, else TensorRT-RTX where it is installed
-    (it builds without a GPU), else ONNX Runtime, else OpenVINO. Any other kind is taken as asked for, if it can
-    build here.
+    (it builds without a GPU) unless its engines do not run on the GPU that is here, else ONNX Runtime, else OpenVINO. Any
+    other kind is taken as asked for, if it can build here.
 
     Raises:
         EngineError: unknown kind.
@@ -71,7 +71,7 @@ def select(kind: str = "auto") -> tuple[Engine, str]:
     for candidate in KINDS:
         engine = get(candidate)
         answer = engine.probe()
-        if answer.can_build:
+        if answer.can_build and not answer.foreign_gpu:
             before = f" ({'; '.join(refused)})" if refused else ""
             return engine, f"{candidate} was chosen: {answer.reason}{before}."
         refused.append(f"{candidate} was passed over: {answer.reason}")

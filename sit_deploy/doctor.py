@@ -30,7 +30,10 @@ def versions() -> dict[str, str | None]:
 
 
 def examine() -> dict[str, Any]:
-    """Return engines (what each can do here and the remedy), GPUs, versions, CPU, memory and disk, as plain types."""
+    """Return engines (what each can do here and the remedy), GPUs, versions, CPU, memory and disk, as plain types.
+
+    Of each GPU, `engine` is the first kind that runs here and serves it, in the order of `--engine auto`; None where none does.
+    """
     from dataclasses import asdict
 
     import engines
@@ -38,12 +41,18 @@ def examine() -> dict[str, Any]:
     from engines.registry import engine_class
     from engines.timing import machine
 
-    gpus = find_gpus()
+    gpus, answers = find_gpus(), engines.support()
+    running = [engines.get(answer.kind) for answer in answers if answer.can_run]
+
+    def serving(capability: str) -> str | None:
+        return next((engine.kind for engine in running if engine.serves(capability)), None)
+
     return {
-        "engines": [
-            {**asdict(support), "note": engine_class(support.kind).caveat} for support in engines.support()
-        ],
-        "gpu": {"gpus": [asdict(gpu) for gpu in gpus.gpus], "reason": gpus.reason},
+        "engines": [{**asdict(answer), "note": engine_class(answer.kind).caveat} for answer in answers],
+        "gpu": {
+            "gpus": [{**asdict(gpu), "engine": serving(gpu.compute_capability)} for gpu in gpus.gpus],
+            "reason": gpus.reason,
+        },
         "machine": {
             **asdict(machine()),
             "memory_bytes": _memory(),

@@ -10,10 +10,11 @@ from engines.base import TensorSpec
 from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError, NoGpuError
 from engines.files import atomic_path
-from engines.tensorrt.library import Library
+from engines.tensorrt.library import Library, gpu_targets
 from engines.tensorrt.messages import Messages
 
 _log = logging.getLogger(__name__)
+OLDEST_DEFAULT = 80  # Ampere; Turing has to be named
 _PROFILING = {"none": "NONE", "names": "LAYER_NAMES_ONLY", "detailed": "DETAILED"}
 
 
@@ -36,8 +37,9 @@ def targets(library: Library, asked: tuple[str, ...], gpu_present: bool) -> tupl
     chosen = tuple(dict.fromkeys(name.lower() for name in asked))
     for name in chosen:
         if name not in valid:
+            other = "; --engine tensorrt builds for it, on such a GPU" if _is_capability(name) else ""
             raise EngineBuildError(
-                f"unknown compute capability {name!r} for {title}; valid: {', '.join(valid)}"
+                f"unknown compute capability {name!r} for {title}; valid: {', '.join(valid)}{other}"
             )
     if "current" in chosen and len(chosen) > 1:
         raise EngineBuildError("compute capability current cannot be combined with others")
@@ -49,10 +51,13 @@ def targets(library: Library, asked: tuple[str, ...], gpu_present: bool) -> tupl
     return chosen
 
 
+def _is_capability(name: str) -> bool:
+    return name.startswith("sm") and name[2:].isdecimal()
+
+
 def default_target(library: Library) -> str:
     """What an engine built with no compute capability runs on: all from Ampere (sm80) on."""
-    names = [name.lower() for name in library.trt.ComputeCapability.__members__]
-    return ",".join(name for name in names if name[2:].isdecimal() and int(name[2:]) >= 80)
+    return ",".join(name for name in gpu_targets(library.trt) or () if int(name[2:]) >= OLDEST_DEFAULT)
 
 
 def check_options(library: Library, options: BuildOptions, gpu_present: bool) -> None:

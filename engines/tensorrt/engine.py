@@ -22,13 +22,22 @@ from engines.errors import (
     NoGpuError,
 )
 from engines.files import atomic_path
-from engines.gpus import find_gpus
+from engines.gpus import Gpu, find_gpus
 from engines.graph_file import attention_nodes, check_batch, product_nodes, product_types, read_model
 from engines.tensorrt import config, cuda, load
-from engines.tensorrt.library import TENSORRT, TENSORRT_RTX, Flavour, import_module, open_library
+from engines.tensorrt.library import (
+    TENSORRT,
+    TENSORRT_RTX,
+    Flavour,
+    gpu_targets,
+    import_module,
+    open_library,
+)
 from engines.tensorrt.runtime_cache import RuntimeCache, cache_path
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
 
     from engines.tensorrt.runner import TensorRTRunner
@@ -61,12 +70,22 @@ class TensorRT(Engine):
         status = find_gpus()
         version = trt.__version__
         if status:
+            foreign = self._foreign(trt, status.gpus)
+            if foreign:
+                remedy = (
+                    "use --engine tensorrt for this GPU (`pip install sit-deploy[tensorrt]`), or name the GPU to build for: "
+                    f"--engine {self.kind} --target sm89"
+                )
+                return Support(self.kind, True, version, True, False, foreign, remedy, foreign_gpu=True)
             try:
                 cuda.import_driver()
             except EngineError as error:
                 reason = f"{title} {version} builds here, and does not run: {error}"
                 return Support(self.kind, True, version, True, False, reason, getattr(error, "remedy", None))
-            reason = f"{title} {version} builds and runs here, on {status.gpus[0].name}"
+            (first, *_) = [gpu for gpu in status.gpus if _serves(trt, gpu.compute_capability)]
+            reason = f"{title} {version} builds and runs here, on {first.name}"
+            if gpu_targets(trt) and int(first.compute_capability[2:]) < config.OLDEST_DEFAULT:
+                reason += f", with --target {first.compute_capability}: engines leave it out by default"
             return Support(self.kind, True, version, True, True, reason)
         if self.flavour.needs_gpu_to_build:
             reason = f"{title} {version} needs an NVIDIA GPU to build: {status.reason}"
@@ -76,6 +95,19 @@ class TensorRT(Engine):
         remedy = "copy the bundle to a machine with an NVIDIA GPU, or use --engine onnxruntime"
         return Support(self.kind, True, version, True, False, reason, remedy)
 
+    def serves(self, capability: str) -> bool:
+        try:
+            return _serves(import_module(self.flavour), capability)
+        except EngineNotInstalledError:
+            return False
+
+    def _foreign(self, trt: ModuleType, gpus: Sequence[Gpu]) -> str | None:
+        """Why engines of an imported library run on none of some GPUs; None where they do."""
+        if any(_serves(trt, gpu.compute_capability) for gpu in gpus):
+            return None
+        named = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus)
+        return f"{self.title} {trt.__version__} does not run on {named}; it is for {', '.join(gpu_targets(trt) or ())}"
+
     def check(self, options: BuildOptions) -> None:
         status = find_gpus()
         library = open_library(self.flavour)
@@ -84,7 +116,12 @@ class TensorRT(Engine):
                 f"building a {self.title} engine needs an NVIDIA GPU and driver; none found here "
                 f"({status.reason}). Use --engine tensorrt-rtx, which builds without one"
             )
-        config.targets(library, options.compute_capabilities, bool(status))
+        targets = config.targets(library, options.compute_capabilities, bool(status))
+        foreign = self._foreign(library.trt, status.gpus[:1]) if "current" in targets else None
+        if foreign:
+            raise EngineBuildError(
+                f"{foreign}; use --engine tensorrt for this GPU, or name another with --target"
+            )
         config.check_options(library, options, bool(status))
 
     def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -184,6 +221,9 @@ class TensorRT(Engine):
             )
         library = open_library(self.flavour)
         gpu = cuda.CudaDevice(number)
+        foreign = self._foreign(library.trt, (Gpu(gpu.name, gpu.compute_capability),))
+        if foreign:
+            raise EngineLoadError(f"{foreign}; build it again with --engine tensorrt for this GPU")
         if origin is not None:
             load.check_origin(library, gpu, origin)
         plan, cache = engine_path.read_bytes(), None
@@ -269,3 +309,9 @@ class TensorRTRTX(TensorRT):
         if precision == "fp8" and not asked:
             return self._FP8_TARGETS
         return super().targets_with(precision, asked)
+
+
+def _serves(trt: ModuleType, capability: str) -> bool:
+    """Whether engines of an imported library run on a GPU; one that builds for the GPU that it finds is taken at its word."""
+    listed = gpu_targets(trt)
+    return listed is None or capability in listed

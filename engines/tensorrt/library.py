@@ -77,6 +77,14 @@ def import_module(flavour: Flavour) -> ModuleType:
     return trt
 
 
+def gpu_targets(trt: ModuleType) -> tuple[str, ...] | None:
+    """The compute capabilities ("sm80") that an imported library builds for; None where it does not tell, being for the GPU here."""
+    listed = getattr(trt, "ComputeCapability", None)
+    if listed is None:
+        return None
+    return tuple(name.lower() for name in listed.__members__ if name[2:].isdecimal())
+
+
 @dataclass(frozen=True)
 class Library:
     """An imported TensorRT, for one build or one open engine.

@@ -30,12 +30,12 @@ def command(as_json: bool) -> None:
         if engine["note"] and engine["can_build"]:
             say(screen, f"{engine['kind']}: {literal(engine['note'])}")
     machine, gpus = examined["machine"], examined["gpu"]
-    names = (
-        ", ".join(f"{g['name']} ({g['compute_capability']})" for g in gpus["gpus"])
-        or f"none: {gpus['reason']}"
-    )
     memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB of memory" if machine["memory_bytes"] else ""
-    say(screen, f"GPU: {literal(names)}")
+    for gpu in gpus["gpus"]:
+        served = f"--engine {gpu['engine']}" if gpu["engine"] else "no engine that runs here"
+        say(screen, f"GPU: {literal(gpu['name'])} ({gpu['compute_capability']}), served by {served}")
+    if not gpus["gpus"]:
+        say(screen, f"GPU: none: {literal(gpus['reason'])}")
     say(
         screen,
         f"CPU: {literal(machine['cpu_model'])}, {machine['usable_cpus']} of {machine['logical_cpus']} CPUs usable"

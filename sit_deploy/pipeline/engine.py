@@ -121,7 +121,9 @@ def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dic
     request, runtime, origin = work.request, built.runtime, built.info.origin
     name = f"{runtime.kind} engine"
     if not built.runs_here:
-        note = "built; to run, it needs pycuda" if find_gpus() else "built; to run, it needs a GPU"
+        answer = runtime.probe()
+        needs = "another GPU" if answer.foreign_gpu else "pycuda" if find_gpus() else "a GPU"
+        note = f"built; to run, it needs {needs}"
         work.hops.append(Hop(name, note=note))
         return None
     with work.step(f"Running the {name}"):

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines import BuildOptions, EngineLoadError, NoGpuError, get
+from engines import BuildOptions, Engine, EngineLoadError, NoGpuError, get, select
 from engines.errors import EngineBuildError
 from engines.gpus import Gpu, GpuStatus
 from engines.tensorrt.config import targets
 from engines.tensorrt.features import Features
 from engines.tensorrt.library import TENSORRT, Library
 from engines.tensorrt.messages import Messages, builder_problems, clean, facts
+from tests.helpers import trt_api
 
 KINDS = ("tensorrt", "tensorrt-rtx")
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -184,3 +185,61 @@ def test_targets_that_have_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     has_gpu("sm90")
     assert full.targets_with("fp8", ()) == ()
     assert rtx.targets_with("fp8", ("current",)) == ("current",)
+
+
+def rtx_beside(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> Engine:
+    """TensorRT-RTX by its recorded names, on a machine with GPUs and a PyCUDA."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt_api.load("tensorrt-rtx-1.7.1"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", SimpleNamespace(init=lambda: None))
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: GpuStatus(gpus, ""))
+    return get("tensorrt-rtx")
+
+
+def test_a_gpu_that_rtx_is_not_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    rtx = rtx_beside(monkeypatch, Gpu("NVIDIA H200", "sm90"))
+    answer = rtx.probe()
+    assert answer.can_build and answer.foreign_gpu and not answer.can_run
+    assert answer.reason == (
+        "TensorRT-RTX 1.7.1.116 does not run on NVIDIA H200 (sm90); it is for sm75, sm80, sm86, sm89, sm120, sm121"
+    )
+    assert answer.remedy.startswith("use --engine tensorrt for this GPU")
+    rtx.check(BuildOptions(compute_capabilities=("sm89",)))  # for another machine's
+    with pytest.raises(
+        EngineBuildError, match=r"does not run on NVIDIA H200 \(sm90\).*; use --engine tensorrt"
+    ):
+        rtx.check(BuildOptions(compute_capabilities=("current",)))
+    with pytest.raises(
+        EngineBuildError, match=r"unknown compute capability 'sm90' .*--engine tensorrt builds for it"
+    ):
+        rtx.check(BuildOptions(compute_capabilities=("sm90",)))
+    assert [rtx.serves(capability) for capability in ("sm89", "sm90", "sm100", "sm121")] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "end"),
+    [
+        (("sm90", "sm89"), "builds and runs here, on GPU 1"),
+        (("sm120",), "builds and runs here, on GPU 0"),
+        (("sm75",), "on GPU 0, with --target sm75: engines leave it out by default"),
+    ],
+)
+def test_a_gpu_that_rtx_is_for(monkeypatch: pytest.MonkeyPatch, capabilities: tuple[str, ...], end: str):
+    answer = rtx_beside(monkeypatch, *(Gpu(f"GPU {i}", c) for i, c in enumerate(capabilities))).probe()
+    assert answer.can_run and not answer.foreign_gpu and answer.reason.endswith(end)
+
+
+def test_auto_passes_rtx_over_for_a_gpu_that_it_is_not_for(monkeypatch: pytest.MonkeyPatch):
+    rtx_beside(monkeypatch, Gpu("NVIDIA B200", "sm100"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    engine, why = select()
+    assert engine.kind == "onnxruntime"
+    assert "tensorrt-rtx was passed over: TensorRT-RTX 1.7.1.116 does not run on NVIDIA B200 (sm100)" in why
+    engine, why = select("tensorrt-rtx")  # for another machine
+    assert engine.kind == "tensorrt-rtx" and "does not run on NVIDIA B200" in why
+    monkeypatch.setitem(sys.modules, "tensorrt", trt_api.load("tensorrt-11.4.0"))
+    assert select()[0].kind == "tensorrt"

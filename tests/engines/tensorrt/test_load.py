@@ -99,6 +99,15 @@ def test_rtx_judges_gpus_that_it_was_not_built_for(rtx: Rig, plan: Path, caplog:
         rtx.engine.load(plan, origin=stale)
 
 
+def test_a_gpu_that_rtx_does_not_list(rtx: Rig, plan: Path):
+    rtx.gpu.capability = (9, 0)
+    with pytest.raises(
+        EngineLoadError,
+        match=r"does not run on Fake GPU \(sm90\); it is for sm75, .*--engine tensorrt for this GPU",
+    ):
+        rtx.engine.load(plan)
+
+
 def test_another_gpu_of_the_same_kind_is_warned_of(rig10: Rig, plan: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         rig10.engine.load(plan, origin=origin(rig10, target="sm89 (Other GPU)")).close()

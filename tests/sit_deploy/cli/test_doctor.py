@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
 import engines
 from sit_deploy.doctor import versions
+from tests.helpers import trt_api
 from tests.helpers.command_line import CommandLine
 
 
@@ -35,4 +38,23 @@ def test_a_machine_with_a_gpu(cli: CommandLine, monkeypatch: pytest.MonkeyPatch)
 
     gpus = GpuStatus((Gpu("NVIDIA [L4]", "sm89"), Gpu("NVIDIA A100", "sm80")), "")
     monkeypatch.setattr("engines.gpus.find_gpus", lambda: gpus)
-    assert "GPU: NVIDIA [L4] (sm89), NVIDIA A100 (sm80)\n" in cli("doctor").out
+    out = cli("doctor").out
+    for gpu in ("NVIDIA [L4] (sm89)", "NVIDIA A100 (sm80)"):
+        assert f"GPU: {gpu}, served by no engine that runs here\n" in out
+
+
+def test_the_engine_that_serves_a_gpu(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines.gpus import Gpu, GpuStatus
+
+    gpus = GpuStatus((Gpu("NVIDIA L4", "sm89"), Gpu("NVIDIA H200", "sm90")), "")
+    monkeypatch.setattr("engines.gpus.find_gpus", lambda: gpus)
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: gpus)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", SimpleNamespace(init=lambda: None))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt_api.load("tensorrt-rtx-1.7.1"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    out = cli("doctor").out
+    assert "GPU: NVIDIA L4 (sm89), served by --engine tensorrt-rtx\n" in out
+    assert "GPU: NVIDIA H200 (sm90), served by no engine that runs here\n" in out
+    monkeypatch.setitem(sys.modules, "tensorrt", trt_api.load("tensorrt-11.4.0"))
+    found = cli("doctor", "--json").json()
+    assert [gpu["engine"] for gpu in found["gpu"]["gpus"]] == ["tensorrt", "tensorrt"]
