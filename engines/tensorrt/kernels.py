@@ -27,6 +27,7 @@ _KERNEL = re.compile(
     r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<operands>.*?)\bOutputs: \[(?P<results>.*)", re.DOTALL
 )
 _TENSOR = re.compile(r"\bDimensions: \[(?P<shape>[\d, -]*)\][^}]*?\bDatatype: (?P<dtype>\w+)")
+_TEXT = re.compile(r"(?P<dtype>\w+|\?)\[(?P<shape>(?:-?\d+(?:,-?\d+)*)?)\]")
 _CONSTANTS = "Constants: ["
 # the name of a kernel that computes both products of attention and the softmax between
 _ATTENTION = re.compile(r"_gem[mv]_mha")
@@ -57,6 +58,18 @@ class Operand:
     dtype: str
     shape: tuple[int, ...]
     constant: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Operand:
+        """Return the operand that a text is of; whether it is constant is not in it.
+
+        Raises:
+            ValueError: it is of none.
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no tensor")
+        return cls(match["dtype"].replace("?", ""), tuple(map(int, filter(None, match["shape"].split(",")))))
 
     def __str__(self) -> str:
         return f"{self.dtype or '?'}[{','.join(map(str, self.shape))}]"
@@ -117,7 +130,7 @@ class Kernel:
         reads, writes = ([str(operand) for operand in group] for group in (self.reads, self.writes))
         return {
             "role": self.role.value, "kind": self.kind, "name": self.name, "reads": reads, "writes": writes,
-            "nodes": list(self.nodes),
+            "nodes": list(self.nodes), **({"factors": self.factors} if self.factors else {}),
         }  # fmt: skip
 
 

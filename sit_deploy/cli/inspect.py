@@ -25,10 +25,11 @@ from sit_deploy.report.kernels_text import census_text, eight_bit_products, kern
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
+    from engines.tensorrt.roofline import Estimate
     from sit_deploy.bundle import Bundle
     from sit_deploy.pipeline.kernels import KernelRow
 
@@ -42,6 +43,7 @@ _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "m
         "sit-deploy inspect sit_s-fp16",
         "sit-deploy inspect model.onnx --opset 17 --json",
         "sit-deploy inspect model.onnx --kernels --target sm89",
+        "sit-deploy inspect sit_s-fp16 --kernels --estimate --gpu l4",
     ),
 )
 @click.argument("target", type=path_type)
@@ -53,12 +55,26 @@ _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "m
     help="List the kernels of its TensorRT-RTX engine; one is built of an ONNX file, with no GPU.",
 )
 @click.option("--target", "gpu", metavar="smXY", help="GPU whose kernels are listed of an ONNX file.")
+@click.option(
+    "--estimate",
+    "estimated",
+    is_flag=True,
+    help="Estimate by roofline how long they take on GPUs; no measurement.",
+)
+@click.option(
+    "--gpu",
+    "rates",
+    metavar="NAME",
+    help="Estimate for one GPU, and each kernel: a100, h100, l4, rtx4090, rtx5090.",
+)
 @json_option
 def command(
     target: Path,
     opset: int | None,
     list_kernels: bool,
     gpu: str | None,
+    estimated: bool,
+    rates: str | None,
     as_json: bool,
 ) -> None:
     """Lint and summarise an ONNX file or a bundle's graph: is it static, standard and fully typed?
@@ -68,6 +84,7 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.graph.inspect import summarize
     from sit_deploy.graph.lint import lint
+    from sit_deploy.pipeline.estimate import ASSUMPTIONS, check_gpu, estimate_kernels
 
     bundle = load_bundle(target) if target.is_dir() else None
     if gpu is not None and bundle:
@@ -76,6 +93,11 @@ def command(
         )
     if gpu is not None and not list_kernels:
         raise InputError("--target is for the kernels of an ONNX file; pass --kernels with it")
+    if estimated and not list_kernels:
+        raise InputError("--estimate is of the kernels; pass --kernels with it")
+    if rates is not None and not estimated:
+        raise InputError("--gpu is for an estimate; pass --kernels --estimate with it")
+    check_gpu(rates)
     graph = _read(bundle.model_path if bundle else target)
     layers = quantized_layers(graph, _reported(bundle))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
@@ -87,6 +109,7 @@ def command(
     rows, details = (), bundle.manifest.engine.details if bundle else {}
     if list_kernels:
         rows, details = _kernels(bundle, target, graph, gpu)
+    estimates = estimate_kernels(rows, graph, rates) if estimated else {}
     census = census_text(details)
     products = eight_bit_products(details)
     low = next((row["precision"] for row in layers if row["precision"] != "high"), "8 bits")
@@ -107,6 +130,7 @@ def command(
                 "kernels": kernels,
                 "census": details.get("kernels"),
                 **({"kernel_list": [row.to_dict() for row in rows]} if list_kernels else {}),
+                **({"estimate": _json(estimates, ASSUMPTIONS)} if estimated else {}),
                 **prepared,
             }
         )
@@ -122,7 +146,9 @@ def command(
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
         if rows:
-            _show_kernels(rows)
+            _show_kernels(rows, estimates.get(rates) if rates else None)
+        if estimates:
+            _show_estimates(estimates, dims[0].dim_value, ASSUMPTIONS)
         if census:
             say(screen, f"Engine: {literal(census)}")
         if kernels and products:
@@ -158,15 +184,47 @@ def _kernels(
         return kernels_of_graph(path, options, report)
 
 
-def _show_kernels(rows: Sequence[KernelRow]) -> None:
-    listing = table("kernel", "reads", "writes", "of the graph", fold=("reads", "writes", "of the graph"))
+def _json(estimates: Mapping[str, Estimate | str], assumptions: str) -> dict[str, Any]:
+    """Return estimates as JSON values; a GPU that lacks a type has `lacks` alone."""
+    gpus = [
+        {"gpu": gpu, "lacks": one} if isinstance(one, str) else one.to_dict()
+        for gpu, one in estimates.items()
+    ]
+    return {"assumptions": assumptions, "gpus": gpus}
+
+
+def _show_estimates(estimates: Mapping[str, Estimate | str], batch: int, assumptions: str) -> None:
+    from engines.tensorrt.roofline import GPUS
+
+    right = ("roofline ms", "products", "attention", "rest", "launches")
+    listing = table("GPU", *right, right=right)
+    for gpu, one in estimates.items():
+        if isinstance(one, str):
+            listing.add_row(GPUS[gpu].title, literal(f"no {one}"), *[""] * (len(right) - 1))
+            continue
+        parts = (one.products_ms, one.attention_ms, one.other_ms, one.launches_ms)
+        listing.add_row(GPUS[gpu].title, f"{one.ms:.3f}", *(f"{ms:.3f}" for ms in parts))
+    screen = console()
+    screen.print(listing)
+    untold = max((one.untold for one in estimates.values() if not isinstance(one, str)), default=0.0)
+    left_out = (
+        f"; {untold:.1%} of the multiply-accumulates are left out, in no kernel that tells" if untold else ""
+    )
+    say(screen, f"Batch {batch}, {literal(assumptions)}{left_out}")
+
+
+def _show_kernels(rows: Sequence[KernelRow], one: Estimate | str | None) -> None:
+    times = one.kernel_us if one is not None and not isinstance(one, str) else ()
+    columns = ("kernel", *(["est. µs"] if times else []), "reads", "writes", "of the graph")
+    listing = table(*columns, fold=("reads", "writes", "of the graph"), right=("est. µs",))
     for number, row in enumerate(rows, 1):
         role = "" if row.role == "other" else f" {row.role.value}"
         cells = (
             ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             for names in (row.reads, row.writes, row.nodes)
         )
-        listing.add_row(literal(f"{number}{role}"), *map(literal, cells))
+        took = [f"{times[number - 1]:.1f}"] if times else []
+        listing.add_row(literal(f"{number}{role}"), *took, *map(literal, cells))
     console().print(listing)
 
 

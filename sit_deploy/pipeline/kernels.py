@@ -18,6 +18,8 @@ from sit_deploy.errors import InputError
 from sit_deploy.schema import check, decode
 
 if TYPE_CHECKING:
+    import onnx
+
     from engines import BuildOptions, EngineInfo, Progress
 
 KERNELS = "kernels.json"
@@ -36,6 +38,7 @@ class KernelRow:
         kind, name: the builder's.
         reads, writes: tensors as type[shape], inputs before constants.
         nodes: of the ONNX graph, that it has a part in.
+        factors: the type that it multiplies, where only the name of its tactic tells.
     """
 
     role: Role
@@ -44,10 +47,11 @@ class KernelRow:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     nodes: tuple[str, ...]
+    factors: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "factors" or value}
 
 
 @dataclass(frozen=True)
@@ -135,17 +139,26 @@ def _readable(path: Path, folder: Path) -> Path:
     import onnx
 
     model = read_model(path)
-    names = Counter(node.name for node in model.graph.node)
-    if all(count == 1 and _PLAIN_NAME.fullmatch(name) for name, count in names.items()):
+    if readable_names(model) == [node.name for node in model.graph.node]:
         return path
     model = read_model(path, weights=True)
-    taken = set(names)
-    for number, node in enumerate(model.graph.node):
-        if names[node.name] > 1 or not _PLAIN_NAME.fullmatch(node.name):
-            node.name = f"{node.op_type}_{number}"
-            while node.name in taken:
-                node.name += "_"
-            taken.add(node.name)
+    for node, name in zip(model.graph.node, readable_names(model), strict=True):
+        node.name = name
     copy = folder / "model.onnx"
     onnx.save(model, copy, save_as_external_data=True, location="model.data")
     return copy
+
+
+def readable_names(model: onnx.ModelProto) -> list[str]:
+    """Return the names by which a list of kernels calls the nodes of a graph: their own, where a log can tell those apart."""
+    counts = Counter(node.name for node in model.graph.node)
+    taken, names = set(counts), []
+    for number, node in enumerate(model.graph.node):
+        name = node.name
+        if counts[name] > 1 or not _PLAIN_NAME.fullmatch(name):
+            name = f"{node.op_type}_{number}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names.append(name)
+    return names

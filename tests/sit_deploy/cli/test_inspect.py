@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from engines.tensorrt.roofline import GPUS
 from sit_deploy.graph.inspect import summarize
 from tests.helpers.bundles import seal_again
 from tests.helpers.command_line import CommandLine
@@ -133,6 +134,65 @@ def test_kernels_that_are_not_known(
         "it was built by an older version, or the builder's log had a form that is not known; build it again"
         in (cli.refuses("inspect", older, "--kernels"))
     )
+
+
+def test_an_estimate(nano_rtx: Path, cli: CommandLine) -> None:
+    """Of every product of the graph, and called what it is."""
+    words = ("inspect", nano_rtx, "--kernels", "--estimate")
+    found = cli(*words, "--json").json()["estimate"]
+    assert found["assumptions"].startswith("estimated by roofline, not measured: ")
+    assert [one["gpu"] for one in found["gpus"]] == list(GPUS)
+    assert all(one["untold"] == 0 and one["ms"] > one["products_ms"] > 0 for one in found["gpus"])
+    out = cli(*words).out
+    assert (
+        "roofline ms" in out
+        and "Batch 1, estimated by roofline, not measured: " in out
+        and "left out" not in out
+    )
+    (one,) = cli(*words, "--gpu", "l4", "--json").json()["estimate"]["gpus"]
+    assert one["gpu"] == "l4" and len(one["kernel_us"]) == len(cli(*words, "--json").json()["kernel_list"])
+    assert "est. µs" in cli(*words, "--gpu", "l4").out and "est. µs" not in out
+
+
+def kernels_of(bundle: Path, **changed: object) -> Path:
+    """Write a bundle's kernels anew: the first product with fields that are changed."""
+    content = json.loads((bundle / "kernels.json").read_text())
+    row = next(row for row in content["kernels"] if row["role"] == "product")
+    row.update(changed)
+    (bundle / "kernels.json").write_text(json.dumps(content))
+    seal_again(bundle)
+    return bundle
+
+
+def test_estimates_that_cannot_be(nano_rtx: Path, copy_of: Callable[..., Path], cli: CommandLine) -> None:
+    words = ("inspect", nano_rtx)
+    assert cli.refuses(*words, "--estimate") == "--estimate is of the kernels; pass --kernels with it"
+    refused = cli.refuses(*words, "--kernels", "--gpu", "l4")
+    assert refused == "--gpu is for an estimate; pass --kernels --estimate with it"
+    words = (*words, "--kernels", "--estimate")
+    assert cli.refuses(*words, "--gpu", "tpu") == (
+        "the rates of GPU 'tpu' are not known; choose from a100, a100-40gb, h100, l4, rtx4090, rtx5090"
+    )
+    low = kernels_of(copy_of(nano_rtx, "low"), reads=["float8_e4m3fn[1,8]"] * 2)
+    words = ("inspect", low, "--kernels", "--estimate")
+    assert cli.refuses(*words, "--gpu", "a100") == (
+        "A100 80GB SXM (sm80) has no FP8; pass --gpu h100 or l4 or rtx4090 or rtx5090"
+    )
+    assert re.search(r"^ A100 80GB SXM +no FP8 *$", cli(*words).out, re.MULTILINE)
+    assert cli(*words, "--json").json()["estimate"]["gpus"][0] == {"gpu": "a100", "lacks": "FP8"}
+    for number, (reads, told) in enumerate(
+        (
+            (
+                ["float16[-1,8]"] * 2,
+                "are open (float16[-1,8]); pass a graph of a fixed batch, as sit-deploy export",
+            ),
+            (["?[1,8]"] * 2, "are not known (?[1,8]); "),
+            (["int4x[1,8]"] * 2, "no GPU whose rates are known multiplies int4x"),
+            (["nothing"], "'nothing' is no tensor; build it again"),
+        )
+    ):
+        odd = kernels_of(copy_of(nano_rtx, f"odd-{number}"), reads=reads)
+        assert told in cli.refuses("inspect", odd, "--kernels", "--estimate", "--gpu", "l4")
 
 
 @pytest.mark.slow
