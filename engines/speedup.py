@@ -73,8 +73,9 @@ def speedup(baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, s
     if not all(math.isfinite(ms) and ms > shortest for ms in (*theirs, *ours)):
         return Speedup(None, None, None, (), **times, doubt="a call is too short for this machine's clock")
     measured = of_ratios([a / b for a, b in zip(theirs, ours, strict=True)], **times)
-    held_up = _held_up(zip(names, (baseline, candidate), strict=True))
-    return replace(measured, doubt=held_up) if held_up else measured
+    doubts = [held_up(name, worker) for name, worker in zip(names, (baseline, candidate), strict=True)]
+    doubt = next(filter(None, doubts), None)
+    return replace(measured, doubt=doubt) if doubt else measured
 
 
 def of_ratios(per_round: Sequence[float], baseline_ms: float, candidate_ms: float) -> Speedup:
@@ -98,14 +99,13 @@ def of_rounds(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
     return statistics.median(ratios) if ratios else None
 
 
-def _held_up(workers: Any) -> str | None:
-    """Say so if others had the CPUs while a worker was timed."""
-    for name, timed in workers:
-        if timed.others and statistics.median(timed.others) > BUSY:
-            return f"other programs took {statistics.median(timed.others):.0%} of the CPUs while {name} was timed"
-        slow = statistics.median(timed.round_medians_ms) / timed.stats.min_ms if timed.stats.min_ms > 0 else 1
-        if slow > SLOWED:
-            return f"{name} was held up: its median call took {slow:.1f} times as long as its fastest"
+def held_up(name: str, timed: WorkerResult) -> str | None:
+    """Say so, as part of a sentence, if others had the CPUs while a worker was timed; None where they had not."""
+    if timed.others and statistics.median(timed.others) > BUSY:
+        return f"other programs took {statistics.median(timed.others):.0%} of the CPUs while {name} was timed"
+    slow = statistics.median(timed.round_medians_ms) / timed.stats.min_ms if timed.stats.min_ms > 0 else 1
+    if slow > SLOWED:
+        return f"{name} was held up: its median call took {slow:.1f} times as long as its fastest"
     return None
 
 

@@ -1,15 +1,15 @@
-"""Files that commands write, whole or not at all, in words that name the option; and the hash that files are known by."""
+"""Files that commands write, whole or not at all, in words that name the option."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from engines.files import move_in, partial_folder, sweep, uninterrupted
 from sit_deploy.errors import InputError
+from sit_deploy.hashes import sha256
 
 __all__ = ["check_output", "place", "recover", "scratch", "sha256", "uninterrupted", "write_whole"]
 
@@ -89,12 +89,3 @@ def check_output(path: Path, force: bool) -> None:
     if path.is_dir() or (path.exists() and not force):
         what = "is a folder;" if path.is_dir() else "exists; pass --force to replace it, or"
         raise InputError(f"output {path} {what} choose another -o")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

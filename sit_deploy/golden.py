@@ -8,13 +8,14 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sit_deploy.errors import InputError
-from sit_deploy.limits import GOLDEN
+# relative: a folder of `package python` takes this file along, without the package around it
+from .errors import InputError
+from .limits import GOLDEN
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sit_deploy.preprocessing import Preprocessing
+    from .preprocessing import Preprocessing
 
 _TYPES = {"float32": "<f4", "uint8": "|u1"}
 # of the npy format 1.0, as NumPy writes it for an array in C order

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sit_deploy.errors import InputError
+# relative: a folder of `package python` takes this file along, without the package around it
+from .errors import InputError
 
 CLASSES = 1_000_000
 PIXELS = 8192  # a side of a network's input; 512 × 512 patches of 16 pixels

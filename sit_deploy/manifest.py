@@ -7,7 +7,6 @@ Fields that are not named here are let through and kept (`Manifest.to_dict`): a 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -19,7 +18,7 @@ from msgspec.structs import asdict
 import engines
 from sit_deploy import limits
 from sit_deploy.errors import InputError
-from sit_deploy.files import sha256
+from sit_deploy.hashes import digest, sha256
 from sit_deploy.precisions import TOLERANCE
 from sit_deploy.schema import check
 
@@ -294,13 +293,6 @@ def parse_manifest(fields: Any, where: object, remedy: str) -> Manifest:
         )
     manifest.__dict__["read"] = fields
     return manifest
-
-
-def digest(fields: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's fields but `digest`: as JSON with sorted keys and no spaces, in UTF-8."""
-    others = {key: value for key, value in fields.items() if key != "digest"}
-    text = json.dumps(others, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:

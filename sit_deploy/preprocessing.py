@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# relative: a Triton repository takes these files along, without the package around them
+# relative: a Triton repository, and a folder of `package python`, take these files along without the package around them
 from .errors import InputError
 from .resampling import resized_box
 

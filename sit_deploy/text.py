@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sit_deploy.errors import InputError
+# relative: a folder of `package python` takes this file along, without the package around it
+from .errors import InputError
 
 # control characters but for the end of a line, what turns the direction of writing, ends of lines and paragraphs that are
 # none to us, and half characters: bytes of a file name that are no UTF-8

@@ -29,7 +29,7 @@ COMMANDS = {
     "inspect": "Lint and summarise an ONNX graph or a bundle.",
     "predict": "Classify image files with a bundle.",
     "visualize": "Draw which patches each slimmed token gathers.",
-    "package": "Write a Triton model repository, or a C++ project.",
+    "package": "Write a Triton repository, a C++ project, or a Python folder.",
     "serve": "Serve a bundle with Triton on this machine.",
     "doctor": "Say what each engine can do on this machine.",
 }

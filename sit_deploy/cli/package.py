@@ -25,7 +25,9 @@ from sit_deploy.cli.options import serving_options
     "package",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
-        "sit-deploy package triton sit_s-fp16 -o models", "sit-deploy package cpp sit_s-fp32 -o classify"
+        "sit-deploy package triton sit_s-fp16 -o models",
+        "sit-deploy package cpp sit_s-fp32 -o classify",
+        "sit-deploy package python sit_s-fp16 sit_s-int8 -o sit_s",
     ),
 )
 def command() -> None:
@@ -133,3 +135,33 @@ def cpp(bundle: Path, output: Path, as_json: bool) -> None:
         console(),
         literal(f"Next: {output / 'build.sh'} && {output / 'build/classify'} {output / 'bundle'} photo.jpg"),
     )
+
+
+@command.command(
+    "python",
+    epilog=examples(
+        "sit-deploy package python sit_s-fp16 sit_s-int8 -o sit_s",
+        "scp -r sit_s gpu: && ssh gpu 'cd sit_s && pip install -r requirements.txt && python check.py'",
+        "sit-deploy report sit_s-fp16 sit_s-int8 --measured check.json",
+    ),
+)
+@click.argument("bundles", type=path_type, nargs=-1, required=True, metavar="BUNDLE...")
+@click.option(
+    "-o", "--output", type=path_type, required=True, metavar="DIR", help="The folder; new or empty."
+)
+@json_option
+def python(bundles: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Write a folder that runs bundles from Python without PyTorch and without sit-deploy.
+
+    It holds the bundles, the modules that run them, requirements.txt, and check.py: golden outputs, layers and latencies of all of
+    them on the machine it is copied to, in a table and in one JSON file that `sit-deploy report --measured` takes.
+    """
+    from sit_deploy.bundle import load_bundle
+    from sit_deploy.python_folder import write_folder
+
+    names = write_folder([load_bundle(path) for path in bundles], output)
+    if as_json:
+        emit_json({"folder": str(output.absolute()), "bundles": names})
+        return
+    say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(names))}")
+    say(console(), "Next, where it is to run: pip install -r requirements.txt && python check.py")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         "sit-deploy report bundles/ --data imagenet/val -o bundles.html -o bundles.md",
         "sit-deploy report sit_s-fp16 -o gpu.json",
         "sit-deploy report gpu.json sit_s-fp32 -o both.html",
+        "sit-deploy report sit_s-fp16 --measured check.json",
     ),
 )
 @click.argument("sources", type=path_type, nargs=-1, required=True, metavar="BUNDLE-or-DIR-or-JSON...")
@@ -91,6 +92,13 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of every side.")
 @device_option
+@click.option(
+    "--measured",
+    type=path_type,
+    multiple=True,
+    metavar="FILE",
+    help="What check.py of `package python` wrote about the bundles elsewhere; may repeat.",
+)
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @json_option
 def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
@@ -124,6 +132,7 @@ _MARKS = {"good": "✓", "unsure": "?", "bad": "✗"}
 
 
 def _show(screen: Console, judged: JudgedBundle) -> None:
+    from sit_deploy.report.elsewhere_text import elsewhere_view
     from sit_deploy.report.kernels_text import census_text
     from sit_deploy.report.view import stages_view, verdict_view
 
@@ -141,3 +150,12 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
     screen.print(listing)
     if census := census_text(evidence.build.engine.details):
         say(screen, f"{literal(evidence.ledger.engine_stage.name)}: {literal(census)}")
+    for part in elsewhere_view(evidence.elsewhere):
+        say(screen, f"[bold]{literal(part['name'])}[/]")
+        if part["rows"]:
+            listing = table(*part["head"], right=part["head"])
+            for cells in part["rows"]:
+                listing.add_row(*map(literal, cells))
+            screen.print(listing)
+        for note in part["notes"]:
+            say(screen, f" {literal(note)}")

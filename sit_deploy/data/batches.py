@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 from engines.base import Progress
-from sit_deploy.errors import InputError
-from sit_deploy.preprocessing import Preprocessing, open_source
+
+# relative: a folder of `package python` takes this file along, without the package around it
+from ..errors import InputError
+from ..preprocessing import Preprocessing, open_source
 
 Source = str | Path | Image.Image
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
-from sit_deploy.bundle import Bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from engines import LayerTime
+
+    from ..bundle import Bundle
 
 
 def bundle_layers(bundle: Bundle, threads: int | None = None, device: str | None = None) -> dict[str, Any]:
@@ -58,19 +61,39 @@ def measure_layers(
         say of it (`Engine.inspect_kernels`), None where they are not told.
     """
     from engines.graph_file import input_specs, product_types, read_model
-    from engines.layer_types import check_precision
 
     graph = read_model(model)
     feeds = {input_specs(graph)[0].name: images}
     layers = engine.layer_times(engine_path, feeds, threads=threads, device=device, origin=origin)
     if not engine.reports_types:
-        rows = _rows(layers, _operator_row)
-        return {"kept": None, "raised": None, "untold": None, "layers": rows, "census": None}
-    products = check_precision(layers, product_types(graph))
+        return layer_table(engine, layers, {})
     try:
         _, census = engine.inspect_kernels(engine_path, model, feeds, device=device, origin=origin)
     except engines.EngineError:
         census = None
+    return layer_table(engine, layers, product_types(graph), census)
+
+
+def layer_table(
+    engine: engines.Engine,
+    layers: tuple[LayerTime, ...],
+    asked: Mapping[str, str],
+    census: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the layers of an engine as JSON values, as `measure_layers` does.
+
+    Args:
+        engine: the runtime.
+        layers: as it tells of them.
+        asked: the type of each product of the graph, by ONNX node (`engines.graph_file.product_types`).
+        census: what its kernels say of it.
+    """
+    from engines.layer_types import check_precision
+
+    if not engine.reports_types:
+        rows = _rows(layers, _operator_row)
+        return {"kept": None, "raised": None, "untold": None, "layers": rows, "census": None}
+    products = check_precision(layers, asked)
     return {
         "kept": list(products.kept),
         "raised": list(products.raised),

@@ -10,10 +10,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.errors import GateError
-from sit_deploy.precisions import EIGHT_BITS
+# relative: a folder of `package python` takes this file along, without the package around it
+from ..errors import GateError, InputError
+from ..precisions import EIGHT_BITS, TOLERANCE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
 _ALIKE = 1e-5  # standard deviations that logits of one image differ by in batches of other sizes
@@ -101,6 +104,34 @@ def compare(
         note=note,
         precision=precision,
     )
+
+
+def compare_golden(
+    infer: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    reference: np.ndarray,
+    precision: str,
+    *,
+    random: bool,
+    where: object = "golden.npz",
+) -> Hop:
+    """Compare an engine with the reference logits that a bundle carries.
+
+    Args:
+        infer: from images as the engine takes them to logits.
+        images: the golden ones.
+        reference: their logits (images, classes) by PyTorch.
+        precision: of the bundle, for the tolerance.
+        random: its weights are nobody's, so that all images may well get one class.
+        where: images and logits come from, for the message.
+
+    Raises:
+        InputError: logits that everything agrees with, which prove nothing.
+    """
+    if fault := reference_fault(reference, images):
+        raise InputError(f"{where} holds {fault}; build the bundle again from whole weights")
+    note = "" if random else agreement_note(reference)
+    return compare("golden output", infer(images), reference, reference, TOLERANCE[precision], note)
 
 
 def reference_fault(reference: np.ndarray, images: np.ndarray) -> str | None:

@@ -50,6 +50,11 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
         yield _text(page["no_accuracy"])
     if latency:
         yield from ("## Latency", _table(latency["head"], latency["rows"]), _text(latency["around"]))
+    for part in page["elsewhere"]:
+        yield from (f"## {_text(part['name'])}", _text(part["what"]))
+        if part["rows"]:
+            yield _table(part["head"], part["rows"])
+        yield from map(_text, part["notes"])
     if page["drift"]:
         yield from ("## Where the error comes in", _text(page["drift"]["what"]))
     if page["layers"]:

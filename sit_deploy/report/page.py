@@ -124,7 +124,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    optional = ("figures", "ledger", "latency", "drift")  # of measured bundles alone
+    optional = ("figures", "ledger", "latency", "elsewhere", "drift")  # of measured bundles alone
     shown = [{**dict.fromkeys(optional), **page} for page in pages]
     for page in shown:  # the plots are ours, and what they show of a bundle's is escaped in them
         for part in ("latency", "drift", "layers"):

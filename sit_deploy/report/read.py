@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
+from sit_deploy.portable.record import KIND
 from sit_deploy.report.build_types import BuildReport
 from sit_deploy.report.types import SCHEMA, Evidence
 from sit_deploy.schema import read_json
@@ -30,6 +31,10 @@ def read_evidence(path: Path) -> list[Evidence]:
     """
     again = "pass one that `sit-deploy report -o FILE.json` wrote"
     fields = read_json(path, again)
+    if isinstance(fields, dict) and fields.get("kind") == KIND:
+        raise InputError(
+            f"{path} is what check.py measured: name its bundles, and pass it as --measured {path}"
+        )
     rows = fields.get("bundles") if isinstance(fields, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "schema" in row for row in rows):
         raise InputError(f"{path} is not a report of sit-deploy; {again}")

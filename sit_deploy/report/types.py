@@ -20,7 +20,9 @@ from sit_deploy.report.build_types import (
     Number,
     Positive,
 )
+from sit_deploy.report.check_record import ElsewhereRecord
 from sit_deploy.report.json_record import JsonRecord
+from sit_deploy.report.timing_types import HistogramRecord, SpeedupRecord
 
 SCHEMA = 2  # of the JSON of a report
 
@@ -76,34 +78,6 @@ class StagesRecord(Struct):
         return next(entry for entry in self.entries if entry.name == stage.value)
 
 
-class SpeedupRecord(Struct):
-    """A speed-up with both sides' milliseconds, as `engines.speedup.Speedup.to_dict`; no figures where the clock tells none."""
-
-    median: Positive | None
-    low: Positive | None
-    high: Positive | None
-    baseline_ms: Positive
-    candidate_ms: Positive
-    doubt: str | None
-
-    def __post_init__(self) -> None:
-        if self.doubt is None and None in (self.median, self.low, self.high):
-            raise ValueError("it has neither a figure nor a doubt")
-
-
-class HistogramRecord(Struct):
-    """How many calls took how long."""
-
-    edges_ms: Annotated[list[Positive], Meta(min_length=2, max_length=10_000)]
-    counts: list[Count]
-
-    def __post_init__(self) -> None:
-        if len(self.edges_ms) != len(self.counts) + 1 or sorted(self.edges_ms) != self.edges_ms:
-            raise ValueError("edges_ms must rise and be one more than counts")
-        if not any(self.counts):
-            raise ValueError("counts has no call")
-
-
 class TimingRecord(Struct):
     """The times of a stage."""
 
@@ -152,7 +126,11 @@ class MachineRecord(Struct):
 
 
 class Evidence(JsonRecord, kw_only=True):
-    """A bundle as it was measured on a machine (`sit_deploy.validation.evidence.gather`)."""
+    """A bundle as it was measured on a machine (`sit_deploy.validation.evidence.gather`).
+
+    Attributes:
+        elsewhere: what check.py of a folder of `package python` measured of it, on other machines.
+    """
 
     bundle: Text
     name: Text
@@ -169,6 +147,7 @@ class Evidence(JsonRecord, kw_only=True):
     threads: Annotated[int, Meta(ge=1, le=limits.THREADS)] | None
     machine: MachineRecord
     versions: dict[str, str | None]
+    elsewhere: tuple[ElsewhereRecord, ...] = ()
 
     def __post_init__(self) -> None:
         if self.golden is not None and self.golden.passed and self.golden.error is None:

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 from engines.speedup import Speedup
 from sit_deploy.errors import GateError
 from sit_deploy.measure.chance import by_chance, doubts
-from sit_deploy.report import verdict_text
+from sit_deploy.precisions import EIGHT_BITS
+from sit_deploy.report import elsewhere_text, verdict_text
 from sit_deploy.report.build_types import AccuracyRecord, HopRecord, TeacherRecord
+from sit_deploy.report.check_record import ElsewhereRecord
 from sit_deploy.report.kernels_text import lacking_text
 from sit_deploy.report.paired import interval_half, largest_drop, paired_drop
 from sit_deploy.report.types import Evidence, SpeedupRecord, Stage
@@ -254,11 +256,20 @@ def _judge_build(evidence: Evidence, why: _Reasons) -> None:
             why.add(Weight.AGAINST, Topic.BUILD, verdict_text.out_of_tolerance(hop))
     if build.weights.is_random:
         why.add(Weight.AGAINST, Topic.WEIGHTS, verdict_text.RANDOM_WEIGHTS)
-    if golden is None:
-        why.add(Weight.MISSING, Topic.GOLDEN, verdict_text.did_not_run(build.engine.kind))
-    else:
+    if golden is not None:
         weight = Weight.FAVOUR if golden.passed else Weight.AGAINST
         why.add(weight, Topic.GOLDEN, verdict_text.golden(golden))
+    elif not any(_ran(row) for row in evidence.elsewhere):
+        why.add(Weight.MISSING, Topic.GOLDEN, verdict_text.did_not_run(build.engine.kind))
+    for row in evidence.elsewhere:
+        if row.bundle.golden is not None:
+            weight = Weight.FAVOUR if row.bundle.golden.passed else Weight.AGAINST
+            why.add(weight, Topic.GOLDEN, elsewhere_text.golden(row))
+
+
+def _ran(row: ElsewhereRecord) -> bool:
+    """Whether the bundle's own engine ran there; one that was built there says nothing of it."""
+    return row.bundle.golden is not None and not row.bundle.engine.built_here
 
 
 def _judge_basis(accuracy: AccuracyRecord, why: _Reasons) -> None:
@@ -339,6 +350,8 @@ def _judge_speed(evidence: Evidence, why: _Reasons) -> None:
         speed, low = quantization.speed, _eight_bits_gain(evidence)
         text = verdict_text.eight_bits(evidence.build.precision, speed.over, low, speed.batch_size)
         why.add(_weight(low), Topic.EIGHT_BITS, text)
+    if evidence.build.precision in EIGHT_BITS:
+        _judge_eight_bits_elsewhere(evidence, why)
     if gain := speedups.get(Stage.STUDENT.value):
         why.add(_weight(gain), Topic.SPEED, verdict_text.gain(gain, "the same model in PyTorch"))
     if gain := speedups.get(Stage.TEACHER_ENGINE.value):
@@ -347,6 +360,19 @@ def _judge_speed(evidence: Evidence, why: _Reasons) -> None:
         why.add(_weight(gain), Topic.SPEED, verdict_text.gain_over_teacher(gain, ratio))
     elif gain := speedups.get(Stage.TEACHER.value):
         why.add(_weight(gain), Topic.SPEED, verdict_text.gain(gain, "its teacher in PyTorch"))
+
+
+def _judge_eight_bits_elsewhere(evidence: Evidence, why: _Reasons) -> None:
+    """Judge what 8 bits gained where check.py ran; where nothing tells, that is missing."""
+    precision, quantization = evidence.build.precision, evidence.build.quantization
+    known = quantization is not None and quantization.speed is not None
+    for row in filter(_ran, evidence.elsewhere):
+        for over in row.over:
+            known = True
+            text = verdict_text.eight_bits(precision, over.precision, over.speedup, over.batch_size)
+            why.add(_weight(over.speedup), Topic.EIGHT_BITS, f"On {elsewhere_text.machine_name(row)}: {text}")
+    if evidence.elsewhere and not known:
+        why.add(Weight.MISSING, Topic.EIGHT_BITS, elsewhere_text.eight_bits_unknown(precision))
 
 
 def _weight(gain: _Timed) -> Weight:

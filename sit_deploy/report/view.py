@@ -17,6 +17,7 @@ from sit_deploy.report.build_types import (
     HopRecord,
     LayerRecord,
 )
+from sit_deploy.report.elsewhere_text import elsewhere_view
 from sit_deploy.report.kernels_text import census_text, eight_bit_products, engine_text, kernels_note, told_by
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
@@ -75,6 +76,7 @@ def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
         "latency": _latency(evidence, mark) if evidence.timing else None,
+        "elsewhere": elsewhere_view(evidence.elsewhere),
         "drift": _drift(evidence.drift, mark),
         "layers": _layers(evidence.layers, mark) or _engine_layers(build.engine_layers),
         "versions": _versions(evidence.versions),

@@ -11,13 +11,11 @@ from typing import Any
 from sit_deploy.bundle import GOLDEN, Bundle
 from sit_deploy.data.labelled import Labelled, open_labelled
 from sit_deploy.data.samples import spread_over
-from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import ENGINE, Accuracy
 from sit_deploy.measure.baseline import Doubt, find_doubts
 from sit_deploy.measure.evaluate import evaluate
-from sit_deploy.measure.parity import Hop, agreement_note, compare, reference_fault
+from sit_deploy.measure.parity import Hop, compare_golden
 from sit_deploy.measure.resume import Notebook
-from sit_deploy.precisions import TOLERANCE
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import WHOLE, World
 
@@ -28,12 +26,13 @@ def check_golden(bundle: Bundle, classifier: Any) -> Hop:
     Raises:
         InputError: logits that everything agrees with, which prove nothing.
     """
-    images, reference = bundle.golden()
-    if fault := reference_fault(reference, images):
-        raise InputError(f"{bundle.path / GOLDEN} holds {fault}; build the bundle again from whole weights")
-    note = agreement_note(reference) if not bundle.manifest.weights.is_random else ""
-    tolerance = TOLERANCE[bundle.manifest.precision]
-    return compare("golden output", classifier.logits(images), reference, reference, tolerance, note)
+    return compare_golden(
+        classifier.logits,
+        *bundle.golden(),
+        bundle.manifest.precision,
+        random=bundle.manifest.weights.is_random,
+        where=bundle.path / GOLDEN,
+    )
 
 
 @dataclass(frozen=True)

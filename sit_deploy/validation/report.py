@@ -13,6 +13,7 @@ from sit_deploy import limits
 from sit_deploy.bundle import Bundle, is_bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
+from sit_deploy.report.check_record import find_elsewhere
 from sit_deploy.report.page import render_evidence
 from sit_deploy.report.read import (
     read_build_report,
@@ -48,6 +49,7 @@ class ReportRequest(LabelledOptions):
         threads: CPU threads of every side.
         device: where both sides run; where the engine is for by default.
         force: replace files that are there.
+        measured: what check.py of a folder of `package python` wrote about these bundles, on other machines.
     """
 
     sources: tuple[Path, ...]
@@ -63,6 +65,7 @@ class ReportRequest(LabelledOptions):
     threads: int | None = None
     device: str | None = None
     force: bool = False
+    measured: tuple[Path, ...] = ()
 
     @property
     def limits(self) -> Limits:
@@ -158,6 +161,7 @@ def write_report(
     require_type(request, ReportRequest, "a report")
     request.check()
     bundles, measured = _open(request.sources)
+    elsewhere = _elsewhere(request.measured, bundles)
     request.refuse_without_data()
     if request.max_student_drop is not None and bundles and (request.data is None or request.teacher is None):
         raise InputError(
@@ -183,12 +187,24 @@ def write_report(
             timing=request.timing,
             progress=show,
         )
+        if rows := elsewhere.get(bundle.manifest.digest):
+            evidence = Evidence.from_dict({**evidence.to_dict(), "elsewhere": rows})
         measured.append(evidence)
     require_comparable(measured)
     judged = tuple(JudgedBundle(evidence, judge(evidence, request.limits)) for evidence in measured)
     for path in request.outputs:
         write_whole(path, render_evidence(judged, _FORMS[path.suffix.lower()]))
     return Report(judged, request.outputs, request.limits)
+
+
+def _elsewhere(paths: tuple[Path, ...], bundles: list[Bundle]) -> dict[str, list[dict[str, Any]]]:
+    """Return what was measured of the bundles on other machines, by their digests."""
+    if not paths:
+        return {}
+    if not bundles:
+        raise InputError("--measured adds to bundles that are measured here; name the bundle that it is of")
+    known = [(bundle.manifest.digest, bundle.path.resolve().name, str(bundle.path)) for bundle in bundles]
+    return find_elsewhere(paths, known)
 
 
 def _open(sources: tuple[Path, ...]) -> tuple[list[Bundle], list[Evidence]]:

@@ -10,6 +10,10 @@ import pytest
 
 import sit_deploy
 from sit_deploy import ReportRequest, write_report
+from sit_deploy.report.types import Evidence
+from tests.helpers import checked
+from tests.helpers.bundles import load_manifest
+from tests.helpers.command_line import CommandLine
 
 
 @pytest.fixture
@@ -52,3 +56,33 @@ def test_what_is_refused(options: dict[str, Any], message: str, earlier: Path, t
 def test_what_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(sit_deploy.InputError, match="has no bundle in it; make one with"):
         write_report(ReportRequest((tmp_path,), (tmp_path / "page.md",)))
+
+
+def test_what_check_py_measured(
+    nano_int8: Path, evidence: dict[str, Any], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Evidence.from_dict({k: v for k, v in evidence.items() if k != "verdict"})
+    monkeypatch.setattr("sit_deploy.validation.report.gather", lambda *_, **__: measured)
+    mine = checked.bundle("nano-int8", load_manifest(nano_int8)["digest"])
+    path = checked.write(cli.folder / "check.json", mine)
+    found = cli("report", nano_int8, "--measured", path, "-o", "page.html", "--json").json()["bundles"][0]
+    assert found["elsewhere"][0]["bundle"] == mine
+    assert any(
+        "on NVIDIA L4 (sm89, driver 580.65) by check.py" in text for text in found["verdict"]["favour"]
+    )
+    assert "Measured on NVIDIA L4" in (cli.folder / "page.html").read_text()
+    out = cli("report", nano_int8, "--measured", path, "-o", "two.html").out
+    assert "Measured on NVIDIA L4 (sm89, driver 580.65), 2026-11-20" in out
+    edited = cli.folder / "edited.json"
+    edited.write_text(path.read_text().replace("NVIDIA L4", "NVIDIA B200"))
+    other = checked.write(cli.folder / "other.json", checked.bundle("nano-int8", "0" * 64))
+    refuses = lambda *words: cli.refuses("report", *words, "-o", "no.html")  # noqa: E731
+    assert "was changed since check.py wrote it" in refuses(nano_int8, "--measured", edited)
+    assert "measured another bundle called nano-int8, of hash 000000000000" in refuses(
+        nano_int8, "--measured", other
+    )
+    assert "cannot be read (No such file" in refuses(nano_int8, "--measured", "gone.json")
+    assert f"is what check.py measured: name its bundles, and pass it as --measured {path}" in refuses(path)
+    earlier = cli.folder / "earlier.json"
+    earlier.write_text(json.dumps({"bundles": [evidence]}))
+    assert "--measured adds to bundles that are measured here" in refuses(earlier, "--measured", path)

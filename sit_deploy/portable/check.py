@@ -1,0 +1,222 @@
+"""The program check.py of a folder: are the bundles here what was validated, and how fast are they on this machine?
+
+Exit status: 0 good; 1 golden outputs that are not the reference's; 2 bad usage, or a bundle that does not run on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engines.errors import Error
+from engines.files import atomic_path
+from engines.timing import TimingOptions
+
+from ..errors import InputError
+from ..hashes import digest
+from ..limits import ROUNDS, SECONDS
+from ..text import printable, shortened
+from . import build
+from .bundle import BUNDLES, Bundle, open_bundle
+from .examine import isolated
+from .record import measure
+from .table import lines
+
+
+def main(root: Path, args: Sequence[str] | None = None) -> None:
+    """Run the program and exit.
+
+    Args:
+        root: the folder that it checks.
+        args: of the command line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        status = _check(root, _parse(args))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written")
+    except Error as error:
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:  # the reader of our output has gone
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = 2
+    sys.exit(status)
+
+
+def _check(root: Path, options: argparse.Namespace) -> int:
+    output = Path(options.output)
+    _require_output(output, options.force)
+    bundles = _bundles(root, options.bundles)
+    if options.build:
+        kind = build.choose_kind(options.engine)
+        for bundle in bundles:
+            _say(f"{bundle.name}: building its {kind} engine from model.onnx")
+            isolated(build.build_here, bundle, kind)
+        bundles = [open_bundle(bundle.path) for bundle in bundles]
+    timing = TimingOptions(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        warmup_seconds=min(1.0, options.seconds),
+        threads=options.threads,
+        device=options.device,
+    )
+    fields, times = measure(bundles, timing, _say)
+    rows = fields["bundles"]
+    print(*lines(fields, times), sep="\n", flush=True)
+    if all(row["refused"] for row in rows):
+        raise InputError(f"no bundle ran here, and nothing was written: {rows[0]['refused']}")
+    fields["digest"] = digest(fields)
+    with atomic_path(output) as temporary:
+        text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(printable(f"{output}: take it to sit-deploy report BUNDLE --measured {output.name}"), flush=True)
+    if bad := [row["name"] for row in rows if row["golden"] and not row["golden"]["passed"]]:
+        _complain(
+            f"{', '.join(bad)}: the golden outputs are not the reference's on this machine; do not serve it here"
+        )
+        return 1
+    refused = next((row["refused"] for row in rows if row["refused"]), None) or fields["timing"]["note"]
+    if refused:
+        _complain(refused)
+        return 2
+    return 0
+
+
+def _bundles(root: Path, names: Sequence[str]) -> list[Bundle]:
+    """Open the bundles that were named, or all of the folder.
+
+    Raises:
+        InputError: there is none, or one is not whole.
+    """
+    folder = root / BUNDLES
+    there = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not there:
+        raise InputError(
+            f"{folder} has no bundle in it; write the folder again with sit-deploy package python"
+        )
+    if not names:
+        return [open_bundle(path) for path in there]
+    by_name = {path.name: path for path in there}
+    wanted = []
+    for name in names:
+        last = Path(name).name  # bundles/sit_s-fp16 as well as sit_s-fp16
+        if last not in by_name:
+            raise InputError(f"there is no bundle {name} in {folder}; there is {', '.join(by_name)}")
+        if by_name[last] not in wanted:
+            wanted.append(by_name[last])
+    return [open_bundle(path) for path in wanted]
+
+
+def _require_output(path: Path, force: bool) -> None:
+    """Refuse, before anything is measured, a file that cannot be written."""
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write {path}: {folder} is no folder, or cannot be written; choose another with -o"
+        )
+    if path.exists() and (not path.is_file() or not force):
+        what = "exists; pass --force to replace it, or" if path.is_file() else "is no file;"
+        raise InputError(f"output {path} {what} choose another with -o")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}; see --help")
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="check.py",
+        description="Checks the bundles of this folder on this machine: hashes, golden outputs, layers, latencies. Prints a table "
+        "and writes one JSON file. Exit status: 0 good; 1 golden outputs differ; 2 bad usage, or a bundle does not run here.",
+    )
+    add = parser.add_argument
+    add("bundles", nargs="*", metavar="BUNDLE", help="names below bundles/; all by default")
+    add(
+        "-o",
+        "--output",
+        default="check.json",
+        metavar="FILE",
+        help="default: check.json, in the current folder",
+    )
+    add("--force", action="store_true", help="replace FILE")
+    add(
+        "--build",
+        action="store_true",
+        help="first build the engines from model.onnx, with TensorRT, for this GPU",
+    )
+    add(
+        "--engine",
+        metavar="KIND",
+        help="what --build builds with: tensorrt or tensorrt-rtx; what is installed by default",
+    )
+    add(
+        "--rounds",
+        type=_whole(0, ROUNDS),
+        default=5,
+        metavar="N",
+        help="turns of each at being timed; 0 times nothing; default: 5",
+    )
+    add("--seconds", type=_seconds, default=1.0, metavar="S", help="length of a turn; default: 1")
+    add(
+        "--threads",
+        type=_whole(1, 4096),
+        metavar="N",
+        help="CPU threads; the runtime's own number by default",
+    )
+    add("--device", metavar="D", help="cpu, cuda or cuda:N; what the engine is for by default")
+    options = parser.parse_args(args)
+    if options.engine and not options.build:
+        parser.error("--engine says what --build builds with; pass both")
+    return options
+
+
+def _whole(least: int, most: int) -> Any:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= SECONDS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of seconds above 0 and up to {SECONDS}")
+    return value
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str) -> None:
+    print(f"Error: {printable(shortened(' '.join(message.split())))}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
+    _complain(message)
+    sys.exit(status)

@@ -1,0 +1,22 @@
+"""Checks the bundles of this folder on this machine: `python check.py --help`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    HERE = Path(__file__).absolute().parent
+    sys.path.insert(0, str(HERE))
+    if sys.version_info < (3, 10):  # noqa: UP036  where it is copied to, older ones may be
+        version = ".".join(map(str, sys.version_info[:2]))
+        sys.stderr.write(f"Error: check.py needs Python 3.10 or newer, and this is {version}\n")
+        sys.exit(2)
+    try:
+        from sit_bundle.portable.check import main
+    except ModuleNotFoundError as error:
+        if error.name not in ("numpy", "PIL"):
+            raise
+        sys.stderr.write(
+            f"Error: {error.name} is not installed; run `pip install -r requirements.txt` in {HERE}\n"
+        )
+        sys.exit(2)
+    main(HERE)

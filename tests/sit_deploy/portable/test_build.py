@@ -1,0 +1,117 @@
+"""Building where the engine will run: with the fakes, and with TensorRT-RTX's real builder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engines
+import sit_deploy
+from engines.tensorrt.engine import TensorRT
+from sit_deploy.portable.build import build_here, choose_kind
+from sit_deploy.portable.bundle import load, open_bundle
+from tests.helpers.fake_tensorrt import make_plan
+from tests.helpers.trt_rig import Rig, make_rig
+
+RELEASE = "tensorrt-10.16.1"
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rig:
+    """The fakes, with a builder: it makes a plan of the graph."""
+    rig = make_rig(monkeypatch, tmp_path / "cache", RELEASE)
+
+    def build(self: Any, model: Path, path: Path, options: engines.BuildOptions, progress: Any = None) -> Any:
+        path.write_bytes(make_plan(model.read_bytes(), batch=options.dynamic_batch))
+        size = path.stat().st_size
+        return engines.EngineInfo("tensorrt", rig.version, path.name, size, 2.0, "sm89 (Fake GPU)")
+
+    monkeypatch.setattr(TensorRT, "build", build)
+    return rig
+
+
+def test_a_bundle_of_a_cpu_on_a_gpu(rig: Rig, nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    path = folder_of(nano_fp32) / "bundles/nano-fp32"
+    bundle = open_bundle(path)
+    assert choose_kind(None) == "tensorrt"
+    built = build_here(bundle, "tensorrt")
+    assert built == path.parents[1] / "built/nano-fp32" and {p.name for p in built.iterdir()} == {
+        "built.json",
+        "engine.plan",
+    }
+    again = open_bundle(path)
+    assert again.engine.here and again.engine.kind == "tensorrt" and again.digest == bundle.digest
+    assert len(again.engine.products) > 20 and set(again.engine.products.values()) == {"float32"}
+    images, reference = again.golden()
+    with load(path) as classifier:
+        assert np.abs(classifier.logits(images) - reference).max() < 1e-3
+    build_here(again, "tensorrt")  # in place of the earlier one
+    assert [p.name for p in built.parent.iterdir()] == ["nano-fp32"]
+    rig.gpu.assert_clean()
+
+
+def test_what_was_built_of_another_bundle_or_changed_is_refused(
+    rig: Rig, nano_fp32: Path, folder_of: Callable[..., Path]
+) -> None:
+    path = folder_of(nano_fp32) / "bundles/nano-fp32"
+    built = build_here(open_bundle(path), "tensorrt")
+    plan = (built / "engine.plan").read_bytes()
+    (built / "engine.plan").write_bytes(plan[:-1])
+    with pytest.raises(
+        sit_deploy.InputError, match=r"engine.plan does not match its hash; remove .*, or run python check.py"
+    ):
+        open_bundle(path)
+    (built / "engine.plan").write_bytes(plan)
+    from sit_deploy.hashes import digest
+
+    facts = {**json.loads((built / "built.json").read_text()), "bundle": "0" * 64}
+    (built / "built.json").write_text(json.dumps({**facts, "digest": digest(facts)}))
+    with pytest.raises(sit_deploy.InputError, match="was built of another bundle nano-fp32"):
+        open_bundle(path)
+
+
+def test_a_failed_build_leaves_what_was_there(
+    rig: Rig, nano_fp32: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder_of(nano_fp32) / "bundles/nano-fp32"
+
+    def fail(*_: Any) -> Any:
+        raise engines.EngineBuildError("the builder gave up")
+
+    monkeypatch.setattr(TensorRT, "build", fail)
+    with pytest.raises(engines.EngineBuildError, match="gave up"):
+        build_here(open_bundle(path), "tensorrt")
+    assert not list((path.parents[1] / "built").iterdir()) and not open_bundle(path).engine.here
+
+
+def test_what_cannot_be_built(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(sit_deploy.InputError, match="must be tensorrt or tensorrt-rtx, got 'onnxruntime'"):
+        choose_kind("onnxruntime")
+    nothing = engines.gpus.GpuStatus((), "no NVIDIA driver")
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: nothing)
+    monkeypatch.setattr("sit_deploy.portable.build.find_gpus", lambda: nothing)
+    with pytest.raises(
+        engines.NoGpuError, match="builds for the GPU of this machine, and none can be used here"
+    ):
+        choose_kind("tensorrt")
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(engines.EngineNotInstalledError):
+        choose_kind("tensorrt")
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(engines.EngineNotInstalledError, match="run `pip install onnx`"):
+        choose_kind(None)
+
+
+@pytest.mark.slow
+def test_the_real_builder(nano_rtx: Path, folder_of: Callable[..., Path]) -> None:
+    path = folder_of(nano_rtx) / "bundles/nano-rtx"
+    before = open_bundle(path)
+    build_here(before, "tensorrt-rtx")
+    after = open_bundle(path)
+    assert after.engine.here and after.engine.origin.version == before.engine.origin.version
+    assert after.engine.products == before.engine.products and "float16" in after.engine.products.values()

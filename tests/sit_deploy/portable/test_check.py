@@ -1,0 +1,282 @@
+"""check.py: what it prints, writes and answers; in this process, and in an environment of its requirements alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sit_deploy.hashes import digest
+from sit_deploy.portable import check
+from sit_deploy.report.check_record import read_check
+from tests.helpers import bare_python
+from tests.helpers.bundles import seal_again
+from tests.sit_deploy.conftest import Trained
+from tests.sit_deploy.portable.conftest import on_fake_tensorrt
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs check.py's program here, timing nothing: status, output, errors."""
+    for module in ("record", "check"):
+        monkeypatch.setattr(f"sit_deploy.portable.{module}.isolated", lambda call, *args: call(*args))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def call(folder: Path, *words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            check.main(folder, ["--rounds", "0", *map(str, words)])
+        return int(ended.value.code or 0), *capfd.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_good_folder(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    status, out, err = run(folder_of(nano_fp32))
+    assert (status, err) == (0, "")
+    assert re.search(r"nano-fp32 +fp32 +onnxruntime [\d.]+ +good \d\.\de-\d\d of 0.0001 .* \d+\n", out)
+    assert "check.json: take it to sit-deploy report" in out
+    (bundle,) = read_check(Path("check.json"))["bundles"]
+    assert bundle["golden"]["passed"] and len(bundle["layers"]["layers"]) > 50 and bundle["latencies"] == []
+    text = Path("check.json").read_text()
+    assert str(Path.cwd().parent) not in text and os.uname().nodename not in text
+
+
+def test_other_logits_than_the_reference(
+    run: Run, nano_fp32: Path, copy_of: Callable[..., Path], folder_of: Callable[..., Path]
+) -> None:
+    wrong = copy_of(nano_fp32, "wrong")
+    with np.load(wrong / "golden.npz") as golden:
+        images, logits = golden["images"], golden["logits"]
+    np.savez(wrong / "golden.npz", images=images, logits=logits[:, ::-1])
+    seal_again(wrong)
+    folder = folder_of(wrong, nano_fp32)
+    status, out, err = run(folder)
+    assert status == 1 and "MISMATCH" in out and "good" in out
+    assert err == (
+        "Error: wrong: the golden outputs are not the reference's on this machine; do not serve it here\n"
+    )
+    assert [b["golden"]["passed"] for b in read_check(Path("check.json"))["bundles"]] == [True, False]
+    assert run(folder, "nano-fp32", "-o", "one.json")[0] == 0
+    assert [b["name"] for b in read_check(Path("one.json"))["bundles"]] == ["nano-fp32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gone"], "there is no bundle gone in .*bundles; there is nano-fp32"),
+        (
+            ["-o", "no/where.json"],
+            "cannot write no/where.json: .* is no folder, or cannot be written; choose another with -o",
+        ),
+        (
+            ["-o", "taken.json"],
+            "output taken.json exists; pass --force to replace it, or choose another with -o",
+        ),
+        (["-o", "."], "output . is no file; choose another with -o"),
+        (["--rounds", "-1"], "'-1' is no whole number from 0"),
+        (["--rounds", "x"], "'x' is no whole number"),
+        (["--seconds", "nan"], "'nan' is no number of seconds above 0"),
+        (["--engine", "tensorrt"], "--engine says what --build builds with; pass both"),
+        (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
+        (["--device", "tpu"], "no bundle ran here, and nothing was written: nano-fp32: unknown device 'tpu'"),
+        (
+            ["--threads", "4000"],
+            "no bundle ran here, and nothing was written: nano-fp32: threads must be at most",
+        ),
+    ],
+)
+def test_bad_usage(
+    words: list[str], message: str, run: Run, nano_fp32: Path, folder_of: Callable[..., Path]
+) -> None:
+    folder = folder_of(nano_fp32)
+    Path("taken.json").write_text("mine")
+    status, _, err = run(folder, *words)
+    assert status == 2 and re.fullmatch(f"Error: .*{message}.*\n", err), err
+    assert [path.name for path in Path().iterdir()] == ["taken.json"] and Path(
+        "taken.json"
+    ).read_text() == "mine"
+
+
+def test_replacing_and_an_empty_folder(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    folder = folder_of(nano_fp32)
+    Path("check.json").write_text("old")
+    assert run(folder, "--force")[0] == 0 and read_check(Path("check.json"))
+    (folder / "bundles/nano-fp32").rename(folder / "away")
+    status, _, err = run(folder, "--force")
+    assert status == 2 and "has no bundle in it; write the folder again" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_place_that_cannot_be_written(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    folder = folder_of(nano_fp32)
+    Path("shut").mkdir(mode=0o500)
+    assert run(folder, "-o", "shut/check.json")[0] == 2
+
+
+def test_one_bundle_that_does_not_run(
+    run: Run, nano_fp32: Path, tmp_path: Path, folder_of: Callable[..., Path]
+) -> None:
+    gpu = on_fake_tensorrt(nano_fp32, tmp_path / "gpu", "tensorrt-rtx-1.7.1")
+    folder = folder_of(nano_fp32, gpu)
+    status, out, err = run(folder)
+    assert status == 2 and "did not run" in out
+    assert (
+        err.startswith("Error: gpu is a TensorRT-RTX engine, which needs an NVIDIA GPU")
+        or "gpu: TensorRT-RTX" in err
+    )
+    rows = {bundle["name"]: bundle for bundle in read_check(Path("check.json"))["bundles"]}
+    assert rows["gpu"]["refused"] and rows["gpu"]["golden"] is None and rows["nano-fp32"]["golden"]["passed"]
+
+
+def test_ctrl_c_writes_nothing(
+    run: Run, nano_fp32: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    folder = folder_of(nano_fp32)
+    monkeypatch.setattr("sit_deploy.portable.check.measure", interrupt)
+    assert run(folder) == (2, "", "Error: interrupted; nothing was written\n")
+    assert list(Path().iterdir()) == []
+
+
+def _python(python: Path, *words: object, cwd: Path, **environment: str) -> Any:
+    """Run a Python that sees nothing of this one's modules."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [python, *map(str, words)], cwd=cwd, env={**clean, **environment}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def moved(folder_of: Callable[..., Path], trained: Trained, trained_openvino: Path, nano_fp32: Path) -> Path:
+    """A folder for ONNX Runtime and OpenVINO, moved to a place with a space and a name of other letters."""
+    folder = folder_of(trained.bundle, trained_openvino, nano_fp32)
+    return folder.rename(folder.parent / "mövèd here")
+
+
+@pytest.mark.slow
+def test_in_an_environment_of_its_requirements_alone(moved: Path, trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    lines = (moved / "requirements.txt").read_text().splitlines()
+    python = bare_python.make(tmp_path / "venv", lines)
+    asked = "import importlib.util as u; print([n for n in ('torch', 'timm', 'sit_deploy', 'click', 'msgspec', 'onnx') if u.find_spec(n)])"
+    assert _python(python, "-c", asked, cwd=moved).stdout == "[]\n"
+    done = _python(python, moved / "check.py", "--rounds", 2, "--seconds", 0.02, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    fields = read_check(tmp_path / "check.json")
+    rows = {bundle["name"]: bundle for bundle in fields["bundles"]}
+    assert {name: [timed["batch_size"] for timed in row["latencies"]] for name, row in rows.items()} == {
+        "bundle": [2, 3, 4],
+        "trained-openvino": [2, 3, 4],
+        "nano-fp32": [1],
+    }
+    assert all(row["golden"]["passed"] and row["layers"]["layers"] for row in rows.values())
+    assert fields["versions"]["onnx"] is None and fields["gpu"] is None
+    # the five lines of its README
+    readme = (moved / "README.md").read_text()
+    program = textwrap.dedent(
+        re.search(r"\n\n((?:    .*\n|\n)*    import sit_bundle\n(?:    .*\n|\n)*)", readme)[1]
+    )
+    pictures = sorted(trained.images.rglob("*.png"))[:2]
+    program = program.replace('["cat.jpg", "dog.jpg"]', repr([str(picture) for picture in pictures]))
+    said = _python(python, "-c", program, cwd=moved)
+    assert said.returncode == 0 and said.stdout.count("'probability'") == 10, said.stderr
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_on_the_fake_gpu_in_such_an_environment(
+    nano_fp32: Path, nano_rtx: Path, tmp_path: Path, folder_of: Callable[..., Path]
+) -> None:
+    release = "tensorrt-rtx-1.7.1"
+    bundles = [on_fake_tensorrt(path, tmp_path / path.name, release) for path in (nano_fp32, nano_rtx)]
+    folder = folder_of(*bundles)
+    assert "tensorrt-rtx==1.7.1" in (folder / "requirements.txt").read_text()
+    python = bare_python.make(
+        tmp_path / "venv", ["numpy", "pillow", "onnxruntime"]
+    )  # which the fake runs graphs on
+    gpu = bare_python.add_fake_gpu(tmp_path / "site", release)
+    done = _python(python, folder / "check.py", "--rounds", 3, "--seconds", 0.02, cwd=tmp_path, **gpu)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
+    assert "Fake GPU (sm89), driver 580.65, SM clock 1500 to 1500 MHz" in done.stdout
+    assert "nano-rtx over nano-fp32 at batch 1: " in done.stdout
+    fields = read_check(tmp_path / "check.json")
+    assert fields["gpu"] == {
+        "name": "Fake GPU",
+        "compute_capability": "sm89",
+        "number": 0,
+        "driver": "580.65",
+    }
+    assert len(fields["clocks"]) == 5  # before, at the start of each round, at the end
+    for row in fields["bundles"]:
+        assert row["golden"]["passed"] and row["latencies"][0]["gpu"]["p50_ms"] > 0
+        assert row["layers"]["kept"] is not None
+    # another GPU than it was built for: which, and how to build it here
+    other = bare_python.add_fake_gpu(tmp_path / "other", release, capability=(9, 0))
+    site = tmp_path / "other" / "fake_machine.py"
+    site.write_text(site.read_text() + "TRT.validity = 2\n")
+    refused = _python(python, folder / "check.py", "--rounds", 0, "-o", "no.json", cwd=tmp_path, **other)
+    assert refused.returncode == 2 and not (tmp_path / "no.json").exists()
+    assert refused.stderr.splitlines()[-1].startswith(
+        "Error: no bundle ran here, and nothing was written: nano-fp32: "
+    )
+
+
+@pytest.mark.slow
+def test_without_numpy_and_with_a_runtime_missing(
+    nano_fp32: Path, tmp_path: Path, folder_of: Callable[..., Path]
+) -> None:
+    folder = folder_of(nano_fp32)
+    bare = bare_python.make(tmp_path / "bare", [])
+    done = _python(bare, folder / "check.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"Error: numpy is not installed; run `pip install -r requirements.txt` in {folder}\n"
+    )
+    half = bare_python.make(tmp_path / "half", ["numpy", "pillow"])
+    done = _python(half, folder / "check.py", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == (
+        "Error: no bundle ran here, and nothing was written: nano-fp32: ONNX Runtime is not installed; run `pip install -r "
+        "requirements.txt` of its folder\n"
+    )
+
+
+@pytest.mark.slow
+def test_another_package_called_engines_is_named(
+    nano_fp32: Path, tmp_path: Path, folder_of: Callable[..., Path]
+) -> None:
+    folder = folder_of(nano_fp32)
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines/__init__.py").write_text("")
+    program = f"import sys; sys.path.append({str(folder)!r}); import sit_bundle"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '.'); {program}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "is found as engines, and sit_bundle needs the one beside it" in done.stderr
+
+
+def test_the_digest_is_of_the_rest(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    run(folder_of(nano_fp32))
+    fields = json.loads(Path("check.json").read_text())
+    assert fields["digest"] == digest(fields)
