@@ -88,6 +88,7 @@ def triton(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.errors import InputError
     from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.readme import container_for
     from sit_deploy.triton.repository import serving_for, write_repository
 
     if name is not None and len(bundles) > 1:
@@ -104,13 +105,18 @@ def triton(
         ensemble=ensemble,
     )
     opened = [load_bundle(path) for path in bundles]
-    models = write_repository(
-        [(bundle, serving_for(bundle, common, name, backend)) for bundle in opened], output, force
-    )
+    packages = [(bundle, serving_for(bundle, common, name, backend)) for bundle in opened]
+    models = write_repository(packages, output, force)
+    containers = {serving.name: container_for(bundle, serving.backend) for bundle, serving in packages}
     if as_json:
-        emit_json({"repository": str(output.absolute()), "models": models, "version": version})
+        written = {"repository": str(output.absolute()), "models": models, "version": version}
+        emit_json({**written, "containers": containers})
         return
     say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(models))}")
+    for _, serving in packages:
+        if image := containers[serving.name]:
+            newer = " or newer" if serving.backend == "onnxruntime" else ""
+            say(console(), literal(f"Container of {serving.name}: {image}{newer}"))
     say(console(), literal(f"Next: tritonserver --model-repository {output.absolute()}"))
 
 

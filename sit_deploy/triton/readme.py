@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from engines.graph_file import read_model
 from sit_deploy.bundle import Bundle
 from sit_deploy.triton.config import Serving
-from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for
+from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for, lowest_for_graph
+
+
+def container_for(bundle: Bundle, backend: str) -> str | None:
+    """Return the container that serves a bundle: of TensorRT the one with its release, of ONNX Runtime the oldest that reads its graph.
+
+    None for the Python backend, which needs packages and no release; for FP8, which no container was tried with; and where it
+    is not known.
+    """
+    if backend == "tensorrt":
+        return image_for(bundle.manifest.engine.version)
+    if backend != "onnxruntime" or bundle.manifest.precision == "fp8":
+        return None
+    oldest = lowest_for_graph(*_opset_and_ir(bundle))
+    return oldest and oldest.image
+
+
+def _opset_and_ir(bundle: Bundle) -> tuple[int, int]:
+    model = read_model(bundle.model_path)
+    return max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), model.ir_version
 
 
 def readme(bundle: Bundle, serving: Serving) -> str:
@@ -18,7 +38,7 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         "",
     ]
     if serving.backend == "tensorrt":
-        image = image_for(engine.version)
+        image = container_for(bundle, serving.backend)
         where = f"`{image}`" if image else f"the container with that release ({SUPPORT_MATRIX})"
         lines += [
             f"The engine runs in TensorRT {engine.version} only, on {engine.target}: serve it in {where}. "
@@ -29,7 +49,7 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         need = "NumPy, ONNX Runtime" + (" and Pillow" if serving.ensemble else "")
         lines += [f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}.", ""]
     else:
-        lines += ["Runs in Triton's ONNX Runtime backend, which any of its containers has.", ""]
+        lines += [_onnxruntime_line(bundle), ""]
     shape = ", ".join(map(str, preprocessing.shape))
     lines += [
         f"- `{serving.name}`: `images` {preprocessing.dtype} (n, {shape}), prepared as the bundle's manifest says "
@@ -39,3 +59,14 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → `logits`"]
     lines += ["", "Ask for `classification` of `logits` to get the names of the best classes.", ""]
     return "\n".join(lines)
+
+
+def _onnxruntime_line(bundle: Bundle) -> str:
+    image = container_for(bundle, "onnxruntime")
+    opset, ir = _opset_and_ir(bundle)
+    graph = f"its graph is of operator set {opset} and IR version {ir}"
+    if image:
+        return f"Runs in Triton's ONNX Runtime backend, of `{image}` or a newer one: {graph}."
+    if bundle.manifest.precision == "fp8":
+        return f"Runs in Triton's ONNX Runtime backend if that has FP8, which was tried with no container; {graph}."
+    return f"Runs in Triton's ONNX Runtime backend if that is new enough: {graph} ({SUPPORT_MATRIX})."

@@ -19,7 +19,14 @@ def test_a_repository_of_several_bundles(nano_fp32: Path, nano_rtx: Path, cli: C
         assert f"{name}, {name}_decode, {name}_images" in out
         assert (cli.folder / "models" / name / "1/engine.onnx").is_file()
     found = cli("package", "triton", nano_fp32, "-o", "models", "--name", "again", "--json").json()
-    assert found == {"repository": str(cli.folder / "models"), "models": ["again"], "version": 1}
+    oldest = "nvcr.io/nvidia/tritonserver:24.03-py3"  # whose ONNX Runtime reads operator set 20
+    written = {"repository": str(cli.folder / "models"), "models": ["again"], "version": 1}
+    assert found == {**written, "containers": {"again": oldest}}
+    assert f"of `{oldest}` or a newer one: its graph is of operator set 20" in (
+        cli.folder / "models/again/README.md"
+    ).read_text(encoding="utf-8")
+    said = cli("package", "triton", nano_fp32, "-o", "models", "--name", "third").out
+    assert f"Container of third: {oldest} or newer" in said
     config = (cli.folder / "models/again/config.pbtxt").read_text()
     assert 'backend: "onnxruntime"' in config and "max_batch_size" not in config
 

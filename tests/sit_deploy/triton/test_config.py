@@ -8,7 +8,6 @@ import pytest
 from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.triton.config import decode_config, ensemble_config, network_config, parse, protobuf, text
-from sit_deploy.triton.containers import image_for
 from tests.sit_deploy.conftest import CLASSES, Trained
 from tests.sit_deploy.triton.conftest import as_tensorrt, serving
 
@@ -78,11 +77,3 @@ def test_text_and_message_are_the_same(trained: Trained) -> None:
     assert parse(text(config)) == config
     with pytest.raises(InputError, match=r"config\.pbtxt is no model configuration"):
         parse("name: 3 {")
-
-
-@pytest.mark.parametrize(
-    ("version", "tag"),
-    [("8.6.1", "24.01"), ("10.9.0.34", "25.04"), ("10.10.0.31", "25.05"), ("11.4.0", None)],
-)
-def test_containers(version: str, tag: str | None) -> None:
-    assert image_for(version) == (tag and f"nvcr.io/nvidia/tritonserver:{tag}-py3")
