@@ -97,11 +97,11 @@ def build_plan(
     """
     trt, title, features, messages = library.trt, library.title, library.features, library.messages
     require_types(library, graph.types)
-    builder = trt.Builder(library.logger)
+    builder = library.make("Builder", library.logger)
     if options.threads is not None:
         builder.max_threads = options.threads
     network = builder.create_network(network_flags(library))
-    parser = trt.OnnxParser(network, library.logger)
+    parser = library.make("OnnxParser", network, library.logger)
     if not parser.parse_from_file(str(graph.path)):
         _refuse(f"{title} cannot read {graph.path}", parser_problems(parser, title))
     _check_types(library, network, graph)

@@ -134,8 +134,12 @@ def configure(
         config.hardware_compatibility_level = level
     config.profiling_verbosity = trt.ProfilingVerbosity.__members__[_PROFILING[options.profiling]]
     if not library.features.strong_typing:
-        # Its cuBLAS and cuDNN are other packages, which need not be there; its own kernels are.
-        config.set_tactic_sources(0)
+        # Its cuBLAS and cuDNN are other packages, which need not be there; its own kernels are. Later releases leave them out
+        # by default.
+        others = sum(
+            1 << int(value) for name, value in trt.TacticSource.__members__.items() if _is_foreign(name)
+        )
+        config.set_tactic_sources(int(config.get_tactic_sources()) & ~others)
     if compute_capabilities:
         config.num_compute_capabilities = len(compute_capabilities)
         for index, name in enumerate(compute_capabilities):
@@ -152,6 +156,11 @@ def configure(
             raise EngineBuildError(
                 f"the builder refuses the batch range {':'.join(map(str, options.dynamic_batch))}"
             )
+
+
+def _is_foreign(source: str) -> bool:
+    """Whether a tactic source is another library: CUBLAS, CUBLAS_LT or CUDNN."""
+    return source.startswith(("CUBLAS", "CUDNN"))
 
 
 def batch_profile(inputs: tuple[TensorSpec, ...], options: BuildOptions) -> dict[str, Any] | None:

@@ -21,14 +21,13 @@ from typing import Any
 
 from engines.errors import EngineError
 from engines.tensorrt.kernels import Kernel, Operand, Role, widens, with_products
-from engines.tensorrt.layers import node_names, type_name
+from engines.tensorrt.layers import MYELIN, node_names, type_name
 
 _DETAILED = "build with --profiling detailed"
 # of the plan, and no launches: NVIDIA/TensorRT groups most of them as "misc" (.agents/skills/trt-perf-analysis)
 _NO_KERNELS = frozenset(
     {"noop", "constant", "reshape", "shape_call", "signal", "wait", "signal_and_wait", "signal_wait"}
 )
-_MYELIN = "Myelin"
 _PRODUCT = re.compile(r"conv|corr|gem[mv]|mat(rix)?_?mul|fullyconnected", re.IGNORECASE)
 # what is fused may be a product or not
 _FUSED = ("fusion", "runtime_fusion")
@@ -55,7 +54,7 @@ def inspected_kernels(text: str, products: Collection[str] = ()) -> tuple[Kernel
         layers = answer["Layers"]
         if not all(isinstance(layer, dict) for layer in layers):
             raise EngineError(f"the engine inspector tells names alone; {_DETAILED}")
-        if any(layer["LayerType"] == _MYELIN for layer in layers):
+        if any(layer["LayerType"] == MYELIN for layer in layers):
             raise EngineError("the engine inspector of this release tells many kernels as one layer")
         written = {tensor["Name"] for layer in layers for tensor in layer.get("Outputs") or ()}
         inputs = {name for name in map(_name, _io(answer)) if name}

@@ -17,6 +17,9 @@ from engines.base import LayerTime
 from engines.errors import EngineError
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+# TensorRT 8.6 shows what it fuses so as one layer, the blocks of a whole transformer: its inputs and outputs are the borders, which
+# a graph keeps in float32, and say nothing of what is inside
+MYELIN = "Myelin"
 # spellings of 8.6 ("Row major linear FP16 format") and of later releases ("Half")
 _TYPES = (
     ("bfloat16", re.compile(r"\b(BF16|BFloat16)\b", re.I)),
@@ -92,7 +95,9 @@ def _layer(layer: Any) -> LayerTime:
         layer=layer["Name"],
         operator=layer.get("LayerType", ""),
         ms=None,
-        types=tuple(dict.fromkeys(kind for kind in types if kind)),
+        types=()
+        if layer.get("LayerType") == MYELIN
+        else tuple(dict.fromkeys(kind for kind in types if kind)),
         tactic=str(layer.get("TacticName") or layer.get("TacticValue") or ""),
         nodes=tuple(dict.fromkeys(_NODE.findall(layer.get("Metadata") or ""))),
     )

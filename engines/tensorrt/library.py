@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from engines.errors import EngineNotInstalledError
+from engines.errors import EngineError, EngineNotInstalledError
 from engines.tensorrt.features import Features
-from engines.tensorrt.messages import Messages, make_logger
+from engines.tensorrt.messages import Messages, builder_problems, clean, make_logger
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,22 @@ class Library:
     def version(self) -> str:
         """Its release."""
         return str(self.trt.__version__)
+
+    def make(self, kind: str, *arguments: Any) -> Any:
+        """Make one of its objects: "Builder", "Runtime", ...
+
+        Raises:
+            EngineError: it makes none. The bindings say no more than TypeError (pybind11's word for a factory that returned
+                nullptr); why, mostly a driver older than the library, was logged before, by some releases as a warning.
+        """
+        try:
+            return getattr(self.trt, kind)(*arguments)
+        except TypeError as error:
+            said = builder_problems(self.messages) or tuple(map(clean, self.messages.warnings[-1:]))
+            raise EngineError(
+                f"{self.title} {self.version} makes no {kind} here: {'; '.join(said[:3]) or 'no reason given'}; check that the "
+                "NVIDIA driver is as new as this release asks for (nvidia-smi), or install an older release"
+            ) from error
 
 
 def open_library(flavour: Flavour) -> Library:

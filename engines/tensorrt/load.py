@@ -66,7 +66,7 @@ def deserialize(library: Library, plan: bytes, path: Path, device: CudaDevice) -
         EngineLoadError: the library refuses it; its own words on one line.
     """
     trt, title, messages = library.trt, library.title, library.messages
-    runtime = trt.Runtime(library.logger)
+    runtime = library.make("Runtime", library.logger)
     if library.features.engine_validity:
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
@@ -130,8 +130,8 @@ def refit(library: Library, engine: Any, weights: Path) -> None:
         raise EngineLoadError(
             f"the engine has no weights of its own, and {weights} is not there to give it them"
         )
-    refitter = library.trt.Refitter(engine, library.logger)
-    parser = library.trt.OnnxParserRefitter(refitter, library.logger)
+    refitter = library.make("Refitter", engine, library.logger)
+    parser = library.make("OnnxParserRefitter", refitter, library.logger)
     if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
         raise EngineLoadError(f"the weights of {weights} do not fit the engine: {_said(library.messages)}")
 

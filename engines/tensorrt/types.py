@@ -1,8 +1,9 @@
 """TensorRT's types by numpy's names, and the types of a weakly typed network.
 
 TensorRT 8.6 has no strongly typed networks: left alone it would run any layer of a float16 graph in whatever is fastest. So
-every layer is told the types that the ONNX graph gives its outputs, and the builder to obey (NVIDIA TensorRT 8.6 developer
-guide, "Layer-level control of precision").
+every layer is told the types that the ONNX graph gives its outputs, and the builder to prefer them (NVIDIA TensorRT 8.6 developer
+guide, "Layer-level control of precision"). To obey them would end a build where a fusion has no kernel of just these types;
+preferred, they give way there alone, with a warning, and what came of it shows when the engine runs.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def constrain(library: Library, network: Any, config: Any, types: set[str]) -> i
         config.set_flag(trt.BuilderFlag.FP16)
     if "int8" in types:
         config.set_flag(trt.BuilderFlag.INT8)  # scales are in the graph's Q/DQ, so no calibrator is asked
-    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     constrained = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)

@@ -66,6 +66,7 @@ class FakeTensorRT:
         self.executions = 0
         self.compiled = 0
         self.context_bytes = 0
+        self.refuse_runtime = False
         self.refuse_context: list[bool] = []  # of each context that is asked for next
         self.validity = EngineValidity.VALID
         self.diagnostics = 0
@@ -143,6 +144,9 @@ class Runtime:
     fake: FakeTensorRT
 
     def __init__(self, logger: Any) -> None:
+        if self.fake.refuse_runtime:
+            logger.log(2, "CUDA initialization failure with error: 35. Please check your CUDA installation")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
         self.fake.live["runtime"].add(self)
 

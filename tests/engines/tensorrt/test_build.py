@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engines import BuildOptions, EngineBuildError, NoGpuError
+from engines import BuildOptions, EngineBuildError, EngineError, NoGpuError
 from engines.gpus import Gpu, GpuStatus
 from engines.graph_file import read_model, tensor_types
 from engines.tensorrt.config import check_options, configure
@@ -31,8 +32,10 @@ class Config:
         if name not in known:
             raise AttributeError(f"IBuilderConfig of this release has no {name}")
 
-        def call(*args: Any) -> bool:
+        def call(*args: Any) -> Any:
             trt_api.bind(self.trt.IBuilderConfig, name, args, {})
+            if name == "get_tactic_sources":
+                return 0b11111
             if name in ("set_flag", "clear_flag"):
                 (self.flags.add if name == "set_flag" else self.flags.discard)(args[0].name)
             self.calls.append((name, *args))
@@ -59,8 +62,9 @@ def test_defaults(release: str):
     # TF32 is cleared, which would round what the graph calls float32
     assert config.flags == ({"REQUIRE_USER_ALLOCATION"} if "rtx" in release else set())
     assert config.profiling_verbosity.name == "DETAILED"
+    # all but cuBLAS, cuBLAS LT and cuDNN, which are other packages
     sources = [call for call in config.calls if call[0] == "set_tactic_sources"]
-    assert sources == ([("set_tactic_sources", 0)] if release == "tensorrt-8.6.0" else [])
+    assert sources == ([("set_tactic_sources", 0b11000)] if release == "tensorrt-8.6.0" else [])
 
 
 @pytest.mark.parametrize("release", FULL)
@@ -169,7 +173,7 @@ def test_a_weakly_typed_network_is_told_every_type():
     network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
     config = Config(trt)
     assert constrain(library, network, config, {"float32", "float16", "int8"}) == 3
-    assert config.flags == {"TF32", "FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+    assert config.flags == {"TF32", "FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"}
     half, single = trt.DataType.HALF, trt.DataType.FLOAT
     assert [made.precision for made in layers] == [half, single, None, None, None, None, half]
     assert [made.told for made in layers] == [{0: half}, {0: single}, {}, {}, {}, {}, {0: half}]
@@ -179,7 +183,7 @@ def test_a_float32_graph_gets_no_low_precision():
     library = trt_api.library("tensorrt-8.6.0")
     config = Config(library.trt)
     constrain(library, SimpleNamespace(num_layers=0), config, {"float32"})
-    assert config.flags == {"TF32", "OBEY_PRECISION_CONSTRAINTS"}
+    assert config.flags == {"TF32", "PREFER_PRECISION_CONSTRAINTS"}
 
 
 def test_types_that_a_release_has_none_of():
@@ -236,3 +240,27 @@ def test_casts_count_as_types():
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     assert tensor_types(helper.make_model(graph)) == {"float32", "bfloat16"}
+
+
+def test_a_builder_that_does_not_start(make_mlp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trt = trt_api.load("tensorrt-11.4.0")
+
+    def refused(logger: Any) -> None:
+        logger.log(
+            1,
+            "createInferBuilder: Error Code 6: API Usage Error (CUDA initialization failure with error: 35)",
+        )
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt.Builder = refused
+    severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+    trt.ILogger = type("ILogger", (), {"Severity": severity})
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr("engines.tensorrt.engine.find_gpus", lambda: GpuStatus((Gpu("G", "sm89"),), ""))
+    with pytest.raises(
+        EngineError,
+        match=r"TensorRT 11\.4\.0\S* makes no Builder here: CUDA initialization failure with error: 35; check",
+    ) as caught:
+        TensorRT().build(make_mlp(), tmp_path / "engine.plan", BuildOptions())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "engine.plan").exists()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -153,17 +154,40 @@ def test_a_captured_call_on_torch_tensors_allocates_nothing(engine, build, make_
         assert runner.captured == 1 and runner.notes == []
 
 
-def test_stale_and_damaged(engine, build, make_mlp):
+def test_stale(engine, build, make_mlp):
     plan, origin = build(make_mlp())
     with pytest.raises(EngineLoadError, match="is installed; install"):
         engine.load(plan, origin=EngineOrigin("0.0.1", origin.target))
     if engine.kind == "tensorrt":  # TensorRT-RTX judges for itself
         with pytest.raises(EngineLoadError, match="was built for sm10"):
             engine.load(plan, origin=EngineOrigin(origin.version, "sm10"))
-    plan.write_bytes(plan.read_bytes()[:-1000])
-    with pytest.raises(EngineLoadError) as caught:
-        engine.load(plan, origin=origin)
-    assert "\n" not in str(caught.value)
+
+
+OPENS = """
+import sys
+from pathlib import Path
+import engines
+try:
+    engines.get(sys.argv[1]).load(Path(sys.argv[2]))
+except engines.EngineLoadError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_plan_that_was_cut_short(engine, build, make_mlp, share: float):
+    """In a process of its own, which a library may end that trusts the sizes in a plan; nothing here hands it such a one."""
+    plan, _ = build(make_mlp())
+    whole = plan.read_bytes()
+    plan.write_bytes(whole[: int(len(whole) * share)])
+    command = [sys.executable, "-c", OPENS, engine.kind, str(plan)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode < 0:
+        pytest.xfail(
+            f"{engine.title} ends the process by signal {-done.returncode}; a bundle's hashes are checked before"
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1, "it was opened"
 
 
 @pytest.mark.parametrize("options", [{"strip_weights": True}, {"refit": True}])

@@ -75,6 +75,19 @@ def test_other_spellings(spelling: str, types: tuple):
     assert found.types == types
 
 
+def test_a_whole_transformer_as_one_layer_tells_nothing_of_its_products():
+    fused = {
+        **layer(
+            "{ForeignNode[stem...head]}", "Row major linear FP32", "Row major linear FP32", " ".join(ASKED)
+        ),
+        "LayerType": "Myelin",
+    }
+    found = read_layers(json.dumps({"Layers": [fused], "Bindings": []}))
+    checked = check_precision(found, ASKED)
+    assert (checked.kept, checked.raised) == ((), ())
+    assert checked.unknown == ("b.0/qkv", "b.0/fc1", "b.0/fc2", "head")
+
+
 def test_names_only_tell_no_types():
     found = read_layers(json.dumps({"Layers": ["qkv", "norm"], "Bindings": []}))
     assert found == [LayerTime("qkv", "", None), LayerTime("norm", "", None)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines import EngineLoadError, EngineOrigin
+from engines import EngineError, EngineLoadError, EngineOrigin
 from engines.errors import EngineNotInstalledError, NoGpuError
 from tests.helpers.fake_tensorrt import EngineValidity, make_plan
 from tests.helpers.trt_rig import Rig, expected, images, make_rig
@@ -31,6 +31,16 @@ def test_not_a_plan_at_all(rig: Rig, plan: Path):
     plan.write_bytes(b"not a plan at all")
     with pytest.raises(EngineLoadError, match="build it again"):
         rig.engine.load(plan)
+
+
+def test_a_library_that_does_not_start(rig: Rig, plan: Path):
+    rig.trt.refuse_runtime = True
+    with pytest.raises(
+        EngineError,
+        match=r"makes no Runtime here: CUDA initialization failure with error: 35.*; check that the NVIDIA driver",
+    ) as caught:
+        rig.engine.load(plan)
+    assert "\n" not in str(caught.value)
 
 
 def test_rtx_judges_a_plan_before_it_opens_it(rtx: Rig, plan: Path, caplog: pytest.LogCaptureFixture):
