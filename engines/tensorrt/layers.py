@@ -26,6 +26,7 @@ _TYPES = (
     ("float16", re.compile(r"\b(FP16|Half)\b", re.I)),
     ("float8_e4m3fn", re.compile(r"\b(FP8|E4M3)\b", re.I)),
     ("int8", re.compile(r"\bInt8\b", re.I)),
+    ("uint8", re.compile(r"\bUInt8\b", re.I)),
     ("float32", re.compile(r"\b(FP32|Float)\b", re.I)),
     ("int32", re.compile(r"\bInt32\b", re.I)),
     ("int64", re.compile(r"\bInt64\b", re.I)),

@@ -17,7 +17,7 @@ from engines.tensorrt.kernels import Kernel, Operand, Role
 # A kernel in a CUDA graph, on a V100: 3.4 us where the kernel alone takes 2.9 (https://developer.nvidia.com/blog/cuda-graphs/)
 LAUNCH_SECONDS = 0.5e-6
 _BYTES = {
-    "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "int32": 4, "int64": 8, "bool": 1,
+    "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "uint8": 1, "int32": 4, "int64": 8, "bool": 1,
 }  # fmt: skip
 
 

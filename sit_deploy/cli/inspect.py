@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sit_deploy import limits
 from sit_deploy.cli.common import (
     Whole,
     console,
@@ -21,7 +22,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError, InputError
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note, told_by
+from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note, raised_note, told_by
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "m
 )
 @click.option("--target", "gpu", metavar="smXY", help="GPU whose kernels are listed of an ONNX file.")
 @click.option(
+    "--batch-size", type=Whole(limits.BATCH, 1), metavar="N", help="Fix the open batch of an ONNX file."
+)
+@click.option(
     "--estimate",
     "estimated",
     is_flag=True,
@@ -73,6 +77,7 @@ def command(
     opset: int | None,
     list_kernels: bool,
     gpu: str | None,
+    batch_size: int | None,
     estimated: bool,
     rates: str | None,
     as_json: bool,
@@ -85,11 +90,12 @@ def command(
     from sit_deploy.graph.inspect import summarize
     from sit_deploy.graph.lint import lint
     from sit_deploy.pipeline.estimate import ASSUMPTIONS, check_gpu, estimate_kernels
+    from sit_deploy.pipeline.kernels import fix_batch
 
     bundle = load_bundle(target) if target.is_dir() else None
-    if gpu is not None and bundle:
+    if bundle and (given := "--target" if gpu else "--batch-size" if batch_size else None):
         raise InputError(
-            f"--target is for the kernels of an ONNX file; leave it out, or pass {target}/model.onnx"
+            f"{given} is for the kernels of an ONNX file; leave it out, or pass {target}/model.onnx"
         )
     if gpu is not None and not list_kernels:
         raise InputError("--target is for the kernels of an ONNX file; pass --kernels with it")
@@ -99,16 +105,23 @@ def command(
         raise InputError("--gpu is for an estimate; pass --kernels --estimate with it")
     check_gpu(rates)
     graph = _read(bundle.model_path if bundle else target)
+    if batch_size is not None:
+        fix_batch(graph, batch_size)
     layers = quantized_layers(graph, _reported(bundle))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
     open_batch = any(not d.HasField("dim_value") for d in dims)
+    if estimated and open_batch:
+        path = bundle.model_path if bundle else target
+        raise InputError(
+            f"{target} takes batches of any size, and an estimate is of one; pass {path} with --batch-size N"
+        )
     findings = lint(graph, max_opset=opset, dynamic_batch=open_batch)
     summary = (
         None if any(f.rule in ("invalid", "unknown-shape") for f in findings) else summarize(graph).to_dict()
     )
     rows, details = (), bundle.manifest.engine.details if bundle else {}
     if list_kernels:
-        rows, details = _kernels(bundle, target, graph, gpu)
+        rows, details = _kernels(bundle, target, graph, gpu, batch_size)
     estimates = estimate_kernels(rows, graph, rates) if estimated else {}
     census = census_text(details)
     products = eight_bit_products(details)
@@ -148,12 +161,14 @@ def command(
         if rows:
             _show_kernels(rows, estimates.get(rates) if rates else None)
         if estimates:
-            _show_estimates(estimates, dims[0].dim_value, ASSUMPTIONS)
+            _show_estimates(estimates, dims[0].dim_value if dims else 1, ASSUMPTIONS)
         if census:
             say(screen, f"Engine: {literal(census)}")
         if kernels and products:
             head = "Engine:" if products.all_kept else "[bold yellow]Engine:[/]"
             say(screen, f"{head} {literal(kernels)}")
+        if raised := raised_note(details):
+            say(screen, f"[bold yellow]Engine:[/] {literal(raised)}")
         for finding in findings:
             say(screen, f"[red]{finding.rule}[/] {literal(finding.where)}: {literal(finding.message)}")
         if not findings:
@@ -167,7 +182,7 @@ def command(
 
 
 def _kernels(
-    bundle: Bundle | None, path: Path, graph: onnx.ModelProto, gpu: str | None
+    bundle: Bundle | None, path: Path, graph: onnx.ModelProto, gpu: str | None, batch: int | None
 ) -> tuple[tuple[KernelRow, ...], dict[str, Any]]:
     """Return the kernels of a bundle's engine, or of one that is built of an ONNX file, and the engine's details."""
     from engines import BuildOptions
@@ -181,7 +196,7 @@ def _kernels(
         dynamic_batch=_OPEN_BATCH if open_batch else None, compute_capabilities=(gpu,) if gpu else ()
     )
     with progress() as report:
-        return kernels_of_graph(path, options, report)
+        return kernels_of_graph(path, options, report, batch)
 
 
 def _json(estimates: Mapping[str, Estimate | str], assumptions: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _why_none(bundle: Bundle) -> str:
 
 
 def kernels_of_graph(
-    path: Path, options: BuildOptions, progress: Progress | None = None
+    path: Path, options: BuildOptions, progress: Progress | None = None, batch: int | None = None
 ) -> tuple[tuple[KernelRow, ...], dict[str, Any]]:
     """Build a graph with TensorRT-RTX, throw the engine away, and return its kernels and details.
 
@@ -119,13 +119,14 @@ def kernels_of_graph(
         path: an ONNX file, of whatever origin.
         options: of the build: the GPU and the batch sizes.
         progress: called with a step, how much of it is done, and of how much.
+        batch: that an open batch is fixed to.
 
     Raises:
         EngineError: TensorRT-RTX is not there or does not take the graph.
         InputError: its builder does not tell its kernels.
     """
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
-        source = _readable(path, Path(folder))
+        source = _readable(path, Path(folder), batch)
         info = engines.get(KIND).build(source, Path(folder) / "engine.plan", options, progress)
     if not info.kernels:
         raise InputError(
@@ -134,16 +135,18 @@ def kernels_of_graph(
     return check(info.kernels, tuple[KernelRow, ...], path, "report it"), info.details
 
 
-def _readable(path: Path, folder: Path) -> Path:
-    """Return the file, or a copy whose nodes have names that can be told apart in a log, where its own cannot be."""
+def _readable(path: Path, folder: Path, batch: int | None) -> Path:
+    """Return the file, or a copy: whose batch is fixed, or whose nodes have names that can be told apart in a log, where its own cannot be."""
     import onnx
 
     model = read_model(path)
-    if readable_names(model) == [node.name for node in model.graph.node]:
+    if batch is None and readable_names(model) == [node.name for node in model.graph.node]:
         return path
     model = read_model(path, weights=True)
     for node, name in zip(model.graph.node, readable_names(model), strict=True):
         node.name = name
+    if batch is not None:
+        fix_batch(model, batch)
     copy = folder / "model.onnx"
     onnx.save(model, copy, save_as_external_data=True, location="model.data")
     return copy
@@ -162,3 +165,21 @@ def readable_names(model: onnx.ModelProto) -> list[str]:
             taken.add(name)
         names.append(name)
     return names
+
+
+def fix_batch(model: onnx.ModelProto, batch: int) -> None:
+    """Give the first dimension of a graph's inputs and outputs a size, where it is open.
+
+    Raises:
+        InputError: none is open.
+    """
+    values = (*model.graph.input, *model.graph.output)
+    dims = [value.type.tensor_type.shape.dim[0] for value in values if value.type.tensor_type.shape.dim]
+    opened = [dim for dim in dims if not dim.HasField("dim_value")]
+    if not opened:
+        raise InputError(
+            "--batch-size is for a graph whose batch is open, and this one's is fixed; leave it out"
+        )
+    for dim in opened:
+        dim.dim_value = batch
+    del model.graph.value_info[:]  # what was inferred of the open one

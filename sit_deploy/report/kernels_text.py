@@ -32,8 +32,8 @@ def told_by(details: Mapping[str, Any]) -> str:
     return INSPECTOR if details.get("kernels_told_by") == INSPECTOR else LOG
 
 
-def raised_products(details: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the products that the graph has in 16 bits and the engine multiplies in 32, by node.
+def raised_note(details: Mapping[str, Any]) -> str | None:
+    """Return which products the graph has in 16 bits and the engine multiplies in 32; None where none is known to be.
 
     Args:
         details: the engine's, of a manifest.
@@ -41,7 +41,10 @@ def raised_products(details: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         InputError: what the manifest says of them is nothing that a build wrote.
     """
-    return check(details.get("raised") or (), tuple[str, ...], "raised of the engine", _AGAIN)
+    nodes = check(details.get("raised") or (), tuple[str, ...], "raised of the engine", _AGAIN)
+    if not nodes:
+        return None
+    return f"not all in 16 bits: by its {told_by(details)} the engine multiplies {len(nodes)} products of the graph in 32 bits ({_some(nodes)})"
 
 
 def lacking_text(details: Mapping[str, Any], precision: str) -> str | None:
@@ -54,13 +57,11 @@ def lacking_text(details: Mapping[str, Any], precision: str) -> str | None:
     Raises:
         InputError: what the manifest says of them is nothing that a build wrote.
     """
-    products, raised, parts = eight_bit_products(details), raised_products(details), []
+    products, parts = eight_bit_products(details), []
     if products and products.widened:
         parts.append(kernels_note(products, precision, told_by(details)))
-    if raised:
-        parts.append(
-            f"not all in 16 bits: by its {told_by(details)} the engine multiplies {len(raised)} products of the graph in 32 bits ({_some(raised)})"
-        )
+    if raised := raised_note(details):
+        parts.append(raised)
     return "; ".join(parts) or None
 
 

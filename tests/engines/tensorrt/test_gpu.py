@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 import engines
-from engines import BuildOptions, EngineInputError, EngineLoadError, EngineOrigin
+from engines import BuildOptions, EngineError, EngineInputError, EngineLoadError, EngineOrigin
 
 pytestmark = pytest.mark.gpu
 
@@ -205,3 +205,15 @@ def test_the_inspector_tells_layers(engine, build, make_mlp):
     with engine.load(plan, origin=origin) as runner:
         layers = read_layers(runner.inspect_layers())
     assert layers and any("float16" in layer.types for layer in layers)
+
+
+def test_the_inspector_tells_kernels(engine, build, make_mlp):
+    """In which form, is not known of every release: where it cannot be read, it is said so in one line."""
+    model = make_mlp("float16")
+    plan, origin = build(model)
+    try:
+        rows, details = engine.inspect_kernels(plan, model, {"x": images()}, origin=origin)
+    except EngineError as error:
+        pytest.skip(f"{engine.kind} {origin.version}: {error}")
+    assert {"first", "second"} <= {node for row in rows for node in row["nodes"]}
+    assert details["raised"] == [] and details["kernels"]["products"].get("float16")

@@ -154,6 +154,28 @@ def test_an_estimate(nano_rtx: Path, cli: CommandLine) -> None:
     assert "est. µs" in cli(*words, "--gpu", "l4").out and "est. µs" not in out
 
 
+@pytest.mark.slow
+def test_an_estimate_of_an_open_batch(trained: Trained, nano_fp32: Path, cli: CommandLine) -> None:
+    """It is fixed: twice the batch, twice the operations."""
+    path = trained.bundle / "model.onnx"
+    for target in (trained.bundle, path):
+        told = (
+            f"{target} takes batches of any size, and an estimate is of one; pass {path} with --batch-size N"
+        )
+        assert cli.refuses("inspect", target, "--kernels", "--estimate") == told
+    words = ("--kernels", "--target", "sm89", "--estimate", "--gpu", "l4", "--json")
+    small, large = (cli("inspect", path, *words, "--batch-size", n).json() for n in (32, 64))
+    (a,), (b,) = (found["estimate"]["gpus"] for found in (small, large))
+    assert a["untold"] == b["untold"] == 0 and 1.8 < b["products_ms"] / a["products_ms"] < 2.2
+    assert small["summary"]["macs"] * 2 == large["summary"]["macs"] and not small["findings"]
+    assert "this one's is fixed; leave it out" in cli.refuses(
+        "inspect", nano_fp32 / "model.onnx", "--batch-size", 4
+    )
+    assert "--batch-size is for the kernels of an ONNX file" in cli.refuses(
+        "inspect", nano_fp32, "--batch-size", 4
+    )
+
+
 def kernels_of(bundle: Path, **changed: object) -> Path:
     """Write a bundle's kernels anew: the first product with fields that are changed."""
     content = json.loads((bundle / "kernels.json").read_text())

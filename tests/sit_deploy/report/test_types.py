@@ -110,7 +110,18 @@ def test_a_bundles_own_report_is_checked_before_anything_is_measured(
 @pytest.mark.slow
 def test_markup_in_evidence_is_shown(evidence: dict[str, Any], tmp_path: Path, cli: CommandLine) -> None:
     evidence["name"] = evidence["ledger"]["entries"][0]["note"] = "[/x] [bold]<script>\x1b[2J"
+    census = {
+        "kernels": 9,
+        "products": {"int8": 3},
+        "attention_kernels": 0,
+        "attention": 0,
+        "attentions": 0,
+        "widened": [],
+    }
+    evidence["build"]["engine"]["details"] = {"kernels": census}
     path = whole(tmp_path, json.dumps({"bundles": [evidence]}))
     out = cli("report", path, "-o", "x.html", "-o", "x.md").out
+    kernels = "onnxruntime engine: 9 kernels by its builder's log; products: 3 in int8"
+    assert kernels in out and kernels in Path("x.md").read_text()
     assert r"[/x] [bold]<script>\x1b[2J" in out and "\x1b" not in out
     assert "<script>" not in Path("x.html").read_text() and "<script>" not in Path("x.md").read_text()
