@@ -37,7 +37,7 @@ MODULES = (
     *("resampling.py", "text.py"),
     *(
         f"portable/{name}.py"
-        for name in ("__init__", "build", "bundle", "check", "examine", "record", "table")
+        for name in ("__init__", "build", "bundle", "check", "examine", "form", "record", "table")
     ),
 )
 # lower bounds of setup.cfg

@@ -17,9 +17,8 @@ from engines.timing import TimingOptions, WorkerResult, alternate, engine_worker
 
 from .bundle import Bundle, architecture
 from .examine import Examined, examine, isolated
+from .form import KIND, SCHEMA
 
-SCHEMA = 1
-KIND = "sit-deploy check"  # what the JSON says it is
 # whose releases decide what an engine does
 _PACKAGES = (
     *("numpy", "pillow", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino"),

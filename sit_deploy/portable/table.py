@@ -9,6 +9,7 @@ from engines.speedup import held_up, speedup
 from engines.timing import WorkerResult
 
 from ..text import shown
+from .form import baseline
 
 Times = Mapping[tuple[str, int], WorkerResult]
 _HEAD = (
@@ -25,11 +26,6 @@ _HEAD = (
     "layers",
 )
 _RIGHT = _HEAD[4:10]
-_WIDTHS = {
-    "fp32": 0,
-    "fp16": 1,
-    "bf16": 1,
-}  # narrower ones are compared with wider ones; 8 bits are the narrowest
 
 
 def lines(fields: Mapping[str, Any], times: Times) -> list[str]:
@@ -68,26 +64,6 @@ def compared(bundles: Sequence[Mapping[str, Any]], times: Times) -> list[str]:
                 figure = f"{gain.median:.2f}x as fast (half of the rounds {gain.low:.2f} to {gain.high:.2f})"
             sentences.append(f"{row['name']} over {other['name']} at batch {size}: {figure}")
     return sentences
-
-
-def baseline(
-    row: Mapping[str, Any], bundles: Sequence[Mapping[str, Any]], size: int
-) -> Mapping[str, Any] | None:
-    """Return the bundle that one is compared with: the next wider float type of the same model, engine and batch size.
-
-    8 bits are held to 16, which they stand in for, and 16 to 32; None where there is no such bundle.
-    """
-    narrowest = len(_WIDTHS)
-    mine = _WIDTHS.get(row["precision"], narrowest)
-    others = [
-        other
-        for other in bundles
-        if _WIDTHS.get(other["precision"], narrowest) < mine
-        and all(other[key] == row[key] for key in ("model", "macs"))
-        and other["engine"]["kind"] == row["engine"]["kind"]
-        and any(latency["batch_size"] == size for latency in other["latencies"])
-    ]
-    return max(others, key=lambda other: _WIDTHS[other["precision"]], default=None)
 
 
 def _rows(bundles: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -21,8 +21,7 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest
 from sit_deploy.manifest import BatchSize, Count, Sha256, Text
-from sit_deploy.portable.record import KIND, SCHEMA
-from sit_deploy.portable.table import baseline
+from sit_deploy.portable.form import KIND, SCHEMA, baseline
 from sit_deploy.precisions import TOLERANCE
 from sit_deploy.report.build_types import HopRecord, LayerRecord, Positive, Share
 from sit_deploy.report.kernels_text import engine_text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.portable.record import KIND
+from sit_deploy.portable.form import KIND
 from sit_deploy.report.build_types import BuildReport
 from sit_deploy.report.types import SCHEMA, Evidence
 from sit_deploy.schema import read_json

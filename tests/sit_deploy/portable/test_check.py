@@ -58,6 +58,7 @@ def test_a_good_folder(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]
     assert str(Path.cwd().parent) not in text and os.uname().nodename not in text
 
 
+@pytest.mark.slow
 def test_other_logits_than_the_reference(
     run: Run, nano_fp32: Path, copy_of: Callable[..., Path], folder_of: Callable[..., Path]
 ) -> None:
