@@ -119,6 +119,8 @@ check.py says which. Then build it there, from the bundle's model.onnx:
     venv/bin/pip install onnx
     venv/bin/python check.py --build                # with full TensorRT where it is installed, else TensorRT-RTX (--engine)
 
+Where TensorRT is installed already, as in NVIDIA's containers, leave its line of requirements.txt out.
+
 The engine goes to `built/NAME`, and from then on takes the place of the bundle's own, for `load` too. `pip install tensorrt` gives
 full TensorRT, which builds for the GPU at hand and for no other. PyCUDA is compiled when it is installed: it needs the CUDA toolkit's
 headers and a C++ compiler. cuda-bindings is for CUDA graphs.

@@ -72,9 +72,9 @@ def open_graph(ort: ModuleType, source: str | bytes, options: Any, provider: Any
 
 
 def _holds_fp8(source: str | bytes) -> bool:
-    import onnx
-
     try:
+        import onnx  # which is not where an engine only runs
+
         if isinstance(source, bytes):
             return holds_fp8(onnx.load_from_string(source))
         return holds_fp8(read_model(Path(source)))

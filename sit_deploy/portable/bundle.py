@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..golden import read_golden
 from ..hashes import digest, sha256
 from ..preprocessing import Preprocessing
+from ..text import is_utf8, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,6 +209,11 @@ def open_engine(bundle: Bundle, threads: int | None = None, device: str | None =
     """
     engine, runtime = bundle.engine, engines.get(bundle.engine.kind)
     require_platform(bundle)
+    if runtime.on_cpu and not is_utf8(engine.path.absolute()):  # they open the file by its name
+        raise EngineLoadError(
+            f"{bundle.name}: {runtime.title} cannot open {shown(engine.path.absolute())}, whose name is no UTF-8; rename the folder, "
+            "or use it through a symbolic link"
+        )
     try:
         return runtime.load(engine.path, threads=threads, device=device, origin=engine.origin)
     except EngineNotInstalledError as error:

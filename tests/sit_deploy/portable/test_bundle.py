@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -172,6 +173,18 @@ def test_a_plan_of_another_release_or_gpu(
     bundle = on_fake_tensorrt(nano_fp32, tmp_path / "bundle", release, **engine)
     with pytest.raises(engines.EngineLoadError, match=message):
         load(bundle)
+
+
+def test_a_place_whose_name_is_no_utf8(nano_fp32: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff")
+    shutil.copytree(nano_fp32, odd / "bundle")
+    with pytest.raises(
+        engines.EngineLoadError,
+        match=r"bundle: ONNX Runtime cannot open .*\\xff.*use it through a symbolic link",
+    ):
+        load(odd / "bundle")
+    (tmp_path / "link").symlink_to(odd)
+    load(tmp_path / "link/bundle").close()
 
 
 def test_without_its_runtime(nano_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

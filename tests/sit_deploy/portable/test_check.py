@@ -138,10 +138,7 @@ def test_one_bundle_that_does_not_run(
     folder = folder_of(nano_fp32, gpu)
     status, out, err = run(folder)
     assert status == 2 and "did not run" in out
-    assert (
-        err.startswith("Error: gpu is a TensorRT-RTX engine, which needs an NVIDIA GPU")
-        or "gpu: TensorRT-RTX" in err
-    )
+    assert err.startswith("Error: gpu")
     rows = {bundle["name"]: bundle for bundle in read_check(Path("check.json"))["bundles"]}
     assert rows["gpu"]["refused"] and rows["gpu"]["golden"] is None and rows["nano-fp32"]["golden"]["passed"]
 
