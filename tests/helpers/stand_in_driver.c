@@ -66,12 +66,20 @@ int cuMemGetInfo_v2(size_t *available, size_t *total) { NEED_CONTEXT; *available
 int cuMemHostAlloc(void **out, size_t size, unsigned flags) { NEED_CONTEXT; *out = malloc(size); host_blocks++; return 0; }
 int cuMemFreeHost(void *pointer) { NEED_CONTEXT; free(pointer); host_blocks--; return 0; }
 
+/* what an event was recorded as: who waits for it waits for that, though it be recorded anew; never freed, as it is small */
+struct mark {
+    double seconds; /* when it was passed; 0 before */
+    struct stream *stream;
+};
+struct event {
+    struct mark *mark;
+};
 struct work {
     void *to;
     const void *from;
     size_t size;
     void (*call)(void *);
-    double *event;
+    struct mark *mark, *awaited;
     struct work *next;
 };
 struct queue {
@@ -81,6 +89,8 @@ struct stream {
     struct queue pending, captured;
     int capturing;
 };
+static struct stream default_stream;
+static struct stream *known(struct stream *stream) { return stream ? stream : &default_stream; }
 static int append(struct queue *queue, struct work work) {
     struct work *copy = malloc(sizeof work);
     *copy = work;
@@ -91,6 +101,7 @@ static int append(struct queue *queue, struct work work) {
     return 0;
 }
 static int enqueue(struct stream *stream, struct work work) {
+    stream = known(stream);
     return append(stream->capturing ? &stream->captured : &stream->pending, work);
 }
 void stand_in_enqueue(struct stream *stream, void (*call)(void *)) { enqueue(stream, (struct work){.call = call}); }
@@ -103,22 +114,28 @@ int cuStreamCreate(struct stream **stream, unsigned flags) {
     return 0;
 }
 int cuStreamDestroy_v2(struct stream *stream) { streams--; free(stream); return 0; }
+static void run_one(struct stream *stream);
+static void reach(struct mark *mark) {
+    while (mark && !mark->seconds) run_one(mark->stream);
+}
+static void run_one(struct stream *stream) {
+    struct work *work = stream->pending.first;
+    stream->pending.first = work->next;
+    if (!work->next) stream->pending.last = NULL;
+    if (work->call) work->call(NULL);
+    else if (work->awaited) reach(work->awaited);
+    else if (work->mark) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        work->mark->seconds = now.tv_sec + 1e-9 * now.tv_nsec;
+    } else memcpy(work->to, work->from, work->size);
+    free(work);
+}
 int cuStreamSynchronize(struct stream *stream) {
     NEED_CONTEXT;
+    stream = known(stream);
     if (stream->capturing) return CAPTURE_UNSUPPORTED;
-    struct work *work = stream->pending.first;
-    stream->pending = (struct queue){0};
-    while (work) {
-        struct work *next = work->next;
-        if (work->call) work->call(NULL);
-        else if (work->event) {
-            struct timespec now;
-            clock_gettime(CLOCK_MONOTONIC, &now);
-            *work->event = now.tv_sec + 1e-9 * now.tv_nsec;
-        } else memcpy(work->to, work->from, work->size);
-        free(work);
-        work = next;
-    }
+    while (stream->pending.first) run_one(stream);
     return 0;
 }
 int cuMemcpyHtoDAsync_v2(device_pointer to, const void *from, size_t size, struct stream *stream) {
@@ -129,19 +146,29 @@ int cuMemcpyDtoHAsync_v2(void *to, device_pointer from, size_t size, struct stre
     NEED_CONTEXT;
     return enqueue(stream, (struct work){.to = to, .from = (void *)from, .size = size});
 }
-int cuEventCreate(double **event, unsigned flags) { NEED_CONTEXT; *event = calloc(1, sizeof **event); events++; return 0; }
-int cuEventDestroy_v2(double *event) { events--; free(event); return 0; }
-int cuEventRecord(double *event, struct stream *stream) {
+int cuMemcpyDtoDAsync_v2(device_pointer to, device_pointer from, size_t size, struct stream *stream) {
     NEED_CONTEXT;
-    *event = 0;
-    return enqueue(stream, (struct work){.event = event});
+    return enqueue(stream, (struct work){.to = (void *)to, .from = (void *)from, .size = size});
 }
-int cuEventElapsedTime_v2(float *milliseconds, double *from, double *to) {
-    if (!*from || !*to) return NOT_READY;
-    *milliseconds = 1e3 * (*to - *from);
+int cuEventCreate(struct event **event, unsigned flags) { NEED_CONTEXT; *event = calloc(1, sizeof **event); events++; return 0; }
+int cuEventDestroy_v2(struct event *event) { events--; free(event); return 0; }
+int cuEventRecord(struct event *event, struct stream *stream) {
+    NEED_CONTEXT;
+    event->mark = calloc(1, sizeof *event->mark);
+    event->mark->stream = known(stream);
+    return enqueue(stream, (struct work){.mark = event->mark});
+}
+int cuEventSynchronize(struct event *event) { NEED_CONTEXT; reach(event->mark); return 0; }
+int cuStreamWaitEvent(struct stream *stream, struct event *event, unsigned flags) {
+    NEED_CONTEXT;
+    return flags ? INVALID_VALUE : enqueue(stream, (struct work){.awaited = event->mark});
+}
+int cuEventElapsedTime_v2(float *milliseconds, struct event *from, struct event *to) {
+    if (!from->mark || !to->mark || !from->mark->seconds || !to->mark->seconds) return NOT_READY;
+    *milliseconds = 1e3 * (to->mark->seconds - from->mark->seconds);
     return 0;
 }
-int cuEventElapsedTime(float *milliseconds, double *from, double *to) { return cuEventElapsedTime_v2(milliseconds, from, to); }
+int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to) { return cuEventElapsedTime_v2(milliseconds, from, to); }
 
 /* graphs, by the names that cuda-bindings asks for through cuGetProcAddress */
 static void copy_work(struct queue *to, const struct queue *from) {
@@ -170,7 +197,7 @@ int cuGraphInstantiateWithFlags(struct queue **executable, struct queue *graph, 
 int cuGraphLaunch(struct queue *executable, struct stream *stream) {
     NEED_CONTEXT;
     launches++;
-    copy_work(&stream->pending, executable);
+    copy_work(&known(stream)->pending, executable);
     return 0;
 }
 int cuGraphDestroy(struct queue *graph) { graphs--; free(graph); return 0; }
