@@ -7,6 +7,7 @@ for. Features are asked for (`hasattr`); version numbers are never compared.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from engines.tensorrt.runner import TensorRTRunner
 
 OLDEST_FP8 = 89  # Ada
+_log = logging.getLogger(__name__)
 
 
 class TensorRT(Engine):
@@ -118,10 +120,8 @@ class TensorRT(Engine):
             )
         targets = config.targets(library, options.compute_capabilities, bool(status))
         foreign = self._foreign(library.trt, status.gpus[:1]) if "current" in targets else None
-        if foreign:
-            raise EngineBuildError(
-                f"{foreign}; use --engine tensorrt for this GPU, or name another with --target"
-            )
+        if foreign:  # the library has the last word
+            _log.warning("%s; --engine tensorrt is for this GPU", foreign)
         config.check_options(library, options, bool(status))
 
     def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -221,9 +221,6 @@ class TensorRT(Engine):
             )
         library = open_library(self.flavour)
         gpu = cuda.CudaDevice(number)
-        foreign = self._foreign(library.trt, (Gpu(gpu.name, gpu.compute_capability),))
-        if foreign:
-            raise EngineLoadError(f"{foreign}; build it again with --engine tensorrt for this GPU")
         if origin is not None:
             load.check_origin(library, gpu, origin)
         plan, cache = engine_path.read_bytes(), None

@@ -9,7 +9,7 @@ from typing import Any
 from engines.base import EngineOrigin
 from engines.errors import EngineLoadError
 from engines.tensorrt.cuda import CudaDevice
-from engines.tensorrt.library import Library
+from engines.tensorrt.library import Library, gpu_targets
 from engines.tensorrt.messages import Messages, builder_problems
 from engines.tensorrt.runtime_cache import RuntimeCache
 
@@ -70,8 +70,12 @@ def deserialize(library: Library, plan: bytes, path: Path, device: CudaDevice) -
     if library.features.engine_validity:
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
+            listed, here = gpu_targets(trt) or (), device.compute_capability
+            remedy = "build it again"
+            if here not in listed:
+                remedy = f"it is for {', '.join(listed)}, and {device.name} is {here}: build with --engine tensorrt for this GPU"
             raise EngineLoadError(
-                f"{path} is not an engine that {title} can run here ({_reasons(library, diagnostics)}); build it again"
+                f"{path} is not an engine that {title} can run here ({_reasons(library, diagnostics)}); {remedy}"
             )
         if validity == trt.EngineValidity.SUBOPTIMAL:
             _log.warning("%s runs here, but slower than one built for this GPU", path)

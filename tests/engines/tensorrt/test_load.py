@@ -111,9 +111,11 @@ def test_rtx_judges_gpus_that_it_was_not_built_for(rtx: Rig, plan: Path, caplog:
 
 def test_a_gpu_that_rtx_does_not_list(rtx: Rig, plan: Path):
     rtx.gpu.capability = (9, 0)
+    rtx.engine.load(plan).close()  # the library has the last word
+    rtx.trt.validity, rtx.trt.diagnostics = EngineValidity.INVALID, 2
     with pytest.raises(
         EngineLoadError,
-        match=r"does not run on Fake GPU \(sm90\); it is for sm75, .*--engine tensorrt for this GPU",
+        match=r"\(unsupported cc\); it is for sm75, .* and Fake GPU is sm90: build with --engine tensorrt for this GPU",
     ):
         rtx.engine.load(plan)
 
