@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from engines.tensorrt.engine import TensorRTRTX
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.report.build_types import BuildReport
-from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph
 
 LAYERS = [("a/qkv", "qkv"), ("b/qkv", "qkv"), ("a/fc1", "fc1"), ("a/fc2", "fc2")]
 
@@ -25,8 +28,8 @@ def details(widened: list[str], unknown: tuple[str, ...] = (), raised: tuple[str
     return {"eight_bits": {"kept": kept, "widened": widened, "unknown": list(unknown)}, "raised": raised}
 
 
-def lowered(low: bool = True) -> Any:
-    layers = [SimpleNamespace(name=name, group=group, is_high=not low) for name, group in LAYERS]
+def lowered(named: list[tuple[str, str]] = LAYERS) -> Any:
+    layers = [SimpleNamespace(name=name, group=group, is_high=False) for name, group in named]
     plan = SimpleNamespace(layers=layers)
     return SimpleNamespace(quantization=SimpleNamespace(quantizer=SimpleNamespace(plan=plan)))
 
@@ -99,19 +102,25 @@ def test_engines_that_do_not_tell_their_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_that_fails_writes_nothing_and_one_that_is_allowed_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
+def test_a_graph_that_the_real_builder_widens(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every product of FP16 in FP32, as the real builder's log does not say."""
+    """With a scale for each channel, TensorRT-RTX multiplies `qkv` in 16 bits: the bundle is there because that was allowed, and says so."""
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("engines.tensorrt.kernels.raised", lambda *_: ("blocks.0/mlp/fc1",))
-    words = ("build", "--model", "sit_nano", "--precision", "fp16", "--engine", "tensorrt-rtx", "-o", "b")
-    result = cli(*words, status=1)
-    (error,) = [line for line in result.err.splitlines() if line.startswith("Error:")]
-    assert "1 products of the graph in 32 bits (blocks.0/mlp/fc1); nothing was written: " in error
-    assert {path.name for path in cli.folder.iterdir()} == {"tmp"}
-    cli(*words, "--allow-wider-kernels")
-    report = BuildReport.from_dict(json.loads((cli.folder / "b" / "report.json").read_text()))
-    assert report.engine.details["raised"] == ["blocks.0/mlp/fc1"]
-    assert any(report.warns(note) and note.startswith("not all in 16 bits") for note in report.notes)
-    assert "--allow-wider-kernels" in report.command
+    stand_in_for_the_float_graph(digits, monkeypatch)
+    monkeypatch.setattr(TensorRTRTX, "one_scale_where_split", False)
+    options = {"engine": "tensorrt-rtx", "targets": ("sm89",), "quantize": ("qkv", "fc1")}
+    bundle = build(digits.request(tmp_path / "b", **options, allow_wider_kernels=True))
+    report = BuildReport.from_dict(json.loads((bundle.path / "report.json").read_text()))
+    details = report.engine.details
+    assert details["kernels"]["widened"] and "--allow-wider-kernels" in report.command
+    assert any(report.warns(note) and note.startswith("not all in 8 bits: ") for note in report.notes)
+    assert "not all in 8 bits: " in html.unescape((bundle.path / "report.html").read_text(encoding="utf-8"))
+    low = [row.layer for row in report.quantization.layers if row.precision == "int8"]
+    layers = [(layer, "qkv" if "/attn/" in layer else "fc1") for layer in low]
+    with pytest.raises(GateError) as caught:
+        require_kernels(work(), details, lowered(layers))
+    told = r"multiplies (\d+) of (\d+) products in int8 so; for (\d+) it widens the weights while it runs, to multiply in 16 bits \(blocks\.\d/attn/qkv, "
+    found = re.search(told, str(caught.value))
+    assert found and int(found[1]) + int(found[3]) == int(found[2]) and int(found[1]) >= 8  # fc1's at least
+    assert "pass --precision fp16, --quantize fc1 for the layers that have kernels, or" in str(caught.value)
