@@ -30,12 +30,14 @@ FOREIGN = {
     "--gpus",
     "--build",
     "--parallel",
+    "--help",
 }
 # which commands a message can come from; of any other module, from some command that has the option
 COMMANDS_OF = {
     "sit_deploy/data/hub.py": (),  # opens data sets for train, validate and report
     "training/": ("train",),
     "sit_deploy/cli/models.py": ("build",),  # whose models it lists
+    "sit_deploy/cli/doctor.py": ("build",),  # whose engines it lists
     "sit_deploy/validation/bench.py": ("bench",),
     "sit_deploy/measure/evaluate.py": ("validate",),
     "sit_deploy/models/find_weights.py": ("build", "export", "calibrate", "train", "visualize"),
