@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sit_deploy.bundle import load_bundle
 from sit_deploy.manifest import write_manifest
+from sit_deploy.portable import check
 from sit_deploy.python_folder import write_folder
 from tests.helpers.fake_tensorrt import make_plan
 
 ROOT = Path(__file__).parents[3]
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -46,3 +49,23 @@ def on_fake_tensorrt(bundle: Path, place: Path, release: str, **engine: object) 
     fields = {key: value for key, value in manifest.items() if key not in ("schema", "files", "digest")}
     write_manifest(place, fields)
     return place
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """A function that runs check.py's program here, timing nothing: status, output, errors."""
+    for module in ("record", "check"):
+        monkeypatch.setattr(f"sit_deploy.portable.{module}.isolated", lambda call, *args: call(*args))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def call(folder: Path, *words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            check.main(folder, ["--rounds", "0", *map(str, words)])
+        return int(ended.value.code or 0), *capfd.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

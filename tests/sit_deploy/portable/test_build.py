@@ -15,8 +15,10 @@ import sit_deploy
 from engines.tensorrt.engine import TensorRT
 from sit_deploy.portable.build import build_here, choose_kind
 from sit_deploy.portable.bundle import load, open_bundle
+from sit_deploy.report.check_record import read_check
 from tests.helpers.fake_tensorrt import make_plan
 from tests.helpers.trt_rig import Rig, make_rig
+from tests.sit_deploy.portable.conftest import Run
 
 RELEASE = "tensorrt-10.16.1"
 
@@ -105,6 +107,24 @@ def test_what_cannot_be_built(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(engines.EngineNotInstalledError, match="run `pip install onnx`"):
         choose_kind(None)
+
+
+def test_check_py_builds_and_measures_what_it_built(
+    rig: Rig, run: Run, nano_fp32: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = engines.gpus.GpuStatus((engines.gpus.Gpu("Fake GPU", "sm89"),), "")
+    monkeypatch.setattr("sit_deploy.portable.record.find_gpus", lambda: here)
+    folder = folder_of(nano_fp32)
+    status, out, err = run(folder, "--build", "--engine", "tensorrt")
+    assert (status, err) == (0, "") and f"tensorrt {rig.version}" in out
+    fields = read_check(Path("check.json"))
+    (bundle,) = fields["bundles"]
+    assert bundle["engine"]["built_here"] and bundle["engine"]["target"] == "sm89 (Fake GPU)"
+    assert bundle["golden"]["passed"] and fields["gpu"]["name"] == "Fake GPU"
+    # the next run takes what was built
+    assert run(folder, "-o", "again.json")[0] == 0
+    assert read_check(Path("again.json"))["bundles"][0]["engine"] == bundle["engine"]
+    rig.gpu.assert_clean()
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
@@ -17,34 +16,11 @@ import numpy as np
 import pytest
 
 from sit_deploy.hashes import digest
-from sit_deploy.portable import check
 from sit_deploy.report.check_record import read_check
 from tests.helpers import bare_python
 from tests.helpers.bundles import seal_again
 from tests.sit_deploy.conftest import Trained
-from tests.sit_deploy.portable.conftest import on_fake_tensorrt
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """A function that runs check.py's program here, timing nothing: status, output, errors."""
-    for module in ("record", "check"):
-        monkeypatch.setattr(f"sit_deploy.portable.{module}.isolated", lambda call, *args: call(*args))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def call(folder: Path, *words: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            check.main(folder, ["--rounds", "0", *map(str, words)])
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+from tests.sit_deploy.portable.conftest import Run, on_fake_tensorrt
 
 
 def test_a_good_folder(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
