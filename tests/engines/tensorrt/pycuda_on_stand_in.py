@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,71 @@ for _ in range(100):
 del runner
 gc.collect()
 result["after"] = counts()
+
+
+class TorchStream:
+    """As much of a `torch.cuda.Stream` as is asked for."""
+
+    def __init__(self, handle: int, device: int = 0) -> None:
+        self.cuda_stream = handle
+
+    def wait_stream(self, other: TorchStream) -> None:
+        driver.cuStreamSynchronize(ctypes.c_void_p(other.cuda_stream))
+
+
+class Place:
+    """As much of a `torch.device`."""
+
+    type, index = "cuda", 0
+
+
+class Tensor:
+    """As much of a `torch.Tensor` as is asked for, in memory of PyCUDA's."""
+
+    device, dtype = Place(), "torch.float32"
+
+    def __init__(self, shape: tuple[int, ...], **_: object) -> None:
+        self.shape = shape
+        self.memory = sys.modules["pycuda.driver"].mem_alloc(4 * math.prod(shape))
+        self.array = gpu.memory_at(int(self.memory), 4 * math.prod(shape), "").view(np.float32).reshape(shape)
+
+    def data_ptr(self) -> int:
+        return int(self.memory)
+
+    def is_contiguous(self) -> bool:
+        return True
+
+    def record_stream(self, stream: TorchStream) -> None:
+        pass
+
+
+def on_device() -> dict:
+    """Calls on tensors of two streams in turn, plainly and by graphs, that stay and that move."""
+    streams = [sys.modules["pycuda.driver"].Stream(1) for _ in range(2)]
+    inputs, out, errors = [Tensor((3, 8)) for _ in range(2)], {"y": Tensor((3, 8))}, []
+    sys.modules["torch"] = types.SimpleNamespace(
+        device=lambda *_: None,
+        float32="float32",
+        empty=Tensor,
+        cuda=types.SimpleNamespace(ExternalStream=TorchStream),
+    )
+    with engine.load(plan) as runner:
+        for turn in range(12):
+            stream, x = streams[turn % 2], inputs[turn % 2 if turn > 5 else 0]
+            sys.modules["torch"].cuda.current_stream = lambda _, found=stream: TorchStream(found.handle)
+            x.array[:] = random.standard_normal((3, 8))
+            made = runner.infer_device({"x": x}, out if turn < 3 else None)["y"]
+            stream.synchronize()
+            errors.append(float(np.abs(made.array - x.array @ weights).max()))
+        return {"worst": max(errors), "captured": runner.captured, "notes": runner.notes}
+
+
+with cuda.CudaDevice(0).current():
+    result["on_device"] = on_device()
+    del sys.modules["torch"]  # its current stream
+    gc.collect()
+    result["after_on_device"] = counts()
+
 
 runner = engine.load(plan, contexts=2, cuda_graph=False)
 errors: list[str] = []
