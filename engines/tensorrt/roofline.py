@@ -152,7 +152,9 @@ def _bytes(kernel: Kernel) -> int:
 
 def _size(operand: Operand, kernel: Kernel) -> int:
     if any(size < 0 for size in operand.shape):
-        raise EngineInputError(f"the shapes of kernel {kernel.name} are open ({operand})")
+        raise EngineInputError(
+            f"the shapes of kernel {kernel.name} are open ({operand}); build with a fixed batch"
+        )
     if operand.dtype not in _BYTES:
-        raise EngineInputError(f"the types of kernel {kernel.name} are not known ({operand})")
+        raise EngineInputError(f"the types of kernel {kernel.name} are not known ({operand}); build it again")
     return math.prod(operand.shape) * _BYTES[operand.dtype]

@@ -74,9 +74,7 @@ def estimate_kernels(
         try:
             found[name] = estimate(kernels, macs, name)
         except engines.EngineInputError as error:
-            raise InputError(
-                f"no estimate: {error}; pass a graph of a fixed batch, as sit-deploy export --batch-size N writes it"
-            ) from error
+            raise InputError(f"no estimate: {error}") from error
     return found
 
 

@@ -206,9 +206,9 @@ def test_estimates_that_cannot_be(nano_rtx: Path, copy_of: Callable[..., Path], 
         (
             (
                 ["float16[-1,8]"] * 2,
-                "are open (float16[-1,8]); pass a graph of a fixed batch, as sit-deploy export",
+                "are open (float16[-1,8]); build with a fixed batch",
             ),
-            (["?[1,8]"] * 2, "are not known (?[1,8]); "),
+            (["?[1,8]"] * 2, "are not known (?[1,8]); build it again"),
             (["int4x[1,8]"] * 2, "no GPU whose rates are known multiplies int4x"),
             (["nothing"], "'nothing' is no tensor; build it again"),
         )
