@@ -1,13 +1,14 @@
-"""SiT and its teachers on one GPU: PyTorch eager and compiled, and whichever TensorRT runs there, side by side.
+"""SiT, its teachers and plain ViTs on one GPU: PyTorch eager and compiled, and whichever TensorRT runs there, side by side.
 
-    python benchmarks/gpu.py                         # under 8 minutes; benchmarks/results/gpu_NAME.json
+    python benchmarks/gpu.py                         # 12 minutes; benchmarks/results/gpu_NAME.json
     python benchmarks/gpu.py --write-docs            # and the table of docs/gpu.md
+    python benchmarks/gpu.py --models sit_s,sit_deit_s --batches 1,64      # of these, every runtime at every batch size
     python benchmarks/gpu.py --protocol levit        # LeViT's, which SiT's paper follows: large batch, AMP, a minute each
     python benchmarks/gpu.py --device cpu --models sit_nano,lvvit_nano --batches 1,2 --seconds 0.2     # to try the script
 
 The runtimes of a model take turns at each batch size, and a ratio is the median of the rounds' ratios. Times are the GPU's own,
-with images already there; end to end, with transfers, apart. Weights are random: speed does not depend on them. What finds no
-time or no memory is listed as skipped.
+with images already there; end to end, with transfers, apart. Weights are random: speed does not depend on them. Each model has a process
+of its own, and what fails, dies, hangs or finds no time or memory there is a row that says so; rows are written as they come.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,247 +31,223 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import engines  # noqa: E402
+from benchmarks import gpu_worker  # noqa: E402
 from benchmarks.documents import write_between  # noqa: E402
-from benchmarks.gpu_cells import (  # noqa: E402
-    Candidate,
-    Cell,
-    autocast_candidate,
-    low_type,
-    matmul_peak,
-    tensorrt_candidate,
-    time_turn_about,
-    torch_candidate,
-)
-from benchmarks.random_weights import random_model  # noqa: E402
+from benchmarks.gpu_cells import Cell, low_type  # noqa: E402
+from benchmarks.gpu_page import macs, markdown, over_teachers, published, targets  # noqa: E402
+from benchmarks.gpu_worker import AMP, COMPILED, EAGER, Job  # noqa: E402
+from engines.files import atomic_path  # noqa: E402
 from engines.gpus import telemetry  # noqa: E402
+from sit_deploy.errors import Error  # noqa: E402
 from sit_deploy.models.catalog import get_config  # noqa: E402
-from sit_deploy.models.cost import cost  # noqa: E402
 
-MODELS = "sit_xs,lvvit_s,sit_s,sit_l,lvvit_l,sit_m,lvvit_m"
-LEVIT_MODELS = "sit_t,lvvit_t,sit_xs,sit_s,lvvit_s,sit_m,lvvit_m,sit_l,lvvit_l"
-TEACHERS = {
-    "sit_nano": "lvvit_nano",
-    "sit_t": "lvvit_t",
-    "sit_xs": "lvvit_s",
-    "sit_s": "lvvit_s",
-    "sit_m": "lvvit_m",
-    "sit_l": "lvvit_l",
-}
-COMPILED_AT = (1, 128)  # a compilation is half a minute for each shape
+KINDS = ("tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp16", "int8", "fp8")
+BATCHES = "1,8,32,128,256"
+COMPILED_AT = (1, 128)  # a compilation is half a minute for each shape
+LEVIT_MODELS = "sit_t,lvvit_t,sit_xs,sit_s,lvvit_s,sit_m,lvvit_m,sit_l,lvvit_l"
+
+# by default: what the targets need and what others have published, the most wanted first
+SELECTION: dict[str, dict[str, tuple[int, ...]]] = {
+    "sit_s": {
+        EAGER: (1, 32, 128),
+        "fp16": (1, 32, 128),
+        "int8": (1, 32, 128),
+        "fp8": (1, 32, 128),
+        COMPILED: COMPILED_AT,
+    },
+    "lvvit_s": {EAGER: (1, 32, 128), "fp16": (1, 32, 128)},
+    "sit_xs": {EAGER: (1, 32, 128), "fp16": (1, 32, 128)},
+    "vit_base_patch16_224": {EAGER: (1, 32), "fp16": (1, 8, 32), "int8": (1, 8, 32)},
+    "sit_l": {EAGER: (1, 256), "fp16": (1, 256)},
+    "deit_small_patch16_224": {EAGER: (1, 32), "fp16": (1, 32)},
+    "deit_base_patch16_224": {EAGER: (1, 32), "fp16": (1, 32)},
+}
+# seconds that things are reckoned to take, by which models share the time; 8 bits are calibrated, and timed against FP16
+START, CELL = 10.0, 2.0
+MAKING = {EAGER: 5.0, AMP: 5.0, COMPILED: 30.0, "fp16": 30.0, "int8": 60.0, "fp8": 60.0}
+TIMED_FROM, KILLED_AFTER = (
+    0.92,
+    20.0,
+)  # share of the time for what is built; seconds that a worker may overrun
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is timed of every model.
-
-    Attributes:
-        device: where.
-        batches: sizes of a batch.
-        seconds: timing of a cell.
-        kinds: engines beside PyTorch.
-        folder: for engines and graphs.
-        compiles: whether compiled PyTorch is timed too.
-    """
-
-    device: torch.device
-    batches: tuple[int, ...]
-    seconds: float
-    kinds: tuple[str, ...]
-    folder: Path
-    compiles: bool = True
+class NoGpuHereError(click.ClickException):
+    exit_code = 2
 
 
-def time_model(name: str, plan: Plan, deadline: float) -> list[Cell]:
-    """Time every runtime of one model at every batch size, as long as there is time.
+def jobs_of(
+    models: str | None, batches: str, kinds: tuple[str, ...], compiles: bool
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return what is timed: batch sizes by runtime by model. Of models that are named, everything.
 
     Args:
-        name: of the model.
-        plan: what is timed.
-        deadline: by `time.perf_counter`.
+        models: names, separated by commas; None for the default selection.
+        batches: sizes for models that are named.
+        kinds: engines that run here.
+        compiles: whether compiled PyTorch is wanted.
+
+    Raises:
+        click.ClickException: an unknown model, or sizes that are none.
     """
-    device, batches = plan.device, plan.batches
-    cells: list[Cell] = []
-    makers: dict[str, Any] = {"pytorch eager": lambda: torch_candidate(random_model(name), device, False)}
-    for kind in plan.kinds:
-        for precision in PRECISIONS:
-            makers[f"{kind} {precision}"] = lambda k=kind, p=precision: tensorrt_candidate(
-                k, name, p, batches, plan.folder
-            )
-    candidates: dict[str, Candidate] = {}
-    skipped: dict[str, str] = {}
-    for runtime, make in makers.items():
-        if time.perf_counter() > deadline and candidates:
-            skipped[runtime] = "out of time"
-            continue
+    if models is None:
+        wanted = SELECTION
+    else:
+        sizes = batch_sizes(batches)
+        few = tuple(size for size in sizes if size in COMPILED_AT) or sizes[:1]
+        every = {EAGER: sizes, **dict.fromkeys(PRECISIONS, sizes), COMPILED: few}
+        wanted = {name: every for name in model_names(models)}
+    chosen = {}
+    for name, runtimes in wanted.items():
+        chosen[name] = {}
+        for runtime, sizes in runtimes.items():
+            if runtime in PRECISIONS:
+                chosen[name] |= {f"{kind} {runtime}": sizes for kind in kinds}
+            elif runtime != COMPILED or compiles:
+                chosen[name][runtime] = sizes
+    return chosen
+
+
+def model_names(text: str) -> list[str]:
+    """Return names as they are given; each is one that can be built."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError("--models names nothing")
+    for name in names:
         try:
-            candidates[runtime] = make()
-        except torch.OutOfMemoryError:
-            skipped[runtime] = "out of memory"
-        except Exception as error:  # a runtime that cannot take the model is a result of the comparison
-            skipped[runtime] = " ".join(f"{type(error).__name__}: {error}".split())
-    size = get_config(name).image_size
-    try:
-        for batch in batches:
-            row = {runtime: Cell(name, runtime, batch) for runtime in candidates}
-            here = dict(candidates)
-            for runtime, why in skipped.items():
-                cells.append(Cell(name, runtime, batch, skipped=why))
-            compiled = Cell(name, "pytorch compiled", batch)
-            if not plan.compiles:
-                compiled.skipped = "--no-compile"
-            elif batch not in COMPILED_AT and device.type == "cuda":
-                compiled.skipped = f"compiled at batches {COMPILED_AT} only"
-            elif time.perf_counter() > deadline:
-                compiled.skipped = "out of time"
-            row["pytorch compiled"] = compiled
-            here["pytorch compiled"] = (
-                torch_candidate(random_model(name), device, True)
-                if compiled.skipped is None
-                else Candidate(print, print)
-            )
-            if time.perf_counter() > deadline and cells:
-                for cell in row.values():
-                    cell.skipped = cell.skipped or "out of time"
-            time_turn_about(list(row.values()), list(here.values()), device, (size, size), plan.seconds)
-            cells += row.values()
-            torch.compiler.reset()
-    finally:
-        for candidate in candidates.values():
-            candidate.close()
-    return cells
+            get_config(name)
+        except Error as error:
+            raise click.UsageError(str(error)) from None
+    return names
 
 
-def time_levit(name: str, device: torch.device, batch: int, seconds: float) -> Cell:
-    """LeViT's protocol: AMP on FP32 weights, the largest of 256, 128, ... images that fits, throughput alone."""
-    size = get_config(name).image_size
-    while True:
-        cell = Cell(name, "pytorch amp", batch)
-        time_turn_about(
-            [cell], [autocast_candidate(random_model(name), device)], device, (size, size), seconds
-        )
-        if cell.skipped != "out of memory" or batch == 1:
-            return cell
-        batch //= 2
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Return numbers from 1 as they are given."""
+    for word in text.split(","):
+        if not word.strip().isdecimal() or int(word) < 1:
+            raise click.UsageError(f"--batches takes numbers from 1, got {word!r}")
+    return tuple(dict.fromkeys(map(int, text.split(","))))
 
 
-def macs(name: str) -> int:
-    """Multiply-accumulates of an image in the deployed model."""
-    return cost(get_config(name)).macs
-
-
-def find(cells: list[Cell], model: str, runtime: str, batch: int) -> Cell | None:
-    for cell in cells:
-        if (cell.model, cell.runtime, cell.batch) == (model, runtime, batch) and not cell.skipped:
-            return cell
-    return None
-
-
-def speedup(ours: Cell | None, theirs: Cell | None) -> float | None:
-    """How much faster `ours` is an image, by the median of the rounds' ratios; None where one was not measured."""
-    if ours is None or theirs is None:
-        return None
-    scale = ours.batch / theirs.batch
-    pairs = zip(ours.medians(), theirs.medians(), strict=True)
-    return statistics.median(scale * b / a for a, b in pairs)
-
-
-def over_teachers(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Realised speed-ups of students over teachers in each runtime, beside the ratio of their work."""
-    rows = []
-    for cell in cells:
-        teacher = TEACHERS.get(cell.model)
-        if teacher is None or cell.skipped:
-            continue
-        gain = speedup(cell, find(cells, teacher, cell.runtime, cell.batch))
-        if gain is not None:
-            work = macs(teacher) / macs(cell.model)
-            rows.append(
-                {"model": cell.model, "teacher": teacher, "runtime": cell.runtime, "batch": cell.batch, "speedup": gain, "macs_ratio": work}
-            )  # fmt: skip
-    return rows
-
-
-def targets(cells: list[Cell], peak: float) -> list[dict[str, Any]]:
-    """What the project wants to reach on a GPU, and what was measured: True, False, or None for not measured."""
-    engine = next(
-        (c.runtime for c in cells if c.runtime.endswith(" fp16") and not c.skipped), "tensorrt fp16"
+def reckoned(runtimes: dict[str, tuple[int, ...]]) -> float:
+    """Return the seconds that a model is reckoned to take."""
+    making = sum(
+        MAKING[r if r in MAKING else r.split()[1]] * (len(sizes) if r == COMPILED else 1)
+        for r, sizes in runtimes.items()
     )
-    rows: list[tuple[str, float, float | None]] = []
-    for batch, least in ((1, 1.5), (128, 1.2)):
-        gain = speedup(find(cells, "sit_s", engine, batch), find(cells, "sit_s", "pytorch compiled", batch))
-        rows.append((f"sit_s FP16 engine over torch.compile at batch {batch}", least, gain))
-    large = find(cells, "sit_l", engine, 256)
-    share = None if large is None else 2 * macs("sit_l") * large.images_per_second() / peak
-    rows.append(("sit_l FP16 engine at batch 256, share of the matmul peak", 0.45, share))
-    best = None
-    for batch in sorted({cell.batch for cell in cells}):
-        gain = speedup(find(cells, "sit_xs", engine, batch), find(cells, "lvvit_s", engine, batch))
-        best = gain if best is None or (gain is not None and gain > best) else best
-    rows.append(("sit_xs over lvvit_s in images/s, FP16 engine, best batch", 3.5, best))
-    return [
-        {"target": text, "at_least": least, "measured": got, "met": None if got is None else got >= least}
-        for text, least, got in rows
-    ]
+    return START + making + CELL * sum(map(len, runtimes.values()))
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The tables of docs/gpu.md."""
-    where = f"{result['device']['name']}, {result['date']}, PyTorch {result['versions']['torch']}"
-    lines = [
-        f"{where}; matmul peak {result['matmul_peak']['flops'] / 1e12:.0f} TFLOP/s in {result['low_type']}.",
-        "",
-    ]
-    lines += [
-        "| model | batch | runtime | ms | end to end ms | images/s | share of peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for cell in result["cells"]:
-        head = f"| {cell['model']} | {cell['batch']} | {cell['runtime']} |"
-        if cell["skipped"]:
-            lines.append(f"{head} {cell['skipped'].replace('|', '/')} | | | |")
+@dataclass
+class Results:
+    """What is known so far, and its file, which is whole at any moment.
+
+    Attributes:
+        path: of the file.
+        facts: of the run, as JSON values.
+        peak: of a product, in FLOP/s.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    peak: float
+    cells: list[Cell] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, cell: Cell) -> None:
+        """Take a row and write it."""
+        self.cells.append(cell)
+        done = f"skipped: {cell.skipped}" if cell.skipped else f"{1e3 * cell.medians()[0]:.3f} ms"
+        click.echo(f"  {cell.model} {cell.batch} {cell.runtime}: {done}", err=True)
+        self.write(complete=False)
+
+    def write(self, complete: bool) -> dict[str, Any]:
+        """Write the file, and return what is in it."""
+        rows = [cell.to_dict() for cell in self.cells]
+        for row in rows:
+            work = macs(row["model"])
+            if not row["skipped"]:
+                row["share_of_peak"] = work and 2 * work * row["images_per_second"] / self.peak
+        result = {
+            **self.facts,
+            "complete": complete,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "cells": rows,
+            "over_teachers": over_teachers(self.cells),
+            "targets": targets(self.cells, self.peak),
+            "published": published(self.cells),
+        }
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return result
+
+
+def engines_here(device: str, folder: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the engines that serve this GPU, and why the others do not: each is tried on one product before any model is.
+
+    Args:
+        device: of PyTorch.
+        folder: for what is built.
+    """
+    kinds, refused = [], {}
+    for kind in KINDS:
+        answer = engines.get(kind).probe()
+        if not device.startswith("cuda") or not answer.can_run:
+            refused[kind] = answer.reason
             continue
-        lines.append(
-            f"{head} {cell['device']['p50_ms']:.3f} | {cell['end_to_end']['p50_ms']:.3f} | "
-            f"{cell['images_per_second']:.0f} | {cell['share_of_peak']:.1%} |"
-        )
-    lines += [
-        "",
-        "| student | teacher | runtime | batch | faster | fewer MACs |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["over_teachers"]:
-        lines.append(
-            f"| {row['model']} | {row['teacher']} | {row['runtime']} | {row['batch']} | {row['speedup']:.2f}× | {row['macs_ratio']:.2f}× |"
-        )
-    lines += ["", "| wanted | at least | measured |", "|---|---|---|"]
-    for row in result["targets"]:
-        got = (
-            "not measured"
-            if row["met"] is None
-            else f"{row['measured']:.2f}, {'met' if row['met'] else 'not met'}"
-        )
-        lines.append(f"| {row['target']} | {row['at_least']} | {got} |")
-    skipped = "; ".join(f"{kind}: {why}" for kind, why in result["runtimes_skipped"].items())
-    return "\n".join([*lines, "", f"Not run: {skipped}." if skipped else ""]).rstrip()
+        click.echo(f"trying {kind}", err=True)
+        why, silence = gpu_worker.ask(gpu_worker.trial, (kind, folder), gpu_worker.START_SECONDS)
+        if why or silence:
+            refused[kind] = f"does not run one product here: {why or silence}"
+        else:
+            kinds.append(kind)
+    return tuple(kinds), refused
 
 
-def _device_facts(device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        return {"name": torch.cuda.get_device_name(device), "telemetry": telemetry(device.index or 0)}
-    from engines.timing import machine
+def time_all(
+    chosen: dict[str, dict[str, tuple[int, ...]]], results: Results, job: Job, seconds: float, levit: bool
+) -> None:
+    """Time model after model, each in its share of the time.
 
-    return {"name": machine().cpu_model, "telemetry": None}
+    Args:
+        chosen: batch sizes by runtime by model.
+        results: takes the rows.
+        job: what all have in common.
+        seconds: for all of it.
+        levit: by LeViT's protocol.
+    """
+    started, total = time.monotonic(), sum(map(reckoned, chosen.values()))
+    gone, crashes = 0.0, dict[str, list[str]]()
+    stop = started + seconds
+    for name, runtimes in chosen.items():
+        click.echo(f"{name} ({time.monotonic() - started:.0f} s)", err=True)
+        gone += reckoned(runtimes)
+        own = Job(
+            name,
+            job.device,
+            runtimes,
+            job.seconds,
+            job.folder,
+            started + TIMED_FROM * seconds * gone / total,
+            stop,
+            {
+                runtime: f"left out: {why[-1]} with {len(why)} models before"
+                for runtime, why in crashes.items()
+                if len(why) > 1
+            },
+        )
+        time_it = gpu_worker.time_levit if levit else gpu_worker.time_model
+        died = gpu_worker.watch(own, results.add, stop + KILLED_AFTER, time_it=time_it)
+        for runtime, why in died.items():
+            crashes.setdefault(runtime, []).append(why)
 
 
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--models", default=None, help="Names, separated by commas.")
-@click.option("--batches", default="1,8,32,128,256", show_default=True)
+@click.option("--models", default=None, help="Names, separated by commas.  [default: a selection]")
+@click.option("--batches", default=BATCHES, show_default=True, help="Of models that are named.")
 @click.option("--seconds", type=float, default=None, help="Timing of a cell.  [default: 0.6; 60 with levit]")
-@click.option(
-    "--minutes", type=float, default=7.5, show_default=True, help="Budget, divided over the models."
-)
+@click.option("--minutes", type=float, default=12.0, show_default=True, help="For all models.")
 @click.option(
     "--no-compile", is_flag=True, help="Leave torch.compile out, which takes half a minute a shape."
 )
@@ -289,57 +265,51 @@ def main(
     output: Path | None,
     write_docs: bool,
 ) -> None:
+    levit = protocol == "levit"
+    if models is not None:
+        model_names(models)
+    sizes = batch_sizes(batches)
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise click.ClickException("PyTorch finds no GPU; pass --device cpu to try the script")
-    place, levit = torch.device(device), protocol == "levit"
-    names = (models or (LEVIT_MODELS if levit else MODELS)).split(",")
-    sizes = tuple(map(int, batches.split(",")))
-    kinds, refused = [], {}
-    for kind in ("tensorrt", "tensorrt-rtx"):
-        answer = engines.get(kind).probe()
-        if answer.can_run and place.type == "cuda" and not levit:
-            kinds.append(kind)
+        raise NoGpuHereError("PyTorch finds no GPU; pass --device cpu to try the script")
+    with tempfile.TemporaryDirectory(prefix="sit-deploy-gpu-") as folder:
+        seen, silence = gpu_worker.ask(gpu_worker.facts, (device,), gpu_worker.START_SECONDS)
+        if silence:
+            raise click.ClickException(f"{device} does not multiply two matrices: {silence}")
+        if levit:
+            kinds, refused = (), dict.fromkeys(KINDS, "not part of this protocol")
+            names = model_names(models or LEVIT_MODELS)
+            chosen = {name: {AMP: (max(sizes),)} for name in names}
         else:
-            refused[kind] = "not part of this protocol" if levit else answer.reason
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    before, peak = _device_facts(place), matmul_peak(place)
-    cells: list[Cell] = []
-    started, complete = time.perf_counter(), False
-    try:
-        with tempfile.TemporaryDirectory(prefix="sit-deploy-gpu-") as folder:
-            for index, name in enumerate(names):
-                click.echo(f"{name} ({time.perf_counter() - started:.0f} s)", err=True)
-                if levit:
-                    cells.append(time_levit(name, place, max(sizes), seconds or 60.0))
-                    continue
-                deadline = started + 60 * minutes * (index + 1) / len(names)
-                plan = Plan(place, sizes, seconds or 0.6, tuple(kinds), Path(folder), not no_compile)
-                cells += time_model(name, plan, deadline)
-        complete = True
-    except KeyboardInterrupt:
-        click.echo("stopped: what was measured so far is written, and marked incomplete", err=True)
-    rows = [cell.to_dict() for cell in cells]
-    for row in rows:
-        if not row["skipped"]:
-            row["share_of_peak"] = 2 * macs(row["model"]) * row["images_per_second"] / peak["flops"]
-    result = {
-        "protocol": protocol,
-        "complete": complete,
-        "date": datetime.date.today().isoformat(),
-        "device": before,
-        "telemetry_after": _device_facts(place)["telemetry"],
-        "low_type": str(low_type(place)).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "timm", "onnx", "numpy")},
-        "runtimes_skipped": refused,
-        "matmul_peak": peak,
-        "seconds": round(time.perf_counter() - started, 1),
-        "cells": rows,
-        "over_teachers": over_teachers(cells),
-        "targets": targets(cells, peak["flops"]),
-    }
-    slug = re.sub(r"[^a-z0-9]+", "_", before["name"].lower()).strip("_")
-    path = output or ROOT / "benchmarks" / "results" / f"gpu_{slug}{'_levit' if levit else ''}.json"
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            kinds, refused = engines_here(device, folder)
+            chosen = jobs_of(models, batches, kinds, not no_compile)
+        if no_compile:
+            refused["torch.compile"] = "--no-compile"
+        slug = re.sub(r"[^a-z0-9]+", "_", seen["name"].lower()).strip("_")
+        results = Results(
+            output or ROOT / "benchmarks" / "results" / f"gpu_{slug}{'_levit' if levit else ''}.json",
+            {
+                "protocol": protocol,
+                "date": datetime.date.today().isoformat(),
+                "device": {name: seen[name] for name in ("name", "telemetry")},
+                "low_type": str(low_type(torch.device(device))).removeprefix("torch."),
+                "versions": {name: version(name) for name in ("torch", "timm", "onnx", "numpy")},
+                "runtimes_skipped": refused,
+                "matmul_peak": seen["peak"],
+            },
+            seen["peak"]["flops"],
+        )
+        results.write(complete=False)  # what cannot be written is said before any work
+        complete = False
+        try:
+            common = Job("", device, {}, seconds or (60.0 if levit else 0.6), Path(folder), 0.0, 0.0)
+            budget = 60 * minutes if not levit else 3600.0 * len(chosen)
+            time_all(chosen, results, common, budget, levit)
+            complete = True
+        except KeyboardInterrupt:
+            click.echo("stopped: what was measured so far is written, and marked incomplete", err=True)
+    if device.startswith("cuda"):
+        results.facts["telemetry_after"] = telemetry(torch.device(device).index or 0)
+    result = results.write(complete)
     text = markdown(result)
     click.echo(text)
     if write_docs:

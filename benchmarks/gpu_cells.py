@@ -17,6 +17,8 @@ from engines.latency import LatencyStats
 
 ROUNDS = 3
 WARM_UP_CALLS = 3
+CALIBRATION_IMAGES = 16
+LONGEST_REASON = 300  # characters
 
 
 @dataclass
@@ -26,16 +28,30 @@ class Candidate:
     Attributes:
         on_device: images on the device → logits there.
         end_to_end: host memory to host memory.
+        runtime: what it is, where that is not what was asked for.
+        notes: what did not go as asked.
     """
 
     on_device: Callable[[torch.Tensor], Any]
     end_to_end: Callable[[np.ndarray], Any]
     close: Callable[[], None] = lambda: None
+    runtime: str | None = None
+    notes: Callable[[], list[str]] = list
+
+
+class DeviceLostError(Exception):
+    """The GPU takes no more work from this process."""
 
 
 @dataclass
 class Cell:
-    """The times of a candidate at a batch size, or why there are none."""
+    """The times of a candidate at a batch size, or why there are none.
+
+    Attributes:
+        runtime: what ran.
+        asked: the runtime that was asked for, where another was built.
+        note: what else did not go as asked.
+    """
 
     model: str
     runtime: str
@@ -43,6 +59,8 @@ class Cell:
     skipped: str | None = None
     device_seconds: list[list[float]] = field(default_factory=list)  # by round
     end_to_end_seconds: list[list[float]] = field(default_factory=list)
+    asked: str | None = None
+    note: str | None = None
 
     def medians(self) -> list[float]:
         return [statistics.median(slice_) for slice_ in self.device_seconds]
@@ -53,6 +71,7 @@ class Cell:
     def to_dict(self) -> dict[str, Any]:
         """JSON values; statistics in milliseconds."""
         base = {"model": self.model, "runtime": self.runtime, "batch": self.batch, "skipped": self.skipped}
+        base |= {"asked": self.asked, "note": self.note}
         if self.skipped:
             return base
         return {
@@ -111,28 +130,66 @@ def autocast_candidate(model: torch.nn.Module, device: torch.device) -> Candidat
 def tensorrt_candidate(
     kind: str, name: str, precision: str, batches: tuple[int, ...], folder: Path
 ) -> Candidate:
-    """An engine that `sit-deploy build` makes here, of random weights, for all batch sizes, tuned for the middle one."""
+    """An engine that `sit-deploy build` makes here, of random weights, for all batch sizes, tuned for the middle one.
+
+    One that is in the folder already, from before a crash, is taken as it is.
+    """
+    from sit_deploy.bundle import load_bundle
     from sit_deploy.pipeline.build import build
     from sit_deploy.pipeline.request import BuildRequest
 
-    ordered = sorted(batches)
-    bundle = build(
-        BuildRequest(
-            name,
-            folder / f"{name}-{precision}-{kind}",
-            precision=precision,
-            engine=kind,
-            dynamic_batch=(ordered[0], ordered[len(ordered) // 2], ordered[-1]),
-            targets=("current",) if kind == "tensorrt-rtx" else (),
+    ordered, output = sorted(batches), folder / f"{name}-{precision}-{kind}"
+    if output.is_dir():
+        bundle = load_bundle(output)
+    else:
+        bundle = build(
+            BuildRequest(
+                name,
+                output,
+                precision=precision,
+                engine=kind,
+                # scales do not decide how fast it is
+                calib_images=None if precision == "fp16" else CALIBRATION_IMAGES,
+                dynamic_batch=(ordered[0], ordered[len(ordered) // 2], ordered[-1]),
+                targets=("current",) if kind == "tensorrt-rtx" else (),
+            )
         )
-    )
     runner = engines.get(kind).load(bundle.engine_path, origin=bundle.origin)
     (images,) = (spec.name for spec in runner.inputs)
 
     def run(tensor: torch.Tensor) -> Any:
         return runner.infer_device({images: tensor})
 
-    return Candidate(run, lambda array: runner.infer({images: array}), runner.close)
+    built = bundle.manifest.precision
+    return Candidate(
+        run,
+        lambda array: runner.infer({images: array}),
+        runner.close,
+        None if built == precision else f"{kind} {built}",
+        lambda: list(runner.notes),
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, short enough for a table."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1]}…"
+
+
+def why_failed(error: Exception, device: torch.device) -> str:
+    """Return the reason that a row gives for an error.
+
+    Raises:
+        DeviceLostError: the error took the GPU from this process.
+    """
+    reason = "out of memory" if isinstance(error, torch.OutOfMemoryError) else one_line(error)
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+            torch.zeros(1, device=device).item()
+        except Exception:  # whatever it is: nothing runs any more
+            raise DeviceLostError(reason) from error
+    return reason
 
 
 def time_turn_about(
@@ -141,30 +198,45 @@ def time_turn_about(
     device: torch.device,
     image_size: tuple[int, int],
     seconds: float,
+    begin: Callable[[Cell], None] = lambda _: None,
 ) -> None:
     """Time the candidates of one model and batch size in rounds, each for its share of `seconds` a round; fills the cells.
 
-    Running out of memory is a result: the cell says so.
+    Whatever a candidate raises is a result: its cell says so.
+
+    Args:
+        cells: one for each candidate; those that are skipped already are left alone.
+        candidates: what is timed.
+        device: where.
+        image_size: height and width.
+        seconds: of a cell, all rounds together.
+        begin: is told whose turn it is.
+
+    Raises:
+        DeviceLostError: by the candidate that `begin` was told of last.
     """
     batch = cells[0].batch
     host = np.random.default_rng(0).standard_normal((batch, 3, *image_size)).astype(np.float32)
-    images = torch.from_numpy(host).to(device)
+    images = None
     for turn in range(ROUNDS):
         for cell, candidate in zip(cells, candidates, strict=True):
             if cell.skipped:
                 continue
+            begin(cell)
             try:
+                if images is None:
+                    images = torch.from_numpy(host).to(device)
                 if turn == 0:
                     _warm_up(candidate, images, device)
                 share = seconds / ROUNDS
                 cell.device_seconds.append(
-                    _time_on_device(lambda c=candidate: c.on_device(images), device, share)
+                    _time_on_device(lambda c=candidate, x=images: c.on_device(x), device, share)
                 )
                 cell.end_to_end_seconds.append(_time(lambda c=candidate: c.end_to_end(host), share / 2))
-            except torch.OutOfMemoryError:
-                cell.skipped = "out of memory"
-            except engines.EngineError as error:
-                cell.skipped = str(error)
+                if notes := candidate.notes():
+                    cell.note = "; ".join(notes)
+            except Exception as error:
+                cell.skipped = why_failed(error, device)
 
 
 def _warm_up(candidate: Candidate, images: torch.Tensor, device: torch.device) -> None:

@@ -20,12 +20,13 @@ TOLERANCE = 1e-4  # of one product in FP32
 SECONDS = 1.5  # that a runner is timed for
 
 
-def one_layer(target: str, folder: str) -> Result:
-    """Build and run y = x · w with TensorRT-RTX.
+def one_layer(target: str, folder: str, kind: str = "tensorrt-rtx") -> Result:
+    """Build and run y = x · w.
 
     Args:
         target: "default", or "current" to build for the GPU that is here.
         folder: where the graph and the engine are written.
+        kind: of the engine.
     """
     import numpy as np
 
@@ -33,7 +34,7 @@ def one_layer(target: str, folder: str) -> Result:
 
     model, plan = Path(folder, "one.onnx"), Path(folder, f"one-{target}.plan")
     weights = one_layer_graph(model)
-    engine = engines.get("tensorrt-rtx")
+    engine = engines.get(kind)
     options = engines.BuildOptions(compute_capabilities=("current",) if target == "current" else ())
     result: Result = {"built_for": engine.build(model, plan, options).target}
     x = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)

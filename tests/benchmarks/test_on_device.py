@@ -21,11 +21,7 @@ import pytest
 from benchmarks.gpu_machine import jobs, steps
 from benchmarks.gpu_machine.packs import require, unpack_complete
 from benchmarks.gpu_machine.session import Session, StepFailed
-from engines import BuildOptions, EngineInfo
-from engines.tensorrt.engine import TensorRT
 from sit_deploy.bundle import load_bundle
-from tests.helpers.fake_tensorrt import make_plan
-from tests.helpers.trt_rig import make_rig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -216,23 +212,6 @@ def test_a_job_that_fails_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
     jobs.main(["probe", "tensorrt", str(tmp_path)])
     result = json.loads(capsys.readouterr().out)
     assert result["failed"].startswith("FileNotFoundError: ")
-
-
-@pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts a fake GPU in place with a recorded TensorRT, whose plans are the graphs that ONNX Runtime then computes."""
-
-    def make(release: str) -> None:
-        rig = make_rig(monkeypatch, tmp_path / "cache", release)
-
-        def build(engine: TensorRT, source: Path, target: Path, options: BuildOptions) -> EngineInfo:
-            target.write_bytes(make_plan(source.read_bytes()))
-            capability = "sm{}{}".format(*rig.gpu.capability)
-            return EngineInfo(engine.kind, rig.version, target.name, target.stat().st_size, 0.0, capability)
-
-        monkeypatch.setattr(TensorRT, "build", build)
-
-    return make
 
 
 @pytest.mark.parametrize("target", ["default", "current"])
