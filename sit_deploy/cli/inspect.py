@@ -89,7 +89,7 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.graph.inspect import summarize
     from sit_deploy.graph.lint import lint
-    from sit_deploy.pipeline.estimate import ASSUMPTIONS, check_gpu, estimate_kernels
+    from sit_deploy.pipeline.estimate import ASSUMPTIONS, estimate_kernels, known_gpu
     from sit_deploy.pipeline.kernels import fix_batch
 
     bundle = load_bundle(target) if target.is_dir() else None
@@ -103,7 +103,7 @@ def command(
         raise InputError("--estimate is of the kernels; pass --kernels with it")
     if rates is not None and not estimated:
         raise InputError("--gpu is for an estimate; pass --kernels --estimate with it")
-    check_gpu(rates)
+    rates = rates and known_gpu(rates)
     graph = _read(bundle.model_path if bundle else target)
     if batch_size is not None:
         fix_batch(graph, batch_size)

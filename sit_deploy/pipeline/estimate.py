@@ -20,14 +20,16 @@ ASSUMPTIONS = (
 )
 
 
-def check_gpu(name: str | None) -> None:
-    """Refuse a GPU whose rates are not known.
+def known_gpu(name: str) -> str:
+    """Return the name in `GPUS` of a GPU, however it is spelt ("RTX 4090").
 
     Raises:
-        InputError: names those that are.
+        InputError: its rates are not known; names those that are.
     """
-    if name is not None and name not in GPUS:
+    known = name.lower().replace(" ", "")
+    if known not in GPUS:
         raise InputError(f"the rates of GPU '{name}' are not known; choose from {', '.join(GPUS)}")
+    return known
 
 
 def estimate_kernels(
@@ -38,17 +40,17 @@ def estimate_kernels(
     Args:
         rows: the engine's kernels.
         graph: that it was built from, with a fixed batch.
-        gpu: one of `engines.tensorrt.roofline.GPUS`; None for all of them.
+        gpu: one of `known_gpu`; None for all of them.
 
     Returns:
         By GPU, the estimate, or the type that it lacks.
 
     Raises:
-        InputError: the one GPU lacks a type, or kernels do not tell their shapes.
+        InputError: the one GPU is not known or lacks a type, or kernels do not tell their shapes.
     """
     from sit_deploy.graph.inspect import node_macs
 
-    check_gpu(gpu)
+    gpu = gpu and known_gpu(gpu)
     by_output = node_macs(graph)
     macs = {
         name: by_output[node.output[0]]

@@ -151,7 +151,7 @@ def test_an_estimate(nano_rtx: Path, cli: CommandLine) -> None:
     )
     (one,) = cli(*words, "--gpu", "l4", "--json").json()["estimate"]["gpus"]
     assert one["gpu"] == "l4" and len(one["kernel_us"]) == len(cli(*words, "--json").json()["kernel_list"])
-    assert "est. µs" in cli(*words, "--gpu", "l4").out and "est. µs" not in out
+    assert "est. µs" in cli(*words, "--gpu", "L4").out and "est. µs" not in out
 
 
 @pytest.mark.slow
