@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from engines.build_options import BuildOptions
+    from engines.graph_file import GraphNodes
 
 Progress = Callable[[str, int, int], None]
 
@@ -248,7 +249,7 @@ class Engine(ABC):
     def inspect_kernels(
         self,
         engine_path: Path,
-        onnx_path: Path,
+        graph: Path | GraphNodes,
         feeds: Mapping[str, np.ndarray],
         *,
         device: str | None = None,
@@ -258,7 +259,7 @@ class Engine(ABC):
 
         Args:
             engine_path: the built engine.
-            onnx_path: the graph that it was built from.
+            graph: that it was built from: its file, or what was read of it before.
             feeds: an array for each input.
             device: as for `load`.
             origin: as for `load`.

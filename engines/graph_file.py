@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,33 @@ if TYPE_CHECKING:
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _OF_WEIGHTS = ("Cast", "DequantizeLinear", "QuantizeLinear", "Transpose")
 _ELEMENTWISE = ("Add", "Cast", "DequantizeLinear", "Div", "Mul", "QuantizeLinear", "Sub", "Where")
+
+
+@dataclass(frozen=True)
+class GraphNodes:
+    """The nodes of a graph that an engine's layers and kernels are held to, by name: all there is to know of it where onnx is not.
+
+    Attributes:
+        types: the type of each product, as `product_types`.
+        products: all products, as `product_nodes`.
+        attention: as `attention_nodes`.
+    """
+
+    types: Mapping[str, str]
+    products: tuple[str, ...]
+    attention: tuple[str, ...]
+
+    @classmethod
+    def of(cls, graph: Path | GraphNodes) -> GraphNodes:
+        """Return the nodes of an ONNX file, or those that were read before.
+
+        Raises:
+            EngineBuildError: as `read_model`.
+        """
+        if isinstance(graph, cls):
+            return graph
+        model = read_model(graph)
+        return cls(product_types(model), product_nodes(model), attention_nodes(model))
 
 
 def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:

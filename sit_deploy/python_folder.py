@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -251,11 +252,11 @@ def _write_modules(staged: Path) -> None:
 
 
 def _description(bundles: Sequence[Bundle]) -> str:
-    """Return folder.json: what there would need onnx to be known, the type of each product of a graph, by its bundle."""
-    from engines.graph_file import product_types, read_model
+    """Return folder.json: what there would need onnx to be known, the nodes of each graph, by its bundle."""
+    from engines.graph_file import GraphNodes
 
     described = {
-        bundle.manifest.digest: {"products": product_types(read_model(bundle.model_path))}
+        bundle.manifest.digest: {"nodes": asdict(GraphNodes.of(bundle.model_path))}
         for bundle in bundles
         if engines.get(bundle.manifest.engine.kind).reports_types
     }

@@ -24,7 +24,7 @@ from engines.errors import (
 )
 from engines.files import atomic_path
 from engines.gpus import Gpu, find_gpus
-from engines.graph_file import attention_nodes, check_batch, product_nodes, product_types, read_model
+from engines.graph_file import GraphNodes, check_batch
 from engines.tensorrt import config, cuda, load
 from engines.tensorrt.library import (
     TENSORRT,
@@ -254,7 +254,7 @@ class TensorRT(Engine):
     def inspect_kernels(
         self,
         engine_path: Path,
-        onnx_path: Path,
+        graph: Path | GraphNodes,
         feeds: Mapping[str, np.ndarray],
         *,
         device: str | None = None,
@@ -266,9 +266,9 @@ class TensorRT(Engine):
         with self.load(engine_path, device=device, origin=origin) as runner:
             runner.infer(feeds)  # of an open batch the context knows shapes and types only then
             told = runner.inspect_layers()
-        model = read_model(onnx_path)
-        kernels = inspected_kernels(told, product_nodes(model))
-        details = kernel_details(kernels, product_types(model), attention_nodes(model), INSPECTOR)
+        nodes = GraphNodes.of(graph)
+        kernels = inspected_kernels(told, nodes.products)
+        details = kernel_details(kernels, nodes.types, nodes.attention, INSPECTOR)
         return tuple(kernel.to_dict() for kernel in kernels), details
 
     def tensor_outputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import engines
 from engines.errors import EngineBuildError, EngineNotInstalledError, NoGpuError
 from engines.files import move_in, partial_folder, uninterrupted
 from engines.gpus import find_gpus
+from engines.graph_file import GraphNodes
 
 from ..errors import InputError
 from ..hashes import digest, sha256
@@ -59,8 +61,6 @@ def build_here(bundle: Bundle, kind: str) -> Path:
     Raises:
         EngineError: it cannot be built.
     """
-    from engines.graph_file import product_types, read_model
-
     engine = engines.get(kind)
     if bundle.precision not in engine.precisions:
         raise EngineBuildError(f"{bundle.name}: {engine.title} has no {bundle.precision} kernels")
@@ -84,7 +84,7 @@ def build_here(bundle: Bundle, kind: str) -> Path:
                 "sha256": sha256(folder / info.filename),
                 "seconds": info.build_seconds,
                 "built_on": [platform.system(), architecture()],
-                "products": product_types(read_model(model)),
+                "nodes": asdict(GraphNodes.of(model)),
             }
             facts["digest"] = digest(facts)
             text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)

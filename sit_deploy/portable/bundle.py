@@ -15,6 +15,7 @@ import engines
 from engines.base import EngineOrigin
 from engines.errors import EngineLoadError, EngineNotInstalledError, NoGpuError
 from engines.gpus import find_gpus
+from engines.graph_file import GraphNodes
 from engines.strict_json import parse
 
 from ..classifier import Classifier
@@ -42,7 +43,7 @@ class Engine:
         path: of its file.
         origin: how it was built.
         built_on: system and architecture that it was built on, as ("Linux", "x86_64"); empty where that is not known.
-        products: the type of each product of its graph, by ONNX node; empty where that is not known.
+        nodes: of its graph, that its layers and kernels are held to; None where they are not known.
         seconds: its build took.
         here: it was built by check.py.
     """
@@ -51,7 +52,7 @@ class Engine:
     path: Path
     origin: EngineOrigin
     built_on: tuple[str, str]
-    products: Mapping[str, str]
+    nodes: GraphNodes | None
     seconds: float
     here: bool
 
@@ -271,7 +272,7 @@ def _own_engine(path: Path, fields: Mapping[str, Any]) -> Engine:
         path=path / facts["file"],
         origin=origin,
         built_on=platform_of(fields.get("versions", {}).get("platform") or ""),
-        products=described.get("products", {}),
+        nodes=read_nodes(described["nodes"]) if described else None,
         seconds=float(facts.get("build_seconds", 0.0)),
         here=False,
     )
@@ -302,10 +303,15 @@ def _built_engine(bundle: Bundle) -> Engine | None:
         path=folder / facts["file"],
         origin=origin,
         built_on=tuple(facts["built_on"]),
-        products=facts["products"],
+        nodes=read_nodes(facts["nodes"]),
         seconds=facts["seconds"],
         here=True,
     )
+
+
+def read_nodes(fields: Mapping[str, Any]) -> GraphNodes:
+    """Return the nodes of a graph that JSON fields are (`dataclasses.asdict` of them)."""
+    return GraphNodes(fields["types"], tuple(fields["products"]), tuple(fields["attention"]))
 
 
 def built_folder(bundle: Path) -> Path:

@@ -68,19 +68,24 @@ def examine(path: Path, threads: int | None = None, device: str | None = None) -
             told = runtime.layer_times(
                 engine.path, feeds, threads=threads, device=device, origin=engine.origin
             )
-            layers = layer_table(runtime, told, engine.products, _census(bundle, feeds, device))
+            layers = layer_table(
+                runtime, told, engine.nodes.types if engine.nodes else {}, _census(bundle, feeds, device)
+            )
         except EngineError as error:
             note = str(error)
     return Examined(hop.to_dict(), layers, note, tuple(ran), notes)
 
 
 def _census(bundle: Bundle, feeds: dict[str, Any], device: str | None) -> dict[str, Any] | None:
-    """Return what the engine's kernels say of it; None where it does not tell, or onnx is not there to read the graph."""
+    """Return what the engine's kernels say of it; None where that is not told."""
     engine, runtime = bundle.engine, engines.get(bundle.engine.kind)
-    model = bundle.path / "model.onnx"
+    if engine.nodes is None:
+        return None
     try:
-        return runtime.inspect_kernels(engine.path, model, feeds, device=device, origin=engine.origin)[1]
-    except (EngineError, ModuleNotFoundError):
+        return runtime.inspect_kernels(engine.path, engine.nodes, feeds, device=device, origin=engine.origin)[
+            1
+        ]
+    except EngineError:
         return None
 
 

@@ -15,6 +15,7 @@ from engines.errors import EngineError, Error
 from engines.gpus import find_gpus, telemetry
 from engines.timing import TimingOptions, WorkerResult, alternate, engine_worker, machine
 
+from ..text import shown
 from .bundle import Bundle, architecture
 from .examine import Examined, examine, isolated
 from .form import KIND, SCHEMA
@@ -50,7 +51,7 @@ def measure(
         try:
             examined[bundle.name] = isolated(examine, bundle.path, timing.threads, timing.device)
         except Error as error:
-            examined[bundle.name] = str(error)
+            examined[bundle.name] = _without_place(str(error), bundle)
     wanted = [
         (bundle, size)
         for bundle in bundles
@@ -118,6 +119,13 @@ class _Clocks:
             self.seen.append(read)
 
 
+def _without_place(text: str, bundle: Bundle) -> str:
+    """Return a message without where the folder lies, which is nobody else's business."""
+    for place in (bundle.path.parent.parent, bundle.path.absolute().parent.parent):
+        text = text.replace(f"{shown(place)}{os.sep}", "").replace(f"{place}{os.sep}", "")
+    return text
+
+
 def _gpu(bundles: Sequence[Bundle], device: str | None) -> dict[str, Any] | None:
     """Return the GPU that the bundles run on; None where none of them does."""
     if (device or "").startswith("cpu") or (
@@ -168,6 +176,7 @@ def _row(bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], Wor
         return row
     layers = found.layers and {**found.layers, "layers": found.layers["layers"][:_LAYERS]}
     notes = [*found.notes, *([f"layers: {found.layers_note}"] if found.layers_note else [])]
+    notes = [_without_place(note, bundle) for note in notes]
     latencies = [
         {"batch_size": size, **asdict(result)}
         for (name, size), result in times.items()

@@ -48,17 +48,19 @@ def _needed(requirements: Iterable[str]) -> set[str]:
     return found
 
 
-def add_fake_gpu(folder: Path, release: str, capability: tuple[int, int] = (8, 9)) -> dict[str, str]:
+def add_fake_gpu(
+    folder: Path, release: str, capability: tuple[int, int] = (8, 9), more: str = ""
+) -> dict[str, str]:
     """Write modules that stand for a TensorRT release, PyCUDA and cuda-bindings, a driver and nvidia-smi.
 
-    Returns the environment in which every Python finds them.
+    `more` is Python that changes the fakes, TRT and GPU. Returns the environment in which every Python finds them.
     """
     kind = "tensorrt_rtx" if "rtx" in release else "tensorrt"
     files = {
         "sitecustomize.py": _DRIVER.format(capability=capability),
         "fake_machine.py": (
             "from tests.helpers.fake_cuda import FakeGpu\nfrom tests.helpers.fake_tensorrt import FakeTensorRT\n"
-            f"GPU = FakeGpu(capability={capability})\nTRT = FakeTensorRT({release!r}, GPU)\n"
+            f"GPU = FakeGpu(capability={capability})\nTRT = FakeTensorRT({release!r}, GPU)\n{more}\n"
         ),
         f"{kind}.py": "import sys, fake_machine\nsys.modules[__name__] = fake_machine.TRT.module\n",
         "pycuda/__init__.py": "",

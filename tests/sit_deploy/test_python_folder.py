@@ -197,5 +197,5 @@ def test_the_readme_and_what_it_says_of_a_gpu(nano_fp32: Path, tmp_path: Path) -
     assert "check.py --build" in (tmp_path / "out/README.md").read_text()
     described = json.loads((tmp_path / "out/folder.json").read_text())["bundles"]
     assert list(described) == [load_manifest(gpu)["digest"]]
-    assert set(described[load_manifest(gpu)["digest"]]["products"].values()) == {"float32"}
+    assert set(described[load_manifest(gpu)["digest"]]["nodes"]["types"].values()) == {"float32"}
     assert sit_deploy.__version__ in text

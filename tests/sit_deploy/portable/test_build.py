@@ -48,7 +48,8 @@ def test_a_bundle_of_a_cpu_on_a_gpu(rig: Rig, nano_fp32: Path, folder_of: Callab
     }
     again = open_bundle(path)
     assert again.engine.here and again.engine.kind == "tensorrt" and again.digest == bundle.digest
-    assert len(again.engine.products) > 20 and set(again.engine.products.values()) == {"float32"}
+    nodes = again.engine.nodes
+    assert len(nodes.products) > 20 and set(nodes.types.values()) == {"float32"} and len(nodes.attention) == 8
     images, reference = again.golden()
     with load(path) as classifier:
         assert np.abs(classifier.logits(images) - reference).max() < 1e-3
@@ -134,4 +135,4 @@ def test_the_real_builder(nano_rtx: Path, folder_of: Callable[..., Path]) -> Non
     build_here(before, "tensorrt-rtx")
     after = open_bundle(path)
     assert after.engine.here and after.engine.origin.version == before.engine.origin.version
-    assert after.engine.products == before.engine.products and "float16" in after.engine.products.values()
+    assert after.engine.nodes == before.engine.nodes and "float16" in after.engine.nodes.types.values()

@@ -18,7 +18,7 @@ import pytest
 from sit_deploy.hashes import digest
 from sit_deploy.report.check_record import read_check
 from tests.helpers import bare_python
-from tests.helpers.bundles import seal_again
+from tests.helpers.bundles import load_manifest, seal_again
 from tests.sit_deploy.conftest import Trained
 from tests.sit_deploy.portable.conftest import Run, on_fake_tensorrt
 
@@ -98,6 +98,19 @@ def test_replacing_and_an_empty_folder(run: Run, nano_fp32: Path, folder_of: Cal
     (folder / "bundles/nano-fp32").rename(folder / "away")
     status, _, err = run(folder, "--force")
     assert status == 2 and "has no bundle in it; write the folder again" in err
+
+
+def test_what_is_written_names_no_place(
+    run: Run, nano_fp32: Path, copy_of: Callable[..., Path], folder_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    damaged = copy_of(nano_fp32, "damaged")
+    (damaged / "engine.onnx").write_bytes(b"no graph")
+    seal_again(damaged)
+    status, out, err = run(folder_of(nano_fp32, damaged))
+    assert (
+        status == 2 and "damaged: bundles/damaged/engine.onnx is not an engine ONNX Runtime can load" in err
+    )
+    assert str(tmp_path) not in Path("check.json").read_text() + out
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
@@ -187,7 +200,14 @@ def test_on_the_fake_gpu_in_such_an_environment(
     python = bare_python.make(
         tmp_path / "venv", ["numpy", "pillow", "onnxruntime"]
     )  # which the fake runs graphs on
-    gpu = bare_python.add_fake_gpu(tmp_path / "site", release)
+    nodes = json.loads((folder / "folder.json").read_text())["bundles"][load_manifest(bundles[0])["digest"]][
+        "nodes"
+    ]
+    tensor = {"Name": "t", "Dimensions": [1, 64], "Format/Datatype": "Row major linear FP16 format"}
+    layer = {"Name": "head_myl0_1", "LayerType": "gemm", "Inputs": [tensor, tensor], "Outputs": [tensor]}
+    layer["Metadata"] = f"[ONNX Layer: {nodes['products'][-1]}]"
+    told = json.dumps({"Layers": [layer], "Bindings": []})
+    gpu = bare_python.add_fake_gpu(tmp_path / "site", release, more=f"TRT.inspector = {told!r}")
     done = _python(python, folder / "check.py", "--rounds", 3, "--seconds", 0.02, cwd=tmp_path, **gpu)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
     assert "Fake GPU (sm89), driver 580.65, SM clock 1500 to 1500 MHz" in done.stdout
@@ -203,10 +223,9 @@ def test_on_the_fake_gpu_in_such_an_environment(
     for row in fields["bundles"]:
         assert row["golden"]["passed"] and row["latencies"][0]["gpu"]["p50_ms"] > 0
         assert row["layers"]["kept"] is not None
+        assert row["layers"]["census"]["kernels"]["products"] == {"float16": 1}  # told without onnx
     # another GPU than it was built for: which, and how to build it here
-    other = bare_python.add_fake_gpu(tmp_path / "other", release, capability=(9, 0))
-    site = tmp_path / "other" / "fake_machine.py"
-    site.write_text(site.read_text() + "TRT.validity = 2\n")
+    other = bare_python.add_fake_gpu(tmp_path / "other", release, (9, 0), more="TRT.validity = 2")
     refused = _python(python, folder / "check.py", "--rounds", 0, "-o", "no.json", cwd=tmp_path, **other)
     assert refused.returncode == 2 and not (tmp_path / "no.json").exists()
     assert refused.stderr.splitlines()[-1].startswith(
