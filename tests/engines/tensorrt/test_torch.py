@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="needs PyTorch, whose tensors are stood in for")
+
 from engines import EngineInputError, EngineLoadError, EngineRunError
 from engines.tensorrt.runner import TensorRTRunner
 from tests.helpers.fake_torch import FakeTorch, counted
