@@ -78,6 +78,7 @@ private:
 
 /// One execution context with memory of its own for the largest batch.
 struct Context {
+    DeviceMemory activations;  // outlives the context that runs in it
     std::unique_ptr<nvinfer1::IExecutionContext> execution;
     Stream stream;
     DeviceMemory device_in, device_out;
@@ -172,8 +173,19 @@ private:
 
     std::unique_ptr<Context> make_context() {
         auto context = std::make_unique<Context>();
+#ifdef SIT_DEPLOY_TENSORRT_RTX
+        // its engines are built to take memory from outside (BuilderFlag::kREQUIRE_USER_ALLOCATION)
+        context->execution.reset(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+#else
         context->execution.reset(engine_->createExecutionContext());
+#endif
         if (!context->execution) throw Error(std::string(title) + " gives no execution context: " + logger_.last());
+#ifdef SIT_DEPLOY_TENSORRT_RTX
+        if (const std::int64_t bytes = engine_->getDeviceMemorySizeV2(); bytes > 0) {
+            context->activations = device_memory(static_cast<std::size_t>(bytes));
+            context->execution->setDeviceMemoryV2(context->activations.get(), bytes);
+        }
+#endif
         const std::size_t in = batch_max() * image_bytes(), out = batch_max() * classes() * sizeof(float);
         context->stream = make_stream();
         context->device_in = device_memory(in);
