@@ -33,6 +33,7 @@ class Reason(Enum):
     CARRIES_ERRORS_ON = "carries every block's error on"
     FEW_TOKENS = "too few tokens for attention in 8 bits to stay one kernel"
     ACCURACY_BUDGET = "kept high for accuracy: number {rank} by harm for its work"
+    OUTLIERS = "outliers: 8 bits hold them or the rest of what it reads, not both"
     TRAINED_IN_8_BITS = "trained in 8 bits"
     TRAINED_IN_FLOAT = "trained in float"
 
@@ -115,6 +116,19 @@ class QuantPlan:
         """Share of the layers' multiply-accumulates that run in 8 bits."""
         total = sum(layer.macs for layer in self.layers)
         return sum(layer.macs for layer in self.layers if not layer.is_high) / max(total, 1)
+
+    @property
+    def kept_for_outliers(self) -> tuple[str, ...]:
+        """Names of the layers that outliers keep high."""
+        return tuple(layer.name for layer in self.layers if layer.reason is Reason.OUTLIERS)
+
+    def without_outliers(self, names: Collection[str]) -> QuantPlan:
+        """Return a plan in which these layers stay high for their outliers."""
+        layers = tuple(
+            replace(layer, precision=HIGH, reason=Reason.OUTLIERS) if layer.name in names else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=layers)
 
     def keep_high(self, names: Sequence[str]) -> QuantPlan:
         """Return a plan in which these layers stay high for an accuracy budget; their order is their rank, from 1.

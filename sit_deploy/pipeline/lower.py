@@ -13,13 +13,15 @@ from sit_deploy.measure.parity import compare, require
 from sit_deploy.pipeline.calibration import Quantization, make_quantization
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
 from sit_deploy.pipeline.logits import graph_logits
-from sit_deploy.pipeline.work import Work
+from sit_deploy.pipeline.request import CALIBRATION_IMAGES
+from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from calibration.ranges import TensorRange
     from sit_deploy.graph.precision import PrecisionPlan
     from sit_deploy.preprocessing import Preprocessing
 
@@ -132,7 +134,6 @@ def _to_half(
     import numpy as np
 
     from sit_deploy.graph import lint
-    from sit_deploy.graph.float16_ranges import observe_float16_ranges
     from sit_deploy.graph.precision import to_precision
     from sit_deploy.graph.simulate import first_non_finite
 
@@ -142,7 +143,7 @@ def _to_half(
     ranges = None
     if half == "fp16":  # bf16 has the range of float32
         with work.step("Observing ranges") as report:
-            ranges = observe_float16_ranges(observed, images, request.batch_range[1], report)
+            ranges = _ranges(work, float_graph, observed, report)
     with work.step(f"Writing {half} into the graph"):
         low, plan = to_precision(source, half, ranges)
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
@@ -162,6 +163,27 @@ def _to_half(
         _require(work)
         write_graph(low, folder / MODEL)
     return low, plan, logits
+
+
+def _ranges(
+    work: Work, float_graph: FloatGraph, observed: onnx.ModelProto, report: Progress
+) -> dict[str, TensorRange]:
+    """Return the range of every activation, over the compared images and as many of the calibration images as 8 bits would see.
+
+    An outlier may be in one image of many, and FP16 that never saw it overflows.
+    """
+    from calibration.ranges import observe_ranges
+    from sit_deploy.graph.float16_ranges import observe_float16_ranges
+    from sit_deploy.quantize.image_stream import calibration_images
+
+    request, images = work.request, float_graph.compared.normalised
+    ranges = observe_float16_ranges(observed, images, request.batch_range[1], report)
+    if request.calib_data is None:
+        return ranges
+    many = request.calib_images or CALIBRATION_IMAGES
+    stream = calibration_images(request.calib_data, None, many, float_graph.preprocessing)
+    more = observe_ranges(observed, stream, progress=report)
+    return {name: seen.merge(more[name]) for name, seen in ranges.items()}
 
 
 def simulated_logits(

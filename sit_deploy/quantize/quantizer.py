@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 GPTQ_IMAGES = 64  # images that weights are rounded with: thousands of tokens for every column
 LAYER_ERROR_IMAGES = 32  # images that layers, and their bias correction, are measured on
+# A layer stays high whose error alone is above a thirtieth of its output, among the tokens with most of the power or the others.
+# Layers without outliers have 25 dB and more; those of which outliers take the codes, 12 and less.
+LEAST_DB = 15.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,15 @@ def make_quantizer(
     scales = replace(scales, weights=codes)
     few = stream.spread(LAYER_ERROR_IMAGES)
     errors = measure_layer_errors(smoothed, plan.quantized, few, scales, calibration.grid, report)
-    plain = Quantizer(smoothed, plan, scales, errors, False, method)
+    lost = [name for name, error in errors.items() if error.worst_db < LEAST_DB]
+    notes = ()
+    if 0 < len(lost) < len(plan.quantized):
+        plan = plan.without_outliers(lost)
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        notes = (
+            f"{lost[0]}{more} stays high: it reads outliers, and 8 bits hold them or the rest, not both",
+        )
+    plain = Quantizer(smoothed, plan, scales, errors, False, method, notes)
     corrected = replace(plain, corrected=True)
     reference = run_logits(smoothed, few)
     # rounding against the inputs leaves little for a correction to mend, and now and then nothing: measured, not assumed

@@ -99,6 +99,26 @@ def test_a_layer_that_is_all_error() -> None:
     np.testing.assert_array_equal(error.mean, [15, 15])
 
 
+def test_few_tokens_with_most_of_the_power_do_not_hide_the_others() -> None:
+    """One token in four of a thousand times the rest: its codes are good, and the others round to 0."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[1,1,4,2] images) => (float[1,1,4,2] y)
+        <float[2,2] w = {127,1,-2,127}> { [fc] y = MatMul (images, w) }"""
+    )
+    image = np.float32([[[[1270, 635], [1, -2], [3, 1], [-2, 2]]]])
+    lost = measure_layer_errors(model, ["fc"], [image], Scales({"images": 10.0}))["fc"]
+    assert lost.sqnr_db > 40
+    assert lost.worst_db == lost.token_db < 20
+    alike = np.float32([[[[100.3, 50.2], [90.6, -80.3], [70.4, 99.7], [-88.4, 60.1]]]])
+    assert measure_layer_errors(model, ["fc"], [alike], Scales({"images": 1.0}))["fc"].worst_db > 40
+    # the mean in dB over the tokens, each with its own power and error
+    w, x = np.float64([[127, 1], [-2, 127]]), image[0, 0].astype(np.float64)
+    y, z = x @ w, np.clip(np.rint(x / 10), -128, 127) * 10 @ w
+    noise = np.maximum(np.square(z - y).sum(1), 1e-30)
+    assert lost.token_db == pytest.approx((10 * np.log10(np.square(y).sum(1) / noise)).mean(), abs=1e-4)
+
+
 @pytest.mark.slow
 def test_bad_input() -> None:
     model, names, scales = prepared("sit", groups=None)

@@ -107,6 +107,18 @@ def test_keep_high(layers: dict[str, Layer]) -> None:
         plan.keep_high(["nowhere"])
 
 
+def test_layers_that_read_outliers_stay_high_before_any_budget(layers: dict[str, Layer]) -> None:
+    plan = make_plan(layers)
+    first, second, *rest = plan.quantized
+    kept = plan.without_outliers([first]).keep_high([second])
+    assert kept.quantized == tuple(rest) and kept.share < plan.share
+    assert (kept.kept_for_outliers, kept.kept_for_accuracy) == ((first,), (second,))
+    assert next(p.sentence for p in kept.layers if p.name == first).startswith(
+        "outliers: 8 bits hold them or the rest"
+    )
+    assert plan.kept_for_outliers == ()
+
+
 def test_the_order_of_those_kept_high_is_their_rank(layers: dict[str, Layer]) -> None:
     plan = make_plan(layers)
     last, first = plan.quantized[-1], plan.quantized[0]

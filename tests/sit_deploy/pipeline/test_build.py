@@ -304,7 +304,7 @@ def test_fp16_overflow(trained: Trained, tmp_path: Path, monkeypatch: pytest.Mon
     assert result.hops[-1].name == "ONNX fp16" and result.hops[-1].passed
 
     monkeypatch.setattr(float_graph, "_export", lambda *_: exported[0])
-    monkeypatch.setattr("sit_deploy.graph.float16_ranges.observe_float16_ranges", lambda *_: None)
+    monkeypatch.setattr("sit_deploy.pipeline.lower._ranges", lambda *_: None)
     before = snapshot(tmp_path)
     message = r"^float16 overflows in 'blocks\.3/mlp/fc1.*max \|x\| .* > 65504; use bf16 or fp32.*; nothing was written$"
     with pytest.raises(GateError, match=message):

@@ -10,10 +10,12 @@ from onnx import numpy_helper
 
 from calibration.cache import Calibration
 from calibration.formats import GRIDS, broadcast_along, float16_scale, weight_scale
+from calibration.plan import make_plan
 from sit_deploy.errors import InputError
+from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import run_logits
-from sit_deploy.quantize.quantizer import Quantizer, make_quantizer, trained_quantizer
+from sit_deploy.quantize.quantizer import LEAST_DB, Quantizer, make_quantizer, trained_quantizer
 from tests.helpers.graphs import sqnr_db
 from tests.sit_deploy.conftest import Digits
 
@@ -61,6 +63,56 @@ def test_biases_are_corrected_only_where_that_is_better(
         plain = replace(made, corrected=False)
         a, b = (form.quantized().SerializeToString() for form in (made, plain))
         assert (a != b) == better
+
+
+def with_massive_neuron(graph: onnx.ModelProto, block: int = 1) -> onnx.ModelProto:
+    """Let a neuron of an MLP be 300 in every token, and write 1418 into one channel of the residual stream.
+
+    As a few neurons of public vision transformers do: nothing else of the MLP is changed.
+    """
+    planted = onnx.ModelProto()
+    planted.CopyFrom(graph)
+    tensors = {tensor.name: tensor for tensor in planted.graph.initializer}
+    values = initializers(planted)
+    for name, change in (
+        ("fc1/weight", lambda v: v[:, 11].fill(0)),
+        ("fc1/bias/value", lambda v: v[11:12].fill(300)),
+        ("fc2/weight", lambda v: (v[11].fill(0), v[11, 7:8].fill(1418 / 300))),
+    ):
+        value = values[f"blocks.{block}/mlp/{name}"].copy()
+        change(value)
+        tensors[f"blocks.{block}/mlp/{name}"].CopyFrom(
+            numpy_helper.from_array(value, f"blocks.{block}/mlp/{name}")
+        )
+    return planted
+
+
+@pytest.mark.parametrize("grid", ["int8", "fp8"])
+def test_a_layer_that_reads_outliers_stays_high(
+    grid: str, digits: Digits, stream: ImageStream, quantizer: Quantizer
+) -> None:
+    """In int8 the neuron would take the codes of all others; fp8 has codes for both."""
+    assert quantizer.plan.kept_for_outliers == () and quantizer.notes == ()
+    graph = with_massive_neuron(digits.float_graph.graph)
+    calibration = calibrate(graph, stream, CalibrationMethod(grid, "minmax"))[0]
+    assert max(seen.absmax for seen in calibration.tensors.values()) == pytest.approx(300)
+    made = make_quantizer(graph, calibration, stream)
+    layer = "blocks.1/mlp/fc2"
+    if grid == "fp8":
+        assert made.plan.kept_for_outliers == () and made.errors[layer].worst_db > LEAST_DB
+        return
+    assert made.plan.kept_for_outliers == (layer,)
+    assert made.notes == (
+        f"{layer} stays high: it reads outliers, and 8 bits hold them or the rest, not both",
+    )
+    error = made.errors[layer]
+    assert error.sqnr_db > error.channel_db + 10  # the neuron alone has most of the power
+    (row,) = (row for row in made.rows() if row["layer"] == layer)
+    assert row["precision"] == "high" and row["reason"].startswith("outliers")
+    reference = run_logits(graph, stream)
+    everything = made.with_plan(make_plan(made.layers))
+    kept, lost = (sqnr_db(run_logits(q.quantized(), stream), reference) for q in (made, everything))
+    assert kept > lost + 6
 
 
 def test_rows(quantizer: Quantizer) -> None:
