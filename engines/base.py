@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engines.errors import EngineError, EngineInputError
+from engines.errors import EngineBuildError, EngineError, EngineInputError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from engines.graph_file import GraphNodes
 
 Progress = Callable[[str, int, int], None]
+
+ATTENTION_OPSET = 23  # of ONNX, the first with Attention
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Engine(ABC):
         precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
         int8_convolutions: its convolutions are faster in INT8 too.
         one_scale_where_split: it multiplies in 8 bits what is split afterwards only if the weight has one scale.
+        attention_since: the first release that reads ONNX's Attention, by its name for people; "" where all do.
         attention_in_one_kernel: it makes one kernel of attention, in 8 bits only where there are enough tokens.
         reports_types: `layer_times` has the types that layers run in, so they can be held to those of the graph.
         reports_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
@@ -152,6 +155,7 @@ class Engine(ABC):
     precision_beside_8_bits: ClassVar[str] = "fp32"
     int8_convolutions: ClassVar[bool] = False
     one_scale_where_split: ClassVar[bool] = False
+    attention_since: ClassVar[str] = ""
     attention_in_one_kernel: ClassVar[bool] = False
     reports_types: ClassVar[bool] = False
     reports_tensors: ClassVar[bool] = False
@@ -168,6 +172,23 @@ class Engine(ABC):
         Raises:
             EngineNotInstalledError, NoGpuError, EngineBuildError: as `build` does.
         """
+
+    def check_opset(self, opset: int) -> None:
+        """Refuse an operator set that the installed release does not read: callers ask before long work.
+
+        Raises:
+            EngineNotInstalledError: the runtime is missing.
+            EngineBuildError: it does not read it.
+        """
+        if opset >= ATTENTION_OPSET and not self._reads_attention():
+            raise EngineBuildError(
+                f"{self.title} {self.probe().version} does not read opset {opset}, which has one operator for attention "
+                f"({self.attention_since} does); leave --opset out"
+            )
+
+    def _reads_attention(self) -> bool:
+        """Whether the installed release reads the Attention of ONNX's opset 23."""
+        return True
 
     @abstractmethod
     def build(

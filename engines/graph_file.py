@@ -133,7 +133,7 @@ def product_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def attention_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The Softmax nodes of a graph that are attention's: between two products of activations, of which one is scores.
+    """The nodes of a graph that are attention's: Attention, and Softmax between two products of activations, of which one is scores.
 
     A softmax over the outputs of a layer with weights, as a token slimming module has, is none.
     """
@@ -165,10 +165,24 @@ def attention_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         node.name
         for node in graph.node
-        if node.op_type == "Softmax"
-        and multiplies_activations(made_by.get(behind(node.input[0], _ELEMENTWISE)))
-        and multiplies_activations(reader(node.output[0]))
+        if (node.op_type == "Attention" and node.domain in ("", "ai.onnx"))
+        or (
+            node.op_type == "Softmax"
+            and multiplies_activations(made_by.get(behind(node.input[0], _ELEMENTWISE)))
+            and multiplies_activations(reader(node.output[0]))
+        )
     )
+
+
+def attention_graph() -> bytes:
+    """The smallest graph with ONNX's Attention, to try a runtime with: its input `x` is queries, keys and values."""
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Attention", ["x", "x", "x"], ["y"], "attention", scale=1.0)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 2, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "attention", values[:1], values[1:])
+    opset = [helper.make_opsetid("", 23)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=11).SerializeToString()
 
 
 def check_batch(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
 from engines.build_options import BuildOptions, refuse_gpu_options
 from engines.errors import EngineNotInstalledError
-from engines.onnxruntime.library import PROVIDERS, TITLE, has_provider, import_onnxruntime
+from engines.graph_file import attention_graph
+from engines.onnxruntime.library import PROVIDERS, TITLE, has_provider, import_onnxruntime, session_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,7 @@ class OnnxRuntime(Engine):
     package = "onnxruntime"
     filename = "engine.onnx"
     on_cpu = True
+    attention_since = "ONNX Runtime 1.23"
     precisions = ("fp32", "fp16", "int8")
 
     def __init__(self, rewrites: Sequence[Rewrite] | None = None) -> None:
@@ -48,6 +50,16 @@ class OnnxRuntime(Engine):
 
     def check(self, options: BuildOptions) -> None:
         refuse_gpu_options(options, self.title)
+
+    def _reads_attention(self) -> bool:
+        ort = import_onnxruntime()
+        try:
+            ort.InferenceSession(
+                attention_graph(), session_options(ort, 1), providers=["CPUExecutionProvider"]
+            )
+        except Exception:  # ONNX Runtime's errors share no base but Exception
+            return False
+        return True
 
     def build(
         self,

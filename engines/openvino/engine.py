@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
 from engines.build_options import BuildOptions, refuse_gpu_options
 from engines.errors import EngineBuildError, EngineLoadError, EngineNotInstalledError
+from engines.graph_file import attention_graph
 from engines.openvino.library import TITLE, import_openvino, require_cpu, version_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class OpenVino(Engine):
     package = "openvino"
     filename = "engine.xml"
     on_cpu = True
+    attention_since = "OpenVINO 2026.0"
     precisions = ("fp32", "fp16", "int8")
     int8_convolutions = True
 
@@ -40,6 +42,14 @@ class OpenVino(Engine):
             return Support(self.kind, False, None, False, False, error.reason, error.remedy)
         reason = f"{self.title} {version} builds and runs on this CPU"
         return Support(self.kind, True, version, True, True, reason)
+
+    def _reads_attention(self) -> bool:
+        ov = import_openvino()
+        try:
+            ov.Core().read_model(attention_graph())
+        except Exception:  # OpenVINO's errors share no base but Exception
+            return False
+        return True
 
     def check(self, options: BuildOptions) -> None:
         require_cpu(options.device, EngineBuildError)

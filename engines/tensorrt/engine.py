@@ -59,6 +59,7 @@ class TensorRT(Engine):
     builds_anywhere = not TENSORRT.needs_gpu_to_build
     precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
     precision_beside_8_bits = "fp16"
+    attention_since = "TensorRT 10.14"
     attention_in_one_kernel = True
     reports_types = True
     reports_tensors = True
@@ -123,6 +124,9 @@ class TensorRT(Engine):
         if foreign:  # the library has the last word
             _log.warning("%s; --engine tensorrt is for this GPU", foreign)
         config.check_options(library, options, bool(status))
+
+    def _reads_attention(self) -> bool:
+        return open_library(self.flavour).features.attention
 
     def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
         if precision != "fp8":
@@ -296,6 +300,7 @@ class TensorRTRTX(TensorRT):
     package = "tensorrt-rtx"
     builds_anywhere = not TENSORRT_RTX.needs_gpu_to_build
     one_scale_where_split = True
+    attention_since = "TensorRT-RTX 1.7.1"
     caveat = (
         "documents INT8 for weights alone: what a build in int8 multiplies in 8 bits, its notes and `inspect` say, "
         "as the builder logs it; nothing of it has run on a GPU yet"

@@ -34,6 +34,7 @@ class Features:
         capture_query: a context says whether a CUDA graph can be captured of it.
         user_allocation: an engine can be built so that its contexts allocate nothing while they run.
         eager_kernels: a context can be told to compile the kernels of a new shape before it runs them.
+        attention: attention is one layer, which its parser makes of ONNX's Attention.
     """
 
     strong_typing: bool
@@ -57,6 +58,7 @@ class Features:
     capture_query: bool
     user_allocation: bool
     eager_kernels: bool
+    attention: bool
 
     @classmethod
     def of(cls, trt: ModuleType) -> Features:
@@ -97,6 +99,7 @@ class Features:
             capture_query=has("IExecutionContext", "is_stream_capturable"),
             user_allocation=has("BuilderFlag", "REQUIRE_USER_ALLOCATION"),
             eager_kernels=has("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
+            attention=has("INetworkDefinition", "add_attention"),
         )
 
     @property

@@ -14,6 +14,9 @@ _WRAPPER = re.compile(r"^(?:\[[^\]]*\]|[\w:]+): ?Error Code \d+: [\w ]+?\s*\((?P
 _BRACKET = re.compile(r"^Error Code \d+: [\w ]+?\s*\((?P<inner>.*)\)$")
 _PREFIX = re.compile(r"^\[[\w.:]+(?:: \w+)?\]\s*")
 # Without a driver the library mentions it at every turn; it has no part in what went wrong.
+# what a builder says of an Attention that would take several kernels, and the same in short
+_NO_KERNEL = "Attention operation was not supported by a dedicated kernel"
+_ATTENTION = "it has no kernel for an Attention of this shape and type; leave --opset 23 out, and attention is written out"
 _NO_DRIVER = "cudaError"
 
 _LISTING = ("Layers:", "Engine Layer Information:")
@@ -95,7 +98,7 @@ def parser_problems(parser: Any, title: str) -> tuple[str, ...]:
 def builder_problems(messages: Messages) -> tuple[str, ...]:
     """One line for each error the builder logged; the absent driver only if there is no other."""
     own = [text for text in messages.errors if _NO_DRIVER not in text] or messages.errors
-    return tuple(dict.fromkeys(map(clean, own)))
+    return tuple(dict.fromkeys(_ATTENTION if _NO_KERNEL in text else clean(text) for text in own))
 
 
 def facts(notes: list[str]) -> dict[str, int]:

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     "--opset",
     default=20,
     show_default=True,
-    type=click.IntRange(17, 20),
-    metavar="17..20",
+    type=Whole(100),
+    metavar="17..20|23",
     help="As of the build.",
 )
 @click.option(

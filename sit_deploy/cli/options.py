@@ -67,9 +67,9 @@ _GRAPH_OPTIONS = (
         "--opset",
         default=20,
         show_default=True,
-        type=click.IntRange(17, 20),
-        metavar="17..20",
-        help="17 is the most TensorRT 8.6 reads.",
+        type=Whole(100),
+        metavar="17..20|23",
+        help="17 is the most TensorRT 8.6 reads; 23 has one operator for attention.",
     ),
     click.option(
         "--calib-data",

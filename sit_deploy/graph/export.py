@@ -20,12 +20,15 @@ import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from engines.base import ATTENTION_OPSET
 from sit_deploy.errors import InputError
+from sit_deploy.graph.attention import write_attention
 from sit_deploy.graph.deploy_form import DeployForm
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 DEFAULT_OPSET = 20  # Gelu is one operator from here on; TensorRT 10 and newer read it
-OPSETS = (17, 18, 19, 20)  # 17: the most that TensorRT 8.6 reads
+# 17: the most that TensorRT 8.6 reads; 23: attention is one operator
+OPSETS = (17, 18, 19, 20, ATTENTION_OPSET)
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # what the inputs of an operator are called in the names of its initializers
@@ -54,6 +57,7 @@ def export_onnx(
     batch: int | str = 1,
     opset: int = DEFAULT_OPSET,
     name: str = "sit",
+    one_attention: bool = True,
 ) -> ModelProto:
     """Return the ONNX graph of a deploy form: `images` float32 (batch, 3, H, W) → `logits` float32 (batch, classes).
 
@@ -63,6 +67,7 @@ def export_onnx(
         batch: a number, or "batch" for an open dimension 0; nothing else is ever open.
         opset: version of the standard operator set.
         name: of the graph.
+        one_attention: write attention as one operator where the operator set has it (`graph.attention`).
 
     Raises:
         InputError: an operator set that is not offered, or a batch below 1.
@@ -76,14 +81,15 @@ def export_onnx(
     sample = torch.zeros(2, channels, *image_size)
     with _quiet():
         program = torch.onnx.export(
-            model, (sample,), dynamo=True, opset_version=max(opset, 18), input_names=[INPUT], output_names=[OUTPUT],
+            model, (sample,), dynamo=True, opset_version=min(max(opset, 18), DEFAULT_OPSET), input_names=[INPUT], output_names=[OUTPUT],
             optimize=True, verbose=False,
         )  # fmt: skip
     graph = program.model_proto
-    _lower_opset(graph, opset)
+    _declare_opset(graph, opset)
     _rename(graph)
     _free_batch(graph)
-    return set_batch(_clean(graph, name), batch)
+    made = set_batch(_clean(graph, name), batch)
+    return write_attention(made) if one_attention and opset >= ATTENTION_OPSET else made
 
 
 @contextlib.contextmanager
@@ -102,8 +108,10 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _lower_opset(model: ModelProto, opset: int) -> None:
-    """Declare a lower operator set after making every node valid in it (the checker proves that it is).
+def _declare_opset(model: ModelProto, opset: int) -> None:
+    """Declare another operator set after making every node valid in it (the checker proves that it is).
+
+    A newer one takes every node as it is: what the deploy form is written with was given more types since, and nothing else.
 
     onnx's converter has no adapter from 18 to 17 for Pad, whose only change is an optional input that is not used
     here; Split's only change is an attribute that repeats the number of outputs, and ReduceMean's that its axes, an
@@ -214,8 +222,15 @@ def _clean(model: ModelProto, name: str) -> ModelProto:
     clean = helper.make_graph(list(graph.node), name, list(graph.input), list(graph.output), initializers)
     opset = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
     return helper.make_model(
-        clean, opset_imports=opset, producer_name="sit-deploy", ir_version=8 if opset[0].version < 19 else 9
+        clean, opset_imports=opset, producer_name="sit-deploy", ir_version=_ir_version(opset[0].version)
     )
+
+
+def _ir_version(opset: int) -> int:
+    """Return the version of ONNX's format that came with an operator set."""
+    if opset < 19:
+        return 8
+    return 9 if opset < ATTENTION_OPSET else 11
 
 
 def set_batch(model: ModelProto, batch: int | str) -> ModelProto:

@@ -86,7 +86,7 @@ def default_opset(model: onnx.ModelProto) -> int:
 
 
 def node_macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the multiply-accumulates of every Conv, Gemm and MatMul by the name of its output tensor.
+    """Return the multiply-accumulates of every Conv, Gemm, MatMul and Attention by the name of its output tensor.
 
     They are those of one run of the graph: of all N images where the batch is a fixed N, of one image where it is open.
     A bias adds none.
@@ -105,7 +105,7 @@ def count_macs(model: onnx.ModelProto) -> int:
 def _macs(model: onnx.ModelProto, info: dict[str, TensorInfo]) -> dict[str, int]:
     macs = {}
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "Attention"):
             continue
         out, left, right = (info.get(name) for name in (node.output[0], *node.input[:2]))
         if not out or not left or not right or None in (out.shape, left.shape, right.shape):
@@ -116,10 +116,20 @@ def _macs(model: onnx.ModelProto, info: dict[str, TensorInfo]) -> dict[str, int]
             depth = math.prod(right.shape[1:])  # weight: (out, in / groups, *kernel)
         elif node.op_type == "Gemm":
             depth = left.shape[0 if _attribute(node, "transA", 0) else 1]
+        elif node.op_type == "Attention":
+            macs[node.output[0]] = _attention_macs(node, left, right, out)
+            continue
         else:
             depth = left.shape[-1]
         macs[node.output[0]] = out.elements * depth
     return macs
+
+
+def _attention_macs(node: onnx.NodeProto, queries: TensorInfo, keys: TensorInfo, out: TensorInfo) -> int:
+    """Both products: every channel of queries and of the result meets every key."""
+    if len(node.input) > 4 and node.input[4]:
+        raise InputError(f"cannot count the MACs of node '{node.name}': it keeps keys of before")
+    return (queries.elements + out.elements) * keys.shape[-2]
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -39,6 +39,7 @@ class Reason(Enum):
     AS_EXPORTED = "as exported"
     NO_FLOAT = "holds no floating point"
     MATRIX_PRODUCT = "matrix product"
+    ATTENTION = "matrix products; the softmax between them is in whatever type its kernel has"
     ACTIVATION = "pointwise activation"
     SUM = "pointwise sum"
     PRODUCT = "pointwise product"
@@ -57,6 +58,7 @@ class Reason(Enum):
 
 
 _LOW_REASON = {
+    "Attention": Reason.ATTENTION,
     "Conv": Reason.MATRIX_PRODUCT,
     "Gemm": Reason.MATRIX_PRODUCT,
     "MatMul": Reason.MATRIX_PRODUCT,

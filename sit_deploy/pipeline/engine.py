@@ -74,6 +74,7 @@ def check_engine(request: BuildRequest, engine: engines.Engine) -> None:
             f"--allow-wider-kernels is for TensorRT: {engine.title} does not tell its kernels; leave it out"
         )
     engine.check(request.engine_options())
+    engine.check_opset(request.opset)
 
 
 def build_engine(work: Work, engine: engines.Engine, why: str, folder: Path) -> BuiltEngine:

@@ -199,7 +199,15 @@ def _export(request: BuildRequest, loaded: LoadedModel, deploy: Any) -> onnx.Mod
     from sit_deploy.graph.export import BATCH, export_onnx
 
     batch = BATCH if request.dynamic_batch else request.batch_size
-    return export_onnx(deploy, loaded.model.img_size, batch=batch, opset=request.opset, name=loaded.name)
+    return export_onnx(
+        deploy,
+        loaded.model.img_size,
+        batch=batch,
+        opset=request.opset,
+        name=loaded.name,
+        # 8 bits are written around products: attention that has none is one operator after that (`lower`)
+        one_attention=request.precision not in EIGHT_BITS,
+    )
 
 
 def _check_graph(

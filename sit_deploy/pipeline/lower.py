@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.base import ATTENTION_OPSET
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError
 from sit_deploy.graph.write import write_graph
@@ -87,6 +88,7 @@ def lower_quantized(
     """Write 8 bits into the graph as a quantizer's plan says, and the rest as the request says."""
     from calibration.split_scales import share_split_scales
     from sit_deploy.graph import lint
+    from sit_deploy.graph.attention import write_attention
     from sit_deploy.graph.precision import to_precision
 
     request, quantizer, compared = work.request, quantization.quantizer, float_graph.compared
@@ -94,6 +96,8 @@ def lower_quantized(
         low = quantizer.quantized()
         if work.engine is not None and work.engine.one_scale_where_split:
             low = share_split_scales(low)
+        if request.opset >= ATTENTION_OPSET:
+            low = write_attention(low)
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
         write_graph(low, folder / MODEL)
         logits = graph_logits(folder / MODEL, compared.normalised, request.batch_range)

@@ -19,7 +19,7 @@ from sit_deploy.schema import convert_fields
 INPUTS = ("float32", "uint8")
 CALIBRATION_PERCENTILE = 99.99
 CALIBRATION_IMAGES = 256  # images that 8 bits are calibrated on, and FP16 ranges observed, by default
-OPSETS = (17, 20)  # oldest and newest that are written
+OPSETS = (17, 18, 19, 20, 23)  # those that are written
 COMPARED_IMAGES = 8  # images that hops are compared on by default
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import engines
+from engines.base import ATTENTION_OPSET
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
@@ -67,8 +68,12 @@ def check_request(request: BuildRequest) -> None:
             f"{request.calib_images} images would be {'made up' if request.calib_data is None else 'held in memory'} to compare on; "
             f"pass --calib-images {held} or fewer"
         )
-    if not OPSETS[0] <= request.opset <= OPSETS[1]:
-        raise InputError(f"opset must be {OPSETS[0]} to {OPSETS[1]}, got {request.opset}; leave --opset out")
+    if request.opset not in OPSETS:
+        raise InputError(
+            f"opset must be {OPSETS[0]} to {OPSETS[-2]}, or {OPSETS[-1]}, got {request.opset}; leave --opset out"
+        )
+    if request.opset >= ATTENTION_OPSET:  # every build is compared on ONNX Runtime
+        engines.get("onnxruntime").check_opset(request.opset)
     _check_eight_bits(request)
     size = config.image_size if request.image_size is None else request.image_size
     patch = config.patch_size

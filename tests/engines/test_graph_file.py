@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from engines.graph_file import attention_nodes
+from engines.graph_file import attention_graph, attention_nodes
 
 ATTENTION = """
     [scores] s = MatMul (q, k) {middle} [softmax] p = Softmax (t) {after} [mix] y = MatMul (u, v)
@@ -44,6 +44,10 @@ def test_attention_is_found(middle: str) -> None:
 )
 def test_no_attention(body: str) -> None:
     assert attention_nodes(graph(body)) == ()
+
+
+def test_attention_as_one_operator() -> None:
+    assert attention_nodes(onnx.load_from_string(attention_graph())) == ("attention",)
 
 
 def test_attention_in_8_bits() -> None:

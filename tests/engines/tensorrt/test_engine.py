@@ -89,6 +89,23 @@ def test_a_release_without_a_path_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert answer.remedy == "install TensorRT 8.6 or newer"
 
 
+@pytest.mark.parametrize(
+    ("kind", "since"), [("tensorrt", "TensorRT 10.14"), ("tensorrt-rtx", "TensorRT-RTX 1.7.1")]
+)
+def test_a_release_that_does_not_read_attention_is_refused_for_opset_23(
+    monkeypatch: pytest.MonkeyPatch, kind: str, since: str
+) -> None:
+    library = fake_trt()
+    monkeypatch.setitem(sys.modules, MODULES[kind], library)
+    engine = get(kind)
+    engine.check_opset(20)
+    refused = f"^{engine.title} 99.0 does not read opset 23, .* [(]{since} does[)]; leave --opset out$"
+    with pytest.raises(EngineBuildError, match=refused):
+        engine.check_opset(23)
+    library.INetworkDefinition.add_attention = None
+    engine.check_opset(23)
+
+
 def test_full_tensorrt_needs_a_gpu_to_build(
     monkeypatch: pytest.MonkeyPatch, no_gpu: None, make_mlp, tmp_path: Path
 ):
@@ -241,3 +258,10 @@ def test_auto_passes_rtx_over_for_a_gpu_that_it_is_not_for(monkeypatch: pytest.M
     assert engine.kind == "tensorrt-rtx" and "does not run on NVIDIA B200" in why
     monkeypatch.setitem(sys.modules, "tensorrt", trt_api.load("tensorrt-11.4.0"))
     assert select()[0].kind == "tensorrt"
+
+
+def test_attention_without_a_kernel_is_told_with_the_way_out() -> None:
+    said = """MyelinCheckException: decompose_composite_ops.cpp:59: CHECK(composite_op->is_decomposable()) failed. Attention
+    operation was not supported by a dedicated kernel.  (See https://docs.nvidia.com/ for shapes.)"""
+    (problem,) = builder_problems(Messages(errors=[said.replace("\n   ", "")]))
+    assert problem.endswith("leave --opset 23 out, and attention is written out")

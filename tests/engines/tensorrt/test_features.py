@@ -27,6 +27,8 @@ def test_every_recorded_release_has_a_path(release: str):
     assert found.unsupported is None
     assert found.strong_typing == (release != "tensorrt-8.6.0")
     assert found.compute_capabilities == found.runtime_cache == found.engine_validity == ("rtx" in release)
+    # 10.14 is the first release whose notes have it
+    assert found.attention == (release not in ("tensorrt-8.6.0", "tensorrt-10.0.1"))
     assert found.progress_monitor == found.strip_plan == found.bf16 == (release != "tensorrt-8.6.0")
 
 
