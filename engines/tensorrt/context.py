@@ -77,6 +77,11 @@ class ContextSlot:
         self._ended: Any = None
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Of the inputs that it ran last; None before any."""
+        return self._shapes
+
+    @property
     def is_captured(self) -> bool:
         """Whether it replays a CUDA graph of the shape that it ran last."""
         return self._graph is not None

@@ -6,7 +6,6 @@ waited for before an output is read (NVIDIA TensorRT developer guide, "Performin
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from engines.tensorrt.context import ContextSlot
 from engines.tensorrt.device_tensors import DeviceCalls
 from engines.tensorrt.layers import make_profiler, read_layers, timed
 from engines.tensorrt.load import activation_bytes, make_context
+from engines.tensorrt.slots import SlotPool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class TensorRTRunner(Runner):
                 "no CUDA graphs: cuda-bindings is not installed; run `pip install cuda-bindings`"
             )
         self._slots: list[ContextSlot] = []
-        self._free: queue.LifoQueue[ContextSlot | None] = queue.LifoQueue()  # None: closed
+        self._pool = SlotPool()
         with ExitStack() as undo:
             undo.callback(self._release)
             for _ in range(contexts):
@@ -98,11 +98,11 @@ class TensorRTRunner(Runner):
         slot = ContextSlot(self._library, self.device, self._bindings, context, self._graphs, self.notes)
         self._slots.append(slot)  # before it allocates: `_release` then frees what it has
         slot.allocate(_remedy(contexts, self._bindings.ranges), wanted)
-        self._free.put(slot)
+        self._pool.add(slot)
 
     def _infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._bindings.check_ranges(feeds)
-        with self._slot() as slot:
+        with self._slot({name: tuple(array.shape) for name, array in feeds.items()}) as slot:
             outputs, self.last_gpu_seconds = slot.run(feeds)
         return outputs
 
@@ -139,7 +139,7 @@ class TensorRTRunner(Runner):
             raise EngineInputError("this engine is closed; load it again to run it")
         self._check_names(feeds)
         call = self._device_calls.find(feeds, out)
-        with self._slot() as slot:
+        with self._slot(call.shapes) as slot:
             outputs = call.new_outputs() if out is None else out
             addresses = self._device_calls.addresses(feeds, outputs)
             theirs = torch.cuda.current_stream(self.device.number)
@@ -174,13 +174,12 @@ class TensorRTRunner(Runner):
         return timed(layers, profiler.mean_milliseconds())
 
     @contextmanager
-    def _slot(self) -> Iterator[ContextSlot]:
-        """A free context slot, with the device's context current; waits for one."""
+    def _slot(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Iterator[ContextSlot]:
+        """A free context slot, best one that ran these shapes last, with the device's context current; waits for one."""
         if self._broken:
             raise EngineRunError(self._broken)
-        slot = self._free.get()
+        slot = self._pool.take(shapes)
         if slot is None:
-            self._free.put(None)  # for the next that waits
             raise EngineInputError(
                 "this engine was closed while a call waited for it; load it again to run it"
             )
@@ -197,12 +196,10 @@ class TensorRTRunner(Runner):
                 raise lost from error
             raise
         finally:
-            self._free.put(slot)
+            self._pool.give_back(slot)
 
     def _close(self) -> None:
-        for _ in self._slots:
-            self._free.get()  # calls that run in other threads end first
-        self._free.put(None)
+        self._pool.close()  # calls that run in other threads end first
         try:
             with self.device.current():
                 if self._cache is not None and not self._broken:

@@ -54,6 +54,24 @@ def test_a_shape_is_replayed_from_its_third_run(rig: Rig, open_plan: Path, tmp_p
     rig.trt.assert_clean()
 
 
+def test_shapes_that_alternate_are_captured_in_contexts_of_their_own(
+    rig10: Rig, open_plan: Path, tmp_path: Path
+):
+    compute = reference(tmp_path, "open")
+    with rig10.engine.load(open_plan, contexts=3) as runner:
+        for turn in range(12):
+            x = images((1, 8, 4)[turn % 3], seed=turn)
+            np.testing.assert_array_equal(runner.infer({"x": x})["y"], compute(x))
+        assert runner.captured == 3
+        assert rig10.gpu.launches == 12 - 3  # but for the first run of each
+        assert rig10.trt.executions == 3 + 3
+        # one more shape costs the graph of the least recent use alone
+        runner.infer({"x": images(2)})
+        for batch in (8, 4):
+            runner.infer({"x": images(batch)})
+        assert rig10.gpu.launches == 9 + 2
+
+
 def test_without_graphs_nothing_is_captured(rig10: Rig, plan: Path):
     with rig10.engine.load(plan, cuda_graph=False) as runner:
         for _ in range(3):
@@ -266,7 +284,7 @@ def test_closing_waits_for_a_run_and_releases_who_waits(rig10: Rig, plan: Path):
     with runner._slot():  # a run that takes its time
         waiting = threading.Thread(target=late)
         waiting.start()
-        while runner._free.qsize() or not waiting.is_alive():
+        while runner._pool.free or not waiting.is_alive():
             pass
         closing = threading.Thread(target=runner.close)
         closing.start()
