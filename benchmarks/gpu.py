@@ -157,7 +157,11 @@ class Results:
     def add(self, cell: Cell) -> None:
         """Take a row and write it."""
         self.cells.append(cell)
-        done = f"skipped: {cell.skipped}" if cell.skipped else f"{1e3 * cell.medians()[0]:.3f} ms"
+        done = (
+            f"skipped: {cell.skipped}"
+            if cell.skipped
+            else f"{1e3 * cell.batch / cell.images_per_second():.3f} ms"
+        )
         click.echo(f"  {cell.model} {cell.batch} {cell.runtime}: {done}", err=True)
         self.write(complete=False)
 

@@ -37,6 +37,8 @@ class Shard:
         return items[self.rank :: self.size]
 
 
+# what torchrun tells its processes, and PyTorch joins them by
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = Shard()  # all of the work: what a process takes that is alone
 
 
@@ -104,6 +106,8 @@ class World:
 def join_world(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started, if it did, and leave them at the end.
 
+    One process that torchrun started alone joins too: its backend is asked once, so what is wrong with it shows before there are more.
+
     Args:
         device: "auto" for a GPU where there is one, "cpu", or "cuda".
 
@@ -130,13 +134,15 @@ def join_world(device: str = "auto") -> Iterator[World]:
             )
         chosen, backend = torch.device("cuda", local), "nccl"
         torch.cuda.set_device(chosen)
-    if size == 1:
+    if size == 1 and not all(name in os.environ for name in _LAUNCHED):
         yield World(0, 1, chosen)
         return
     import torch.distributed as dist
 
     dist.init_process_group(backend, device_id=chosen if backend == "nccl" else None)
     try:
+        if size == 1:
+            dist.all_reduce(torch.ones(1, device=chosen))  # nothing else would ask it
         yield World(rank, size, chosen)
     finally:
         dist.destroy_process_group()

@@ -148,7 +148,9 @@ def _precision(
 ) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:
     """Return what to compute the loss in, and the scaler that keeps FP16 gradients from vanishing."""
     if amp == "auto":
-        amp = "off" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # GPUs older than Ampere emulate bfloat16, slowly, and have fast float16
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        amp = "off" if device.type == "cpu" else "bf16" if has_bf16 else "fp16"
     if amp == "fp16" and device.type == "cpu":
         raise InputError("--amp fp16 is for GPUs; pass --amp off, or bf16")
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")

@@ -264,7 +264,7 @@ def jpegs(folder: str, pictures: str = "32", copies: str = "64") -> Result:
 
 
 def world(backend: str) -> Result:
-    """Do in a world of one process what training does in larger ones; `join_world` by itself would not ask the backend.
+    """Do in a world of one process what training does in larger ones.
 
     Args:
         backend: "nccl", or "gloo" on a CPU.
@@ -272,26 +272,23 @@ def world(backend: str) -> Result:
     import torch
     import torch.distributed as dist
 
-    from sit_deploy.processes import World
+    from sit_deploy.processes import World, join_world
 
-    device, ids = torch.device("cpu"), None
-    if backend == "nccl":
-        if not torch.cuda.is_available():
-            return {"failed": "PyTorch finds no GPU"}
-        device, ids = torch.device("cuda", 0), [0]
-        torch.cuda.set_device(device)
-    dist.init_process_group(backend, device_id=device if ids else None)
-    several = World(dist.get_rank(), 2, device)  # "2": or else it would not ask
-    total = several.sum(torch.ones(4, device=device)).tolist()
-    flag, gathered = several.any(True), [None]
-    dist.all_gather_object(gathered, {"a": 1})
-    several.barrier()
-    layer = torch.nn.Linear(4, 4).to(device)
-    parallel = torch.nn.parallel.DistributedDataParallel(layer, device_ids=ids)
-    parallel(torch.ones(2, 4, device=device)).sum().backward()
-    learnt = layer.weight.grad is not None
-    dist.destroy_process_group()
-    works = total == [1.0] * 4 and flag and gathered == [{"a": 1}] and learnt
+    if backend == "nccl" and not torch.cuda.is_available():
+        return {"failed": "PyTorch finds no GPU"}
+    with join_world("cuda" if backend == "nccl" else "cpu") as joined:
+        device, ids = joined.device, [joined.device.index] if backend == "nccl" else None
+        several = World(dist.get_rank(), 2, device)  # "2": or else it would not ask
+        total = several.sum(torch.ones(4, device=device)).tolist()
+        flag, gathered = several.any(True), [None]
+        dist.all_gather_object(gathered, {"a": 1})
+        several.barrier()
+        layer = torch.nn.Linear(4, 4).to(device)
+        parallel = torch.nn.parallel.DistributedDataParallel(layer, device_ids=ids)
+        parallel(torch.ones(2, 4, device=device)).sum().backward()
+        learnt = layer.weight.grad is not None
+        works = dist.get_backend() == backend
+    works = works and total == [1.0] * 4 and flag and gathered == [{"a": 1}] and learnt
     return (
         {"works": works, "nccl": ".".join(map(str, torch.cuda.nccl.version()))} if ids else {"works": works}
     )
