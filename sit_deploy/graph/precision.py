@@ -7,6 +7,7 @@ exponentiate, stay FP32; operators that only move data take whichever type saves
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # A tensor may be held in low precision if the calibration images leave it this far below the largest finite value:
 # for fp16, |x| <= 65504 / 2. Calibration sees a sample, and a factor of two is the room left for images it did not see.
 HEADROOM = 2.0
+# From here on float16's steps are a quarter: what is held there and taken back later is rounded away.
+COARSE = 256.0
 
 LOW_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -54,6 +57,7 @@ class Reason(Enum):
     WEIGHT_OVERFLOWS = "weight '{tensor}' overflows {tag}"
     NOT_FINITE = "'{tensor}' was not finite on the calibration images"
     OUT_OF_RANGE = "'{tensor}' reaches {absmax}, above {limit} ({tag} maximum / {headroom})"
+    TOO_COARSE = "'{tensor}' reaches {absmax}, where the steps of {tag} are too coarse for this model"
     GELU_HELD_BACK = "its GELU is held back by '{node}'"
 
 
@@ -161,7 +165,10 @@ class PrecisionPlan:
 
 
 def to_precision(
-    model: onnx.ModelProto, precision: str, ranges: Mapping[str, TensorRange] | None = None
+    model: onnx.ModelProto,
+    precision: str,
+    ranges: Mapping[str, TensorRange] | None = None,
+    coarse: float | None = None,
 ) -> tuple[onnx.ModelProto, PrecisionPlan]:
     """Write a precision into a float32 graph. Inputs, outputs and node names stay as they are.
 
@@ -173,6 +180,7 @@ def to_precision(
         model: a float32 graph; it is not changed.
         precision: "fp32" (returns the graph itself), "fp16" or "bf16".
         ranges: observed ranges by tensor name (`calibration.ranges.observe_ranges`); tensors it lacks are trusted.
+        coarse: the |x| that a tensor may reach in `ranges` and be held low, where that is to be less.
 
     Returns:
         The strongly typed graph, the same byte for byte for the same input, and the plan.
@@ -200,7 +208,7 @@ def to_precision(
     copy.CopyFrom(model)
     lift_constants(copy.graph)
     low = LOW_TYPES[precision]
-    chooser = _TypeChooser(copy, info, low, ranges or {})
+    chooser = _TypeChooser(copy, info, low, ranges or {}, coarse)
     plan = chooser.decide()
     writer = CastWriter(copy.graph, info, low, chooser.types)
     writer.write()
@@ -231,12 +239,14 @@ class _TypeChooser:
         info: dict[str, TensorInfo],
         low: int,
         ranges: Mapping[str, TensorRange],
+        coarse: float | None,
     ) -> None:
         self.graph, self.info, self.low, self.ranges = model.graph, info, low, ranges
         self.opset = default_opset(model)
         self.weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
         self.types: dict[int, int] = {}
         self._limit = float(ml_dtypes.finfo(NUMPY_TYPES[low]).max) / HEADROOM
+        self._coarse = math.inf if coarse is None else coarse
         self._overflows: dict[str, bool] = {}
 
     def decide(self) -> tuple[NodeType, ...]:
@@ -309,6 +319,8 @@ class _TypeChooser:
                         "tag": tag,
                         "headroom": f"{HEADROOM:g}",
                     }
+                if seen.absmax > self._coarse:
+                    return Reason.TOO_COARSE, {"absmax": f"{seen.absmax:.6g}", "tensor": name, "tag": tag}
         return None
 
     def _operator_takes_low(self, node: onnx.NodeProto) -> bool:

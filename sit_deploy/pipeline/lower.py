@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from engines.base import ATTENTION_OPSET
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError
 from sit_deploy.graph.write import write_graph
-from sit_deploy.measure.parity import compare, require
+from sit_deploy.measure.parity import Hop, compare, require
 from sit_deploy.pipeline.calibration import Quantization, make_quantization
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
 from sit_deploy.pipeline.logits import graph_logits
@@ -135,6 +136,55 @@ def _to_half(
         observed: the float32 graph whose activations say what FP16 can hold.
         folder: for model.onnx.
     """
+    from sit_deploy.graph.precision import COARSE
+
+    request = work.request
+    half = request.high if request.precision in EIGHT_BITS else request.precision
+    ranges = None
+    if half == "fp16":  # bf16 has the range of float32
+        with work.step("Observing ranges") as report:
+            ranges = _ranges(work, float_graph, observed, report)
+    with work.step(f"Writing {half} into the graph"):
+        written = _write_half(work, float_graph, source, previous, folder, ranges)
+        large = ranges is not None and any(seen.absmax > COARSE for seen in ranges.values())
+        if large and written.hop.step_error > TOLERANCE[half]:
+            finer = _write_half(work, float_graph, source, previous, folder, ranges, COARSE)
+            if finer.hop.step_error < written.hop.step_error:
+                count = len(finer.plan.held_back) - len(written.plan.held_back)
+                work.note(
+                    f"fp16 rounds values above {COARSE:g} too coarsely for this model: {count} more nodes stay fp32"
+                )
+                written = finer
+        work.hops.append(written.hop)
+        _require(work)
+        write_graph(written.graph, folder / MODEL)
+    return written.graph, written.plan, written.logits
+
+
+@dataclass(frozen=True)
+class _Half:
+    """A graph with 16 bits in it, and what it was compared by."""
+
+    graph: onnx.ModelProto
+    plan: PrecisionPlan
+    logits: np.ndarray
+    hop: Hop
+
+
+def _write_half(
+    work: Work,
+    float_graph: FloatGraph,
+    source: onnx.ModelProto,
+    previous: np.ndarray,
+    folder: Path,
+    ranges: Mapping[str, TensorRange] | None,
+    coarse: float | None = None,
+) -> _Half:
+    """Write 16 bits into a graph (`to_precision`), and compare it with its rounding simulated.
+
+    Raises:
+        GateError: a logit is not finite.
+    """
     import numpy as np
 
     from sit_deploy.graph import lint
@@ -144,29 +194,21 @@ def _to_half(
     request, images = work.request, float_graph.compared.normalised
     quantized = request.precision in EIGHT_BITS
     half = request.high if quantized else request.precision
-    ranges = None
-    if half == "fp16":  # bf16 has the range of float32
-        with work.step("Observing ranges") as report:
-            ranges = _ranges(work, float_graph, observed, report)
-    with work.step(f"Writing {half} into the graph"):
-        low, plan = to_precision(source, half, ranges)
-        lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
-        logits = simulated_logits(low, images, request.batch_range, folder)
-        if not np.isfinite(logits).all():
-            raise GateError(f"{first_non_finite(low, images)}; nothing was written")
-        hop = compare(
-            f"ONNX {request.precision}, rest {half}" if quantized else f"ONNX {half}",
-            logits,
-            previous,
-            float_graph.compared.reference,
-            TOLERANCE[request.precision],
-            "rounding simulated",
-            request.precision,
-        )
-        work.hops.append(hop)
-        _require(work)
-        write_graph(low, folder / MODEL)
-    return low, plan, logits
+    low, plan = to_precision(source, half, ranges, coarse)
+    lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
+    logits = simulated_logits(low, images, request.batch_range, folder)
+    if not np.isfinite(logits).all():
+        raise GateError(f"{first_non_finite(low, images)}; nothing was written")
+    hop = compare(
+        f"ONNX {request.precision}, rest {half}" if quantized else f"ONNX {half}",
+        logits,
+        previous,
+        float_graph.compared.reference,
+        TOLERANCE[request.precision],
+        "rounding simulated",
+        request.precision,
+    )
+    return _Half(low, plan, logits, hop)
 
 
 def _ranges(
