@@ -147,9 +147,9 @@ def _to_half(
     with work.step(f"Writing {half} into the graph"):
         written = _write_half(work, float_graph, source, previous, folder, ranges)
         large = ranges is not None and any(seen.absmax > COARSE for seen in ranges.values())
-        if large and written.hop.step_error > TOLERANCE[half]:
+        if large and not written.hop.passed:
             finer = _write_half(work, float_graph, source, previous, folder, ranges, COARSE)
-            if finer.hop.step_error < written.hop.step_error:
+            if finer.hop.error < written.hop.error:
                 count = len(finer.plan.held_back) - len(written.plan.held_back)
                 work.note(
                     f"fp16 rounds values above {COARSE:g} too coarsely for this model: {count} more nodes stay fp32"
