@@ -209,7 +209,7 @@ def test_rows_are_written_as_they_come_and_the_file_is_whole(tmp_path: Path):
 @pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_what_was_done(tmp_path: Path):
     path = tmp_path / "r.json"
-    words = f"--device cpu --models sit_nano --batches 1,2 --seconds 0.01 --no-compile --output {path}"
+    words = f"--device cpu --models sit_nano --batches 1,2,4,8 --seconds 0.01 --no-compile --output {path}"
     with subprocess.Popen(
         [sys.executable, "benchmarks/gpu.py", *words.split()], cwd=ROOT, stderr=subprocess.DEVNULL
     ) as run:
