@@ -2,11 +2,12 @@
 
     python benchmarks/kernel_census.py WORK --model sit_s [--target sm89] [--write-docs]
 
-Ours are the graphs of `sit-deploy build` with default layers. The others start from what PyTorch's exporter makes of the same model, as it is
+Ours are the graphs of `sit-deploy build`, with default layers unless the row says otherwise. The others start from what PyTorch's exporter makes of the same model, as it is
 or in FP16: as it is, or quantized by ONNX Runtime's `quantize_static` (the Linear and Conv layers, or a choice of its own) or by NVIDIA
 ModelOpt (a choice of its own, the rest in FP16). Weights are random (seed 0): they play no part in which kernels there are. Each peer lives in
 an environment of its own, as in quantization_peers.py. All are listed by `sit-deploy inspect --kernels`. A graph that is in WORK is taken as
-it is; a graph that is refused is a row, with the reason. Figures go to benchmarks/results/kernel_census.json, the table to standard output.
+it is; a graph that is refused is a row, with the reason. Figures go to benchmarks/results/kernel_census.json, the table to standard output. With
+--only the other rows stay as they are recorded, each with its date, if they are of the same model, GPU and releases.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ from sit_deploy.preprocessing import Preprocessing  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "kernel_census.json"
 CALIBRATION_IMAGES = 16
 OURS = "sit-deploy"
-# (graph, who made it, how, title)
+# (graph, who made it, how, title); ours: the precision, and options of `sit-deploy build`
 ROWS = (
     ("plain-fp32", "PyTorch", "fp32", "PyTorch's export, FP32"),
     ("plain-fp16", "PyTorch", "fp16", "PyTorch's export, FP16"),
     ("ours-fp32", OURS, "fp32", "**sit-deploy**, FP32"),
     ("ours-fp16", OURS, "fp16", "**sit-deploy**, FP16"),
+    ("ours-fp16-opset23", OURS, "fp16 --opset 23", "**sit-deploy**, FP16, `--opset 23`"),
     ("ours-int8", OURS, "int8", "**sit-deploy**, INT8"),
+    ("ours-int8-attention", OURS, "int8 --quantize default,attention", "**sit-deploy**, INT8, attention too"),
     ("ours-fp8", OURS, "fp8", "**sit-deploy**, FP8"),
+    ("ours-fp8-attention", OURS, "fp8 --quantize default,attention", "**sit-deploy**, FP8, attention too"),
     ("ort-layers", "onnxruntime", "minmax", "ONNX Runtime, INT8, Linear and Conv"),
     ("ort-default", "onnxruntime", "default", "ONNX Runtime, INT8, its own choice"),
     ("modelopt-int8", "modelopt", "default", "ModelOpt, INT8, its own choice"),
@@ -78,13 +82,13 @@ def pictures(work: Path, name: str) -> tuple[Path, Path]:
     return folder, array
 
 
-def ours(name: str, precision: str, images: Path, target: str, path: Path) -> None:
+def ours(name: str, how: str, images: Path, target: str, path: Path) -> None:
     """Build a bundle, and take its graph."""
-    bundle = path.with_suffix("")
+    bundle, (precision, *more) = path.with_suffix(""), how.split()
     words = ["--calib-data", str(images), "--calib-method", "minmax"] if precision in ("int8", "fp8") else []
     run([
         sys.executable, "-m", "sit_deploy", "build", "--model", name, "--precision", precision, "--engine", "tensorrt-rtx",
-        "--target", target, *words, "--force", "-o", str(bundle),
+        "--target", target, *words, *more, "--force", "-o", str(bundle),
     ])  # fmt: skip
     path.write_bytes((bundle / "model.onnx").read_bytes())
 
@@ -97,18 +101,34 @@ def count(path: Path, target: str) -> dict[str, Any]:
     )
     if not done.stdout:
         return {"error": done.stderr.strip().splitlines()[-1].removeprefix("Error: ")}
-    return json.loads(done.stdout)["census"]
+    found = json.loads(done.stdout)
+    inside = [kernel["reads"] for kernel in found["kernel_list"] if kernel["role"] == "attention"]
+    low = sum(sum(read.startswith(("int8", "float8")) for read in reads) >= 3 for reads in inside)
+    return {**found["census"], "attention_8_bits": low}
+
+
+def with_recorded(rows: list[dict[str, Any]], conditions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows with those that are recorded and were not made anew, in the order of ROWS.
+
+    Raises:
+        ClickException: the recorded ones are of another model, GPU or release.
+    """
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if any(recorded[name] != value for name, value in conditions.items()):
+        raise click.ClickException(f"{RESULTS.name} was recorded otherwise; leave --only out")
+    known = {row["graph"]: row for row in (*recorded["rows"], *rows)}
+    return [known[graph] for graph, *_ in ROWS if graph in known]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| graph | kernels | products in 8 bits | in FP16 | in FP32 | attention in one kernel | weights widened at every run |",
-        "|---|---|---|---|---|---|---|",
+        "| graph | kernels | products in 8 bits | in FP16 | in FP32 | attention in one kernel | of 8 bits | weights widened at every run |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         census = row["census"]
         if "error" in census:
-            lines.append(f"| {row['title']} | {census['error']} | | | | | |")
+            lines.append(f"| {row['title']} | {census['error']} | | | | | | |")
             continue
         products = census["products"]
         low = products.get("int8", 0) + products.get("float8_e4m3fn", 0)
@@ -119,6 +139,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             products.get("float16", 0),
             products.get("float32", 0),
             fused,
+            census.get("attention_8_bits", "?"),
             len(census["widened"]),
         )
         lines.append(f"| {row['title']} | {' | '.join(map(str, cells))} |")
@@ -157,15 +178,17 @@ def main(work: Path, name: str, target: str, only: tuple[str, ...], write_docs: 
             census = {"error": str(error)}
         if "error" in census:
             census["error"] = census["error"].replace(f"{work}/", "")
-        rows.append({"graph": graph, "by": who, "title": title, "census": census})
+        today = datetime.date.today().isoformat()
+        rows.append({"graph": graph, "by": who, "title": title, "date": today, "census": census})
         click.echo(f"{title}: {census}", err=True)
+    conditions = {
+        "model": name, "target": target,
+        "versions": {p: version(p) for p in ("tensorrt-rtx", "torch", "onnx", "onnxruntime")},
+    }  # fmt: skip
+    if only:
+        rows = with_recorded(rows, conditions)
+    RESULTS.write_text(json.dumps({**conditions, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     click.echo(table(rows))
-    if not only:
-        result = {
-            "date": datetime.date.today().isoformat(), "model": name, "target": target,
-            "versions": {p: version(p) for p in ("tensorrt-rtx", "torch", "onnx", "onnxruntime")}, "rows": rows,
-        }  # fmt: skip
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if write_docs:
         write_between("gpu.md", "kernel-census", table(rows))
 

@@ -138,7 +138,7 @@ class Engine(ABC):
         precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
         int8_convolutions: its convolutions are faster in INT8 too.
         one_scale_where_split: it multiplies in 8 bits what is split afterwards only if the weight has one scale.
-        attention_since: the first release that reads ONNX's Attention, by its name for people; "" where all do.
+        attention_since: a release that is known to read ONNX's Attention, by its name for people; "" where all do.
         attention_in_one_kernel: it makes one kernel of attention, in 8 bits only where there are enough tokens.
         reports_types: `layer_times` has the types that layers run in, so they can be held to those of the graph.
         reports_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.

@@ -31,7 +31,7 @@ class OpenVino(Engine):
     package = "openvino"
     filename = "engine.xml"
     on_cpu = True
-    attention_since = "OpenVINO 2026.0"
+    attention_since = "OpenVINO 2026.4"
     precisions = ("fp32", "fp16", "int8")
     int8_convolutions = True
 
