@@ -33,6 +33,7 @@ def gptq_codes(
     images: Iterable[np.ndarray],
     precision: str = "int8",
     progress: Progress | None = None,
+    channels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the codes of every layer's weight, in the weight's own shape, for the scales that `weight_scale` gives.
 
@@ -44,6 +45,7 @@ def gptq_codes(
             is what they multiply.
         precision: "int8" or "fp8".
         progress: called as progress(text, arrays done, arrays in all), over all passes.
+        channels: scales of output channels, by layer, in place of those of `weight_scale`.
 
     Raises:
         CalibrationError: as `calibration.collect.collect_observations`, or a convolution with groups, dilations or automatic padding.
@@ -68,7 +70,9 @@ def gptq_codes(
             if not np.isfinite(hessians[_key(layer)]).all():
                 raise CalibrationError(f"'{layer.inputs[0]}' is not finite; no weight is rounded to it")
             weight = numpy_helper.to_array(tensors[layer.weight])
-            scale = weight_scale(weight, layer.channel_axis, grid)
+            scale = (channels or {}).get(layer.name)
+            if scale is None:
+                scale = weight_scale(weight, layer.channel_axis, grid)
             rounded = gptq_matrix_codes(_rows(weight, layer), hessians[_key(layer)], scale, grid)
             codes[layer.name] = _restored(rounded, weight, layer)
     return codes

@@ -33,13 +33,14 @@ class Scales:
         activations: scales by tensor name.
         shifts: by tensor name, the multiple of its scale that is subtracted first, where that is not 0
             (`calibration.formats.shifted_scale`).
-        weights: by layer name, codes in place of the nearest ones (`calibration.gptq`), for the scales that
-            `weight_scale` gives.
+        weights: by layer name, codes in place of the nearest ones (`calibration.gptq`), for the scales of its channels.
+        channels: by layer name, scales of its weight's output channels in place of those that `weight_scale` gives.
     """
 
     activations: Mapping[str, float]
     shifts: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def offset(self, tensor: str) -> float:
         """Return what is subtracted from a tensor before it is quantized."""
@@ -110,7 +111,9 @@ class _Writer:
         """Quantize a layer's weight; return its codes and scales."""
         g, axis = self.graph, layer.channel_axis
         weight = g.constant(layer.weight)
-        scale = weight_scale(weight, axis, self.grid)
+        scale = self.scales.channels.get(layer.name)
+        if scale is None:
+            scale = weight_scale(weight, axis, self.grid)
         codes = self.scales.weights.get(layer.name)
         if codes is None:
             codes = self.grid.weight_codes(weight, broadcast_along(scale, axis, weight.ndim))

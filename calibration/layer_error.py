@@ -129,6 +129,7 @@ def _doubled(scales: Scales) -> Scales:
         scales.activations,
         scales.shifts,
         {name + _QUANTIZED: codes for name, codes in scales.weights.items()},
+        {name + _QUANTIZED: channels for name, channels in scales.channels.items()},
     )
 
 

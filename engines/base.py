@@ -234,6 +234,15 @@ class Engine(ABC):
         """Whether what is built for it runs on a GPU of that compute capability ("sm90"), as far as the installed runtime tells."""
         return False
 
+    def attends_unscaled(self, precision: str, targets: tuple[str, ...]) -> bool:
+        """Whether it is best served by nothing between a product in 8 bits that is split and the attention of its parts.
+
+        Args:
+            precision: "int8" or "fp8".
+            targets: that it builds for, as `targets_with` gives them.
+        """
+        return False
+
     def targets_with(self, precision: str, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return the compute capabilities to build an engine of that precision for, where those were asked for.
 

@@ -312,6 +312,10 @@ class TensorRTRTX(TensorRT):
             return self._FP8_TARGETS
         return super().targets_with(precision, asked)
 
+    def attends_unscaled(self, precision: str, targets: tuple[str, ...]) -> bool:
+        # in FP8 its builder makes three products of one then for sm120 and sm121, and not for sm89 (1.7.1)
+        return precision == "int8" or (precision == "fp8" and set(targets) == {"sm89"})
+
 
 def _serves(trt: ModuleType, capability: str) -> bool:
     """Whether engines of an imported library run on a GPU; one that builds for the GPU that it finds is taken at its word."""

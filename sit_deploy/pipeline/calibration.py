@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.processes import World
     from sit_deploy.quantize.image_stream import ImageStream
-    from sit_deploy.quantize.quantizer import Quantizer
+    from sit_deploy.quantize.quantizer import EngineForm, Quantizer
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
     method = None if request.calib_method == "auto" else request.calib_method
     with work.step("Rounding and measuring layers") as report:
         quantizer = make_quantizer(
-            graph, calibration, stream, request.quantize, method, report, one_kernel=_one_kernel(work)
+            graph, calibration, stream, request.quantize, method, report, _engine_form(work)
         )
     work.note(*quantizer.notes)
     return Quantization(quantizer, calibration, stream)
@@ -213,11 +213,20 @@ def _observe(
     request = work.request
     method = CalibrationMethod(request.precision, request.calib_method, request.calib_percentile)
     layers = make_plan(
-        find_layers(graph), request.precision, request.quantize, one_kernel=_one_kernel(work)
+        find_layers(graph),
+        request.precision,
+        request.quantize,
+        one_kernel=_engine_form(work).attention_in_one_kernel,
     ).quantized
     return observe_and_choose(graph, stream, method, layers=layers, progress=progress, **share)
 
 
-def _one_kernel(work: Work) -> bool:
-    """Whether the engine makes one kernel of attention, which a plan in 8 bits is not to break (`calibration.plan`)."""
-    return work.engine is not None and work.engine.attention_in_one_kernel
+def _engine_form(work: Work) -> EngineForm:
+    """Return what the engine asks of the graph; nothing where it is for none in particular."""
+    from sit_deploy.quantize.quantizer import EngineForm
+
+    engine, request = work.engine, work.request
+    if engine is None:
+        return EngineForm()
+    targets = engine.targets_with(request.precision, request.targets)
+    return EngineForm(engine.attention_in_one_kernel, engine.attends_unscaled(request.precision, targets))

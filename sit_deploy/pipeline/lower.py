@@ -96,7 +96,7 @@ def lower_quantized(
     with work.step(f"Writing {request.precision} into the graph"):
         low = quantizer.quantized()
         if work.engine is not None and work.engine.one_scale_where_split:
-            low = share_split_scales(low)
+            low = share_split_scales(low, quantizer.graph)
         if request.opset >= ATTENTION_OPSET:
             low = write_attention(low)
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))

@@ -17,6 +17,7 @@ from calibration.layer_error import LayerError, measure_layer_errors
 from calibration.layers import Layer, find_layers
 from calibration.plan import HIGH, PlannedLayer, QuantPlan, Reason, make_plan
 from calibration.session import Progress
+from calibration.split_scales import balance_queries_and_keys, split_weight_scales
 from sit_deploy.errors import InputError
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import logits_error, run_logits
@@ -30,6 +31,20 @@ LAYER_ERROR_IMAGES = 32  # images that layers, and their bias correction, are me
 # A layer stays high whose error alone is above a thirtieth of its output, among the tokens with most of the power or the others.
 # Layers without outliers have 25 dB and more; those of which outliers take the codes, 12 and less.
 LEAST_DB = 15.0
+
+
+@dataclass(frozen=True)
+class EngineForm:
+    """What an engine asks of a graph in 8 bits.
+
+    Attributes:
+        attention_in_one_kernel: attention stays high where 8 bits would break it up (`calibration.plan.make_plan`).
+        attends_unscaled: a weight whose product is split does with one scale, and nothing stands between it and attention
+            (`calibration.split_scales`).
+    """
+
+    attention_in_one_kernel: bool = False
+    attends_unscaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,7 @@ def make_quantizer(
     groups: Collection[str] | None = None,
     method: str | None = None,
     progress: Progress | None = None,
-    *,
-    one_kernel: bool = False,
+    form: EngineForm = EngineForm(),
 ) -> Quantizer:
     """Return what quantizes a float32 graph as its calibration says.
 
@@ -118,7 +132,7 @@ def make_quantizer(
         groups: of layers to quantize (`calibration.plan`); None for the default ones.
         method: of the thresholds, in place of the calibration's own.
         progress: called as progress(text, done, in all).
-        one_kernel: leave attention high where `calibration.plan.make_plan` says.
+        form: what the engine asks for.
 
     Raises:
         calibration.CalibrationError: unknown groups, or a calibration that lacks one of the tensors.
@@ -126,13 +140,20 @@ def make_quantizer(
     report = progress or (lambda *_: None)
     smoothed = smoothed_graph(graph, calibration)
     layers = find_layers(smoothed)
-    plan = make_plan(layers, calibration.grid, groups, one_kernel=one_kernel)
+    plan = make_plan(layers, calibration.grid, groups, one_kernel=form.attention_in_one_kernel)
     method = method or calibration.method
     scales = choose_scales(calibration, [layers[name] for name in plan.quantized], method)
+    if form.attends_unscaled:
+        if calibration.grid == INT8.name:
+            smoothed = balance_queries_and_keys(smoothed, plan.quantized)
+        channels = split_weight_scales(smoothed, plan.quantized, calibration.grid)
+        scales = replace(scales, channels=channels)
     if stream is None:
         note = "no images were given beside the calibration: weights are rounded to nearest and layers are not measured"
         return Quantizer(smoothed, plan, scales, {}, False, method, (note,))
-    codes = gptq_codes(smoothed, plan.quantized, stream.spread(GPTQ_IMAGES), calibration.grid, report)
+    codes = gptq_codes(
+        smoothed, plan.quantized, stream.spread(GPTQ_IMAGES), calibration.grid, report, scales.channels
+    )
     scales = replace(scales, weights=codes)
     few = stream.spread(LAYER_ERROR_IMAGES)
     errors = measure_layer_errors(smoothed, plan.quantized, few, scales, calibration.grid, report)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from calibration.attention import Attention, find_attentions
 from calibration.insert_qdq import insert_qdq
+from calibration.layers import find_layers
+from calibration.plan import make_plan
 from calibration.read_qdq import read_layers
-from calibration.split_scales import share_split_scales
+from calibration.split_scales import balance_queries_and_keys, share_split_scales, split_weight_scales
 from sit_deploy.graph.lint import lint
 from sit_deploy.graph.precision import to_precision
-from tests.helpers.graphs import images_for, prepared, run
+from tests.helpers.graphs import exported, images_for, prepared, run, scales_of
 
 
 def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -64,6 +68,110 @@ def test_fp16_beside_it() -> None:
     assert lint(half) == []
     ratios = [value for name, value in constants(half).items() if "/ratio" in name]
     assert ratios and {value.dtype for value in ratios} == {np.dtype(np.float16)}
+
+
+def attention_ranges(model: onnx.ModelProto, attention: Attention) -> list[np.ndarray]:
+    values = constants(model)
+    nodes = {node.name: node for node in model.graph.node}
+    return [
+        np.abs(values[nodes[part.layer].input[1]][:, part.slice]).max(axis=0)
+        for part in (attention.queries, attention.keys)
+    ]
+
+
+def of_one_product(model: onnx.ModelProto) -> tuple[list[Attention], Attention]:
+    """Return the attentions of all blocks but the last, whose one query has a product of its own, and that."""
+    *others, last = find_attentions(model)
+    return others, last
+
+
+def outliers(name: str) -> onnx.ModelProto:
+    """A model whose queries, keys and values have channels that are far apart."""
+    model = exported(name)
+    random = np.random.default_rng(3)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    parts = (part.layer for a in find_attentions(model) for part in (a.queries, a.keys, a.values))
+    for layer in dict.fromkeys(parts):
+        tensor = tensors[nodes[layer].input[1]]
+        weight = numpy_helper.to_array(tensor)
+        spread = np.exp(0.7 * random.standard_normal(weight.shape[1])).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(weight * spread, tensor.name))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sit", "vit"])
+def test_queries_and_keys_get_the_same_ranges_and_the_logits_stay(name: str) -> None:
+    model = outliers(name)
+    before = model.SerializeToString()
+    layers = find_layers(model)
+    balanced = balance_queries_and_keys(model, layers.keys() - {n for n in layers if "/matmul" in n})
+    assert model.SerializeToString() == before
+    found, last = of_one_product(balanced)
+    assert len(found) > 1
+    for was, now in zip(attention_ranges(model, last), attention_ranges(balanced, last), strict=True):
+        np.testing.assert_array_equal(was, now)
+    for attention in found:
+        was, (queries, keys) = attention_ranges(model, attention), attention_ranges(balanced, attention)
+        assert np.ptp(np.log(was[0] / was[1])) > 1 and lint(balanced) == []
+        np.testing.assert_allclose(queries, keys, rtol=1e-6)
+        np.testing.assert_allclose(queries * keys, was[0] * was[1], rtol=1e-6)
+    for image in images_for(model, 2, seed=4):
+        expected = run(model, image)["logits"]
+        np.testing.assert_allclose(run(balanced, image)["logits"], expected, atol=2e-5 * expected.std())
+
+
+@pytest.mark.slow
+def test_operands_whose_scales_were_observed_stay() -> None:
+    model = outliers("sit")
+    everything = find_layers(model).keys()
+    assert balance_queries_and_keys(model, everything) == balance_queries_and_keys(model, ()) == model
+    assert split_weight_scales(model, everything, "int8") == {} == split_weight_scales(model, (), "fp8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "precision"), [("sit", "int8"), ("vit", "int8"), ("vit", "fp8")])
+def test_nothing_stands_between_the_product_and_attention(name: str, precision: str) -> None:
+    model = outliers(name)
+    names = make_plan(find_layers(model), precision, None).quantized
+    if precision == "int8":
+        model = balance_queries_and_keys(model, names)
+    layers = find_layers(model)
+    scales = scales_of(model, [layers[n] for n in names], images_for(model), precision, precision == "int8")
+    plain = insert_qdq(model, names, scales, precision)
+    own = split_weight_scales(model, names, precision)
+    low = insert_qdq(model, names, replace(scales, channels=own), precision)
+    shared = share_split_scales(low, model)
+    assert lint(shared) == [] and own.keys() == {a.values.layer for a in of_one_product(model)[0]}
+    nodes, values = {node.name: node for node in shared.graph.node}, constants(shared)
+    for attention in of_one_product(model)[0]:
+        layer = attention.values.layer
+        codes, scale, zero = (values[t] for t in nodes[f"{layer}/weight/dequantize"].input)
+        assert (
+            scale.shape == zero.shape == ()
+            and codes.dtype == values[nodes[f"{layer}/weight/dequantize"].input[2]].dtype
+        )
+        readers = [node.op_type for node in shared.graph.node if nodes[layer].output[0] in node.input]
+        assert readers == ["Split"]
+        rescale = nodes.get(f"{layer}/rescale")
+        assert (rescale is None) == (precision == "fp8")
+        if rescale is not None:
+            assert list(rescale.output) == [attention.merged]
+            ratio = values[rescale.input[1]]
+            np.testing.assert_array_equal(ratio, ratio.astype(np.float16))
+            np.testing.assert_array_equal(ratio * scale, own[layer][attention.values.slice])
+    first, noise = next(iter(find_attentions(model))).merged, dict.fromkeys(("plain", "shared"), 0.0)
+    for image in images_for(model, 3, seed=4):
+        # the same codes; later, sums are rounded elsewhere and now and then a code comes out another
+        found, wide = (run(graph, image, [first])[first] for graph in (shared, low))
+        np.testing.assert_allclose(found, wide, rtol=1e-5, atol=1e-5 * np.abs(wide).max())
+        expected = run(model, image)["logits"]
+        for name, graph in (("shared", shared), ("plain", plain)):
+            noise[name] += float(np.square(run(graph, image)["logits"] - expected).sum())
+    assert (
+        noise["shared"] < 4 * noise["plain"]
+    )  # of three images and weights rounded to nearest: it varies by 3 dB
 
 
 GRAPH = """<ir_version: 10, opset_import: ["": 20]>

@@ -204,6 +204,15 @@ def test_targets_that_have_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rtx.targets_with("fp8", ("current",)) == ("current",)
 
 
+def test_where_nothing_is_to_stand_before_attention() -> None:
+    """FP8 is in one form for all GPUs of an engine, and one form suits sm120."""
+    rtx, full = get("tensorrt-rtx"), get("tensorrt")
+    assert rtx.attends_unscaled("int8", ()) and rtx.attends_unscaled("int8", ("sm80", "sm120"))
+    assert rtx.attends_unscaled("fp8", ("sm89",)) and not rtx.attends_unscaled("fp8", ("sm89", "sm120"))
+    assert not rtx.attends_unscaled("fp8", ("current",)) and not rtx.attends_unscaled("fp8", ())
+    assert not full.attends_unscaled("int8", ()) and not full.attends_unscaled("fp8", ())
+
+
 def rtx_beside(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> Engine:
     """TensorRT-RTX by its recorded names, on a machine with GPUs and a PyCUDA."""
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt_api.load("tensorrt-rtx-1.7.1"))

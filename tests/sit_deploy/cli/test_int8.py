@@ -138,6 +138,11 @@ def test_for_tensorrt(precision: str, request: pytest.FixtureRequest, cli: Comma
     assert census["widened"] == kernels["widened"]
     assert sum(row["role"] == "attention" for row in rows) == 8
     assert census["products"][{"int8": "int8", "fp8": "float8_e4m3fn"}[precision]] == len(kernels["kept"])
+    # attention reads what the product of its queries, keys and values wrote; in FP8 the scales come between, for sm120
+    order = {node: place for place, row in enumerate(rows) if row["role"] != "other" for node in row["nodes"]}
+    for block in range(7):
+        path_of = f"blocks.{block}/attn"
+        assert order[f"{path_of}/softmax"] - order[f"{path_of}/qkv"] == (1 if precision == "int8" else 2)
     said = f"{len(rows)} kernels by its builder's log; attention in one kernel in 8 of 8 places; products: "
     assert said in cli("inspect", path, "--kernels").out
     assert said in html.unescape((path / "report.html").read_text(encoding="utf-8"))
