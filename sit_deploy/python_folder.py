@@ -118,13 +118,18 @@ A TensorRT engine runs in the release that built it, on the compute capabilities
 check.py says which. Then build it there, from the bundle's model.onnx:
 
     venv/bin/pip install onnx
-    venv/bin/python check.py --build                # with full TensorRT where it is installed, else TensorRT-RTX (--engine)
+    venv/bin/python check.py --build -o check-built.json  # with full TensorRT where it is installed, else TensorRT-RTX (--engine)
 
-Where TensorRT is installed already, as in NVIDIA's containers, leave its line of requirements.txt out.
+TensorRT-RTX knows no H100, H200, GH200 (sm90) or B200 (sm100): there, `pip install tensorrt` first. It gives full TensorRT, which
+builds for the GPU at hand and for no other. The engine goes to `built/NAME`, and from then on takes the place of the bundle's own,
+for `load` too.
 
-The engine goes to `built/NAME`, and from then on takes the place of the bundle's own, for `load` too. `pip install tensorrt` gives
-full TensorRT, which builds for the GPU at hand and for no other. PyCUDA is compiled when it is installed: it needs the CUDA toolkit's
-headers and a C++ compiler. cuda-bindings is for CUDA graphs.
+**If pip stops at PyCUDA**, nothing of requirements.txt was installed. PyCUDA is compiled: it needs a C++ compiler, and `cuda.h` and
+`curand.h` of the CUDA toolkit, which a machine with a driver alone lacks. NVIDIA's development containers have them. Bundles for ONNX
+Runtime and OpenVINO run without PyCUDA: take its line out, and check.py says of the others what they lack.
+
+Where TensorRT is installed already, as in NVIDIA's containers, leave its line of requirements.txt out. cuda-bindings is for CUDA
+graphs.
 """
 
 

@@ -69,7 +69,7 @@ _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "m
     "--gpu",
     "rates",
     metavar="NAME",
-    help="Estimate for one GPU, and each kernel: a100, h100, l4, rtx4090, rtx5090.",
+    help="Estimate for one GPU, and each kernel: a100, a100-40gb, h100, l4, rtx4090, rtx5090.",
 )
 @json_option
 def command(

@@ -49,7 +49,7 @@ def elsewhere_view(rows: Sequence[ElsewhereRecord]) -> list[dict[str, Any]]:
     """Return a table for each machine, as a page has it."""
     return [
         {
-            "name": f"Measured on {machine_name(row)}, {row.date[:10]}",
+            "name": f"{_came_of_it(row)} on {machine_name(row)}, {row.date[:10]}",
             "what": _what(row),
             "head": ("batch", "p50 ms", "p90 ms", "p99 ms", "GPU ms", "images/s", "calls"),
             "rows": [_latency(latency) for latency in row.bundle.latencies],
@@ -57,6 +57,10 @@ def elsewhere_view(rows: Sequence[ElsewhereRecord]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _came_of_it(row: ElsewhereRecord) -> str:
+    return "Measured" if row.bundle.refused is None else "Did not run"
 
 
 def _what(row: ElsewhereRecord) -> str:
@@ -67,7 +71,7 @@ def _what(row: ElsewhereRecord) -> str:
         where += f"; SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz before, between and after the rounds"
     releases = ", ".join(f"{name} {version}" for name, version in row.versions.items() if version)
     if bundle.refused is not None:
-        return f"It did not run: {bundle.refused}. {where}; {releases}."
+        return f"By check.py: {where}; {releases}."
     return f"By check.py: {where}; {releases}. All bundles of its folder timed turn about, each in a process of its own."
 
 
@@ -80,6 +84,8 @@ def _latency(latency: CheckedLatency) -> tuple[str, ...]:
 
 def _notes(row: ElsewhereRecord) -> list[str]:
     bundle, notes = row.bundle, []
+    if bundle.refused is not None:
+        notes.append(f"It did not run: {bundle.refused.rstrip('.')}.")
     if bundle.golden is not None:
         notes.append(golden(row))
     for over in row.over:

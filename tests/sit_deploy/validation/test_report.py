@@ -73,6 +73,12 @@ def test_what_check_py_measured(
     assert "Measured on NVIDIA L4" in (cli.folder / "page.html").read_text()
     out = cli("report", nano_int8, "--measured", path, "-o", "two.html").out
     assert "Measured on NVIDIA L4 (sm89, driver 580.65), 2026-11-20" in out
+    refused = dict(mine, refused="no driver", golden=None, layers=None, latencies=[])
+    path_refused = checked.write(cli.folder / "refused.json", refused)
+    out = cli("report", nano_int8, "--measured", path_refused, "-o", "three.html").out
+    assert (
+        "Did not run on NVIDIA L4" in out and "It did not run: no driver." in out and "Measured on" not in out
+    )
     edited = cli.folder / "edited.json"
     edited.write_text(path.read_text().replace("NVIDIA L4", "NVIDIA B200"))
     other = checked.write(cli.folder / "other.json", checked.bundle("nano-int8", "0" * 64))
