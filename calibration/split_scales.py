@@ -8,8 +8,7 @@ FP8 needs no scale a channel: a code has its own exponent. In INT8 one scale cos
 of them be equal at no cost:
 
     queries and keys   a channel of q times a, the same channel of k divided by a: every q·k stays. `balance_queries_and_keys` chooses a so
-                       that both have the same range, and then one scale does for all of them (cross-layer equalization: Nagel et al.,
-                       arXiv 1906.04721)
+                       that one scale does for all of them (after cross-layer equalization: Nagel et al., arXiv 1906.04721)
     values             keep a scale s_j a channel, but it is applied behind attention, in a `Mul` that joins the quantization there:
                        Σ w (x · (s_j c_j)) = s_j / p · Σ w (x · (p c_j)), codes c, the weight's one scale p, weights w of the softmax
 
@@ -24,13 +23,15 @@ from collections.abc import Collection, Iterator
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from calibration.attention import Attention, find_attentions
+from calibration.attention import Attention, Columns, find_attentions
 from calibration.formats import FP8, GRIDS, float16_scale, weight_scale
 from calibration.graph_editor import GraphEditor
 
+_LEAST_SHARED = 2.0**-15  # of the largest scale: float16 holds the ratio
+
 
 def balance_queries_and_keys(model: ModelProto, layers: Collection[str]) -> ModelProto:
-    """Return the graph with the channels of queries and keys scaled so that the weights of both have the same ranges.
+    """Return the graph with the channels of queries and keys scaled so that one scale for the weights of both costs least.
 
     Args:
         model: a float32 graph; it is not changed.
@@ -40,10 +41,7 @@ def balance_queries_and_keys(model: ModelProto, layers: Collection[str]) -> Mode
     graph = GraphEditor(model)
     for attention in _of_one_product(model, graph, layers):
         columns = (attention.queries, attention.keys)
-        ranges = [np.abs(_weight(graph, part.layer)[:, part.slice]).max(axis=0) for part in columns]
-        usable = np.minimum(*ranges) > 0
-        factor = np.ones(len(usable))
-        factor[usable] = np.sqrt(ranges[1][usable].astype(np.float64) / ranges[0][usable])
+        factor = _balance(*(_ranges_and_sizes(graph, part) for part in columns))
         for part, scale in zip(columns, (factor, 1 / factor), strict=True):
             node = graph.node(part.layer)
             weight = _weight(graph, part.layer).astype(np.float64)
@@ -54,6 +52,31 @@ def balance_queries_and_keys(model: ModelProto, layers: Collection[str]) -> Mode
                 bias = graph.constant(part.bias)
                 graph.replace_constant(reader, 1, (bias * scale.reshape(bias.shape)).astype(np.float32))
     return graph.finish()
+
+
+def _ranges_and_sizes(graph: GraphEditor, part: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest weight of each channel, and how large the channel is with its bias where its inputs have a variance of 1."""
+    weight = _weight(graph, part.layer)[:, part.slice].astype(np.float64)
+    bias = 0.0 if part.bias is None else graph.constant(part.bias).reshape(-1).astype(np.float64)
+    return np.abs(weight).max(axis=0), np.sqrt(np.square(weight).sum(axis=0) + np.square(bias))
+
+
+def _balance(queries: tuple[np.ndarray, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return what to multiply each channel of queries by, and to divide that of keys by.
+
+    One scale rounds all weights alike, and in q·k what one side's channel is rounded by is multiplied by the other side's: both matter
+    the same where both channels are as large. That is not at any price: the largest weight, which makes the scale, is left as small as
+    can be. A channel of queries that is all bias stays: its keys would be rounded away.
+    """
+    (q_range, q_size), (k_range, k_size) = queries, keys
+    usable = np.minimum(q_size, k_size) > 0
+    factor = np.ones(len(usable))
+    np.sqrt(k_size / np.where(usable, q_size, 1), out=factor, where=usable)
+    largest = np.sqrt(q_range * k_range).max()
+    if not largest:
+        return factor
+    most = np.divide(largest, q_range, out=np.full_like(factor, np.inf), where=q_range > 0)
+    return np.clip(factor, k_range / largest, most)
 
 
 def split_weight_scales(model: ModelProto, layers: Collection[str], precision: str) -> dict[str, np.ndarray]:
@@ -68,15 +91,23 @@ def split_weight_scales(model: ModelProto, layers: Collection[str], precision: s
     scales: dict[str, np.ndarray] = {}
     for attention in _of_one_product(model, graph, layers):
         name, values = attention.values.layer, attention.values.slice
-        own = weight_scale(_weight(graph, name), 1, grid)
+        weight = _weight(graph, name)
+        own, told = (
+            weight_scale(weight, 1, grid),
+            weight.any(axis=0),
+        )  # a channel of zeros has a scale of nothing: 1
+        if not told.any():
+            continue
+        largest = own[told].max()
         if grid is FP8:
-            scales[name] = np.full_like(own, own.max())
+            scales[name] = np.full_like(own, largest)
             continue
         others = np.ones(len(own), bool)
         others[values] = False
-        shared = own[others].max()
         # both factors of a value's scale are exact in float16
-        scales[name] = np.where(others, shared, shared * float16_scale(own / shared))
+        shared = max(own[others & told].max(initial=0), float16_scale(largest * _LEAST_SHARED))
+        ratio = float16_scale(np.where(told, own / shared, 1))
+        scales[name] = np.where(others, shared, shared * ratio)
     return scales
 
 
@@ -146,8 +177,9 @@ def _share(graph: GraphEditor, node: NodeProto, attention: Attention | None) -> 
             graph.producer(attention.merged) if attention else None,
         )
     else:
-        shared = np.exp2(np.floor(np.log2(scales.max()))).astype(scales.dtype)
-        ratio, place = scales / shared, node
+        told = graph.constant(codes).any(axis=0)  # a channel of zeros has a scale of nothing: 1
+        shared = np.exp2(np.floor(np.log2(scales.max(where=told, initial=0) or 1))).astype(scales.dtype)
+        ratio, place = np.where(told, scales / shared, 1).astype(scales.dtype), node
     dequantize.input[1] = graph.add_constant(f"{scale}/shared", np.asarray(shared))
     dequantize.input[2] = graph.add_constant(f"{zero_point}/shared", graph.constant(zero_point)[0])
     del dequantize.attribute[:]
