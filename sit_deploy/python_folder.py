@@ -125,8 +125,9 @@ builds for the GPU at hand and for no other. The engine goes to `built/NAME`, an
 for `load` too.
 
 **If pip stops at PyCUDA**, nothing of requirements.txt was installed. PyCUDA is compiled: it needs a C++ compiler, and `cuda.h` and
-`curand.h` of the CUDA toolkit, which a machine with a driver alone lacks. NVIDIA's development containers have them. Bundles for ONNX
-Runtime and OpenVINO run without PyCUDA: take its line out, and check.py says of the others what they lack.
+`curand.h` of the CUDA toolkit, which a machine with a driver alone lacks. NVIDIA's development containers have them; docs/python.md of
+sit-deploy takes them from PyPI. Bundles for ONNX Runtime and OpenVINO run without PyCUDA: take its line out, and check.py says of the
+others what they lack.
 
 Where TensorRT is installed already, as in NVIDIA's containers, leave its line of requirements.txt out. cuda-bindings is for CUDA
 graphs.
