@@ -6,6 +6,7 @@ Exit status: 0 good; 1 golden outputs that are not the reference's; 2 bad usage,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from engines.errors import Error
 from engines.files import atomic_path
@@ -51,10 +52,21 @@ def main(root: Path, args: Sequence[str] | None = None) -> None:
     except Error as error:
         _fail(str(error), error.exit_status)
     except BrokenPipeError:  # the reader of our output has gone
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _silence(sys.stdout, sys.stderr)
         status = 2
+    except Exception as error:  # whatever it is, the golden outputs are not what is wrong
+        where = getattr(error, "filename", None)
+        reason = (getattr(error, "strerror", None) or str(error) or "no reason given") + (
+            f" ({where})" if where else ""
+        )
+        _silence(sys.stdout)  # what did not get out of it would fail once more at the end
+        _fail(f"check.py failed: {type(error).__name__}: {reason}")
     sys.exit(status)
+
+
+def _silence(*streams: IO[str]) -> None:
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _check(root: Path, options: argparse.Namespace) -> int:
@@ -214,7 +226,8 @@ def _interrupt(*_: object) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"Error: {printable(shortened(' '.join(message.split())))}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody to tell, and the status is told all the same
+        print(f"Error: {printable(shortened(' '.join(message.split())))}", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
