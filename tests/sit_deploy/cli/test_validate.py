@@ -96,12 +96,12 @@ def test_limits_that_are_not_kept(
     trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
     """The golden outputs would say it first; the limits are what is tried here, so they are let through."""
-    from sit_deploy.validation import checks
+    from sit_deploy import precisions
 
     bundle = copy_of(trained.bundle)
     worse(bundle, lambda values: -values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(checks.TOLERANCE, "fp32", 1e9)
+        patch.setitem(precisions.TOLERANCE, "fp32", 1e9)
         words = ("validate", bundle, "--data", trained.images, "--json")
         result = cli(*words, "--max-accuracy-drop", "5", status=1)
         assert result.json()["accuracy"]["drop"] > 5
@@ -146,12 +146,12 @@ def test_data_that_does_not_fit(
 @pytest.mark.slow
 def test_differences_are_shown(trained: Trained, copy_of: Callable[[Path], Path], cli: CommandLine) -> None:
     """Class names are hostile on purpose: they must come through as they are."""
-    from sit_deploy.validation import checks
+    from sit_deploy import precisions
 
     bundle = copy_of(trained.bundle)
     worse(bundle, lambda values: values[::-1] if values.shape[0] == 7 else values[:, ::-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(checks.TOLERANCE, "fp32", 1e9)
+        patch.setitem(precisions.TOLERANCE, "fp32", 1e9)
         found = cli("validate", bundle, "--data", trained.images, "--json").json()["accuracy"]
         out = cli("validate", bundle, "--data", trained.images).out
     assert (
