@@ -10,7 +10,13 @@ from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS
-from sit_deploy.report.kernels_text import eight_bit_products, kernels_note, lacking_text, told_by
+from sit_deploy.report.kernels_text import (
+    broken_attention_note,
+    eight_bit_products,
+    kernels_note,
+    lacking_text,
+    told_by,
+)
 
 
 def require_kernels(work: Work, details: Mapping[str, Any], lowered: LoweredGraph) -> None:
@@ -31,6 +37,10 @@ def require_kernels(work: Work, details: Mapping[str, Any], lowered: LoweredGrap
         work.warn(lacking)
     elif (products := eight_bit_products(details)) and not products.all_kept:
         work.warn(kernels_note(products, request.precision, told_by(details)))
+    # in 32 bits it hardly ever is one
+    if request.precision != "fp32" and (broken := broken_attention_note(details)):
+        way = "pass --quantize default,attention, or leave attention out of it"
+        work.warn(f"{broken}; {way}" if "attention" in (request.quantize or ()) else broken)
 
 
 def _remedy(request: BuildRequest, details: Mapping[str, Any], lowered: LoweredGraph) -> str:

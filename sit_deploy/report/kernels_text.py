@@ -118,6 +118,26 @@ def census_text(details: Mapping[str, Any]) -> str | None:
     return "; ".join(parts)
 
 
+def broken_attention_note(details: Mapping[str, Any]) -> str | None:
+    """Return in how many places attention is several kernels; None where it is one everywhere, or nothing tells.
+
+    Args:
+        details: the engine's, of a manifest.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
+    """
+    if not (fields := details.get("kernels")):
+        return None
+    census = check(fields, Census, "kernels of the engine", _AGAIN)
+    broken = census.attentions - census.attention
+    return (
+        f"attention is several kernels in {broken} of {census.attentions} places, by its {told_by(details)}, and slower there"
+        if broken > 0
+        else None
+    )
+
+
 def kernels_note(products: Products, precision: str, by: str = LOG) -> str:
     """Return how many products are multiplied in 8 bits. What is not told is called unknown.
 

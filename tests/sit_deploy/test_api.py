@@ -117,7 +117,9 @@ def test_a_users_program_is_typed(cache: Path) -> None:
 def test_the_programs_of_the_docs_are_typed(cache: Path) -> None:
     text = (ROOT / "docs/python.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    program, part = (text for text in programs if "import sit_bundle" not in text)  # that is run: test_python_folder
+    program, part = (
+        text for text in programs if "import sit_bundle" not in text
+    )  # that is run: test_python_folder
     script = cache / "documented.py"
     script.write_text(
         f"{program}\nimport numpy as np\nimages = np.zeros((1, 3, 224, 224), np.float32)\n{part}"

@@ -94,6 +94,41 @@ def test_what_the_builder_does_not_tell_is_a_warning() -> None:
     assert warning.endswith("3 of 4 products in int8 so; of 1 the log does not tell")
 
 
+@pytest.mark.parametrize(
+    ("precision", "quantize", "end"),
+    [
+        (
+            "int8",
+            ("attention",),
+            "slower there; pass --quantize default,attention, or leave attention out of it",
+        ),
+        ("int8", None, "slower there"),
+        ("fp16", None, "slower there"),
+        ("fp32", None, None),
+    ],
+)
+@pytest.mark.parametrize("whole", [1, 8])
+def test_attention_that_is_several_kernels_is_a_warning(
+    precision: str, quantize: tuple[str, ...] | None, end: str | None, whole: int
+) -> None:
+    census = {
+        "kernels": 144,
+        "products": {},
+        "attention_kernels": whole,
+        "attention": whole,
+        "attentions": 8,
+        "widened": [],
+    }
+    warned = work(precision, quantize=quantize)
+    require_kernels(warned, {"kernels": census}, lowered())
+    told = (
+        []
+        if whole == 8 or end is None
+        else [f"attention is several kernels in 7 of 8 places, by its builder's log, and {end}"]
+    )
+    assert warned.notes == told
+
+
 def test_engines_that_do_not_tell_their_kernels(tmp_path: Path) -> None:
     request = BuildRequest("sit_nano", tmp_path / "b", engine="onnxruntime", allow_wider_kernels=True)
     with pytest.raises(InputError, match=r"^--allow-wider-kernels is for TensorRT: ONNX Runtime does not"):
