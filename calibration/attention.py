@@ -18,7 +18,7 @@ class Columns:
     Attributes:
         layer: the product's name.
         start, stop: the channels.
-        bias: a constant (heads, 1, channels of a head) that is added to them as heads; None where there is none.
+        bias: the node that adds a constant (heads, 1, channels of a head), its second operand, to them as heads; None where there is none.
     """
 
     layer: str
@@ -89,18 +89,18 @@ class _Graph:
 
     def _columns(self, tensor: str, order: list[int]) -> Columns | None:
         """Follow heads back to the columns of the product that makes them."""
-        bias, add = None, self._maker(tensor, "Add")
+        add = self._maker(tensor, "Add")
         if add is not None:
             if add.input[1] not in self.constants:
                 return None
-            bias, tensor = add.input[1], add.input[0]
+            tensor = add.input[0]
         turned = self._maker(tensor, "Transpose")
         cut = self._maker(turned.input[0], "Reshape") if turned and _order(turned) == order else None
         heads = self.shapes.get(cut.output[0], ()) if cut else ()
         if len(heads) != 4 or None in heads[2:]:
             return None
         width = heads[2] * heads[3]
-        if bias is not None and tuple(self.constants[bias].dims) != (heads[2], 1, heads[3]):
+        if add is not None and tuple(self.constants[add.input[1]].dims) != (heads[2], 1, heads[3]):
             return None
         source, start = cut.input[0], 0
         split = self._maker(source, "Split")
@@ -120,7 +120,7 @@ class _Graph:
         alone = (
             len(self.readers[product.input[1]]) == 1
         )  # another product of these weights would change with it
-        return Columns(product.name, start, start + width, bias) if alone else None
+        return Columns(product.name, start, start + width, add and add.name) if alone else None
 
     def _maker(self, tensor: str, op_type: str) -> NodeProto | None:
         """Return what makes a tensor that one node alone reads, if it is of that operator."""

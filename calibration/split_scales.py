@@ -48,16 +48,18 @@ def balance_queries_and_keys(model: ModelProto, layers: Collection[str]) -> Mode
             weight[:, part.slice] *= scale
             graph.replace_constant(node, 1, weight.astype(np.float32))
             if part.bias is not None:
-                (reader,) = graph.readers(part.bias)
-                bias = graph.constant(part.bias)
-                graph.replace_constant(reader, 1, (bias * scale.reshape(bias.shape)).astype(np.float32))
+                add = graph.node(part.bias)
+                bias = graph.constant(add.input[1])
+                graph.replace_constant(add, 1, (bias * scale.reshape(bias.shape)).astype(np.float32))
     return graph.finish()
 
 
 def _ranges_and_sizes(graph: GraphEditor, part: Columns) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest weight of each channel, and how large the channel is with its bias where its inputs have a variance of 1."""
     weight = _weight(graph, part.layer)[:, part.slice].astype(np.float64)
-    bias = 0.0 if part.bias is None else graph.constant(part.bias).reshape(-1).astype(np.float64)
+    bias = 0.0
+    if part.bias is not None:
+        bias = graph.constant(graph.node(part.bias).input[1]).reshape(-1).astype(np.float64)
     return np.abs(weight).max(axis=0), np.sqrt(np.square(weight).sum(axis=0) + np.square(bias))
 
 

@@ -134,10 +134,24 @@ def with_channels(model: onnx.ModelProto, part: Columns, weight: float, bias: fl
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     if bias is not None:
         assert part.bias is not None
-        tensor = tensors[part.bias]
+        tensor = tensors[nodes[part.bias].input[1]]
         values = numpy_helper.to_array(tensor).copy()
         values.reshape(-1)[[0, 5]] = bias
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.slow
+def test_biases_that_are_one_constant() -> None:
+    """Equal constants are shared, as the biases of a model that was never trained are."""
+    model = outliers("vit")
+    nodes, found = {node.name: node for node in model.graph.node}, list(find_attentions(model))
+    shared = nodes[found[0].queries.bias].input[1]
+    for attention in found:
+        nodes[attention.queries.bias].input[1] = shared
+    balanced = balance_queries_and_keys(model, [a.values.layer for a in found])
+    (image,) = images_for(model, 1, seed=4)
+    expected = run(model, image)["logits"]
+    np.testing.assert_allclose(run(balanced, image)["logits"], expected, atol=2e-5 * expected.std())
 
 
 @pytest.mark.slow
