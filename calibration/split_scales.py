@@ -121,7 +121,9 @@ def share_split_scales(model: ModelProto, plain: ModelProto | None = None) -> Mo
         plain: the float32 graph that it was made of, to find attention in.
     """
     graph = GraphEditor(model)
-    merged = {attention.values.layer: attention for attention in (find_attentions(plain) if plain else ())}
+    found = find_attentions(plain) if plain else ()
+    # behind attention a value's scale would be its bias's too
+    merged = {attention.values.layer: attention for attention in found if attention.values.bias is None}
     products = [node for node in graph.nodes if node.op_type == "MatMul" and _is_split(graph, node)]
     changed = [node for node in products if _share(graph, node, merged.get(node.name))]
     return graph.finish() if changed else model
@@ -137,6 +139,7 @@ def _of_one_product(model: ModelProto, graph: GraphEditor, layers: Collection[st
         parts = (attention.queries, attention.keys, attention.values)
         product, width = attention.values.layer, _weight(graph, attention.values.layer).shape[1]
         whole = all(part.layer == product for part in parts) and product in layers
+        whole &= attention.values.bias is None
         starts, stops = [part.start for part in parts], [part.stop for part in parts]
         inside = {attention.scores, attention.context} & set(layers)
         if whole and not inside and [*starts, width] == [0, *stops]:

@@ -16,9 +16,12 @@ from calibration.layers import find_layers
 from calibration.plan import make_plan
 from calibration.read_qdq import read_layers
 from calibration.split_scales import balance_queries_and_keys, share_split_scales, split_weight_scales
+from sit_deploy.graph.deploy_form import to_deploy_form
+from sit_deploy.graph.export import export_onnx
 from sit_deploy.graph.lint import lint
 from sit_deploy.graph.precision import to_precision
 from tests.helpers.graphs import exported, images_for, prepared, run, scales_of
+from tests.helpers.models import tiny_vit
 
 
 def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -259,6 +262,26 @@ def test_nothing_stands_between_the_product_and_attention(name: str, precision: 
     assert (
         noise["shared"] < 4 * noise["plain"]
     )  # of three images and weights rounded to nearest: it varies by 3 dB
+
+
+@pytest.mark.slow
+def test_values_with_a_bias_get_their_scales_before_it() -> None:
+    """As in a model that was trained in 8 bits; behind attention, their scales would be those of the bias too."""
+    model = export_onnx(to_deploy_form(tiny_vit("plain"), keep_value_bias=True), (64, 64))
+    first, *_ = find_attentions(model)
+    name = first.values.layer
+    assert first.values.bias is not None
+    (weight,) = [t for t in model.graph.initializer if t.name.endswith("blocks.0/attn/qkv/weight")]
+    values = numpy_helper.to_array(weight).copy()
+    values[:, : first.values.start] = np.where(values[:, : first.values.start] > 0, 0.2, -0.2)  # one scale
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    scales = scales_of(model, [find_layers(model)[name]], images_for(model), "int8", False)
+    low = insert_qdq(model, [name], scales, "int8")
+    shared = share_split_scales(low, model)
+    assert shared is not low
+    image = images_for(model, 1, seed=4)[0]
+    expected, found = (run(graph, image, [first.merged])[first.merged] for graph in (low, shared))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 GRAPH = """<ir_version: 10, opset_import: ["": 20]>
