@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -90,6 +91,14 @@ def weight_scale(weight: np.ndarray, channel_axis: int, grid: Grid) -> np.ndarra
     """Return the scale of each output channel, float32 (channels,): its largest |w| takes the largest code."""
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     return float16_scale(np.abs(weight).max(axis=others) / grid.largest)
+
+
+def scale_of_layer(
+    name: str, weight: np.ndarray, channel_axis: int, grid: Grid, given: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return the scales given for a layer's weight, else those of `weight_scale`."""
+    scale = given.get(name)
+    return weight_scale(weight, channel_axis, grid) if scale is None else scale
 
 
 def broadcast_along(vector: np.ndarray, axis: int, ndim: int) -> np.ndarray:

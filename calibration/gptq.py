@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from calibration.errors import CalibrationError
-from calibration.formats import GRIDS, Grid, weight_scale
+from calibration.formats import GRIDS, Grid, scale_of_layer
 from calibration.layers import Layer, find_layers
 from calibration.session import ImageSession, Progress, at_batch_one, with_outputs
 
@@ -70,9 +70,7 @@ def gptq_codes(
             if not np.isfinite(hessians[_key(layer)]).all():
                 raise CalibrationError(f"'{layer.inputs[0]}' is not finite; no weight is rounded to it")
             weight = numpy_helper.to_array(tensors[layer.weight])
-            scale = (channels or {}).get(layer.name)
-            if scale is None:
-                scale = weight_scale(weight, layer.channel_axis, grid)
+            scale = scale_of_layer(layer.name, weight, layer.channel_axis, grid, channels or {})
             rounded = gptq_matrix_codes(_rows(weight, layer), hessians[_key(layer)], scale, grid)
             codes[layer.name] = _restored(rounded, weight, layer)
     return codes

@@ -20,7 +20,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from calibration.errors import CalibrationError
-from calibration.formats import GRIDS, Grid, broadcast_along, weight_scale
+from calibration.formats import GRIDS, Grid, broadcast_along, scale_of_layer
 from calibration.graph_editor import GraphEditor, add_bias
 from calibration.layers import Layer, find_layers
 
@@ -111,9 +111,7 @@ class _Writer:
         """Quantize a layer's weight; return its codes and scales."""
         g, axis = self.graph, layer.channel_axis
         weight = g.constant(layer.weight)
-        scale = self.scales.channels.get(layer.name)
-        if scale is None:
-            scale = weight_scale(weight, axis, self.grid)
+        scale = scale_of_layer(layer.name, weight, axis, self.grid, self.scales.channels)
         codes = self.scales.weights.get(layer.name)
         if codes is None:
             codes = self.grid.weight_codes(weight, broadcast_along(scale, axis, weight.ndim))

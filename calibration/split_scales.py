@@ -94,10 +94,8 @@ def split_weight_scales(model: ModelProto, layers: Collection[str], precision: s
     for attention in _of_one_product(model, graph, layers):
         name, values = attention.values.layer, attention.values.slice
         weight = _weight(graph, name)
-        own, told = (
-            weight_scale(weight, 1, grid),
-            weight.any(axis=0),
-        )  # a channel of zeros has a scale of nothing: 1
+        own = weight_scale(weight, 1, grid)
+        told = weight.any(axis=0)  # a channel of zeros has a scale of nothing: 1
         if not told.any():
             continue
         largest = own[told].max()

@@ -88,21 +88,18 @@ def fold_attention(
     scale = (dim // heads) ** -0.5
     weight = attention.qkv.weight.double().clone()
     weight[:dim] *= scale
-    proj = fold_gain(attention.proj, gain)
     if attention.qkv.bias is None:
-        return FoldedAttention(weight, None, None, proj)
+        return FoldedAttention(weight, None, None, fold_gain(attention.proj, gain))
     query, _, value = attention.qkv.bias.double().chunk(3)
     by_head = (heads, 1, dim // heads)
     query_bias = (query * scale).reshape(by_head).float()
     if keep_value_bias:
-        return FoldedAttention(weight, query_bias, value.reshape(by_head).float(), proj)
+        value_bias = value.reshape(by_head).float()
+        return FoldedAttention(weight, query_bias, value_bias, fold_gain(attention.proj, gain))
     rows = torch.as_tensor(gain, dtype=torch.float64).reshape(-1, 1)
-    bias = attention.proj.weight.double() @ value
-    if attention.proj.bias is not None:
-        bias = bias + attention.proj.bias.double()
-    return FoldedAttention(
-        weight, query_bias, None, make_linear(attention.proj.weight.double() * rows, bias * rows[:, 0])
-    )
+    proj, own = attention.proj.weight.double(), _double(attention.proj.bias)
+    bias = proj @ value + (0 if own is None else own)
+    return FoldedAttention(weight, query_bias, None, make_linear(proj * rows, bias * rows[:, 0]))
 
 
 def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:

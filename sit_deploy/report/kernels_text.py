@@ -93,16 +93,9 @@ def census_text(details: Mapping[str, Any]) -> str | None:
     Raises:
         InputError: what the manifest says of them is nothing that a build wrote.
     """
-    if not (fields := details.get("kernels")):
+    census = _census(details)
+    if census is None:
         return None
-    census = check(fields, Census, "kernels of the engine", _AGAIN)
-    counts = (census.kernels, census.attention_kernels, census.attention, *census.products.values())
-    if (
-        min(counts) < 0
-        or census.attention > census.attentions
-        or sum(census.products.values()) > census.kernels
-    ):
-        raise InputError(f"kernels of the engine: counts that no engine has; {_AGAIN}")
     parts = [f"{census.kernels} kernels by its {told_by(details)}"]
     if census.attentions:
         parts.append(f"attention in one kernel in {census.attention} of {census.attentions} places")
@@ -127,15 +120,11 @@ def broken_attention_note(details: Mapping[str, Any]) -> str | None:
     Raises:
         InputError: what the manifest says of them is nothing that a build wrote.
     """
-    if not (fields := details.get("kernels")):
+    census = _census(details)
+    broken = census.attentions - census.attention if census else 0
+    if not broken:
         return None
-    census = check(fields, Census, "kernels of the engine", _AGAIN)
-    broken = census.attentions - census.attention
-    return (
-        f"attention is several kernels in {broken} of {census.attentions} places, by its {told_by(details)}, and slower there"
-        if broken > 0
-        else None
-    )
+    return f"attention is several kernels in {broken} of {census.attentions} places, by its {told_by(details)}, and slower there"
 
 
 def kernels_note(products: Products, precision: str, by: str = LOG) -> str:
@@ -163,6 +152,21 @@ def kernels_note(products: Products, precision: str, by: str = LOG) -> str:
     if products.unknown:
         parts.append(f"of {len(products.unknown)} {'the log' if by == LOG else 'it'} does not tell")
     return "; ".join(parts)
+
+
+def _census(details: Mapping[str, Any]) -> Census | None:
+    """Return the counts that a manifest has of an engine's kernels; None where it has none."""
+    if not (fields := details.get("kernels")):
+        return None
+    census = check(fields, Census, "kernels of the engine", _AGAIN)
+    counts = (census.kernels, census.attention_kernels, census.attention, *census.products.values())
+    if (
+        min(counts) < 0
+        or census.attention > census.attentions
+        or sum(census.products.values()) > census.kernels
+    ):
+        raise InputError(f"kernels of the engine: counts that no engine has; {_AGAIN}")
+    return census
 
 
 def _some(names: Sequence[str]) -> str:
