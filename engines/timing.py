@@ -145,45 +145,63 @@ def alternate(
         )
     total = len(workers) * (1 + timing.rounds)
     running: dict[str, Worker] = {}
-    samples: dict[str, list[list[float]]] = {name: [] for name in workers}
-    gpu_samples: dict[str, list[list[float]]] = {name: [] for name in workers}
-    others: dict[str, list[float]] = {name: [] for name in workers}
-    quiet = dict.fromkeys(workers, True)
     finished = False
     try:
         for done, (name, spec) in enumerate(workers.items()):
             if progress:
                 progress(f"starting {name}", done, total)
             running[name] = Worker(name, spec, timing.warmup_seconds)
-        for turn in range(timing.rounds):
-            for place, (name, worker) in enumerate(running.items()):
-                if progress:
-                    progress(f"timing {name}", len(workers) * (1 + turn) + place, total)
-                seconds, gpu_seconds, taken, went_quiet = worker.time(timing.seconds)
-                samples[name].append(seconds)
-                others[name] += [] if taken is None else [taken]
-                if gpu_seconds:
-                    gpu_samples[name].append(gpu_seconds)
-                quiet[name] = quiet[name] and went_quiet
+        results = take_turns(running, timing, progress)
         finished = True
     finally:
         for worker in running.values():
             worker.stop(gently=finished)
     if progress:
         progress("timing", total, total)
+    return results
+
+
+def take_turns(
+    running: Mapping[str, Worker], timing: TimingOptions, progress: Progress | None = None
+) -> dict[str, WorkerResult]:
+    """Time workers turn about that have been started, and stay so.
+
+    Args:
+        running: candidates by name, timed in this order within each round.
+        timing: the turns and their length.
+        progress: as of `alternate`.
+
+    Raises:
+        EngineError: a worker failed or died.
+    """
+    total = len(running) * (1 + timing.rounds)
+    samples: dict[str, list[list[float]]] = {name: [] for name in running}
+    gpu_samples: dict[str, list[list[float]]] = {name: [] for name in running}
+    others: dict[str, list[float]] = {name: [] for name in running}
+    quiet = dict.fromkeys(running, True)
+    for turn in range(timing.rounds):
+        for place, (name, worker) in enumerate(running.items()):
+            if progress:
+                progress(f"timing {name}", len(running) * (1 + turn) + place, total)
+            seconds, gpu_seconds, taken, went_quiet = worker.time(timing.seconds)
+            samples[name].append(seconds)
+            others[name] += [] if taken is None else [taken]
+            if gpu_seconds:
+                gpu_samples[name].append(gpu_seconds)
+            quiet[name] = quiet[name] and went_quiet
     return {
         name: WorkerResult(
-            stats=_stats(samples[name], spec.batch_size),
+            stats=_stats(samples[name], worker.batch_size),
             round_medians_ms=_medians_ms(samples[name]),
-            threads=running[name].threads,
-            cpus=running[name].cpus,
+            threads=worker.threads,
+            cpus=worker.cpus,
             quiet=quiet[name],
-            gpu=_stats(gpu_samples[name], spec.batch_size) if gpu_samples[name] else None,
+            gpu=_stats(gpu_samples[name], worker.batch_size) if gpu_samples[name] else None,
             gpu_round_medians_ms=_medians_ms(gpu_samples[name]),
             histogram=Histogram.from_seconds([second for slice_ in samples[name] for second in slice_]),
             others=tuple(others[name]),
         )
-        for name, spec in workers.items()
+        for name, worker in running.items()
     }
 
 

@@ -48,10 +48,11 @@ class WorkerSpec:
 
 
 class Worker:
-    """The parent's end of a worker process."""
+    """The parent's end of a worker process, started and warmed up."""
 
     def __init__(self, name: str, spec: WorkerSpec, warmup_seconds: float) -> None:
         self.name = name
+        self.batch_size = spec.batch_size
         try:
             # Unpickled in the worker only once it ignores Ctrl-C: imports may take seconds.
             job = pickle.dumps((spec.factory, spec.args))
