@@ -3,8 +3,8 @@
     python benchmarks/fp8_peers.py WORK student/model.safetensors ...
 
 Each checkpoint is one of `sit-deploy train`, whose card says which images it was trained on. All start from the FP32 graph of `sit-deploy export`
-and the same calibration images; the rest of every graph is FP16. Every result runs on ONNX Runtime's CPU over the same held-out images, where
-FP8 is rounded as the graph says and FP16 is not. ModelOpt lives in an environment of its own, as in quantization_peers.py. Figures go to
+and the same calibration images; the rest of every graph is FP16. Every result runs on ONNX Runtime's CPU over the same held-out images (turned
+either way too, if there are fewer than 1000), where FP8 is rounded as the graph says and FP16 is not. ModelOpt lives in an environment of its own, as in quantization_peers.py. Figures go to
 benchmarks/results/fp8_peers.json, the table to docs/quantization.md. A graph that is in WORK is taken as it is; delete it to make it anew.
 """
 
@@ -26,9 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
+from benchmarks.held_out import shown  # noqa: E402
 from benchmarks.peer_environments import environment  # noqa: E402
-from benchmarks.quantization_peers import Case, peer, prepare, run_graph, sit_deploy, sqnr_db  # noqa: E402
+from benchmarks.quantization_peers import Case, held_out, peer, prepare, run_graph, sit_deploy, sqnr_db  # noqa: E402
 from engines.timing import machine  # noqa: E402
+from sit_deploy.data.datasets import open_data  # noqa: E402
+from sit_deploy.models.card_file import read_card  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "fp8_peers.json"
 # title, groups of `sit-deploy build --quantize`; None is ModelOpt's own choice
@@ -47,6 +50,14 @@ def ours(case: Case, groups: str, output: Path) -> None:
         "--target", "sm89", "--calib-data", case.calibration, "--calib-images", case.calibration_images, "--force", "-o", bundle,
     )  # fmt: skip
     shutil.copyfile(bundle / "model.onnx", output)
+
+
+def prepare_shown(checkpoint: Path, calib_images: int, work: Path) -> Case:
+    """Return the case with its held-out pictures in several ways where they are few."""
+    case, card = prepare(checkpoint, calib_images, work), read_card(checkpoint)
+    assert card is not None  # or `prepare` has refused it
+    images, labels = held_out(shown(open_data(str(card.training["data"])).val), card)
+    return dataclasses.replace(case, images=images, labels=labels, reference=run_graph(case.graph, images))
 
 
 def measure(case: Case, title: str, groups: str | None, work: Path) -> dict[str, Any]:
@@ -93,13 +104,13 @@ def table(cases: list[dict[str, Any]]) -> str:
 @click.command(help=__doc__.split("\n")[0])
 @click.argument("work", type=click.Path(path_type=Path))
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--calib-images", default=64, show_default=True)
+@click.option("--calib-images", default=256, show_default=True)
 @click.option("--write-docs", is_flag=True, help="Put the table into docs/quantization.md.")
 def main(work: Path, checkpoints: tuple[Path, ...], calib_images: int, write_docs: bool) -> None:
     work = work.absolute()
     cases = []
     for checkpoint in checkpoints:
-        case = prepare(checkpoint.absolute(), calib_images, work)
+        case = prepare_shown(checkpoint.absolute(), calib_images, work)
         rows = [measure(case, title, groups, work) for title, groups in ROWS]
         cases.append(
             {

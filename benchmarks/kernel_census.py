@@ -150,7 +150,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--model", "name", default="sit_s", show_default=True)
 @click.option("--target", default="sm89", show_default=True)
-@click.option("--only", multiple=True, help="A graph of the list; may repeat.")
+@click.option("--only", multiple=True, type=click.Choice([graph for graph, *_ in ROWS]), help="May repeat.")
 @click.option("--write-docs", is_flag=True, help="Put the table into docs/gpu.md.")
 def main(work: Path, name: str, target: str, only: tuple[str, ...], write_docs: bool) -> None:
     work = work.absolute()

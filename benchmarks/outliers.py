@@ -3,10 +3,12 @@
     python benchmarks/outliers.py WORK CHECKPOINT... [--plant NAME]... [--write-docs]
 
 Each checkpoint is one of `sit-deploy train`, whose card says which images it was trained on. `outlier_plants.py` says what is
-planted and how. Precisions are those of a default build with 128 training images; FP16 is simulated (`graph/simulate.py`),
+planted and how; a plant in the TSMs is left out of a model without. Precisions are those of a default build with its number of
+training images; FP16 is simulated (`graph/simulate.py`),
 8 bits run on ONNX Runtime as the graph says. The peer is `quantize_static` with MinMax: with its own choice of what is
 quantized, and on the layers that we quantize. A result that is in WORK is
-taken as it is; delete it to make it anew. Figures go to benchmarks/results/outliers.json, the table to docs/quantization.md.
+taken as it is; delete it to make it anew. Figures go to benchmarks/results/outliers.json, the table to docs/quantization.md; models
+and plants that are recorded and were not asked for stay as they are.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
+from benchmarks.held_out import shown  # noqa: E402
 from engines.timing import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "outliers.json"
-CALIBRATION_IMAGES = 128
-# degrees: few held-out images are shown in each of these ways, so that a tenth of a point can be told
-TURNS = (0, -6, 6)
+CALIBRATION_IMAGES = 256
+TRAINING_IMAGES = 1500  # at most, of a planted model's two epochs
 # title → precision, and the type of the rest
 OURS = {
     "FP16": ("fp16", None),
@@ -58,15 +60,12 @@ class Data:
         self.name = str(self.card.training["data"]).rpartition("/")[2]
         opened = open_data(str(self.card.training["data"]))
         prepare = self.card.preprocessing
-        parts = []
-        for part in (opened.train, opened.val):
-            pairs = [part[i] for i in range(len(part))]
-            if part is opened.val and len(pairs) < 1000:
-                pairs = [(turned(image, angle), label) for angle in TURNS for image, label in pairs]
-            parts.append(
-                (np.stack([prepare(image) for image, _ in pairs]), np.array([label for _, label in pairs]))
-            )
-        (self.train, self.train_labels), (self.val, self.labels) = parts
+        spread = np.linspace(0, len(opened.train), min(TRAINING_IMAGES, len(opened.train)), endpoint=False)
+        parts = [[opened.train[int(i)] for i in spread], shown(opened.val)]
+        (self.train, self.train_labels), (self.val, self.labels) = (
+            (np.stack([prepare(image) for image, _ in pairs]), np.array([label for _, label in pairs]))
+            for pairs in parts
+        )
         self.calibration = work / "calibration"
         self.calibration.mkdir(parents=True, exist_ok=True)
         count = min(CALIBRATION_IMAGES, len(opened.train))
@@ -75,15 +74,6 @@ class Data:
         self.calibrated = np.stack(
             [prepare(opened.train[i * len(opened.train) // count][0]) for i in range(count)]
         )
-
-
-def turned(image: Any, angle: float) -> Any:
-    """Return a picture turned, first enlarged to what can show it."""
-    from PIL import Image
-
-    if not angle:
-        return image
-    return image.resize((112, 112), Image.Resampling.BICUBIC).rotate(angle, Image.Resampling.BICUBIC)
 
 
 def plant(checkpoint: Path, name: str, data: Data, work: Path) -> Path:
@@ -99,7 +89,7 @@ def plant(checkpoint: Path, name: str, data: Data, work: Path) -> Path:
         return path
     work.mkdir(parents=True, exist_ok=True)
     chosen = PLANTS[name]
-    model = load_model(data.card.name, checkpoint, stages=data.card.stages).model
+    model = load_model(data.card.name, checkpoint, data.card.image_size, stages=data.card.stages).model
     torch.manual_seed(0)
     images, labels = torch.from_numpy(data.train), torch.from_numpy(data.train_labels)
     chosen.edit(model, images[:: max(1, len(images) // 256)])
@@ -273,8 +263,8 @@ def table(model: dict[str, Any]) -> str:
     """Return one model's Markdown table."""
     titles = [row["title"] for row in model["plants"][0]["rows"]]
     lines = [
-        f"{model['model']}, trained on {model['data']}: FP32 top-1 on {model['held_out_images']} held-out pictures, and the points that each "
-        "loses of it (SQNR of the logits).",
+        f"{model['model']}, trained on {model['data']}, {model['calibration_images']} calibration images, {model['date']}: FP32 top-1 on "
+        f"{model['held_out_images']} held-out pictures, and the points that each loses of it (SQNR of the logits).",
         "",
         f"| planted | largest value behind GELU | FP32 | {' | '.join(titles)} |",
         f"|---|---|---|{'---|' * len(titles)}",
@@ -285,6 +275,30 @@ def table(model: dict[str, Any]) -> str:
             f"| {plant['title']} | {plant['largest']['fc2 input']:.0f} | {plant['top1']:.2f} | {cells} |"
         )
     return "\n".join(lines)
+
+
+def with_recorded(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return models with those that are recorded and their plants, in the order of PLANTS.
+
+    Raises:
+        ClickException: recorded plants of such a model were measured otherwise.
+    """
+    from benchmarks.outlier_plants import PLANTS
+
+    if not RESULTS.exists():
+        return models
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))
+    known = {(m["model"], m["data"]): {"date": recorded["date"], **m} for m in recorded["models"]}
+    for model in models:
+        before = known.get((model["model"], model["data"]))
+        plants = {plant["plant"]: plant for plant in model["plants"]}
+        if before and (kept := [plant for plant in before["plants"] if plant["plant"] not in plants]):
+            if any(before[name] != model[name] for name in ("held_out_images", "calibration_images")):
+                raise click.ClickException(f"{model['model']} was recorded otherwise; leave --plant out")
+            plants |= {plant["plant"]: plant for plant in kept}
+        ordered = [plants[name] for name in PLANTS if name in plants]
+        known[model["model"], model["data"]] = {**model, "plants": ordered}
+    return list(known.values())
 
 
 @click.command()
@@ -304,12 +318,13 @@ def main(work: Path, checkpoints: tuple[Path, ...], plants: tuple[str, ...], wri
             {
                 "model": data.card.name,
                 "data": data.name,
+                "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
                 "held_out_images": len(data.labels),
                 "calibration_images": CALIBRATION_IMAGES,
                 "plants": [
                     compare(checkpoint.absolute(), data, name, folder / name.replace(" ", "-"))
                     for name in PLANTS
-                    if name in (plants or PLANTS)
+                    if name in (plants or PLANTS) and (len(data.card.stages) > 1 or not PLANTS[name].slimmed)
                 ],
             }
         )
@@ -318,16 +333,13 @@ def main(work: Path, checkpoints: tuple[Path, ...], plants: tuple[str, ...], wri
         "command": "python benchmarks/outliers.py WORK CHECKPOINT...",
         "machine": dataclasses.asdict(machine()),
         "versions": {p: version(p) for p in ("onnxruntime", "onnx", "numpy", "torch")},
-        "models": models,
+        "models": with_recorded(models),
     }
-    tables = "\n\n".join(table(model) for model in models)
+    tables = "\n\n".join(table(model) for model in result["models"])
     print(tables)
     if write_docs:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        heading = (
-            f"`{result['command']}`, {result['date']}, {result['machine']['cpu_model']}, ONNX Runtime {result['versions']['onnxruntime']}; "
-            f"{CALIBRATION_IMAGES} calibration images."
-        )
+        heading = f"`{result['command']}`, {result['machine']['cpu_model']}, ONNX Runtime {result['versions']['onnxruntime']}."
         write_between("quantization.md", "outliers", f"{heading}\n\n{tables}")
 
 

@@ -37,7 +37,11 @@ def targets(library: Library, asked: tuple[str, ...], gpu_present: bool) -> tupl
     chosen = tuple(dict.fromkeys(name.lower() for name in asked))
     for name in chosen:
         if name not in valid:
-            other = "; --engine tensorrt builds for it, on such a GPU" if _is_capability(name) else ""
+            other = (
+                "; sit-deploy build --engine tensorrt builds for it, on such a GPU"
+                if _is_capability(name)
+                else ""
+            )
             raise EngineBuildError(
                 f"unknown compute capability {name!r} for {title}; valid: {', '.join(valid)}{other}"
             )

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import IO, Any, NoReturn
 
 from engines.errors import Error
 from engines.files import atomic_path
+from engines.imports import require_threads
 from engines.timing import TimingOptions
 
 from ..errors import InputError
@@ -71,6 +73,7 @@ def _silence(*streams: IO[str]) -> None:
 
 def _check(root: Path, options: argparse.Namespace) -> int:
     output = Path(options.output)
+    require_threads(options.threads)
     _require_output(output, options.force)
     bundles = _bundles(root, options.bundles)
     if options.build:
@@ -89,8 +92,6 @@ def _check(root: Path, options: argparse.Namespace) -> int:
     fields, times = measure(bundles, timing, _say)
     rows = fields["bundles"]
     print(*lines(fields, times), sep="\n", flush=True)
-    if all(row["refused"] for row in rows):
-        raise InputError(f"no bundle ran here, and nothing was written: {rows[0]['refused']}")
     fields["digest"] = digest(fields)
     with atomic_path(output) as temporary:
         text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
@@ -101,11 +102,12 @@ def _check(root: Path, options: argparse.Namespace) -> int:
             f"{', '.join(bad)}: the golden outputs are not the reference's on this machine; do not serve it here"
         )
         return 1
-    refused = next((row["refused"] for row in rows if row["refused"]), None) or fields["timing"]["note"]
-    if refused:
-        _complain(refused)
-        return 2
-    return 0
+    refused = [row["refused"] for row in rows if row["refused"]] or list(
+        filter(None, [fields["timing"]["note"]])
+    )
+    for reason in refused:
+        _complain(reason)
+    return 2 if refused else 0
 
 
 def _bundles(root: Path, names: Sequence[str]) -> list[Bundle]:
@@ -190,7 +192,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="CPU threads; the runtime's own number by default",
     )
-    add("--device", metavar="D", help="cpu, cuda or cuda:N; what the engine is for by default")
+    add("--device", type=_device, metavar="D", help="cpu, cuda or cuda:N; what the engine is for by default")
     options = parser.parse_args(args)
     if options.engine and not options.build:
         parser.error("--engine says what --build builds with; pass both")
@@ -204,6 +206,12 @@ def _whole(least: int, most: int) -> Any:
         return int(text)
 
     return parse
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no device; use cpu, cuda or cuda:N")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -233,7 +233,8 @@ def test_a_gpu_that_rtx_is_not_for(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     rtx.check(BuildOptions(compute_capabilities=("current",)))  # of which the library has the last word
     assert "does not run on NVIDIA H200 (sm90)" in caplog.text
     with pytest.raises(
-        EngineBuildError, match=r"unknown compute capability 'sm90' .*--engine tensorrt builds for it"
+        EngineBuildError,
+        match=r"unknown compute capability 'sm90' .*; sit-deploy build --engine tensorrt builds for it",
     ):
         rtx.check(BuildOptions(compute_capabilities=("sm90",)))
     assert [rtx.serves(capability) for capability in ("sm89", "sm90", "sm100", "sm121")] == [

@@ -127,6 +127,8 @@ def test_kernels_that_are_not_known(
     assert "unknown compute capability 'sm1'" in cli.refuses(
         "inspect", nano_rtx / "model.onnx", "--kernels", "--target", "sm1"
     )
+    lists = cli.refuses("inspect", nano_rtx / "model.onnx", "--kernels", "--target", "sm90")
+    assert lists.endswith("; sit-deploy build --engine tensorrt builds for it, on such a GPU")
     older = copy_of(nano_rtx)
     (older / "kernels.json").unlink()
     seal_again(older)

@@ -72,11 +72,9 @@ def test_other_logits_than_the_reference(
         (["--seconds", "nan"], "'nan' is no number of seconds above 0"),
         (["--engine", "tensorrt"], "--engine says what --build builds with; pass both"),
         (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
-        (["--device", "tpu"], "no bundle ran here, and nothing was written: nano-fp32: unknown device 'tpu'"),
-        (
-            ["--threads", "4000"],
-            "no bundle ran here, and nothing was written: nano-fp32: threads must be at most",
-        ),
+        (["--device", "tpu"], "'tpu' is no device; use cpu, cuda or cuda:N"),
+        (["--device", "cuda:x"], "'cuda:x' is no device; use cpu, cuda or cuda:N"),
+        (["--threads", "4000"], "threads must be at most .* on this machine, got 4000"),
     ],
 )
 def test_bad_usage(
@@ -144,6 +142,22 @@ def test_one_bundle_that_does_not_run(
     assert err.startswith("Error: gpu")
     rows = {bundle["name"]: bundle for bundle in read_check(Path("check.json"))["bundles"]}
     assert rows["gpu"]["refused"] and rows["gpu"]["golden"] is None and rows["nano-fp32"]["golden"]["passed"]
+
+
+def test_no_bundle_that_runs(
+    run: Run, nano_fp32: Path, tmp_path: Path, folder_of: Callable[..., Path]
+) -> None:
+    """The JSON says so too, and each bundle why, in a line of its own."""
+    names = ("gpu-fp16", "gpu-int8")
+    release = "tensorrt-rtx-1.7.1"
+    folder = folder_of(*(on_fake_tensorrt(nano_fp32, tmp_path / name, release, why=name) for name in names))
+    status, out, err = run(folder)
+    assert status == 2 and out.count("did not run:") == 2 and "check.json: take it to" in out
+    lines = err.splitlines()
+    assert [line.split()[:2] for line in lines] == [["Error:", name] for name in names]
+    fields = read_check(Path("check.json"))
+    assert [f"Error: {row['refused']}" for row in fields["bundles"]] == lines
+    assert fields["gpu"] is None and not any(row["latencies"] for row in fields["bundles"])
 
 
 def test_ctrl_c_writes_nothing(
@@ -241,9 +255,12 @@ def test_on_the_fake_gpu_in_such_an_environment(
     # another GPU than it was built for: which, and how to build it here
     other = bare_python.add_fake_gpu(tmp_path / "other", release, (9, 0), more="TRT.validity = 2")
     refused = _python(python, folder / "check.py", "--rounds", 0, "-o", "no.json", cwd=tmp_path, **other)
-    assert refused.returncode == 2 and not (tmp_path / "no.json").exists()
-    assert refused.stderr.splitlines()[-1].startswith(
-        "Error: no bundle ran here, and nothing was written: nano-fp32: "
+    assert refused.returncode == 2
+    rows = read_check(tmp_path / "no.json")["bundles"]
+    said = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]
+    assert said == [f"Error: {row['refused']}" for row in rows]
+    assert [row["name"] for row in rows] == ["nano-fp32", "nano-rtx"] and all(
+        "sm90" in row["refused"] for row in rows
     )
 
 
@@ -261,9 +278,9 @@ def test_without_numpy_and_with_a_runtime_missing(
     half = bare_python.make(tmp_path / "half", ["numpy", "pillow"])
     done = _python(half, folder / "check.py", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr == (
-        "Error: no bundle ran here, and nothing was written: nano-fp32: ONNX Runtime is not installed; run `pip install -r "
-        "requirements.txt` of its folder\n"
+        "Error: nano-fp32: ONNX Runtime is not installed; run `pip install -r requirements.txt` of its folder\n"
     )
+    assert read_check(tmp_path / "check.json")["versions"]["onnxruntime"] is None
 
 
 @pytest.mark.slow
