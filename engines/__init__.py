@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Runner, Support, TensorSpec
+from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Support
 from engines.build_options import BuildOptions
 from engines.errors import (
     EngineBuildError,
@@ -24,6 +24,7 @@ from engines.errors import (
     NoGpuError,
 )
 from engines.registry import KINDS, get, select, support
+from engines.runner import Runner, TensorSpec
 
 __all__ = [
     "KINDS",

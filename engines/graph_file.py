@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.base import TensorSpec, format_shape
 from engines.errors import EngineBuildError
+from engines.runner import TensorSpec, format_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

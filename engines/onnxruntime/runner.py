@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.base import Runner, TensorSpec
 from engines.errors import EngineError, EngineLoadError
 from engines.imports import require_threads
 from engines.onnxruntime.library import one_line, open_graph, provider_of, running_options
+from engines.runner import Runner, TensorSpec
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.base import Runner, TensorSpec
 from engines.errors import EngineError, EngineLoadError
 from engines.imports import require_threads
 from engines.openvino.library import one_line, settings
+from engines.runner import Runner, TensorSpec
 
 if TYPE_CHECKING:
     from types import ModuleType

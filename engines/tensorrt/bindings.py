@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engines.base import TensorSpec, format_shape
 from engines.errors import EngineInputError, EngineLoadError
+from engines.runner import TensorSpec, format_shape
 from engines.tensorrt.library import Library
 from engines.tensorrt.types import numpy_type
 

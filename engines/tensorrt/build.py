@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import Progress, TensorSpec
+from engines.base import Progress
 from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError
 from engines.graph_file import (
@@ -21,8 +21,10 @@ from engines.graph_file import (
     read_model,
     tensor_types,
 )
+from engines.kernels import EIGHT_BIT_TYPES, SIXTEEN_BIT_TYPES, Kernel, kernel_details
+from engines.runner import TensorSpec
 from engines.tensorrt.config import attach_timing_cache, batch_profile, configure, save_timing_cache
-from engines.tensorrt.kernels import EIGHT_BIT_TYPES, SIXTEEN_BIT_TYPES, Kernel, kernel_details, read_kernels
+from engines.tensorrt.kernels import read_kernels
 from engines.tensorrt.library import Flavour, Library
 from engines.tensorrt.messages import builder_problems, facts, parser_problems
 from engines.tensorrt.types import constrain, network_flags, numpy_type, require_types

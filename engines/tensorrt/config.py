@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from engines.base import TensorSpec
 from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError, NoGpuError
 from engines.files import atomic_path
+from engines.runner import TensorSpec
 from engines.tensorrt.library import Library, gpu_targets
 from engines.tensorrt.messages import Messages
 

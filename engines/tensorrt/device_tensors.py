@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.base import TensorSpec
 from engines.errors import EngineInputError
+from engines.runner import TensorSpec
 from engines.tensorrt.bindings import Bindings, check_tensor
 
 if TYPE_CHECKING:

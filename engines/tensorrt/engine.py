@@ -264,8 +264,8 @@ class TensorRT(Engine):
         device: str | None = None,
         origin: EngineOrigin | None = None,
     ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+        from engines.kernels import INSPECTOR, kernel_details
         from engines.tensorrt.inspector import inspected_kernels
-        from engines.tensorrt.kernels import INSPECTOR, kernel_details
 
         with self.load(engine_path, device=device, origin=origin) as runner:
             runner.infer(feeds)  # of an open batch the context knows shapes and types only then

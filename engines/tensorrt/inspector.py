@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from engines.errors import EngineError
-from engines.tensorrt.kernels import Kernel, Operand, Role, widens, with_products
+from engines.kernels import Kernel, Operand, Role, widens, with_products
 from engines.tensorrt.layers import MYELIN, node_names, type_name
 
 _DETAILED = "build with --profiling detailed"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engines.errors import EngineInputError
-from engines.tensorrt.kernels import Kernel, Operand, Role
+from engines.kernels import Kernel, Operand, Role
 
 # A kernel in a CUDA graph, on a V100: 3.4 us where the kernel alone takes 2.9 (https://developer.nvidia.com/blog/cuda-graphs/)
 LAUNCH_SECONDS = 0.5e-6

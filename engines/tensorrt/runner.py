@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from engines.base import LayerTime, Runner
+from engines.base import LayerTime
 from engines.errors import EngineInputError, EngineLoadError, EngineRunError
+from engines.runner import Runner
 from engines.tensorrt import cuda
 from engines.tensorrt.bindings import read_bindings
 from engines.tensorrt.context import ContextSlot

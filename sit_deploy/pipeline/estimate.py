@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import engines
-from engines.tensorrt.kernels import Kernel, Operand
+from engines.kernels import Kernel, Operand
 from engines.tensorrt.roofline import GPUS, LAUNCH_SECONDS, Estimate, estimate, lacks
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.kernels import KernelRow, readable_names

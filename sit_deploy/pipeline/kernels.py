@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.graph_file import input_specs, read_model
-from engines.tensorrt.kernels import Role
+from engines.kernels import Role
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.schema import check, decode
@@ -31,7 +31,7 @@ _PLAIN_NAME = re.compile(r"[\w./:+-]{1,500}")
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A kernel, as `engines.tensorrt.kernels.Kernel.to_dict` gives it.
+    """A kernel, as `engines.kernels.Kernel.to_dict` gives it.
 
     Attributes:
         role: what it is for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.tensorrt.kernels import INSPECTOR, LOG, Census, Products
+from engines.kernels import INSPECTOR, LOG, Census, Products
 from sit_deploy.errors import InputError
 from sit_deploy.schema import check
 from sit_deploy.text import printable
@@ -15,7 +15,7 @@ _AGAIN = "build the bundle again"
 
 
 def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
-    """Return what `engines.tensorrt.kernels` read in the builder's log; None for an engine whose builder is not asked.
+    """Return what `engines.kernels` says of them; None for an engine whose builder is not asked.
 
     Args:
         details: the engine's, of a manifest.

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from engines import EngineError
+from engines.kernels import Role, products, take_census
 from engines.tensorrt.inspector import inspected_kernels
-from engines.tensorrt.kernels import Role, products, take_census
 from tests.helpers.trt_rig import Rig
 
 HALF, INT8 = "Row major linear FP16 format", "Thirty-two wide channel vectorized row major Int8 format"

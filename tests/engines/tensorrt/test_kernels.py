@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.tensorrt.kernels import Operand, Role, is_kernel, products, raised, read_kernels, take_census
+from engines.kernels import Operand, Role, products, raised, take_census
+from engines.tensorrt.kernels import is_kernel, read_kernels
 from engines.tensorrt.messages import Messages, make_logger
 
 ASKED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines import EngineInputError
-from engines.tensorrt.kernels import Kernel, Operand, Role
+from engines.kernels import Kernel, Operand, Role
 from engines.tensorrt.roofline import GPUS, LAUNCH_SECONDS, estimate, lacks
 
 MEGA = 1_000_000
