@@ -26,6 +26,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import gains  # noqa: E402
 from benchmarks.documents import write_between  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.pipeline.build import build  # noqa: E402
@@ -109,11 +110,15 @@ def measure(
             wall, told = timed(*command)
             first[name].append(wall - 3 * json.loads(told)["p50_ms"])
         first["sit_deploy"].append(timed(sys.executable, "-c", EMBEDDED, bundle, threads)[0])
-    ratios = [ours / theirs for ours, theirs in zip(latency["cpp"], latency["python"], strict=True)]
+    found = gains.of_times(latency["cpp"], latency["python"])
     return {
         "model": model,
         "latency_ms": latency,
-        "cpp_over_python": {"median": statistics.median(ratios), "per_round": ratios},
+        "cpp_over_python": {
+            "median": found.median,
+            "per_round": list(found.per_round),
+            "doubt": found.doubt,
+        },
         "first_result_ms": first,
     }
 
@@ -126,11 +131,11 @@ def tables(report: dict[str, Any]) -> str:
     ]
     for run in report["runs"]:
         ours, theirs = (statistics.median(run["latency_ms"][side]) for side in ("cpp", "python"))
-        ratio = run["cpp_over_python"]
-        lines.append(
-            f"| {run['model']} | {ours:.2f} | {theirs:.2f} | {ratio['median']:.3f} "
-            f"({min(ratio['per_round']):.3f}–{max(ratio['per_round']):.3f}) |"
-        )
+        ratio, text = run["cpp_over_python"], gains.NONE
+        if ratio["median"] is not None:
+            low, high = min(ratio["per_round"]), max(ratio["per_round"])
+            text = f"{ratio['median']:.3f} ({low:.3f}–{high:.3f})"
+        lines.append(f"| {run['model']} | {ours:.2f} | {theirs:.2f} | {text} |")
     lines += [
         "",
         "| model | first result: C++ with OpenVINO | Python, OpenVINO alone | Python, `sit_deploy.load` (ONNX Runtime) |",

@@ -32,6 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import gains  # noqa: E402
 from benchmarks.random_weights import random_model  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import EngineCall, TimingOptions, WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
@@ -109,6 +110,7 @@ def prepare(name: str, batch: int, threads: int, folder: Path) -> tuple[dict[str
 def summary(name: str, batch: int, threads: int, facts: dict, results: dict[str, WorkerResult]) -> dict:
     """Everything measured, as JSON; a speed-up is the median over the rounds of the other's latency over ours."""
     packages = ("torch", "onnx", "onnxruntime", "numpy")
+    gained = {key: speedup(results[key], results["ours"], (key, "ours")) for key in ("eager", "plain")}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "model": name,
@@ -121,9 +123,8 @@ def summary(name: str, batch: int, threads: int, facts: dict, results: dict[str,
             key: asdict(result.stats) | {"round_medians_ms": result.round_medians_ms, "quiet": result.quiet}
             for key, result in results.items()
         },
-        "speedup_of_ours": {
-            key: speedup(results[key], results["ours"], (key, "ours")).median for key in ("eager", "plain")
-        },
+        "speedup_of_ours": {key: found.median for key, found in gained.items()},
+        "doubts": {key: found.doubt for key, found in gained.items()},
     }
 
 
@@ -136,14 +137,15 @@ def show(report: dict) -> None:
     for column in ("", "p50 ms", "p90 ms", "images/s", "ours is faster by", "error ÷ σ(logits)"):
         table.add_column(column, justify="left" if not column else "right")
     for key, stats in report["latency"].items():
-        speedup = report["speedup_of_ours"].get(key)
+        over = report["speedup_of_ours"]
+        speedup = over.get(key)
         error = report["error_in_logit_std"].get(key)
         table.add_row(
             key,
             f"{stats['p50_ms']:.2f}",
             f"{stats['p90_ms']:.2f}",
             f"{stats['images_per_second']:.1f}",
-            "" if speedup is None else f"{speedup:.3f}×",
+            "" if key not in over else gains.NONE if speedup is None else f"{speedup:.3f}×",
             "reference" if error is None else f"{error:.1e}",
         )
     Console().print(table)

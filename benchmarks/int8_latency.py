@@ -29,6 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import gains  # noqa: E402
 from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.random_weights import random_model  # noqa: E402
 from engines.build_options import BuildOptions  # noqa: E402
@@ -106,13 +107,18 @@ def measure(paths: dict[str, Path], batch: int, threads: int, rounds: int, secon
         },
         "speedup": {
             key: {
-                "median": found.median,
-                "quartiles": [float(np.percentile(found.per_round, p)) for p in (25, 75)],
-                "of_best": results["fp32"].stats.min_ms / results[key].stats.min_ms,
+                **gains.fields(found),
+                "of_best": results["fp32"].stats.min_ms / results[key].stats.min_ms
+                if found.measurable
+                else None,
             }
             for key, found in speedups.items()
         },
     }
+
+
+def _figure(ratio: float | None) -> str:
+    return gains.NONE if ratio is None else f"{ratio:.2f}"
 
 
 def table(report: dict) -> str:
@@ -125,10 +131,9 @@ def table(report: dict) -> str:
         for row in model["runs"]:
             p50 = {key: row["latency"][key]["p50_ms"] for key in CANDIDATES}
             int8, as_is = row["speedup"]["int8"], row["speedup"]["as_is"]
-            low, high = int8["quartiles"]
             lines.append(
                 f"| {model['name']} | {row['batch']} | {row['threads']} | {p50['fp32']:.2f} | {p50['int8']:.2f} | "
-                f"{int8['median']:.2f} ({low:.2f}–{high:.2f}) | {int8['of_best']:.2f} | {as_is['median']:.2f} |"
+                f"{gains.text(int8)} | {_figure(int8['of_best'])} | {_figure(as_is['median'])} |"
             )
     return "\n".join(lines)
 

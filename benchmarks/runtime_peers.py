@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import gains  # noqa: E402
 from benchmarks import runtime_peers_page as page  # noqa: E402
 from benchmarks.runtime_peers_cells import (  # noqa: E402
     CANDIDATES,
@@ -49,7 +49,7 @@ from benchmarks.runtime_peers_cells import (  # noqa: E402
 )
 from engines.errors import EngineError  # noqa: E402
 from engines.gpus import find_gpus  # noqa: E402
-from engines.speedup import speedup  # noqa: E402
+from engines.speedup import held_up, speedup  # noqa: E402
 from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.errors import InputError  # noqa: E402
 from sit_deploy.models.catalog import get_config  # noqa: E402
@@ -73,10 +73,9 @@ WARM_UP_SECONDS = 0.5
 ON_GPU = ("Torch-TensorRT", "TensorRT", "sit-deploy, TensorRT")
 
 
-def gain(slow: WorkerResult, fast: WorkerResult) -> dict[str, Any]:
-    """How many times as fast the second is: the median of the rounds' ratios, and their quartiles."""
-    found = speedup(slow, fast, ("the slow", "the fast"))
-    return {"median": found.median, "quartiles": [float(np.percentile(found.per_round, p)) for p in (25, 75)]}
+def gain(slow: WorkerResult, fast: WorkerResult, work: float = 1.0) -> dict[str, Any]:
+    """How many times as fast the second is, with `work` times less to do: `gains.fields`."""
+    return gains.fields(speedup(slow, fast, ("the slower", "the faster"), work))
 
 
 def latency(result: WorkerResult, batch: int) -> dict[str, Any]:
@@ -87,6 +86,7 @@ def latency(result: WorkerResult, batch: int) -> dict[str, Any]:
         "images_per_second": 1e3 * batch / stats.p50_ms,
         "round_medians_ms": result.round_medians_ms,
         "quiet": result.quiet,
+        "held_up": held_up("it", result),
     }
 
 
@@ -160,14 +160,15 @@ def compared(
     student: str, teacher: str, title: str, fast: WorkerResult, slow: WorkerResult
 ) -> dict[str, Any]:
     """A row of a student and its teacher: the speed-up beside the ratio of their work."""
+    work = cost(get_config(teacher)).macs / cost(get_config(student)).macs
     return {
         "student": student,
         "teacher": teacher,
         "title": title,
         "student_p50_ms": fast.stats.p50_ms,
         "teacher_p50_ms": slow.stats.p50_ms,
-        "speedup": gain(slow, fast),
-        "macs_ratio": cost(get_config(teacher)).macs / cost(get_config(student)).macs,
+        "speedup": gain(slow, fast, work),
+        "macs_ratio": work,
         "round_medians_ms": [fast.round_medians_ms, slow.round_medians_ms],
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import documents
+from benchmarks import documents, gains
 
 PRECISIONS = {"fp32": "FP32", "int8": "INT8"}
 EVEN = 1.01  # two runs of the same candidate differ by about 0.01
@@ -42,11 +42,6 @@ def _where(result: dict[str, Any]) -> str:
         f"load average {before:.2f} before and {after:.2f} after, {result['seconds'] / 60:.0f} minutes in all. "
         f"{', '.join(dict.fromkeys(told))}."
     )
-
-
-def _spread(found: dict[str, Any]) -> str:
-    low, high = found["quartiles"]
-    return f"{found['median']:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _table(head: str, rows: Iterable[Iterable[str]]) -> str:
@@ -92,7 +87,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
     if cell["skipped"]:
         return [*head, "not run", "", "", ""]
     quality = f"{cell['error']:.1e}" if cell["precision"] == "fp32" else f"{cell['sqnr_db']:.1f}"
-    over = _spread(cell["over_plain"]) if "over_plain" in cell else ""
+    over = gains.text(cell["over_plain"]) if "over_plain" in cell else ""
     return [*head, f"{cell['p50_ms']:.2f}", f"{cell['images_per_second']:.1f}", over, quality]
 
 
@@ -120,11 +115,11 @@ def _verdict(result: dict[str, Any]) -> str:
         best, rival = (min(cells, key=lambda c: c["p50_ms"]) for cells in (ours, others))
         factor = _ratio(rival, best)
         where = f"{model}, batch {batch}, {PRECISIONS[precision]}"
-        rows.append([where, _bare(best["title"]), rival["title"], f"{factor:.2f}"])
+        rows.append([where, _bare(best["title"]), rival["title"], _figure(factor)])
         for own in ours:
             for other in others:
-                slower = 1 / _ratio(other, own)
-                if slower > EVEN and (own is best or _runtime(own) == _runtime(other)):
+                slower = _ratio(own, other)
+                if slower is not None and slower > EVEN and (own is best or _runtime(own) == _runtime(other)):
                     lost.append(
                         f"{where}: {other['title']} is {slower:.2f} times as fast as {_bare(own['title'])}"
                     )
@@ -154,17 +149,21 @@ def _same_runtime(result: dict[str, Any]) -> str:
             and not (own["skipped"] or plain[0]["skipped"])
         ):
             where = f"{own['model']}, batch {own['batch']}"
-            rows.append([where, _runtime(own), f"{_ratio(plain[0], own):.2f}"])
+            rows.append([where, _runtime(own), _figure(_ratio(plain[0], own))])
     if not rows:
         return ""
     return _table("FP32 | runtime | ours over the plain export there", rows)
 
 
-def _ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
-    """The median of the rounds' ratios; both were timed in the same rounds."""
-    from statistics import median
+def _ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float | None:
+    """The median of the rounds' ratios, timed in the same rounds; None where they bear none out."""
+    if slow.get("held_up") or fast.get("held_up"):
+        return None
+    return gains.of_times(slow["round_medians_ms"], fast["round_medians_ms"]).median
 
-    return median(a / b for a, b in zip(slow["round_medians_ms"], fast["round_medians_ms"], strict=True))
+
+def _figure(ratio: float | None) -> str:
+    return gains.NONE if ratio is None else f"{ratio:.2f}"
 
 
 def _slimming(result: dict[str, Any]) -> str:
@@ -172,7 +171,7 @@ def _slimming(result: dict[str, Any]) -> str:
         [
             *(row["student"], row["teacher"], str(row["batch"]), PRECISIONS[row["precision"]]),
             *(_bare(row["title"]), f"{row['student_p50_ms']:.2f}", f"{row['teacher_p50_ms']:.2f}"),
-            *(_spread(row["speedup"]), f"{row['macs_ratio']:.2f}"),
+            *(gains.text(row["speedup"]), f"{row['macs_ratio']:.2f}"),
         ]
         for row in result["over_teachers"]
     ]
@@ -189,13 +188,14 @@ def _pairs(result: dict[str, Any]) -> str:
     rows = []
     for row in result["pairs"]:
         aim = row["aim"]
-        met = "" if aim is None else "yes" if row["speedup"]["median"] >= aim else "**no**"
+        reached = row["speedup"]["median"]
+        met = "" if aim is None else gains.NONE if reached is None else "yes" if reached >= aim else "**no**"
         rows.append(
             [
                 *(row["student"], row["teacher"], _bare(row["title"])),
                 *(f"{row['student_p50_ms']:.2f}", f"{row['teacher_p50_ms']:.2f}"),
                 *(
-                    _spread(row["speedup"]),
+                    gains.text(row["speedup"]),
                     f"{row['macs_ratio']:.2f}",
                     "" if aim is None else f"{aim:g}",
                     met,
@@ -229,10 +229,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axis = axes[row][column]
             cells = [c for c in result["cells"] if (c["model"], c["batch"]) == (model, batch)]
             labels = [f"{PRECISIONS[c['precision']]} {_bare(c['title'])}" for c in cells]
-            heights = [c["over_plain"]["median"] if "over_plain" in c else 0.0 for c in cells]
+            heights = [(c["over_plain"]["median"] or 0.0) if "over_plain" in c else 0.0 for c in cells]
             colours = [OURS if c["ours"] else OTHERS for c in cells]
             bars = axis.barh(labels, heights, color=colours)
-            texts = [f"{height:.2f}" if height else "not run" for height in heights]
+            texts = [
+                f"{height:.2f}" if height else gains.NONE if "over_plain" in c else "not run"
+                for height, c in zip(heights, cells, strict=True)
+            ]
             axis.bar_label(bars, texts, padding=2, fontsize=7)
             axis.axvline(1, color="black", linewidth=0.6)
             axis.set_title(f"{model}, batch {batch}", fontsize=9)

@@ -25,6 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import gains  # noqa: E402
 from benchmarks.documents import write_between  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import EngineCall, TimingOptions, WorkerSpec, alternate, machine  # noqa: E402
@@ -112,14 +113,15 @@ def measure(
         results = alternate(workers, TimingOptions(rounds, seconds))
     rows = []
     for n, path in files.items():
-        found = speedup(results[f"triton {n}"], results["bare"], ("Triton", "bare"))
+        found = speedup(results[f"triton {n}"], results["bare"], ("Triton", "bare"), work=n)
         took = np.array([float(line) for line in path.read_text().split()]) * 1e3
         rows.append(
             {
                 "concurrency": n,
                 "images_per_second": 1e3 * BATCH * n / results[f"triton {n}"].stats.p50_ms,
                 # of throughput: a call of `n` batches against one of one
-                "of_bare": n / found.median,
+                "of_bare": n / found.median if found.median else None,
+                "doubt": found.doubt,
                 "per_round": [n / r for r in found.per_round],
                 "request_p50_ms": float(np.percentile(took, 50)),
                 "request_p99_ms": float(np.percentile(took, 99)),
@@ -150,10 +152,12 @@ def table(report: dict[str, Any]) -> str:
             f"{bare['p99_ms']:.1f} |"
         )
         for row in run["triton"]:
-            low, high = min(row["per_round"]), max(row["per_round"])
+            of_bare = gains.NONE
+            if row["of_bare"] is not None:
+                of_bare = f"{row['of_bare']:.2f} ({min(row['per_round']):.2f}–{max(row['per_round']):.2f})"
             lines.append(
                 f"| {run['model']} | {run['input']} | {run['megabytes_per_request']:.1f} | {row['concurrency']} | "
-                f"{row['images_per_second']:.1f} | {row['of_bare']:.2f} ({low:.2f}–{high:.2f}) | "
+                f"{row['images_per_second']:.1f} | {of_bare} | "
                 f"{row['request_p50_ms']:.1f} | {row['request_p99_ms']:.1f} |"
             )
     return "\n".join(lines)

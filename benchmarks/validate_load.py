@@ -31,6 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import gains  # noqa: E402
 from benchmarks.documents import write_between  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.bundle import load_bundle  # noqa: E402
@@ -123,9 +124,9 @@ def measure_throughput(images: Path, rounds: int, folder: Path) -> dict[str, Any
                 if turn:  # the first warms up
                     seconds[name].append(time.perf_counter() - started)
 
-    def kept(loaded: str, bare: str) -> float:
-        pairs = zip(seconds[bare], seconds[loaded], strict=True)
-        return round(statistics.median(without / with_it for without, with_it in pairs), 3)
+    def kept(loaded: str, bare: str) -> float | None:
+        found = gains.of_times(seconds[bare], seconds[loaded]).median
+        return None if found is None else round(found, 3)
 
     return {
         "images_per_second": {
@@ -137,14 +138,18 @@ def measure_throughput(images: Path, rounds: int, folder: Path) -> dict[str, Any
     }
 
 
+def _share(kept: float | None) -> str:
+    return f"a share {gains.NONE} here" if kept is None else f"{kept:.1%}"
+
+
 def paragraph(report: dict[str, Any]) -> str:
     """Return what docs/validation.md says of the results."""
     found, memory, host = report["throughput"], report["memory"], report["machine"]
     rates = found["images_per_second"]
     return (
         f"sit_s, FP32, batch {BATCH}, JPEG files of {SIZE[1]}×{SIZE[0]}, on {host['usable_cpus']} CPUs ({host['cpu_model']}, "
-        f"{report['date']}): decoding and preparing leave {found['kept_of_the_engine']:.1%} of the engine's bare throughput "
-        f"({rates['loaded']:.1f} of {rates['bare']:.1f} images/s), and {found['kept_of_both']:.1%} where PyTorch runs beside it. "
+        f"{report['date']}): decoding and preparing leave {_share(found['kept_of_the_engine'])} of the engine's bare throughput "
+        f"({rates['loaded']:.1f} of {rates['bare']:.1f} images/s), and {_share(found['kept_of_both'])} where PyTorch runs beside it. "
         f"Over {memory['images']} images memory grew by {memory['grown_mb']:.1f} MB after the first tenth of them."
     )
 

@@ -2,7 +2,8 @@
 
 One estimator serves every figure that is printed: the median of the rounds' ratios, with its quartiles; the two times that
 stand beside it are medians of the same rounds. On a machine that others use such a figure means nothing, however exact it
-looks, so it carries a doubt that goes wherever it goes.
+looks: then there is none, and the reason stands in its place. What a side is held against is known without the other: its own
+fastest call, its CPUs' use, a loop of fixed work in the same slices, and the multiply-accumulates of both.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ FEWEST_ROUNDS = 3  # that say something of their spread
 WIDEST = 1.3  # times the lower quartile that the upper one may be
 SLOWED = 3.0  # times its fastest call that a candidate's median may be: slower than that, it was held up
 BUSY = 0.2  # share of the CPUs that others may take
+LEAST_PACE = 0.5  # of its usual rate that the loop of fixed work must have (`engines.pace`)
+# times the one's multiply-accumulates a second over the other's: eager PyTorch was within 5.2 of the fastest INT8 engine of every
+# model (benchmarks/results/runtime_peers.json); held up by others at the barriers between its threads, all its calls alike, 2622
+IMPLAUSIBLE = 100.0
 APART = 1.1  # times that the ratio of the medians may be off the median of the ratios
 _TICKS = 20  # of the clock that a call must take
 
@@ -31,10 +36,12 @@ class Speedup:
     """How many times as fast `candidate` is as `baseline`; below 1 it is slower.
 
     Attributes:
-        median, low, high: of the rounds' ratios, with quartiles; None where a round took no time that the clock can tell.
-        per_round: the ratios.
+        median, low, high: of the rounds' ratios, with quartiles; None where it is not measurable.
+        per_round: the ratios; none where it is not measurable.
         baseline_ms, candidate_ms: medians of the same rounds.
-        doubt: why the rounds do not bear the figure out, as part of a sentence; None where they do.
+        doubt: why it is not known which of the two is faster, as part of a sentence; None where it is. Beside figures it says
+            that the rounds lie on both sides of 1, which was measured.
+        doubted_rounds: the ratios that say nothing, for whoever looks into why.
     """
 
     median: float | None
@@ -44,6 +51,12 @@ class Speedup:
     baseline_ms: float
     candidate_ms: float
     doubt: str | None = None
+    doubted_rounds: tuple[float, ...] = ()
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there is a figure; a tie has one."""
+        return self.median is not None
 
     @property
     def slower(self) -> bool:
@@ -51,16 +64,25 @@ class Speedup:
         return self.doubt is None and self.median is not None and self.median <= 1
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "per_round": list(self.per_round)}
+        rounds = {"per_round": list(self.per_round), "doubted_rounds": list(self.doubted_rounds)}
+        return {**asdict(self), **rounds}
+
+    def doubted(self, doubt: str) -> Speedup:
+        """Return that it is not measurable, and why."""
+        rounds = self.per_round or self.doubted_rounds
+        return Speedup(None, None, None, (), self.baseline_ms, self.candidate_ms, doubt, rounds)
 
 
-def speedup(baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, str]) -> Speedup:
+def speedup(
+    baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, str], work: float = 1.0
+) -> Speedup:
     """Compare two workers of one `alternate`.
 
     Args:
         baseline: what is compared with.
         candidate: what should be faster.
         names: of baseline and candidate, for the doubt.
+        work: multiply-accumulates of a call of the baseline over those of the candidate's.
 
     Raises:
         EngineError: the two were not timed in the same rounds.
@@ -72,10 +94,11 @@ def speedup(baseline: WorkerResult, candidate: WorkerResult, names: tuple[str, s
     shortest = 1e3 * _TICKS * time.get_clock_info("perf_counter").resolution
     if not all(math.isfinite(ms) and ms > shortest for ms in (*theirs, *ours)):
         return Speedup(None, None, None, (), **times, doubt="a call is too short for this machine's clock")
-    measured = of_ratios([a / b for a, b in zip(theirs, ours, strict=True)], **times)
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     doubts = [held_up(name, worker) for name, worker in zip(names, (baseline, candidate), strict=True)]
-    doubt = next(filter(None, doubts), None)
-    return replace(measured, doubt=doubt) if doubt else measured
+    doubt = next(filter(None, doubts), None) or _implausible(statistics.median(ratios) / work, names)
+    measured = of_ratios(ratios, **times)
+    return measured.doubted(doubt) if doubt else measured
 
 
 def of_ratios(per_round: Sequence[float], baseline_ms: float, candidate_ms: float) -> Speedup:
@@ -90,13 +113,24 @@ def of_ratios(per_round: Sequence[float], baseline_ms: float, candidate_ms: floa
         baseline_ms=baseline_ms,
         candidate_ms=candidate_ms,
     )
-    return replace(measured, doubt=_doubt(measured))
+    if doubt := _doubt(measured):
+        return measured.doubted(doubt)
+    if low < 1 < high:
+        return replace(
+            measured, doubt=f"the rounds lie on both sides of 1, half of them {_between(low, high)}"
+        )
+    return measured
 
 
 def of_rounds(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
-    """Return the median of the rounds' ratios of a clock that nobody else can hold up, a GPU's; None without rounds."""
+    """Return the median of the rounds' ratios of a clock that nobody on the CPUs can hold up, a GPU's.
+
+    None without rounds, and where the rounds do not bear it out: others may use the GPU too.
+    """
     ratios = [a / b for a, b in zip(theirs, ours, strict=False) if b > 0]
-    return statistics.median(ratios) if ratios else None
+    if not ratios:
+        return None
+    return of_ratios(ratios, statistics.median(theirs), statistics.median(ours)).median
 
 
 def held_up(name: str, timed: WorkerResult) -> str | None:
@@ -106,7 +140,26 @@ def held_up(name: str, timed: WorkerResult) -> str | None:
     slow = statistics.median(timed.round_medians_ms) / timed.stats.min_ms if timed.stats.min_ms > 0 else 1
     if slow > SLOWED:
         return f"{name} was held up: its median call took {slow:.1f} times as long as its fastest"
+    if timed.pace and (pace := statistics.median(timed.pace)) < LEAST_PACE:
+        return (
+            f"{name} was held up: a loop of fixed work in the same slices ran at {pace:.0%} of its usual rate"
+        )
     return None
+
+
+def _implausible(rate: float, names: tuple[str, str]) -> str | None:
+    """Say so where one side did its multiply-accumulates at a small part of the other's rate."""
+    if 1 / IMPLAUSIBLE <= rate <= IMPLAUSIBLE:
+        return None
+    slow, fast = names if rate > 1 else names[::-1]
+    return (
+        f"{slow} did its work at a {max(rate, 1 / rate):.0f}th of the rate of {fast}; "
+        f"below a {IMPLAUSIBLE:.0f}th it was held up at every step"
+    )
+
+
+def _between(low: float, high: float) -> str:
+    return f"between {low:.2f}× and {high:.2f}×"
 
 
 def _doubt(measured: Speedup) -> str | None:
@@ -115,11 +168,8 @@ def _doubt(measured: Speedup) -> str | None:
         rounds = "1 round says" if len(measured.per_round) == 1 else f"{len(measured.per_round)} rounds say"
         return f"{rounds} nothing of the spread; {FEWEST_ROUNDS} or more do"
     low, high = measured.low or 0.0, measured.high or 0.0
-    between = f"between {low:.2f}× and {high:.2f}×"
     if high > WIDEST * low:
-        return f"half of the rounds lie {between}, the others beyond"
-    if low < 1 < high:
-        return f"the rounds lie on both sides of 1, half of them {between}"
+        return f"half of the rounds lie {_between(low, high)}, the others beyond"
     apart = measured.baseline_ms / measured.candidate_ms / (measured.median or 1.0)
     if not 1 / APART <= apart <= APART:
         return f"the medians of the two are {apart * (measured.median or 1.0):.2f}× apart, the rounds {measured.median:.2f}×"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from engines import cpu
 from engines.errors import EngineError
 from engines.latency import Histogram, LatencyStats
+from engines.pace import Pace
 from engines.registry import get
 from engines.worker import Worker, WorkerSpec, usable_cpus
 
@@ -85,6 +86,8 @@ class WorkerResult:
         histogram: of every timed call.
         others: of each round, the share of its CPUs that other programs took; 0 where some of them were idle, and
             nothing where the system does not tell.
+        pace: of each round, the rate of a loop of fixed work in the same slice, as a share of its fastest lap of the whole
+            run on this machine, whichever worker's it was; nothing where it was not taken.
     """
 
     stats: LatencyStats
@@ -96,6 +99,7 @@ class WorkerResult:
     gpu_round_medians_ms: tuple[float, ...] = ()
     histogram: Histogram | None = None
     others: tuple[float, ...] = ()
+    pace: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,17 +182,20 @@ def take_turns(
     samples: dict[str, list[list[float]]] = {name: [] for name in running}
     gpu_samples: dict[str, list[list[float]]] = {name: [] for name in running}
     others: dict[str, list[float]] = {name: [] for name in running}
+    paces: dict[str, list[Pace]] = {name: [] for name in running}
     quiet = dict.fromkeys(running, True)
     for turn in range(timing.rounds):
         for place, (name, worker) in enumerate(running.items()):
             if progress:
                 progress(f"timing {name}", len(running) * (1 + turn) + place, total)
-            seconds, gpu_seconds, taken, went_quiet = worker.time(timing.seconds)
-            samples[name].append(seconds)
-            others[name] += [] if taken is None else [taken]
-            if gpu_seconds:
-                gpu_samples[name].append(gpu_seconds)
-            quiet[name] = quiet[name] and went_quiet
+            told = worker.time(timing.seconds)
+            samples[name].append(told.seconds)
+            others[name] += [] if told.others is None else [told.others]
+            paces[name].append(told.pace)
+            if told.gpu_seconds:
+                gpu_samples[name].append(told.gpu_seconds)
+            quiet[name] = quiet[name] and told.quiet
+    fastest = min(pace.fastest for turns in paces.values() for pace in turns)
     return {
         name: WorkerResult(
             stats=_stats(samples[name], worker.batch_size),
@@ -200,6 +207,7 @@ def take_turns(
             gpu_round_medians_ms=_medians_ms(gpu_samples[name]),
             histogram=Histogram.from_seconds([second for slice_ in samples[name] for second in slice_]),
             others=tuple(others[name]),
+            pace=tuple(pace.of(fastest) for pace in paces[name]),
         )
         for name, worker in running.items()
     }

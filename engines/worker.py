@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import cpu
+from engines import cpu, pace
 from engines.errors import EngineError
 
 if TYPE_CHECKING:
@@ -47,6 +47,25 @@ class WorkerSpec:
     cpus: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Slice:
+    """What a worker tells of a turn.
+
+    Attributes:
+        seconds: of each call.
+        gpu_seconds: of each call on the GPU; empty where there is none.
+        others: share of its CPUs that other programs took; None where the system does not tell.
+        pace: of fixed work in the same slice.
+        quiet: whether its threads went idle after it.
+    """
+
+    seconds: list[float]
+    gpu_seconds: list[float]
+    others: float | None
+    pace: pace.Pace
+    quiet: bool
+
+
 class Worker:
     """The parent's end of a worker process, started and warmed up."""
 
@@ -74,17 +93,13 @@ class Worker:
             self.stop(gently=False)
             raise
 
-    def time(self, seconds: float) -> tuple[list[float], list[float], float | None, bool]:
-        """Let the worker run for a slice.
-
-        Returns:
-            The seconds of each call, those on the GPU, what others took of its CPUs, and if it is quiet.
-        """
+    def time(self, seconds: float) -> Slice:
+        """Let the worker run for a slice."""
         try:
             self._connection.send(seconds)
         except OSError:
             raise self._died() from None
-        return self._receive()
+        return Slice(*self._receive())
 
     def stop(self, *, gently: bool) -> None:
         """End the process: let it close its engine, or do not wait for that."""
@@ -137,7 +152,9 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
             before = cpu.use(allowed)
             timed = _run(call, seconds)
             taken = cpu.others_share(before, cpu.use(allowed))
-            connection.send(("value", (*timed, taken, _become_quiet())))
+            # after the calls and not among them, whose caches and threads it would disturb; the CPU's clock is up by then
+            beside = pace.run(seconds)
+            connection.send(("value", (*timed, taken, beside, _become_quiet())))
     except (EOFError, BrokenPipeError):  # the parent has finished with us
         close = getattr(call, "close", None)
         if close is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engines.speedup import Speedup
     from sit_deploy.validation.bench import BenchResult
 
-_REMEDY = "close other programs, pin both with --cpus, or give more --rounds"
+_REMEDY = "close other programs, pin both with --cpus, give fewer --threads than CPUs, or more --rounds"
 
 
 @click.command(

@@ -108,8 +108,8 @@ def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     folder of bundles gives one page of all; a JSON file is an earlier report, perhaps of another machine, and is judged anew.
 
     The verdict is of the whole chain: what the student lost against its teacher, what the engine lost against the student,
-    and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable now", and said
-    so beside "Ship it"; what 8 bits gain must be known. No limit is broken by it.
+    and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable here now", and said
+    so beside "Ship it", and breaks no limit; what 8 bits gain must be known, for limits too.
     """
     from sit_deploy.validation.report import ReportRequest, write_report
 

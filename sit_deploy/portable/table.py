@@ -59,7 +59,7 @@ def compared(bundles: Sequence[Mapping[str, Any]], times: Times) -> list[str]:
             names = (other["name"], row["name"])
             gain = speedup(times[other["name"], size], times[row["name"], size], names)
             if gain.doubt is not None or gain.median is None:
-                figure = f"not measurable now: {gain.doubt}"
+                figure = f"not measurable here now: {gain.doubt}"
             else:
                 figure = f"{gain.median:.2f}x as fast (half of the rounds {gain.low:.2f} to {gain.high:.2f})"
             sentences.append(f"{row['name']} over {other['name']} at batch {size}: {figure}")

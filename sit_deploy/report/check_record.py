@@ -104,6 +104,7 @@ class CheckedLatency(_Strict):
     gpu_round_medians_ms: list[Annotated[float, Meta(gt=0, le=limits.REAL)]]
     histogram: HistogramRecord
     others: list[Share]
+    pace: list[Share] = []  # that of check.py before it looked has none
 
     def __post_init__(self) -> None:
         _require_medians(self.stats, self.round_medians_ms, self.batch_size, "stats")
@@ -126,6 +127,7 @@ class CheckedLatency(_Strict):
             quiet=self.quiet,
             histogram=histogram,
             others=tuple(self.others),
+            pace=tuple(self.pace),
         )
 
 
@@ -286,7 +288,8 @@ def _over(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str,
         theirs = next(timed for timed in other["latencies"] if timed["batch_size"] == size)
         sides = [check(timed, CheckedLatency, "latencies", "").result() for timed in (theirs, latency)]
         gain = speedup(sides[0], sides[1], (other["name"], row["name"])).to_dict()
-        gain.pop("per_round")
+        for rounds in ("per_round", "doubted_rounds"):
+            gain.pop(rounds)
         found.append(
             {"name": other["name"], "precision": other["precision"], "batch_size": size, "speedup": gain}
         )

@@ -1,4 +1,4 @@
-"""How a measured speed-up is said: with its range and both times of the same rounds, or that it cannot be measured now.
+"""How a measured speed-up is said: with its range and both times of the same rounds, or that it cannot be measured here now.
 
 The figures are `engines.speedup.Speedup`, or what a report of another machine holds of one.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-NOT_NOW = "not measurable now"
-REMEDY = "close other programs and measure again, with more --rounds"
+NOT_NOW = "not measurable here now"
+REMEDY = "close other programs and measure again, with more --rounds, or fewer --threads than CPUs"
 
 
 class SpeedupFigures(Protocol):

@@ -177,10 +177,12 @@ class JudgedBundle:
         """Hold the bundle to the limits that it was judged by.
 
         Raises:
-            GateError: something speaks against it, or too little for it; a speed that cannot be told now breaks no limit.
+            GateError: something speaks against it, or too little for it: what 8 bits gain must have been measurable. Another
+                speed that is not measurable here now breaks no limit.
         """
-        why = self.verdict.of_weight(Weight.AGAINST) + self.verdict.of_weight(Weight.MISSING)
-        if why:
+        weights = (Weight.AGAINST, Weight.MISSING, Weight.UNMEASURED)
+        why = [reason for weight in weights for reason in self.verdict.of_weight(weight)]
+        if self.verdict.outcome is not Outcome.SHIP:
             raise GateError(f"{self.evidence.name}: {self.verdict.outcome.value}: {why[0].text}")
 
     def to_dict(self) -> dict[str, Any]:

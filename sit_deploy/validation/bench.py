@@ -52,7 +52,7 @@ class OverTeacher:
 
     Attributes:
         speedup: by wall clock.
-        gpu: the ratio by the GPU's clock, None without one.
+        gpu: the ratio by the GPU's clock, None without one, or where its rounds do not bear it out.
         macs_ratio: the teacher's multiply-accumulates over the student's.
     """
 
@@ -75,7 +75,7 @@ class BenchResult:
     Attributes:
         results: what was measured of each side, by name: "PyTorch", the engine's kind, and "teacher" where there is one.
         speedup: of the engine over PyTorch by wall clock.
-        gpu_speedup: the ratio by the GPU's clock, None without one.
+        gpu_speedup: the ratio by the GPU's clock, None without one, or where its rounds do not bear it out.
         torch_device, torch_dtype: what PyTorch ran on and in.
         gpu_before, gpu_after: clocks, power and temperature, None without a GPU.
     """
@@ -289,13 +289,9 @@ def _require_batch(bundle: Bundle, batch: int) -> None:
 
 def _over_teacher(bundle: Bundle, teacher: Bundle, theirs: WorkerResult, ours: WorkerResult) -> OverTeacher:
     student, unslimmed = (b.manifest.model for b in (bundle, teacher))
-    return OverTeacher(
-        teacher.path,
-        unslimmed.name,
-        speedup(theirs, ours, ("the teacher", "the engine")),
-        _gpu_speedup(theirs, ours),
-        unslimmed.macs / student.macs,
-    )
+    work = unslimmed.macs / student.macs
+    found = speedup(theirs, ours, ("the teacher", "the engine"), work)
+    return OverTeacher(teacher.path, unslimmed.name, found, _gpu_speedup(theirs, ours), work)
 
 
 def _gpu_speedup(reference: WorkerResult, engine: WorkerResult) -> float | None:

@@ -166,8 +166,13 @@ def _speedups(bundle: Bundle, table: StageTable) -> dict[str, Any]:
     engine = table.timing.get(Stage.of_engine(kind))
     if engine is None:
         return {}
-    others = {name: result for name, result in table.timing.items() if result is not engine}
-    return {name: speedup(result, engine, (name, "the engine")).to_dict() for name, result in others.items()}
+    macs = {stage.name: stage.macs for stage in table.entries}
+    ours = macs[Stage.of_engine(kind)]
+    return {
+        name: speedup(result, engine, (name, "the engine"), macs[name] / ours).to_dict()
+        for name, result in table.timing.items()
+        if result is not engine
+    }
 
 
 def _drift(bundle: Bundle, table: StageTable) -> dict[str, Any]:

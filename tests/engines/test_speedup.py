@@ -11,15 +11,20 @@ import pytest
 from engines import EngineError, cpu
 from engines import speedup as module
 from engines.latency import LatencyStats
-from engines.speedup import Speedup, speedup
+from engines.speedup import Speedup, of_rounds, speedup
 from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate
 
 
-def timed(*rounds_ms: float, fastest: float | None = None, others: tuple[float, ...] = ()) -> WorkerResult:
+def timed(
+    *rounds_ms: float,
+    fastest: float | None = None,
+    others: tuple[float, ...] = (),
+    pace: tuple[float, ...] = (),
+) -> WorkerResult:
     """A worker that took so long in each round."""
     seconds = [[ms / 1e3] * 5 for ms in rounds_ms]
     seconds[0] = [fastest / 1e3, *seconds[0]] if fastest is not None else seconds[0]
-    return WorkerResult(LatencyStats.from_rounds(seconds), rounds_ms, 1, (0,), True, others=others)
+    return WorkerResult(LatencyStats.from_rounds(seconds), rounds_ms, 1, (0,), True, others=others, pace=pace)
 
 
 def compare(theirs: WorkerResult, ours: WorkerResult) -> Speedup:
@@ -82,12 +87,50 @@ def test_a_machine_that_slows_down_slows_both() -> None:
             timed(3, 3, 3, others=(0.9, 0.9, 0.9)),
             "took 90% of the CPUs while the engine was timed",
         ),
+        (
+            timed(9, 9, 9, pace=(0.3, 0.9, 0.2)),
+            timed(3, 3, 3, pace=(1.0, 0.9, 0.9)),
+            "PyTorch was held up: a loop of fixed work in the same slices ran at 30% of its usual rate",
+        ),
+        # all calls of one side alike, and nothing else told: only the work that it is known to have done tells
+        (
+            timed(5244, 5250, 5240),
+            timed(2, 2, 2),
+            "PyTorch did its work at a 2622th of the rate of the engine; below a 100th it was held up at every step",
+        ),
+        (timed(2, 2, 2), timed(400, 400, 400), "the engine did its work at a 200th of the rate of PyTorch"),
     ],
 )
 def test_what_the_rounds_do_not_bear_out(theirs: WorkerResult, ours: WorkerResult, words: str) -> None:
     found = compare(theirs, ours)
     assert words in (found.doubt or "")
     assert not found.slower
+    if "both sides of 1" in words:  # measured: neither is faster
+        assert found.measurable and found.low < 1 < found.high
+        return
+    # nothing that could be taken for a figure is left, wherever it goes
+    assert not found.measurable and (found.median, found.low, found.high, found.per_round) == (None,) * 3 + (
+        (),
+    )
+    told = found.to_dict()
+    assert (told["median"], told["per_round"]) == (None, [])
+    assert told["doubted_rounds"] == pytest.approx(
+        [a / b for a, b in zip(theirs.round_medians_ms, ours.round_medians_ms, strict=True)]
+    )
+
+
+def test_a_side_with_more_to_do_may_be_as_much_slower() -> None:
+    """A hundred times the multiply-accumulates at the same rate are a hundred times the time."""
+    slow, fast = timed(400, 400, 400), timed(2, 2, 2)
+    assert "200th" in (compare(slow, fast).doubt or "")
+    assert speedup(slow, fast, ("a", "b"), work=150.0).median == 200
+    assert "50000th" in (speedup(timed(2, 2, 2), timed(4, 4, 4), ("a", "b"), work=1e5 / 4).doubt or "")
+
+
+def test_a_gpus_clock_bears_out_what_its_rounds_do() -> None:
+    assert of_rounds((4, 4, 4.2), (2, 2, 2)) == 2
+    assert of_rounds((4, 40, 9, 4), (2, 2, 2, 2)) is None  # somebody else is on the GPU
+    assert of_rounds((4,), (2,)) is of_rounds((), ()) is None
 
 
 @pytest.mark.parametrize("bad", [0.0, math.inf, math.nan])

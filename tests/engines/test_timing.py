@@ -17,6 +17,7 @@ import pytest
 
 from engines import BuildOptions, EngineError
 from engines.latency import Histogram, LatencyStats, percentile
+from engines.pace import of_laps
 from engines.timing import (
     EngineCall,
     TimingOptions,
@@ -24,6 +25,7 @@ from engines.timing import (
     alternate,
     machine,
 )
+from engines.worker import Slice
 
 QUICK = TimingOptions(rounds=2, seconds=0.02, warmup_seconds=0.0)
 
@@ -81,6 +83,7 @@ def test_alternate_times_each_worker_in_its_own_process():
     assert results["short"].stats.iterations >= 6
     assert len(results["long"].round_medians_ms) == 2
     assert results["short"].quiet
+    assert all(len(one.pace) == 2 and 0 < min(one.pace) <= max(one.pace) <= 1 for one in results.values())
     if cpu is not None:
         assert results["long"].cpus == (cpu,)
     assert [phase for phase, _, _ in steps] == [
@@ -133,6 +136,28 @@ def test_an_engine_is_timed_and_its_errors_come_back(make_mlp, tmp_path):
     missing = WorkerSpec(EngineCall, ("onnxruntime", tmp_path / "none.onnx"))
     with pytest.raises(EngineError, match=r"worker engine failed: .*no such engine file"):
         alternate({"engine": missing}, QUICK)
+
+
+def test_paces_are_shares_of_the_fastest_lap_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose CPU is slow throughout is slow by another's laps."""
+
+    class Fake:
+        threads, cpus, batch_size = 1, (0,), 1
+
+        def __init__(self, name: str, *_: object) -> None:
+            self.lap = {"held up": 4e-4, "free": 1e-4}[name]
+
+        def time(self, _: float) -> Slice:
+            return Slice([0.01], [], None, of_laps([self.lap] * 5), True)
+
+        def stop(self, *, gently: bool) -> None:
+            assert gently
+
+    monkeypatch.setattr("engines.timing.Worker", Fake)
+    found = alternate({"held up": sleeper(0.01), "free": sleeper(0.01)}, TimingOptions(rounds=2))
+    assert found["held up"].pace == pytest.approx((0.25, 0.25)) and found["free"].pace == pytest.approx(
+        (1, 1)
+    )
 
 
 def test_machine_is_described():

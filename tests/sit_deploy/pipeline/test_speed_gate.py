@@ -30,6 +30,7 @@ from sit_deploy.pipeline.logits import graph_logits, torch_logits
 from sit_deploy.pipeline.speed_gate import compare_speed
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import TOLERANCE
+from tests.helpers import held_up
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph, trained_checkpoint
 
@@ -305,8 +306,9 @@ def timed(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
     def prepare(*gains: float) -> dict[str, Any]:
         seen: dict[str, Any] = {}
 
-        def alternate(workers: Any, *_: Any, **__: Any) -> dict[str, WorkerResult]:
+        def alternate(workers: Any, timing: Any, *_: Any, **__: Any) -> dict[str, WorkerResult]:
             results = {}
+            prepare.rounds.append(timing.rounds)
             for name, spec in workers.items():
                 kind, path, batch, threads, device, origin = spec.args
                 assert device is None  # what the engine is for
@@ -322,6 +324,7 @@ def timed(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         monkeypatch.setattr("engines.timing.alternate", alternate)
         return seen
 
+    prepare.rounds = []  # of each timing
     return prepare
 
 
@@ -335,7 +338,7 @@ def test_faster(timed: Callable[..., dict[str, Any]], digits: Digits, tmp_path: 
     speed = report["quantization"]["speed"]
     assert speed == {
         "over": "fp32", "batch_size": 1, "ratio": 2.0, "low": 2.0, "high": 2.0, "per_round": [2.0] * 3,
-        "p50_ms": {"fp32": 4.0, "int8": 2.0}, "doubt": None,
+        "p50_ms": {"fp32": 4.0, "int8": 2.0}, "doubt": None, "doubted_rounds": [],
     }  # fmt: skip
     assert report["notes"] == digits.notes
     types = {name: {t.data_type for t in one.graph.graph.initializer} for name, one in seen.items()}
@@ -392,18 +395,45 @@ def test_half_as_fast(timed: Callable[..., Any], compared: Callable[..., tuple[A
         compared(max_accuracy_drop=100.0)
 
 
-@pytest.mark.parametrize("noise", [(0.5, 2.0, 0.4, 2.5, 0.6), (0.9, 1.1, 0.95, 0.99, 1.02), (0.5,) * 2])
+@pytest.mark.parametrize(
+    "noise", [(0.5, 2.0, 0.4, 2.5, 0.6), (0.9, 1.1, 0.95, 0.99, 1.02), (0.5,) * 2, (2622.0,) * 3]
+)
 def test_noise_takes_no_bits_away(
     noise: tuple[float, ...], timed: Callable[..., Any], compared: Callable[..., tuple[Any, Work]]
 ) -> None:
     """What the rounds do not bear out does not decide: what was asked for is built, and the note says so."""
     timed(*noise)
-    speed, work = compared(max_accuracy_drop=100.0)
+    speed, work = compared()
     (note,) = work.notes
     assert speed["doubt"]
     assert note.startswith(
-        f"whether int8 is faster than fp32 is not measurable now: {speed['doubt']}; close other"
+        f"whether int8 is faster than fp32 is not measurable here now: {speed['doubt']}; close other"
     )
+    assert not any(figure in note for figure in held_up.FIGURES)
+    tie = noise[0] == 0.9
+    assert (speed["ratio"] is None, speed["low"] is None, speed["per_round"] == []) == (not tie,) * 3
+    assert len(speed["doubted_rounds"]) == (0 if tie else len(noise))
+
+
+@pytest.mark.parametrize("noise", [(0.5, 2.0, 0.4, 2.5, 0.6), (2622.0,) * 3])
+def test_a_budget_needs_a_speed_that_can_be_measured(
+    noise: tuple[float, ...], timed: Callable[..., Any], compared: Callable[..., tuple[Any, Work]]
+) -> None:
+    """It gives accuracy up for speed alone; a second attempt has twice the rounds."""
+    timed(*noise)
+    with pytest.raises(GateError, match=r"not measurable here now: .*build again; or leave") as caught:
+        compared(max_accuracy_drop=100.0)
+    assert (
+        caught.value.exit_status == 1 and "taskset" in str(caught.value) and "--threads" in str(caught.value)
+    )
+    assert not any(figure in str(caught.value) for figure in held_up.FIGURES)
+    assert timed.rounds == [7, 14]
+
+
+def test_a_tie_is_measured(timed: Callable[..., Any], compared: Callable[..., tuple[Any, Work]]) -> None:
+    timed(0.9, 1.1, 0.95, 0.99, 1.02)
+    speed, work = compared(max_accuracy_drop=100.0)
+    assert speed["ratio"] == pytest.approx(0.99) and len(work.notes) == 1 and timed.rounds == [7]
 
 
 class Spy:

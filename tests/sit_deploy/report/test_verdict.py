@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from engines.speedup import Speedup
+from sit_deploy.errors import GateError
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.report.paired import images_needed, largest_drop
 from sit_deploy.report.types import Evidence
-from sit_deploy.report.verdict import Limits, Outcome, Topic, Verdict, Weight
+from sit_deploy.report.verdict import JudgedBundle, Limits, Outcome, Topic, Verdict, Weight
 from sit_deploy.report.verdict import judge as judge_evidence
 
 DO_NOT, SHIP, UNSURE = Outcome.DO_NOT_SHIP, Outcome.SHIP, Outcome.UNSURE
@@ -401,12 +402,15 @@ def test_a_speed_that_the_rounds_do_not_bear_out_is_in_the_verdict() -> None:
     busy = "other programs took 50% of the CPUs while PyTorch was timed"
     found = judge(evidence(speedups={"student": faster(13.0, busy), "teacher": faster(14.3, busy)}))
     assert (found.outcome, found.missing, len(found.unmeasured)) == (SHIP, (), 2)
-    assert found.headline == "Ship it, as far as accuracy goes: its speed is not measurable now."
+    assert found.headline == "Ship it, as far as accuracy goes: its speed is not measurable here now."
     assert found.unmeasured[0] == (
-        f"Whether the engine is faster than the same model in PyTorch is not measurable now: {busy}; close other programs "
-        "and measure again, with more --rounds."
+        f"Whether the engine is faster than the same model in PyTorch is not measurable here now: {busy}; close other programs "
+        "and measure again, with more --rounds, or fewer --threads than CPUs."
     )
     assert "13.0" not in str(found.verdict) and "14.3" not in str(found.verdict)
+    JudgedBundle(
+        Evidence.from_dict(evidence()), found.verdict
+    ).require()  # of a float engine it breaks no limit
 
 
 def test_eight_bits_that_noise_hid_are_measured_again_where_they_can_be() -> None:
@@ -415,7 +419,14 @@ def test_eight_bits_that_noise_hid_are_measured_again_where_they_can_be() -> Non
         "quantization": eight_bits(0.8, "half of the rounds lie between 0.5× and 2.0×"),
     }
     found = judge(evidence(build=build))
-    assert found.outcome == UNSURE and "int8 is faster than fp32 is not measurable now" in found.unmeasured[0]
+    assert (
+        found.outcome == UNSURE
+        and "int8 is faster than fp32 is not measurable here now" in found.unmeasured[0]
+    )
+    with pytest.raises(
+        GateError, match=r"not enough evidence: Whether int8 is faster .* not measurable here now"
+    ):
+        JudgedBundle(Evidence.from_dict(evidence(build=build)), found.verdict).require()
     for now, outcome in ((faster(1.7), SHIP), (faster(0.7), DO_NOT), (faster(1.7, "busy"), UNSURE)):
         assert judge(evidence(build=build, speedups={"ONNX fp32": now})).outcome == outcome
 

@@ -49,6 +49,7 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     assert result.to_dict()["speedup"] == {
         "engine": "onnxruntime", "over": "PyTorch", "median": pytest.approx(4), "per_round": pytest.approx([3, 4, 5]),
         "low": pytest.approx(3.5), "high": pytest.approx(4.5), "baseline_ms": 8.0, "candidate_ms": 2.0, "doubt": None,
+        "doubted_rounds": [],
     }  # fmt: skip
     assert (result.batch_size, result.threads, result.precision) == (3, 1, "fp32")
     assert result.versions == versions()  # of what was timed, not of what built the bundle
@@ -119,6 +120,7 @@ def test_gpu_time_is_compared_where_both_have_it() -> None:
 
     assert _gpu_speedup(timed(4, 6, 9), timed(2, 2, 3)) == 3
     assert _gpu_speedup(timed(4, 6, 9), timed()) is None
+    assert _gpu_speedup(timed(4, 60, 9), timed(2, 2, 3)) is None
 
 
 class OnGpu:
