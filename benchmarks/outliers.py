@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -115,22 +116,24 @@ def lower_all(checkpoint: Path, data: Data, work: Path) -> tuple[Any, dict[str, 
     from sit_deploy.pipeline.work import Work
 
     folder = work / "graphs"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # with ranges of another graph, maybe
+    folder.mkdir(parents=True)
     request = BuildRequest(None, folder, "fp32", checkpoint, calib_data=data.calibration).completed()
     made = make_float_graph(Work(request, lambda *_: None), folder)
     found: dict[str, Any] = {}
-    quantizations: dict[str, Any] = {}
     for title, (precision, rest) in OURS.items():
-        asked = dataclasses.replace(request, precision=precision, rest=rest)
+        # the same ranges for every engine; what it does with them is its own
+        cache = folder / f"{precision}.json"
+        asked = dataclasses.replace(
+            request, precision=precision, rest=rest, calib_cache=cache if rest else None
+        )
         engine = engines.get("tensorrt-rtx" if rest == "fp16" else "onnxruntime") if rest else None
         job = Work(asked, lambda *_: None, engine=engine)
         try:
             if rest is None:
                 found[title] = lower(job, made, folder)
                 continue
-            if precision not in quantizations:
-                quantizations[precision] = make_quantization(job, made)
-            found[title] = lower_quantized(job, made, quantizations[precision], folder)
+            found[title] = lower_quantized(job, made, make_quantization(job, made), folder)
         except (GateError, CalibrationError) as error:
             found[title] = str(error)
     return made.graph, found
@@ -183,7 +186,7 @@ def largest(graph: Any, images: Any) -> dict[str, float]:
     }
 
 
-def compare(checkpoint: Path, data: Data, name: str, work: Path) -> dict[str, Any]:
+def compare(checkpoint: Path, data: Data, name: str, work: Path, peers: dict[str, str]) -> dict[str, Any]:
     """Return the rows of one planted model."""
     import onnx
 
@@ -217,7 +220,7 @@ def compare(checkpoint: Path, data: Data, name: str, work: Path) -> dict[str, An
         result["rows"].append(row)
         print("  ", title, {k: v for k, v in row.items() if k not in ("by", "title")}, flush=True)
     names = make_plan(find_layers(graph)).quantized
-    for title, method in PEERS.items():
+    for title, method in peers.items():
         row = {"by": "onnxruntime", "title": title, **peer(work / "fp32.onnx", method, names, data, work)}
         if "failed" not in row:
             row |= judged(logits_of(onnx.load(row.pop("output")), data.val), reference, data.labels)
@@ -261,7 +264,7 @@ def cell(row: dict[str, Any]) -> str:
 
 def table(model: dict[str, Any]) -> str:
     """Return one model's Markdown table."""
-    titles = [row["title"] for row in model["plants"][0]["rows"]]
+    titles = list(dict.fromkeys(row["title"] for plant in model["plants"] for row in plant["rows"]))
     lines = [
         f"{model['model']}, trained on {model['data']}, {model['calibration_images']} calibration images, {model['date']}: FP32 top-1 on "
         f"{model['held_out_images']} held-out pictures, and the points that each loses of it (SQNR of the logits).",
@@ -270,7 +273,8 @@ def table(model: dict[str, Any]) -> str:
         f"|---|---|---|{'---|' * len(titles)}",
     ]
     for plant in model["plants"]:
-        cells = " | ".join(map(cell, plant["rows"]))
+        found = {row["title"]: cell(row) for row in plant["rows"]}
+        cells = " | ".join(found.get(title, "not run") for title in titles)
         lines.append(
             f"| {plant['title']} | {plant['largest']['fc2 input']:.0f} | {plant['top1']:.2f} | {cells} |"
         )
@@ -304,12 +308,19 @@ def with_recorded(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--plant", "plants", multiple=True, help="Some of them; all by default.")
+@click.option("--plant", "plants", multiple=True, help="Some of them, in this order; all by default.")
+@click.option("--ours", is_flag=True, help="Leave ONNX Runtime's quantizer out.")
 @click.option("--write-docs", is_flag=True, help="Write the results and the table of docs/quantization.md.")
-def main(work: Path, checkpoints: tuple[Path, ...], plants: tuple[str, ...], write_docs: bool) -> None:
+def main(
+    work: Path, checkpoints: tuple[Path, ...], plants: tuple[str, ...], ours: bool, write_docs: bool
+) -> None:
     """Plant outliers into each checkpoint, lower it, and compare."""
     from benchmarks.outlier_plants import PLANTS
 
+    if unknown := [name for name in plants if name not in PLANTS]:
+        raise click.BadParameter(
+            f"there is no plant {unknown[0]!r}; there are {', '.join(PLANTS)}", param_hint="--plant"
+        )
     models = []
     for checkpoint in checkpoints:
         folder = work.absolute() / checkpoint.parent.name
@@ -322,9 +333,15 @@ def main(work: Path, checkpoints: tuple[Path, ...], plants: tuple[str, ...], wri
                 "held_out_images": len(data.labels),
                 "calibration_images": CALIBRATION_IMAGES,
                 "plants": [
-                    compare(checkpoint.absolute(), data, name, folder / name.replace(" ", "-"))
-                    for name in PLANTS
-                    if name in (plants or PLANTS) and (len(data.card.stages) > 1 or not PLANTS[name].slimmed)
+                    compare(
+                        checkpoint.absolute(),
+                        data,
+                        name,
+                        folder / name.replace(" ", "-"),
+                        {} if ours else PEERS,
+                    )
+                    for name in plants or PLANTS
+                    if (len(data.card.stages) > 1 or not PLANTS[name].slimmed)
                 ],
             }
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import documents, outliers
 from benchmarks.outlier_plants import PLANTS
@@ -44,6 +45,24 @@ def test_what_was_not_asked_for_stays(record: Path) -> None:
     assert outliers.with_recorded([whole])[0] == whole
     record.unlink()
     assert outliers.with_recorded([whole]) == [whole]
+
+
+def test_a_plant_that_there_is_not(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(outliers.main, [str(tmp_path / "work"), __file__, "--plant", "weeds"])
+    assert ended.exit_code == 2 and "there is no plant 'weeds'; there are none, norms, " in ended.output
+    assert not (tmp_path / "work").exists()
+
+
+def test_plants_without_the_peer() -> None:
+    model = model_of("none", "all")
+    model["plants"][0]["rows"].append({"title": "theirs", "drop": 90.0, "not_finite": 0, "sqnr_db": -1.0})
+    found = outliers.table(model).splitlines()
+    assert [line.rpartition(" | ")[2] for line in found[2:]] == [
+        "theirs |",
+        "|---|---|---|---|---|",
+        "90.00 (-1 dB) |",
+        "not run |",
+    ]
 
 
 def test_the_table() -> None:
