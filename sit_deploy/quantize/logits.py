@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,14 @@ def run_logits(graph: onnx.ModelProto, stream: ImageStream) -> np.ndarray:
     Raises:
         calibration.CalibrationError: the images do not fit the graph, or it does not run.
     """
+    return next(logits_of_each(graph, [stream]))
+
+
+def logits_of_each(graph: onnx.ModelProto, streams: Iterable[ImageStream]) -> Iterator[np.ndarray]:
+    """Yield what `run_logits` returns, of several streams: making a session of a small model takes longer than running it."""
     session = ImageSession(at_batch_one(graph))
-    return np.concatenate([session.run(image)[0] for images in stream for image in session.fit(images)])
+    for stream in streams:
+        yield np.concatenate([session.run(image)[0] for images in stream for image in session.fit(images)])
 
 
 def logits_error(logits: np.ndarray, reference: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.session import Progress
 from sit_deploy.quantize.image_stream import ImageStream
-from sit_deploy.quantize.logits import logits_error, run_logits
+from sit_deploy.quantize.logits import logits_error, logits_of_each
 from sit_deploy.quantize.quantizer import Quantizer
 
 
@@ -36,21 +36,22 @@ def measure_sensitivity(
     samples = list(labelled)
     labels = np.array([label for _, label in samples])
     images = replace(stream, sources=[source for source, _ in samples]) if samples else None
-    reference = run_logits(quantizer.graph, stream)
+    streams = [stream, images] if images else [stream]
+    reference, *labelled_logits = logits_of_each(quantizer.graph, streams)
     signal = float(np.square(reference.astype(np.float64)).mean())
-    right = float((run_logits(quantizer.graph, images).argmax(1) == labels).mean()) if images else 0.0
+    right = [float((logits.argmax(1) == labels).mean()) for logits in labelled_logits]
     rows: dict[str, dict[str, float]] = {}
     names = quantizer.plan.quantized
     for done, name in enumerate(names):
         if progress:
             progress("One layer at a time", done, len(names))
         alone = quantizer.quantized([name])
-        noise = logits_error(run_logits(alone, stream), reference)
+        found, *labelled_logits = logits_of_each(alone, streams)
+        noise = logits_error(found, reference)
         row = {"noise": noise}
         if noise > 0 and signal > 0:
             row["alone_db"] = 10 * math.log10(signal / noise)
-        if images:
-            kept = float((run_logits(alone, images).argmax(1) == labels).mean())
-            row["alone_drop"] = round(100 * (right - kept), 9)
+        for before, logits in zip(right, labelled_logits, strict=True):
+            row["alone_drop"] = round(100 * (before - float((logits.argmax(1) == labels).mean())), 9)
         rows[name] = row
     return rows

@@ -92,7 +92,7 @@ def test_logits_are_the_same_bits(name: str, optimised: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sit_nano", "vit"])
+@pytest.mark.parametrize("name", ["sit", "vit"])
 def test_outliers_shrink_and_8_bits_gain(name: str) -> None:
     model = with_outliers(exported(name))
     images = images_for(model)

@@ -236,7 +236,7 @@ def direct_entropy(values: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["gauss", "laplace", "relu", "outlier"])
+@pytest.mark.parametrize("shape", ["laplace", "relu", "outlier"])
 def test_entropy_is_the_published_search(shape: str) -> None:
     generator = np.random.default_rng(0)
     values = generator.laplace(size=200_000) if shape == "laplace" else generator.normal(size=200_000)

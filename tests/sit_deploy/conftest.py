@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sit_deploy.models.catalog import CONFIGS
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.idle_call import IdleCall
@@ -201,9 +203,14 @@ def trained_graph(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sit_deploy.pipeline.float_graph._export", lambda *_: model)
 
 
+# of `Digits`: what 8 bits take grows with the number of layers
+HALF = replace(CONFIGS["sit_nano"], name="sit_half_nano", stage_blocks=(1, 1, 1, 1), teacher=None)
+_OF_HALF = {"digits", "measured", "nano_int8", "rtx_int8", "rtx_fp8"}
+
+
 @dataclass(frozen=True)
 class Digits:
-    """sit_nano of ten classes with a model card, pictures of digits, and the first half of an int8 build with them.
+    """sit_nano with half the blocks and of ten classes, with a model card, pictures of digits, and the first half of an int8 build with them.
 
     images: labelled ones, each in the folder of the class that the model puts it in. float_graph: of the model; `hops` and
     `notes` as a build has them.
@@ -229,18 +236,46 @@ class Digits:
         return ["build", *options, *more]
 
 
+@contextmanager
+def half_nano() -> Iterator[None]:
+    """Let this process know the model of `digits` by its name; those that list models do not see it afterwards."""
+    from sit_deploy.models import catalog, registry
+    from sit_deploy.models.sit import SiT
+
+    create_model = registry.timm.create_model
+
+    def create(name: str, **options: Any) -> Any:
+        if name != HALF.name:
+            return create_model(name, **options)
+        return SiT(**{**registry._arguments(HALF), **options})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(catalog.CONFIGS, HALF.name, HALF)
+        patch.setitem(catalog._ALIASES, HALF.name, HALF.name)
+        patch.setattr(registry.timm, "create_model", create)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def knows_half_nano(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where a test uses what is made of it."""
+    with half_nano() if _OF_HALF & set(request.fixturenames) else nullcontext():
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """Do not write into it."""
     from sit_deploy.pipeline.float_graph import make_float_graph
     from sit_deploy.pipeline.work import Work
 
-    folder = shared(tmp_path_factory, "digits", _make_digits)
-    request = BuildRequest(
-        None, folder, "int8", folder / "nano.safetensors", calib_data=folder / "images"
-    ).completed()
-    work = Work(request, lambda *_: None)
-    float_graph = make_float_graph(work, tmp_path_factory.mktemp("digits"))
+    with half_nano():
+        folder = shared(tmp_path_factory, "digits", _make_digits)
+        request = BuildRequest(
+            None, folder, "int8", folder / "nano.safetensors", calib_data=folder / "images"
+        ).completed()
+        work = Work(request, lambda *_: None)
+        float_graph = make_float_graph(work, tmp_path_factory.mktemp("digits"))
     return Digits(request.checkpoint, request.calib_data, float_graph, work.hops, work.notes)
 
 
@@ -255,7 +290,7 @@ def _make_digits(folder: Path) -> None:
     from tests.helpers.models import named_model
 
     folder.mkdir()
-    model, prepare = named_model("sit_nano", num_classes=10), Preprocessing.for_model(112)
+    model, prepare = named_model(HALF.name, num_classes=10), Preprocessing.for_model(112)
     pictures = [
         Image.fromarray((grey * 15.9).astype(np.uint8)).resize((112, 112)).convert("RGB")
         for grey in load_digits().images[:20]
@@ -269,7 +304,7 @@ def _make_digits(folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         picture.save(place / f"{index:02}.png")
     names = tuple(map(str, range(10)))
-    card = ModelCard("sit_nano", (2, 2, 2, 2), 0.5, (49, 24, 12, 6), 112, 10, prepare, classes=names)
+    card = ModelCard(HALF.name, HALF.stage_blocks, 0.5, (49, 24, 12, 6), 112, 10, prepare, classes=names)
     save_weights(folder / "nano.safetensors", model.state_dict(), card)
 
 
@@ -319,7 +354,7 @@ def nano_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`digits` in INT8 for ONNX Runtime, with all that belongs to it, the timing and the accuracy included."""
 
     def make(path: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
+        with half_nano(), pytest.MonkeyPatch.context() as patch:
             stand_in_for_the_float_graph(digits, patch)
             patch.setattr("sit_deploy.pipeline.speed_gate.ROUNDS", 2)
             patch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
@@ -333,7 +368,7 @@ def _for_tensorrt(digits: Digits, factory: pytest.TempPathFactory, precision: st
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")
 
     def make(path: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
+        with half_nano(), pytest.MonkeyPatch.context() as patch:
             stand_in_for_the_float_graph(digits, patch)
             patch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
             options = {"engine": "tensorrt-rtx", "calib_images": 8, "quantize": None}
@@ -379,7 +414,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         samples = open_labelled(images, bundle.manifest.classes, 10)
         moved = [(image, (label + i % 2) % 10) for i, (image, label) in enumerate(samples)]
         samples = replace(samples, samples=moved, name="digits/val")
-        with pytest.MonkeyPatch.context() as patch:
+        with half_nano(), pytest.MonkeyPatch.context() as patch:
             for call in ("TorchCall", "DeployCall"):
                 patch.setattr(f"sit_deploy.validation.stage_setup.{call}", IdleCall)
             found = gather(bundle, samples, timing=TimingOptions(1, 0.02, threads=1))

@@ -15,7 +15,9 @@ from calibration.cache import Calibration
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.command_line import CommandLine
 from tests.helpers.train import start_world
-from tests.sit_deploy.conftest import Digits
+from tests.sit_deploy.conftest import Digits, half_nano
+
+_TO_THE_END = contextlib.ExitStack()  # of a process
 
 
 def words(digits: Digits, *more: Any) -> list[Any]:
@@ -146,11 +148,12 @@ def test_more_processes_than_images(
 
 
 def use_graph(path: Path) -> None:
-    """Let this process take a float graph that is there already: exporting takes seconds."""
+    """Let this process take a float graph of `digits` that is there already: exporting takes seconds."""
     import onnx
 
     import sit_deploy.pipeline.calibration as module
 
+    _TO_THE_END.enter_context(half_nano())
     prepare = Preprocessing.for_model(112)
     float_graph = SimpleNamespace(preprocessing=prepare, sources={}, graph=onnx.load(path))
     module.make_float_graph = lambda *_: float_graph

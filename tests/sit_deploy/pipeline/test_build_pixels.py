@@ -73,7 +73,7 @@ def test_the_normalisation_changes_nothing_in_low_precision(
     import json
 
     monkeypatch.setattr("sit_deploy.pipeline.build.compare_speed", lambda *_: None)
-    quick = {"calib_method": "minmax", "calib_images": 4} if precision == "int8" else {}
+    quick = {"calib_method": "minmax", "calib_images": 2, "quantize": ("fc1",)} if precision == "int8" else {}
     bundle = build(trained.request(tmp_path / "low", input="uint8", precision=precision, **quick))
     hops = json.loads((bundle.path / "report.json").read_text())["hops"]
     (hop,) = (hop for hop in hops if hop["name"] == "uint8 input")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.validation.reference import reference_model
 from tests.helpers.command_line import CommandLine
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, smaller_vits
 
 pytestmark = pytest.mark.slow
 
-NAME, STAGES, SIZE = "vit_tiny_patch16_224", (8, 2, 1, 1), 64
+NAME, STAGES, SIZE = "vit_tiny_patch16_224", (3, 1, 1, 1), 64
 CLASSES = ("cat", "dog", "hen")
 
 
@@ -39,6 +40,12 @@ class WithCard:
     model: Any
     images: Path
     bundle: Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def half_as_large() -> Iterator[None]:
+    with smaller_vits():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_the_card_says_what_to_build(made: WithCard) -> None:
     hops = json.loads((made.bundle / "report.json").read_text(encoding="utf-8"))["hops"]
     assert [hop["name"] for hop in hops] == ["deploy form", "ONNX fp32", "onnxruntime engine"]
     assert all(hop["passed"] and hop["error"] < 2e-5 for hop in hops)
-    for words in (f"--model {NAME}", "--stages 8,2,1,1", "--keeping-ratio 0.6", "--image-size 64"):
+    for words in (f"--model {NAME}", "--stages 3,1,1,1", "--keeping-ratio 0.6", "--image-size 64"):
         assert words in manifest["command"]
 
 
@@ -120,9 +127,9 @@ def test_what_the_user_says_besides(made: WithCard) -> None:
 @pytest.mark.parametrize(
     ("fields", "asked"),
     [
-        ({"model": "sit_s"}, "sit_s of stages 8,2,1,1 and keeping ratio 0.6"),
-        ({"stages": (6, 2, 2, 2)}, f"{NAME} of stages 6,2,2,2 and keeping ratio 0.6"),
-        ({"keeping_ratio": 0.5}, f"{NAME} of stages 8,2,1,1 and keeping ratio 0.5"),
+        ({"model": "sit_s"}, "sit_s of stages 3,1,1,1 and keeping ratio 0.6"),
+        ({"stages": (2, 2, 1, 1)}, f"{NAME} of stages 2,2,1,1 and keeping ratio 0.6"),
+        ({"keeping_ratio": 0.5}, f"{NAME} of stages 3,1,1,1 and keeping ratio 0.5"),
     ],
 )
 def test_what_contradicts_the_card_is_refused(made: WithCard, fields: dict[str, Any], asked: str) -> None:
@@ -130,7 +137,7 @@ def test_what_contradicts_the_card_is_refused(made: WithCard, fields: dict[str, 
         request(made, **fields).completed()
     message = str(caught.value)
     assert (
-        f"is a {NAME} of stages 8,2,1,1 and keeping ratio 0.6 by its model card, not the {asked} asked"
+        f"is a {NAME} of stages 3,1,1,1 and keeping ratio 0.6 by its model card, not the {asked} asked"
         in message
     )
     assert "\n" not in message

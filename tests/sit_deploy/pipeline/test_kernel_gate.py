@@ -157,5 +157,5 @@ def test_a_graph_that_the_real_builder_widens(
         require_kernels(work(), details, lowered(layers))
     told = r"multiplies (\d+) of (\d+) products in int8 so; for (\d+) it widens the weights while it runs, to multiply in 16 bits \(blocks\.\d/attn/qkv, "
     found = re.search(told, str(caught.value))
-    assert found and int(found[1]) + int(found[3]) == int(found[2]) and int(found[1]) >= 8  # fc1's at least
+    assert found and int(found[1]) + int(found[3]) == int(found[2]) and int(found[1]) >= 4  # fc1's at least
     assert "pass --precision fp16, --quantize fc1 for the layers that have kernels, or" in str(caught.value)

@@ -181,9 +181,9 @@ def _python(python: Path, *words: object, cwd: Path, **environment: str) -> Any:
 
 
 @pytest.fixture
-def moved(folder_of: Callable[..., Path], trained: Trained, trained_openvino: Path, nano_fp32: Path) -> Path:
+def moved(folder_of: Callable[..., Path], nano_fp32: Path, trained_openvino: Path) -> Path:
     """A folder for ONNX Runtime and OpenVINO, moved to a place with a space and a name of other letters."""
-    folder = folder_of(trained.bundle, trained_openvino, nano_fp32)
+    folder = folder_of(nano_fp32, trained_openvino)
     return folder.rename(folder.parent / "mövèd here")
 
 
@@ -199,7 +199,6 @@ def test_in_an_environment_of_its_requirements_alone(moved: Path, trained: Train
     fields = read_check(tmp_path / "check.json")
     rows = {bundle["name"]: bundle for bundle in fields["bundles"]}
     assert {name: [timed["batch_size"] for timed in row["latencies"]] for name, row in rows.items()} == {
-        "bundle": [2, 3, 4],
         "trained-openvino": [2, 3, 4],
         "nano-fp32": [1],
     }

@@ -149,7 +149,7 @@ def test_another_method_than_the_calibrations(digits: Digits, calibration: Calib
 
 
 def test_trained_thresholds_are_used_as_they_are(digits: Digits) -> None:
-    thresholds = {"blocks.0/mlp/fc1": 3.0, "blocks.5/attn/proj": 0.123, "head": 20.0}
+    thresholds = {"blocks.0/mlp/fc1": 3.0, "blocks.2/attn/proj": 0.123, "head": 20.0}
     made = trained_quantizer(digits.float_graph.graph, thresholds)
     assert made.plan.quantized == tuple(thresholds)
     assert (made.method, made.corrected, made.scales.shifts, made.scales.weights) == (

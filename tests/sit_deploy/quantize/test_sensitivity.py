@@ -38,5 +38,5 @@ def test_sensitivity_of_logits_that_are_all_zero(
     """There is no ratio of nothing to something, in dB or otherwise."""
     one = quantizer.with_plan(quantizer.plan.keep_high(quantizer.plan.quantized[1:]))
     given = iter([np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)])
-    monkeypatch.setattr("sit_deploy.quantize.sensitivity.run_logits", lambda *_: next(given))
+    monkeypatch.setattr("sit_deploy.quantize.sensitivity.logits_of_each", lambda *_: [next(given)])
     assert measure_sensitivity(one, stream) == {quantizer.plan.quantized[0]: {"noise": 1.0}}

@@ -21,7 +21,7 @@ def test_one_bundle(evidence: dict[str, Any]) -> None:
         assert entry["name"] in page.text and f"{entry['latency_ms']:.2f}" in page.text
     for value in (f"{accuracy['engine_top1']:.2f}", f"{accuracy['agreement']:.2f}", "Where the time goes"):
         assert value in page.text
-    assert "Where the error comes in" in page.text and "stage 4, 2 blocks" in page.text
+    assert "Where the error comes in" in page.text and "stage 4, 1 block" in page.text
     assert html.count("<svg") == 3  # latency, error by depth, time by operator
 
 

@@ -50,12 +50,12 @@ def test_the_first_layer_that_is_wrong_is_named(
 
     bundle = copy_of(nano_fp32)
     graph = onnx.load(bundle / "model.onnx")
-    used = next(node.input[1] for node in graph.graph.node if node.name == "blocks.3/mlp/fc2")
+    used = next(node.input[1] for node in graph.graph.node if node.name == "blocks.2/mlp/fc2")
     (weight,) = (t for t in graph.graph.initializer if t.name == used)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
     onnx.save(graph, bundle / "model.onnx")
     seal_again(bundle)
     found = cli("validate", bundle, "--debug", "--json").json()["debug"]
-    assert found["first_bad"]["tensor"] == "blocks.3/add_2"
+    assert found["first_bad"]["tensor"] == "blocks.2/add_2"
     out = cli("validate", bundle, "--debug").out
-    assert "first bad layer: blocks.3/add_2 (Add)" in out
+    assert "first bad layer: blocks.2/add_2 (Add)" in out
