@@ -122,10 +122,12 @@ class Engine(ABC):
         builds_anywhere: it builds without the hardware that its engines run on.
         precisions: that it has kernels for.
         precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
+        rests: what an int8 or fp8 graph may hold beside.
         int8_convolutions: its convolutions are faster in INT8 too.
         one_scale_where_split: it multiplies in 8 bits what is split afterwards only if the weight has one scale.
         attention_since: a release that is known to read ONNX's Attention, by its name for people; "" where all do.
         attention_in_one_kernel: it makes one kernel of attention, in 8 bits only where there are enough tokens.
+        tells_kernels: which kernels an engine has, and what they compute in, is told when it is built or run.
         reports_types: `layer_times` has the types that layers run in, so they can be held to those of the graph.
         reports_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
         caveat: what people should know before they choose it, as part of a sentence.
@@ -139,10 +141,12 @@ class Engine(ABC):
     builds_anywhere: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]]
     precision_beside_8_bits: ClassVar[str] = "fp32"
+    rests: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     int8_convolutions: ClassVar[bool] = False
     one_scale_where_split: ClassVar[bool] = False
     attention_since: ClassVar[str] = ""
     attention_in_one_kernel: ClassVar[bool] = False
+    tells_kernels: ClassVar[bool] = False
     reports_types: ClassVar[bool] = False
     reports_tensors: ClassVar[bool] = False
     caveat: ClassVar[str | None] = None
@@ -158,6 +162,14 @@ class Engine(ABC):
         Raises:
             EngineNotInstalledError, NoGpuError, EngineBuildError: as `build` does.
         """
+
+    def lacks(self, precision: str) -> str | None:
+        """Say why this machine has no kernels for one of `precisions`, as part of a sentence; None where it has, or cannot be asked.
+
+        Raises:
+            EngineNotInstalledError: the runtime is missing.
+        """
+        return None
 
     def check_opset(self, opset: int) -> None:
         """Refuse an operator set that the installed release does not read: callers ask before long work.

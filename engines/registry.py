@@ -86,7 +86,22 @@ def support() -> list[Support]:
     return [get(kind).probe() for kind in KINDS]
 
 
-def with_precision(precision: str) -> str:
-    """The kind to name to somebody whose engine has no kernels for a precision: the first that has, and builds anywhere."""
+def with_precision(precision: str, *, on_cpu: bool = False) -> str:
+    """The kind to name to somebody whose engine has no kernels for a precision: the first that has, and builds anywhere.
+
+    Args:
+        precision: the one looked for.
+        on_cpu: one for CPUs rather, where this CPU has it.
+    """
+    if on_cpu:
+        for kind in KINDS:
+            engine = get(kind)
+            if (
+                engine.on_cpu
+                and precision in engine.precisions
+                and engine.probe().can_run
+                and not engine.lacks(precision)
+            ):
+                return kind
     having = [kind for kind in KINDS if precision in engine_class(kind).precisions]
     return next((kind for kind in having if engine_class(kind).builds_anywhere), having[0])

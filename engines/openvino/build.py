@@ -13,24 +13,30 @@ from engines.errors import EngineBuildError, EngineError
 from engines.files import atomic_path
 from engines.graph_file import check_batch, input_specs, read_model
 from engines.head_biases import join_head_biases
+from engines.openvino.bfloat16 import keep_precision, widen
+from engines.openvino.kernels import details, read_kernels
 from engines.openvino.library import one_line, settings
 from engines.openvino.projections import split_projections
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from engines.kernels import Kernel
+
 
 def build_model(
     ov: ModuleType, onnx_path: Path, engine_path: Path, options: BuildOptions, progress: Progress | None
-) -> dict[str, Any]:
-    """Convert, compile once to see that it can be, and save; return what is worth knowing of it, as JSON values.
+) -> tuple[tuple[Kernel, ...], dict[str, Any]]:
+    """Convert, compile once to see that it can be, and save; return its kernels, and what is worth knowing of it as JSON values.
 
     Raises:
         EngineBuildError: the graph does not suit OpenVINO.
     """
     report = progress or (lambda *_: None)
     report("reading ONNX", 0, 3)
-    graph = read_model(onnx_path)
+    typed, graph = read_model(onnx_path), read_model(onnx_path)
+    low = widen(graph)
+    nodes = len(graph.graph.node)
     check_batch(input_specs(graph), options.dynamic_batch, required=False)
     joined = join_head_biases(graph)  # first: a bias is split with its product
     split = split_projections(graph)
@@ -40,18 +46,23 @@ def build_model(
         core = ov.Core()
         model = core.read_model(io.BytesIO(graph.SerializeToString()))
         report("compiling for this CPU", 1, 3)
-        core.compile_model(model, "CPU", settings(ov, options.threads))
+        if low:
+            keep_precision(model)
+        compiled = core.compile_model(model, "CPU", settings(ov, options.threads, low=low))
+        kernels = read_kernels(compiled, typed)
     except RuntimeError as error:
         raise EngineBuildError(f"OpenVINO cannot build {onnx_path}: {one_line(error)}") from error
     report("saving the engine", 2, 3)
     _save(ov, model, engine_path)
     operators = Counter(op.get_type_name() for op in model.get_ordered_ops())
     report("engine saved", 3, 3)
-    return {
+    return kernels, {
+        **details(kernels, typed),
         "operators": dict(sorted(operators.items())),
         "rewrites": {
             "products split for queries, keys and values": split,
             **({"biases of heads joined to products": joined} if joined else {}),
+            **({"casts to and from bfloat16 taken out": len(typed.graph.node) - nodes} if low else {}),
         },
     }
 

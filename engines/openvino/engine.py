@@ -32,8 +32,10 @@ class OpenVino(Engine):
     filename = "engine.xml"
     on_cpu = True
     attention_since = "OpenVINO 2026.4"
-    precisions = ("fp32", "fp16", "int8")
+    precisions = ("fp32", "fp16", "bf16", "int8")
+    rests = ("fp32", "fp16", "bf16")
     int8_convolutions = True
+    tells_kernels = True
 
     def probe(self) -> Support:
         try:
@@ -50,6 +52,16 @@ class OpenVino(Engine):
         except Exception:  # OpenVINO's errors share no base but Exception
             return False
         return True
+
+    def lacks(self, precision: str) -> str | None:
+        from engines.openvino.bfloat16 import capabilities, has_bfloat16
+
+        if precision != "bf16":
+            return None
+        ov = import_openvino()
+        if has_bfloat16(ov):
+            return None
+        return f"this CPU does not multiply bf16 ({self.title} lists {capabilities(ov)}), and emulating it is slower than fp32"
 
     def check(self, options: BuildOptions) -> None:
         require_cpu(options.device, EngineBuildError)
@@ -68,7 +80,7 @@ class OpenVino(Engine):
         ov = import_openvino()
         self.check(options)
         started = time.perf_counter()
-        details = build_model(ov, onnx_path, engine_path, options, progress)
+        kernels, details = build_model(ov, onnx_path, engine_path, options, progress)
         return EngineInfo(
             kind=self.kind,
             version=version_of(ov),
@@ -77,6 +89,7 @@ class OpenVino(Engine):
             build_seconds=time.perf_counter() - started,
             target="cpu",
             details=details,
+            kernels=tuple(kernel.to_dict() for kernel in kernels),
         )
 
     def load(

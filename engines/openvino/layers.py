@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from engines.base import LayerTime
 from engines.errors import EngineError
+from engines.openvino.bfloat16 import in_bfloat16
 from engines.openvino.library import settings
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ def profile(
     """
     layers: dict[tuple[str, str], list[float]] = defaultdict(list)
     try:
-        options = {**settings(ov, threads), ov.properties.enable_profiling: True}
-        request = ov.Core().compile_model(str(engine_path), "CPU", options).create_infer_request()
+        core = ov.Core()
+        model = core.read_model(str(engine_path))
+        options = {
+            **settings(ov, threads, low=in_bfloat16(model)),
+            ov.properties.enable_profiling: True,
+        }
+        request = core.compile_model(model, "CPU", options).create_infer_request()
         for run in range(_WARM_UP + runs):
             request.infer(dict(feeds), share_inputs=True, share_outputs=True)
             if run < _WARM_UP:

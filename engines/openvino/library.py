@@ -27,12 +27,18 @@ def version_of(ov: ModuleType) -> str:
     return str(ov.__version__.split("-")[0])
 
 
-def settings(ov: ModuleType, threads: int | None) -> dict[Any, Any]:
-    """Latency first, and float32 as it is written: on some CPUs it would round to bfloat16 by itself."""
+def settings(ov: ModuleType, threads: int | None, *, low: bool = False) -> dict[Any, Any]:
+    """Latency first, and float32 as it is written: on some CPUs it would round to bfloat16 by itself.
+
+    Args:
+        ov: the package.
+        threads: CPU threads; None leaves the choice to it.
+        low: infer in bfloat16 what is written in float32 (`engines.openvino.bfloat16`).
+    """
     hint = ov.properties.hint
     settings = {
         hint.performance_mode: hint.PerformanceMode.LATENCY,
-        hint.inference_precision: ov.Type.f32,
+        hint.inference_precision: ov.Type.bf16 if low else ov.Type.f32,
     }
     if threads is not None:
         settings[ov.properties.inference_num_threads] = threads

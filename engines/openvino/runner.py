@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from engines.errors import EngineError, EngineLoadError
 from engines.imports import require_threads
+from engines.openvino.bfloat16 import capabilities, has_bfloat16, in_bfloat16
 from engines.openvino.library import one_line, settings
+from engines.openvino.types import numpy_name
 from engines.runner import Runner, TensorSpec
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     import numpy as np
-
-# its names of types by numpy's
-_TYPES = {
-    **{"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "boolean": "bool"},
-    **{
-        f"{kind}{bits}": f"{name}{bits}"
-        for kind, name in (("i", "int"), ("u", "uint"))
-        for bits in (8, 16, 32, 64)
-    },
-}
 
 
 class OpenVinoRunner(Runner):
@@ -55,14 +47,22 @@ def compile_engine(ov: ModuleType, engine_path: Path, threads: int | None) -> An
     """Compile a built engine for the CPU at hand.
 
     Raises:
-        EngineLoadError: a file is missing or damaged.
+        EngineLoadError: a file is missing or damaged, or the CPU has not the type that it is to be inferred in.
     """
     require_threads(threads)
     for path in (engine_path, engine_path.with_suffix(".bin")):
         if not path.is_file():
             raise EngineLoadError(f"{path}: no such engine file")
     try:
-        return ov.Core().compile_model(str(engine_path), "CPU", settings(ov, threads))
+        core = ov.Core()
+        model = core.read_model(str(engine_path))
+        low = in_bfloat16(model)
+        if low and not has_bfloat16(ov):
+            raise EngineLoadError(
+                f"{engine_path} computes in bf16, which this CPU has no kernels for (it has {capabilities(ov)}); "
+                "build it for this machine with --precision fp32 or int8"
+            )
+        return core.compile_model(model, "CPU", settings(ov, threads, low=low))
     except RuntimeError as error:
         raise EngineLoadError(
             f"{engine_path} is not an engine OpenVINO can load: {one_line(error)}"
@@ -70,6 +70,6 @@ def compile_engine(ov: ModuleType, engine_path: Path, threads: int | None) -> An
 
 
 def _tensor_spec(port: Any) -> TensorSpec:
-    dtype = port.element_type.get_type_name()
+    dtype = port.element_type
     shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
-    return TensorSpec(port.any_name, shape, _TYPES.get(dtype, dtype))
+    return TensorSpec(port.any_name, shape, numpy_name(dtype) or dtype.get_type_name())

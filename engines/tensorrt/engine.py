@@ -61,6 +61,7 @@ class TensorRT(Engine):
     precision_beside_8_bits = "fp16"
     attention_since = "TensorRT 10.14"
     attention_in_one_kernel = True
+    tells_kernels = True
     reports_types = True
     reports_tensors = True
 

@@ -105,7 +105,7 @@ ENGINES = ("auto", *KINDS)
 @click.option(
     "--allow-wider-kernels",
     is_flag=True,
-    help="Keep an engine that multiplies in more bits than asked for (TensorRT).",
+    help="Keep an engine that multiplies in more bits than asked for (TensorRT, OpenVINO).",
 )
 @click.option(
     "--profiling",

@@ -112,8 +112,9 @@ _GRAPH_OPTIONS = (
     ),
     click.option(
         "--rest",
-        metavar="fp32|fp16",
-        help="What an int8 or fp8 graph holds besides.  [default: fp32 for ONNX Runtime, fp16 for TensorRT]",
+        metavar="fp32|fp16|bf16",
+        help="What an int8 or fp8 graph holds besides; bf16 for OpenVINO, where the CPU has it.  "
+        "[default: fp32 for CPUs, fp16 for TensorRT]",
     ),
 )
 

@@ -51,6 +51,8 @@ class Reason(Enum):
     SUMS_SQUARES = "normalisation sums squares"
     SUMS_TOKENS = "mean sums tokens"
     SUMS_EXPONENTIALS = "softmax sums exponentials"
+    KEEPS_SCALE = "bfloat16 would round its scale"
+    MULTIPLIES_CODES = "multiplies codes of 8 bits, by scales of float32"
     UNKNOWN_OPERATOR = "not known to be safe in low precision"
     # of a node whose kind is low, and that had to stay FP32
     NO_SUCH_FORM = "{op_type} of opset {opset} has no {dtype} form"
@@ -96,6 +98,9 @@ MOVEMENT = frozenset(
         "Unsqueeze",
     }
 )
+
+_QUANTIZATION = ("QuantizeLinear", "DequantizeLinear")
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,7 @@ class _TypeChooser:
         self.opset = default_opset(model)
         self.weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
         self.types: dict[int, int] = {}
+        self._dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
         self._limit = float(ml_dtypes.finfo(NUMPY_TYPES[low]).max) / HEADROOM
         self._coarse = math.inf if coarse is None else coarse
         self._overflows: dict[str, bool] = {}
@@ -259,6 +265,9 @@ class _TypeChooser:
         for index, node in enumerate(nodes):
             if not any(self._is_float(name) for name in (*node.input, *node.output)):
                 reasons[index] = Reason.NO_FLOAT
+                continue
+            if self.low == TensorProto.BFLOAT16 and (reason := self._of_eight_bits(node)):
+                self.types[index], reasons[index] = TensorProto.FLOAT, reason
                 continue
             in_gelu = index in gelus
             is_low = in_gelu or node.op_type in _LOW_REASON
@@ -297,6 +306,15 @@ class _TypeChooser:
     def _is_float(self, name: str) -> bool:
         tensor = self.info.get(name)
         return tensor is not None and tensor.dtype == TensorProto.FLOAT
+
+    def _of_eight_bits(self, node: onnx.NodeProto) -> Reason | None:
+        """Return why a node of 8 bits stays float32 beside bfloat16, whose 8 bits of precision no scale fits; None for other nodes."""
+        if node.op_type in _QUANTIZATION:
+            return Reason.KEEPS_SCALE
+        factors = node.input[:2]
+        if node.op_type in _PRODUCTS and all(name in self._dequantized for name in factors):
+            return Reason.MULTIPLIES_CODES
+        return None
 
     def _obstacle(self, node: onnx.NodeProto) -> tuple[Reason, dict[str, str]] | None:
         """Return why a node may not be low, with what the sentence names, or None."""

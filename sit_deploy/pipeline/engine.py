@@ -67,14 +67,28 @@ def check_engine(request: BuildRequest, engine: engines.Engine) -> None:
         others = [precision for precision in wanted if precision in engine.precisions] or engine.precisions
         raise InputError(
             f"{engine.title} has no {request.precision} kernels{' for a CPU' if engine.on_cpu else ''}; pass --engine "
-            f"{with_precision(request.precision)}, or --precision {' or '.join(others)}"
+            f"{with_precision(request.precision, on_cpu=engine.on_cpu)}, or --precision {' or '.join(others)}"
         )
-    if request.allow_wider_kernels and not engine.reports_types:
+    if reason := engine.lacks(request.precision):
+        raise InputError(f"{reason}; pass --precision fp32 or int8")
+    if request.precision in EIGHT_BITS:
+        _check_rest(request, engine)
+    if request.allow_wider_kernels and not engine.tells_kernels:
         raise InputError(
-            f"--allow-wider-kernels is for TensorRT: {engine.title} does not tell its kernels; leave it out"
+            f"--allow-wider-kernels is for TensorRT and OpenVINO: {engine.title} does not tell its kernels; leave it out"
         )
     engine.check(request.engine_options())
     engine.check_opset(request.opset)
+
+
+def _check_rest(request: BuildRequest, engine: engines.Engine) -> None:
+    if request.high not in engine.rests:
+        others = [rest for rest in engine.rests if not engine.lacks(rest)]
+        raise InputError(
+            f"{engine.title} does not compute {request.high} beside {request.precision}; pass --rest {' or '.join(others)}"
+        )
+    if reason := engine.lacks(request.high):
+        raise InputError(f"{reason}; pass --rest fp32")
 
 
 def build_engine(work: Work, engine: engines.Engine, why: str, folder: Path) -> BuiltEngine:

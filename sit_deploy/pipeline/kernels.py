@@ -103,8 +103,10 @@ def _why_none(bundle: Bundle) -> str:
     engine = bundle.manifest.engine
     if engines.get(engine.kind).reports_types and engine.kind != KIND:
         return f"its inspector tells them on a GPU that runs it; pass {bundle.path}/model.onnx for those of TensorRT-RTX"
+    if engines.get(engine.kind).tells_kernels and engine.kind != KIND:
+        return "it was built by an older version; build it again"
     if engine.kind != KIND:
-        return f"only TensorRT-RTX's builder tells them; pass {bundle.path}/model.onnx, and it is built with that"
+        return f"{engines.get(engine.kind).title} does not tell them; pass {bundle.path}/model.onnx, and TensorRT-RTX tells those of its own"
     if engine.details.get("profiling") == "detailed":
         return "it was built by an older version, or the builder's log had a form that is not known; build it again"
     return "its builder did not tell them; build it again with --profiling detailed"

@@ -39,7 +39,7 @@ class BuildRequest:
         targets: compute capabilities.
         workspace: MiB of scratch memory of one layer.
         quantize: groups of layers for 8 bits (`calibration.plan`).
-        rest: what an int8 or fp8 graph holds beside, "fp32" or "fp16"; None for what the engine likes.
+        rest: what an int8 or fp8 graph holds beside, "fp32", "fp16" or "bf16"; None for what the engine likes.
         input: "uint8" for a graph that takes pixels and normalises by itself.
         sensitivity: measure every layer alone.
         allow_wider_kernels: keep an engine whose kernels multiply in more bits than was asked for.

@@ -12,7 +12,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
 from sit_deploy.models.config import check_class_count
 from sit_deploy.pipeline.request import CALIBRATION_PERCENTILE, INPUTS, OPSETS, BuildRequest
-from sit_deploy.precisions import EIGHT_BITS, PRECISIONS
+from sit_deploy.precisions import EIGHT_BITS, FLOATS, PRECISIONS
 from sit_deploy.text import require_utf8
 
 OLDEST_ONNXRUNTIME = (1, 26)  # for 8 bits
@@ -130,8 +130,10 @@ def _check_eight_bits(request: BuildRequest) -> None:
             f"int8 does not go with opset {request.opset}: ONNX Runtime, which every build is measured with, does not load its own "
             "rewriting of such a graph; leave --opset out"
         )
-    if request.rest not in (None, "fp32", "fp16"):
-        raise InputError(f"--rest {request.rest} is not offered; choose fp32 or fp16")
+    if request.rest not in (None, *FLOATS):
+        raise InputError(
+            f"--rest {request.rest} is not offered; choose {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+        )
     if request.rest == "fp16" and request.opset < OLDEST_FP8_OPSET:
         raise InputError(
             f"int8 beside fp16 needs opset {OLDEST_FP8_OPSET}, got {request.opset}; leave --opset out, or pass --rest fp32"

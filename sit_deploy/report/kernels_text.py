@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.kernels import INSPECTOR, LOG, Census, Products
+from engines.kernels import COMPILED, INSPECTOR, LOG, Census, Products
 from sit_deploy.errors import InputError
 from sit_deploy.schema import check
 from sit_deploy.text import printable
@@ -29,7 +29,8 @@ def eight_bit_products(details: Mapping[str, Any]) -> Products | None:
 
 def told_by(details: Mapping[str, Any]) -> str:
     """Return who told of an engine's kernels: the builder's log, where nothing else is said."""
-    return INSPECTOR if details.get("kernels_told_by") == INSPECTOR else LOG
+    told = details.get("kernels_told_by")
+    return told if told in (INSPECTOR, COMPILED) else LOG
 
 
 def raised_note(details: Mapping[str, Any]) -> str | None:
@@ -45,6 +46,21 @@ def raised_note(details: Mapping[str, Any]) -> str | None:
     if not nodes:
         return None
     return f"not all in 16 bits: by its {told_by(details)} the engine multiplies {len(nodes)} products of the graph in 32 bits ({_some(nodes)})"
+
+
+def lowered_note(details: Mapping[str, Any]) -> str | None:
+    """Return which products the graph has in float32 and the engine multiplies in bfloat16; None where none is known to be.
+
+    Args:
+        details: the engine's, of a manifest.
+
+    Raises:
+        InputError: what the manifest says of them is nothing that a build wrote.
+    """
+    nodes = check(details.get("lowered") or (), tuple[str, ...], "lowered of the engine", _AGAIN)
+    if not nodes:
+        return None
+    return f"{len(nodes)} products that the graph has in fp32 it multiplies in bfloat16 ({_some(nodes)})"
 
 
 def lacking_text(details: Mapping[str, Any], precision: str) -> str | None:
@@ -80,6 +96,7 @@ def engine_text(details: Mapping[str, Any], precision: str) -> str | None:
         census_text(details),
         kernels_note(products, precision, told_by(details)) if products and not products.widened else None,
         lacking_text(details, precision),
+        lowered_note(details),
     )
     return "; ".join(filter(None, parts)) or None
 

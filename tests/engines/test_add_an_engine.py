@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from engines import registry
+
 pytest.importorskip("torch", reason="needs PyTorch for its models")
 from tests.sit_deploy.conftest import nano_fp32
 
@@ -146,6 +148,6 @@ def test_bundles_are_built_and_validated_with_it(
     assert result["validated"] == "reference" and result["passed"]
     no_kernels, no_times = result["errors"]
     assert no_kernels.startswith(
-        "the ONNX reference has no bf16 kernels for a CPU; pass --engine tensorrt-rtx"
+        f"the ONNX reference has no bf16 kernels for a CPU; pass --engine {registry.with_precision('bf16', on_cpu=True)}"
     )
     assert no_times == "the ONNX reference does not tell the times of its layers"

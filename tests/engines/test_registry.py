@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import engines
-from engines import Engine, gpus, registry
+from engines import Engine, Support, gpus, registry
 from engines.onnxruntime.engine import OnnxRuntime
+from engines.openvino.engine import OpenVino
 
 
 def test_import_is_light():
@@ -30,9 +31,14 @@ def test_an_engine_says_what_it_is(kind: str):
     assert engine.targets_with("fp32", ("sm80",)) == ("sm80",)
 
 
-def test_what_a_precision_takes():
+def test_what_a_precision_takes(monkeypatch: pytest.MonkeyPatch):
     """Named to whoever has an engine without: one that can be used on any machine."""
     assert registry.with_precision("bf16") == registry.with_precision("fp8") == "tensorrt-rtx"
+    assert registry.with_precision("fp8", on_cpu=True) == "tensorrt-rtx"
+    monkeypatch.setattr(OpenVino, "probe", lambda self: Support("openvino", True, "1", True, True, "here"))
+    for reason, named in ((None, "openvino"), ("this CPU does not multiply bf16", "tensorrt-rtx")):
+        monkeypatch.setattr(OpenVino, "lacks", lambda self, precision, reason=reason: reason)
+        assert registry.with_precision("bf16", on_cpu=True) == named
 
 
 def test_what_an_engine_does_not_tell():

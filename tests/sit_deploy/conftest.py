@@ -149,6 +149,21 @@ def trained_openvino(trained: Trained, tmp_path_factory: pytest.TempPathFactory)
     return shared(tmp_path_factory, "trained-openvino", make)
 
 
+@pytest.fixture(scope="session")
+def trained_bf16(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained` as a bundle in BF16 for OpenVINO; skips on a CPU that has none. Do not write into it."""
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+    from engines.openvino.bfloat16 import has_bfloat16
+
+    if not has_bfloat16(openvino):
+        pytest.skip("needs a CPU with AVX512-BF16 or AMX, as OpenVINO lists them")
+
+    def make(path: Path) -> None:
+        build(trained.request(path, engine="openvino", precision="bf16"))
+
+    return shared(tmp_path_factory, "trained-bf16", make)
+
+
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
     """A function that copies a bundle into the test's own folder, for writing into it."""

@@ -1,6 +1,7 @@
 // A bundle's graph on OpenVINO's CPU plugin: model.onnx, or what an OpenVINO bundle holds of it in OpenVINO's own format.
 #include <openvino/openvino.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <sstream>
 
@@ -24,9 +25,12 @@ public:
         try {
             const auto model = core_.read_model(file);
             check_graph(*model, file);
+            const bool low = in_bfloat16(*model);
+            if (low && !has_bfloat16())
+                throw Error(file + " computes in bf16, which this CPU has no kernels for; build it for this machine with --precision fp32 or int8");
             ov::AnyMap settings = {
                 // on some CPUs it would round to bfloat16 by itself: what was validated is what runs
-                ov::hint::inference_precision(ov::element::f32),
+                ov::hint::inference_precision(low ? ov::element::bf16 : ov::element::f32),
                 ov::hint::performance_mode(options.contexts > 1 ? ov::hint::PerformanceMode::THROUGHPUT
                                                                 : ov::hint::PerformanceMode::LATENCY),
             };
@@ -51,6 +55,18 @@ private:
     }
 
     [[nodiscard]] ov::element::Type input_type() const { return how_.pixels ? ov::element::u8 : ov::element::f32; }
+
+    /// Whether a bundle's engine says that it is to be inferred in bfloat16.
+    static bool in_bfloat16(const ov::Model& model) {
+        return model.has_rt_info("sit_deploy", "inference_precision") &&
+               model.get_rt_info<std::string>("sit_deploy", "inference_precision") == "bf16";
+    }
+
+    /// Whether the CPU multiplies bfloat16; OpenVINO would emulate it on others.
+    [[nodiscard]] bool has_bfloat16() {
+        const auto types = core_.get_property("CPU", ov::device::capabilities);
+        return std::find(types.begin(), types.end(), "BF16") != types.end();
+    }
 
     /// Refuse a graph that takes or gives something else than the bundle says, for its smallest or its largest batch.
     void check_graph(const ov::Model& model, const std::string& file) const {

@@ -23,11 +23,20 @@ from tests.sit_deploy.conftest import (
     nano_fp32,
     nano_rtx,
     trained,
+    trained_bf16,
     trained_openvino,
     trained_pixels,
 )
 
-__all__ = ["copy_of", "nano_fp32", "nano_rtx", "trained", "trained_openvino", "trained_pixels"]  # fixtures
+__all__ = [
+    "copy_of",
+    "nano_fp32",
+    "nano_rtx",
+    "trained",
+    "trained_bf16",
+    "trained_openvino",
+    "trained_pixels",
+]  # fixtures
 
 SOURCES = Path(__file__).parents[3] / "engines/cpp"
 # verbs of sit_probe that open no runtime, whose leaks would not be ours: these are searched for leaks too

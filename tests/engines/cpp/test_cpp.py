@@ -180,6 +180,21 @@ def test_an_openvino_bundle_runs_as_it_was_built(
     assert "lacks its file model.onnx" in checked.refusal("sit_check", bundle)
 
 
+def test_a_bf16_bundle_runs_in_bf16(checked: Programs, trained_bf16: Path, trained: Trained) -> None:
+    """Near the float32 engine's logits, as bfloat16 is, and not the same: the file says by itself what it computes in."""
+    assert checked.output("sit_check", trained_bf16).endswith(b": good\n")
+    images = np.random.default_rng(0).standard_normal((2, 3, 112, 112), np.float32)
+    raw = trained_bf16.parent / "images-for-bf16"
+    images.tofile(raw)
+    low, high = (
+        np.frombuffer(checked.output("sit_probe", "infer", path, raw, 2), np.float32)
+        for path in (trained_bf16, trained.bundle)
+    )
+    with load(trained_bf16) as ours:
+        assert np.abs(ours.logits(images).reshape(-1) - low).max() < 1e-3 * low.std()
+    assert 1e-3 < np.abs(low - high).max() / high.std() < 0.4
+
+
 def test_golden_outputs_that_are_not_met(
     release: Programs, trained: Trained, copy_of: Callable[..., Path]
 ) -> None:

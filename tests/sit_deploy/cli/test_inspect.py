@@ -116,8 +116,8 @@ def test_kernels_that_are_not_known(
     nano_fp32: Path, nano_rtx: Path, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
     assert cli.refuses("inspect", nano_fp32, "--kernels") == (
-        f"{nano_fp32} has no list of its engine's kernels: only TensorRT-RTX's builder tells them; pass "
-        f"{nano_fp32}/model.onnx, and it is built with that"
+        f"{nano_fp32} has no list of its engine's kernels: ONNX Runtime does not tell them; pass "
+        f"{nano_fp32}/model.onnx, and TensorRT-RTX tells those of its own"
     )
     only = "--target is for the kernels of an ONNX file; "
     words = ("inspect", nano_rtx, "--kernels", "--target", "sm89")

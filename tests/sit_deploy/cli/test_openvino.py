@@ -56,7 +56,6 @@ def test_its_graph_on_onnxruntime(bundle: Path, cli: CommandLine) -> None:
 
 def test_what_it_has_no_use_for(bundle: Path, cli: CommandLine) -> None:
     build = ("build", "--model", "sit_nano", "--engine", "openvino", "-o", "out")
-    assert "OpenVINO has no bf16 kernels for a CPU" in cli.refuses(*build, "--precision", "bf16")
     assert "OpenVINO has no fp8 kernels for a CPU" in cli.refuses(*build, "--precision", "fp8")
     assert "OpenVINO has no use for compute capabilities" in cli.refuses(*build, "--target", "sm89")
 

@@ -284,6 +284,26 @@ def test_quantized_linear_takes_low_scales() -> None:
     assert parsed_by_tensorrt(typed)[0]
 
 
+def test_scales_stay_float32_beside_bf16() -> None:
+    """Beside FP16 a scale is made to fit; bfloat16's 8 bits would round it, and every code with it."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]> g (float[2,4] x) => (float[2,3] y)
+        <float s = {0.1}, int8 z = {0}, int8[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {1, 2, 3}>
+        { [t] r = Relu (x) [q] a = QuantizeLinear (r, s, z) [d] e = DequantizeLinear (a, s, z)
+          [v] c = DequantizeLinear (w, s, z) [m] p = MatMul (e, c) [n] y = Add (p, b) }"""
+    )
+    typed, plan = to_precision(model, "bf16")
+    onnx.checker.check_model(typed, full_check=True)
+    found = types(plan)
+    assert {name: found[name] for name in "tqdvmn"} == {
+        **dict.fromkeys("tn", "bfloat16"),
+        **dict.fromkeys("qdvm", "float32"),
+    }
+    assert not plan.held_back  # nothing that a report should call a loss
+    scale = next(tensor for tensor in typed.graph.initializer if tensor.name == "s")
+    assert scale.data_type == TensorProto.FLOAT
+
+
 def test_tensorrt_refuses_mixed_types_without_casts(transformer: Make) -> None:
     model = transformer(20)
     typed, _ = to_precision(model, "fp16")

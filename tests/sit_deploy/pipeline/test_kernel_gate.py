@@ -131,7 +131,9 @@ def test_attention_that_is_several_kernels_is_a_warning(
 
 def test_engines_that_do_not_tell_their_kernels(tmp_path: Path) -> None:
     request = BuildRequest("sit_nano", tmp_path / "b", engine="onnxruntime", allow_wider_kernels=True)
-    with pytest.raises(InputError, match=r"^--allow-wider-kernels is for TensorRT: ONNX Runtime does not"):
+    with pytest.raises(
+        InputError, match=r"^--allow-wider-kernels is for TensorRT and OpenVINO: ONNX Runtime does not"
+    ):
         build(request)
     assert not (tmp_path / "b").exists()
 
