@@ -3,7 +3,7 @@
 A graph says its types with Casts between them, and those keep OpenVINO from fusing attention and norms: its kernels read and write
 bfloat16, and sum squares and exponentials in float32 inside, so that a Cast, a norm and a Cast back are one kernel. So the
 Casts are taken out, weights stay rounded, and the plugin is told to infer in bfloat16
-(https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/precision-control.html). What its kernels then
+(https://docs.openvino.ai/2024/openvino-workflow/running-inference/inference-devices-and-modes/cpu-device.html). What its kernels then
 compute in is read back (`engines.openvino.kernels`). The file keeps the setting, so that everything that opens it runs the same.
 """
 
@@ -23,7 +23,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.BFLOAT16)
 
 
 def has_bfloat16(ov: ModuleType) -> bool:
-    """Whether the CPU multiplies bfloat16; OpenVINO would emulate it on others with AVX-512."""
+    """Whether the CPU multiplies bfloat16; on others with AVX-512 OpenVINO would emulate it, slower than float32.
+
+    https://docs.openvino.ai/2021.4/openvino_docs_IE_DG_Bfloat16Inference.html
+    """
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
