@@ -193,12 +193,18 @@ def compare(checkpoint: Path, data: Data, name: str, work: Path, peers: dict[str
     from benchmarks.outlier_plants import PLANTS
     from calibration.layers import find_layers
     from calibration.plan import make_plan
+    from sit_deploy.errors import GateError
 
     kept = work / "result.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
     planted = plant(checkpoint, name, data, work)
-    graph, made = lower_all(planted, data, work)
+    try:
+        graph, made = lower_all(planted, data, work)
+    except GateError as error:  # of the FP32 graph
+        refused = {"plant": name, "title": PLANTS[name].title, "failed": str(error), "rows": []}
+        kept.write_text(json.dumps(refused), encoding="utf-8")
+        return refused
     onnx.save(graph, work / "fp32.onnx")
     reference = logits_of(graph, data.val)
     result: dict[str, Any] = {
@@ -273,6 +279,11 @@ def table(model: dict[str, Any]) -> str:
         f"|---|---|---|{'---|' * len(titles)}",
     ]
     for plant in model["plants"]:
+        if "failed" in plant:
+            lines.append(
+                f"| {plant['title']} | refused: {plant['failed'].partition(';')[0]} | |{' |' * len(titles)}"
+            )
+            continue
         found = {row["title"]: cell(row) for row in plant["rows"]}
         cells = " | ".join(found.get(title, "not run") for title in titles)
         lines.append(

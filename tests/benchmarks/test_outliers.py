@@ -65,6 +65,14 @@ def test_plants_without_the_peer() -> None:
     ]
 
 
+def test_a_plant_whose_float_graph_is_refused() -> None:
+    model = model_of("none")
+    model["plants"].append({"plant": "far", "title": PLANTS["far"].title, "failed": "it is off", "rows": []})
+    found = outliers.table(model).splitlines()
+    assert found[-1] == f"| {PLANTS['far'].title} | refused: it is off | | |"
+    assert len({line.count("|") for line in found[2:]}) == 1
+
+
 def test_the_table() -> None:
     model = model_of("none")
     (row,) = model["plants"][0]["rows"]
