@@ -16,6 +16,8 @@ from calibration.layers import GROUPS, Layer
 
 HIGH = "high"  # a layer's precision: the type of the rest
 
+WORTH_IT = 0.25  # a plan with less than this share of its work in 8 bits has nothing to gain over none
+
 # What docs/quantization.md's ablation leaves: nearly all multiply-accumulates, at a small part of the error.
 DEFAULT_GROUPS = frozenset({"qkv", "proj", "fc1", "fc2", "tsm", "linear"})
 
@@ -34,6 +36,8 @@ class Reason(Enum):
     FEW_TOKENS = "too few tokens for attention in 8 bits to stay one kernel"
     ACCURACY_BUDGET = "kept high for accuracy: number {rank} by harm for its work"
     OUTLIERS = "outliers: 8 bits hold them or the rest of what it reads, not both"
+    TUNED_LOW = "chosen by timing the engine"
+    TUNED_HIGH = "left high: by timing the engine, no gain for its error"
     TRAINED_IN_8_BITS = "trained in 8 bits"
     TRAINED_IN_FLOAT = "trained in float"
 
@@ -130,6 +134,21 @@ class QuantPlan:
         )
         return replace(self, layers=layers)
 
+    def of_groups(self, groups: Collection[str]) -> QuantPlan:
+        """Return a plan in which only layers of some of its groups are quantized, as one chosen by timing.
+
+        What stays high for another reason goes on saying so.
+        """
+        layers = []
+        for layer in self.layers:
+            if layer.is_high:
+                layers.append(layer)
+            elif layer.group in groups:
+                layers.append(replace(layer, reason=Reason.TUNED_LOW))
+            else:
+                layers.append(replace(layer, precision=HIGH, reason=Reason.TUNED_HIGH))
+        return replace(self, layers=tuple(layers))
+
     def keep_high(self, names: Sequence[str]) -> QuantPlan:
         """Return a plan in which these layers stay high for an accuracy budget; their order is their rank, from 1.
 
@@ -164,15 +183,20 @@ def make_plan(
     Args:
         layers: of `find_layers`.
         precision: "int8" or "fp8".
-        groups: names of groups, "all" for every layer with a weight, "default" for the default ones; None for those.
+        groups: names of groups, "all" for every layer with a weight, "default" for the default ones; None for those. A minus and
+            the name of a layer leave that one high.
         one_kernel: leave high the attention that would be one kernel then, and several in 8 bits (TensorRT).
 
     Raises:
-        CalibrationError: an unknown precision or group, or nothing to quantize.
+        CalibrationError: an unknown precision, group or layer, or nothing to quantize.
     """
     if precision not in GRIDS:
         raise CalibrationError(f"'{precision}' is not one of {', '.join(GRIDS)}")
     chosen = {"default"} if groups is None else set(groups)
+    left = {name for name in chosen if name.startswith("-")}
+    chosen -= left
+    if unknown := sorted(left - {f"-{name}" for name in layers}):
+        raise CalibrationError(f"there is no layer '{unknown[0][1:]}'; `sit-deploy inspect` lists them")
     if "default" in chosen:
         chosen |= DEFAULT_GROUPS
     known = (*GROUPS, "linear", "conv", "default", "all")
@@ -180,7 +204,9 @@ def make_plan(
         raise CalibrationError(f"no layers are called '{strange[0]}'; choose from {', '.join(known)}")
     planned = []
     for layer in layers.values():
-        if one_kernel and layer.group in chosen and _falls_apart(layer, precision):
+        if f"-{layer.name}" in left:
+            planned.append(PlannedLayer(layer.name, layer.group, HIGH, Reason.NOT_ASKED_FOR, layer.macs))
+        elif one_kernel and layer.group in chosen and _falls_apart(layer, precision):
             planned.append(PlannedLayer(layer.name, layer.group, HIGH, Reason.FEW_TOKENS, layer.macs))
         elif layer.group in chosen or ("all" in chosen and layer.weight is not None):
             reason = Reason.CONSTANT_WEIGHT if layer.weight is not None else Reason.ASKED_FOR
@@ -200,3 +226,14 @@ def _falls_apart(layer: Layer, precision: str) -> bool:
         return False
     queries, keys = layer.attention
     return queries < _FEWEST_QUERIES or keys < _FEWEST_KEYS[precision]
+
+
+def order_of_return(plan: QuantPlan, noise: Mapping[str, float]) -> list[str]:
+    """Return the plan's layers, those that should go back to higher precision first, first.
+
+    Args:
+        plan: with all layers that may run in 8 bits.
+        noise: by layer, the power of the logits' error with that layer alone in 8 bits.
+    """
+    macs = {layer.name: max(layer.macs, 1) for layer in plan.layers}
+    return sorted(plan.quantized, key=lambda name: (-noise[name] / macs[name], name))

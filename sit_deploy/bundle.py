@@ -32,6 +32,7 @@ __all__ = [
     "MANIFEST",
     "MODEL",
     "SCHEMA",
+    "TIMINGS",
     "Bundle",
     "check_destination",
     "digest",  # of manifests, for programs that seal a bundle again: they look for it here
@@ -44,6 +45,7 @@ __all__ = [
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
+TIMINGS = "timings.json"  # of plans that were measured (`sit_deploy.tune.cache`)
 
 
 def is_bundle(path: Path) -> bool:

@@ -30,9 +30,11 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import graph_options, val_options
 from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord, Quantization
+from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text
 from sit_deploy.report.speedup_text import sentence
-from sit_deploy.report.view import accuracy_rows, difference, figure, preprocessing_words
+from sit_deploy.report.tuning_view import tuning_of, tuning_sentence
+from sit_deploy.report.view import accuracy_rows, difference, preprocessing_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +54,7 @@ ENGINES = ("auto", *KINDS)
         "sit-deploy build --model sit_s --precision fp16 --dynamic-batch 1:8:32 --target sm80 --target sm89",
         "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-data train --val-data val",
         "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-cache s.json --calib-data train",
+        "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-data train --engine openvino --min-sqnr 32",
         "sit-deploy build --model deit_small_patch16_224 --stages 6,2,2,2 --precision fp16",
     ),
 )
@@ -71,6 +74,18 @@ ENGINES = ("auto", *KINDS)
     type=Real(0, 100),
     metavar="PTS",
     help="Fail if top-1 falls by more; int8 and fp8 keep layers high instead, or give way to fp16 or fp32.",
+)
+@click.option(
+    "--min-sqnr",
+    type=Real(),
+    metavar="DB",
+    help="Of the logits against float32: the fastest plan that keeps it is built (--quantize auto).  [default: 1 below the default groups']",
+)
+@click.option(
+    "--tune-seconds",
+    type=Real(),
+    metavar="S",
+    help="How long plans for 8 bits are timed (--quantize auto).  [default: 120]",
 )
 @click.option(
     "--sensitivity",
@@ -197,6 +212,9 @@ def show_quantization(screen: Console, quantization: Quantization, precision: st
     if worst:
         text += f"; worst by itself {worst.layer}, {worst.sqnr_db:.1f} dB"
     say(screen, literal(text))
+    if tuning := tuning_of(quantization):
+        words = tuning_sentence(tuning)
+        say(screen, literal(f"{words[:1].upper()}{words[1:]}"))
     if speed := quantization.speed:
         gain = speed.speedup()
         if gain.doubt is None:  # a note has the doubt

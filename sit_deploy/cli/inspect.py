@@ -23,6 +23,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note, raised_note, told_by
+from sit_deploy.report.tuning_view import tuning_of, tuning_sentence
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from engines.tensorrt.roofline import Estimate
     from sit_deploy.bundle import Bundle
     from sit_deploy.pipeline.kernels import KernelRow
+    from sit_deploy.report.build_types import BuildReport
 
 _OPEN_BATCH = (1, 1, 8)  # of the engine whose kernels are listed, for a graph that takes any
 _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "macs")
@@ -91,6 +93,7 @@ def command(
     from sit_deploy.graph.lint import lint
     from sit_deploy.pipeline.estimate import ASSUMPTIONS, estimate_kernels, known_gpu
     from sit_deploy.pipeline.kernels import fix_batch
+    from sit_deploy.report.read import read_build_report
 
     bundle = load_bundle(target) if target.is_dir() else None
     if bundle and (given := "--target" if gpu else "--batch-size" if batch_size else None):
@@ -105,9 +108,11 @@ def command(
         raise InputError("--gpu is for an estimate; pass --kernels --estimate with it")
     rates = rates and known_gpu(rates)
     graph = _read(bundle.model_path if bundle else target)
+    report = read_build_report(bundle) if bundle else None
+    tuning = tuning_of(report.quantization) if report else None
     if batch_size is not None:
         fix_batch(graph, batch_size)
-    layers = quantized_layers(graph, _reported(bundle))
+    layers = quantized_layers(graph, _reported(report))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
     open_batch = any(not d.HasField("dim_value") for d in dims)
     if estimated and open_batch:
@@ -141,6 +146,7 @@ def command(
                 "summary": summary,
                 "layers": layers,
                 "kernels": kernels,
+                **({"tuning": tuning_sentence(tuning)} if tuning else {}),
                 "census": details.get("kernels"),
                 **({"kernel_list": [row.to_dict() for row in rows]} if list_kernels else {}),
                 **({"estimate": _json(estimates, ASSUMPTIONS)} if estimated else {}),
@@ -158,6 +164,8 @@ def command(
             )
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
+        if tuning:
+            say(screen, f"Plan: {literal(tuning_sentence(tuning))}")
         if rows:
             _show_kernels(rows, estimates.get(rates) if rates else None)
         if estimates:
@@ -243,13 +251,9 @@ def _show_kernels(rows: Sequence[KernelRow], one: Estimate | str | None) -> None
     console().print(listing)
 
 
-def _reported(bundle: Bundle | None) -> list[dict[str, Any]]:
+def _reported(report: BuildReport | None) -> list[dict[str, Any]]:
     """Return what a bundle's report says of its layers, nothing for one without 8 bits."""
-    if bundle is None:
-        return []
-    from sit_deploy.report.read import read_build_report
-
-    return (read_build_report(bundle).to_dict()["quantization"] or {}).get("layers", [])
+    return ((report.to_dict()["quantization"] or {}) if report else {}).get("layers", [])
 
 
 def quantized_layers(graph: onnx.ModelProto, reported: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,18 +16,14 @@ from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError
 from sit_deploy.measure.parity import require
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
-from sit_deploy.pipeline.logits import REFERENCE_BATCH, torch_logits
+from sit_deploy.pipeline.logits import REFERENCE_BATCH, RememberedLogits
 from sit_deploy.pipeline.lower import LoweredGraph, lower_quantized
 from sit_deploy.pipeline.sensitivity import Sensitivity
 from sit_deploy.pipeline.work import Work
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from calibration.plan import QuantPlan
     from sit_deploy.measure.accuracy import Accuracy
-
-WORTH_IT = 0.25  # a plan with less than this share of its work in 8 bits has nothing to gain over none
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,6 @@ class Fit:
     plan: QuantPlan | None
     accuracy: Accuracy | None
     tries: tuple[tuple[float, float], ...]
-
-
-def order_of_return(plan: QuantPlan, noise: Mapping[str, float]) -> list[str]:
-    """Return the plan's layers, those that should go back to higher precision first, first.
-
-    Args:
-        plan: with all layers that may run in 8 bits.
-        noise: by layer, the power of the logits' error with that layer alone in 8 bits.
-    """
-    macs = {layer.name: max(layer.macs, 1) for layer in plan.layers}
-    return sorted(plan.quantized, key=lambda name: (-noise[name] / macs[name], name))
 
 
 def fit(
@@ -70,6 +55,8 @@ def fit(
         noise: measures every layer alone; asked only where the whole plan loses too much.
         attempt: measures a plan.
     """
+    from calibration.plan import WORTH_IT, order_of_return
+
     tries = [(plan.share, measured.drop)]
     if measured.drop <= limit:
         return Fit(plan, measured, tuple(tries))
@@ -126,11 +113,22 @@ def keep_budget(
         work.note(
             f"kept in {request.high} to lose at most {limit:g} points ({tries}): {', '.join(high[:3])}{more}"
         )
+    require_tolerance(work)
+    return plans.lowered, fitted.tries
+
+
+def require_tolerance(work: Work) -> None:
+    """Give up 8 bits that are out of tolerance, where only then something else can be built: an accuracy budget was given.
+
+    Raises:
+        NoGainError: a hop is out of tolerance.
+    """
+    if work.request.max_accuracy_drop is None:
+        return
     try:
-        require(work.hops, f"{request.high} was built instead")
+        require(work.hops, f"{work.request.high} was built instead")
     except GateError as error:
         raise NoGainError(NoGain.TOLERANCE, str(error)) from None
-    return plans.lowered, fitted.tries
 
 
 class _MeasuredPlans:
@@ -141,7 +139,7 @@ class _MeasuredPlans:
         self._work = work
         self._folder = folder
         self._first = lowered.quantization
-        self._reference = _RememberedLogits(lowered.float_graph.loaded.model)
+        self._reference = RememberedLogits(lowered.float_graph.loaded.model)
 
     @property
     def plan(self) -> QuantPlan:
@@ -175,22 +173,3 @@ class _MeasuredPlans:
                 REFERENCE_BATCH,
                 report,
             )
-
-
-class _RememberedLogits:
-    """PyTorch's logits, computed once for all plans; `measure` asks for the same batches in the same order each time."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._known: list[np.ndarray] = []
-        self._next = 0
-
-    def again(self) -> _RememberedLogits:
-        self._next = 0
-        return self
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        if self._next == len(self._known):
-            self._known.append(torch_logits(self._model, images))
-        self._next += 1
-        return self._known[self._next - 1]

@@ -11,14 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import engines
-from sit_deploy.bundle import CALIBRATION, GOLDEN, MODEL, Bundle, check_destination, load_bundle, staging
+from sit_deploy.bundle import (
+    CALIBRATION,
+    GOLDEN,
+    MODEL,
+    TIMINGS,
+    Bundle,
+    check_destination,
+    load_bundle,
+    staging,
+)
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch
 from sit_deploy.manifest import write_manifest
 from sit_deploy.measure.parity import require
-from sit_deploy.pipeline.accuracy_budget import keep_budget
+from sit_deploy.pipeline.accuracy_budget import keep_budget, require_tolerance
 from sit_deploy.pipeline.accuracy_gate import measure_accuracy
-from sit_deploy.pipeline.engine import build_engine, check_engine, compare_engine, fit_request, tell_kernels
+from sit_deploy.pipeline.engine import (
+    build_engine,
+    check_engine,
+    compare_engine,
+    fit_request,
+    tell_kernels,
+    untuned,
+)
 from sit_deploy.pipeline.fallback import NoGainError, without_8_bits
 from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.lower import LoweredGraph, make_lowered_graph
@@ -27,6 +43,7 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.pipeline.sensitivity import Sensitivity
 from sit_deploy.pipeline.speed_gate import compare_speed
+from sit_deploy.pipeline.tuning import check_timings
 from sit_deploy.pipeline.uint8_input import with_input
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.report.build_types import GraphReport
@@ -60,15 +77,20 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     asked, request = request, fit_request(request, engine)
     check_request(request)
     check_engine(request, engine)
+    if request.tunes:
+        check_timings(request)
+    reason = untuned(asked, engine)
     report = progress or (lambda *_: None)
     with staging(request.output, request.force) as folder:
         work = Work(request, report, engine=engine)
+        if reason and asked.quantize is None and request.trained_thresholds is None:
+            work.note(f"the default groups of layers are in {request.precision}: {reason}")
         try:
             _make_bundle(work, engine, why, folder)
         except NoGainError as error:
             for path in folder.iterdir():
                 path.unlink()
-            higher = replace(request.in_high_precision(), targets=asked.targets)
+            higher = replace(request.in_high_precision(error.instead), targets=asked.targets)
             _make_bundle(without_8_bits(work, higher, error), engine, why, folder)
     return load_bundle(request.output)
 
@@ -89,6 +111,10 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
     require_type(request, BuildRequest, "a build")
     request = request.completed()
     check_request(request)
+    if request.tunes or request.min_sqnr is not None or request.tune_seconds is not None:
+        raise InputError(
+            "a graph alone is not timed: --quantize auto is for `sit-deploy build`; pass --quantize default, or groups"
+        )
     path = request.output.absolute()
     if path.is_dir() or path.suffix != ".onnx":
         raise InputError(
@@ -118,7 +144,10 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     layers = compare_engine(work, built, lowered)
     accuracy = measure_accuracy(work, built, lowered, folder)
     if quantization is not None:
-        quantization["speed"] = compare_speed(work, built, lowered.float_graph)
+        best = lowered.tuning.best_float if lowered.tuning else None
+        quantization["speed"] = compare_speed(work, built, lowered.float_graph, best)
+        if lowered.tuning is not None:
+            lowered.tuning.timings.save(folder / TIMINGS)
         if lowered.quantization.calibration is not None:
             lowered.quantization.calibration.save(folder / CALIBRATION)
     _write_golden(folder / GOLDEN, lowered)
@@ -140,7 +169,11 @@ def _fit_quantization(work: Work, lowered: LoweredGraph, folder: Path) -> tuple[
     sensitivity = Sensitivity(work, lowered)
     if work.request.sensitivity:
         sensitivity.noise()
-    lowered, tries = keep_budget(work, lowered, sensitivity, folder)
+    if lowered.tuning is not None and lowered.tuning.settled:
+        tries = lowered.tuning.tries
+        require_tolerance(work)
+    else:
+        lowered, tries = keep_budget(work, lowered, sensitivity, folder)
     return lowered, quantization_report(work, lowered, sensitivity, tries)
 
 

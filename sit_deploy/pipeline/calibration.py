@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,12 @@ class Quantization:
 def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
     """Return what quantizes the graph: from the model's training, from a calibration cache, or from images."""
     from sit_deploy.data.overlap import count_same_files
-    from sit_deploy.quantize.quantizer import make_quantizer, trained_quantizer
+    from sit_deploy.quantize.quantizer import (
+        choose_correction,
+        make_quantizer,
+        prepare_quantizer,
+        trained_quantizer,
+    )
 
     request, graph, preprocessing = work.request, float_graph.graph, float_graph.preprocessing
     if request.trained_thresholds:
@@ -60,11 +65,40 @@ def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
         calibration = _calibrate(work, graph, stream, preprocessing, report)
     method = None if request.calib_method == "auto" else request.calib_method
     with work.step("Rounding and measuring layers") as report:
+        if request.tunes:  # which groups there will be, and what there is to tell of them, is not known yet
+            from calibration.plan import DEFAULT_GROUPS
+
+            groups = _observed_groups(work, graph, calibration)
+            quantizer = prepare_quantizer(
+                graph, calibration, stream, groups, method, report, _engine_form(work)
+            )
+            usual = quantizer.with_plan(quantizer.plan.of_groups(DEFAULT_GROUPS))
+            corrected = choose_correction(usual, stream).corrected
+            return Quantization(replace(quantizer, corrected=corrected), calibration, stream)
         quantizer = make_quantizer(
             graph, calibration, stream, request.quantize, method, report, _engine_form(work)
         )
     work.note(*quantizer.notes)
     return Quantization(quantizer, calibration, stream)
+
+
+def _observed_groups(work: Work, graph: onnx.ModelProto, calibration: Calibration) -> tuple[str, ...]:
+    """Return the groups of a graph whose ranges a calibration has; the default ones in any case, whose lack is an error later."""
+    from calibration.layers import find_layers
+    from calibration.plan import DEFAULT_GROUPS
+
+    layers = find_layers(graph).values()
+    lacking = dict.fromkeys(
+        layer.group
+        for layer in layers
+        if layer.group not in DEFAULT_GROUPS and not calibration.tensors.keys() >= set(layer.inputs)
+    )
+    if lacking:
+        work.note(
+            f"{work.request.calib_cache} has no ranges for {', '.join(lacking)}: they stay high; calibrate again with "
+            "--quantize auto to have them tried"
+        )
+    return tuple(dict.fromkeys(layer.group for layer in layers if layer.group not in lacking))
 
 
 @dataclass(frozen=True)
@@ -210,15 +244,16 @@ def _observe(
     from sit_deploy.quantize.calibrate import CalibrationMethod
     from sit_deploy.quantize.calibrate import calibrate as observe_and_choose
 
-    request = work.request
+    request, known = work.request, find_layers(graph)
     method = CalibrationMethod(request.precision, request.calib_method, request.calib_percentile)
     layers = make_plan(
-        find_layers(graph),
+        known,
         request.precision,
-        request.quantize,
+        None if request.tunes else request.quantize,
         one_kernel=_engine_form(work).attention_in_one_kernel,
     ).quantized
-    return observe_and_choose(graph, stream, method, layers=layers, progress=progress, **share)
+    also = known if request.tunes else ()
+    return observe_and_choose(graph, stream, method, layers=layers, also=also, progress=progress, **share)
 
 
 def _engine_form(work: Work) -> EngineForm:

@@ -58,6 +58,8 @@ def _eight_bit_options(request: BuildRequest) -> dict[str, Any]:
         "--calib-percentile": request.calib_percentile if request.calib_method == "percentile" else None,
         "--calib-cache": request.calib_cache and request.calib_cache.absolute(),
         "--quantize": request.quantize and ",".join(request.quantize),
+        "--tune-seconds": request.tune_seconds if request.tunes else None,
+        "--min-sqnr": request.min_sqnr if request.tunes else None,
         "--rest": request.rest,
     }
 

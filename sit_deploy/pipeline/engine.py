@@ -16,7 +16,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.measure.parity import Hop, compare, require
 from sit_deploy.pipeline.kernels import KERNELS, write_kernels
 from sit_deploy.pipeline.lower import LoweredGraph
-from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request import AUTO, BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
 
@@ -55,9 +55,41 @@ def fit_request(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
     """Return the request with what 8 bits leave to the engine: the type of the rest, and targets that have FP8."""
     if request.precision not in EIGHT_BITS:
         return request
-    if request.rest is None:
+    reason = untuned(request, engine)
+    if request.tunes and reason:
+        raise InputError(f"--quantize auto cannot be done: {reason}; pass --quantize default")
+    if request.trained_thresholds:
+        request = replace(request, quantize=None)
+    elif request.quantize is None and reason is None:
+        request = replace(request, quantize=AUTO)
+    if not request.tunes and (given := _tuning_option(request)):
+        why = (
+            "the model was trained in 8 bits"
+            if request.trained_thresholds
+            else reason or "the groups are given"
+        )
+        raise InputError(f"{given} is for --quantize auto, and {why}; leave it out")
+    if request.rest is None and not request.tunes:
         request = replace(request, rest=engine.precision_beside_8_bits)
     return replace(request, targets=engine.targets_with(request.precision, request.targets))
+
+
+def untuned(request: BuildRequest, engine: engines.Engine) -> str | None:
+    """Return why an engine's plan for 8 bits cannot be chosen by measuring here, as part of a sentence; None where it can."""
+    if request.precision not in EIGHT_BITS:
+        return None
+    if request.precision != "int8" or not engine.on_cpu:
+        return f"plans are tuned for int8 on CPU engines alone, and this is {request.precision} for {engine.title}"
+    if not engine.probe().can_run:
+        return f"{engine.title} does not run here"
+    if request.calib_data is None and (request.checkpoint or request.calib_cache):
+        return "there are no images to compare plans on, which --calib-data DIR gives"
+    return None
+
+
+def _tuning_option(request: BuildRequest) -> str | None:
+    given = (name for name in ("tune_seconds", "min_sqnr") if getattr(request, name) is not None)
+    return next((f"--{name.replace('_', '-')}" for name in given), None)
 
 
 def check_engine(request: BuildRequest, engine: engines.Engine) -> None:
@@ -124,8 +156,7 @@ def tell_kernels(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> Built
 
 def _one_batch(request: BuildRequest, lowered: LoweredGraph) -> np.ndarray:
     """Return a batch of the size that the engine is tuned for."""
-    batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
-    return lowered.inputs[:1].repeat(batch, axis=0)
+    return lowered.inputs[:1].repeat(request.usual_batch, axis=0)
 
 
 def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dict[str, Any] | None:

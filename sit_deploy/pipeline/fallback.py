@@ -22,13 +22,15 @@ class NoGainError(Error):
 
     Attributes:
         reason: why; the message says it, and what is built instead.
+        instead: the precision of that; None for the one beside 8 bits.
     """
 
     exit_status = 1
 
-    def __init__(self, reason: NoGain, message: str) -> None:
+    def __init__(self, reason: NoGain, message: str, instead: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.instead = instead
 
 
 def without_8_bits(work: Work, higher: BuildRequest, error: NoGainError) -> Work:

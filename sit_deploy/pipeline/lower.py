@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from sit_deploy.pipeline.calibration import Quantization, make_quantization
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
 from sit_deploy.pipeline.logits import graph_logits
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES
+from sit_deploy.pipeline.tuning import Tuning, tune
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
 
@@ -39,6 +40,7 @@ class LoweredGraph:
         logits: of the compared images.
         quantization: where it holds 8 bits.
         takes_pixels: whether it takes uint8 and normalises by itself.
+        tuning: where its layers in 8 bits were chosen by measuring.
     """
 
     float_graph: FloatGraph
@@ -47,6 +49,7 @@ class LoweredGraph:
     logits: np.ndarray
     quantization: Quantization | None = None
     takes_pixels: bool = False
+    tuning: Tuning | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -72,6 +75,7 @@ def lower(work: Work, float_graph: FloatGraph, folder: Path) -> LoweredGraph:
     Raises:
         GateError: out of tolerance.
         InputError, calibration.CalibrationError: no calibration of use.
+        NoGainError: a tuning found nothing to gain from 8 bits.
     """
     from sit_deploy.graph.precision import to_precision
 
@@ -79,7 +83,10 @@ def lower(work: Work, float_graph: FloatGraph, folder: Path) -> LoweredGraph:
     if precision == "fp32":
         return LoweredGraph(float_graph, *to_precision(graph, "fp32"), float_graph.logits)
     if precision in EIGHT_BITS:
-        return lower_quantized(work, float_graph, make_quantization(work, float_graph), folder)
+        quantization, tuning = make_quantization(work, float_graph), None
+        if work.request.tunes:
+            quantization, tuning = tune(work, float_graph, quantization, folder)
+        return replace(lower_quantized(work, float_graph, quantization, folder), tuning=tuning)
     return LoweredGraph(float_graph, *_to_half(work, float_graph, graph, float_graph.logits, graph, folder))
 
 

@@ -94,6 +94,7 @@ def quantization_report(
         "share_of_macs": quantizer.plan.share,
         "layers": quantizer.rows(sensitivity.measured),
         "tries": [{"share_of_macs": share, "drop": drop} for share, drop in tries],
+        **({"tuning": lowered.tuning.to_dict()} if lowered.tuning else {}),
     }
 
 

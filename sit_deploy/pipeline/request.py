@@ -19,6 +19,8 @@ from sit_deploy.schema import convert_fields
 INPUTS = ("float32", "uint8")
 CALIBRATION_PERCENTILE = 99.99
 CALIBRATION_IMAGES = 256  # images that 8 bits are calibrated on, and FP16 ranges observed, by default
+AUTO = ("auto",)  # groups: those that measuring on the engine chooses
+TUNE_SECONDS = 120.0  # of that, by default
 OPSETS = (17, 18, 19, 20, 23)  # those that are written
 COMPARED_IMAGES = 8  # images that hops are compared on by default
 
@@ -38,7 +40,10 @@ class BuildRequest:
             (`sit_deploy.data.labelled.open_labelled`).
         targets: compute capabilities.
         workspace: MiB of scratch memory of one layer.
-        quantize: groups of layers for 8 bits (`calibration.plan`).
+        quantize: groups of layers for 8 bits (`calibration.plan`); AUTO for those that measuring on the engine chooses. None is
+            AUTO for an engine that runs here, else the default groups.
+        tune_seconds: of that measuring; TUNE_SECONDS if None.
+        min_sqnr: dB of the logits against float32 that the chosen plan keeps.
         rest: what an int8 or fp8 graph holds beside, "fp32", "fp16" or "bf16"; None for what the engine likes.
         input: "uint8" for a graph that takes pixels and normalises by itself.
         sensitivity: measure every layer alone.
@@ -64,6 +69,8 @@ class BuildRequest:
     calib_percentile: float = CALIBRATION_PERCENTILE
     calib_cache: Path | None = None
     quantize: tuple[str, ...] | None = None
+    tune_seconds: float | None = None
+    min_sqnr: float | None = None
     rest: str | None = None
     input: str = "float32"
     sensitivity: bool = False
@@ -157,16 +164,18 @@ class BuildRequest:
             image_size=card.image_size if self.image_size is None else self.image_size,
         )
 
-    def in_high_precision(self) -> BuildRequest:
-        """Return the request for what 8 bits are measured against: the precision of their rest for the whole graph."""
+    def in_high_precision(self, precision: str | None = None) -> BuildRequest:
+        """Return the request for a whole graph in a float precision: that beside 8 bits, if none is named."""
         return replace(
             self,
-            precision=self.high,
+            precision=precision or self.high,
             calib_images=None,
             calib_method="auto",
             calib_percentile=CALIBRATION_PERCENTILE,
             calib_cache=None,
             quantize=None,
+            tune_seconds=None,
+            min_sqnr=None,
             rest=None,
             sensitivity=False,
         )
@@ -189,9 +198,25 @@ class BuildRequest:
         None where something asks for others.
         """
         trained = self.card.quantization if self.card else None
-        if not trained or trained["grid"] != self.precision or self.calib_cache or self.quantize:
+        asked = self.calib_cache or (self.quantize and not self.tunes)
+        if not trained or trained["grid"] != self.precision or asked:
             return None
         return trained["thresholds"]
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the layers for 8 bits are chosen by measuring on the engine."""
+        return self.quantize == AUTO
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether 8 bits have to keep something, and else give way to a float precision."""
+        return self.max_accuracy_drop is not None or self.min_sqnr is not None
+
+    @property
+    def usual_batch(self) -> int:
+        """The batch that the engine is tuned for."""
+        return self.dynamic_batch[1] if self.dynamic_batch else self.batch_size
 
     @property
     def batch_range(self) -> tuple[int, int]:

@@ -11,12 +11,20 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
 from sit_deploy.models.config import check_class_count
-from sit_deploy.pipeline.request import CALIBRATION_PERCENTILE, INPUTS, OPSETS, BuildRequest
+from sit_deploy.pipeline.request import (
+    AUTO,
+    CALIBRATION_PERCENTILE,
+    INPUTS,
+    OPSETS,
+    TUNE_SECONDS,
+    BuildRequest,
+)
 from sit_deploy.precisions import EIGHT_BITS, FLOATS, PRECISIONS
 from sit_deploy.text import require_utf8
 
 OLDEST_ONNXRUNTIME = (1, 26)  # for 8 bits
 OLDEST_FP8_OPSET = 19  # of ONNX: QuantizeLinear to E4M3, and from FP16
+_MOST_DB = 200  # of logits: float32's own rounding is at 120 or so
 _LARGEST = {
     "batch_size": limits.BATCH,
     "image_size": limits.PIXELS,
@@ -26,6 +34,8 @@ _LARGEST = {
     "threads": limits.THREADS,
     "keeping_ratio": 1,
     "calib_percentile": 100,
+    "tune_seconds": limits.SECONDS,
+    "min_sqnr": _MOST_DB,
 }
 
 
@@ -104,8 +114,8 @@ def _check_eight_bits(request: BuildRequest) -> None:
     if request.precision not in EIGHT_BITS:
         given = [
             f"--{name.replace('_', '-')}"
-            for name in ("calib_cache", "quantize", "rest", "sensitivity")
-            if getattr(request, name)
+            for name in ("calib_cache", "quantize", "rest", "sensitivity", "tune_seconds", "min_sqnr")
+            if (value := getattr(request, name)) is not None and value is not False
         ]
         given += ["--calib-method"] if request.calib_method != "auto" else []
         given += ["--calib-percentile"] if request.calib_percentile != CALIBRATION_PERCENTILE else []
@@ -138,11 +148,41 @@ def _check_eight_bits(request: BuildRequest) -> None:
         raise InputError(
             f"int8 beside fp16 needs opset {OLDEST_FP8_OPSET}, got {request.opset}; leave --opset out, or pass --rest fp32"
         )
+    _check_tuning(request)
     if not 0 < request.calib_percentile <= 100:
         raise InputError(
             f"--calib-percentile must be above 0 and at most 100, got {request.calib_percentile:g}"
         )
     _check_calibration(request)
+
+
+def _check_tuning(request: BuildRequest) -> None:
+    """Refuse what contradicts choosing the layers by measuring."""
+    groups = request.quantize
+    if groups and AUTO[0] in groups and groups != AUTO:
+        others = ",".join(group for group in groups if group != AUTO[0])
+        raise InputError(
+            f"--quantize auto chooses the groups itself; pass --quantize auto, or --quantize {others}"
+        )
+    if groups == AUTO and request.precision != "int8":
+        raise InputError(
+            f"--quantize auto is for int8, which it times on an engine that runs here; pass --quantize default with {request.precision}"
+        )
+    if request.tune_seconds is not None and not 0 < request.tune_seconds <= limits.SECONDS:
+        raise InputError(
+            f"--tune-seconds must be above 0 and at most {limits.SECONDS:,}, got {request.tune_seconds:g}; leave it out for "
+            f"{TUNE_SECONDS:g}"
+        )
+    if request.min_sqnr is not None and not 0 <= request.min_sqnr <= _MOST_DB:
+        raise InputError(
+            f"--min-sqnr must be 0 to {_MOST_DB} dB, got {request.min_sqnr:g}; pass for example --min-sqnr 30"
+        )
+    if groups and groups != AUTO:
+        for name in ("tune_seconds", "min_sqnr"):
+            if getattr(request, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for --quantize auto; leave it out, or --quantize {','.join(groups)}"
+                )
 
 
 def _check_calibration(request: BuildRequest) -> None:

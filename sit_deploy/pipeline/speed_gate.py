@@ -27,18 +27,21 @@ ATTEMPTS = 2  # at it, where an answer is needed; the second has twice the round
 
 
 _REMEDY = (
-    "with --max-accuracy-drop 8 bits must be faster to be kept: close other programs, give --threads {threads} or pin the build "
-    "(taskset -c 0 sit-deploy build ...), and build again; or leave --max-accuracy-drop out"
+    "with --max-accuracy-drop or --min-sqnr 8 bits must be faster to be kept: close other programs, give --threads {threads} or pin the build "
+    "(taskset -c 0 sit-deploy build ...), and build again; or leave the limit out"
 )
 
 
-def compare_speed(work: Work, built: BuiltEngine, float_graph: FloatGraph) -> dict[str, Any] | None:
+def compare_speed(
+    work: Work, built: BuiltEngine, float_graph: FloatGraph, over: str | None = None
+) -> dict[str, Any] | None:
     """Time the engine against one without 8 bits, turn about; None where the engine cannot run here, which a note says.
 
     Args:
         work: of the build; the other engine is built with the same options.
         built: the engine in 8 bits.
         float_graph: that both are made of.
+        over: the fastest float precision, where that was measured; the one beside 8 bits if None.
 
     Raises:
         NoGainError: the rounds bear out that it is no faster, and an accuracy budget was given: then only speed could have
@@ -54,22 +57,21 @@ def compare_speed(work: Work, built: BuiltEngine, float_graph: FloatGraph) -> di
     from sit_deploy.graph.write import write_graph
 
     request, engine = work.request, built.runtime
+    low, high = request.precision, over or request.high
     if not built.runs_here:
-        work.note(
-            f"whether {request.precision} is faster than {request.high} was not measured: the engine does not run here"
-        )
+        work.note(f"whether {low} is faster than {high} was not measured: the engine does not run here")
         return None
-    batch = request.dynamic_batch[1] if request.dynamic_batch else request.batch_size
+    batch = request.usual_batch
     with (
-        work.step(f"Timing {request.precision} against {request.high}") as report,
+        work.step(f"Timing {low} against {high}") as report,
         tempfile.TemporaryDirectory(prefix="sit-deploy-") as other,
     ):
         source, higher = Path(other) / MODEL, Path(other) / engine.filename
         ranges = None
-        if request.high == "fp16":
+        if high == "fp16":
             images = float_graph.compared.normalised
             ranges = observe_float16_ranges(float_graph.graph, images, request.batch_range[1])
-        graph = to_precision(float_graph.graph, request.high, ranges)[0]
+        graph = to_precision(float_graph.graph, high, ranges)[0]
         if request.input == "uint8":
             graph = take_pixels(graph, float_graph.preprocessing)
         write_graph(graph, source)
@@ -78,12 +80,11 @@ def compare_speed(work: Work, built: BuiltEngine, float_graph: FloatGraph) -> di
         workers = {
             name: engine_worker(engine.kind, path, batch, timing, origin)
             for name, path, origin in (
-                (request.high, higher, theirs),
-                (request.precision, built.path, built.info.origin),
+                (high, higher, theirs),
+                (low, built.path, built.info.origin),
             )
         }
-        gain = _time(workers, timing, report, needed=request.max_accuracy_drop is not None)
-    low, high = request.precision, request.high
+        gain = _time(workers, timing, report, needed=request.has_limit)
     speed = {
         "over": high,
         "batch_size": batch,
@@ -98,7 +99,7 @@ def compare_speed(work: Work, built: BuiltEngine, float_graph: FloatGraph) -> di
     if gain.doubt:
         # a report times the bundle's own graph in both types on ONNX Runtime alone
         again = "run `sit-deploy report` on the bundle" if engine.kind == "onnxruntime" else "build it again"
-        if not gain.measurable and request.max_accuracy_drop is not None:
+        if not gain.measurable and request.has_limit:
             raise GateError(
                 sentence(low, high, gain, _REMEDY.format(threads=max(1, len(usable_cpus() or (0, 0)) - 1)))
             )
@@ -107,8 +108,8 @@ def compare_speed(work: Work, built: BuiltEngine, float_graph: FloatGraph) -> di
         slower = (
             f"{low} is not faster than {high} on {engine.kind} here ({gain.median:.2f}× at batch {batch})"
         )
-        if request.max_accuracy_drop is not None:
-            raise NoGainError(NoGain.SPEED, f"{slower}; {high} was built instead")
+        if request.has_limit:
+            raise NoGainError(NoGain.SPEED, f"{slower}; {high} was built instead", high)
         work.warn(f"do not ship {low}: {slower}; build with --precision {high}")
     return speed
 

@@ -70,17 +70,20 @@ def graph_key(graph: onnx.ModelProto) -> str:
     return hashlib.sha256(at_batch_one(graph).SerializeToString(deterministic=True)).hexdigest()
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913
     graph: onnx.ModelProto,
     stream: ImageStream,
     method: CalibrationMethod,
     *,
     layers: Collection[str] = (),
+    also: Collection[str] = (),
     gather: Gather = lambda observations: observations,
     shard: Shard = WHOLE,
     progress: Progress | None = None,
 ) -> tuple[Calibration, list[str]]:
     """Observe a float32 graph; return its calibration, and what is odd about it, in sentences.
+
+    It takes more than seven arguments: what is observed and how, and which part of that is this process's.
 
     Args:
         graph: as it was exported; it is not changed.
@@ -88,6 +91,7 @@ def calibrate(
         method: how the thresholds are chosen.
         layers: names of those that are to be quantized, which the methods are compared on; the plan's default ones if
             none. Ranges are observed for every other layer that has a weight too.
+        also: names of further layers whose ranges are observed.
         gather: merges what all processes observed; each of them gets the same back.
         shard: the share of the images that this process observes.
         progress: called as progress(text, done, in all).
@@ -106,7 +110,9 @@ def calibrate(
     exponents = {site: smoothing_exponents(graph, site, channels[site.tensor].absmax) for site in sites}
     smoothed = smooth(graph, exponents)
     observed = [
-        layer for name, layer in find_layers(smoothed).items() if layer.weight is not None or name in layers
+        layer
+        for name, layer in find_layers(smoothed).items()
+        if layer.weight is not None or name in layers or name in also
     ]
     names = list(dict.fromkeys(name for layer in observed for name in layer.inputs))
     observations = gather(collect_observations(smoothed, stream.part(shard), names, None, report))

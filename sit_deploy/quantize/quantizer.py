@@ -122,7 +122,24 @@ def make_quantizer(
     progress: Progress | None = None,
     form: EngineForm = EngineForm(),
 ) -> Quantizer:
-    """Return what quantizes a float32 graph as its calibration says.
+    """Return what quantizes a float32 graph as its calibration says, its biases corrected where that is better.
+
+    Arguments and errors as of `prepare_quantizer`.
+    """
+    quantizer = prepare_quantizer(graph, calibration, stream, groups, method, progress, form)
+    return choose_correction(quantizer, stream)
+
+
+def prepare_quantizer(
+    graph: onnx.ModelProto,
+    calibration: Calibration,
+    stream: ImageStream | None,
+    groups: Collection[str] | None = None,
+    method: str | None = None,
+    progress: Progress | None = None,
+    form: EngineForm = EngineForm(),
+) -> Quantizer:
+    """Return what quantizes a float32 graph as its calibration says, whether biases are corrected left open.
 
     Args:
         graph: as it was exported.
@@ -158,16 +175,32 @@ def make_quantizer(
     few = stream.spread(LAYER_ERROR_IMAGES)
     errors = measure_layer_errors(smoothed, plan.quantized, few, scales, calibration.grid, report)
     lost = [name for name, error in errors.items() if error.worst_db < LEAST_DB]
-    notes = ()
     if 0 < len(lost) < len(plan.quantized):
         plan = plan.without_outliers(lost)
-        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        notes = (
-            f"{lost[0]}{more} stays high: it reads outliers, and 8 bits hold them or the rest, not both",
-        )
-    plain = Quantizer(smoothed, plan, scales, errors, False, method, notes)
-    corrected = replace(plain, corrected=True)
-    reference = run_logits(smoothed, few)
+    return Quantizer(smoothed, plan, scales, errors, False, method, outlier_notes(plan))
+
+
+def outlier_notes(plan: QuantPlan) -> tuple[str, ...]:
+    """Say which layers of a plan stay high for outliers, if any do."""
+    lost = plan.kept_for_outliers
+    if not lost:
+        return ()
+    more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+    return (f"{lost[0]}{more} stays high: it reads outliers, and 8 bits hold them or the rest, not both",)
+
+
+def choose_correction(quantizer: Quantizer, stream: ImageStream | None) -> Quantizer:
+    """Return the quantizer with its biases corrected if the logits of its plan come out nearer then.
+
+    Args:
+        quantizer: of the graph.
+        stream: of images; None where there were none to measure the layers with: then nothing is corrected.
+    """
+    if stream is None:
+        return quantizer
+    few = stream.spread(LAYER_ERROR_IMAGES)
+    plain, corrected = replace(quantizer, corrected=False), replace(quantizer, corrected=True)
+    reference = run_logits(quantizer.graph, few)
     # rounding against the inputs leaves little for a correction to mend, and now and then nothing: measured, not assumed
     better = logits_error(run_logits(corrected.quantized(), few), reference) < logits_error(
         run_logits(plain.quantized(), few), reference

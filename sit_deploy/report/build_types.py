@@ -15,6 +15,7 @@ from engines.speedup import Speedup, of_ratios
 from sit_deploy import limits
 from sit_deploy.manifest import RANDOM, Count, Model, Percent, Text
 from sit_deploy.report.json_record import JsonRecord
+from sit_deploy.report.tuning_text import plan_text
 from sit_deploy.schema import check
 
 Number = Annotated[float, Meta(ge=-limits.REAL, le=limits.REAL)]
@@ -127,14 +128,61 @@ class QuantizedLayerRecord(Struct):
     alone_db: Number | UnsetType | None = UNSET
 
 
+class TunedPlan(Struct):
+    """A plan that was measured, or a float engine: groups in 8 bits, layers of them that stay high, and what is beside them.
+
+    `ratio` with quartiles is times as fast as the float32 engine, `drop` points of top-1 lost; `doubt` why the times say nothing.
+    """
+
+    groups: list[Text]
+    high: list[Text]
+    rest: Text
+    ratio: Positive
+    low: Positive
+    high_quartile: Positive
+    ms: Positive
+    doubt: str | None
+    sqnr_db: Number | None
+    drop: Number | None
+    front: bool
+    chosen: bool
+
+    def words(self, default: list[str]) -> str:
+        """Return what it is, in words."""
+        return plan_text(self.groups, self.rest, len(self.high), default)
+
+
+class TuningRecord(Struct):
+    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuning.Tuning`)."""
+
+    verdict: Text
+    limit: str
+    seconds: Positive
+    finished: bool
+    default: list[Text]
+    tie: TunedPlan | None
+    candidates: list[TunedPlan]
+
+    @property
+    def chosen(self) -> TunedPlan | None:
+        """The plan that was built, where it was measured."""
+        return next((plan for plan in self.candidates if plan.chosen), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether measuring decided."""
+        return self.verdict not in ("noise", "no time")
+
+
 class Quantization(Struct):
-    """What there is to say of 8 bits."""
+    """What there is to say of 8 bits; `tuning` where measuring chose its layers."""
 
     method: str
     rest: str
     share_of_macs: Share
     layers: list[QuantizedLayerRecord]
     speed: EightBitSpeed | None
+    tuning: TuningRecord | UnsetType | None = UNSET
 
 
 class LayerRecord(Struct):

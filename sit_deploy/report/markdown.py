@@ -60,6 +60,9 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
     if page["layers"]:
         yield from ("## Where the time goes", _text(page["layers"]["what"]))
         yield _table(page["layers"]["head"], page["layers"]["rows"], 2)
+    if page["tuning"]:
+        yield from ("## How the plan was chosen", _text(page["tuning"]["what"]))
+        yield _table(page["tuning"]["head"], page["tuning"]["rows"], 2)
     yield from ("## Facts", _table(("", ""), page["facts"], 2))
 
 

@@ -10,15 +10,10 @@ from typing import Any
 
 from sit_deploy.report import speedup_text
 from sit_deploy.report.build_types import BuildReport
+from sit_deploy.report.figure import figure
 from sit_deploy.report.types import Stage
 from sit_deploy.report.verdict import JudgedBundle
-from sit_deploy.report.view import (
-    build_view,
-    evidence_view,
-    figure,
-    time_doubt,
-    verdict_view,
-)
+from sit_deploy.report.view import build_view, evidence_view, time_doubt, verdict_view
 from sit_deploy.text import file_size
 
 
@@ -127,7 +122,7 @@ def _render(
     optional = ("figures", "ledger", "latency", "elsewhere", "drift")  # of measured bundles alone
     shown = [{**dict.fromkeys(optional), **page} for page in pages]
     for page in shown:  # the plots are ours, and what they show of a bundle's is escaped in them
-        for part in ("latency", "drift", "layers"):
+        for part in ("latency", "drift", "layers", "tuning"):
             if page[part] and page[part]["plot"]:
                 page[part] = {**page[part], "plot": Markup(page[part]["plot"]())}
     if overview and overview["plot"]:

@@ -183,3 +183,55 @@ def scatter(points: Sequence[Point], title: str) -> str:
     if len(kinds) > 1:
         _legend(axes, loc="best")
     return _svg(figure, title)
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """A measured plan: its number, times as fast as float32 with quartiles, SQNR in dB, and what kind of plan it is."""
+
+    number: int
+    ratio: float
+    low: float
+    high: float
+    sqnr_db: float
+    kind: str
+    front: bool
+    chosen: bool
+
+
+def front(points: Sequence[PlanPoint], title: str) -> str:
+    """Return SQNR over speed of measured plans, their Pareto front as a line and the one that is built in a ring, as SVG.
+
+    Args:
+        points: the plans; not the float32 engine, whose rounding is so far above that nothing else would be told apart.
+        title: of the plot, for readers of the page that do not see it.
+    """
+    figure, axes = _figure(height=3.4)
+    kinds = list(dict.fromkeys(sorted(point.kind for point in points)))
+    for kind, colour in zip(kinds, _cycle(len(kinds)), strict=True):
+        mine = [point for point in points if point.kind == kind]
+        x, y = [p.ratio for p in mine], [p.sqnr_db for p in mine]
+        bars = [[max(0.0, p.ratio - p.low) for p in mine], [max(0.0, p.high - p.ratio) for p in mine]]
+        axes.errorbar(
+            x, y, xerr=bars, fmt="o", markersize=4, color=colour, elinewidth=0.8, capsize=2, label=kind
+        )
+    line = sorted((point.ratio, point.sqnr_db) for point in points if point.front)
+    if line:
+        axes.step(*zip(*line, strict=True), where="pre", color=_INK, linewidth=0.7, alpha=0.5)
+    for point in points:
+        if point.chosen:
+            axes.plot(point.ratio, point.sqnr_db, "o", markersize=11, fillstyle="none", color=_INK)
+        axes.annotate(
+            str(point.number),
+            (point.ratio, point.sqnr_db),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color=_INK,
+        )
+    axes.axvline(1.0, color=_INK, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("times as fast as fp32 (dotted)")
+    axes.set_ylabel("SQNR of the logits, dB")
+    axes.margins(x=0.08, y=0.15)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, title)

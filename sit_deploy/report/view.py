@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from msgspec import UNSET
 from msgspec.structs import asdict
 
 from sit_deploy.report import plots, speedup_text
@@ -18,18 +17,16 @@ from sit_deploy.report.build_types import (
     LayerRecord,
 )
 from sit_deploy.report.elsewhere_text import elsewhere_view
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, engine_text, kernels_note, told_by
+from sit_deploy.report.figure import figure
+from sit_deploy.report.kernels_text import census_text, engine_text
+from sit_deploy.report.quantization_view import quantization_view
+from sit_deploy.report.tuning_view import tuning_view
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
 from sit_deploy.text import file_size
 
 _SLOWEST = 15  # layers listed
 _WORST = 15  # classes listed
-
-
-def figure(value: float | None, form: str) -> str:
-    """Return a figure, or a dash for none."""
-    return "—" if value is None else format(value, form)
 
 
 def preprocessing_words(fields: Mapping[str, Any], sources: Mapping[str, str] | None) -> str:
@@ -52,7 +49,8 @@ def build_view(report: BuildReport) -> dict[str, Any]:
         "layers": _engine_layers(report.engine_layers),
         "compared_on": report.compared_on,
         "hops": [_hop(hop, report) for hop in report.hops],
-        "quantization": _quantization(report),
+        "quantization": quantization_view(report),
+        "tuning": tuning_view(report.quantization),
         "held_back": [(n.node, n.op_type, n.reason) for n in report.plan.held_back],
         "facts": _facts(report),
         "seconds": [(step, f"{seconds:.2f}") for step, seconds in report.seconds.items()],
@@ -78,6 +76,7 @@ def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
         "latency": _latency(evidence, mark) if evidence.timing else None,
         "elsewhere": elsewhere_view(evidence.elsewhere),
         "drift": _drift(evidence.drift, mark),
+        "tuning": tuning_view(build.quantization, mark),
         "layers": _layers(evidence.layers, mark) or _engine_layers(build.engine_layers),
         "versions": _versions(evidence.versions),
     }
@@ -350,33 +349,6 @@ def _tokens(report: BuildReport) -> list[tuple[str, str, float]]:
         blocks = f", {stages[i]} block{'s' if stages[i] != 1 else ''}" if i < len(stages) else ""
         bars.append((f"stage {i + 1}{blocks}", str(count), round(100 * count / most, 1)))
     return bars
-
-
-def _quantization(report: BuildReport) -> dict[str, Any] | None:
-    quantization = report.quantization
-    if not quantization:
-        return None
-    low = [row for row in quantization.layers if row.precision != "high"]
-    text = (
-        f"{len(low)} of {len(quantization.layers)} layers, {quantization.share_of_macs:.1%} of the work, in {report.precision}; the "
-        f"rest in {quantization.rest}. Calibrated by {quantization.method}. "
-    )
-    if quantization.speed:
-        gain = speedup_text.sentence(report.precision, quantization.speed.over, quantization.speed.speedup())
-        text += f"{gain[0].upper()}{gain[1:]}, at batch {quantization.speed.batch_size} when it was built."
-    else:
-        text += "Speed was not measured: the engine does not run on the machine that built it."
-    if products := eight_bit_products(report.engine.details):
-        kernels = kernels_note(products, report.precision, told_by(report.engine.details))
-        text += f" {kernels[0].upper()}{kernels[1:]}."
-    columns = ["alone dB"] if any(row.alone_db is not UNSET for row in low) else []
-    rows = []
-    for row in quantization.layers:
-        cells = [figure(row.scale, ".3g"), str(row.shift or "—"), figure(row.sqnr_db, ".1f")]
-        cells += [figure(None if row.alone_db is UNSET else row.alone_db, ".1f") for _ in columns]
-        rows.append((row.layer, row.precision, *cells, row.reason))
-    head = ("layer", "runs in", "scale", "shift", "SQNR dB", *columns, "why")
-    return {"what": text, "head": head, "rows": rows}
 
 
 def _facts(report: BuildReport) -> list[tuple[str, str]]:

@@ -92,6 +92,27 @@ def test_share_is_of_multiply_accumulates(layers: dict[str, Layer]) -> None:
     assert make_plan(layers, "int8", GROUPS).share == 1
 
 
+def test_a_layer_that_is_named_with_a_minus_stays_high(layers: dict[str, Layer]) -> None:
+    first, *rest = make_plan(layers).quantized
+    plan = make_plan(layers, groups=["default", f"-{first}"])
+    assert plan.quantized == tuple(rest)
+    (left,) = [layer for layer in plan.layers if layer.name == first]
+    assert left.reason is Reason.NOT_ASKED_FOR
+    with pytest.raises(CalibrationError, match=r"there is no layer 'fc9'; `sit-deploy inspect` lists them"):
+        make_plan(layers, groups=["default", "-fc9"])
+
+
+def test_groups_of_a_plan(layers: dict[str, Layer]) -> None:
+    """What stays high for another reason goes on saying so."""
+    whole = make_plan(layers, groups=["default", "head"])
+    lost = whole.quantized[0]
+    plan = whole.without_outliers([lost]).of_groups({"head", whole.layers[0].group, "fc1"})
+    reasons = {layer.name: layer.reason for layer in plan.layers}
+    assert {layers[name].group for name in plan.quantized} <= {"head", whole.layers[0].group, "fc1"}
+    assert reasons["head"] is Reason.TUNED_LOW and reasons[lost] is Reason.OUTLIERS
+    assert Reason.TUNED_HIGH in reasons.values()
+
+
 def test_keep_high(layers: dict[str, Layer]) -> None:
     plan = make_plan(layers)
     first, *rest = plan.quantized

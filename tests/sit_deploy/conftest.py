@@ -373,7 +373,7 @@ def nano_int8(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
             stand_in_for_the_float_graph(digits, patch)
             patch.setattr("sit_deploy.pipeline.speed_gate.ROUNDS", 2)
             patch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
-            whole = {"calib_images": 20, "quantize": None}
+            whole = {"calib_images": 20, "quantize": ("default",)}
             build(digits.request(path, calib_method="auto", val_data=digits.images, **whole))
 
     return shared(tmp_path_factory, "nano-int8", make)

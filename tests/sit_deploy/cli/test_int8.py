@@ -206,7 +206,7 @@ def test_inspect_a_graph_alone(nano_int8: Path, nano_fp32: Path, cli: CommandLin
 @pytest.mark.slow
 def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
     images = ("--calib-data", quick_float.images, "--calib-images", 4)
-    words = quick_float.words(*images, "--calib-method", "minmax", "-o", "b")
+    words = quick_float.words(*images, "--calib-method", "minmax", "--quantize", "default", "-o", "b")
     result = cli(*words)
     report = reported(cli.folder / "b")
     low = [row for row in report["quantization"]["layers"] if row["precision"] == "int8"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from calibration.plan import HIGH, PlannedLayer, QuantPlan, Reason
+from calibration.plan import HIGH, WORTH_IT, PlannedLayer, QuantPlan, Reason, order_of_return
 from sit_deploy.measure.accuracy import Accuracy
-from sit_deploy.pipeline.accuracy_budget import WORTH_IT, fit, order_of_return
+from sit_deploy.pipeline.accuracy_budget import fit
 
 
 def plan_of(*macs: int, high: tuple[int, ...] = ()) -> QuantPlan:

@@ -219,7 +219,7 @@ def test_an_impossible_budget(digits: Digits, cli: CommandLine, images_of_harmfu
     )
     words += ("--val-data", images_of_harmful, "--max-accuracy-drop", 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sit_deploy.pipeline.accuracy_budget.WORTH_IT", 0.99)  # no layer can be spared
+        patch.setattr("calibration.plan.WORTH_IT", 0.99)  # no layer can be spared
         result = cli(*digits.words(*words), "-o", "nano-int8")
     assert result.status == 0
     bundle = load_bundle(cli.folder / "nano-int8")
@@ -244,7 +244,7 @@ def test_a_model_trained_in_int8_has_its_layers_taken_back_too(
 ) -> None:
     """Here one layer whose threshold clips nearly everything; layers are measured on the labelled images, for want of others."""
     thresholds = {f"blocks.{i}/mlp/fc1": 8.0 for i in range(3)} | {"blocks.1/mlp/fc1": 1e-3}
-    monkeypatch.setattr("sit_deploy.pipeline.accuracy_budget.WORTH_IT", 0.01)
+    monkeypatch.setattr("calibration.plan.WORTH_IT", 0.01)
     checkpoint = trained_checkpoint(quick_float, tmp_path, thresholds)
     more = {
         "calib_data": None,

@@ -1,0 +1,369 @@
+"""`--quantize auto`: the plan for 8 bits, chosen by measuring candidates on the engine that is built."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.timing import machine
+from sit_deploy.bundle import TIMINGS
+from sit_deploy.pipeline.calibration import Quantization
+from sit_deploy.pipeline.candidates import CandidateBench, Material, float_precisions, rests
+from sit_deploy.pipeline.fallback import NoGain, NoGainError
+from sit_deploy.pipeline.float_graph import FloatGraph
+from sit_deploy.pipeline.request import TUNE_SECONDS, BuildRequest
+from sit_deploy.pipeline.work import Work
+from sit_deploy.report.tuning_text import factor_text, plan_text
+from sit_deploy.tune.cache import Circumstances, Timings, load_timings
+from sit_deploy.tune.choose import Choice, Verdict, choose
+from sit_deploy.tune.measured import TIE, Candidate, LogitsError, Measured, Timing, pareto_front
+from sit_deploy.tune.search import Found, Meter, Space, refine, search
+
+if TYPE_CHECKING:
+    from sit_deploy.pipeline.work import Progress
+
+BELOW_DB = 1.0  # below the usual plan's SQNR that a plan may be where nobody says what it must keep
+_NOISE_IMAGES = 8  # that single layers are measured on
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What came of a tuning.
+
+    Attributes:
+        choice: the decision.
+        found: what it rests on.
+        space: what there was to choose from.
+        limit: that plans were held to, in words.
+        timings: the measures, to be kept.
+        tries: share of the work in 8 bits and points of top-1 lost, of each plan whose accuracy was measured.
+    """
+
+    choice: Choice
+    found: Found
+    space: Space
+    limit: str
+    timings: Timings
+    tries: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether a plan was chosen; else the usual one is built, for want of time or quiet."""
+        return self.choice.plan is not None
+
+    @property
+    def chosen(self) -> Candidate:
+        """What is built."""
+        return self.choice.plan.candidate if self.choice.plan else self.space.usual
+
+    @property
+    def best_float(self) -> str | None:
+        """The fastest float precision that was measured, None where none was."""
+        floats = pareto_front(one for one in self.found.measured if one.candidate.is_float)
+        return floats[0].candidate.rest if floats else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for the report."""
+        front = {one.candidate for one in pareto_front(self.found.measured)}
+        return {
+            "verdict": self.choice.verdict.value,
+            "limit": self.limit,
+            "seconds": round(self.found.seconds, 1),
+            "finished": self.found.finished,
+            "reused": self.timings.reused,
+            "default": sorted(self.space.default),
+            "tie": self.choice.tie and _row(self.choice.tie, front, self.chosen),
+            "candidates": [_row(one, front, self.chosen) for one in self.found.measured],
+        }
+
+
+def _row(one: Measured, front: set[Candidate], chosen: Candidate) -> dict[str, Any]:
+    candidate, timing = one.candidate, one.timing
+    db = one.error.sqnr_db if one.error is not None else math.inf
+    return {
+        "groups": sorted(candidate.groups),
+        "high": list(candidate.high),
+        "rest": candidate.rest,
+        "ratio": timing.ratio,
+        "low": timing.low,
+        "high_quartile": timing.high,
+        "ms": timing.ms,
+        "doubt": timing.noise,
+        "sqnr_db": db if math.isfinite(db) else None,
+        "drop": one.drop,
+        "front": candidate in front,
+        "chosen": candidate == chosen,
+    }
+
+
+def tune(
+    work: Work, float_graph: FloatGraph, quantization: Quantization, folder: Path
+) -> tuple[Quantization, Tuning]:
+    """Return the quantization with the plan that measuring chose; the request's rest and groups become those of the plan.
+
+    Args:
+        work: of the build, for an engine that runs here.
+        float_graph: what nothing is in 8 bits of yet.
+        quantization: of every group that may be tried; its images are there.
+        folder: for candidates' files, removed again.
+
+    Raises:
+        NoGainError: a limit was given, and no plan in 8 bits keeps it and is faster than the best float engine that does.
+        InputError: the file of timings is damaged.
+    """
+    from sit_deploy.quantize.quantizer import choose_correction, outlier_notes
+
+    with work.step("Tuning the plan on the engine") as report:
+        tuner = _Tuner(work, float_graph, quantization, folder, report)
+        tuning = tuner.run()
+    _say(work, tuning)
+    chosen = tuning.chosen
+    plan = tuner.material.plan(chosen)
+    quantizer = choose_correction(quantization.quantizer.with_plan(plan), quantization.stream)
+    work.note(*outlier_notes(plan))
+    # the command that builds it again names the plan itself: it needs no timing, and finds no other
+    named, method = _named(chosen, tuning.space), quantizer.method
+    work.request = replace(work.request, rest=chosen.rest, quantize=named, calib_method=method)
+    return replace(quantization, quantizer=quantizer), tuning
+
+
+class _Tuner:
+    """One tuning: what holds, and the order of its parts."""
+
+    def __init__(
+        self, work: Work, float_graph: FloatGraph, quantization: Quantization, folder: Path, report: Progress
+    ) -> None:
+        from calibration.plan import DEFAULT_GROUPS
+
+        assert work.engine is not None and quantization.stream is not None
+        self._work, self._request, self._report = work, work.request, report
+        quantizer = quantization.quantizer
+        present = dict.fromkeys(layer.group for layer in quantizer.plan.layers if not layer.is_high)
+        default = frozenset(present) & DEFAULT_GROUPS
+        self.space = Space(
+            tuple(present), default, rests(work.engine, work.request.rest), float_precisions(work.engine)
+        )
+        self.material = Material(work.request, float_graph, quantizer, quantization.stream, work.samples)
+        self._bench = CandidateBench(work.engine, self.material, folder / "tuning")
+        self._timings = open_timings(work, quantization)
+        self._drops: dict[Candidate, float] = {}
+        seconds = work.request.tune_seconds
+        self._meter = Meter(
+            self._time, self._error, TUNE_SECONDS if seconds is None else seconds, done=self._done
+        )
+        self._usual_db: float | None = None
+
+    def run(self) -> Tuning:
+        if self._timings.foreign:
+            self._work.note(
+                f"timings of another CPU are not used ({', '.join(self._timings.foreign)}): plans are measured here"
+            )
+        guided = self._request.max_accuracy_drop is None
+        with self._bench:
+            found = search(self.space, self._meter, self._least_db if guided else None)
+            choice = self._choose(found)
+            if choice.verdict in (Verdict.PLAN, Verdict.FLOAT, Verdict.NONE) and self._refine(found, choice):
+                found = replace(found, measured=self._meter.measured, seconds=self._meter.spent)
+                choice = self._choose(found)
+            if choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
+                self._check_usual()
+        measured = tuple(replace(one, drop=self._drops.get(one.candidate)) for one in found.measured)
+        tries = tuple(
+            (self.material.plan(one).share, drop) for one, drop in self._drops.items() if not one.is_float
+        )
+        found = replace(found, measured=measured)
+        return Tuning(choice, found, self.space, self._limit, self._timings, tries)
+
+    def _choose(self, found: Found) -> Choice:
+        usual = found.of(self.space.usual)
+        if usual is not None and usual.error is not None:
+            self._usual_db = usual.error.sqnr_db
+        return choose(found, self.space.usual, self._keeps)
+
+    @property
+    def _limit(self) -> str:
+        request = self._request
+        limits = []
+        if request.max_accuracy_drop is not None:
+            limits.append(f"at most {request.max_accuracy_drop:g} points of top-1 lost")
+        if request.min_sqnr is not None:
+            limits.append(f"SQNR of at least {request.min_sqnr:g} dB")
+        return " and ".join(limits) or f"SQNR at most {BELOW_DB:g} dB below that of the default groups"
+
+    def _least_db(self, usual: Measured) -> float:
+        if self._request.min_sqnr is not None:
+            return self._request.min_sqnr
+        return usual.error.sqnr_db - BELOW_DB
+
+    def _keeps(self, one: Measured) -> bool:
+        """Whether a measured candidate keeps what was asked for; accuracy is measured here, last."""
+        request = self._request
+        if not one.usable:
+            return False
+        least = request.min_sqnr
+        if least is None and request.max_accuracy_drop is None:
+            least = -math.inf if self._usual_db is None else self._usual_db - BELOW_DB
+        if least is not None and one.error.sqnr_db < least:
+            return False
+        return request.max_accuracy_drop is None or self._drop(one.candidate) <= request.max_accuracy_drop
+
+    def _drop(self, candidate: Candidate) -> float:
+        if candidate not in self._drops:
+            self._drops[candidate] = self._bench.drop(candidate, self._report)
+        return self._drops[candidate]
+
+    def _refine(self, found: Found, choice: Choice) -> bool:
+        """Take single layers back from what missed the limit; whether that was tried."""
+        from calibration.plan import WORTH_IT
+
+        plan, usual = choice.plan, found.of(self.space.usual)
+        fast = choice.missed if plan is not None else usual
+        if fast is None or (plan is not None and plan.cost / fast.cost < TIE):
+            return False
+        kept = set() if plan is None else set(self.material.plan(plan.candidate).quantized)
+        names = [name for name in self.material.plan(fast.candidate).quantized if name not in kept]
+        if len(names) < 2:
+            return False
+
+        def worth_it(candidate: Candidate) -> bool:
+            return self.material.plan(candidate).share >= WORTH_IT
+
+        refine(self._meter, fast, plan, self._order(names), self._keeps, worth_it)
+        return True
+
+    def _order(self, names: list[str]) -> list[str]:
+        """Return layers by the harm that each alone does for its work, the most harmful first."""
+        from calibration.plan import order_of_return
+        from sit_deploy.quantize.sensitivity import measure_sensitivity
+
+        quantizer, stream = self.material.quantizer, self.material.stream
+        others = [name for name in quantizer.plan.quantized if name not in names]
+        alone = quantizer.with_plan(quantizer.plan.keep_high(others))
+        rows = measure_sensitivity(alone, stream.spread(_NOISE_IMAGES))
+        return order_of_return(alone.plan, {name: row["noise"] for name, row in rows.items()})
+
+    def _check_usual(self) -> None:
+        """Refuse the usual plan, which nothing was found to be better than, where it misses the SQNR asked for."""
+        least = self._request.min_sqnr
+        if least is None:
+            return
+        found = self._bench.error(self.space.usual)
+        if found.sqnr_db < least:
+            raise NoGainError(NoGain.ACCURACY, _misses(self._request.precision, self._limit, "fp32"), "fp32")
+
+    def _time(self, candidate: Candidate) -> Timing | None:
+        return self._timings.timing(candidate.key) or self._bench.time(candidate)
+
+    def _error(self, candidate: Candidate) -> LogitsError:
+        return self._timings.error(candidate.key) or self._bench.error(candidate)
+
+    def _done(self, measured: Iterable[Measured]) -> None:
+        self._timings.keep(measured)
+        self._report("", min(99, round(100 * self._meter.share)), 100)
+
+
+def open_timings(work: Work, quantization: Quantization) -> Timings:
+    """Open the file of timings beside the calibration cache, or take over that of the bundle which is replaced."""
+    request, calibration, host = work.request, quantization.calibration, machine()
+    assert work.engine is not None and calibration is not None
+    where = Circumstances(
+        cpu=host.cpu_model,
+        cpus=host.usable_cpus,
+        engine=f"{work.engine.kind} {work.engine.probe().version}",
+        threads=request.threads,
+        batch=request.usual_batch,
+        graph=calibration.graph,
+    )
+    parts = (
+        calibration.images.key,
+        calibration.percentile,
+        quantization.quantizer.method,
+        calibration.migration,
+    )
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return Timings(where, key, timings_path(request.calib_cache), [request.output / TIMINGS])
+
+
+def check_timings(request: BuildRequest) -> None:
+    """Refuse a damaged file of timings before any work.
+
+    Raises:
+        InputError: the file that the build would read is one.
+    """
+    beside = timings_path(request.calib_cache)
+    for path in (*([beside] if beside else []), request.output / TIMINGS):
+        if path.exists():
+            load_timings(path)
+            return
+
+
+def timings_path(cache: Path | None) -> Path | None:
+    """Return where timings are kept beside a calibration cache."""
+    return None if cache is None else cache.with_name(f"{cache.stem}.timings.json")
+
+
+def _misses(precision: str, limit: str, instead: str) -> str:
+    return f"no plan in {precision} keeps {limit}; {instead} was built instead"
+
+
+def require_gain(work: Work, tuning: Tuning) -> None:
+    """Give up 8 bits where a limit was given and only a float engine keeps it, or one that does is faster.
+
+    Raises:
+        NoGainError: with what to build instead.
+    """
+    request, choice = work.request, tuning.choice
+    if not request.has_limit:
+        return
+    instead = choice.best_float.candidate.rest if choice.best_float else "fp32"
+    if choice.verdict is Verdict.NONE:
+        raise NoGainError(NoGain.ACCURACY, _misses(request.precision, tuning.limit, instead), instead)
+    if choice.verdict is Verdict.FLOAT:
+        raise NoGainError(
+            NoGain.SPEED,
+            f"{request.precision} is not faster than {instead} on {work.engine.kind} here "
+            f"({factor_text(choice.plan.timing.ratio)} as fast as fp32, {instead} {factor_text(choice.best_float.timing.ratio)}); "
+            f"{instead} was built instead",
+            instead,
+        )
+
+
+def _say(work: Work, tuning: Tuning) -> None:
+    """Tell what was decided where that is not as expected."""
+    choice, default = tuning.choice, tuning.space.default
+    require_gain(work, tuning)
+    if choice.verdict is Verdict.NOISE:
+        reasons = [one.timing.noise for one in tuning.found.measured if one.timing.noise]
+        work.warn(
+            f"the plan was not tuned: {reasons[0] if reasons else 'times differ too much'}; the default groups are in 8 bits. Close "
+            "other programs and build again, or fix the plan with --quantize default"
+        )
+    elif choice.verdict is Verdict.NO_TIME:
+        work.warn(
+            "the plan was not tuned: --tune-seconds was used up before the first engine was timed; the default groups are in 8 bits. "
+            "Give more seconds"
+        )
+    elif choice.tie is not None:
+        work.note(
+            f"a tie: {_words(choice.plan, default)} and {_words(choice.tie, default)} are as fast as each other here "
+            f"({factor_text(choice.plan.timing.ratio)} and {factor_text(choice.tie.timing.ratio)} fp32); the more accurate was taken"
+        )
+    if tuning.settled and not tuning.found.finished:
+        work.note(
+            f"--tune-seconds ended the search after {len(tuning.found.measured)} plans; more seconds may find a faster one"
+        )
+
+
+def _named(chosen: Candidate, space: Space) -> tuple[str, ...]:
+    """Return a plan as --quantize takes it."""
+    whole = chosen.groups >= space.default
+    groups = ("default", *sorted(chosen.groups - space.default)) if whole else tuple(sorted(chosen.groups))
+    return (*groups, *(f"-{name}" for name in sorted(chosen.high)))
+
+
+def _words(one: Measured, default: frozenset[str]) -> str:
+    return plan_text(sorted(one.candidate.groups), one.candidate.rest, len(one.candidate.high), default)

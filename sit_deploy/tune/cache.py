@@ -1,0 +1,154 @@
+"""The file of timings: what was measured where, kept so that a build that was stopped, or is made again, need not measure it again.
+
+Times hold for one CPU, runtime, number of threads, batch and graph, and errors for one calibration; those of others stay in the
+file beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct, to_builtins
+
+from engines.files import atomic_path
+from sit_deploy.errors import InputError
+from sit_deploy.schema import decode
+from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
+
+SCHEMA = 1
+_MOST = 1_000_000_000
+_Above = Annotated[float, Meta(gt=0, le=_MOST)]
+_Power = Annotated[float, Meta(ge=0, le=_MOST)]
+
+
+class Circumstances(Struct, frozen=True, kw_only=True):
+    """What times hold for.
+
+    Attributes:
+        cpu: its name.
+        cpus: how many of them the process may use.
+        engine: kind and release.
+        threads: of the engine; None for the runtime's own number.
+        batch: images a run.
+        graph: SHA-256 of the float32 graph (`sit_deploy.quantize.calibrate.graph_key`).
+    """
+
+    cpu: str
+    cpus: int
+    engine: str
+    threads: int | None
+    batch: int
+    graph: str
+
+
+class _Entry(Struct, kw_only=True):
+    """A candidate's measures; `calibration` is what the error holds for."""
+
+    ratio: _Above
+    low: _Above
+    high: _Above
+    ms: _Above
+    calibration: str = ""
+    power: _Power | None = None
+    tolerated: bool = True
+
+
+class _Section(Struct):
+    where: Circumstances
+    measured: dict[str, _Entry]
+
+
+class _File(Struct):
+    schema: int
+    sections: list[_Section]
+
+
+class Timings:
+    """What a file of timings says of one set of circumstances.
+
+    Args:
+        where: the circumstances.
+        calibration: what errors hold for.
+        path: of the file, which is written after every measure; None to keep them in memory.
+        before: files of which the first that is there is read.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+
+    def __init__(
+        self, where: Circumstances, calibration: str, path: Path | None, before: Iterable[Path] = ()
+    ) -> None:
+        self._where, self._calibration, self._path = where, calibration, path
+        source = next((one for one in (*([path] if path else []), *before) if one.exists()), None)
+        self._others = [] if source is None else load_timings(source).sections
+        mine = [section for section in self._others if section.where == where]
+        self._others = [section for section in self._others if section.where != where]
+        self._measured = {name: entry for section in mine for name, entry in section.measured.items()}
+        #: names of other CPUs that the file has times of, where it has none of this one
+        self.foreign = (
+            ()
+            if mine
+            else tuple(dict.fromkeys(s.where.cpu for s in self._others if s.where.cpu != where.cpu))
+        )
+        self.reused = 0
+
+    def timing(self, key: str) -> Timing | None:
+        """Return the time of a candidate, by its key."""
+        entry = self._measured.get(key)
+        if entry is None:
+            return None
+        self.reused += 1
+        return Timing(entry.ratio, entry.low, entry.high, entry.ms)
+
+    def error(self, key: str) -> LogitsError | None:
+        """Return the error of a candidate, by its key."""
+        entry = self._measured.get(key)
+        if entry is None or entry.power is None or entry.calibration != self._calibration:
+            return None
+        return LogitsError(entry.power, entry.tolerated)
+
+    def keep(self, measured: Iterable[Measured]) -> None:
+        """Take in measures, those that say nothing left out, and write the file."""
+        for one in measured:
+            if one.timing.usable and one.candidate != Candidate():  # which is what all others are measured by
+                self._measured[one.candidate.key] = _entry(one, self._calibration)
+        if self._path is not None:
+            self.save(self._path)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            engines.EngineError: it cannot be written.
+        """
+        sections = [*self._others, _Section(self._where, self._measured)]
+        text = json.dumps(to_builtins(_File(SCHEMA, sections)), indent=1, allow_nan=False) + "\n"
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _entry(one: Measured, calibration: str) -> _Entry:
+    timing = {name: value for name, value in asdict(one.timing).items() if name != "noise"}
+    if one.error is None:
+        return _Entry(**timing)
+    return _Entry(**timing, calibration=calibration, power=one.error.power, tolerated=one.error.tolerated)
+
+
+def load_timings(path: Path) -> _File:
+    """Read a file of timings.
+
+    Raises:
+        InputError: it is damaged, or of a later release.
+    """
+    remedy = "delete it, and what it held is measured again"
+    found = decode(path, _File, remedy)
+    if found.schema != SCHEMA:
+        raise InputError(
+            f"{path} is no file of timings that this release reads (schema {found.schema}); {remedy}"
+        )
+    return found

@@ -1,0 +1,315 @@
+"""--quantize auto in a build: what is decided of made-up times, what is told of it, and one build that measures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engines
+from calibration.cache import Calibration
+from calibration.plan import Reason
+from sit_deploy.errors import InputError
+from sit_deploy.pipeline import tuning
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.calibration import Quantization, make_quantization
+from sit_deploy.pipeline.command import rebuild_command
+from sit_deploy.pipeline.engine import fit_request, untuned
+from sit_deploy.pipeline.fallback import NoGain, NoGainError
+from sit_deploy.pipeline.request import AUTO, BuildRequest
+from sit_deploy.pipeline.request_check import check_request
+from sit_deploy.pipeline.work import Work
+from sit_deploy.report.build_types import BuildReport
+from sit_deploy.text import is_warning
+from sit_deploy.tune.choose import Verdict
+from sit_deploy.tune.measured import Candidate, LogitsError, Timing
+from tests.helpers.command_line import CommandLine
+from tests.sit_deploy.conftest import Digits, half_nano, trained_checkpoint
+
+DEFAULT = frozenset({"qkv", "proj", "fc1", "fc2", "tsm"})
+DB = {"stem": 38.0, "attention": 30.0, "residual": 25.0, "aggregation": 40.0, "head": 45.0}
+
+
+@dataclass
+class Bench:
+    """What stands for the engine: the default groups are 1.5 times as fast as fp32, the stem makes it 2.
+
+    Attributes:
+        noise: of every timing.
+        drops: points lost, by the number of groups in 8 bits.
+    """
+
+    stem: float = 0.17
+    bf16: float = 0.0
+    noise: str | None = None
+    drops: dict[int, float] = field(default_factory=dict)
+    fp32: float = 1.0
+    asked: list[Candidate] = field(default_factory=list)
+
+    def __call__(self, *_: Any) -> Bench:
+        return self
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def time(self, candidate: Candidate) -> Timing:
+        self.asked.append(candidate)
+        cost = self.fp32 if candidate.is_float else 1 - 0.0667 * len(candidate.groups & DEFAULT)
+        cost += -self.stem if "stem" in candidate.groups else 0.0
+        cost += 0.05 * len(candidate.groups - DEFAULT - {"stem"}) + 0.04 * len(candidate.high)
+        return Timing(1 / cost, 0.99 / cost, 1.01 / cost, 5 * cost, self.noise)
+
+    def error(self, candidate: Candidate) -> LogitsError:
+        power = 1e-5 * len(candidate.groups & DEFAULT) / max(1, len(candidate.high))
+        return LogitsError(power + sum(10 ** (-DB[group] / 10) for group in candidate.groups - DEFAULT))
+
+    def drop(self, candidate: Candidate, _: Any) -> float:
+        return 0.0 if candidate.high else self.drops.get(len(candidate.groups), 0.0)
+
+
+@pytest.fixture(scope="module")
+def made(digits: Digits) -> Quantization:
+    """What quantizes every group of `digits`, calibrated on four images."""
+    with half_nano():
+        return make_quantization(work_for(digits), digits.float_graph)
+
+
+def work_for(digits: Digits, **fields: Any) -> Work:
+    request = digits.request(Path("never"), **({"quantize": AUTO} | fields))
+    return Work(request, lambda *_: None, engine=engines.get("onnxruntime"))
+
+
+@pytest.fixture
+def tuned(
+    digits: Digits, made: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Work, Any, Any]]]:
+    """A function that tunes on a bench; it returns the work, the quantization and the tuning."""
+
+    def run(bench: Bench, **fields: Any) -> tuple[Work, Any, Any]:
+        work = work_for(digits, **fields)
+        monkeypatch.setattr(tuning, "CandidateBench", bench)
+        return work, *tuning.tune(work, digits.float_graph, made, tmp_path)
+
+    yield run
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_plan_that_is_faster_is_built(tuned: Callable[..., Any]) -> None:
+    work, quantization, found = tuned(Bench(), min_sqnr=35.0)
+    plan = quantization.quantizer.plan
+    assert found.choice.verdict is Verdict.PLAN and found.chosen == Candidate(DEFAULT | {"stem"})
+    low = {layer.group for layer in plan.layers if not layer.is_high}
+    assert low == DEFAULT | {"stem"}
+    reasons = {layer.reason for layer in plan.layers}
+    assert reasons == {Reason.TUNED_LOW, Reason.TUNED_HIGH}
+    assert (work.request.quantize, work.request.rest) == (("default", "stem"), "fp32")
+    command = rebuild_command(work.request, "onnxruntime")
+    assert "--quantize default,stem --rest fp32" in command and "--min-sqnr" not in command
+    assert not work.notes
+    record = found.to_dict()
+    assert [row["chosen"] for row in record["candidates"]].count(True) == 1
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_plan_may_be_a_decibel_below_the_default_one(tuned: Callable[..., Any]) -> None:
+    """The stem's 38 dB cost more than that here."""
+    _, _, found = tuned(Bench())
+    assert found.choice.plan.candidate == Candidate(DEFAULT) and not found.tries
+    assert "at most 1 dB below" in found.limit
+
+
+def test_layers_go_back_between_a_plan_that_misses_and_one_that_holds(tuned: Callable[..., Any]) -> None:
+    """With the stem four points are lost, with one layer less of it none."""
+    work, quantization, found = tuned(Bench(drops={6: 4.0}), max_accuracy_drop=1.0, val_data="x")
+    assert found.chosen.groups == DEFAULT | {"stem"} and len(found.chosen.high) == 1
+    assert quantization.quantizer.plan.kept_for_accuracy == found.chosen.high
+    assert work.request.quantize == ("default", "stem", f"-{found.chosen.high[0]}")
+    # the fastest first; then the one that keeps it; then half of the stem, and one layer
+    assert [drop for _, drop in found.tries] == [4.0, 0.0, 0.0, 0.0]
+
+
+def test_a_limit_that_nobody_keeps(tuned: Callable[..., Any]) -> None:
+    with pytest.raises(
+        NoGainError, match=r"no plan in int8 keeps SQNR of at least 90 dB; fp32 was"
+    ) as caught:
+        tuned(Bench(), min_sqnr=90.0)
+    assert (caught.value.reason, caught.value.instead) == (NoGain.ACCURACY, "fp32")
+
+
+def test_float_that_is_faster(tuned: Callable[..., Any]) -> None:
+    """With a limit it is built instead; without one the plan is, and the speed gate has its say."""
+    fast = Bench(fp32=0.5, stem=0.0)
+    with pytest.raises(NoGainError, match="not faster than fp32 on onnxruntime here") as caught:
+        tuned(fast, min_sqnr=30.0)
+    assert (caught.value.reason, caught.value.instead) == (NoGain.SPEED, "fp32")
+    _, _, found = tuned(fast)
+    assert found.choice.verdict is Verdict.FLOAT and found.best_float == "fp32"
+
+
+def test_a_tie_is_told(tuned: Callable[..., Any]) -> None:
+    work, _, found = tuned(Bench(stem=0.015), min_sqnr=30.0)
+    assert found.chosen == Candidate(DEFAULT)
+    (note,) = work.notes
+    assert note.startswith(
+        "a tie: default; rest fp32 and default, stem; rest fp32 are as fast"
+    ) and not is_warning(note)
+
+
+def test_a_busy_machine_leaves_the_default_plan(tuned: Callable[..., Any]) -> None:
+    work, quantization, found = tuned(Bench(noise="other programs took 40% of the CPUs"), tune_seconds=0.01)
+    assert found.choice.verdict is Verdict.NOISE and not found.settled
+    assert {layer.group for layer in quantization.quantizer.plan.layers if not layer.is_high} == DEFAULT
+    (warning,) = work.notes
+    assert (
+        is_warning(warning) and "other programs took 40% of the CPUs" in warning and "Close other" in warning
+    )
+    with pytest.raises(NoGainError, match="keeps SQNR of at least 90 dB"):
+        tuned(Bench(noise="others"), tune_seconds=0.01, min_sqnr=90.0)
+
+
+def test_timings_beside_the_calibration_cache(tuned: Callable[..., Any], tmp_path: Path) -> None:
+    cache = tmp_path / "c.json"
+    first, again = Bench(), Bench()
+    tuned(first, calib_cache=cache, min_sqnr=35.0)
+    assert (tmp_path / "c.timings.json").is_file()
+    _, _, found = tuned(again, calib_cache=cache, min_sqnr=35.0)
+    assert again.asked == [Candidate()] and found.chosen.groups == DEFAULT | {"stem"}
+    text = (tmp_path / "c.timings.json").read_text()
+    other = json.loads(text)
+    other["sections"][0]["where"]["cpu"] = "Another CPU"
+    (tmp_path / "c.timings.json").write_text(json.dumps(other))
+    work, _, _ = tuned(Bench(), calib_cache=cache, min_sqnr=35.0)
+    assert work.notes == ["timings of another CPU are not used (Another CPU): plans are measured here"]
+    (tmp_path / "c.timings.json").write_text(text[:99])
+    with pytest.raises(InputError, match=r"c\.timings\.json cannot be read .*delete it"):
+        tuned(Bench(), calib_cache=cache)
+
+
+def test_a_stopped_tuning_leaves_its_timings(tuned: Callable[..., Any], tmp_path: Path) -> None:
+    class Stopped(Bench):
+        def time(self, candidate: Candidate) -> Timing:
+            if len(self.asked) == 3:
+                raise KeyboardInterrupt
+            return super().time(candidate)
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(Stopped(), calib_cache=tmp_path / "c.json")
+    again = Bench()
+    tuned(again, calib_cache=tmp_path / "c.json")
+    assert Candidate(DEFAULT) not in again.asked and again.asked
+
+
+def test_a_calibration_without_ranges_for_all_groups(
+    digits: Digits, made: Quantization, tmp_path: Path
+) -> None:
+    """What `calibrate` makes for the default groups: attention and sums stay high, in one line."""
+    observed = made.calibration
+    products = [name for name in observed.tensors if "softmax" in name or "/add" in name]
+    assert products
+    kept = {name: tensor for name, tensor in observed.tensors.items() if name not in products}
+    cache = tmp_path / "c.json"
+    replace(observed, tensors=kept).save(cache)
+    assert Calibration.load(cache).tensors.keys() == kept.keys()
+    work = work_for(digits, calib_cache=cache)
+    quantization = make_quantization(work, digits.float_graph)
+    assert {layer.group for layer in quantization.quantizer.plan.layers if not layer.is_high} >= DEFAULT
+    (note,) = [note for note in work.notes if "no ranges" in note]
+    assert note.startswith(f"{cache} has no ranges for ") and "calibrate again with --quantize auto" in note
+
+
+def test_a_build_that_measures(quick_float: Digits, tmp_path: Path, cli: CommandLine) -> None:
+    """Whatever the machine tells: the bundle has it, and says so wherever it is looked at."""
+    request = quick_float.request(tmp_path / "b", quantize=None, tune_seconds=2.0)
+    bundle = build(request)
+    report = json.loads((bundle.path / "report.json").read_text())
+    record = report["quantization"]["tuning"]
+    assert record["candidates"] and record["verdict"] in {verdict.value for verdict in Verdict}
+    assert record["candidates"][0]["groups"] == sorted(DEFAULT)
+    assert "timings.json" in bundle.manifest.files
+    assert not list(bundle.path.glob("tuning*")) and not list(tmp_path.glob(".*partial"))
+    assert BuildReport.from_dict(report).to_dict() == report
+    page = (bundle.path / "report.html").read_text()
+    assert "How the plan was chosen" in page
+    text = cli("inspect", bundle.path).out
+    assert "Plan: tuned: " in text or "Plan: not tuned, " in text
+    assert cli("inspect", bundle.path, "--json").json()["tuning"]
+
+
+# ------------------------------------------------------------------------------------------------------ which builds
+
+
+def request_for(**fields: Any) -> BuildRequest:
+    return BuildRequest("sit_nano", Path("out"), "int8", **fields)
+
+
+def test_auto_is_the_default_where_the_engine_runs_here() -> None:
+    for kind in ("onnxruntime", "openvino"):
+        engine = engines.get(kind)
+        fitted = fit_request(request_for(), engine)
+        assert fitted.tunes and fitted.rest is None
+        assert fit_request(request_for(quantize=("default",)), engine).quantize == ("default",)
+        assert fit_request(request_for(rest="fp32"), engine).rest == "fp32"
+        assert not fit_request(replace(request_for(), precision="fp32"), engine).tunes
+
+
+def test_what_is_not_tuned(quick_float: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, gpu = engines.get("onnxruntime"), engines.get("tensorrt-rtx")
+    assert "CPU engines" in untuned(request_for(), gpu) and "CPU engines" in untuned(
+        replace(request_for(), precision="fp8"), runtime
+    )
+    seen = runtime.probe()
+    monkeypatch.setattr(type(runtime), "probe", lambda _: replace(seen, can_run=False))
+    assert untuned(request_for(), runtime) == "ONNX Runtime does not run here"
+    monkeypatch.undo()
+    cached = request_for(calib_cache=Path("c.json"))
+    assert "--calib-data" in untuned(cached, runtime) and fit_request(cached, runtime).quantize is None
+    trained = quick_float.request(
+        tmp_path, checkpoint=trained_checkpoint(quick_float, tmp_path, {"head": 1.0}), quantize=None
+    )
+    for groups in (None, AUTO):
+        fitted = fit_request(replace(trained, quantize=groups), runtime)
+        assert fitted.quantize is None and fitted.trained_thresholds and fitted.rest == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"quantize": ("auto", "stem")}, "--quantize auto chooses the groups itself; pass --quantize auto, or --quantize stem"),
+        ({"quantize": ("auto",), "precision": "fp8"}, "--quantize auto is for int8"),
+        ({"quantize": ("auto",), "precision": "fp32"}, "--quantize is for 8 bits"),
+        ({"tune_seconds": 9.0, "precision": "fp32"}, "--tune-seconds is for 8 bits"),
+        ({"min_sqnr": 30.0, "precision": "fp16"}, "--min-sqnr is for 8 bits"),
+        ({"min_sqnr": 0.0, "precision": "fp16"}, "--min-sqnr is for 8 bits"),
+        ({"min_sqnr": 30.0, "quantize": ("fc1",)}, "--min-sqnr is for --quantize auto; leave it out, or --quantize fc1"),
+        ({"tune_seconds": 9.0, "quantize": ("default",)}, "--tune-seconds is for --quantize auto"),
+        ({"tune_seconds": 0.0}, "--tune-seconds must be above 0"),
+        ({"tune_seconds": -1.0}, "--tune-seconds must be above 0"),
+        ({"tune_seconds": float("nan")}, "--tune-seconds must be a number"),
+        ({"tune_seconds": 1e9}, "--tune-seconds must be a number up to"),
+        ({"min_sqnr": -1.0}, "--min-sqnr must be 0 to 200 dB"),
+        ({"min_sqnr": float("nan")}, "--min-sqnr must be a number"),
+    ],
+)  # fmt: skip
+def test_contradictions(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_request(replace(request_for(), **fields))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_auto_by_name_where_it_cannot_be_done() -> None:
+    gpu = engines.get("tensorrt-rtx")
+    with pytest.raises(
+        InputError, match=r"--quantize auto cannot be done: plans are tuned for int8 on CPU engines"
+    ):
+        fit_request(request_for(quantize=AUTO), gpu)
+    with pytest.raises(InputError, match=r"--min-sqnr is for --quantize auto, and plans are tuned for"):
+        fit_request(request_for(min_sqnr=30.0), gpu)

@@ -1,0 +1,91 @@
+"""The file of timings: what it holds for, what is read back, and what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from sit_deploy.errors import InputError
+from sit_deploy.tune.cache import Circumstances, Timings
+from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
+
+HERE = Circumstances(cpu="A", cpus=2, engine="openvino 1", threads=None, batch=1, graph="g")
+PLAN = Candidate(frozenset({"fc1", "stem"}), "bf16", ("stem/0",))
+ONE = Measured(PLAN, Timing(2.0, 1.9, 2.1, 5.0), LogitsError(1e-3))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "c.timings.json"
+    Timings(HERE, "images", path).keep([ONE])
+    return path
+
+
+def test_what_was_kept_is_read_again(path: Path) -> None:
+    again = Timings(HERE, "images", path)
+    assert (again.timing(PLAN.key), again.error(PLAN.key)) == (ONE.timing, ONE.error)
+    assert again.timing("|fp32|") is again.error("|fp32|") is None
+    assert (again.reused, again.foreign) == (1, ())
+
+
+def test_errors_hold_for_one_calibration(path: Path) -> None:
+    other = Timings(HERE, "other images", path)
+    assert other.timing(PLAN.key) == ONE.timing and other.error(PLAN.key) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cpu": "B"}, {"cpus": 4}, {"engine": "openvino 2"}, {"threads": 1}, {"batch": 8}, {"graph": "h"}],
+)
+def test_times_hold_for_what_they_were_taken_in(path: Path, change: dict[str, Any]) -> None:
+    other = Timings(replace(HERE, **change), "images", path)
+    assert other.timing(PLAN.key) is None and other.foreign == (("A",) if "cpu" in change else ())
+    other.keep([Measured(PLAN, Timing(3.0, 3.0, 3.0, 1.0))])  # and those of others stay in the file
+    assert Timings(HERE, "images", path).timing(PLAN.key) == ONE.timing
+
+
+def test_noise_and_the_engine_that_all_are_timed_against_are_not_kept(tmp_path: Path) -> None:
+    timings = Timings(HERE, "images", None)
+    timings.keep(
+        [
+            Measured(PLAN, Timing(2.0, 1.9, 2.1, 5.0, "others took the CPUs")),
+            Measured(Candidate(), Timing(1.0, 1.0, 1.0, 9.0), LogitsError(0.0)),
+        ]
+    )
+    assert timings.timing(PLAN.key) is timings.timing(Candidate().key) is None
+    timings.save(tmp_path / "bundle.json")
+    assert Timings(HERE, "images", None, [tmp_path / "none.json", tmp_path / "bundle.json"]).reused == 0
+
+
+def test_a_bundle_that_is_replaced_gives_its_own(path: Path) -> None:
+    assert Timings(HERE, "images", None, [path]).timing(PLAN.key) == ONE.timing
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda _: "{", "cannot be read"),
+        (lambda text: text.replace('"ratio": 2.0', '"ratio": -2.0'), "ratio"),
+        (lambda text: text.replace('"ratio": 2.0', '"ratio": NaN'), "NaN"),
+        (lambda text: text.replace('"cpus": 2', '"cpus": "two"'), "cpus"),
+        (lambda _: "[]", "expected"),
+        (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
+    ],
+)
+def test_a_damaged_file_is_one_line(path: Path, damage: Any, words: str) -> None:
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(InputError) as caught:
+        Timings(HERE, "images", path)
+    message = str(caught.value)
+    assert (
+        words in message and message.startswith(str(path)) and "delete it" in message and "\n" not in message
+    )
+
+
+def test_the_file_is_plain_json(path: Path) -> None:
+    (section,) = json.loads(path.read_text())["sections"]
+    assert section["where"]["cpu"] == "A" and list(section["measured"]) == ["fc1,stem|bf16|stem/0"]
