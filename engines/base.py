@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engines.errors import EngineBuildError, EngineError
+from engines.errors import EngineBuildError, EngineError, EngineLoadError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,6 +130,7 @@ class Engine(ABC):
         tells_kernels: which kernels an engine has, and what they compute in, is told when it is built or run.
         reports_types: `layer_times` has the types that layers run in, so they can be held to those of the graph.
         reports_tensors: `tensor_outputs` gives every tensor of a graph, to find the first that drifts.
+        several_at_once: `load_for_throughput` opens it for several calls at a time.
         caveat: what people should know before they choose it, as part of a sentence.
     """
 
@@ -149,6 +150,7 @@ class Engine(ABC):
     tells_kernels: ClassVar[bool] = False
     reports_types: ClassVar[bool] = False
     reports_tensors: ClassVar[bool] = False
+    several_at_once: ClassVar[bool] = False
     caveat: ClassVar[str | None] = None
 
     @abstractmethod
@@ -227,6 +229,30 @@ class Engine(ABC):
             NoGpuError: running needs a GPU.
             EngineLoadError: the file is missing or damaged, or the device is not to be had.
         """
+
+    def load_for_throughput(
+        self,
+        engine_path: Path,
+        *,
+        threads: int | None = None,
+        streams: int | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> Runner:
+        """Open a built engine for as many images a second as there can be: `Runner.at_once` calls run at a time.
+
+        Args:
+            engine_path: the engine, as `build` wrote it.
+            threads: CPU threads of all calls together; None leaves the choice to the runtime.
+            streams: groups of threads, each with a call of its own; None leaves the choice to the runtime.
+            origin: as for `load`.
+
+        Raises:
+            EngineLoadError: the engine has no such mode, or more streams than threads; and as for `load`.
+        """
+        raise EngineLoadError(
+            f"{self.title} has no throughput mode here: a call takes the whole device; leave --performance throughput out, "
+            "and give larger batches"
+        )
 
     def serves(self, capability: str) -> bool:
         """Whether what is built for it runs on a GPU of that compute capability ("sm90"), as far as the installed runtime tells."""

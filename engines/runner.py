@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+CLOSED = "this engine is closed; load it again to run it"
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -29,7 +31,13 @@ class TensorSpec:
 
 
 class Runner(ABC):
-    """An open engine. Use as a context manager, or call `close`."""
+    """An open engine. Use as a context manager, or call `close`; several threads may call it.
+
+    Attributes:
+        at_once: calls that run at a time; others wait for one of them, or share the CPUs with it.
+    """
+
+    at_once: int = 1
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.inputs = inputs
@@ -43,7 +51,7 @@ class Runner(ABC):
             EngineInputError: the runner is closed, or a name, dtype or shape is not as in `inputs`.
         """
         if self._closed:
-            raise EngineInputError("this engine is closed; load it again to run it")
+            raise EngineInputError(CLOSED)
         self._check_names(feeds)
         for spec in self.inputs:
             _check_array(spec, feeds[spec.name])

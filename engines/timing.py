@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,7 +27,10 @@ from engines.registry import get
 from engines.worker import Worker, WorkerSpec, usable_cpus
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from engines.base import EngineOrigin, Progress
+    from engines.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class WorkerResult:
             nothing where the system does not tell.
         pace: of each round, the rate of a loop of fixed work in the same slice, as a share of its fastest lap of the whole
             run on this machine, whichever worker's it was; nothing where it was not taken.
+        in_flight: batches that were run at a time; all times are then a batch's share of them.
     """
 
     stats: LatencyStats
@@ -100,6 +106,7 @@ class WorkerResult:
     histogram: Histogram | None = None
     others: tuple[float, ...] = ()
     pace: tuple[float, ...] = ()
+    in_flight: int = 1
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,7 @@ def take_turns(
             histogram=Histogram.from_seconds([second for slice_ in samples[name] for second in slice_]),
             others=tuple(others[name]),
             pace=tuple(pace.of(fastest) for pace in paces[name]),
+            in_flight=worker.in_flight,
         )
         for name, worker in running.items()
     }
@@ -219,6 +227,17 @@ def _stats(slices: list[list[float]], batch_size: int) -> LatencyStats:
 
 def _medians_ms(slices: list[list[float]]) -> tuple[float, ...]:
     return tuple(1e3 * statistics.median(slice_) for slice_ in slices)
+
+
+def random_feeds(runner: Runner, batch_size: int) -> dict[str, np.ndarray]:
+    """Return a random batch for an open engine; `batch_size` fills an open dimension."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    return {
+        spec.name: _random(random, [batch_size if size is None else size for size in spec.shape], spec.dtype)
+        for spec in runner.inputs
+    }
 
 
 def _random(random: Any, shape: list[int], dtype: str) -> Any:
@@ -243,16 +262,8 @@ class EngineCall:
         device: str | None = None,
         origin: EngineOrigin | None = None,
     ) -> None:
-        import numpy as np
-
         self._runner = get(kind).load(engine_path, threads=threads, device=device, origin=origin)
-        random = np.random.default_rng(0)
-        self._feeds = {
-            spec.name: _random(
-                random, [batch_size if size is None else size for size in spec.shape], spec.dtype
-            )
-            for spec in self._runner.inputs
-        }
+        self._feeds = random_feeds(self._runner, batch_size)
 
     @property
     def last_gpu_seconds(self) -> float | None:
@@ -263,6 +274,76 @@ class EngineCall:
 
     def close(self) -> None:
         self._runner.close()
+
+
+class ThroughputCall:
+    """A worker's callable that keeps an engine opened for throughput busy: `in_flight` batches at a time, never fewer.
+
+    A call returns when `batches` more are done. All requests run one random batch.
+
+    Attributes:
+        in_flight: batches at a time: what the open engine takes.
+        batches: done a call.
+
+    Args (all picklable): as for `engines.timing.EngineCall`, and `streams` as for `Engine.load_for_throughput`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        engine_path: Path,
+        batch_size: int = 1,
+        threads: int | None = None,
+        streams: int | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> None:
+        self._runner: Runner = get(kind).load_for_throughput(
+            engine_path, threads=threads, streams=streams, origin=origin
+        )
+        self._feeds = random_feeds(self._runner, batch_size)
+        self.in_flight = self._runner.at_once
+        # a turn of all streams, which may end together: the time of one of them says nothing
+        self.batches = self.in_flight
+        self._pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="request")
+        self._pending: deque[Future[dict[str, np.ndarray]]] = deque()
+
+    def __call__(self) -> None:
+        for _ in range(self.batches):
+            while len(self._pending) < self.in_flight:
+                self._pending.append(self._pool.submit(self._runner.infer, self._feeds))
+            self._pending.popleft().result()
+
+    def rest(self) -> None:
+        """Wait for what is in flight."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        self.rest()
+        self._pool.shutdown()
+        self._runner.close()
+
+
+def throughput_worker(
+    kind: str,
+    engine_path: Path,
+    batch_size: int,
+    timing: TimingOptions,
+    streams: int | None = None,
+    origin: EngineOrigin | None = None,
+) -> WorkerSpec:
+    """The candidate that is a built engine opened for throughput and kept busy; a time is a batch's share of it.
+
+    Args:
+        kind: of the engine.
+        engine_path: of the engine.
+        batch_size: images a batch; fills an open one.
+        timing: what it runs on: threads and CPUs.
+        streams: as for `Engine.load_for_throughput`.
+        origin: how it was built, as for `Engine.load`.
+    """
+    job = (kind, engine_path.absolute(), batch_size, timing.threads, streams, origin)
+    return WorkerSpec(ThroughputCall, job, batch_size, timing.cpus)
 
 
 def engine_worker(

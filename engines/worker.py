@@ -10,7 +10,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,9 @@ class WorkerSpec:
     Attributes:
         factory: module-level callable, called with `args` in the worker; it returns a callable
             without arguments to time. If that has a `close()`, it is called at the end.
-            It may have an attribute `last_gpu_seconds`: what its last call took on a GPU, transfers left out.
-        batch_size: images a call.
+            It may have attributes: `last_gpu_seconds`, what its last call took on a GPU, transfers left out; `batches` that a
+            call runs, and `in_flight`, how many of them at a time, and then a method `rest` that waits for those under way.
+        batch_size: images a batch.
         cpus: CPUs to pin the worker to; None leaves it free.
     """
 
@@ -52,7 +53,7 @@ class Slice:
     """What a worker tells of a turn.
 
     Attributes:
-        seconds: of each call.
+        seconds: of each call, or a batch's share of one that runs several.
         gpu_seconds: of each call on the GPU; empty where there is none.
         others: share of its CPUs that other programs took; None where the system does not tell.
         pace: of fixed work in the same slice.
@@ -88,7 +89,7 @@ class Worker:
         self._process.start()
         try:
             theirs.close()
-            self.threads, self.cpus = self._receive()
+            self.threads, self.cpus, self.batches, self.in_flight = self._receive()
         except BaseException:
             self.stop(gently=False)
             raise
@@ -99,7 +100,10 @@ class Worker:
             self._connection.send(seconds)
         except OSError:
             raise self._died() from None
-        return Slice(*self._receive())
+        told = Slice(*self._receive())
+        if self.batches == 1:
+            return told
+        return replace(told, seconds=[took / self.batches for took in told.seconds])
 
     def stop(self, *, gently: bool) -> None:
         """End the process: let it close its engine, or do not wait for that."""
@@ -142,9 +146,12 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
             os.sched_setaffinity(0, cpus)
         factory, args = pickle.loads(job)
         call = factory(*args)
+        shape = (getattr(call, "batches", 1), getattr(call, "in_flight", 1))
+        rest = getattr(call, "rest", lambda: None)
         _warm_up(call, warmup_seconds)
+        rest()
         _become_quiet()
-        connection.send(("value", (_thread_count(), usable_cpus())))
+        connection.send(("value", (_thread_count(), usable_cpus(), *shape)))
         while True:
             seconds = connection.recv()
             _run(call, 0.0)
@@ -152,6 +159,7 @@ def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warm
             before = cpu.use(allowed)
             timed = _run(call, seconds)
             taken = cpu.others_share(before, cpu.use(allowed))
+            rest()
             # after the calls and not among them, whose caches and threads it would disturb; the CPU's clock is up by then
             beside = pace.run(seconds)
             connection.send(("value", (*timed, taken, beside, _become_quiet())))

@@ -155,6 +155,11 @@ class Bundle:
         """Smallest and largest batch that the engine takes."""
         return self.manifest.batch.range
 
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that it was built for (`build --threads`); None leaves the choice to the runtime."""
+        return self.manifest.engine.threads
+
     def preprocessing(self) -> Preprocessing:
         """Return how images are prepared for the engine."""
         from sit_deploy.preprocessing import Preprocessing

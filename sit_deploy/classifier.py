@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 # relative: a folder of `package python` takes this file along, without the package around it
@@ -58,22 +59,32 @@ class Classifier:
             )
         if len(images) == 0:
             raise InputError("no images to classify; pass at least one")
-        smallest, largest = self.batch
-        parts = []
-        for start in range(0, len(images), largest):
-            part = images[start : start + largest]
-            short = max(0, smallest - len(part))
-            if short:
-                part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-            (logits,) = self.runner.infer({self.runner.inputs[0].name: part}).values()
-            parts.append(logits[: len(part) - short])
-        found = np.concatenate(parts)
+        largest = self.batch[1]
+        parts = [images[start : start + largest] for start in range(0, len(images), largest)]
+        found = np.concatenate(self._run_all(parts))
         classes = found.shape[-1] if self.bundle is None else len(self.bundle.classes)
         if found.ndim != 2 or found.shape[1] != classes:
             raise InputError(
                 f"the engine gives logits of shape {found.shape}, and the manifest says {classes} classes; build the bundle again"
             )
         return found
+
+    def _run_all(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Run batches, as many at a time as the engine takes."""
+        if self.runner.at_once == 1 or len(parts) == 1:
+            return [self._run(part) for part in parts]
+        with ThreadPoolExecutor(min(self.runner.at_once, len(parts))) as pool:
+            return list(pool.map(self._run, parts))
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """Run one batch, filled up to the smallest that the engine takes."""
+        import numpy as np
+
+        short = max(0, self.batch[0] - len(images))
+        if short:
+            images = np.concatenate([images, np.repeat(images[-1:], short, axis=0)])
+        (logits,) = self.runner.infer({self.runner.inputs[0].name: images}).values()
+        return logits[: len(images) - short]
 
     def __call__(self, images: Any) -> np.ndarray:
         """Return logits float32 (n, classes) of images, preprocessed as the bundle says.
@@ -92,7 +103,7 @@ class Classifier:
         if self.bundle is None:
             raise InputError("this classifier has no bundle to say how images are prepared; call logits()")
         sources = _sources(images)
-        prepared = batches(sources, self.bundle.preprocessing(), self.batch[1])
+        prepared = batches(sources, self.bundle.preprocessing(), self.batch[1] * self.runner.at_once)
         return np.concatenate([self.logits(batch) for batch, _ in prepared])
 
     def close(self) -> None:

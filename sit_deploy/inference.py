@@ -9,9 +9,11 @@ from numbers import Integral
 from pathlib import Path
 
 import engines
+from engines.performance import Performance
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.classifier import Classifier, top_classes
 from sit_deploy.errors import InputError
+from sit_deploy.performance import Threads, read_performance, require_several_at_once
 
 __all__ = ["Classifier", "graph_on_onnxruntime", "is_low_precision", "load", "top_classes"]
 
@@ -22,18 +24,23 @@ def load(
     *,
     threads: int | None = None,
     device: str | None = None,
+    performance: str = "latency",
+    streams: int | None = None,
 ) -> Classifier:
     """Open a bundle for inference: `sit_deploy.load("sit_s-fp32")(images)` gives logits.
 
     Args:
         bundle: its folder, or an open one.
         engine: run the bundle's graph on another engine than the one it was built for; only "onnxruntime" can.
-        threads: CPU threads; the runtime's choice by default.
+        threads: CPU threads; what it was built for by default, or the runtime's choice.
         device: "cpu", "cuda" or "cuda:N"; by default the CPU for ONNX Runtime and the first GPU for TensorRT.
+        performance: "throughput" runs several batches at a time, each on some of the threads: of several threads of yours that
+            call the classifier, and of one that gives it many images. "latency" has all threads work on one.
+        streams: how many at a time, for throughput; the runtime's choice by default.
 
     Raises:
-        InputError: not a whole and unchanged bundle, a graph that the engine asked for cannot run, or an argument that is no
-            text or no whole number.
+        InputError: not a whole and unchanged bundle, a graph that the engine asked for cannot run, throughput of an engine
+            that has no such mode, or an argument that is no text or no whole number.
         engines.NoGpuError: its engine needs a GPU that is not here.
         engines.EngineLoadError: its engine was built for another release or another GPU.
     """
@@ -41,11 +48,24 @@ def load(
         ("engine", engine, str, "text"),
         ("device", device, str, "text"),
         ("threads", threads, Integral, "a whole number"),
+        ("performance", performance, str, "text"),
+        ("streams", streams, Integral, "a whole number"),
     ):
         if value is not None and not isinstance(value, of):
             raise InputError(f"{name} must be {what} or None, got {value!r}")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     kind = bundle.manifest.engine.kind
+    threads = Threads.of(bundle, threads).count
+    if read_performance(performance, streams, device) is Performance.THROUGHPUT:
+        if engine not in (None, kind):
+            raise InputError(
+                f"throughput is of the bundle's own engine ({kind}), and {engine} was asked for; build one with --engine {engine}"
+            )
+        require_several_at_once(bundle, kind)
+        runner = engines.get(kind).load_for_throughput(
+            bundle.engine_path, threads=threads, streams=streams, origin=bundle.origin
+        )
+        return Classifier(runner, bundle.batch_range, bundle)
     if engine in (None, kind):
         runner = engines.get(kind).load(
             bundle.engine_path, threads=threads, device=device, origin=bundle.origin

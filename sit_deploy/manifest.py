@@ -111,6 +111,7 @@ class EngineFacts(_Fields, frozen=True, kw_only=True):
 
     Attributes:
         details: the runtime's own facts, those of `_Details` and others.
+        threads: CPU threads that it was tried with and is to run with; None where nobody said.
     """
 
     kind: Literal[engines.KINDS]
@@ -120,6 +121,13 @@ class EngineFacts(_Fields, frozen=True, kw_only=True):
     target: Text
     build_seconds: Annotated[float, Meta(ge=0)] = 0.0
     details: dict[str, Any] = {}
+    threads: Annotated[int, Meta(ge=1, le=limits.THREADS)] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = super().to_dict()
+        if self.threads is None:  # as bundles of before
+            del fields["threads"]
+        return fields
 
     @property
     def has_weights(self) -> bool:

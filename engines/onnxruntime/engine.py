@@ -12,6 +12,7 @@ from engines.build_options import BuildOptions, refuse_gpu_options
 from engines.errors import EngineNotInstalledError
 from engines.graph_file import attention_graph
 from engines.onnxruntime.library import PROVIDERS, TITLE, has_provider, import_onnxruntime, session_options
+from engines.performance import cpu_count, require_streams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ class OnnxRuntime(Engine):
     on_cpu = True
     attention_since = "ONNX Runtime 1.23"
     precisions = ("fp32", "fp16", "int8")
+    several_at_once = True
 
     def __init__(self, rewrites: Sequence[Rewrite] | None = None) -> None:
         self._rewrites = None if rewrites is None else tuple(rewrites)
@@ -97,6 +99,27 @@ class OnnxRuntime(Engine):
         from engines.onnxruntime.runner import OnnxRuntimeRunner, open_session
 
         return OnnxRuntimeRunner(open_session(import_onnxruntime(), engine_path, threads, device or "cpu"))
+
+    def load_for_throughput(
+        self,
+        engine_path: Path,
+        *,
+        threads: int | None = None,
+        streams: int | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> OnnxRuntimeRunner:
+        """Open one session for several calls at a time: each computes on its caller's thread, and they share what is left.
+
+        A session may be run by several threads; those of its pool help whichever call wants them.
+        """
+        from engines.onnxruntime.runner import OnnxRuntimeRunner, open_session
+
+        require_streams(streams, threads)
+        whole = threads or cpu_count()
+        calls = streams or whole
+        # callers compute too, and of the threads of a session one stands for its caller
+        session = open_session(import_onnxruntime(), engine_path, whole - calls + 1, "cpu")
+        return OnnxRuntimeRunner(session, calls)
 
     def layer_times(
         self,

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX Runtime session."""
+    """An ONNX Runtime session, which any number of threads may call; `at_once` calls are what it was opened for."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, at_once: int = 1) -> None:
         super().__init__(
             tuple(map(_tensor_spec, session.get_inputs())),
             tuple(map(_tensor_spec, session.get_outputs())),
         )
+        self.at_once = at_once
         self._session = session
         self._output_names = [spec.name for spec in self.outputs]
 

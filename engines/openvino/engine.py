@@ -16,6 +16,7 @@ from engines.build_options import BuildOptions, refuse_gpu_options
 from engines.errors import EngineBuildError, EngineLoadError, EngineNotInstalledError
 from engines.graph_file import attention_graph
 from engines.openvino.library import TITLE, import_openvino, require_cpu, version_of
+from engines.performance import require_streams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ class OpenVino(Engine):
     rests = ("fp32", "fp16", "bf16")
     int8_convolutions = True
     tells_kernels = True
+    several_at_once = True
 
     def probe(self) -> Support:
         try:
@@ -106,6 +108,22 @@ class OpenVino(Engine):
         ov = import_openvino()
         require_cpu(device or "cpu", EngineLoadError)
         return OpenVinoRunner(compile_engine(ov, engine_path, threads))
+
+    def load_for_throughput(
+        self,
+        engine_path: Path,
+        *,
+        threads: int | None = None,
+        streams: int | None = None,
+        origin: EngineOrigin | None = None,
+    ) -> OpenVinoRunner:
+        from engines.openvino.library import for_throughput
+        from engines.openvino.runner import OpenVinoRunner, compile_engine
+
+        ov = import_openvino()
+        require_streams(streams, threads)
+        compiled = compile_engine(ov, engine_path, threads, for_throughput(ov, streams))
+        return OpenVinoRunner(compiled, compiled.get_property(ov.properties.optimal_number_of_infer_requests))
 
     def layer_times(
         self,

@@ -27,6 +27,18 @@ def version_of(ov: ModuleType) -> str:
     return str(ov.__version__.split("-")[0])
 
 
+def for_throughput(ov: ModuleType, streams: int | None) -> dict[Any, Any]:
+    """What makes it run several requests at a time, beside `settings`: each stream has threads and a request of its own.
+
+    Args:
+        ov: the package.
+        streams: how many; None leaves the choice to it, by what the model computes and the CPUs have.
+    """
+    hint = ov.properties.hint
+    more = {hint.performance_mode: hint.PerformanceMode.THROUGHPUT}
+    return more if streams is None else {**more, ov.properties.num_streams: streams}
+
+
 def settings(ov: ModuleType, threads: int | None, *, low: bool = False) -> dict[Any, Any]:
     """Latency first, and float32 as it is written: on some CPUs it would round to bfloat16 by itself.
 

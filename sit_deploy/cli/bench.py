@@ -24,6 +24,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.cli.options import performance_options
 from sit_deploy.errors import InputError
 from sit_deploy.report.speedup_text import sentence
 
@@ -41,6 +42,7 @@ _REMEDY = "close other programs, pin both with --cpus, give fewer --threads than
         "sit-deploy bench sit_s-fp16 --batch-sizes 1,8,32 --teacher lvvit_s-fp16",
         "sit-deploy bench sit_s-fp32 --batch-sizes 1,2,4,8 --threads 4 --cpus 0-3 --csv sweep.csv",
         "sit-deploy bench sit_s-fp16 --engine onnxruntime --threads 2 --json",
+        "sit-deploy bench sit_s-int8 --performance throughput --batch-sizes 1,8",
     ),
 )
 @click.argument("bundle", type=path_type)
@@ -67,7 +69,13 @@ _REMEDY = "close other programs, pin both with --cpus, give fewer --threads than
     metavar="S",
     help="Length of a turn.",
 )
-@click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of both sides.")
+@click.option(
+    "--threads",
+    type=Whole(limits.THREADS, 1),
+    metavar="N",
+    help="CPU threads of both sides.  [default: those that the bundle was built for]",
+)
+@performance_options
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
 )
@@ -101,13 +109,16 @@ def command(
     as_json: bool,
     engine: str | None,
     checkpoint: Path | None,
+    performance: str,
+    streams: int | None,
     **timing: Any,
 ) -> None:
     """Time a bundle's engine against PyTorch eager.
 
     The two run turn about, each in a process of its own; the speed-up is the median of the rounds' ratios, with its
     quartiles. Where the rounds do not bear one out (other programs had the CPUs, the rounds lie far apart or on both sides
-    of 1), it says so instead. On a GPU there are two times: end to end with transfers, and the GPU's own without them.
+    of 1), it says so instead. With --performance throughput the engine runs several batches at a time, and is held against
+    itself with one at a time too; ms are then a batch's share of the time. On a GPU there are two times: end to end with transfers, and the GPU's own without them.
     """
     from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
@@ -121,6 +132,8 @@ def command(
     others = {
         "engine": engine,
         "checkpoint": checkpoint,
+        "performance": performance,
+        "streams": streams,
         "teacher": load_bundle(teacher) if teacher else None,
         "timing": TimingOptions(**timing),
     }
@@ -191,11 +204,19 @@ def _show(result: BenchResult) -> None:
     gpu = result.gpu_after if result.torch_device != "cpu" else None
     where = gpu["name"] if gpu else f"{result.machine.cpu_model}, {result.machine.usable_cpus} CPUs"
     kind = "eager" if result.torch_dtype == "float32" else f"eager in {result.torch_dtype}"
-    line = _speed(result.engine, f"PyTorch {kind}", result.speedup, result.gpu_speedup)
+    line = _speed(result.side, f"PyTorch {kind}", result.speedup, result.gpu_speedup)
     say(screen, f"{line} On {literal(where)}.")
+    if result.over_latency:
+        many = result.results[result.side].in_flight
+        say(screen, _speed(f"{result.side} ({many} at a time)", "one at a time", result.over_latency, None))
+        stats = result.results[result.side].stats
+        say(
+            screen,
+            f"So many at a time, a batch takes about {many * stats.p50_ms:.1f} ms from beginning to end.",
+        )
     over = result.over_teacher
     if over:
-        line = _speed(result.engine, f"its teacher {over.model}", over.speedup, over.gpu)
+        line = _speed(result.side, f"its teacher {over.model}", over.speedup, over.gpu)
         say(screen, f"{line} The teacher has {over.macs_ratio:.2f}× the MACs.")
     if gpu:
         say(
@@ -203,6 +224,8 @@ def _show(result: BenchResult) -> None:
             f"GPU after the runs: {gpu['clocks_sm']} of {gpu['clocks_max_sm']} MHz, {gpu['power_draw']} of "
             f"{gpu['power_limit']} W, {gpu['temperature_gpu']} °C.",
         )
+    for note in result.notes:
+        say(screen, f"Note: {literal(note)}.")
     around = result.around
     where = f"pinned to CPU {', '.join(map(str, result.cpus))}" if result.cpus else "pinned to no CPU"
     say(

@@ -129,7 +129,7 @@ ENGINES = ("auto", *KINDS)
     metavar="none|names|detailed",
     help="What the engine tells of its layers (TensorRT).",
 )
-@click.option("--threads", type=Whole(limits.THREADS), metavar="N", help="CPU threads (ONNX Runtime).")
+@click.option("--threads", type=Whole(limits.THREADS), metavar="N", help="CPU threads that it is to run on.")
 @click.option(
     "-o", "--output", type=path_type, metavar="DIR", help="Folder of the bundle.  [default: MODEL-PRECISION]"
 )

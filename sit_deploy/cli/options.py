@@ -147,19 +147,40 @@ _SERVING_OPTIONS = (
         help="Microseconds that a request may wait for others.",
     ),
     click.option(
-        "--instances",
-        default=1,
+        "--performance",
+        type=click.Choice(("latency", "throughput")),
+        default="latency",
         show_default=True,
+        help="A copy on all CPUs, or a copy a CPU (Python backend).",
+    ),
+    click.option(
+        "--instances",
         type=Whole(limits.PROCESSES),
         metavar="N",
-        help="Copies that run at a time.",
+        help="Copies that run at a time.  [default: 1; for throughput one a CPU]",
     ),
     click.option(
         "--threads",
-        default=0,
         type=Whole(limits.THREADS, 0),
         metavar="N",
-        help="CPU threads of a copy (Python backend).",
+        help="CPU threads of a copy (Python backend).  [default: what it was built for; for throughput 1]",
+    ),
+)
+
+
+_PERFORMANCE_OPTIONS = (
+    click.option(
+        "--performance",
+        type=click.Choice(("latency", "throughput")),
+        default="latency",
+        show_default=True,
+        help="All threads on one batch, or several batches at a time (CPU engines).",
+    ),
+    click.option(
+        "--streams",
+        type=Whole(limits.THREADS, 1),
+        metavar="N",
+        help="Batches at a time, for throughput.  [default: the runtime's choice]",
     ),
 )
 
@@ -239,6 +260,11 @@ def preprocessing_options(command: Callable) -> Callable:
 def serving_options(command: Callable) -> Callable:
     """Add how Triton is to run a model: `name`, and fields of `sit_deploy.triton.config.Serving`."""
     return _add(_SERVING_OPTIONS, command)
+
+
+def performance_options(command: Callable) -> Callable:
+    """Add what an engine is opened for: `performance` and `streams`."""
+    return _add(_PERFORMANCE_OPTIONS, command)
 
 
 def data_options(command: Callable) -> Callable:

@@ -41,6 +41,7 @@ def command() -> None:
         "sit-deploy package triton sit_s-fp32 -o models --backend python --ensemble",
         "sit-deploy package triton sit_xs-fp16 sit_s-fp16 -o models",
         "sit-deploy package triton retrained -o models --name sit_s_fp16 --version 2",
+        "sit-deploy package triton sit_s-fp32 -o models --backend python --performance throughput",
     ),
 )
 @click.argument("bundles", type=path_type, nargs=-1, required=True)
@@ -75,9 +76,10 @@ def triton(
     backend: str | None,
     ensemble: bool,
     max_queue_delay: int,
-    instances: int,
+    performance: str,
+    instances: int | None,
     gpus: tuple[int, ...] | None,
-    threads: int,
+    threads: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -87,9 +89,11 @@ def triton(
     """
     from sit_deploy.bundle import load_bundle
     from sit_deploy.errors import InputError
+    from sit_deploy.triton.chosen import serving_for
     from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.copies import Copies
     from sit_deploy.triton.readme import container_for
-    from sit_deploy.triton.repository import serving_for, write_repository
+    from sit_deploy.triton.repository import write_repository
 
     if name is not None and len(bundles) > 1:
         raise InputError(
@@ -99,13 +103,12 @@ def triton(
         "",
         version=version,
         max_queue_delay=max_queue_delay,
-        instances=instances,
         gpus=gpus or (),
-        threads=threads,
         ensemble=ensemble,
     )
     opened = [load_bundle(path) for path in bundles]
-    packages = [(bundle, serving_for(bundle, common, name, backend)) for bundle in opened]
+    copies = Copies(performance, instances, threads)
+    packages = [(bundle, serving_for(bundle, common, name, backend, copies)) for bundle in opened]
     models = write_repository(packages, output, force)
     containers = {serving.name: container_for(bundle, serving.backend) for bundle, serving in packages}
     if as_json:

@@ -29,6 +29,7 @@ _PORT = click.IntRange(1, 65535)
     epilog=examples(
         "sit-deploy serve --install",
         "sit-deploy serve sit_s-fp32",
+        "sit-deploy serve sit_s-fp32 --performance throughput",
         "sit-deploy serve sit_s-fp32 --http-port 9000 --grpc-port 9001 --metrics-port 9002",
     ),
 )
@@ -62,7 +63,8 @@ def command(
     grpc_port: int,
     metrics_port: int,
     as_json: bool,
-    **options: Any,
+    max_queue_delay: int,
+    **copies: Any,
 ) -> None:
     """Serve a bundle with Triton on this machine's CPU, until Ctrl-C.
 
@@ -71,10 +73,13 @@ def command(
     """
     from engines.files import partial_folder
     from sit_deploy.bundle import load_bundle
+    from sit_deploy.performance import Threads
     from sit_deploy.triton import gate, server
+    from sit_deploy.triton.chosen import serving_for
     from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.copies import Copies
     from sit_deploy.triton.install import install_server
-    from sit_deploy.triton.repository import serving_for, write_repository
+    from sit_deploy.triton.repository import write_repository
 
     if install:
         folder = server_folder or server.default_folder()
@@ -87,7 +92,8 @@ def command(
     if bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE'.")
     opened = load_bundle(bundle)
-    serving = serving_for(opened, Serving("", ensemble=True, **options), name, "python")
+    common = Serving("", ensemble=True, max_queue_delay=max_queue_delay)
+    serving = serving_for(opened, common, name, "python", Copies(**copies))
     ports = server.Ports(http_port, grpc_port, metrics_port, host)
     ports.check()
     installation = server.find_server(server_folder)
@@ -106,7 +112,9 @@ def command(
                 server.running(installation, repository, log, inner) as process,
                 gate.guarding(ports.host, ports.http, ("127.0.0.1", inner.http)),
             ):
-                _announce(serving, ports, log, as_json)
+                crowd = Copies.crowd(serving.instances, serving.threads)
+                note = crowd or Threads.of(opened, serving.threads or None).note
+                _announce(serving, note, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()
                 raise server.ServerError(f"Triton stopped: {server.why_ended(process.returncode, log)}")
@@ -134,12 +142,14 @@ def curl_line(name: str, server: str) -> str:
     )
 
 
-def _announce(serving: Any, ports: Any, log: Path, as_json: bool) -> None:
+def _announce(serving: Any, note: str | None, ports: Any, log: Path, as_json: bool) -> None:
     line = curl_line(serving.images, f"{ports.reached_at}:{ports.http}")
     if as_json:
         emit_json(
             {
                 "models": [serving.name, serving.decoder, serving.images],
+                "instances": serving.instances,
+                "threads": serving.threads,
                 "http": ports.http,
                 "grpc": ports.grpc,
                 "metrics": ports.metrics,
@@ -154,5 +164,12 @@ def _announce(serving: Any, ports: Any, log: Path, as_json: bool) -> None:
         f"[green]✓[/] [bold]{literal(serving.name)}[/] (tensors) and [bold]{literal(serving.images)}[/] (image files) on "
         f"{ports.host}: HTTP {ports.http}, gRPC {ports.grpc}, metrics {ports.metrics}. Ctrl-C stops.",
     )
+    several = serving.instances > 1
+    copies = f"{serving.instances} copies at a time" if several else "1 copy"
+    shared = "the CPUs shared out" if several else "ONNX Runtime's own number of threads"
+    threads = f"{serving.threads} threads" if serving.threads > 1 else "1 thread"
+    say(screen, f"{copies}, on {f'{threads} each' if serving.threads else shared}.")
+    if note:
+        say(screen, f"Note: {literal(note)}.")
     say(screen, "Classify a picture of yours:")
     click.echo(line)

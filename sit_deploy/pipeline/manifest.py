@@ -43,6 +43,7 @@ def build_facts(work: Work, lowered: LoweredGraph, built: BuiltEngine) -> BuildF
             target=info.target,
             build_seconds=round(info.build_seconds, 2),
             details=info.details,
+            threads=request.threads,
         ),
         weights=weights_of(request, float_graph.loaded),
         calibration=_calibration(lowered),

@@ -105,6 +105,7 @@ class CheckedLatency(_Strict):
     histogram: HistogramRecord
     others: list[Share]
     pace: list[Share] = []  # that of check.py before it looked has none
+    in_flight: Literal[1] = 1
 
     def __post_init__(self) -> None:
         _require_medians(self.stats, self.round_medians_ms, self.batch_size, "stats")

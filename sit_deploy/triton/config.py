@@ -32,7 +32,7 @@ class Serving:
         backend: one of `BACKENDS`.
         max_queue_delay: microseconds that a request may wait for others to make up a batch.
         instances: copies that run at a time, on each of `gpus`.
-        threads: CPU threads of an instance, 0 for the runtime's choice (Python backend).
+        threads: CPU threads of an instance (Python backend); 0 for the runtime's choice, or a share of the CPUs for several.
         ensemble: take encoded images too.
     """
 

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from sit_deploy import limits
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch, uninterrupted
+from sit_deploy.triton.chosen import choose_backend
 from sit_deploy.triton.config import (
-    BACKENDS,
     LABELS,
     Serving,
     decode_config,
@@ -42,37 +41,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LONGEST_NAME = 200  # of the 255 that a folder's may have; others are made of it
 _PARTS = "sit_deploy_parts"  # what the Python models import, beside them
 _MODELS = Path(__file__).parent / "python_models"
-
-
-def choose_backend(bundle: Bundle, backend: str | None) -> str:
-    """Return the backend for a bundle: the one asked for, or the one of its engine.
-
-    Raises:
-        InputError: the bundle has no engine for it.
-    """
-    kind, precision = bundle.manifest.engine.kind, bundle.manifest.precision
-    if backend is None:
-        if kind not in BACKENDS:
-            raise InputError(
-                f"{bundle.path} holds an engine of {kind}, which is served by no backend here; pass --backend python or "
-                "onnxruntime to serve its graph, or build with --engine tensorrt"
-            )
-        backend = kind
-    if backend not in BACKENDS:
-        raise InputError(f"--backend {backend} is not offered; choose {', '.join(BACKENDS)}")
-    if backend == "tensorrt" and kind != "tensorrt":
-        raise InputError(
-            f"{bundle.path} holds an engine of {kind}, not of tensorrt; build one with --engine tensorrt"
-        )
-    if backend == "tensorrt" and not bundle.manifest.engine.has_weights:
-        raise InputError(
-            f"the engine of {bundle.path} holds no weights, and Triton cannot give it any; build it without --strip-weights"
-        )
-    if backend == "python" and precision not in engines.get("onnxruntime").precisions:
-        raise InputError(
-            f"{bundle.path} is in {precision}, which ONNX Runtime has no CPU kernels for; build one in fp32, fp16 or int8"
-        )
-    return backend
 
 
 def write_repository(
@@ -378,13 +346,3 @@ def _package(name: str) -> Path:
 def _labels(bundle: Bundle) -> str:
     """One class a line; Triton knows no other way, so a line break in a name becomes a space."""
     return "".join(" ".join(name.split()) + "\n" for name in bundle.classes)
-
-
-def default_name(bundle: Bundle) -> str:
-    """Return the name of a bundle's model in Triton: its model and precision."""
-    return f"{bundle.manifest.model.name}_{bundle.manifest.precision}".replace("-", "_")
-
-
-def serving_for(bundle: Bundle, serving: Serving, name: str | None, backend: str | None) -> Serving:
-    """Return how one of several bundles is served: with its own name and backend where none is asked for."""
-    return replace(serving, name=name or default_name(bundle), backend=choose_backend(bundle, backend))

@@ -11,17 +11,28 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import engines
 from engines.gpus import telemetry
+from engines.performance import Performance
 from engines.speedup import Speedup, of_rounds, speedup
-from engines.timing import Machine, TimingOptions, WorkerResult, WorkerSpec, alternate, engine_worker, machine
+from engines.timing import (
+    Machine,
+    TimingOptions,
+    WorkerResult,
+    WorkerSpec,
+    alternate,
+    engine_worker,
+    machine,
+    throughput_worker,
+)
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
+from sit_deploy.performance import Threads, batch_note, read_performance, require_several_at_once
 from sit_deploy.schema import require_type
 from sit_deploy.validation.reference import reference_weights, require_same_task
 from sit_deploy.validation.torch_worker import TorchCall, torch_device
@@ -73,11 +84,15 @@ class BenchResult:
     """An engine timed against PyTorch.
 
     Attributes:
-        results: what was measured of each side, by name: "PyTorch", the engine's kind, and "teacher" where there is one.
+        results: what was measured of each side, by name: "PyTorch", the engine's kind, the same for throughput where it
+            was asked for, and "teacher" where there is one.
+        side: the name of the engine as it was asked for, which the speed-ups are of.
         speedup: of the engine over PyTorch by wall clock.
         gpu_speedup: the ratio by the GPU's clock, None without one, or where its rounds do not bear it out.
         torch_device, torch_dtype: what PyTorch ran on and in.
         gpu_before, gpu_after: clocks, power and temperature, None without a GPU.
+        over_latency: of throughput over the same engine one call after another, in images a second.
+        notes: where it was not run as it was built for.
     """
 
     bundle: Path
@@ -98,6 +113,10 @@ class BenchResult:
     gpu_after: dict[str, Any] | None
     machine: Machine
     versions: dict[str, str | None]
+    side: str
+    performance: str = "latency"
+    over_latency: Speedup | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -109,7 +128,7 @@ class BenchResult:
             "threads": self.threads,
             "cpus": list(self.cpus) if self.cpus else None,
             "results": {name: asdict(result) for name, result in self.results.items()},
-            "speedup": {"engine": self.engine, "over": "PyTorch", **self.speedup.to_dict()},
+            "speedup": {"engine": self.side, "over": "PyTorch", **self.speedup.to_dict()},
             "gpu_speedup": self.gpu_speedup,
             "over_teacher": self.over_teacher.to_dict() if self.over_teacher else None,
             "around": asdict(self.around),
@@ -117,10 +136,16 @@ class BenchResult:
             "gpu": {"before": self.gpu_before, "after": self.gpu_after},
             "machine": asdict(self.machine),
             "versions": self.versions,
+            "performance": {
+                "mode": self.performance,
+                "in_flight": self.results[self.side].in_flight,
+                "over_latency": self.over_latency.to_dict() if self.over_latency else None,
+            },
+            "notes": list(self.notes),
         }
 
 
-def bench(
+def bench(  # noqa: PLR0913
     bundle: Bundle | str | Path,
     *,
     engine: str | None = None,
@@ -128,9 +153,13 @@ def bench(
     timing: TimingOptions | None = None,
     checkpoint: str | Path | None = None,
     teacher: Bundle | str | Path | None = None,
+    performance: str = "latency",
+    streams: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> BenchResult:
     """Time a bundle's engine against PyTorch eager, turn about, each in a process of its own.
+
+    It takes what the command has options for: more than seven parameters, of which two are usual.
 
     A script that calls this needs `if __name__ == "__main__":`.
 
@@ -138,14 +167,17 @@ def bench(
         bundle: its folder, or an open one.
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU instead of its engine.
         batch_size: images a run, within what the engine takes; what it is tuned for by default.
-        timing: the turns, and what both sides run on; by default ten rounds, where the engine is for.
+        timing: the turns, and what both sides run on; by default ten rounds, where the engine is for, on the threads that it
+            was built for.
         checkpoint: where the reference's weights are now.
         teacher: a bundle for the same engine to be timed too, for the realised speed-up over it.
+        performance: "throughput" times the engine, and the teacher's, with several batches at a time, beside one at a time.
+        streams: how many, for throughput; the runtime's choice by default.
         progress: called with a step, how much of it is done, and of how much.
 
     Raises:
-        InputError: a batch that an engine does not take, a teacher of another engine, or reference weights that are not
-            there.
+        InputError: a batch that an engine does not take, a teacher of another engine, reference weights that are not there,
+            or throughput of an engine that has no such mode.
         engines.NoGpuError: an engine that needs a GPU, without one.
         engines.EngineError: arguments out of range, or a worker that failed.
     """
@@ -158,6 +190,13 @@ def bench(
     require_type(batch, int, "bench, as batch size,")
     _require_batch(bundle, batch)
     require_cpus(timing.cpus)
+    mode = read_performance(performance, streams, timing.device)
+    kind = engine or bundle.manifest.engine.kind
+    threads = Threads.of(bundle, timing.threads)
+    if engines.get(kind).on_cpu:
+        timing = replace(timing, threads=threads.count)
+    if mode is Performance.THROUGHPUT:
+        require_several_at_once(bundle, kind)
     if teacher is not None:
         model = teacher.manifest.model
         require_same_task(bundle, teacher.path, model.image_size, model.num_classes)
@@ -183,6 +222,12 @@ def bench(
         # says at once, and not from inside a worker, that the weights are gone or the engine cannot run here
         reference_weights(bundle, checkpoint)
         engines.get(kind).load(path, threads=timing.threads, device=timing.device, origin=origin).close()
+        many = mode is Performance.THROUGHPUT
+        side = f"{kind}, throughput" if many else kind
+        if many:
+            engines.get(kind).load_for_throughput(
+                path, threads=timing.threads, streams=streams, origin=origin
+            ).close()
         workers = {
             "PyTorch": WorkerSpec(
                 TorchCall,
@@ -198,8 +243,15 @@ def bench(
             ),
             kind: engine_worker(kind, path, batch, timing, origin),
         }
+        if many:
+            workers[side] = throughput_worker(kind, path, batch, timing, streams, origin)
         if teacher is not None:
-            workers["teacher"] = engine_worker(kind, teacher.engine_path, batch, timing, teacher.origin)
+            theirs = (kind, teacher.engine_path, batch, timing)
+            workers["teacher"] = (
+                throughput_worker(*theirs, streams, teacher.origin)
+                if many
+                else engine_worker(*theirs, teacher.origin)
+            )
         gpu_before = telemetry()
         results = alternate(workers, timing, progress)
         gpu_after = telemetry()
@@ -213,9 +265,9 @@ def bench(
         threads=timing.threads,
         cpus=timing.cpus,
         results=results,
-        speedup=speedup(results["PyTorch"], results[kind], ("PyTorch", kind)),
-        gpu_speedup=_gpu_speedup(results["PyTorch"], results[kind]),
-        over_teacher=_over_teacher(bundle, teacher, results["teacher"], results[kind]) if teacher else None,
+        speedup=speedup(results["PyTorch"], results[side], ("PyTorch", side)),
+        gpu_speedup=_gpu_speedup(results["PyTorch"], results[side]),
+        over_teacher=_over_teacher(bundle, teacher, results["teacher"], results[side]) if teacher else None,
         around=time_around(bundle),
         torch_device=device,
         torch_dtype=dtype,
@@ -223,6 +275,10 @@ def bench(
         gpu_after=gpu_after,
         machine=machine(),
         versions=versions(),
+        side=side,
+        performance=mode.value,
+        over_latency=speedup(results[kind], results[side], (kind, side)) if many else None,
+        notes=tuple(filter(None, (threads.note, batch_note(bundle, batch)))),
     )
 
 

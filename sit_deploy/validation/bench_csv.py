@@ -34,7 +34,7 @@ def csv_rows(results: Sequence[BenchResult]) -> list[dict[str, Any]]:
     rows = []
     for result in results:
         for side, timed in result.results.items():
-            over = result.speedup if side == result.engine else None
+            over = result.speedup if side == result.side else None
             for clock, stats in (("wall", timed.stats), ("gpu", timed.gpu)):
                 if stats is None:
                     continue

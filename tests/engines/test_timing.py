@@ -142,7 +142,7 @@ def test_paces_are_shares_of_the_fastest_lap_of_all_workers(monkeypatch: pytest.
     """A worker whose CPU is slow throughout is slow by another's laps."""
 
     class Fake:
-        threads, cpus, batch_size = 1, (0,), 1
+        threads, cpus, batch_size, in_flight = 1, (0,), 1, 1
 
         def __init__(self, name: str, *_: object) -> None:
             self.lap = {"held up": 4e-4, "free": 1e-4}[name]

@@ -35,6 +35,7 @@ def latency(rounds: tuple[float, ...], batch: int = 1) -> dict[str, Any]:
         "gpu_round_medians_ms": on_gpu,
         "histogram": {"edges_ms": [1.0, 2.0, 3.0], "counts": [10, 20]},
         "others": [0.0] * len(rounds),
+        **{"pace": [0.9] * len(rounds), "in_flight": 1},
     }
 
 

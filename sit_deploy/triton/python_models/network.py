@@ -26,6 +26,16 @@ def _number(config: dict, name: str, least: int, most: int) -> int:
     return int(text)
 
 
+def _threads(config: dict) -> int:
+    """Return the threads of this copy; copies that nobody gave threads share the CPUs, which each would take whole."""
+    threads = _number(config, "threads", 0, 4096)
+    copies = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+    if threads or copies < 2:
+        return threads  # 0: ONNX Runtime's choice
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // copies)
+
+
 class TritonPythonModel:
     """What Triton calls: `initialize` once an instance, then `execute` for every dynamic batch."""
 
@@ -36,7 +46,7 @@ class TritonPythonModel:
         self._largest = _number(config, "batch_max", self._smallest, 1 << 16)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = _number(config, "threads", 0, 4096)  # 0: ONNX Runtime's choice
+        options.intra_op_num_threads = _threads(config)
         if int8_saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
         engine = Path(args["model_repository"]) / args["model_version"] / "engine.onnx"

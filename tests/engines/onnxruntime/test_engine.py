@@ -273,3 +273,40 @@ def test_usage_is_not_reported_unless_the_user_says_so(set_by_user: str | None, 
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams", "at_once", "in_session"),
+    [(4, None, 4, 1), (4, 2, 2, 3), (1, None, 1, 1), (2, 1, 1, 2)],
+)
+def test_several_calls_of_one_session(
+    threads: int,
+    streams: int | None,
+    at_once: int,
+    in_session: int,
+    make_mlp,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Callers compute on their own threads, so that callers and the session's other threads are `threads`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from engines.onnxruntime import runner as module
+
+    asked = []
+    open_session = module.open_session
+    monkeypatch.setattr(module, "open_session", lambda *args: asked.append(args[2]) or open_session(*args))
+    target = tmp_path / "engine.onnx"
+    OnnxRuntime().build(make_mlp(), target, OPTIONS)
+    arrays = list(np.random.default_rng(1).standard_normal((40, 2, 8)).astype(np.float32))
+    with OnnxRuntime().load_for_throughput(target, threads=threads, streams=streams) as runner:
+        assert (runner.at_once, asked) == (at_once, [in_session])
+        alone = [runner.infer({"x": x})["y"] for x in arrays]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda x: runner.infer({"x": x})["y"], arrays))
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_more_calls_than_threads(make_mlp, tmp_path: Path):
+    with pytest.raises(EngineLoadError, match="streams must be 1 to 2, got 3"):
+        OnnxRuntime().load_for_throughput(tmp_path / "engine.onnx", threads=2, streams=3)

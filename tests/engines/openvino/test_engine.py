@@ -172,3 +172,75 @@ def test_without_openvino(monkeypatch: pytest.MonkeyPatch, make_mlp, tmp_path: P
     assert answer.remedy == "run `pip install openvino`"
     with pytest.raises(EngineNotInstalledError, match="OpenVINO is not installed"):
         OpenVino().build(make_mlp(), tmp_path / "e.xml", OPTIONS)
+
+
+def many(runner, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Run all arrays from eight threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda x: runner.infer({"x": x})["y"], arrays))
+
+
+@pytest.mark.parametrize("streams", [None, 1, 2])
+def test_several_calls_at_a_time(make_mlp, tmp_path: Path, streams: int | None):
+    source, target = make_mlp(), tmp_path / "engine.xml"
+    OpenVino().build(source, target, OPTIONS)
+    arrays = list(np.random.default_rng(1).standard_normal((40, 2, 8)).astype(np.float32))
+    with OpenVino().load_for_throughput(target, threads=2, streams=streams) as runner:
+        assert runner.at_once == 2 if streams is None else runner.at_once >= streams
+        for x, y in zip(arrays, many(runner, arrays), strict=True):
+            np.testing.assert_allclose(y, reference(source, x), rtol=1e-5)
+
+
+def test_threads_that_call_an_engine_for_latency_wait_for_one_another(make_mlp, tmp_path: Path):
+    """OpenVINO would refuse the second call of a request that is under way."""
+    source, target = make_mlp(), tmp_path / "engine.xml"
+    OpenVino().build(source, target, OPTIONS)
+    arrays = list(np.random.default_rng(1).standard_normal((40, 2, 8)).astype(np.float32))
+    with OpenVino().load(target) as runner:
+        assert runner.at_once == 1
+        for x, y in zip(arrays, many(runner, arrays), strict=True):
+            np.testing.assert_allclose(y, reference(source, x), rtol=1e-5)
+    with pytest.raises(EngineInputError, match="closed"):
+        runner.infer({"x": arrays[0]})
+    with pytest.raises(EngineInputError, match="closed"):
+        runner._infer({"x": arrays[0]})  # closed between the look and the call
+
+
+def test_streams_that_it_would_make_fewer_of(make_mlp, tmp_path: Path):
+    target = tmp_path / "engine.xml"
+    OpenVino().build(make_mlp(), target, OPTIONS)
+    with pytest.raises(EngineLoadError, match="streams must be 1 to 2, got 3"):
+        OpenVino().load_for_throughput(target, threads=2, streams=3)
+
+
+def test_the_first_inference_of_a_process_is_alone(make_mlp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two at a time can wait for one another for ever."""
+    import threading
+
+    from engines.openvino import runner as module
+
+    monkeypatch.setattr(module, "_RAN", threading.Event())
+    monkeypatch.setattr(module, "_FIRST", threading.Lock())
+    under_way, most_before_one_was_done, lock = [0], [0], threading.Lock()
+    run = module.OpenVinoRunner._run
+
+    def watched(self, feeds):
+        with lock:
+            under_way[0] += 1
+            if not module._RAN.is_set():
+                most_before_one_was_done[0] = max(most_before_one_was_done[0], under_way[0])
+        try:
+            return run(self, feeds)
+        finally:
+            with lock:
+                under_way[0] -= 1
+
+    monkeypatch.setattr(module.OpenVinoRunner, "_run", watched)
+    source, target = make_mlp(), tmp_path / "engine.xml"
+    OpenVino().build(source, target, OPTIONS)
+    arrays = list(np.random.default_rng(1).standard_normal((16, 2, 8)).astype(np.float32))
+    with OpenVino().load_for_throughput(target, threads=2) as runner:
+        many(runner, arrays)
+    assert most_before_one_was_done == [1] and module._RAN.is_set()

@@ -45,6 +45,18 @@ def test_json(trained: Trained, cli: CommandLine) -> None:
     assert result.complaints == [] and result.err.startswith("Timing (")
 
 
+def test_throughput(trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sit_deploy.validation.bench.TorchCall", IdleCall)
+    monkeypatch.setattr("sit_deploy.validation.bench.alternate", held_up.alternate())
+    out = cli("bench", trained.bundle, "--performance", "throughput", "--batch-size", 2).out
+    assert "onnxruntime, throughput" in out and "Note: run at batch 2, and the engine is tuned for 3." in out
+    assert "onnxruntime, throughput (1 at a time) is 1.00× as fast as one at a time" in out
+    assert "a batch takes about 2.0 ms from beginning to end" in out
+    assert "--streams, or leave" in cli.refuses("bench", trained.bundle, "--streams", "2")
+    words = ("bench", trained.bundle, "--performance", "fast")
+    assert "'fast' is not one of" in cli(*words, status=2).usage_error()
+
+
 def test_refusals(nano_fp32: Path, trained: Trained, cli: CommandLine) -> None:
     assert "takes batches of 1, not 2; pass such" in cli.refuses("bench", nano_fp32, "--batch-size", "2")
     assert "takes batches of 2 to 4, not 5" in cli.refuses("bench", trained.bundle, "--batch-size", "5")

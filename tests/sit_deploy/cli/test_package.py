@@ -42,6 +42,64 @@ def test_settings_reach_the_configuration(trained: Trained, cli: CommandLine) ->
 
 
 @pytest.mark.parametrize(
+    ("words", "copies", "threads"),
+    [
+        ((), 1, "0"),
+        (("--instances", 2), 2, "0"),  # the model shares the CPUs out
+        (("--performance", "throughput"), 4, "1"),
+        (("--performance", "throughput", "--instances", 2), 2, "2"),
+        (("--performance", "throughput", "--threads", 3), 1, "3"),
+        (("--performance", "throughput", "--instances", 2, "--threads", 1), 2, "1"),
+    ],
+)
+def test_copies_and_their_threads(
+    words: tuple[object, ...],
+    copies: int,
+    threads: str,
+    nano_fp32: Path,
+    cli: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sit_deploy.triton.config import parse
+
+    monkeypatch.setattr("sit_deploy.triton.copies.cpu_count", lambda: 4)
+    cli("package", "triton", nano_fp32, "-o", "models", "--name", "net", "--backend", "python", *words)
+    config = parse((cli.folder / "models/net/config.pbtxt").read_text())
+    (group,) = config.instance_group
+    assert (group.count, config.parameters["threads"].string_value) == (copies, threads)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--instances", "3", "--threads", "2"), "3 copies on 2 threads each are more than the 4 CPUs here"),
+        (("--instances", "5"), "5 copies on 1 threads each are more than the 4 CPUs here"),
+        (("--threads", "5"), "1 copies on 5 threads each"),
+        (
+            ("--backend", "onnxruntime"),
+            "--backend onnxruntime is served by Triton's own; leave it out and give",
+        ),
+    ],
+)
+def test_copies_that_would_wait_for_one_another(
+    words: tuple[str, ...], message: str, nano_fp32: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sit_deploy.triton.copies.cpu_count", lambda: 4)
+    told = (
+        "package",
+        "triton",
+        nano_fp32,
+        "-o",
+        "models",
+        "--backend",
+        "python",
+        "--performance",
+        "throughput",
+    )
+    assert message in cli.refuses(*told, *words)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--name", "a/b"], "model name 'a/b' is not allowed: use letters, digits"),

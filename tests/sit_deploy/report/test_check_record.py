@@ -39,6 +39,23 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert over["speedup"]["median"] == pytest.approx(1.5) and over["speedup"]["doubt"] is None
 
 
+def test_what_was_written_before_paces_were_taken(tmp_path: Path) -> None:
+    old = checked.bundle("sit-int8", MINE)
+    for latency in old["latencies"]:
+        del latency["pace"], latency["in_flight"]
+    assert read_check(checked.write(tmp_path / "check.json", old))["bundles"]
+
+
+def test_a_check_that_was_held_up(tmp_path: Path) -> None:
+    """By the loop of fixed work beside it alone: the reader judges it anew."""
+    slow = checked.bundle("sit-fp16", OTHER, "fp16", (3.0, 3.0, 3.3))
+    slow["latencies"][0]["pace"] = [0.2, 0.3, 0.2]
+    path = checked.write(tmp_path / "check.json", slow, checked.bundle("sit-int8", MINE))
+    (over,) = rows_of(path)[0]["over"]
+    assert over["speedup"]["median"] is None
+    assert "a loop of fixed work in the same slices ran at 20% of its usual rate" in over["speedup"]["doubt"]
+
+
 @pytest.mark.parametrize(
     ("others", "found"),
     [

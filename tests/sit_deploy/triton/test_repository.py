@@ -18,8 +18,9 @@ from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.manifest import digest
 from sit_deploy.triton import repository as repositories
+from sit_deploy.triton.chosen import choose_backend, default_name
 from sit_deploy.triton.config import parse
-from sit_deploy.triton.repository import choose_backend, default_name, write_repository
+from sit_deploy.triton.repository import write_repository
 from tests.helpers.command_line import snapshot
 from tests.sit_deploy.conftest import CLASSES, Trained
 from tests.sit_deploy.triton.conftest import as_tensorrt, serving

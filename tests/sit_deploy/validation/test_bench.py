@@ -9,7 +9,7 @@ import pytest
 import engines
 from engines import timing
 from engines.latency import LatencyStats
-from engines.timing import EngineCall, TimingOptions, WorkerResult, WorkerSpec
+from engines.timing import EngineCall, ThroughputCall, TimingOptions, WorkerResult, WorkerSpec
 from sit_deploy.bundle import load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
@@ -111,6 +111,42 @@ def test_the_teacher_is_timed_too(trained: Trained, nano_rtx: Path, asked: dict[
     assert over.macs_ratio == 1 and over.model == "sit_nano" and over.gpu is None
     with pytest.raises(InputError, match="give two bundles of the same engine"):
         bench(bundle, teacher=load_bundle(trained.bundle), engine="tensorrt")
+
+
+def test_throughput_beside_latency(trained: Trained, asked: dict[str, Any]) -> None:
+    bundle = load_bundle(trained.bundle)
+    result = bench(
+        bundle,
+        timing=TimingOptions(3, 0.25, threads=2),
+        performance="throughput",
+        streams=2,
+        teacher=bundle,
+        batch_size=2,
+    )
+    side = "onnxruntime, throughput"
+    assert list(asked["workers"]) == ["PyTorch", "onnxruntime", side, "teacher"]
+    job = ("onnxruntime", trained.bundle / "engine.onnx", 2, 2, 2, bundle.origin)
+    assert asked["workers"][side] == WorkerSpec(ThroughputCall, job, 2) == asked["workers"]["teacher"]
+    found = result.to_dict()
+    assert found["speedup"]["engine"] == side and found["speedup"]["median"] == 4
+    mode = found["performance"]
+    assert (mode["mode"], mode["in_flight"], mode["over_latency"]["median"]) == ("throughput", 1, 1)
+    assert found["notes"] == ["run at batch 2, and the engine is tuned for 3"]
+    assert bench(bundle).to_dict()["performance"]["over_latency"] is None
+
+
+def test_throughput_that_cannot_be(trained: Trained, nano_rtx: Path, asked: dict[str, Any]) -> None:
+    bundle = load_bundle(trained.bundle)
+    for words, error, message in (
+        ({"streams": 2}, InputError, "pass --performance throughput"),
+        ({"performance": "throughput", "streams": 10**6}, engines.EngineLoadError, "streams must be 1 to"),
+        ({"performance": "throughput", "timing": TimingOptions(device="cuda")}, InputError, "is the CPU's"),
+    ):
+        with pytest.raises(error, match=message):
+            bench(bundle, **words)
+    with pytest.raises(InputError, match="TensorRT-RTX, which has no throughput mode here"):
+        bench(load_bundle(nano_rtx), performance="throughput")
+    assert not asked
 
 
 def test_gpu_time_is_compared_where_both_have_it() -> None:

@@ -1,0 +1,85 @@
+"""What a bundle is run for, and on how many threads, where nobody says: as it was built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import engines
+from engines.performance import Performance, cpu_count
+from sit_deploy.bundle import Bundle
+from sit_deploy.errors import InputError
+
+MODES = tuple(mode.value for mode in Performance)
+
+
+def read_performance(performance: str, streams: int | None, device: str | None = None) -> Performance:
+    """Return what was asked for.
+
+    Args:
+        performance: "latency" or "throughput".
+        streams: how many calls run at a time, for throughput alone.
+        device: where it is to run.
+
+    Raises:
+        InputError: no such mode, or options that contradict each other.
+    """
+    if performance not in MODES:
+        raise InputError(f"performance {performance!r} is not offered; choose {' or '.join(MODES)}")
+    mode = Performance(performance)
+    if mode is Performance.THROUGHPUT and device not in (None, "cpu"):
+        raise InputError(
+            f"throughput mode is the CPU's, and device {device} was asked for; leave one of them out"
+        )
+    if streams is None or mode is Performance.THROUGHPUT:
+        return mode
+    raise InputError(
+        "streams are calls that run at a time, which is throughput; pass --performance throughput with --streams, or leave "
+        "--streams out"
+    )
+
+
+def require_several_at_once(bundle: Bundle, kind: str) -> None:
+    """Refuse to open an engine for throughput that cannot be.
+
+    Raises:
+        InputError: names the engine and what to do.
+    """
+    engine = engines.get(kind)
+    if not engine.several_at_once:
+        able = ", ".join(k for k in engines.KINDS if engines.get(k).several_at_once)
+        raise InputError(
+            f"{bundle.path} holds an engine of {engine.title}, which has no throughput mode here ({able} have); leave "
+            "--performance throughput out, and give larger batches"
+        )
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads that a bundle is run with.
+
+    Attributes:
+        count: None leaves the choice to the runtime.
+        note: where that is not what it was built for, as a sentence without its full stop; None where it is.
+    """
+
+    count: int | None
+    note: str | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle, asked: int | None) -> Threads:
+        """Return what was asked for, or what the bundle was built for, where there are as many CPUs."""
+        built = bundle.threads if engines.get(bundle.manifest.engine.kind).on_cpu else None
+        if built is None or asked == built:
+            return cls(asked)
+        if asked is not None:
+            return cls(asked, f"run with --threads {asked}, and built with --threads {built}")
+        if built <= (here := cpu_count()):
+            return cls(built)
+        return cls(here, f"run on {here} threads, one for each CPU here, and built with --threads {built}")
+
+
+def batch_note(bundle: Bundle, batch: int) -> str | None:
+    """Say so where a batch is not the one that the engine is tuned for."""
+    if batch == bundle.batch_size:
+        return None
+    return f"run at batch {batch}, and the engine is tuned for {bundle.batch_size}"
