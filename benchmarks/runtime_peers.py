@@ -113,7 +113,7 @@ def measure(
     rows = []
     for cell in cells:
         row = {"model": setting.model.name, "batch": setting.batch} | about(cell.candidate)
-        row |= {"skipped": cell.skipped, "sqnr_db" if row["precision"] == "int8" else "error": cell.error}
+        row |= {"skipped": cell.skipped, "error" if row["precision"] == "fp32" else "sqnr_db": cell.error}
         if result := results.get(cell.candidate.key):
             row |= latency(result, setting.batch)
             if PLAIN in results:

@@ -57,6 +57,31 @@ def open_compiled(name: str, threads: int) -> Logits:
     return _on_torch(torch.compile(random_model(name)))
 
 
+def open_autocast(name: str, threads: int) -> Logits:
+    """torch.compile, its default mode, of the model under autocast to bfloat16."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.compiler.reset()
+    compiled = torch.compile(random_model(name))
+
+    def run_in_bfloat16(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return compiled(images).float()
+
+    return _on_torch(run_in_bfloat16)
+
+
+def open_half(name: str, threads: int) -> Logits:
+    """torch.compile, its default mode, of the model with its weights in bfloat16."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.compiler.reset()
+    compiled = torch.compile(random_model(name).bfloat16())
+    return _on_torch(lambda images: compiled(images.bfloat16()).float())
+
+
 def open_dynamic(name: str, threads: int) -> Logits:
     """Linear layers with 8-bit weights, and activations that are quantized as they come."""
     import torch
@@ -89,12 +114,12 @@ def open_onnxruntime(path: Path, threads: int | None) -> Logits:
     return lambda batch: session.run(None, {images: batch})[0]
 
 
-def open_openvino(path: Path, threads: int) -> Logits:
-    """A model with OpenVINO's defaults, but in float32 where it says so: some CPUs would get bfloat16."""
+def open_openvino(path: Path, threads: int, precision: str = "f32") -> Logits:
+    """A model with OpenVINO's defaults, in float32 or in "bf16": its own default is one or the other, by the CPU."""
     import openvino as ov
 
     settings = {
-        ov.properties.hint.inference_precision: ov.Type.f32,
+        ov.properties.hint.inference_precision: getattr(ov.Type, precision),
         ov.properties.inference_num_threads: threads,
     }
     compiled = ov.Core().compile_model(str(path), "CPU", settings)
@@ -273,25 +298,33 @@ def _static(setting: Setting) -> Way:
     return open_onnxruntime, (path, setting.session_threads)
 
 
-def _nncf(setting: Setting) -> Way:
+def _nncf(setting: Setting, precision: str = "f32") -> Way:
     path, images = setting.path("nncf.xml"), setting.path("calibration.npy")
+    if path.exists():
+        return open_openvino, (path, setting.threads, precision)
     np.save(images, np.concatenate(setting.batches(setting.model.calibration)))
     job = {"graph": str(setting.plain), "output": str(path), "images": str(images)}
     setting.ask("nncf-openvino", "nncf_openvino.py", {**job, "method": "default", "layers": []})
-    return open_openvino, (path, setting.threads)
+    return open_openvino, (path, setting.threads, precision)
 
 
-def _ours(setting: Setting, kind: str, precision: str) -> Way:
+def _ours(setting: Setting, kind: str, precision: str, half: str | None = None) -> Way:
+    """An engine of ours: the graph of a precision, what of it is not in 8 bits in `half`."""
     import onnx
 
     from sit_deploy.graph.export import set_batch
+    from sit_deploy.graph.precision import to_precision
 
     engine = engines.get(kind)
-    source = setting.path(f"{precision}.onnx")
+    if half and (reason := engine.lacks(half)):
+        raise RuntimeError(reason)
+    name = f"{precision}-{half}" if half else precision
+    source = setting.path(f"{name}.onnx")
     # each engine in a folder of its own: one kind's file is another's source
-    path = setting.path(f"{kind}-{precision}") / engine.filename
+    path = setting.path(f"{kind}-{name}") / engine.filename
     path.parent.mkdir(exist_ok=True)
-    onnx.save(set_batch(setting.model.graphs[precision], setting.batch), source)
+    graph = set_batch(setting.model.graphs[precision], setting.batch)
+    onnx.save(to_precision(graph, half)[0] if half else graph, source)
     engine.build(source, path, engines.BuildOptions(threads=setting.threads))
     return open_engine, (kind, path, setting.threads)
 
@@ -340,10 +373,30 @@ CANDIDATES = (
     ),
     *_our_candidates("fp32"),
     Candidate(
+        "autocast", "torch.compile, autocast", "bf16", lambda s: (open_autocast, (s.model.name, s.threads))
+    ),
+    Candidate(
+        "half", "torch.compile, BF16 weights", "bf16", lambda s: (open_half, (s.model.name, s.threads))
+    ),
+    Candidate(
+        "plain-openvino-bf16",
+        "plain export, OpenVINO",
+        "bf16",
+        lambda s: (open_openvino, (s.plain, s.threads, "bf16")),
+    ),
+    Candidate(
+        "openvino-bf16",
+        "**sit-deploy**, OpenVINO",
+        "bf16",
+        lambda s: _ours(s, "openvino", "fp32", "bf16"),
+        ours=True,
+    ),
+    Candidate(
         "dynamic", "quantize_dynamic, PyTorch", "int8", lambda s: (open_dynamic, (s.model.name, s.threads))
     ),
     Candidate("static", "quantize_static, ONNX Runtime", "int8", _static),
     Candidate("nncf", "NNCF, OpenVINO", "int8", _nncf),
+    Candidate("nncf-bf16", "NNCF in BF16, OpenVINO", "int8", lambda s: _nncf(s, "bf16")),
     *_our_candidates("int8"),
     # its kernels make the stem faster, ONNX Runtime's do not
     Candidate(
@@ -351,6 +404,13 @@ CANDIDATES = (
         "**sit-deploy** `--quantize default,stem`, OpenVINO",
         "int8",
         lambda s: _ours(s, "openvino", WITH_STEM),
+        ours=True,
+    ),
+    Candidate(
+        "openvino-int8-stem-bf16",
+        "**sit-deploy** `--quantize default,stem --rest bf16`, OpenVINO",
+        "int8",
+        lambda s: _ours(s, "openvino", WITH_STEM, "bf16"),
         ours=True,
     ),
 )

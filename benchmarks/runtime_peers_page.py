@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import documents, gains
 
-PRECISIONS = {"fp32": "FP32", "int8": "INT8"}
+PRECISIONS = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 EVEN = 1.01  # two runs of the same candidate differ by about 0.01
 
 

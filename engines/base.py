@@ -124,6 +124,7 @@ class Engine(ABC):
         precision_beside_8_bits: of what an int8 or fp8 graph holds beside, if nothing else is asked for.
         rests: what an int8 or fp8 graph may hold beside.
         int8_convolutions: its convolutions are faster in INT8 too.
+        norms_cost_a_scaling: it scales and shifts what a LayerNorm gives in a kernel of its own.
         one_scale_where_split: it multiplies in 8 bits what is split afterwards only if the weight has one scale.
         attention_since: a release that is known to read ONNX's Attention, by its name for people; "" where all do.
         attention_in_one_kernel: it makes one kernel of attention, in 8 bits only where there are enough tokens.
@@ -144,6 +145,7 @@ class Engine(ABC):
     precision_beside_8_bits: ClassVar[str] = "fp32"
     rests: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     int8_convolutions: ClassVar[bool] = False
+    norms_cost_a_scaling: ClassVar[bool] = False
     one_scale_where_split: ClassVar[bool] = False
     attention_since: ClassVar[str] = ""
     attention_in_one_kernel: ClassVar[bool] = False

@@ -36,6 +36,7 @@ class OpenVino(Engine):
     precisions = ("fp32", "fp16", "bf16", "int8")
     rests = ("fp32", "fp16", "bf16")
     int8_convolutions = True
+    norms_cost_a_scaling = True
     tells_kernels = True
     several_at_once = True
 

@@ -51,6 +51,7 @@ class Material:
         quantizer: of all groups that may be tried.
         stream: of calibration images.
         samples: the labelled images, where there are any.
+        engine: that candidates are for.
     """
 
     request: BuildRequest
@@ -58,6 +59,13 @@ class Material:
     quantizer: Quantizer
     stream: ImageStream
     samples: Labelled | None = None
+    engine: engines.Engine | None = None
+
+    @cached_property
+    def _float(self) -> onnx.ModelProto:
+        from sit_deploy.graph.norms import float_form
+
+        return float_form(self.float_graph.graph, self.engine)
 
     def plan(self, candidate: Candidate) -> QuantPlan:
         """Return the plan of a candidate in 8 bits."""
@@ -68,7 +76,7 @@ class Material:
         from sit_deploy.graph.precision import to_precision
 
         if candidate.is_float:
-            return to_precision(self.float_graph.graph, candidate.rest)[0]
+            return to_precision(self._float, candidate.rest)[0]
         low = self.quantizer.with_plan(self.plan(candidate)).quantized()
         return low if candidate.rest == FLOAT else to_precision(low, candidate.rest)[0]
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
+from sit_deploy.graph.norms import float_form
 from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import agreement_note, compare, reference_fault, require
 from sit_deploy.pipeline.logits import graph_logits, torch_logits
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, COMPARED_IMAGES, BuildRequest
 from sit_deploy.pipeline.work import Work
-from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
+from sit_deploy.precisions import EIGHT_BITS, FLOATS, TOLERANCE
 from sit_deploy.text import shown
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
         deploy, logits = _deploy(work, loaded, compared)
     with work.step("Exporting to ONNX"):
         graph = _export(request, loaded, deploy)
+        if request.precision in FLOATS:
+            graph = float_form(graph, work.engine)
         del deploy
         logits = _check_graph(work, graph, folder, compared, logits)
     return FloatGraph(loaded, preprocessing, choice.sources, classes, compared, graph, logits)

@@ -52,6 +52,7 @@ def compare_speed(
     from engines.timing import TimingOptions, engine_worker
     from engines.worker import usable_cpus
     from sit_deploy.graph.float16_ranges import observe_float16_ranges
+    from sit_deploy.graph.norms import float_form
     from sit_deploy.graph.pixels import take_pixels
     from sit_deploy.graph.precision import to_precision
     from sit_deploy.graph.write import write_graph
@@ -71,7 +72,7 @@ def compare_speed(
         if high == "fp16":
             images = float_graph.compared.normalised
             ranges = observe_float16_ranges(float_graph.graph, images, request.batch_range[1])
-        graph = to_precision(float_graph.graph, high, ranges)[0]
+        graph = to_precision(float_form(float_graph.graph, engine), high, ranges)[0]
         if request.input == "uint8":
             graph = take_pixels(graph, float_graph.preprocessing)
         write_graph(graph, source)

@@ -147,7 +147,9 @@ class _Tuner:
         self.space = Space(
             tuple(present), default, rests(work.engine, work.request.rest), float_precisions(work.engine)
         )
-        self.material = Material(work.request, float_graph, quantizer, quantization.stream, work.samples)
+        self.material = Material(
+            work.request, float_graph, quantizer, quantization.stream, work.samples, work.engine
+        )
         self._bench = CandidateBench(work.engine, self.material, folder / "tuning")
         self._timings = open_timings(work, quantization)
         self._drops: dict[Candidate, float] = {}
