@@ -313,6 +313,7 @@ def _ours(setting: Setting, kind: str, precision: str, half: str | None = None) 
     import onnx
 
     from sit_deploy.graph.export import set_batch
+    from sit_deploy.graph.norms import float_form
     from sit_deploy.graph.precision import to_precision
 
     engine = engines.get(kind)
@@ -324,6 +325,8 @@ def _ours(setting: Setting, kind: str, precision: str, half: str | None = None) 
     path = setting.path(f"{kind}-{name}") / engine.filename
     path.parent.mkdir(exist_ok=True)
     graph = set_batch(setting.model.graphs[precision], setting.batch)
+    if precision == "fp32":
+        graph = float_form(graph, engine)
     onnx.save(to_precision(graph, half)[0] if half else graph, source)
     engine.build(source, path, engines.BuildOptions(threads=setting.threads))
     return open_engine, (kind, path, setting.threads)

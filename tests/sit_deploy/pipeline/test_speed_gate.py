@@ -437,7 +437,7 @@ def test_a_tie_is_measured(timed: Callable[..., Any], compared: Callable[..., tu
 class Spy:
     """An engine that can run, and remembers what it was to build, and with which options."""
 
-    kind, filename = "tensorrt-rtx", "engine.plan"
+    kind, filename, norms_cost_a_scaling = "tensorrt-rtx", "engine.plan", False
 
     def __init__(self) -> None:
         self.built: list[tuple[onnx.ModelProto, BuildOptions]] = []
