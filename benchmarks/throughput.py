@@ -120,7 +120,8 @@ def about(report: dict[str, Any]) -> str:
     return (
         f"`python benchmarks/throughput.py`, {report['date']}, {host['cpu_model']}, {host['usable_cpus']} CPUs, {report['threads']} "
         f"threads in all, OpenVINO {versions['openvino'].split('-')[0]}, ONNX Runtime {versions['onnxruntime']}; FP32; medians of "
-        f"{report['rounds']} rounds in which all of a row take turns (half of the rounds)."
+        f"{report['rounds']} rounds of {report['seconds_per_round']:g} s in which both modes of both runtimes take turns (half of the rounds); "
+        "a model and batch size is a run of its own."
     )
 
 
@@ -128,7 +129,7 @@ def about(report: dict[str, Any]) -> str:
 @click.option("--model", "models", multiple=True, default=("sit_s", "sit_nano"), show_default=True)
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=(1, 8), show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=5, show_default=True)
-@click.option("--seconds", type=float, default=0.5, show_default=True, help="Length of a turn.")
+@click.option("--seconds", type=float, default=0.3, show_default=True, help="Length of a turn.")
 @click.option(
     "--threads", type=click.IntRange(1), default=2, show_default=True, help="Of all calls together."
 )
