@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import gains
 from benchmarks.gpu_cells import Cell
+from engines.speedup import FEWEST_ROUNDS
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.cost import cost
 
@@ -89,12 +91,17 @@ def find(cells: Sequence[Cell], model: str, runtime: str, batch: int) -> Cell | 
 
 
 def speedup(ours: Cell | None, theirs: Cell | None) -> float | None:
-    """How much faster `ours` is an image, by the median of the rounds' ratios; None where one was not measured."""
+    """How much faster `ours` is an image, by the median of the rounds' ratios.
+
+    None where one was not measured, or three and more rounds lie too far apart: somebody else was on the GPU.
+    """
     if ours is None or theirs is None:
         return None
     scale = ours.batch / theirs.batch
-    pairs = zip(ours.medians(), theirs.medians(), strict=True)
-    return statistics.median(scale * b / a for a, b in pairs)
+    slow, fast = [scale * ms for ms in theirs.medians()], ours.medians()
+    if len(slow) < FEWEST_ROUNDS:  # a session cut short: all there is
+        return statistics.median(b / a for a, b in zip(fast, slow, strict=True))
+    return gains.of_times(slow, fast).median
 
 
 def over_teachers(cells: Sequence[Cell]) -> list[dict[str, Any]]:

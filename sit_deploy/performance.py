@@ -72,10 +72,17 @@ class Threads:
         if built is None or asked == built:
             return cls(asked)
         if asked is not None:
-            return cls(asked, f"run with --threads {asked}, and built with --threads {built}")
+            return cls(asked, f"run on {_threads(asked)}, and built for {built} (build --threads)")
         if built <= (here := cpu_count()):
             return cls(built)
-        return cls(here, f"run on {here} threads, one for each CPU here, and built with --threads {built}")
+        return cls(
+            here,
+            f"run on {_threads(here)}, as many as there are CPUs here, and built for {built} (build --threads)",
+        )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def batch_note(bundle: Bundle, batch: int) -> str | None:

@@ -113,7 +113,7 @@ def command(
                 gate.guarding(ports.host, ports.http, ("127.0.0.1", inner.http)),
             ):
                 crowd = Copies.crowd(serving.instances, serving.threads)
-                note = crowd or Threads.of(opened, serving.threads or None).note
+                note = crowd or Threads.of(opened, serving.instances * serving.threads or None).note
                 _announce(serving, note, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()

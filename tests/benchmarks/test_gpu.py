@@ -70,8 +70,10 @@ def test_no_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_speedup_is_of_images_and_by_round():
-    ours, theirs = cell("a", "x", 2, 1.0, 1.0, 1.0), cell("b", "x", 1, 1.0, 2.0, 9.0)
-    assert gpu_page.speedup(ours, theirs) == 4.0  # medians of 2, 4 and 18
+    ours, theirs = cell("a", "x", 2, 1.0, 1.0, 1.0), cell("b", "x", 1, 1.9, 2.0, 2.3)
+    assert gpu_page.speedup(ours, theirs) == 4.0  # medians of 3.8, 4 and 4.6
+    shared = cell("b", "x", 1, 1.0, 2.0, 9.0)  # somebody else was on the GPU
+    assert gpu_page.speedup(ours, shared) is None
     assert gpu_page.speedup(ours, None) is None
 
 

@@ -58,9 +58,12 @@ def test_threads_are_those_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None
     assert Threads.of(built_for(2), None) == Threads.of(built_for(2), 2) == Threads(2)
     assert Threads.of(built_for(None), None) == Threads(None) and Threads.of(built_for(None), 3) == Threads(3)
     other = Threads.of(built_for(2), 1)
-    assert (other.count, other.note) == (1, "run with --threads 1, and built with --threads 2")
+    assert (other.count, other.note) == (1, "run on 1 thread, and built for 2 (build --threads)")
     fewer = Threads.of(built_for(16), None)
-    assert fewer.count == 4 and "one for each CPU here, and built with --threads 16" in fewer.note
+    assert (
+        fewer.count == 4
+        and "run on 4 threads, as many as there are CPUs here, and built for 16" in fewer.note
+    )
     assert Threads.of(built_for(2, "tensorrt"), None) == Threads(None)  # they are the builder's there
 
 
