@@ -8,6 +8,7 @@ import click
 
 from sit_deploy import limits
 from sit_deploy.cli.common import (
+    Groups,
     Real,
     Whole,
     console,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "sit-deploy calibrate --checkpoint s.safetensors --calib-data train -o s.json",
         "sit-deploy calibrate --checkpoint s.safetensors --calib-data train --calib-images 512 -o s.json",
+        "sit-deploy calibrate --checkpoint s.safetensors --calib-data train --quantize auto -o s.json",
     ),
 )
 @model_options(required=False)
@@ -73,6 +75,12 @@ if TYPE_CHECKING:
     type=Real(most=100),
     metavar="P",
     help="Of the method percentile.",
+)
+@click.option(
+    "--quantize",
+    type=Groups(),
+    metavar="GROUPS",
+    help="As of the build: products of two activations are observed if they are in it; auto observes everything.  [default: default]",
 )
 @preprocessing_options
 @click.option("-o", "--output", type=path_type, required=True, metavar="FILE", help="The calibration, JSON.")
