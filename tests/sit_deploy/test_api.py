@@ -26,7 +26,9 @@ SCRIPT = ROOT / "tests/helpers/user_script.py"
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt_rtx", "numpy", "PIL", "matplotlib")
 
 # Never leave the module that raises them: signals from one of its functions to another.
-_SIGNALS = {"DamagedFileError", "GraphError", "HostilePickle", "OtherPickleError", "RefusedError"}
+_SIGNALS = {
+    "DamagedFileError", "GraphError", "HostilePickle", "OtherPickleError", "RefusedError", "_StopSearchError",
+}  # fmt: skip
 
 
 def python(code: str) -> str:

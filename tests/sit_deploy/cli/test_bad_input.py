@@ -46,7 +46,7 @@ NANO = ("build", "--model", "sit_nano", "--engine", "onnxruntime", "-o", "new/ou
         (["--max-accuracy-drop", "1"], "--max-accuracy-drop needs images with labels; pass --val-data DIR"),
         (["--engine", "tensorflow"], "unknown engine 'tensorflow'; did you mean tensorrt"),
         (["--engine", "ncnn"], "unknown engine 'ncnn' (engines: tensorrt, tensorrt-rtx, onnxruntime, openvino)"),
-        (["--precision", "bf16"], "ONNX Runtime has no bf16 kernels for a CPU; pass --engine tensorrt-rtx"),
+        (["--precision", "bf16"], "ONNX Runtime has no bf16 kernels for a CPU; pass --engine "),
         (["--optimization-level", "6"], "optimization level must be 0 to 5, got 6"),
         (["--optimization-level", "3"], "leave it out, or build with a TensorRT engine"),
         (["--target", "sm89"], "leave it out, or build with a TensorRT engine"),

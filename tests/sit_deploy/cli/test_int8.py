@@ -281,7 +281,7 @@ def test_groups(quick_float: Digits, cli: CommandLine, monkeypatch: pytest.Monke
         (["--precision", "fp8", "--engine", "tensorrt-rtx", "--opset", "17"], "fp8 needs opset 19, got 17; leave --opset out"),
         (["--calib-method", "best"], "int8 has no calibration method 'best'; choose from auto, minmax, average, percentile, entropy, mse"),
         (["--calib-percentile", "0"], "--calib-percentile must be above 0 and at most 100, got 0"),
-        (["--rest", "bf16"], "--rest bf16 is not offered; choose fp32 or fp16"),
+        (["--rest", "bf16"], "ONNX Runtime does not compute bf16 beside int8; pass --rest fp32 or fp16"),
         (["--calib-cache", "nowhere/c.json"], "nowhere of the calibration cache does not exist or cannot be written"),
         (["--precision", "fp16", "--calib-method", "mse"], "--calib-method is for 8 bits; pass --precision int8 or fp8 with it"),
         (["--precision", "fp32", "--calib-percentile", "99"], "--calib-percentile is for 8 bits"),
