@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnx import TensorProto, numpy_helper
-
 if TYPE_CHECKING:
     from types import ModuleType
 
     import onnx
 
 KEY = ["sit_deploy", "inference_precision"]  # of a model's runtime information
-_FLOATS = (TensorProto.FLOAT, TensorProto.BFLOAT16)
 
 
 def has_bfloat16(ov: ModuleType) -> bool:
@@ -42,11 +39,13 @@ def widen(model: onnx.ModelProto) -> bool:
     Returns:
         Whether it had any. A graph whose inputs or outputs are bfloat16 is left as it is.
     """
-    graph = model.graph
+    from onnx import TensorProto, numpy_helper  # engines are opened where there is no ONNX
+
+    floats, graph = (TensorProto.FLOAT, TensorProto.BFLOAT16), model.graph
     borders = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    casts = [node for node in graph.node if node.op_type == "Cast" and node.attribute[0].i in _FLOATS]
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.attribute[0].i in floats]
     low = TensorProto.BFLOAT16
     if low in borders or not (low in types.values() or any(node.attribute[0].i == low for node in casts)):
         return False
@@ -63,9 +62,9 @@ def widen(model: onnx.ModelProto) -> bool:
     same: dict[str, str] = {}  # what a Cast that goes gives, by what it reads
     kept = []
     for node in graph.node:
-        if node.op_type != "Cast" or node.attribute[0].i not in _FLOATS:
+        if node.op_type != "Cast" or node.attribute[0].i not in floats:
             kept.append(node)
-        elif types.get(node.input[0]) in _FLOATS and node.output[0] not in outputs:
+        elif types.get(node.input[0]) in floats and node.output[0] not in outputs:
             same[node.output[0]] = node.input[0]
         else:
             node.attribute[0].i = TensorProto.FLOAT

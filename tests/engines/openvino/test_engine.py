@@ -244,3 +244,18 @@ def test_the_first_inference_of_a_process_is_alone(make_mlp, tmp_path: Path, mon
     with OpenVino().load_for_throughput(target, threads=2) as runner:
         many(runner, arrays)
     assert most_before_one_was_done == [1] and module._RAN.is_set()
+
+
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
+def test_opening_an_engine_needs_no_onnx(kind: str):
+    """Where a folder of `package python` runs, there is none."""
+    import subprocess
+
+    program = f"import sys; sys.modules['onnx'] = None; import engines.timing, engines.{kind}.engine, engines.{kind}.runner"
+    path = [str(Path(__file__).parents[3]), *filter(None, sys.path)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}; {program}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
