@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,6 @@ ROUNDS, SECONDS, WARM_UP = (
     0.12,
     0.3,
 )  # of a candidate's timing; a slice of less tells nothing of others on two CPUs
-ATTEMPTS = 2  # at a timing that says nothing
 IMAGES = 32  # that logits are compared on
 
 
@@ -115,21 +114,17 @@ class CandidateBench:
         path = self._build(candidate)
         if path is None:
             return None
-        self._start_reference()
-        timing, best = self._options(), None
-        for attempt in range(1, ATTEMPTS + 1):
-            options = replace(timing, rounds=attempt * ROUNDS)
-            worker = self._worker("candidate", path, self._built[1])
-            try:
-                from engines.timing import take_turns
+        from engines.timing import take_turns
 
-                results = take_turns({FLOAT: self._reference, "candidate": worker}, options)
-            finally:
-                worker.stop(gently=True)
-            best = _timing(results[FLOAT], results["candidate"])
-            if best.usable:
-                break
-        return best
+        self._start_reference()
+        worker = self._worker("candidate", path, self._built[1])
+        finished = False
+        try:
+            results = take_turns({FLOAT: self._reference, "candidate": worker}, self._options())
+            finished = True
+        finally:
+            worker.stop(gently=finished)
+        return _timing(results[FLOAT], results["candidate"])
 
     def error(self, candidate: Candidate) -> LogitsError:
         """Compare a candidate's logits with those of the float32 graph, on the engine itself: its rest rounds too."""

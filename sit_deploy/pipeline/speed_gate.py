@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError
+from sit_deploy.pipeline.candidates import float_precisions
 from sit_deploy.pipeline.engine import BuiltEngine
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
 from sit_deploy.pipeline.float_graph import FloatGraph
@@ -17,10 +18,11 @@ from sit_deploy.pipeline.work import Work
 from sit_deploy.report.speedup_text import sentence
 
 if TYPE_CHECKING:
-    from engines.base import Progress
+    from engines.base import Engine, EngineOrigin, Progress
     from engines.speedup import Speedup
     from engines.timing import TimingOptions
     from engines.worker import WorkerSpec
+    from sit_deploy.pipeline.request import BuildRequest
 
 ROUNDS, SECONDS = 7, 0.5  # of the timing
 ATTEMPTS = 2  # at it, where an answer is needed; the second has twice the rounds
@@ -41,7 +43,8 @@ def compare_speed(
         work: of the build; the other engine is built with the same options.
         built: the engine in 8 bits.
         float_graph: that both are made of.
-        over: the fastest float precision, where that was measured; the one beside 8 bits if None.
+        over: the fastest float precision, where that is known; if None, the fastest of the one beside 8 bits and those that the
+            CPU has.
 
     Raises:
         NoGainError: the rounds bear out that it is no faster, and an accuracy budget was given: then only speed could have
@@ -51,41 +54,26 @@ def compare_speed(
     """
     from engines.timing import TimingOptions, engine_worker
     from engines.worker import usable_cpus
-    from sit_deploy.graph.float16_ranges import observe_float16_ranges
-    from sit_deploy.graph.norms import float_form
-    from sit_deploy.graph.pixels import take_pixels
-    from sit_deploy.graph.precision import to_precision
-    from sit_deploy.graph.write import write_graph
 
     request, engine = work.request, built.runtime
-    low, high = request.precision, over or request.high
+    low = request.precision
+    others = float_precisions(engine) if engine.on_cpu else ()  # which a GPU's builder takes minutes for
+    floats = [over] if over else list(dict.fromkeys((request.high, *others)))
     if not built.runs_here:
-        work.note(f"whether {low} is faster than {high} was not measured: the engine does not run here")
+        work.note(f"whether {low} is faster than {floats[0]} was not measured: the engine does not run here")
         return None
     batch = request.usual_batch
+    timing = TimingOptions(ROUNDS, SECONDS, threads=request.threads)
     with (
-        work.step(f"Timing {low} against {high}") as report,
+        work.step(f"Timing {low} against {' and '.join(floats)}") as report,
         tempfile.TemporaryDirectory(prefix="sit-deploy-") as other,
     ):
-        source, higher = Path(other) / MODEL, Path(other) / engine.filename
-        ranges = None
-        if high == "fp16":
-            images = float_graph.compared.normalised
-            ranges = observe_float16_ranges(float_graph.graph, images, request.batch_range[1])
-        graph = to_precision(float_form(float_graph.graph, engine), high, ranges)[0]
-        if request.input == "uint8":
-            graph = take_pixels(graph, float_graph.preprocessing)
-        write_graph(graph, source)
-        theirs = engine.build(source, higher, request.engine_options()).origin
-        timing = TimingOptions(ROUNDS, SECONDS, threads=request.threads)
-        workers = {
-            name: engine_worker(engine.kind, path, batch, timing, origin)
-            for name, path, origin in (
-                (high, higher, theirs),
-                (low, built.path, built.info.origin),
-            )
-        }
-        gain = _time(workers, timing, report, needed=request.has_limit)
+        workers = {}
+        for precision in floats:
+            path, origin = _build_float(request, float_graph, engine, precision, Path(other))
+            workers[precision] = engine_worker(engine.kind, path, batch, timing, origin)
+        workers[low] = engine_worker(engine.kind, built.path, batch, timing, built.info.origin)
+        high, gain = _time(workers, timing, report, needed=request.has_limit)
     speed = {
         "over": high,
         "batch_size": batch,
@@ -115,17 +103,46 @@ def compare_speed(
     return speed
 
 
+def _build_float(
+    request: BuildRequest, float_graph: FloatGraph, engine: Engine, precision: str, folder: Path
+) -> tuple[Path, EngineOrigin]:
+    """Build the engine without 8 bits in a folder of its own; return its file, and how it was built."""
+    from sit_deploy.graph.float16_ranges import observe_float16_ranges
+    from sit_deploy.graph.norms import float_form
+    from sit_deploy.graph.pixels import take_pixels
+    from sit_deploy.graph.precision import to_precision
+    from sit_deploy.graph.write import write_graph
+
+    path = folder / precision / engine.filename
+    path.parent.mkdir()
+    ranges = None
+    if precision == "fp16":
+        images = float_graph.compared.normalised
+        ranges = observe_float16_ranges(float_graph.graph, images, request.batch_range[1])
+    graph = to_precision(float_form(float_graph.graph, engine), precision, ranges)[0]
+    if request.input == "uint8":
+        graph = take_pixels(graph, float_graph.preprocessing)
+    write_graph(graph, path.with_name(MODEL))
+    return path, engine.build(path.with_name(MODEL), path, request.engine_options()).origin
+
+
 def _time(
     workers: Mapping[str, WorkerSpec], timing: TimingOptions, report: Progress, needed: bool
-) -> Speedup:
-    """Time two workers, the baseline first; again where an answer is needed and there was none."""
+) -> tuple[str, Speedup]:
+    """Time the workers, the last of them in 8 bits; again where an answer is needed and there was none.
+
+    Returns:
+        The float precision that 8 bits gain least over, and what they gain.
+    """
     from engines.speedup import speedup
     from engines.timing import alternate
 
-    high, low = workers
+    *floats, low = workers
     for attempt in range(ATTEMPTS):
         results = alternate(workers, replace(timing, rounds=timing.rounds * (attempt + 1)), report)
-        gain = speedup(results[high], results[low], (high, low))
-        if gain.measurable or not needed:
+        gains = {high: speedup(results[high], results[low], (high, low)) for high in floats}
+        if all(gain.measurable for gain in gains.values()) or not needed:
             break
-    return gain
+    # one that is not measurable may be the fastest
+    high = min(floats, key=lambda name: gains[name].median if gains[name].measurable else 0.0)
+    return high, gains[high]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.timing import machine
+from sit_deploy import __version__
 from sit_deploy.bundle import TIMINGS
 from sit_deploy.pipeline.calibration import Quantization
 from sit_deploy.pipeline.candidates import CandidateBench, Material, float_precisions, rests
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sit_deploy.pipeline.work import Progress
 
 BELOW_DB = 1.0  # below the usual plan's SQNR that a plan may be where nobody says what it must keep
+_SMALL = 0.01  # share of the work of a group that is tried last
 _NOISE_IMAGES = 8  # that single layers are measured on
 
 
@@ -62,7 +64,9 @@ class Tuning:
 
     @property
     def best_float(self) -> str | None:
-        """The fastest float precision that was measured, None where none was."""
+        """The fastest float precision that keeps the limit, or was measured at all where none does; None where none was."""
+        if self.choice.best_float is not None:
+            return self.choice.best_float.candidate.rest
         floats = pareto_front(one for one in self.found.measured if one.candidate.is_float)
         return floats[0].candidate.rest if floats else None
 
@@ -144,8 +148,17 @@ class _Tuner:
         quantizer = quantization.quantizer
         present = dict.fromkeys(layer.group for layer in quantizer.plan.layers if not layer.is_high)
         default = frozenset(present) & DEFAULT_GROUPS
+        work_of = dict.fromkeys(present, 0)
+        for layer in quantizer.plan.layers:
+            if layer.group in work_of:
+                work_of[layer.group] += layer.macs
+        small = (group for group, macs in work_of.items() if macs < _SMALL * sum(work_of.values()))
         self.space = Space(
-            tuple(present), default, rests(work.engine, work.request.rest), float_precisions(work.engine)
+            tuple(present),
+            default,
+            rests(work.engine, work.request.rest),
+            float_precisions(work.engine),
+            frozenset(small) - default,
         )
         self.material = Material(
             work.request, float_graph, quantizer, quantization.stream, work.samples, work.engine
@@ -275,6 +288,7 @@ def open_timings(work: Work, quantization: Quantization) -> Timings:
     where = Circumstances(
         cpu=host.cpu_model,
         cpus=host.usable_cpus,
+        tool=f"sit-deploy {__version__}",
         engine=f"{work.engine.kind} {work.engine.probe().version}",
         threads=request.threads,
         batch=request.usual_batch,

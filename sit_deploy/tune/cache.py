@@ -31,6 +31,7 @@ class Circumstances(Struct, frozen=True, kw_only=True):
     Attributes:
         cpu: its name.
         cpus: how many of them the process may use.
+        tool: release of sit-deploy, which rewrites graphs for engines.
         engine: kind and release.
         threads: of the engine; None for the runtime's own number.
         batch: images a run.
@@ -39,6 +40,7 @@ class Circumstances(Struct, frozen=True, kw_only=True):
 
     cpu: str
     cpus: int
+    tool: str
     engine: str
     threads: int | None
     batch: int

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from sit_deploy.tune.measured import FLOAT, Candidate, LogitsError, Measured, Timing, most_are_noise
 
 GAIN = 0.005  # of the float32 engine's time that a group has to save to be thought of
+_ATTEMPTS = 2  # at a time that says nothing
 _PATIENCE = 0.25  # share of the seconds that the first plan may wait for a quiet moment
 _SINGLES = 0.6  # share of the seconds after which no further group is tried by itself
 _SLOWER = 1.1  # times as slow as what holds: where the walk may end
@@ -30,12 +31,14 @@ class Space:
         default: those of them that are in 8 bits by default.
         rests: what may be beside 8 bits; the finest first.
         floats: precisions of the float engines; FLOAT is one.
+        small: groups with so little of the work that they are tried last.
     """
 
     groups: tuple[str, ...]
     default: frozenset[str]
     rests: tuple[str, ...]
     floats: tuple[str, ...] = (FLOAT,)
+    small: frozenset[str] = frozenset()
 
     @property
     def usual(self) -> Candidate:
@@ -114,7 +117,7 @@ class Meter:
         Args:
             candidate: what to measure.
             faster_than: the error is left out unless it gains on this one's time.
-            patience: share of the seconds up to which a time that says nothing is taken again.
+            patience: share of the seconds up to which a time that says nothing is taken again, and again.
 
         Raises:
             _StopSearchError: no seconds are left.
@@ -122,9 +125,11 @@ class Meter:
         if candidate not in self._all:
             if self.share >= 1:
                 raise _StopSearchError
-            timing = self._time(candidate)
-            while timing is not None and not timing.usable and self.share < patience:
-                timing = self._time(candidate)
+            timing, attempts = self._time(candidate), 1
+            while timing is not None and not timing.usable and self.share < 1:
+                if attempts >= _ATTEMPTS and self.share >= patience:
+                    break
+                timing, attempts = self._time(candidate), attempts + 1
             self._all[candidate] = timing and Measured(candidate, timing)
             if len(self.measured) == _FIRST and not any(one.timing.usable for one in self.measured):
                 raise _StopSearchError
@@ -188,7 +193,9 @@ def _order(space: Space, meter: Meter, base: Measured) -> list[str]:
     """
     worth: dict[str, float] = dict.fromkeys(space.default, float("inf"))
     new = [group for group in space.groups if group not in space.default]
-    for group in (*new, *(group for group in space.groups if group in space.default)):
+    large = [group for group in new if group not in space.small]
+    usual = [group for group in space.groups if group in space.default]
+    for group in (*large, *usual, *(group for group in new if group in space.small)):
         if meter.share >= _SINGLES:
             meter.cut_short = True
             break

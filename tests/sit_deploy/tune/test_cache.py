@@ -13,7 +13,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.tune.cache import Circumstances, Timings
 from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
 
-HERE = Circumstances(cpu="A", cpus=2, engine="openvino 1", threads=None, batch=1, graph="g")
+HERE = Circumstances(cpu="A", cpus=2, tool="t", engine="openvino 1", threads=None, batch=1, graph="g")
 PLAN = Candidate(frozenset({"fc1", "stem"}), "bf16", ("stem/0",))
 ONE = Measured(PLAN, Timing(2.0, 1.9, 2.1, 5.0), LogitsError(1e-3))
 
@@ -39,7 +39,15 @@ def test_errors_hold_for_one_calibration(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"cpu": "B"}, {"cpus": 4}, {"engine": "openvino 2"}, {"threads": 1}, {"batch": 8}, {"graph": "h"}],
+    [
+        {"cpu": "B"},
+        {"cpus": 4},
+        {"tool": "u"},
+        {"engine": "openvino 2"},
+        {"threads": 1},
+        {"batch": 8},
+        {"graph": "h"},
+    ],
 )
 def test_times_hold_for_what_they_were_taken_in(path: Path, change: dict[str, Any]) -> None:
     other = Timings(replace(HERE, **change), "images", path)

@@ -143,6 +143,21 @@ def test_a_busy_moment_is_waited_out() -> None:
     assert machine.timed[:4] == [SPACE.usual] * 4 and found.of(SPACE.usual).usable
 
 
+def test_groups_with_little_work_are_tried_last() -> None:
+    space = replace(SPACE, small=frozenset({"stem"}))
+    assert groups_of(search(space, Machine().meter(), db_below))[4:8] == [
+        ("attention+fc1+qkv", "bf16"), ("fc1", "bf16"), ("qkv", "bf16"), ("fc1+qkv+stem", "bf16"),
+    ]  # fmt: skip
+
+
+def test_a_time_that_says_nothing_is_taken_twice() -> None:
+    """But for the first plan, which waits longer."""
+    machine = Machine(noisy=lambda number: number == 2)
+    found = search(SPACE, machine.meter(), db_below)
+    second = Candidate(DEFAULT, "bf16")
+    assert machine.timed[:4] == [SPACE.usual, second, second, Candidate()] and found.of(second).usable
+
+
 def test_what_the_engine_cannot_be_built_of_is_left_out() -> None:
     found = search(SPACE, Machine(unbuildable=frozenset({"stem"})).meter(), db_below)
     assert found.finished and not any("stem" in one.candidate.groups for one in found.measured)
