@@ -43,7 +43,7 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.pipeline.sensitivity import Sensitivity
 from sit_deploy.pipeline.speed_gate import compare_speed
-from sit_deploy.pipeline.tuning import check_timings
+from sit_deploy.pipeline.timings import check_timings
 from sit_deploy.pipeline.uint8_input import with_input
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.report.build_types import GraphReport

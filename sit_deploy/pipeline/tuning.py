@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.timing import machine
-from sit_deploy import __version__
-from sit_deploy.bundle import TIMINGS
 from sit_deploy.pipeline.calibration import Quantization
 from sit_deploy.pipeline.candidates import CandidateBench, Material, float_precisions, rests
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
 from sit_deploy.pipeline.float_graph import FloatGraph
-from sit_deploy.pipeline.request import TUNE_SECONDS, BuildRequest
+from sit_deploy.pipeline.request import TUNE_SECONDS
+from sit_deploy.pipeline.timings import open_timings
 from sit_deploy.pipeline.work import Work
 from sit_deploy.report.tuning_text import factor_text, plan_text
-from sit_deploy.tune.cache import Circumstances, Timings, load_timings
+from sit_deploy.tune.cache import Timings
 from sit_deploy.tune.choose import Choice, Verdict, choose
-from sit_deploy.tune.measured import TIE, Candidate, LogitsError, Measured, Timing, pareto_front
+from sit_deploy.tune.measured import (
+    TIE,
+    Candidate,
+    LogitsError,
+    Measured,
+    Timing,
+    is_tie,
+    pareto_front,
+)
 from sit_deploy.tune.search import Found, Meter, Space, refine, search
 
 if TYPE_CHECKING:
@@ -78,7 +83,6 @@ class Tuning:
             "limit": self.limit,
             "seconds": round(self.found.seconds, 1),
             "finished": self.found.finished,
-            "reused": self.timings.reused,
             "default": sorted(self.space.default),
             "tie": self.choice.tie and _row(self.choice.tie, front, self.chosen),
             "candidates": [_row(one, front, self.chosen) for one in self.found.measured],
@@ -179,10 +183,11 @@ class _Tuner:
             )
         guided = self._request.max_accuracy_drop is None
         with self._bench:
-            found = search(self.space, self._meter, self._least_db if guided else None)
+            found = self._with_known(search(self.space, self._meter, self._least_db if guided else None))
             choice = self._choose(found)
             if choice.verdict in (Verdict.PLAN, Verdict.FLOAT, Verdict.NONE) and self._refine(found, choice):
                 found = replace(found, measured=self._meter.measured, seconds=self._meter.spent)
+                found = self._with_known(found)
                 choice = self._choose(found)
             if choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
                 self._check_usual()
@@ -192,6 +197,12 @@ class _Tuner:
         )
         found = replace(found, measured=measured)
         return Tuning(choice, found, self.space, self._limit, self._timings, tries)
+
+    def _with_known(self, found: Found) -> Found:
+        """Return what was found with what an earlier tuning measured besides, and still holds."""
+        measured = {one.candidate for one in found.measured}
+        more = (one for one in self._timings.known() if one.candidate not in measured)
+        return replace(found, measured=(*found.measured, *more))
 
     def _choose(self, found: Found) -> Choice:
         usual = found.of(self.space.usual)
@@ -271,7 +282,21 @@ class _Tuner:
             raise NoGainError(NoGain.ACCURACY, _misses(self._request.precision, self._limit, "fp32"), "fp32")
 
     def _time(self, candidate: Candidate) -> Timing | None:
-        return self._timings.timing(candidate.key) or self._bench.time(candidate)
+        before = self._timings.timing(candidate.key)
+        if candidate != self.space.usual:
+            return before or self._bench.time(candidate)
+        now = self._bench.time(
+            candidate
+        )  # by which it shows whether kept times hold: clocks and neighbours change
+        if before is None or now is None or not now.usable:
+            return now
+        if not is_tie(Measured(candidate, before), Measured(candidate, now)):
+            self._timings.forget()
+            self._work.note(
+                f"timings kept from before are not used: the default plan was {factor_text(before.ratio)} as fast as fp32 then, and is "
+                f"{factor_text(now.ratio)} now"
+            )
+        return now
 
     def _error(self, candidate: Candidate) -> LogitsError:
         return self._timings.error(candidate.key) or self._bench.error(candidate)
@@ -279,47 +304,6 @@ class _Tuner:
     def _done(self, measured: Iterable[Measured]) -> None:
         self._timings.keep(measured)
         self._report("", min(99, round(100 * self._meter.share)), 100)
-
-
-def open_timings(work: Work, quantization: Quantization) -> Timings:
-    """Open the file of timings beside the calibration cache, or take over that of the bundle which is replaced."""
-    request, calibration, host = work.request, quantization.calibration, machine()
-    assert work.engine is not None and calibration is not None
-    where = Circumstances(
-        cpu=host.cpu_model,
-        cpus=host.usable_cpus,
-        tool=f"sit-deploy {__version__}",
-        engine=f"{work.engine.kind} {work.engine.probe().version}",
-        threads=request.threads,
-        batch=request.usual_batch,
-        graph=calibration.graph,
-    )
-    parts = (
-        calibration.images.key,
-        calibration.percentile,
-        quantization.quantizer.method,
-        calibration.migration,
-    )
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    return Timings(where, key, timings_path(request.calib_cache), [request.output / TIMINGS])
-
-
-def check_timings(request: BuildRequest) -> None:
-    """Refuse a damaged file of timings before any work.
-
-    Raises:
-        InputError: the file that the build would read is one.
-    """
-    beside = timings_path(request.calib_cache)
-    for path in (*([beside] if beside else []), request.output / TIMINGS):
-        if path.exists():
-            load_timings(path)
-            return
-
-
-def timings_path(cache: Path | None) -> Path | None:
-    """Return where timings are kept beside a calibration cache."""
-    return None if cache is None else cache.with_name(f"{cache.stem}.timings.json")
 
 
 def _misses(precision: str, limit: str, instead: str) -> str:

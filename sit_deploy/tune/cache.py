@@ -97,14 +97,12 @@ class Timings:
             if mine
             else tuple(dict.fromkeys(s.where.cpu for s in self._others if s.where.cpu != where.cpu))
         )
-        self.reused = 0
 
     def timing(self, key: str) -> Timing | None:
         """Return the time of a candidate, by its key."""
         entry = self._measured.get(key)
         if entry is None:
             return None
-        self.reused += 1
         return Timing(entry.ratio, entry.low, entry.high, entry.ms)
 
     def error(self, key: str) -> LogitsError | None:
@@ -113,6 +111,22 @@ class Timings:
         if entry is None or entry.power is None or entry.calibration != self._calibration:
             return None
         return LogitsError(entry.power, entry.tolerated)
+
+    def known(self) -> list[Measured]:
+        """Return all whose time and error hold here."""
+        found = []
+        for key in self._measured:
+            groups, rest, high = key.split("|")
+            candidate = Candidate(
+                frozenset(filter(None, groups.split(","))), rest, tuple(filter(None, high.split(",")))
+            )
+            if (timing := self.timing(key)) and (error := self.error(key)):
+                found.append(Measured(candidate, timing, error))
+        return found
+
+    def forget(self) -> None:
+        """Drop the times of these circumstances: they do not hold any more."""
+        self._measured.clear()
 
     def keep(self, measured: Iterable[Measured]) -> None:
         """Take in measures, those that say nothing left out, and write the file."""

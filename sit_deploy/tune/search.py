@@ -176,14 +176,21 @@ def _search(space: Space, meter: Meter, least_db: Callable[[Measured], float] | 
     kept: list[float] = []  # times of those that hold
     for count in range(len(order), 0, -1):
         candidate = Candidate(frozenset(order[:count]), rest)
-        for one in (meter.measure(replace(candidate, rest=with_)) for with_ in (rest, *reversed(finer))):
-            if one is None or not one.timing.usable:
-                continue
-            if least is not None and kept and one.cost > _SLOWER * min(kept):
-                return  # from here on each is slower than the one before
-            if least is not None and one.usable and one.error.sqnr_db >= least:
+        one = meter.measure(candidate)
+        if one is not None and one.timing.usable and kept and one.cost > _SLOWER * min(kept):
+            return  # from here on each is slower than the one before
+        if _holds(one, least):
+            kept.append(one.cost)
+            continue  # what holds in this rest is no faster in a finer one
+        for with_ in reversed(finer):
+            one = meter.measure(replace(candidate, rest=with_))
+            if _holds(one, least):
                 kept.append(one.cost)
-                break  # what holds in this rest is no faster in a finer one
+
+
+def _holds(one: Measured | None, least_db: float | None) -> bool:
+    """Whether it is known that one keeps what is asked for."""
+    return one is not None and one.usable and least_db is not None and one.error.sqnr_db >= least_db
 
 
 def _order(space: Space, meter: Meter, base: Measured) -> list[str]:

@@ -29,7 +29,9 @@ def test_what_was_kept_is_read_again(path: Path) -> None:
     again = Timings(HERE, "images", path)
     assert (again.timing(PLAN.key), again.error(PLAN.key)) == (ONE.timing, ONE.error)
     assert again.timing("|fp32|") is again.error("|fp32|") is None
-    assert (again.reused, again.foreign) == (1, ())
+    assert again.known() == [ONE] and again.foreign == ()
+    again.forget()
+    assert again.known() == [] and again.timing(PLAN.key) is None
 
 
 def test_errors_hold_for_one_calibration(path: Path) -> None:
@@ -66,7 +68,7 @@ def test_noise_and_the_engine_that_all_are_timed_against_are_not_kept(tmp_path: 
     )
     assert timings.timing(PLAN.key) is timings.timing(Candidate().key) is None
     timings.save(tmp_path / "bundle.json")
-    assert Timings(HERE, "images", None, [tmp_path / "none.json", tmp_path / "bundle.json"]).reused == 0
+    assert Timings(HERE, "images", None, [tmp_path / "none.json", tmp_path / "bundle.json"]).known() == []
 
 
 def test_a_bundle_that_is_replaced_gives_its_own(path: Path) -> None:
