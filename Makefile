@@ -19,15 +19,16 @@ demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with P
 quickstart: $(VENV)/installed ## train a small teacher, distil a SiT from it, build its engine, compare them
 	$(BIN)/sit-deploy quickstart -o build/quickstart
 
-test: $(VENV)/installed-test $(VENV)/triton/backends ## every test that this machine can run
+test: $(VENV)/installed-test $(VENV)/installed-triton ## every test that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/installed-test ## the quick ones alone: for while you work
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
-# a Triton server for the tests, in an environment of its own
-$(VENV)/triton/backends: | $(VENV)/installed-test
+# a Triton server for the tests, in an environment of its own, with the OpenVINO of the tests' environment
+$(VENV)/installed-triton: $(VENV)/installed-test sit_deploy/triton/install.py
 	$(BIN)/sit-deploy serve --install --server-folder $(VENV)/triton
+	touch $@
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

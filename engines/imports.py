@@ -6,7 +6,7 @@ import importlib
 import os
 from types import ModuleType
 
-from engines.errors import EngineLoadError, EngineNotInstalledError
+from .errors import EngineLoadError, EngineNotInstalledError
 
 # that a runtime starts here at once: far more of them than CPUs only wait for each other, for minutes a call
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.errors import EngineInputError
+from .errors import EngineInputError
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -8,7 +8,8 @@
 ARG RELEASE=25.06
 FROM nvcr.io/nvidia/tritonserver:${RELEASE}-py3
 
-# For --backend python and --ensemble alone; tensorrt and onnxruntime need nothing.
+# For --backend python and --ensemble alone; tensorrt and onnxruntime need nothing. "onnxruntime numpy", or "openvino numpy" for bundles of
+# --engine openvino, and pillow for --ensemble: the model's README says.
 ARG PYTHON_PACKAGES=""
 # hadolint ignore=DL3013
 RUN if [ -n "${PYTHON_PACKAGES}" ]; then \

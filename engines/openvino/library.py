@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import EngineError
-from engines.imports import import_runtime
+from ..errors import EngineError
+from ..imports import import_runtime
 
 if TYPE_CHECKING:
     from types import ModuleType

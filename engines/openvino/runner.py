@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import EngineError, EngineInputError, EngineLoadError
-from engines.imports import require_threads
-from engines.openvino.bfloat16 import capabilities, has_bfloat16, in_bfloat16
-from engines.openvino.library import one_line, settings
-from engines.openvino.types import numpy_name
-from engines.runner import CLOSED, Runner, TensorSpec
+from ..errors import EngineError, EngineInputError, EngineLoadError
+from ..imports import require_threads
+from ..runner import CLOSED, Runner, TensorSpec
+from .bfloat16 import capabilities, has_bfloat16, in_bfloat16
+from .library import one_line, settings
+from .types import numpy_name
 
 if TYPE_CHECKING:
     from types import ModuleType

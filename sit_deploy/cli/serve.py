@@ -68,35 +68,37 @@ def command(
 ) -> None:
     """Serve a bundle with Triton on this machine's CPU, until Ctrl-C.
 
-    Its Python backend runs the bundle's graph on ONNX Runtime, and takes tensors as well as image files. For a GPU, package
-    the bundle (`sit-deploy package triton`) and serve it in NVIDIA's container.
+    Its Python backend runs the bundle's engine on OpenVINO, where it is one of that, else its graph on ONNX Runtime, and takes
+    tensors as well as image files. For a GPU, package the bundle (`sit-deploy package triton`) and serve it in NVIDIA's container.
     """
+    import engines
     from engines.files import partial_folder
     from sit_deploy.bundle import load_bundle
     from sit_deploy.performance import Threads
-    from sit_deploy.triton import gate, server
-    from sit_deploy.triton.chosen import serving_for
+    from sit_deploy.triton import gate, openvino, server
+    from sit_deploy.triton.chosen import python_runtime, serving_for
     from sit_deploy.triton.config import Serving
     from sit_deploy.triton.copies import Copies
     from sit_deploy.triton.install import install_server
     from sit_deploy.triton.repository import write_repository
 
+    opened = None if bundle is None else load_bundle(bundle)
     if install:
         folder = server_folder or server.default_folder()
         with progress() as report:
-            install_server(folder, report)
+            install_server(folder, report, openvino.requirement(opened))
         server.find_server(folder)
         if bundle is None:
             say(console(), f"[green]✓[/] Triton is installed in [bold]{literal(folder)}[/]")
             return
-    if bundle is None:
+    if opened is None:
         raise click.UsageError("Missing argument 'BUNDLE'.")
-    opened = load_bundle(bundle)
     common = Serving("", ensemble=True, max_queue_delay=max_queue_delay)
     serving = serving_for(opened, common, name, "python", Copies(**copies))
     ports = server.Ports(http_port, grpc_port, metrics_port, host)
     ports.check()
     installation = server.find_server(server_folder)
+    openvino.require(installation, opened)
     with partial_folder(
         Path(tempfile.gettempdir()) / "sit-deploy-serve"
     ) as work:  # sweeps those of runs that were killed
@@ -114,7 +116,8 @@ def command(
             ):
                 crowd = Copies.crowd(serving.instances, serving.threads)
                 note = crowd or Threads.of(opened, serving.instances * serving.threads or None).note
-                _announce(serving, note, ports, log, as_json)
+                runtime = engines.get(python_runtime(opened)).title
+                _announce(serving, runtime, note, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()
                 raise server.ServerError(f"Triton stopped: {server.why_ended(process.returncode, log)}")
@@ -142,7 +145,7 @@ def curl_line(name: str, server: str) -> str:
     )
 
 
-def _announce(serving: Any, note: str | None, ports: Any, log: Path, as_json: bool) -> None:
+def _announce(serving: Any, runtime: str, note: str | None, ports: Any, log: Path, as_json: bool) -> None:
     line = curl_line(serving.images, f"{ports.reached_at}:{ports.http}")
     if as_json:
         emit_json(
@@ -166,7 +169,7 @@ def _announce(serving: Any, note: str | None, ports: Any, log: Path, as_json: bo
     )
     several = serving.instances > 1
     copies = f"{serving.instances} copies at a time" if several else "1 copy"
-    shared = "the CPUs shared out" if several else "ONNX Runtime's own number of threads"
+    shared = "the CPUs shared out" if several else f"{runtime}'s own number of threads"
     threads = f"{serving.threads} threads" if serving.threads > 1 else "1 thread"
     say(screen, f"{copies}, on {f'{threads} each' if serving.threads else shared}.")
     if note:

@@ -11,13 +11,20 @@ from sit_deploy.triton.config import BACKENDS, Serving
 from sit_deploy.triton.copies import Copies
 
 
+def python_runtime(bundle: Bundle) -> str:
+    """Return the kind of engine that our Python model runs of a bundle: its own on OpenVINO, or its graph on ONNX Runtime."""
+    return "openvino" if bundle.manifest.engine.kind == "openvino" else "onnxruntime"
+
+
 def choose_backend(bundle: Bundle, backend: str | None) -> str:
-    """Return the backend for a bundle: the one asked for, or the one of its engine.
+    """Return the backend for a bundle: the one asked for, or the one of its engine (of OpenVINO: our Python model).
 
     Raises:
-        InputError: the bundle has no engine for it.
+        InputError: the bundle has no engine for it, or is in a precision that what would run it has no kernels for.
     """
-    kind, precision = bundle.manifest.engine.kind, bundle.manifest.precision
+    kind = bundle.manifest.engine.kind
+    if backend is None and kind == "openvino":
+        backend = "python"
     if backend is None:
         if kind not in BACKENDS:
             raise InputError(
@@ -35,11 +42,27 @@ def choose_backend(bundle: Bundle, backend: str | None) -> str:
         raise InputError(
             f"the engine of {bundle.path} holds no weights, and Triton cannot give it any; build it without --strip-weights"
         )
-    if backend == "python" and precision not in engines.get("onnxruntime").precisions:
-        raise InputError(
-            f"{bundle.path} is in {precision}, which ONNX Runtime has no CPU kernels for; build one in fp32, fp16 or int8"
-        )
+    _check_precision(bundle, backend)
     return backend
+
+
+def _check_precision(bundle: Bundle, backend: str) -> None:
+    """Refuse a bundle that the runtime of a backend has no kernels for: of Triton's own ONNX Runtime that is known of BF16 alone."""
+    if backend == "tensorrt":
+        return
+    manifest = bundle.manifest
+    runtime = engines.get(python_runtime(bundle) if backend == "python" else "onnxruntime")
+    precision, rest = manifest.precision, (manifest.calibration or {}).get("rest")
+    # Triton's own ONNX Runtime may be one for GPUs
+    if precision not in runtime.precisions and (backend == "python" or precision == "bf16"):
+        what, remedy = f"in {precision}", "build one in fp32, fp16 or int8"
+    elif rest == "bf16" and rest not in runtime.rests:
+        what, remedy = f"in {precision} with {rest} beside", "build one with --rest fp32 or fp16"
+    else:
+        return
+    if manifest.engine.kind == "openvino":
+        remedy = f"leave --backend out, which serves its own engine on OpenVINO, or {remedy}"
+    raise InputError(f"{bundle.path} is {what}, which {runtime.title} has no CPU kernels for; {remedy}")
 
 
 def default_name(bundle: Bundle) -> str:

@@ -1,6 +1,6 @@
 """How many copies of a model Triton runs, and on how many threads each: for latency or for throughput, never on more than there are.
 
-A copy in the Python backend is a process with a session of ONNX Runtime of its own.
+A copy in the Python backend is a process with a session of its own, of ONNX Runtime or OpenVINO, that runs one batch at a time.
 """
 
 from __future__ import annotations

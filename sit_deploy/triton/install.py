@@ -1,7 +1,8 @@
 """Installs a Triton server on this machine.
 
 NVIDIA's `nvidia-pytriton` wheel carries the server with its Python backend. It is installed into an environment of its own
-with NumPy 1 (with NumPy 2 this backend garbles tensors), beside what our Python models import.
+with NumPy 1 (with NumPy 2 this backend garbles tensors), beside what our Python models import: ONNX Runtime and Pillow, and OpenVINO
+where it is asked for, also into an environment from before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from engines.files import held
 from sit_deploy.errors import InputError
-from sit_deploy.files import scratch
+from sit_deploy.files import scratch, uninterrupted
+from sit_deploy.triton.openvino import fits
 from sit_deploy.triton.server import STUB, is_installed, packages_of
 
 WHEEL = "nvidia-pytriton==0.7.0"  # Triton 2.51
@@ -23,8 +25,15 @@ _BESIDE = ("numpy>=1.26,<2", "onnxruntime>=1.22", "pillow>=10.0")
 _PYTHONS = ((3, 10), (3, 13))  # that the wheel has a backend for, and NumPy 1 and ONNX Runtime wheels
 
 
-def install_server(folder: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Install the server into a folder, whole or not at all; one that is there is left alone.
+def install_server(
+    folder: Path, progress: Callable[[str, int, int], None], openvino: str | None = None
+) -> None:
+    """Install the server into a folder, whole or not at all; one that is there is left alone, or gets the OpenVINO that it lacks.
+
+    Args:
+        folder: of the server.
+        progress: is told what is done.
+        openvino: the least release of OpenVINO that it needs, as pip takes it ("openvino>=2026.4.1"); None for none.
 
     Raises:
         InputError: another Python or system than the wheel is for, a folder in use, or a package that cannot be installed.
@@ -45,7 +54,9 @@ def install_server(folder: Path, progress: Callable[[str, int, int], None]) -> N
         if not is_installed(folder):  # by another run meanwhile
             _check_no_other_files(folder)
             shutil.rmtree(folder / "venv", ignore_errors=True)  # of a run that was killed
-            _install(folder, progress)
+            _install(folder, progress, openvino)
+        elif openvino is not None and not fits(folder, openvino):
+            _add_openvino(folder, progress, openvino)
 
 
 def _check_no_other_files(folder: Path) -> None:
@@ -54,7 +65,7 @@ def _check_no_other_files(folder: Path) -> None:
         raise InputError(f"{folder} has other files in it; name an empty or new one with --server-folder")
 
 
-def _install(folder: Path, progress: Callable[[str, int, int], None]) -> None:
+def _install(folder: Path, progress: Callable[[str, int, int], None], openvino: str | None) -> None:
     # not moved there when it is ready, as other folders are: an environment knows its own place
     try:
         progress("Making a virtual environment", 0, 0)
@@ -67,10 +78,32 @@ def _install(folder: Path, progress: Callable[[str, int, int], None]) -> None:
             progress(text, 0, 0)
             _pip(folder, arguments)
             progress(text, 1, 1)
+        if openvino is not None:
+            _add_openvino(folder, progress, openvino)
         _make_backends(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _add_openvino(folder: Path, progress: Callable[[str, int, int], None], openvino: str) -> None:
+    """Put OpenVINO into the environment, in place of an older one; what pip leaves there when it is stopped would be half of it.
+
+    Alone: of what it asks for, NumPy is there, and its telemetry is for its converter.
+    """
+    progress("Installing OpenVINO", 0, 0)
+    packages = packages_of(folder)
+    with scratch(folder / "openvino") as staged:
+        _pip(folder, ["--no-deps", "--target", str(staged), openvino], [openvino])
+        new = [staged / "openvino", *staged.glob("openvino-*.dist-info")]
+        # what says that it is there goes first and comes last
+        with uninterrupted():
+            for old in (*packages.glob("openvino-*.dist-info"), packages / "openvino"):
+                if old.exists():
+                    old.rename(staged / f"{old.name}.old")
+            for path in new:
+                path.rename(packages / path.name)
+    progress("Installing OpenVINO", 1, 1)
 
 
 def _make_environment(folder: Path) -> None:
@@ -87,13 +120,14 @@ def _make_environment(folder: Path) -> None:
         ) from None
 
 
-def _pip(folder: Path, arguments: Sequence[str]) -> None:
+def _pip(folder: Path, arguments: Sequence[str], wanted: Sequence[str] | None = None) -> None:
+    """Install what the arguments say; `wanted` is what a message calls it, where that is not each that is no option."""
     command = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "pip failed")
         raise InputError(
-            f"{' '.join(a for a in arguments if a[0] != '-')} cannot be installed ({last.strip()}); mend that and run it again"
+            f"{' '.join(wanted or (a for a in arguments if a[0] != '-'))} cannot be installed ({last.strip()}); mend that and run it again"
         )
 
 

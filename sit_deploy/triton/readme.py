@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from engines.graph_file import read_model
 from sit_deploy.bundle import Bundle
+from sit_deploy.triton.chosen import python_runtime
 from sit_deploy.triton.config import Serving
 from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for, lowest_for_graph
+from sit_deploy.triton.openvino import requirement
 
 
 def container_for(bundle: Bundle, backend: str) -> str | None:
@@ -46,8 +48,7 @@ def readme(bundle: Bundle, serving: Serving) -> str:
             "",
         ]
     elif serving.backend == "python":
-        need = "NumPy, ONNX Runtime" + (" and Pillow" if serving.ensemble else "")
-        lines += [f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}.", ""]
+        lines += [_python_line(bundle, serving), ""]
     else:
         lines += [_onnxruntime_line(bundle), ""]
     shape = ", ".join(map(str, preprocessing.shape))
@@ -59,6 +60,21 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → `logits`"]
     lines += ["", "Ask for `classification` of `logits` to get the names of the best classes.", ""]
     return "\n".join(lines)
+
+
+def _python_line(bundle: Bundle, serving: Serving) -> str:
+    engine = bundle.manifest.engine
+    pillow = " and Pillow" if serving.ensemble else ""
+    if python_runtime(bundle) == "onnxruntime":
+        need = f"NumPy, ONNX Runtime{pillow}"
+        return f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}."
+    bf16 = "bf16" in (bundle.manifest.precision, (bundle.manifest.calibration or {}).get("rest"))
+    cpu = "a CPU with AVX512-BF16 or AMX" if bf16 else "a CPU"
+    packages = f"pip install '{requirement(bundle)}' numpy{' pillow' if pillow else ''}"
+    return (
+        f"Runs on {cpu} in Triton's Python backend, the bundle's own engine on OpenVINO; the server's Python needs NumPy, OpenVINO "
+        f"{engine.version} or newer{pillow} (`{packages}`)."
+    )
 
 
 def _onnxruntime_line(bundle: Bundle) -> str:

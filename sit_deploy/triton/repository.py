@@ -1,6 +1,6 @@
 """Writes Triton model repositories: a folder a model, whole or not at all, beside the models that are there already.
 
-REPO/sit_s/          config.pbtxt · labels.txt · README.md · 1/model.plan, 1/model.onnx, or 1/model.py with engine.onnx
+REPO/sit_s/          config.pbtxt · labels.txt · README.md · 1/model.plan, 1/model.onnx, or 1/model.py with engine.onnx or engine.xml
 REPO/sit_s_decode/   config.pbtxt · 1/model.py          encoded images → what the network takes (--ensemble)
 REPO/sit_s_images/   config.pbtxt · labels.txt · 1/     the ensemble of the two
 """
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sit_deploy import limits
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch, uninterrupted
-from sit_deploy.triton.chosen import choose_backend
+from sit_deploy.triton.chosen import choose_backend, python_runtime
 from sit_deploy.triton.config import (
     LABELS,
     Serving,
@@ -40,7 +40,15 @@ _CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LONGEST_NAME = 200  # of the 255 that a folder's may have; others are made of it
 _PARTS = "sit_deploy_parts"  # what the Python models import, beside them
-_MODELS = Path(__file__).parent / "python_models"
+_MODELS, _ENGINES = Path(__file__).parent / "python_models", Path(engines.__file__).parent
+# what the session of a runtime imports of `engines`, by relative names where it is imported by others of these
+_PARTS_OF = {
+    "onnxruntime": ("cpu.py",),
+    "openvino": (
+        *("errors.py", "imports.py", "runner.py"),
+        *(f"openvino/{name}.py" for name in ("__init__", "bfloat16", "library", "runner", "types")),
+    ),
+}
 
 
 def write_repository(
@@ -302,7 +310,10 @@ def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:
         _write_python(
             folder / serving.decoder / str(serving.version),
             "decode.py",
-            [_package("preprocessing.py"), _package("resampling.py"), _MODELS / "errors.py"],
+            {
+                **{name: _package(name) for name in ("preprocessing.py", "resampling.py")},
+                "errors.py": _MODELS / "errors.py",
+            },
         )
         # git and archives drop empty folders, and Triton wants the version's
         (folder / serving.images / str(serving.version) / ".keep").touch()
@@ -317,24 +328,36 @@ def _write_network(bundle: Bundle, serving: Serving, version: Path) -> None:
             bundle.model_path, version / "model.onnx"
         )  # standard operators: any release optimises it itself
     else:
-        _write_python(version, "network.py", [Path(engines.__file__).parent / "cpu.py"])
-        if bundle.manifest.engine.kind == "onnxruntime":
-            shutil.copyfile(bundle.engine_path, version / "engine.onnx")
-        else:
-            engines.get("onnxruntime").build(
-                bundle.model_path, version / "engine.onnx", engines.BuildOptions()
-            )
+        _write_on_cpu(bundle, version)
 
 
-def _write_python(version: Path, model: str, parts: Sequence[Path]) -> None:
+def _write_on_cpu(bundle: Bundle, version: Path) -> None:
+    """Write our Python model with the engine of the bundle or, of one for a GPU, its graph."""
+    runtime = python_runtime(bundle)
+    session = {"session.py": _MODELS / f"{runtime}_session.py"}
+    _write_python(
+        version, "network.py", {**session, **{name: _ENGINES / name for name in _PARTS_OF[runtime]}}
+    )
+    engine = bundle.engine_path
+    if bundle.manifest.engine.kind != runtime:
+        engines.get(runtime).build(bundle.model_path, version / "engine.onnx", engines.BuildOptions())
+    elif runtime == "openvino":
+        for path in (engine, engine.with_suffix(".bin")):
+            shutil.copyfile(path, version / f"engine{path.suffix}")
+    else:
+        shutil.copyfile(engine, version / "engine.onnx")
+
+
+def _write_python(version: Path, model: str, parts: Mapping[str, Path]) -> None:
+    """Write a model and, as a package beside it, parts by their places there; each is a copy of a module that knows only those."""
     shutil.copyfile(_MODELS / model, version / "model.py")
-    folder = version / _PARTS
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    for part in parts:
-        shutil.copyfile(part, folder / part.name)
-    for place in (version, folder):  # a file, where Python would make a folder of that name
-        (place / "__pycache__").write_text(
+    for name, part in parts.items():
+        place = version / _PARTS / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (place.parent / "__init__.py").touch()
+        shutil.copyfile(part, place)
+    for place in {version, *(path.parent for path in (version / _PARTS).rglob("*.py"))}:
+        (place / "__pycache__").write_text(  # a file, where Python would make a folder of that name
             "Nothing is cached here: a server that watches would take it for a change.\n"
         )
 

@@ -12,16 +12,14 @@ import pytest
 
 import sit_deploy.triton.python_models as models
 
-pytest.importorskip("onnxruntime")
-
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     stub: Any = SimpleNamespace(TritonModelException=ValueError)
-    cpu: Any = SimpleNamespace(int8_saturates=lambda: False)
+    session: Any = SimpleNamespace(Session=None)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
     monkeypatch.setitem(sys.modules, "sit_deploy_parts", ModuleType("sit_deploy_parts"))
-    monkeypatch.setitem(sys.modules, "sit_deploy_parts.cpu", cpu)
+    monkeypatch.setitem(sys.modules, "sit_deploy_parts.session", session)
     spec = importlib.util.spec_from_file_location(
         "network_of_test", Path(models.__file__).with_name("network.py")
     )

@@ -61,6 +61,7 @@ def test_the_python_backend_needs_nothing_but_the_repository(bundle: Bundle, tmp
         "net/1/sit_deploy_parts/__init__.py",
         "net/1/sit_deploy_parts/__pycache__",
         "net/1/sit_deploy_parts/cpu.py",
+        "net/1/sit_deploy_parts/session.py",
         "net/README.md",
         "net/config.pbtxt",
         "net/labels.txt",
@@ -358,16 +359,43 @@ def test_which_backend_serves_a_bundle(nano_rtx: Path, copy_of: Copy, bundle: Bu
         choose_backend(rtx, None)
     assert choose_backend(rtx, "python") == "python"
     openvino = saying(rtx, engine=structs.replace(rtx.manifest.engine, kind="openvino"))
-    with pytest.raises(InputError, match="an engine of openvino, which is served by no backend here"):
-        choose_backend(openvino, None)
+    assert choose_backend(openvino, None) == choose_backend(openvino, "python") == "python"
+    assert choose_backend(openvino, "onnxruntime") == "onnxruntime"
+    with pytest.raises(InputError, match="an engine of openvino, not of tensorrt"):
+        choose_backend(openvino, "tensorrt")
     full = as_tensorrt(copy_of(nano_rtx))
     assert choose_backend(full, None) == "tensorrt"
     details = {**full.manifest.engine.details, "strip_weights": True}
     stripped = saying(full, engine=structs.replace(full.manifest.engine, details=details))
     with pytest.raises(InputError, match="holds no weights, and Triton cannot give it any"):
         choose_backend(stripped, None)
-    with pytest.raises(InputError, match="in bf16, which ONNX Runtime has no CPU kernels for"):
-        choose_backend(saying(rtx, precision="bf16"), "python")
+
+
+@pytest.mark.parametrize(
+    ("fields", "what", "remedy"),
+    [
+        ({"precision": "bf16"}, "in bf16,", "build one in fp32, fp16 or int8"),
+        (
+            {"precision": "int8", "calibration": {"rest": "bf16"}},
+            "in int8 with bf16 beside,",
+            "build one with --rest fp32 or fp16",
+        ),
+    ],
+)
+def test_bf16_is_served_by_what_has_it(
+    fields: dict[str, Any], what: str, remedy: str, nano_rtx: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime has it on no CPU, in Triton's backend of that as in our Python model; OpenVINO, which our model then runs, has."""
+    rtx = saying(load_bundle(nano_rtx), **fields)
+    openvino = saying(rtx, engine=structs.replace(rtx.manifest.engine, kind="openvino"))
+    for backend in ("python", "onnxruntime"):
+        message = f"{what} which ONNX Runtime has no CPU kernels for; {remedy}"
+        refused([(rtx, serving(backend=backend))], tmp_path / "repo", message)
+    assert choose_backend(openvino, None) == choose_backend(openvino, "python") == "python"
+    own = f"{what} which ONNX Runtime has no CPU kernels for; leave --backend out, which serves its own engine on OpenVINO, or {remedy}"
+    refused([(openvino, serving(backend="onnxruntime"))], tmp_path / "repo", own)
+    with pytest.raises(InputError, match="in fp8, which OpenVINO has no CPU kernels for"):
+        choose_backend(saying(openvino, precision="fp8"), "python")
 
 
 def test_a_manifest_edited_by_hand(nano_fp32: Path, copy_of: Copy) -> None:
