@@ -353,9 +353,7 @@ def _say(work: Work, tuning: Tuning) -> None:
             f"({factor_text(choice.plan.timing.ratio)} and {factor_text(choice.tie.timing.ratio)} fp32); the more accurate was taken"
         )
     if tuning.settled and not tuning.found.finished:
-        work.note(
-            f"--tune-seconds ended the search after {len(tuning.found.measured)} plans; more seconds may find a faster one"
-        )
+        work.note("--tune-seconds ended the search early; more seconds may find a faster plan")
 
 
 def _named(chosen: Candidate, space: Space) -> tuple[str, ...]:
