@@ -32,7 +32,7 @@ class Candidate:
     @property
     def key(self) -> str:
         """Its name in a file of timings, the same for the same."""
-        return "|".join((",".join(sorted(self.groups)), self.rest, ",".join(sorted(self.high))))
+        return "|".join((",".join(sorted(self.groups)), self.rest, ",".join(self.high)))
 
 
 @dataclass(frozen=True)

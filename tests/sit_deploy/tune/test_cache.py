@@ -14,7 +14,7 @@ from sit_deploy.tune.cache import Circumstances, Timings
 from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
 
 HERE = Circumstances(cpu="A", cpus=2, tool="t", engine="openvino 1", threads=None, batch=1, graph="g")
-PLAN = Candidate(frozenset({"fc1", "stem"}), "bf16", ("stem/0",))
+PLAN = Candidate(frozenset({"fc1", "stem"}), "bf16", ("stem/1", "stem/0"))
 ONE = Measured(PLAN, Timing(2.0, 1.9, 2.1, 5.0), LogitsError(1e-3))
 
 
@@ -98,4 +98,4 @@ def test_a_damaged_file_is_one_line(path: Path, damage: Any, words: str) -> None
 
 def test_the_file_is_plain_json(path: Path) -> None:
     (section,) = json.loads(path.read_text())["sections"]
-    assert section["where"]["cpu"] == "A" and list(section["measured"]) == ["fc1,stem|bf16|stem/0"]
+    assert section["where"]["cpu"] == "A" and list(section["measured"]) == ["fc1,stem|bf16|stem/1,stem/0"]
