@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import engines
+from engines.graph_file import read_model, tensor_types
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
+from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.triton.config import BACKENDS, Serving
 from sit_deploy.triton.copies import Copies
 
@@ -14,6 +16,14 @@ from sit_deploy.triton.copies import Copies
 def python_runtime(bundle: Bundle) -> str:
     """Return the kind of engine that our Python model runs of a bundle: its own on OpenVINO, or its graph on ONNX Runtime."""
     return "openvino" if bundle.manifest.engine.kind == "openvino" else "onnxruntime"
+
+
+def holds_bf16(bundle: Bundle) -> bool:
+    """Whether a bundle is in BF16, or has it beside 8 bits, which its graph alone tells."""
+    precision = bundle.manifest.precision
+    return precision == "bf16" or (
+        precision in EIGHT_BITS and "bfloat16" in tensor_types(read_model(bundle.model_path))
+    )
 
 
 def choose_backend(bundle: Bundle, backend: str | None) -> str:
@@ -52,12 +62,12 @@ def _check_precision(bundle: Bundle, backend: str) -> None:
         return
     manifest = bundle.manifest
     runtime = engines.get(python_runtime(bundle) if backend == "python" else "onnxruntime")
-    precision, rest = manifest.precision, (manifest.calibration or {}).get("rest")
+    precision = manifest.precision
     # Triton's own ONNX Runtime may be one for GPUs
     if precision not in runtime.precisions and (backend == "python" or precision == "bf16"):
         what, remedy = f"in {precision}", "build one in fp32, fp16 or int8"
-    elif rest == "bf16" and rest not in runtime.rests:
-        what, remedy = f"in {precision} with {rest} beside", "build one with --rest fp32 or fp16"
+    elif "bf16" not in runtime.rests and holds_bf16(bundle):
+        what, remedy = f"in {precision} with bf16 beside", "build one with --rest fp32 or fp16"
     else:
         return
     if manifest.engine.kind == "openvino":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.graph_file import read_model
 from sit_deploy.bundle import Bundle
-from sit_deploy.triton.chosen import python_runtime
+from sit_deploy.triton.chosen import holds_bf16, python_runtime
 from sit_deploy.triton.config import Serving
 from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for, lowest_for_graph
 from sit_deploy.triton.openvino import requirement
@@ -68,8 +68,7 @@ def _python_line(bundle: Bundle, serving: Serving) -> str:
     if python_runtime(bundle) == "onnxruntime":
         need = f"NumPy, ONNX Runtime{pillow}"
         return f"Runs on a CPU in Triton's Python backend; the server's Python needs {need}."
-    bf16 = "bf16" in (bundle.manifest.precision, (bundle.manifest.calibration or {}).get("rest"))
-    cpu = "a CPU with AVX512-BF16 or AMX" if bf16 else "a CPU"
+    cpu = "a CPU with AVX512-BF16 or AMX" if holds_bf16(bundle) else "a CPU"
     packages = f"pip install '{requirement(bundle)}' numpy{' pillow' if pillow else ''}"
     return (
         f"Runs on {cpu} in Triton's Python backend, the bundle's own engine on OpenVINO; the server's Python needs NumPy, OpenVINO "
