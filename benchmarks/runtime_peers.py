@@ -183,7 +183,7 @@ def run_all(
     work: Path,
 ) -> dict[str, Any]:
     """The comparison of all ways to run the models."""
-    rows, teachers, told = [], [], {}
+    rows, teachers, told, plans = [], [], {}, {}
     int8 = not {c.key for c in CANDIDATES if c.precision == "int8"} <= without
     models = {}
     for name in names:
@@ -193,12 +193,18 @@ def run_all(
         with tempfile.TemporaryDirectory(prefix="sit-deploy-peers-") as folder:
             cells = {}
             for name in names:
-                setting = Setting(models[name], batch, threads, Path(folder), work, told)
+                setting = Setting(models[name], batch, threads, Path(folder), work, told, plans)
                 cells[name], found = measure(setting, without, rounds, seconds)
                 rows += found
             teachers += over_teachers(cells, batch, rounds, seconds)
     why = "there is a GPU: `python benchmarks/gpu.py` times what runs there" if find_gpus().gpus else "no GPU"
-    return {"cells": rows, "over_teachers": teachers, "not_run": dict.fromkeys(ON_GPU, why), "peers": told}
+    return {
+        "cells": rows,
+        "over_teachers": teachers,
+        "not_run": dict.fromkeys(ON_GPU, why),
+        "peers": told,
+        "plans": [{"model": name, "batch": batch, "plan": plan} for (name, batch), plan in plans.items()],
+    }
 
 
 def run_pairs(pairs: list[tuple[str, str]], rounds: int, seconds: float, threads: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -203,6 +204,7 @@ class Setting:
 
     Attributes:
         told: what peers answered, by their name: versions, and Optimum's refusal.
+        plans: what `--quantize auto` chose, by model and batch size.
     """
 
     model: Model
@@ -211,6 +213,7 @@ class Setting:
     folder: Path
     work: Path
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plans: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{self.model.name}-b{self.batch}-{name}"
@@ -332,6 +335,33 @@ def _ours(setting: Setting, kind: str, precision: str, half: str | None = None) 
     return open_engine, (kind, path, setting.threads)
 
 
+def _auto(setting: Setting) -> Way:
+    """What `sit-deploy build` chooses by measuring, by its public command line."""
+    from safetensors.torch import save_model
+
+    from sit_deploy.data.synthetic import synthetic_images
+    from sit_deploy.report.build_types import BuildReport
+
+    checkpoint, pictures = setting.path("random.safetensors"), setting.folder / "pictures"
+    bundle = setting.path("auto")
+    save_model(random_model(setting.model.name), str(checkpoint))
+    pictures.mkdir(exist_ok=True)
+    for index, picture in enumerate(synthetic_images(CALIBRATION_IMAGES)):
+        picture.save(pictures / f"{index}.png")
+    words = [
+        *("build", "--model", setting.model.name, "--checkpoint", checkpoint, "--calib-data", pictures),
+        *("--precision", "int8", "--quantize", "auto", "--engine", "openvino"),
+        *("--batch-size", setting.batch, "--threads", setting.threads, "--force", "-o", bundle),
+    ]
+    run([sys.executable, "-m", "sit_deploy", *map(str, words)])
+    report = BuildReport.from_dict(json.loads((bundle / "report.json").read_text(encoding="utf-8")))
+    tuning = report.quantization.tuning
+    if tuning.chosen is None:
+        raise RuntimeError(f"nothing was chosen: {tuning.verdict}")
+    setting.plans[setting.model.name, setting.batch] = tuning.chosen.words(tuning.default)
+    return open_engine, ("openvino", bundle / "engine.xml", setting.threads)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A way to run a model: `key` for the command line and the results, `title` for people.
@@ -416,6 +446,7 @@ CANDIDATES = (
         lambda s: _ours(s, "openvino", WITH_STEM, "bf16"),
         ours=True,
     ),
+    Candidate("openvino-int8-auto", "**sit-deploy** `--quantize auto`, OpenVINO", "int8", _auto, ours=True),
 )
 
 

@@ -72,7 +72,10 @@ def _ways(result: dict[str, Any]) -> str:
     parts.append(f"Not run: {'; '.join([*skipped, *not_run])}.")
     if refusal := result["peers"].get("optimum", {}).get("refusal"):
         parts.append(f"Optimum's `onnx_export_from_model` refuses the model: “{refusal}”")
-    parts += [_verdict(result), _same_runtime(result), _slimming(result)]
+    if plans := result.get("plans"):
+        told = "; ".join(f"{row['model']}, batch {row['batch']}: {row['plan']}" for row in plans)
+        parts.append(f"What `--quantize auto` chose: {told}.")
+    parts += [_verdict(result), _over_ours(result), _same_runtime(result), _slimming(result)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -129,6 +132,25 @@ def _verdict(result: dict[str, Any]) -> str:
     if not lost:
         return f"{table}\n\nNo other way is quicker than our quicker engine, or than ours on the same runtime, by more than a hundredth."
     return f"{table}\n\nWhere we lose:\n\n" + "\n".join(f"- {line}" for line in lost)
+
+
+def _over_ours(result: dict[str, Any]) -> str:
+    """Our lower precisions over our FP32 and over each other, on OpenVINO."""
+    pairs = {
+        "BF16 over FP32": ("openvino-fp32", "openvino-bf16"),
+        "INT8 auto over INT8 default": ("openvino-int8", "openvino-int8-auto"),
+        "INT8 auto over BF16": ("openvino-bf16", "openvino-int8-auto"),
+        "INT8 auto over NNCF": ("nncf", "openvino-int8-auto"),
+        "INT8 auto over NNCF in BF16": ("nncf-bf16", "openvino-int8-auto"),
+    }
+    timed = {(c["model"], c["batch"], c["key"]): c for c in result["cells"] if not c["skipped"]}
+    rows = []
+    for model, batch in dict.fromkeys((c["model"], c["batch"]) for c in result["cells"]):
+        cells = [tuple(timed.get((model, batch, key)) for key in keys) for keys in pairs.values()]
+        if any(slow and fast for slow, fast in cells):
+            figures = [_figure(_ratio(slow, fast)) if slow and fast else "" for slow, fast in cells]
+            rows.append([model, str(batch), *figures])
+    return _table(" | ".join(["on OpenVINO", "batch", *pairs]), rows) if rows else ""
 
 
 def _same_runtime(result: dict[str, Any]) -> str:
