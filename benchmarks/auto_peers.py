@@ -31,7 +31,7 @@ from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.fp8_peers import prepare_shown  # noqa: E402
 from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
 from benchmarks.quantization_peers import Case, sit_deploy, sqnr_db  # noqa: E402
-from benchmarks.runtime_peers_cells import open_engine, open_openvino, timed  # noqa: E402
+from benchmarks.runtime_peers_ways import open_engine, open_openvino, timed  # noqa: E402
 from engines.speedup import speedup  # noqa: E402
 from engines.timing import TimingOptions, WorkerSpec, alternate, machine  # noqa: E402
 from sit_deploy.report.build_types import BuildReport  # noqa: E402

@@ -18,6 +18,7 @@ runtime_pairs.json), tables and picture to docs/benchmarks.md.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import sys
@@ -47,6 +48,7 @@ from benchmarks.runtime_peers_cells import (  # noqa: E402
     make_model,
     prepare,
 )
+from benchmarks.runtime_peers_kept import KeptCells  # noqa: E402
 from engines.errors import EngineError  # noqa: E402
 from engines.gpus import find_gpus  # noqa: E402
 from engines.speedup import held_up, speedup  # noqa: E402
@@ -68,8 +70,9 @@ TEACHERS = {
 PAIRS = "sit_t/lvvit_t,sit_xs/lvvit_s,sit_s/lvvit_s,sit_m/lvvit_m,sit_l/lvvit_l"
 AIMS = {"sit_t": 3.4, "sit_xs": 3.5, "sit_s": 1.35, "sit_m": 1.45, "sit_l": 1.6}  # speed-up over the teacher
 PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "onnxscript", "timm", "numpy")
-NO_FIGURES = ("work", "output", "as_json", "write_docs")  # options
+NO_FIGURES = ("work", "keep", "only_make", "output", "as_json", "write_docs")  # options
 WARM_UP_SECONDS = 0.5
+LEFT_OUT = "left out by --without"
 ON_GPU = ("Torch-TensorRT", "TensorRT", "sit-deploy, TensorRT")
 
 
@@ -94,13 +97,20 @@ def measure(
     setting: Setting, without: frozenset[str], rounds: int, seconds: float
 ) -> tuple[list[Cell], list]:
     """Make, compare and time every candidate of a model at a batch size; returns them, and the rows of the results."""
-    cells = []
-    for candidate in CANDIDATES:
-        if candidate.key in without:
-            cells.append(Cell(candidate, "left out by --without"))
-        else:
-            say(f"{setting.model.name} batch {setting.batch}: making {candidate.key}")
-            cells.append(prepare(candidate, setting))
+    cells = [
+        Cell(candidate, LEFT_OUT) if candidate.key in without else make(candidate, setting)
+        for candidate in CANDIDATES
+    ]
+    return cells, time_cells(setting.model.name, setting.batch, cells, rounds, seconds)
+
+
+def make(candidate: Candidate, setting: Setting, kept: KeptCells | None = None) -> Cell:
+    say(f"{setting.model.name} batch {setting.batch}: making {candidate.key}")
+    return kept.make(candidate, setting) if kept else prepare(candidate, setting)
+
+
+def time_cells(name: str, batch: int, cells: list[Cell], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Time the candidates of a model at a batch size, turn about; returns the rows of the results."""
     workers = {cell.candidate.key: cell.worker for cell in cells if cell.worker}
     try:
         results = turns(workers, rounds, seconds)
@@ -112,14 +122,14 @@ def measure(
             cell.fail(f"the timing failed: {error}")
     rows = []
     for cell in cells:
-        row = {"model": setting.model.name, "batch": setting.batch} | about(cell.candidate)
+        row = {"model": name, "batch": batch} | about(cell.candidate)
         row |= {"skipped": cell.skipped, "error" if row["precision"] == "fp32" else "sqnr_db": cell.error}
         if result := results.get(cell.candidate.key):
-            row |= latency(result, setting.batch)
+            row |= latency(result, batch)
             if PLAIN in results:
                 row["over_plain"] = gain(results[PLAIN], result)
         rows.append(row)
-    return cells, rows
+    return rows
 
 
 def about(candidate: Candidate) -> dict[str, Any]:
@@ -181,22 +191,39 @@ def run_all(
     seconds: float,
     threads: int,
     work: Path,
+    keep: Path | None = None,
+    only_make: bool = False,
 ) -> dict[str, Any]:
-    """The comparison of all ways to run the models."""
+    """The comparison of all ways to run the models; `keep` holds what is made, for another run to take up."""
     rows, teachers, told, plans = [], [], {}, {}
     int8 = not {c.key for c in CANDIDATES if c.precision == "int8"} <= without
-    models = {}
-    for name in names:
+
+    @functools.cache
+    def model(name: str) -> Model:
         say(f"{name}: exporting and quantizing")
-        models[name] = make_model(name, threads, int8)
+        return make_model(name, threads, int8)
+
     for batch in batches:
-        with tempfile.TemporaryDirectory(prefix="sit-deploy-peers-") as folder:
+        with tempfile.TemporaryDirectory(prefix="sit-deploy-peers-") as temporary:
             cells = {}
             for name in names:
-                setting = Setting(models[name], batch, threads, Path(folder), work, told, plans)
-                cells[name], found = measure(setting, without, rounds, seconds)
-                rows += found
-            teachers += over_teachers(cells, batch, rounds, seconds)
+                folder = (keep or Path(temporary)) / f"{name}-{batch}-{threads}"
+                folder.mkdir(parents=True, exist_ok=True)
+                kept = KeptCells(folder)
+                setting = None
+                if kept.lacks(without):
+                    setting = Setting(model(name), batch, threads, folder, work, {}, {})
+                cells[name] = [
+                    Cell(candidate, LEFT_OUT)
+                    if candidate.key in without
+                    else kept.cell(candidate) or make(candidate, setting, kept)
+                    for candidate in CANDIDATES
+                ]
+                kept.recall(told, plans)
+                if not only_make:
+                    rows += time_cells(name, batch, cells[name], rounds, seconds)
+            if not only_make:
+                teachers += over_teachers(cells, batch, rounds, seconds)
     why = "there is a GPU: `python benchmarks/gpu.py` times what runs there" if find_gpus().gpus else "no GPU"
     return {
         "cells": rows,
@@ -332,6 +359,14 @@ def parse_without(text: str) -> frozenset[str]:
     default=ROOT / "build" / "peers",
     help="Folder of the peers' environments.  [default: build/peers]",
 )
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    help="Folder of what is made, for a later run to take up: only the timing wants a quiet machine.",
+)
+@click.option(
+    "--only-make", is_flag=True, help="Make and compare what is to be timed, and stop; with --keep."
+)
 @click.option("--output", type=click.Path(path_type=Path), default=None, help="File for the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON in place of tables.")
 @click.option("--write-docs", is_flag=True, help="Put tables and picture into docs/benchmarks.md.")
@@ -344,18 +379,34 @@ def main(
     seconds: float,
     threads: int,
     work: Path,
+    keep: Path | None,
+    only_make: bool,
     output: Path | None,
     as_json: bool,
     write_docs: bool,
 ) -> None:
     names, sizes, left_out = known(split(models, "--models")), parse_batches(batches), parse_without(without)
     couples = parse_pairs(pairs) if pairs is not None else []
+    if only_make and (keep is None or couples):
+        raise click.BadParameter("--only-make wants --keep FOLDER, and not --pairs")
     before, started = os.getloadavg()[0], time.perf_counter()
     found = (
         run_pairs(couples, rounds, seconds, threads)
         if couples
-        else run_all(names, sizes, left_out, rounds, seconds, threads, work.absolute())
+        else run_all(
+            names,
+            sizes,
+            left_out,
+            rounds,
+            seconds,
+            threads,
+            work.absolute(),
+            keep and keep.absolute(),
+            only_make,
+        )
     )
+    if only_make:
+        return
     result = {
         "command": asked(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
