@@ -32,9 +32,16 @@ from sit_deploy.tune.search import Found, Meter, Space, refine, search
 if TYPE_CHECKING:
     from sit_deploy.pipeline.work import Progress
 
-BELOW_DB = 1.0  # below the usual plan's SQNR that a plan may be where nobody says what it must keep
+# What a plan must keep where nobody says: an SQNR from which on no trained model of docs/quantization.md lost more than a picture or two, and
+# so much below the usual plan's where that has less.
+ENOUGH_DB, BELOW_DB = 32.0, 1.0
 _SMALL = 0.01  # share of the work of a group that is tried last
 _NOISE_IMAGES = 8  # that single layers are measured on
+
+
+def least_db(usual_db: float) -> float:
+    """Return the SQNR that a plan must keep where nobody says, in dB, by that of the usual plan."""
+    return min(ENOUGH_DB, usual_db - BELOW_DB)
 
 
 @dataclass(frozen=True)
@@ -218,12 +225,14 @@ class _Tuner:
             limits.append(f"at most {request.max_accuracy_drop:g} points of top-1 lost")
         if request.min_sqnr is not None:
             limits.append(f"SQNR of at least {request.min_sqnr:g} dB")
-        return " and ".join(limits) or f"SQNR at most {BELOW_DB:g} dB below that of the default groups"
+        return " and ".join(limits) or (
+            f"SQNR of {ENOUGH_DB:g} dB, or at most {BELOW_DB:g} dB below that of the default groups"
+        )
 
     def _least_db(self, usual: Measured) -> float:
         if self._request.min_sqnr is not None:
             return self._request.min_sqnr
-        return usual.error.sqnr_db - BELOW_DB
+        return least_db(usual.error.sqnr_db)
 
     def _keeps(self, one: Measured) -> bool:
         """Whether a measured candidate keeps what was asked for; accuracy is measured here, last."""
@@ -232,7 +241,7 @@ class _Tuner:
             return False
         least = request.min_sqnr
         if least is None and request.max_accuracy_drop is None:
-            least = -math.inf if self._usual_db is None else self._usual_db - BELOW_DB
+            least = -math.inf if self._usual_db is None else least_db(self._usual_db)
         if least is not None and one.error.sqnr_db < least:
             return False
         return request.max_accuracy_drop is None or self._drop(one.candidate) <= request.max_accuracy_drop
