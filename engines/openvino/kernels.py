@@ -6,7 +6,7 @@ What was asked for is a wish: a CPU without kernels for a type computes in anoth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engines.graph_file import attention_nodes, product_nodes, product_types
@@ -31,7 +31,7 @@ def read_kernels(compiled: Any, graph: onnx.ModelProto) -> tuple[Kernel, ...]:
         graph: that it was made of, whose nodes the kernels name.
     """
     nodes, products = _names(graph), set(product_nodes(graph))
-    attention = set(attention_nodes(graph))
+    attention, summed = set(attention_nodes(graph)), _summed(graph, products)
     try:
         operators = compiled.get_runtime_model().get_ordered_ops()
     except RuntimeError:
@@ -48,6 +48,8 @@ def read_kernels(compiled: Any, graph: onnx.ModelProto) -> tuple[Kernel, ...]:
         if kind in _NO_KERNEL:
             continue
         named = tuple(dict.fromkeys(_known(_text(operator, "originalLayersNames"), nodes)))
+        if kind in _MULTIPLY and not products.intersection(named):
+            named = (*(summed[name] for name in named if name in summed), *named)
         role = Role.OTHER
         if kind in _MULTIPLY or (kind in _FUSED and products.intersection(named)):
             fused = kind in _FUSED and attention.intersection(named)
@@ -74,13 +76,27 @@ def details(kernels: tuple[Kernel, ...], graph: onnx.ModelProto) -> dict[str, An
     asked = product_types(graph)
     low = {node: kind for node, kind in asked.items() if kind != "float16"}
     told = kernel_details(kernels, low, attention_nodes(graph), COMPILED)
-    return {**told, "lowered": _lowered(kernels, asked)}
+    multiplied = {node for kernel in kernels if kernel.multiplies for node in kernel.nodes}
+    untold = [node for node, kind in asked.items() if kind == "bfloat16" and node not in multiplied]
+    return {**told, "lowered": _lowered(kernels, asked), "untold": untold}
 
 
 def _lowered(kernels: tuple[Kernel, ...], asked: dict[str, str]) -> list[str]:
     """Return the products that a graph has in float32 and the engine multiplies in bfloat16."""
     in_low = {node for k in kernels if k.multiplies and k.computes_in == "bfloat16" for node in k.nodes}
     return [node for node, kind in asked.items() if kind == "float32" and node in in_low]
+
+
+def _summed(graph: onnx.ModelProto, products: Collection[str]) -> dict[str, str]:
+    """Return, by the sum that takes its result, each product: one that takes a bias along has the name of the sum alone."""
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    return {
+        node.name: makers[name].name
+        for node in graph.graph.node
+        if node.op_type == "Add"
+        for name in node.input
+        if name in makers and makers[name].name in products
+    }
 
 
 def _names(graph: onnx.ModelProto) -> dict[str, str]:

@@ -49,7 +49,7 @@ def raised_note(details: Mapping[str, Any]) -> str | None:
 
 
 def lowered_note(details: Mapping[str, Any]) -> str | None:
-    """Return which products the graph has in float32 and the engine multiplies in bfloat16; None where none is known to be.
+    """Return which products the graph has in float32 and the engine multiplies in bfloat16, or of which it does not tell; None where there are none.
 
     Args:
         details: the engine's, of a manifest.
@@ -58,6 +58,9 @@ def lowered_note(details: Mapping[str, Any]) -> str | None:
         InputError: what the manifest says of them is nothing that a build wrote.
     """
     nodes = check(details.get("lowered") or (), tuple[str, ...], "lowered of the engine", _AGAIN)
+    untold = check(details.get("untold") or (), tuple[str, ...], "untold of the engine", _AGAIN)
+    if untold:
+        return f"of {len(untold)} products in 16 bits its {told_by(details)} does not tell ({_some(untold)})"
     if not nodes:
         return None
     return f"{len(nodes)} products that the graph has in fp32 it multiplies in bfloat16 ({_some(nodes)})"

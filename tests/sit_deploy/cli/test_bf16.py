@@ -32,6 +32,7 @@ def test_every_product_is_in_bf16(trained_bf16: Path, trained: Trained, cli: Com
     products = [kernel for kernel in kernels if kernel.role in (Role.PRODUCT, Role.ATTENTION)]
     assert products and {kernel.factors for kernel in products} == {"bfloat16"}
     assert details["kernels"]["attention"] == details["kernels"]["attentions"] > 0
+    assert not details["raised"] and not details["untold"]
     # ONNX has no such convolution in this opset: what the engine makes of it is named
     assert details["lowered"] == [f"stem/conv{i}" for i in range(1, len(details["lowered"]) + 1)]
     report = BuildReport.from_dict(json.loads((trained_bf16 / "report.json").read_text()))
