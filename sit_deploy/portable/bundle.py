@@ -16,6 +16,7 @@ from engines.base import EngineOrigin
 from engines.errors import EngineLoadError, EngineNotInstalledError, NoGpuError
 from engines.gpus import find_gpus
 from engines.graph_file import GraphNodes
+from engines.performance import cpu_count
 from engines.strict_json import parse
 
 from ..classifier import Classifier
@@ -115,6 +116,17 @@ class Bundle:
         """What it is timed at: the size that it takes, or smallest, best and largest."""
         return tuple(dict.fromkeys(self.dynamic_batch or self.batch_range))
 
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that it was built for (`build --threads`); None leaves the choice to the runtime."""
+        return self.fields["engine"].get("threads")
+
+    def threads_for(self, asked: int | None) -> int | None:
+        """Return the threads that it runs on: those asked for, else those it was built for, where there are as many CPUs."""
+        if asked is not None or self.threads is None or not engines.get(self.engine.kind).on_cpu:
+            return asked
+        return min(self.threads, cpu_count())
+
     def preprocessing(self) -> Preprocessing:
         """Return how images are prepared for the engine."""
         return Preprocessing.from_dict(self.fields["preprocessing"])
@@ -191,7 +203,7 @@ def load(path: str | Path, *, threads: int | None = None, device: str | None = N
 
     Args:
         path: its folder.
-        threads: CPU threads; the runtime's choice by default.
+        threads: CPU threads; what it was built for by default, or the runtime's choice.
         device: "cpu", "cuda" or "cuda:N"; by default the CPU for ONNX Runtime and the first GPU for TensorRT.
 
     Raises:
@@ -203,7 +215,7 @@ def load(path: str | Path, *, threads: int | None = None, device: str | None = N
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, device: str | None = None) -> engines.Runner:
-    """Open the engine of a bundle.
+    """Open the engine of a bundle, on the threads of `Bundle.threads_for`.
 
     Raises:
         engines.EngineError: it does not run here; the message names the bundle, why, and what mends that.
@@ -216,6 +228,7 @@ def open_engine(bundle: Bundle, threads: int | None = None, device: str | None =
             "or use it through a symbolic link"
         )
     try:
+        threads = bundle.threads_for(threads)
         return runtime.load(engine.path, threads=threads, device=device, origin=engine.origin)
     except EngineNotInstalledError as error:
         raise EngineNotInstalledError(

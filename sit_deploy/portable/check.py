@@ -190,7 +190,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         "--threads",
         type=_whole(1, 4096),
         metavar="N",
-        help="CPU threads; the runtime's own number by default",
+        help="CPU threads; those that each was built for by default, or the runtime's own number",
     )
     add("--device", type=_device, metavar="D", help="cpu, cuda or cuda:N; what the engine is for by default")
     options = parser.parse_args(args)

@@ -31,7 +31,7 @@ class Examined:
         layers: as `measure.layers.measure_layers`; None where the runtime does not tell.
         layers_note: why not.
         batch_sizes: that it ran.
-        notes: of those that it did not run.
+        notes: of those that it did not run, and of its threads.
     """
 
     golden: dict[str, Any]
@@ -50,7 +50,8 @@ def examine(path: Path, threads: int | None = None, device: str | None = None) -
     bundle = open_bundle(path)
     engine, runtime = bundle.engine, engines.get(bundle.engine.kind)
     images, reference = bundle.golden()
-    ran, notes = [], []
+    ran, notes = [], [*filter(None, [_threads_note(bundle, threads)])]
+    threads = bundle.threads_for(threads)
     with Classifier(open_engine(bundle, threads, device), bundle.batch_range, bundle) as classifier:
         hop = compare_golden(classifier.logits, images, reference, bundle.precision, random=bundle.is_random)
         (name, *_) = (spec.name for spec in classifier.runner.inputs)
@@ -74,6 +75,17 @@ def examine(path: Path, threads: int | None = None, device: str | None = None) -
         except EngineError as error:
             note = str(error)
     return Examined(hop.to_dict(), layers, note, tuple(ran), notes)
+
+
+def _threads_note(bundle: Bundle, asked: int | None) -> str | None:
+    """Say on how many threads it is run and was built for; None where nobody said that, or it is run on those asked for."""
+    built, run = bundle.threads, bundle.threads_for(asked)
+    if built is None or run is None or (asked is not None and asked == built):
+        return None
+    count = "1 thread" if run == 1 else f"{run} threads"
+    if run == built:
+        return f"run on {count}, as it was built (build --threads)"
+    return f"run on {count}, and built for {built} (build --threads)"
 
 
 def _census(bundle: Bundle, feeds: dict[str, Any], device: str | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import engines
@@ -89,7 +89,11 @@ def _time(
         return {}, ""
     workers = {
         f"{bundle.name}, batch {size}": engine_worker(
-            bundle.engine.kind, bundle.engine.path, size, timing, bundle.engine.origin
+            bundle.engine.kind,
+            bundle.engine.path,
+            size,
+            replace(timing, threads=bundle.threads_for(timing.threads)),
+            bundle.engine.origin,
         )
         for bundle, size in wanted
     }
