@@ -37,7 +37,11 @@ def read_json(path: Path, remedy: str) -> Any:
     try:
         if (size := path.stat().st_size) > JSON_BYTES:
             raise ValueError(f"{size} bytes are too many")
-        return parse(path.read_bytes())
+        with path.open("rb") as file:  # a device has no size, and no end
+            data = file.read(JSON_BYTES + 1)
+        if len(data) > JSON_BYTES:
+            raise ValueError(f"more than {JSON_BYTES} bytes are too many")
+        return parse(data)
     except OSError as error:
         reason: object = error.strerror or error
     except ValueError as error:

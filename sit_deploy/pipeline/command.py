@@ -39,6 +39,7 @@ def rebuild_command(request: BuildRequest, engine: str) -> str:
         "--optimization-level": request.optimization_level,
         "--workspace": request.workspace,
         "--hardware-compatibility": request.hardware_compatibility,
+        "--threads": request.threads,
         "--profiling": request.profiling if request.profiling != "detailed" else None,
     }
     if request.dynamic_batch:

@@ -22,6 +22,7 @@ from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
 SCHEMA = 1
 _MOST = 1_000_000_000
 _Above = Annotated[float, Meta(gt=0, le=_MOST)]
+_Ratio = Annotated[float, Meta(gt=0, le=1000)]  # times as fast as float32: no plan comes near
 _Power = Annotated[float, Meta(ge=0, le=_MOST)]
 
 
@@ -35,7 +36,8 @@ class Circumstances(Struct, frozen=True, kw_only=True):
         engine: kind and release.
         threads: of the engine; None for the runtime's own number.
         batch: images a run.
-        graph: SHA-256 of the float32 graph (`sit_deploy.quantize.calibrate.graph_key`).
+        dynamic: smallest, usual and largest batch of an engine whose batch is open: its kernels are others; None of a fixed one.
+        graph: SHA-256 of the float32 graph (`sit_deploy.quantize.calibrate.graph_key`), which is the same for any batch.
     """
 
     cpu: str
@@ -45,18 +47,25 @@ class Circumstances(Struct, frozen=True, kw_only=True):
     threads: int | None
     batch: int
     graph: str
+    dynamic: tuple[int, int, int] | None = None
 
 
 class _Entry(Struct, kw_only=True):
     """A candidate's measures; `calibration` is what the error holds for."""
 
-    ratio: _Above
-    low: _Above
-    high: _Above
+    ratio: _Ratio
+    low: _Ratio
+    high: _Ratio
     ms: _Above
     calibration: str = ""
     power: _Power | None = None
     tolerated: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.ratio <= self.high:
+            raise ValueError(
+                f"ratio {self.ratio:g} is not between its quartiles {self.low:g} and {self.high:g}"
+            )
 
 
 class _Section(Struct):

@@ -63,3 +63,6 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(schema, "JSON_BYTES", 1)
     with pytest.raises(InputError, match="2 bytes are too many"):
         schema.read_json(tmp_path / "f.json", "do it again")
+    (tmp_path / "link.json").symlink_to("/dev/zero")  # of no size, and without an end
+    with pytest.raises(InputError, match="more than 1 bytes are too many"):
+        schema.read_json(tmp_path / "link.json", "do it again")

@@ -74,7 +74,7 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "sit_lvvit_small", Path("out"), "fp16", Path("my weights.pth"), False, "auto", dynamic_batch=(1, 8, 32),
         image_size=256, num_classes=10, labels=Path("l.txt"), calib_data=Path("calib"), calib_images=5,
         val_data=Path("val"), max_accuracy_drop=0.5, opset=17, targets=("sm80", "sm89"), optimization_level=2,
-        stages=(4, 4, 4, 4), keeping_ratio=0.7,
+        stages=(4, 4, 4, 4), keeping_ratio=0.7, threads=3,
     )  # fmt: skip
     words = shlex.split(rebuild_command(request, "tensorrt-rtx"))
     assert words[:2] == ["sit-deploy", "build"] and words[-1] == "--no-ema"
@@ -84,7 +84,7 @@ def test_command_says_it_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--engine": "tensorrt-rtx", "--image-size": "256", "--num-classes": "10", "--labels": str(tmp_path / "l.txt"),
         "--calib-data": str(tmp_path / "calib"), "--calib-images": "5", "--val-data": str(tmp_path / "val"),
         "--max-accuracy-drop": "0.5", "--opset": "17", "--optimization-level": "2", "--dynamic-batch": "1:8:32",
-        "--target": "sm89",
+        "--threads": "3", "--target": "sm89",
     }  # fmt: skip
     assert [value for key, value in pairs if key == "--target"] == ["sm80", "sm89"]
     assert "--batch-size 3" in rebuild_command(

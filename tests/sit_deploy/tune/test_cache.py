@@ -48,6 +48,7 @@ def test_errors_hold_for_one_calibration(path: Path) -> None:
         {"engine": "openvino 2"},
         {"threads": 1},
         {"batch": 8},
+        {"dynamic": (1, 1, 2)},
         {"graph": "h"},
     ],
 )
@@ -81,6 +82,8 @@ def test_a_bundle_that_is_replaced_gives_its_own(path: Path) -> None:
         (lambda _: "{", "cannot be read"),
         (lambda text: text.replace('"ratio": 2.0', '"ratio": -2.0'), "ratio"),
         (lambda text: text.replace('"ratio": 2.0', '"ratio": NaN'), "NaN"),
+        (lambda text: text.replace('"ratio": 2.0', '"ratio": 2e6'), "ratio"),
+        (lambda text: text.replace('"ratio": 2.0', '"ratio": 3.0'), "is not between its quartiles"),
         (lambda text: text.replace('"cpus": 2', '"cpus": "two"'), "cpus"),
         (lambda _: "[]", "expected"),
         (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
