@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
-from sit_deploy.graph.norms import float_form
 from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import agreement_note, compare, reference_fault, require
 from sit_deploy.pipeline.logits import graph_logits, torch_logits
@@ -87,6 +86,8 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
     with work.step("Exporting to ONNX"):
         graph = _export(request, loaded, deploy)
         if request.precision in FLOATS:
+            from sit_deploy.graph.norms import float_form
+
             graph = float_form(graph, work.engine)
         del deploy
         logits = _check_graph(work, graph, folder, compared, logits)
