@@ -26,6 +26,7 @@ _STOP_SECONDS = 15
 _STACK_BYTES = 1 << 30
 _SILENT = "it said nothing"
 _BENIGN = ("CudaDriverHelper", "CUDA driver version is insufficient")
+_TRACEBACK = r"\n\nAt:"  # of a Python model's error, its line breaks spelled out
 _ERROR = re.compile(r"E\d{4} \S+ \d+ \S+\] (.*)")  # month and day, time, thread, place
 
 
@@ -321,7 +322,7 @@ def last_words(log: Path) -> str:
     lines = [line for line in lines if not any(benign in line for benign in _BENIGN)]
     errors = [found[1].strip('"') for line in lines if (found := _ERROR.match(line))]
     of_models = [error for error in errors if "failed to load" in error or "Poll failed" in error]
-    return (of_models or errors or lines[-1:] or [_SILENT])[0]
+    return (of_models or errors or lines[-1:] or [_SILENT])[0].partition(_TRACEBACK)[0]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -230,7 +230,7 @@ def test_a_configuration_edited_by_hand_is_refused_by_name(
         server.running(installation, repository, tmp_path / "log", free_ports()),
     ):
         pass
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("mend it, or run sit-deploy package triton again")
 
 
 def test_a_server_that_watches_changes_over_and_loads_nothing_twice(
