@@ -113,6 +113,7 @@ class Setting:
 
     Attributes:
         told: what peers answered, by their name: versions, and Optimum's refusal.
+        tune_seconds: for `--quantize auto`.
         plans: what `--quantize auto` chose, by model and batch size.
     """
 
@@ -123,6 +124,7 @@ class Setting:
     work: Path
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     plans: dict[tuple[str, int], str] = field(default_factory=dict)
+    tune_seconds: float = 120
 
     def path(self, name: str) -> Path:
         return self.folder / f"{self.model.name}-b{self.batch}-{name}"
@@ -260,7 +262,15 @@ def _auto(setting: Setting) -> Way:
     words = [
         *("build", "--model", setting.model.name, "--checkpoint", checkpoint, "--calib-data", pictures),
         *("--precision", "int8", "--quantize", "auto", "--engine", "openvino"),
-        *("--batch-size", setting.batch, "--threads", setting.threads, "--force", "-o", bundle),
+        *(
+            "--batch-size",
+            setting.batch,
+            "--threads",
+            setting.threads,
+            "--tune-seconds",
+            setting.tune_seconds,
+        ),
+        *("--force", "-o", bundle),
     ]
     run([sys.executable, "-m", "sit_deploy", *map(str, words)])
     report = BuildReport.from_dict(json.loads((bundle / "report.json").read_text(encoding="utf-8")))

@@ -9,20 +9,31 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import documents, peer_environments, runtime_peers, runtime_peers_cells, runtime_peers_page
+from benchmarks import (
+    documents,
+    peer_environments,
+    runtime_peers,
+    runtime_peers_cells,
+    runtime_peers_kept,
+    runtime_peers_page,
+    runtime_peers_ways,
+)
 from benchmarks.random_weights import random_model
 from benchmarks.runtime_peers_cells import CANDIDATES, Candidate, Cell, Model, Setting, make_model, prepare
+from benchmarks.runtime_peers_kept import KeptCells
 from engines.errors import EngineError
 from engines.latency import LatencyStats
 from engines.timing import TimingOptions, WorkerResult, WorkerSpec
 
-SLOW = "compiled,optimum,nncf"  # a compilation, and two environments that would have to be installed
+# compilations, two environments that would have to be installed, and a build that tunes
+SLOW = "compiled,optimum,autocast,half,nncf,nncf-bf16,openvino-int8-auto"
 
 
 def result_of(*medians_ms: float) -> WorkerResult:
@@ -57,7 +68,8 @@ def models() -> Iterator[dict[str, Model]]:
         for number in ("CALIBRATION_IMAGES", "CHECKED_IMAGES"):
             patch.setattr(runtime_peers_cells, number, 4)
         small = functools.partial(random_model, stage_blocks=(1, 1, 1, 1))
-        patch.setattr(runtime_peers_cells, "random_model", small)
+        for module in (runtime_peers_cells, runtime_peers_ways):
+            patch.setattr(module, "random_model", small)
         student = make_model("sit_nano", threads=1)
         teacher = replace(student, name="lvvit_nano", graphs={"fp32": student.graphs["fp32"]})
         yield {"sit_nano": student, "lvvit_nano": teacher}
@@ -299,3 +311,33 @@ def test_ours_over_the_plain_export_on_the_same_runtime() -> None:
     ]
     cells[0]["skipped"] = cells[1]["skipped"] = "left out"
     assert runtime_peers_page._same_runtime({"cells": cells}) == ""
+
+
+def test_what_was_made_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidate by candidate, so that a run that is stopped loses one; what the tuning chose is remembered too."""
+    first, second = CANDIDATES[:2]
+    rest = {candidate.key for candidate in CANDIDATES[2:]}
+    setting = SimpleNamespace(told={"nncf": {"versions": {}}}, plans={("m", 1): "default; rest bf16"})
+    monkeypatch.setattr(runtime_peers_kept, "prepare", lambda candidate, _: Cell(candidate, error=0.5))
+    kept = KeptCells(tmp_path)
+    assert kept.lacks(rest) and kept.cell(first) is None
+    kept.make(first, setting)
+    assert KeptCells(tmp_path).lacks(rest) and not KeptCells(tmp_path).lacks(rest | {second.key})
+    again, told, plans = KeptCells(tmp_path), {}, {}
+    again.recall(told, plans)
+    assert again.cell(first) == Cell(first, error=0.5) and again.cell(second) is None
+    assert (told, plans) == (setting.told, setting.plans)
+
+
+def test_only_making_wants_a_place_for_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(runtime_peers.main, ["--models", "sit_nano", "--only-make"])
+    assert done.exit_code == 2 and "--only-make wants --keep FOLDER" in done.output
+
+
+def test_lower_precisions_over_each_other() -> None:
+    def cell(key: str, ms: float) -> dict[str, Any]:
+        return {"model": "m", "batch": 1, "key": key, "skipped": None, "round_medians_ms": [ms] * 3}
+
+    times = {"openvino-fp32": 6.0, "openvino-bf16": 3.0, "openvino-int8": 4.0, "openvino-int8-auto": 2.0}
+    text = runtime_peers_page._over_ours({"cells": [cell(*item) for item in times.items()]})
+    assert text.splitlines()[-1] == "| m | 1 | 2.00 | 2.00 | 1.50 |  |  |"
