@@ -193,6 +193,7 @@ def run_all(
     work: Path,
     keep: Path | None = None,
     only_make: bool = False,
+    tune_seconds: float = 120,
 ) -> dict[str, Any]:
     """The comparison of all ways to run the models; `keep` holds what is made, for another run to take up."""
     rows, teachers, told, plans = [], [], {}, {}
@@ -212,7 +213,7 @@ def run_all(
                 kept = KeptCells(folder)
                 setting = None
                 if kept.lacks(without):
-                    setting = Setting(model(name), batch, threads, folder, work, {}, {})
+                    setting = Setting(model(name), batch, threads, folder, work, {}, {}, tune_seconds)
                 cells[name] = [
                     Cell(candidate, LEFT_OUT)
                     if candidate.key in without
@@ -354,6 +355,9 @@ def parse_without(text: str) -> frozenset[str]:
 )
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option(
+    "--tune-seconds", default=120.0, show_default=True, help="Of each build with `--quantize auto`."
+)
+@click.option(
     "--work",
     type=click.Path(path_type=Path),
     default=ROOT / "build" / "peers",
@@ -378,6 +382,7 @@ def main(
     rounds: int,
     seconds: float,
     threads: int,
+    tune_seconds: float,
     work: Path,
     keep: Path | None,
     only_make: bool,
@@ -403,6 +408,7 @@ def main(
             work.absolute(),
             keep and keep.absolute(),
             only_make,
+            tune_seconds,
         )
     )
     if only_make:
