@@ -40,7 +40,8 @@ class KeptCells:
         """Make a candidate and keep it, with what peers and the tuning told."""
         cell = prepare(candidate, setting)
         self._state["cells"][candidate.key] = (cell.skipped, cell.error, cell.worker)
-        self._state |= {"told": dict(setting.told), "plans": dict(setting.plans)}
+        for what in ("told", "plans"):  # an earlier run may have added some
+            self._state[what] = {**self._state.get(what, {}), **getattr(setting, what)}
         self._path.write_bytes(pickle.dumps(self._state))
         return cell
 
