@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # What a plan must keep where nobody says: an SQNR from which on no trained model of docs/quantization.md lost more than a picture or two, and
 # so much below the usual plan's where that has less.
-ENOUGH_DB, BELOW_DB = 32.0, 1.0
+ENOUGH_DB, BELOW_DB = 30.0, 1.0
 _SMALL = 0.01  # share of the work of a group that is tried last
 _NOISE_IMAGES = 8  # that single layers are measured on
 
