@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -125,6 +125,11 @@ class CandidateBench:
         finally:
             worker.stop(gently=finished)
         return _timing(results[FLOAT], results["candidate"])
+
+    def correct(self, corrected: bool) -> None:
+        """Have the biases of candidates corrected from now on, or not."""
+        quantizer = replace(self._material.quantizer, corrected=corrected)
+        self._material, self._built = replace(self._material, quantizer=quantizer), None
 
     def error(self, candidate: Candidate) -> LogitsError:
         """Compare a candidate's logits with those of the float32 graph, on the engine itself: its rest rounds too."""

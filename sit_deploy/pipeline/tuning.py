@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # so much below the usual plan's where that has less.
 ENOUGH_DB, BELOW_DB = 30.0, 1.0
 _SMALL = 0.01  # share of the work of a group that is tried last
+_FEW_IMAGES = 4  # below which what plans are compared on is luck
 _NOISE_IMAGES = 8  # that single layers are measured on
 
 
@@ -130,7 +131,7 @@ def tune(
         NoGainError: a limit was given, and no plan in 8 bits keeps it and is faster than the best float engine that does.
         InputError: the file of timings is damaged.
     """
-    from sit_deploy.quantize.quantizer import choose_correction, outlier_notes
+    from sit_deploy.quantize.quantizer import outlier_notes
 
     with work.step("Tuning the plan on the engine") as report:
         tuner = _Tuner(work, float_graph, quantization, folder, report)
@@ -138,10 +139,10 @@ def tune(
     _say(work, tuning)
     chosen = tuning.chosen
     plan = tuner.material.plan(chosen)
-    quantizer = choose_correction(quantization.quantizer.with_plan(plan), quantization.stream)
+    quantizer = replace(quantization.quantizer.with_plan(plan), corrected=tuner.corrected)
     work.note(*outlier_notes(plan))
     # the command that builds it again names the plan itself: it needs no timing, and finds no other
-    named, method = _named(chosen, tuning.space), quantizer.method
+    named, method = tuning.space.named(chosen), quantizer.method
     work.request = replace(work.request, rest=chosen.rest, quantize=named, calib_method=method)
     return replace(quantization, quantizer=quantizer), tuning
 
@@ -177,6 +178,8 @@ class _Tuner:
         self._bench = CandidateBench(work.engine, self.material, folder / "tuning")
         self._timings = open_timings(work, quantization)
         self._drops: dict[Candidate, float] = {}
+        #: whether biases of what is built are corrected
+        self.corrected = quantizer.corrected
         seconds = work.request.tune_seconds
         self._meter = Meter(
             self._time, self._error, TUNE_SECONDS if seconds is None else seconds, done=self._done
@@ -184,6 +187,10 @@ class _Tuner:
         self._usual_db: float | None = None
 
     def run(self) -> Tuning:
+        if (images := len(self.material.stream.sources)) < _FEW_IMAGES:
+            self._work.warn(
+                f"plans were compared on few calibration images ({images}), which tells little of others; give more"
+            )
         if self._timings.foreign:
             self._work.note(
                 f"timings of another CPU are not used ({', '.join(self._timings.foreign)}): plans are measured here"
@@ -193,17 +200,41 @@ class _Tuner:
             found = self._with_known(search(self.space, self._meter, self._least_db if guided else None))
             choice = self._choose(found)
             if choice.verdict in (Verdict.PLAN, Verdict.FLOAT, Verdict.NONE) and self._refine(found, choice):
-                found = replace(found, measured=self._meter.measured, seconds=self._meter.spent)
+                found = Found(self._meter.measured, found.finished, self._meter.spent)
                 found = self._with_known(found)
                 choice = self._choose(found)
             if choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
                 self._check_usual()
+            if choice.plan is not None:
+                found, choice = self._as_built(found, choice)
         measured = tuple(replace(one, drop=self._drops.get(one.candidate)) for one in found.measured)
         tries = tuple(
             (self.material.plan(one).share, drop) for one, drop in self._drops.items() if not one.is_float
         )
-        found = replace(found, measured=measured)
-        return Tuning(choice, found, self.space, self._limit, self._timings, tries)
+        return Tuning(
+            choice, replace(found, measured=measured), self.space, self._limit, self._timings, tries
+        )
+
+    def _as_built(self, found: Found, choice: Choice) -> tuple[Found, Choice]:
+        """Settle whether biases of the plan are corrected: measured were all as is best for the default one.
+
+        Where that is not best for this one, it is measured again, and stays as it was if it misses the limit then.
+        """
+        from sit_deploy.quantize.quantizer import choose_correction
+
+        plan, quantizer, stream = choice.plan, self.material.quantizer, self.material.stream
+        best = choose_correction(quantizer.with_plan(self.material.plan(plan.candidate)), stream)
+        if best.corrected == quantizer.corrected:
+            return found, choice
+        self._bench.correct(best.corrected)
+        again, drops = replace(plan, error=self._bench.error(plan.candidate)), dict(self._drops)
+        self._drops.pop(plan.candidate, None)
+        if not self._keeps(again):
+            self._drops = drops
+            return found, choice
+        self.corrected = best.corrected
+        measured = tuple(again if one.candidate == again.candidate else one for one in found.measured)
+        return replace(found, measured=measured), replace(choice, plan=again)
 
     def _with_known(self, found: Found) -> Found:
         """Return what was found with what an earlier tuning measured besides, and still holds."""
@@ -363,13 +394,6 @@ def _say(work: Work, tuning: Tuning) -> None:
         )
     if tuning.settled and not tuning.found.finished:
         work.note("--tune-seconds ended the search early; more seconds may find a faster plan")
-
-
-def _named(chosen: Candidate, space: Space) -> tuple[str, ...]:
-    """Return a plan as --quantize takes it."""
-    whole = chosen.groups >= space.default
-    groups = ("default", *sorted(chosen.groups - space.default)) if whole else tuple(sorted(chosen.groups))
-    return (*groups, *(f"-{name}" for name in sorted(chosen.high)))
 
 
 def _words(one: Measured, default: frozenset[str]) -> str:

@@ -45,6 +45,12 @@ class Space:
         """The plan that is built where nothing is tuned."""
         return Candidate(self.default, self.rests[0])
 
+    def named(self, candidate: Candidate) -> tuple[str, ...]:
+        """Return a plan as --quantize takes it."""
+        whole, inside = candidate.groups >= self.default, candidate.groups
+        groups = ("default", *sorted(inside - self.default)) if whole else tuple(sorted(inside))
+        return (*groups, *(f"-{name}" for name in sorted(candidate.high)))
+
 
 @dataclass(frozen=True)
 class Found:

@@ -50,6 +50,11 @@ class Bench:
     fp32: float = 1.0
     scale: float = 1.0
     asked: list[Candidate] = field(default_factory=list)
+    flipped_db: float | None = None  # of what is corrected otherwise than was measured
+    flipped: bool = False
+
+    def correct(self, corrected: bool) -> None:
+        self.flipped = True
 
     def __call__(self, *_: Any) -> Bench:
         return self
@@ -69,6 +74,8 @@ class Bench:
         return Timing(1 / cost, 0.99 / cost, 1.01 / cost, 5 * cost, self.noise)
 
     def error(self, candidate: Candidate) -> LogitsError:
+        if self.flipped and self.flipped_db is not None:
+            return LogitsError(10 ** (-self.flipped_db / 10))
         power = 1e-5 * len(candidate.groups & DEFAULT) / max(1, len(candidate.high))
         return LogitsError(power + sum(10 ** (-DB[group] / 10) for group in candidate.groups - DEFAULT))
 
@@ -142,6 +149,32 @@ def test_layers_go_back_between_a_plan_that_misses_and_one_that_holds(tuned: Cal
     assert work.request.quantize == ("default", "stem", f"-{found.chosen.high[0]}")
     # the fastest first; then the one that keeps it; then half of the stem, and one layer
     assert [drop for _, drop in found.tries] == [4.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("db", "taken"), [(40.0, True), (34.0, False)])
+def test_what_is_told_of_a_plan_is_of_the_engine_that_is_built(
+    tuned: Callable[..., Any], made: Quantization, monkeypatch: pytest.MonkeyPatch, db: float, taken: bool
+) -> None:
+    """Correcting biases is best for the default plan, or not; another plan may want it otherwise."""
+    before = made.quantizer.corrected
+    monkeypatch.setattr(
+        "sit_deploy.quantize.quantizer.choose_correction", lambda q, _: replace(q, corrected=not before)
+    )
+    _, quantization, found = tuned(Bench(flipped_db=db), min_sqnr=35.0)
+    assert (quantization.quantizer.corrected != before) == taken
+    told = found.choice.plan.error.sqnr_db
+    assert (told == pytest.approx(db)) == taken and told >= 35.0
+    (row,) = [row for row in found.to_dict()["candidates"] if row["chosen"]]
+    assert row["sqnr_db"] == told
+
+
+def test_plans_that_are_compared_on_an_image_or_two(
+    digits: Digits, made: Quantization, tuned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_FEW_IMAGES", len(made.stream.sources) + 1)
+    work, _, _ = tuned(Bench())
+    (note,) = work.notes
+    assert f"few calibration images ({len(made.stream.sources)})" in note and is_warning(note)
 
 
 def test_a_limit_that_nobody_keeps(tuned: Callable[..., Any]) -> None:
