@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import EngineLoadError
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -85,5 +87,16 @@ def keep_precision(model: Any) -> None:
 
 
 def in_bfloat16(model: Any) -> bool:
-    """Whether a model is to be inferred in bfloat16 (`keep_precision`)."""
-    return bool(model.has_rt_info(KEY)) and model.get_rt_info(KEY).value == "bf16"
+    """Whether a model is to be inferred in bfloat16 (`keep_precision`).
+
+    Raises:
+        EngineLoadError: it is to be inferred in what this release does not know.
+    """
+    if not model.has_rt_info(KEY):
+        return False
+    said = model.get_rt_info(KEY).value
+    if said != "bf16":
+        raise EngineLoadError(
+            f"the engine is to be inferred in {str(said)!r:.40}, which this release does not know; build it again, or update sit-deploy"
+        )
+    return True

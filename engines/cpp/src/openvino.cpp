@@ -58,8 +58,10 @@ private:
 
     /// Whether a bundle's engine says that it is to be inferred in bfloat16.
     static bool in_bfloat16(const ov::Model& model) {
-        return model.has_rt_info("sit_deploy", "inference_precision") &&
-               model.get_rt_info<std::string>("sit_deploy", "inference_precision") == "bf16";
+        if (!model.has_rt_info("sit_deploy", "inference_precision")) return false;
+        const auto said = model.get_rt_info<std::string>("sit_deploy", "inference_precision");
+        if (said != "bf16") throw Error("the engine is to be inferred in '" + said + "', which this release does not know; build it again");
+        return true;
     }
 
     /// Whether the CPU multiplies bfloat16; OpenVINO would emulate it on others.

@@ -173,3 +173,13 @@ def test_a_cpu_without_bfloat16(source: Path, tmp_path: Path, monkeypatch: pytes
         EngineLoadError, match=r"computes in bf16, which this CPU has no kernels for \(it has FP32, INT8\)"
     ):
         OpenVino().load(tmp_path / "engine.xml")
+
+
+def test_a_precision_that_a_later_release_may_write(source: Path, tmp_path: Path):
+    OpenVino().build(source, tmp_path / "engine.xml", OPTIONS)
+    written = (tmp_path / "engine.xml").read_text()
+    (tmp_path / "engine.xml").write_text(
+        written.replace('<inference_precision value="bf16"', '<inference_precision value="f8"')
+    )
+    with pytest.raises(EngineLoadError, match=r"to be inferred in 'f8', which this release does not know"):
+        OpenVino().load(tmp_path / "engine.xml")
