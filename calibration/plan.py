@@ -134,19 +134,23 @@ class QuantPlan:
         )
         return replace(self, layers=layers)
 
-    def of_groups(self, groups: Collection[str]) -> QuantPlan:
-        """Return a plan in which only layers of some of its groups are quantized, as one chosen by timing.
+    def of_groups(self, groups: Collection[str], *, timed: bool = True) -> QuantPlan:
+        """Return a plan in which only layers of some of its groups are quantized.
 
-        What stays high for another reason goes on saying so.
+        Args:
+            groups: their names.
+            timed: they were chosen by timing; else they are those that nobody asked to be others. What stays high for another reason
+                goes on saying so.
         """
         layers = []
         for layer in self.layers:
             if layer.is_high:
                 layers.append(layer)
             elif layer.group in groups:
-                layers.append(replace(layer, reason=Reason.TUNED_LOW))
+                layers.append(replace(layer, reason=Reason.TUNED_LOW) if timed else layer)
             else:
-                layers.append(replace(layer, precision=HIGH, reason=Reason.TUNED_HIGH))
+                usual = _LEFT_HIGH.get(layer.group, Reason.NOT_ASKED_FOR)
+                layers.append(replace(layer, precision=HIGH, reason=Reason.TUNED_HIGH if timed else usual))
         return replace(self, layers=tuple(layers))
 
     def keep_high(self, names: Sequence[str]) -> QuantPlan:

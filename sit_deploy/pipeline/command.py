@@ -11,8 +11,14 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.precisions import EIGHT_BITS
 
 
-def rebuild_command(request: BuildRequest, engine: str) -> str:
-    """Return the command that builds the same again, its paths absolute and the output folder left to the caller."""
+def rebuild_command(request: BuildRequest, engine: str, *, tuned: bool = False) -> str:
+    """Return the command that builds the same again, its paths absolute and the output folder left to the caller.
+
+    Args:
+        request: of the build.
+        engine: its kind.
+        tuned: its plan was chosen by measuring: it is named, and what it was held to is left out, or another might be chosen.
+    """
     options: dict[str, Any] = {
         "--model": request.config.name,
         "--stages": request.stages and ",".join(map(str, request.stages)),
@@ -33,7 +39,7 @@ def rebuild_command(request: BuildRequest, engine: str) -> str:
         "--split": request.split,
         "--image-key": request.image_key,
         "--label-key": request.label_key,
-        "--max-accuracy-drop": request.max_accuracy_drop,
+        "--max-accuracy-drop": None if tuned else request.max_accuracy_drop,
         "--input": request.input if request.input != "float32" else None,
         "--opset": request.opset,
         "--optimization-level": request.optimization_level,

@@ -79,7 +79,8 @@ def untuned(request: BuildRequest, engine: engines.Engine) -> str | None:
     if request.precision not in EIGHT_BITS:
         return None
     if request.precision != "int8" or not engine.on_cpu:
-        return f"plans are tuned for int8 on CPU engines alone, and this is {request.precision} for {engine.title}"
+        other = "" if engine.on_cpu else " (--engine openvino or onnxruntime is for CPUs)"
+        return f"plans are tuned for int8 on CPU engines alone, and this is {request.precision} for {engine.title}{other}"
     if not engine.probe().can_run:
         return f"{engine.title} does not run here"
     if request.calib_data is None and (request.checkpoint or request.calib_cache):

@@ -49,7 +49,7 @@ def build_facts(work: Work, lowered: LoweredGraph, built: BuiltEngine) -> BuildF
         calibration=_calibration(lowered),
         compared_on=float_graph.compared.source,
         versions=versions(),
-        command=rebuild_command(request, info.kind),
+        command=rebuild_command(request, info.kind, tuned=lowered.tuning is not None),
     )
 
 

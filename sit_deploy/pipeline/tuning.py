@@ -77,7 +77,9 @@ class Tuning:
 
     @property
     def best_float(self) -> str | None:
-        """The fastest float precision that keeps the limit, or was measured at all where none does; None where none was."""
+        """The fastest float precision that keeps the limit, or was measured at all where none does; None where one could not be told."""
+        if any(one.candidate.is_float and not one.timing.usable for one in self.found.measured):
+            return None  # it may be the fastest: what compares them at the end times all
         if self.choice.best_float is not None:
             return self.choice.best_float.candidate.rest
         floats = pareto_front(one for one in self.found.measured if one.candidate.is_float)
@@ -139,6 +141,8 @@ def tune(
     _say(work, tuning)
     chosen = tuning.chosen
     plan = tuner.material.plan(chosen)
+    if tuning.choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
+        plan = quantization.quantizer.plan.of_groups(chosen.groups, timed=False)
     quantizer = replace(quantization.quantizer.with_plan(plan), corrected=tuner.corrected)
     work.note(*outlier_notes(plan))
     # the command that builds it again names the plan itself: it needs no timing, and finds no other

@@ -123,6 +123,8 @@ def test_the_plan_that_is_faster_is_built(tuned: Callable[..., Any]) -> None:
     assert (work.request.quantize, work.request.rest) == (("default", "stem"), "fp32")
     command = rebuild_command(work.request, "onnxruntime")
     assert "--quantize default,stem --rest fp32" in command and "--min-sqnr" not in command
+    again = rebuild_command(replace(work.request, max_accuracy_drop=1.0), "onnxruntime", tuned=True)
+    assert again == command
     assert not work.notes
     record = found.to_dict()
     assert [row["chosen"] for row in record["candidates"]].count(True) == 1
