@@ -129,7 +129,7 @@ def compare(checkpoint: Path, calib_images: int, threads: int, rounds: int, work
     for row in rows:
         mine = results[row["title"]]
         row["p50_ms"] = mine.stats.p50_ms
-        row["over_fp32"] = gains.fields(speedup(results[BASE], mine, (BASE, row["title"])), 1.0)
+        row["over_fp32"] = gains.fields(speedup(results[BASE], mine, (BASE, row["title"])))
     return {
         "model": case.name,
         "data": case.data,
