@@ -122,13 +122,15 @@ def command(
     """
     from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
-    from sit_deploy.validation.bench import bench
+    from sit_deploy.validation.bench import bench, require_batch
 
     if batch_size and batch_sizes:
         raise InputError("--batch-size and --batch-sizes exclude each other; pass one of them")
     if csv_path:
         _check_csv(csv_path, force)
     opened = load_bundle(bundle)
+    for size in batch_sizes or ():  # all before the first is timed
+        require_batch(opened, size)
     others = {
         "engine": engine,
         "checkpoint": checkpoint,

@@ -188,7 +188,7 @@ def bench(  # noqa: PLR0913
     timing = timing or TimingOptions(rounds=ROUNDS)
     require_type(timing, TimingOptions, "bench")
     require_type(batch, int, "bench, as batch size,")
-    _require_batch(bundle, batch)
+    require_batch(bundle, batch)
     require_cpus(timing.cpus)
     mode = read_performance(performance, streams, timing.device)
     kind = engine or bundle.manifest.engine.kind
@@ -200,7 +200,7 @@ def bench(  # noqa: PLR0913
     if teacher is not None:
         model = teacher.manifest.model
         require_same_task(bundle, teacher.path, model.image_size, model.num_classes)
-        _require_batch(teacher, batch)
+        require_batch(teacher, batch)
         theirs, ours = (b.manifest.engine.kind for b in (teacher, bundle))
         if theirs != ours or engine not in (None, ours):
             raise InputError(
@@ -334,12 +334,17 @@ def require_cpus(cpus: tuple[int, ...] | None) -> None:
         )
 
 
-def _require_batch(bundle: Bundle, batch: int) -> None:
+def require_batch(bundle: Bundle, batch: int) -> None:
+    """Refuse a batch size that a bundle's engine does not take.
+
+    Raises:
+        InputError: it does not.
+    """
     low, high = bundle.batch_range
     if not low <= batch <= high:
         takes = str(low) if low == high else f"{low} to {high}"
         raise InputError(
-            f"the engine of {bundle.path} takes batches of {takes}, not {batch}; pass such a --batch-size"
+            f"the engine of {bundle.path} takes batches of {takes}, not {batch}; pass such a --batch-size, or build it with --dynamic-batch MIN:OPT:MAX"
         )
 
 

@@ -59,6 +59,7 @@ def test_throughput(trained: Trained, cli: CommandLine, monkeypatch: pytest.Monk
 
 def test_refusals(nano_fp32: Path, trained: Trained, cli: CommandLine) -> None:
     assert "takes batches of 1, not 2; pass such" in cli.refuses("bench", nano_fp32, "--batch-size", "2")
+    assert "takes batches of 1, not 8" in cli.refuses("bench", nano_fp32, "--batch-sizes", "1,8")
     assert "takes batches of 2 to 4, not 5" in cli.refuses("bench", trained.bundle, "--batch-size", "5")
     gone = cli.refuses("bench", trained.bundle, "--checkpoint", "gone.pth")
     assert gone.startswith("the reference needs the weights ") and gone.endswith("pass --checkpoint FILE")
