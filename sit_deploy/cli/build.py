@@ -54,7 +54,7 @@ ENGINES = ("auto", *KINDS)
         "sit-deploy build --model sit_s --precision fp16 --dynamic-batch 1:8:32 --target sm80 --target sm89",
         "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-data train --val-data val",
         "sit-deploy build --checkpoint s.safetensors --precision int8 --calib-cache s.json --calib-data train",
-        "sit-deploy build --checkpoint s.safetensors --precision int8 --engine openvino --calib-data train --min-sqnr 32",
+        "sit-deploy build --checkpoint s.pth --precision int8 --engine openvino --calib-data train --min-sqnr 32",
         "sit-deploy build --model deit_small_patch16_224 --stages 6,2,2,2 --precision fp16",
     ),
 )

@@ -74,8 +74,12 @@ def test_every_layer_is_reported(nano_int8: Path) -> None:
 @pytest.mark.slow
 def test_speed_is_measured(nano_int8: Path) -> None:
     speed = reported(nano_int8)["quantization"]["speed"]
-    assert (speed["over"], speed["batch_size"], len(speed["per_round"])) == ("fp32", 1, 2)
-    assert speed["ratio"] == pytest.approx(np.median(speed["per_round"]))
+    # rounds that a busy machine spoiled are told apart, without a figure
+    rounds = speed["per_round"] or speed["doubted_rounds"]
+    assert (speed["over"], speed["batch_size"], len(rounds)) == ("fp32", 1, 2)
+    measured = speed["ratio"] is not None
+    assert measured == bool(speed["per_round"])
+    assert not measured or speed["ratio"] == pytest.approx(np.median(rounds))
     assert set(speed["p50_ms"]) == {"fp32", "int8"} and min(speed["p50_ms"].values()) > 0
 
 
