@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import gains  # noqa: E402
 from benchmarks.documents import write_between  # noqa: E402
 from benchmarks.fp8_peers import prepare_shown  # noqa: E402
+from benchmarks.held_out import accuracy  # noqa: E402
 from benchmarks.peer_environments import PEERS, environment, run  # noqa: E402
 from benchmarks.quantization_peers import Case, sit_deploy, sqnr_db  # noqa: E402
 from benchmarks.runtime_peers_ways import open_engine, open_openvino, timed  # noqa: E402
@@ -107,20 +108,12 @@ def compare(checkpoint: Path, calib_images: int, threads: int, rounds: int, work
     model = quantize_by_nncf(case, work)
     ways |= {title: (open_openvino, (model, threads, precision)) for title, precision in PEER.items()}
     rows = []
-    right = case.reference.argmax(1) == case.labels
     for title, (way, arguments) in ways.items():
         logits_of = way(*arguments)
         logits = np.concatenate([np.array(logits_of(image[None])) for image in case.images])
         del logits_of
-        top = logits.argmax(1)
-        top1 = 100 * float((top == case.labels).mean())
-        rows.append(
-            {
-                "title": title, "plan": plans.get(title), "sqnr_db": sqnr_db(logits, case.reference), "top1": top1,
-                "drop": 100 * float(right.mean()) - top1,
-                "agreement": 100 * float((top == case.reference.argmax(1)).mean()),
-            }
-        )  # fmt: skip
+        row = {"title": title, "plan": plans.get(title), "sqnr_db": sqnr_db(logits, case.reference)}
+        rows.append({**row, **accuracy(logits, case.reference, case.labels)})
     shape = (1, *case.images.shape[1:])
     workers = {
         title: WorkerSpec(timed, (way, arguments, shape), 1) for title, (way, arguments) in ways.items()
@@ -135,7 +128,7 @@ def compare(checkpoint: Path, calib_images: int, threads: int, rounds: int, work
         "data": case.data,
         "calibration_images": calib_images,
         "held_out_images": len(case.labels),
-        "top1": 100 * float(right.mean()),
+        "top1": 100 * float((case.reference.argmax(1) == case.labels).mean()),
         "rows": rows,
     }
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
-from benchmarks.held_out import shown  # noqa: E402
+from benchmarks.held_out import accuracy, shown  # noqa: E402
 from benchmarks.peer_environments import environment  # noqa: E402
 from benchmarks.quantization_peers import Case, held_out, peer, prepare, run_graph, sit_deploy, sqnr_db  # noqa: E402
 from engines.timing import machine  # noqa: E402
@@ -73,15 +73,11 @@ def measure(case: Case, title: str, groups: str | None, work: Path) -> dict[str,
     except RuntimeError as error:
         return {**row, "failed": str(error)}
     logits = run_graph(output, case.images)
-    top, reference_top = logits.argmax(1), case.reference.argmax(1)
-    top1 = 100 * float((top == case.labels).mean())
     return {
         **row,
         "quantizations": sum(n.op_type == "QuantizeLinear" for n in onnx.load(output).graph.node),
         "sqnr_db": sqnr_db(logits, case.reference),
-        "top1": top1,
-        "drop": 100 * float((reference_top == case.labels).mean()) - top1,
-        "agreement": 100 * float((top == reference_top).mean()),
+        **accuracy(logits, case.reference, case.labels),
     }
 
 

@@ -1,9 +1,12 @@
-"""Held-out pictures in several ways where there are few, so that a tenth of a point can be told."""
+"""Held-out pictures, in several ways where there are few, so that a tenth of a point can be told; and what logits of them are worth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ENOUGH = 1000
 TURNS = (0, -6, 6)  # degrees
@@ -23,3 +26,20 @@ def turned(image: Any, angle: float) -> Any:
     if not angle:
         return image
     return image.resize((112, 112), Image.Resampling.BICUBIC).rotate(angle, Image.Resampling.BICUBIC)
+
+
+def accuracy(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return top-1, what of the reference's is lost, and how often both give the same class, in percent and points.
+
+    Args:
+        logits: (images, classes), of what is judged.
+        reference: the same of FP32.
+        labels: int (images,).
+    """
+    top, reference_top = logits.argmax(1), reference.argmax(1)
+    top1 = 100 * float((top == labels).mean())
+    return {
+        "top1": top1,
+        "drop": 100 * float((reference_top == labels).mean()) - top1,
+        "agreement": 100 * float((top == reference_top).mean()),
+    }

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
-from benchmarks.held_out import shown  # noqa: E402
+from benchmarks.held_out import accuracy, shown  # noqa: E402
 from engines.timing import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "outliers.json"
@@ -154,13 +154,10 @@ def judged(logits: Any, reference: Any, labels: Any) -> dict[str, Any]:
     """Return what logits are worth beside those of FP32."""
     import numpy as np
 
-    top1 = 100 * float((logits.argmax(1) == labels).mean())
     finite = np.isfinite(logits).all()
     noise = np.square(logits.astype(np.float64) - reference).mean() if finite else np.inf
     return {
-        "top1": top1,
-        "drop": 100 * float((reference.argmax(1) == labels).mean()) - top1,
-        "agreement": 100 * float((logits.argmax(1) == reference.argmax(1)).mean()),
+        **accuracy(logits, reference, labels),
         "sqnr_db": float(10 * np.log10(np.square(reference.astype(np.float64)).mean() / noise))
         if noise and finite
         else None,

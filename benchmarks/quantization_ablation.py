@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
+from benchmarks.held_out import accuracy  # noqa: E402
 from engines.timing import machine  # noqa: E402
 
 CALIBRATION_IMAGES = 256
@@ -89,12 +90,9 @@ class Judge:
         logits = run_logits(graph, self.stream)
         signal = float(np.square(self.reference.astype(np.float64)).mean())
         noise = logits_error(logits, self.reference)
-        top1 = 100 * float((logits.argmax(1) == self.labels).mean())
         return {
             "sqnr_db": 10 * math.log10(signal / noise) if noise else math.inf,
-            "top1": top1,
-            "drop": 100 * float((self.reference.argmax(1) == self.labels).mean()) - top1,
-            "agreement": 100 * float((logits.argmax(1) == self.reference.argmax(1)).mean()),
+            **accuracy(logits, self.reference, self.labels),
         }
 
 

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.documents import write_between  # noqa: E402
+from benchmarks.held_out import accuracy  # noqa: E402
 from benchmarks.peer_environments import LAYER_TYPES, environment, linear_and_conv, quantize, run  # noqa: E402
 from engines.timing import machine  # noqa: E402
 from sit_deploy.data.batches import batches  # noqa: E402
@@ -229,17 +230,13 @@ def figures(case: Case, path: Path) -> dict[str, Any]:
     layers, others = quantized_nodes(onnx.load(path))
     logits = run_graph(path, case.images)
     plain = run_graph(path, case.images, optimize=False)
-    top, reference_top = logits.argmax(1), case.reference.argmax(1)
-    top1 = 100 * float((top == case.labels).mean())
     return {
         "layers": len(layers),
         "other_nodes": others,
         "same_layers": layers == set(case.layers),
         "sqnr_db": sqnr_db(logits, case.reference),
         "sqnr_db_unoptimized": sqnr_db(plain, case.reference),
-        "top1": top1,
-        "drop": 100 * float((reference_top == case.labels).mean()) - top1,
-        "agreement": 100 * float((top == reference_top).mean()),
+        **accuracy(logits, case.reference, case.labels),
     }
 
 

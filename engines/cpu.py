@@ -21,6 +21,18 @@ def model_name() -> str:
     return _field("model name") or platform.processor() or platform.machine()
 
 
+def usable_cpus() -> tuple[int, ...] | None:
+    """The CPUs that this process may run on; None where the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may run on."""
+    return len(usable_cpus() or range(os.cpu_count() or 1))
+
+
 def int8_saturates() -> bool:
     """Whether ONNX Runtime's default INT8 kernels may saturate here.
 

@@ -43,7 +43,11 @@ class GraphNodes:
         """
         if isinstance(graph, cls):
             return graph
-        model = read_model(graph)
+        return cls.of_model(read_model(graph))
+
+    @classmethod
+    def of_model(cls, model: onnx.ModelProto) -> GraphNodes:
+        """Return the nodes of a graph that is read already."""
         return cls(product_types(model), product_nodes(model), attention_nodes(model))
 
 

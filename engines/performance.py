@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 
+from engines.cpu import cpu_count
 from engines.errors import EngineLoadError
 from engines.imports import require_threads
 
@@ -14,11 +14,6 @@ class Performance(str, Enum):
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"
-
-
-def cpu_count() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_streams(streams: int | None, threads: int | None) -> None:

@@ -24,7 +24,7 @@ from engines.errors import EngineError
 from engines.latency import Histogram, LatencyStats
 from engines.pace import Pace
 from engines.registry import get
-from engines.worker import Worker, WorkerSpec, usable_cpus
+from engines.worker import Worker, WorkerSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +125,7 @@ def machine() -> Machine:
     return Machine(
         cpu_model=cpu.model_name(),
         logical_cpus=logical,
-        usable_cpus=len(usable_cpus() or range(logical)),
+        usable_cpus=cpu.cpu_count(),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 

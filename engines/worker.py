@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines import cpu, pace
+from engines.cpu import usable_cpus
 from engines.errors import EngineError
 
 if TYPE_CHECKING:
@@ -216,13 +217,6 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, EngineError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def usable_cpus() -> tuple[int, ...] | None:
-    """The CPUs that this process may run on; None where the system does not tell."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def _thread_count() -> int | None:

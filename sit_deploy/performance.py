@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import engines
-from engines.performance import Performance, cpu_count
+from engines.cpu import cpu_count
+from engines.performance import Performance
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engines.cpu import cpu_count
 from sit_deploy.data.datasets import Data
 from sit_deploy.data.overlap import find_same_images
 from sit_deploy.errors import InputError
@@ -100,7 +101,7 @@ def warn_of_training_images(data: Data) -> list[str]:
 
 def warn_of_threads(world: World, workers: int) -> list[str]:
     """Return a warning where processes of training and their threads are far more than the cores they run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu_count()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = torch.get_num_threads()
     if world.device.type == "cpu" and processes * threads > 2 * cores:

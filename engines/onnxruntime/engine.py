@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
 from engines.build_options import BuildOptions, refuse_gpu_options
+from engines.cpu import cpu_count
 from engines.errors import EngineNotInstalledError
 from engines.graph_file import attention_graph
 from engines.onnxruntime.library import PROVIDERS, TITLE, has_provider, import_onnxruntime, session_options
-from engines.performance import cpu_count, require_streams
+from engines.performance import require_streams
 
 if TYPE_CHECKING:
     import numpy as np

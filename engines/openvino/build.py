@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from engines.base import Progress
 from engines.build_options import BuildOptions
 from engines.errors import EngineBuildError, EngineError
 from engines.files import atomic_path
-from engines.graph_file import check_batch, input_specs, read_model
+from engines.graph_file import GraphNodes, check_batch, input_specs, read_model
 from engines.head_biases import join_head_biases
 from engines.openvino.bfloat16 import keep_precision, widen
 from engines.openvino.kernels import details, read_kernels
@@ -34,7 +35,8 @@ def build_model(
     """
     report = progress or (lambda *_: None)
     report("reading ONNX", 0, 3)
-    typed, graph = read_model(onnx_path), read_model(onnx_path)
+    typed = read_model(onnx_path)
+    known, graph = GraphNodes.of_model(typed), deepcopy(typed)  # what follows rewrites the copy
     low = widen(graph)
     nodes = len(graph.graph.node)
     check_batch(input_specs(graph), options.dynamic_batch, required=False)
@@ -49,7 +51,7 @@ def build_model(
         if low:
             keep_precision(model)
         compiled = core.compile_model(model, "CPU", settings(ov, options.threads, low=low))
-        kernels = read_kernels(compiled, typed)
+        kernels = read_kernels(compiled, typed, known)
     except RuntimeError as error:
         raise EngineBuildError(f"OpenVINO cannot build {onnx_path}: {one_line(error)}") from error
     report("saving the engine", 2, 3)
@@ -57,7 +59,7 @@ def build_model(
     operators = Counter(op.get_type_name() for op in model.get_ordered_ops())
     report("engine saved", 3, 3)
     return kernels, {
-        **details(kernels, typed),
+        **details(kernels, known),
         "operators": dict(sorted(operators.items())),
         "rewrites": {
             "products split for queries, keys and values": split,

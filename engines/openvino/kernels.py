@@ -9,12 +9,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from engines.graph_file import attention_nodes, product_nodes, product_types
 from engines.kernels import COMPILED, Kernel, Operand, Role, kernel_details
 from engines.openvino.types import numpy_name
 
 if TYPE_CHECKING:
     import onnx
+
+    from engines.graph_file import GraphNodes
 
 _NO_KERNEL = {"Const", "Input", "Output", "Reshape"}  # a Reshape only names the same values otherwise
 _MULTIPLY = {"FullyConnected", "MatMul", "Convolution"}
@@ -23,15 +24,16 @@ _FUSED = {"Subgraph", "ScaledDotProductAttention"}
 _SUFFIX = re.compile(r"(/DequantizationMultiply|/WithoutBiases|/fq_\w+)$|/\d$")
 
 
-def read_kernels(compiled: Any, graph: onnx.ModelProto) -> tuple[Kernel, ...]:
+def read_kernels(compiled: Any, graph: onnx.ModelProto, known: GraphNodes) -> tuple[Kernel, ...]:
     """Return the kernels of a compiled model in the order that they run; none where it does not tell.
 
     Args:
         compiled: of OpenVINO's `compile_model`.
         graph: that it was made of, whose nodes the kernels name.
+        known: its products and attention.
     """
-    nodes, products = _names(graph), set(product_nodes(graph))
-    attention, summed = set(attention_nodes(graph)), _summed(graph, products)
+    nodes, products, attention = _names(graph), set(known.products), set(known.attention)
+    summed = _summed(graph, products)
     try:
         operators = compiled.get_runtime_model().get_ordered_ops()
     except RuntimeError:
@@ -66,22 +68,22 @@ def read_kernels(compiled: Any, graph: onnx.ModelProto) -> tuple[Kernel, ...]:
     return tuple(kernels)
 
 
-def details(kernels: tuple[Kernel, ...], graph: onnx.ModelProto) -> dict[str, Any]:
+def details(kernels: tuple[Kernel, ...], known: GraphNodes) -> dict[str, Any]:
     """Return what the kernels say of an engine, as JSON values for `EngineInfo.details`.
 
     Args:
         kernels: of `read_kernels`.
-        graph: with the types that were asked for. FP16 is a form of the file here, and is computed in float32.
+        known: of the graph, with the types that were asked for. FP16 is a form of the file here, and is computed in float32.
     """
-    asked = product_types(graph)
+    asked = known.types
     low = {node: kind for node, kind in asked.items() if kind != "float16"}
-    told = kernel_details(kernels, low, attention_nodes(graph), COMPILED)
+    told = kernel_details(kernels, low, known.attention, COMPILED)
     multiplied = {node for kernel in kernels if kernel.multiplies for node in kernel.nodes}
     untold = [node for node, kind in asked.items() if kind == "bfloat16" and node not in multiplied]
     return {**told, "lowered": _lowered(kernels, asked), "untold": untold}
 
 
-def _lowered(kernels: tuple[Kernel, ...], asked: dict[str, str]) -> list[str]:
+def _lowered(kernels: tuple[Kernel, ...], asked: Mapping[str, str]) -> list[str]:
     """Return the products that a graph has in float32 and the engine multiplies in bfloat16."""
     in_low = {node for k in kernels if k.multiplies and k.computes_in == "bfloat16" for node in k.nodes}
     return [node for node, kind in asked.items() if kind == "float32" and node in in_low]

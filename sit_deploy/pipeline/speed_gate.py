@@ -53,8 +53,8 @@ def compare_speed(
         GateError: an accuracy budget was given, and on this machine it cannot be measured now, not in a second attempt
             either. Without a budget what was asked for stays then, and a note says so.
     """
+    from engines.cpu import usable_cpus
     from engines.timing import TimingOptions, engine_worker
-    from engines.worker import usable_cpus
 
     request, engine = work.request, built.runtime
     low = request.precision

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import engines
 from engines.base import EngineOrigin
+from engines.cpu import cpu_count
 from engines.errors import EngineLoadError, EngineNotInstalledError, NoGpuError
 from engines.gpus import find_gpus
 from engines.graph_file import GraphNodes
-from engines.performance import cpu_count
 from engines.strict_json import parse
 
 from ..classifier import Classifier

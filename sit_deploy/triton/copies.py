@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.performance import Performance, cpu_count
+from engines.cpu import cpu_count
+from engines.performance import Performance
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.performance import Threads, read_performance

@@ -6,7 +6,6 @@ to logits in host memory, and the GPU's own clock with the transfers left out.
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from engines.cpu import usable_cpus
 from engines.gpus import telemetry
 from engines.performance import Performance
 from engines.speedup import Speedup, of_rounds, speedup
@@ -325,9 +325,9 @@ def require_cpus(cpus: tuple[int, ...] | None) -> None:
     """
     if cpus is None:
         return
-    if not hasattr(os, "sched_getaffinity"):
+    usable = usable_cpus()
+    if usable is None:
         raise InputError("this system cannot pin a process to CPUs; leave --cpus out")
-    usable = sorted(os.sched_getaffinity(0))
     if missing := sorted(set(cpus) - set(usable)):
         raise InputError(
             f"CPU {missing[0]} cannot be used here; pass --cpus of {', '.join(map(str, usable))}"
