@@ -21,7 +21,7 @@ def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> 
     epochs = [r for r in rows if r["kind"] == "epoch" and has_numbers(r, "epoch", "top1")]
     per_epoch = max((r["step"] / r["epoch"] for r in epochs if r["epoch"]), default=1) or 1
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    losses = ("loss", "classification", "tokens", "logits", "hard")
+    losses = ("loss", "classification", "tokens", "logits", "hard", "hard_label")
     for name in (n for n in losses if any(has_numbers(r, n) for r in steps)):
         having = [r for r in steps if has_numbers(r, name)]
         left.plot([r["step"] / per_epoch for r in having], [r[name] for r in having], label=name, linewidth=1)

@@ -102,7 +102,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         "img_size": size,
         "num_classes": data.num_classes,
         "drop_path_rate": recipe.drop_path,
-        "reverse_tsm": request.teacher is not None,
+        "reverse_tsm": request.teacher is not None and recipe.token_weight > 0,
     }
     if request.cnn_teacher:
         options["dist_token"] = True

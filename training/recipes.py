@@ -37,9 +37,12 @@ class Recipe:
     clip_grad: float = _option(0.0, "Largest norm of the gradient; 0: any.")
     ema_decay: float = _option(0.0, "Decay of the averaged weights, which are then evaluated; 0: none.")
     drop_path: float = _option(0.1, "Rate of dropped residual branches in the last block.")
-    token_weight: float = _option(2.0, "Weight of the token loss of FRD.")
+    token_weight: float = _option(2.0, "Weight of the token loss of FRD; 0: none, nor reverse TSMs.")
     logits_weight: float = _option(2.0, "Weight of the logits loss of FRD.")
     temperature: float = _option(1.0, "Temperature of the logits loss.")
+    hard_label_weight: float = _option(
+        0.0, "Weight of the class head's loss on the teacher's class (hard-label distillation); 0: none."
+    )
     smoothing: float = _option(0.1, "Label smoothing.")
     mixup: float = _option(0.8, "Mixup alpha; 0: off.")
     cutmix: float = _option(1.0, "CutMix alpha; 0: off.")

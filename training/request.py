@@ -43,6 +43,7 @@ class TrainRequest:
         checkpoint_key: where the weights are, in whichever of the two has several (`read_checkpoint`).
         overrides: fields of the recipe that the user set.
         accumulate: passes a step.
+        grad_checkpointing: keep no activations within blocks and compute them again; None: as the model was published.
         qat: quantization-aware, from the trained model in `init`, calibrated on qat_images.
         qat_skip: patterns of names of layers that stay in float.
         mean, std, interpolation, orientation: of the preprocessing, in place of what else says it
@@ -79,6 +80,7 @@ class TrainRequest:
     amp: str = "auto"
     sync_batchnorm: bool = False
     channels_last: bool = False
+    grad_checkpointing: bool | None = None
     compile: bool = False
     workers: int | None = None
     max_damaged: int = 100
@@ -108,6 +110,15 @@ class TrainRequest:
         if unknown:
             raise InputError(f"a recipe has no '{unknown[0]}'{nearest(unknown[0], tuple(asdict(base)))}")
         return base.with_values(dict(self.overrides))
+
+    @property
+    def checkpoints_gradients(self) -> bool:
+        """Whether blocks keep no activations: where nothing is said, of SiT-L alone, as in the official code."""
+        from sit_deploy.models import get_config
+
+        if self.grad_checkpointing is None:
+            return get_config(self.model, self.stages, self.keeping_ratio).name == "sit_l"
+        return self.grad_checkpointing
 
     @property
     def key_is_shared(self) -> bool:
@@ -212,6 +223,16 @@ class TrainRequest:
             **files,
             **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),
-            **{name: value for name, value in asdict(self.recipe).items() if name != "batch_size"},
+            **self._recipe_identity(),
             "total_batch": total_batch,
         }
+
+    def _recipe_identity(self) -> dict[str, Any]:
+        """Return the recipe's part of `identity`; what older versions had not is left out where it is off."""
+        values = asdict(self.recipe)
+        del values["batch_size"]
+        if not values["hard_label_weight"]:
+            del values["hard_label_weight"]
+        if self.teacher and not values["token_weight"]:
+            values["reverse_tsm"] = False  # older versions made them for nothing, and their states have them
+        return values

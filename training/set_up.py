@@ -161,6 +161,7 @@ def _precision(
 
 
 def _make_task(request: TrainRequest, recipe: Recipe, models: Models, world: World) -> Task:
+    models.model.set_grad_checkpointing(request.checkpoints_gradients)
     if request.sync_batchnorm:
         synchronise(models.model)
     task: Task
@@ -174,6 +175,7 @@ def _make_task(request: TrainRequest, recipe: Recipe, models: Models, world: Wor
             token_weight=recipe.token_weight,
             logits_weight=recipe.logits_weight,
             temperature=recipe.temperature,
+            hard_label_weight=recipe.hard_label_weight,
             cnn_teacher=models.cnn,
             cnn_normalisation=models.cnn_normalisation,
         )

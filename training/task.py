@@ -19,6 +19,17 @@ from sit_deploy.models import FRDOutput
 from training.frd import frd_loss
 
 
+class Classifying(nn.Module):
+    """A SiT whose forward is that of inference: images (B, 3, H, W) → FRDOutput of the logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> FRDOutput:
+        return FRDOutput(self.model(images), None, [])
+
+
 class Recovering(nn.Module):
     """A SiT whose forward gives what FRD compares: images (B, 3, H, W) → FRDOutput, without tokens if none are wanted."""
 
@@ -27,16 +38,16 @@ class Recovering(nn.Module):
         self.model, self.tokens = model, tokens
 
     def forward(self, images: Tensor) -> FRDOutput:
-        return self.model.forward_frd(images) if self.tokens else FRDOutput(self.model(images), None, [])
+        return self.model.forward_frd(images, self.tokens)
 
 
 class Task(TrainingTask):
     """What both tasks share. forward: images (B, 3, H, W), soft targets (B, classes) → {"loss", "output", parts...}."""
 
-    def __init__(self, model: nn.Module, device: torch.device, tokens: bool = True) -> None:
+    def __init__(self, module: Classifying | Recovering, device: torch.device) -> None:
         super().__init__(device=device, verbose=False)
-        self.model = model
-        self.trainable_module = Recovering(model, tokens)
+        self.model = module.model
+        self.trainable_module = module
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> Task:
         """Wrap what is trained, and only that, in DistributedDataParallel."""
@@ -60,7 +71,7 @@ class ClassificationTask(Task):
     """Cross-entropy."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        super().__init__(model, device, tokens=False)
+        super().__init__(Classifying(model), device)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         output = self.trainable_module(input)
@@ -74,12 +85,13 @@ class FRDTask(Task):
     arguments: three models, and the weights of the paper's loss by their names.
 
     Args:
-        student: a SiT with reverse TSMs.
+        student: a SiT, with reverse TSMs unless the tokens weigh nothing.
         teacher: the unslimmed model.
         device: of all of them.
         token_weight: see `frd_loss`.
         logits_weight: likewise.
         temperature: likewise.
+        hard_label_weight: likewise.
         cnn_teacher: an extra teacher whose class the student's dist token learns.
         cnn_normalisation: (gain, offset), each (1, 3, 1, 1), that take the student's normalised images to the CNN's.
     """
@@ -93,16 +105,28 @@ class FRDTask(Task):
         token_weight: float = 2.0,
         logits_weight: float = 2.0,
         temperature: float = 1.0,
+        hard_label_weight: float = 0.0,
         cnn_teacher: nn.Module | None = None,
         cnn_normalisation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        super().__init__(student, device)
+        super().__init__(Recovering(student, tokens=bool(token_weight)), device)
         self.weights = {
             "token_weight": token_weight,
             "logits_weight": logits_weight,
             "temperature": temperature,
+            "hard_label_weight": hard_label_weight,
         }
-        self.teacher = Recovering(teacher).requires_grad_(False)
+        # terms that there are none of: neither reported nor, as far as they cost, computed
+        self.absent = {
+            name
+            for name, present in (
+                ("tokens", token_weight),
+                ("hard", cnn_teacher is not None),
+                ("hard_label", hard_label_weight),
+            )
+            if not present
+        }
+        self.teacher = Recovering(teacher, tokens=bool(token_weight)).requires_grad_(False)
         self.cnn_teacher = cnn_teacher.requires_grad_(False) if cnn_teacher is not None else None
         if cnn_normalisation is not None:
             for name, value in zip(("cnn_gain", "cnn_offset"), cnn_normalisation, strict=True):
@@ -130,7 +154,6 @@ class FRDTask(Task):
         teacher, cnn_logits = self._teach(input)
         student = self.trainable_module(input)
         loss = frd_loss(student, teacher, target, cnn_logits, **self.weights)
-        parts = {name: value.detach() for name, value in loss._asdict().items() if name != "total"}
-        if cnn_logits is None:
-            del parts["hard"]
+        absent = {"total", *self.absent}
+        parts = {name: value.detach() for name, value in loss._asdict().items() if name not in absent}
         return {"loss": loss.total, "output": student.logits, **parts}

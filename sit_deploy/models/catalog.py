@@ -20,9 +20,7 @@ def _teacher(
 
 
 def _deit(name: str, dim: int, heads: int, base: str) -> ModelConfig:
-    return ModelConfig(
-        name, dim, heads, (6, 2, 2, 2), skip_lam=1.0, mlp_ratio=4.0, teacher=base, base=base, crop_pct=0.9
-    )
+    return ModelConfig(name, dim, heads, (6, 2, 2, 2), skip_lam=1.0, mlp_ratio=4.0, teacher=base, base=base)
 
 
 _SIT_NANO = ModelConfig("sit_nano", 128, 4, (2, 2, 2, 2), image_size=112, teacher="lvvit_nano")

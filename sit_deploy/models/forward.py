@@ -78,24 +78,30 @@ class SlimmingForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def forward_frd(self, x: Tensor) -> FRDOutput:
+    def forward_frd(self, x: Tensor, tokens: bool = True) -> FRDOutput:
         """Images → what FRD compares (section 3.3). A student needs `reverse_tsm=True`.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            tokens: whether they are wanted; without, there are none in what is returned, and no reverse TSM is needed.
 
         Raises:
             InputError: a slimmed model without reverse TSMs, whose tokens no teacher can be compared with.
         """
+        if not tokens:
+            return FRDOutput(*self._heads(self.forward_features(x)), [])
         recover = getattr(self, "rtsm", None)
         if self.slim_after and recover is None:
             raise InputError(
                 "this model has no reverse TSMs; create it with reverse_tsm=True to distil into it"
             )
         x = self.embed(x)
-        tokens = []
+        recovered = []
         for i in range(self.depth):
             x = self._run_block(i, x)
             patches = x[:, self.num_prefix_tokens :]
-            tokens.append(patches if recover is None else recover[i](patches))
-        return FRDOutput(*self._heads(self.norm(x)), tokens)
+            recovered.append(patches if recover is None else recover[i](patches))
+        return FRDOutput(*self._heads(self.norm(x)), recovered)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Normalised tokens → logits of the head, and those of the dist head or None."""

@@ -51,6 +51,23 @@ def test_soft_targets_and_the_cnn_teacher():
     assert loss.logits.item() == pytest.approx(0, abs=1e-7)
 
 
+def test_the_class_that_the_teacher_sees() -> None:
+    """The class head's cross-entropy with it, on its own."""
+    student = output([[LOG3, 0.0], [0.0, 0.0]], [])
+    teacher = output([[0.0, 1.0], [2.0, 1.0]], [[[[0.0]]]])
+    weights = {"token_weight": 0.0, "logits_weight": 0.0}
+    target = torch.tensor([0, 1])
+    loss = frd_loss(student, teacher, target, **weights, hard_label_weight=0.5)
+    assert loss.hard_label.item() == pytest.approx(
+        (2 * LOG2 + LOG2) / 2
+    )  # of classes 1 and 0: -ln(1/4), -ln(1/2)
+    assert loss.classification.item() == pytest.approx((math.log(4 / 3) + LOG2) / 2)
+    assert loss.tokens.item() == 0  # none are asked of a student when they weigh nothing
+    assert loss.total.item() == pytest.approx(loss.classification.item() + 0.5 * loss.hard_label.item())
+    without = frd_loss(student, teacher, target, **weights)
+    assert without.hard_label.item() == 0 and without.total.item() == without.classification.item()
+
+
 def test_gradients_by_finite_differences_and_none_for_the_teacher():
     generator = torch.Generator().manual_seed(0)
 

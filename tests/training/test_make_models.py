@@ -135,6 +135,11 @@ def test_what_is_new_follows_from_the_seed(save: Save) -> None:
     assert tsm[0].std() > 0.01
 
 
+def test_a_student_without_a_token_loss_has_no_reverse_tsms(save: Save) -> None:
+    models = make(teacher=save(), recipe=replace(RECIPE, token_weight=0.0))
+    assert models.teacher is not None and models.model.slim_after and not hasattr(models.model, "rtsm")
+
+
 def test_a_start_from_scratch_follows_from_the_seed() -> None:
     weights = [make("lvvit_nano", seed=seed).model.blocks[0].attn.qkv.weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -35,6 +35,7 @@ PAPER = {
     "token_weight": 2.0,
     "logits_weight": 2.0,
     "temperature": 1.0,
+    "hard_label_weight": 0.0,
     "smoothing": 0.1,
     "mixup": 0.8,
     "cutmix": 1.0,

@@ -103,7 +103,7 @@ def test_identity_is_plain_json(request_with_files: TrainRequest) -> None:
 SAME = {
     "qat_images": 5, "qat_skip": ("head",),
     "output": Path("elsewhere"), "data_dir": Path("d"), "accumulate": 4, "device": "cuda", "channels_last": True,
-    "compile": True, "workers": 3, "max_damaged": 5, "save_every": 7, "log_every": 7, "tensorboard": True, "resume": True,
+    "grad_checkpointing": True,    "compile": True, "workers": 3, "max_damaged": 5, "save_every": 7, "log_every": 7, "tensorboard": True, "resume": True,
 }  # fmt: skip
 OTHER = {
     "qat": True, "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
@@ -144,6 +144,32 @@ def test_a_value_of_the_recipe_that_differs_can_be_named(request_with_files: Tra
     other = replace(request_with_files, overrides=(("smoothing", 0.2),)).identity(512)
     same = request_with_files.identity(512)
     assert {k: (same[k], other[k]) for k in same if same[k] != other[k]} == {"smoothing": (0.1, 0.2)}
+
+
+def test_a_run_from_before_hard_labels_goes_on(request_with_files: TrainRequest) -> None:
+    """Its state does not name their weight, and with tokens that weigh nothing has reverse TSMs that are made no more."""
+    assert "hard_label_weight" not in request_with_files.identity(512)
+    asked = replace(request_with_files, overrides=(("hard_label_weight", 1.0), ("token_weight", 0.0)))
+    identity = asked.identity(512)
+    assert (identity["hard_label_weight"], identity["reverse_tsm"]) == (1.0, False)
+    assert "reverse_tsm" not in request_with_files.identity(512)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "checkpoints"),
+    [
+        ("sit_l", None, True),
+        ("sit_lvvit_large", None, True),
+        ("sit_l", False, False),
+        ("sit_m", None, False),
+        ("lvvit_l", None, False),
+        ("sit_m", True, True),
+    ],
+)
+def test_sit_l_is_trained_as_published_with_checkpointed_blocks(
+    model: str, asked: bool | None, checkpoints: bool
+) -> None:
+    assert replace(BASE, model=model, grad_checkpointing=asked).checkpoints_gradients == checkpoints
 
 
 def test_nor_the_images_of_a_step(request_with_files: TrainRequest) -> None:

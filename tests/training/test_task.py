@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sit_deploy.models.sit import SiT
-from tests.helpers.models import TINY, randomise, tiny_model, tiny_vit
+from sit_deploy.models.slim import SlimViT, slim
+from tests.helpers.models import TINY, plain_vit, randomise, tiny_model, tiny_vit
 from tests.helpers.numpy_sit import Weights, sit
 from training.task import ClassificationTask, FRDTask
 
@@ -28,6 +29,10 @@ def student(**options: Any) -> SiT:
 
 def teacher(blocks: int = 6) -> SiT:
     return tiny_model(seed=1, stage_blocks=(blocks,))
+
+
+def slimmed_vit(**options: Any) -> SlimViT:
+    return slim(plain_vit(seed=0, **options), TINY["stage_blocks"], reverse_tsm=True)
 
 
 def batch(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -143,6 +148,60 @@ def test_the_dist_token_learns_the_class_of_the_cnn() -> None:
     result["loss"].backward()
     assert task.model.head_dist.weight.grad.any() and task.model.dist_token.grad.any()
     assert cnn.scale.grad is None and cnn.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("dist_token", [False, True])
+@pytest.mark.parametrize("hard_label_weight", [0.0, 1.5])
+def test_without_tokens_neither_reverse_tsms_nor_their_loss(
+    dist_token: bool, hard_label_weight: float
+) -> None:
+    """Logits alone, or the teacher's class on the class head, beside a CNN's on the dist token."""
+    weights_of = {"token_weight": 0.0, "logits_weight": 0.7, "hard_label_weight": hard_label_weight}
+    ours = tiny_model(seed=0, dist_token=dist_token)
+    assert not hasattr(ours, "rtsm")
+    extra: dict[str, Any] = {}
+    if dist_token:
+        extra = {"cnn_teacher": Cnn(), "cnn_normalisation": (torch.ones(()), torch.zeros(()))}
+    task = with_running_statistics(FRDTask(ours, teacher(), CPU, **weights_of, **extra))
+    images, targets = batch()
+    result = task(images, targets)
+    expected = {"loss", "output", "classification", "logits"}
+    expected |= {"hard"} if dist_token else set()
+    assert set(result) == expected | ({"hard_label"} if hard_label_weight else set())
+
+    student_logits = sit(weights(ours), images.double().numpy(), 4, TINY["stage_blocks"]).logits
+    seen = sit(weights(teacher()), images.double().numpy(), 4, (6,)).logits.argmax(1)
+    parts = {name: value.item() for name, value in result.items() if name not in ("loss", "output")}
+    total = parts["classification"] + 0.7 * parts["logits"] + parts.get("hard", 0.0)
+    if hard_label_weight:
+        hard_label = -log_softmax(student_logits)[np.arange(3), seen].mean()
+        assert parts["hard_label"] == pytest.approx(hard_label, rel=1e-4)
+        total += 1.5 * hard_label
+    assert result["loss"].item() == pytest.approx(total, rel=1e-4)
+    result["loss"].backward()
+    names = {name for name, p in ours.named_parameters() if p.grad is not None}
+    assert names == {name for name, _ in ours.named_parameters() if not name.startswith("aux_head.")}
+
+
+@pytest.mark.parametrize("make", [student, slimmed_vit])
+def test_checkpointed_blocks_are_computed_twice_and_learn_the_same(make: Any) -> None:
+    """To the bit, with dropped paths too."""
+    runs = []
+    for checkpointing in (False, True):
+        ours = make(drop_path_rate=0.5)
+        task = FRDTask(ours, tiny_vit(stage_blocks=(6,)) if make is not student else teacher(), CPU)
+        ours.set_grad_checkpointing(checkpointing)
+        calls = []
+        ours.blocks[2].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(7)
+        loss = task.train()(*batch())["loss"]
+        loss.backward()
+        runs.append((len(calls), loss, [p.grad for p in ours.parameters() if p.grad is not None]))
+        task.eval()(*batch())
+        assert len(calls) == runs[-1][0] + 1
+    (plain, loss, gradients), (twice, its_loss, its_gradients) = runs
+    assert (plain, twice) == (1, 2) and torch.equal(loss, its_loss)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, its_gradients, strict=True))
 
 
 def test_a_vision_transformer_of_timm_can_be_distilled() -> None:

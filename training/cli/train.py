@@ -158,6 +158,11 @@ def recipe_options(command: Callable) -> Callable:
     "--accumulate", type=Whole(limits.BATCH), default=1, show_default=True, metavar="N", help="Passes a step."
 )
 @click.option("--sync-batchnorm", is_flag=True, help="BatchNorm over the images of all processes.")
+@click.option(
+    "--grad-checkpointing/--no-grad-checkpointing",
+    default=None,
+    help="Compute blocks again for the gradient: less memory, a third more time.  [default: off; sit_l on]",
+)
 @click.option("--channels-last", is_flag=True, help="Images and convolutions in NHWC.")
 @click.option("--compile", is_flag=True, help="Compile the models with torch.compile.")
 @click.option(

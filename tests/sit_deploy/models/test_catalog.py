@@ -9,6 +9,7 @@ import pytest
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import CONFIGS, get_config
+from sit_deploy.models.data_config import choose, from_name
 
 # width, depth, heads, blocks of the stages, pixels, patch tokens of the stages, residual divisor, stem
 ARCHITECTURES = {
@@ -89,6 +90,14 @@ def test_architecture(name: str) -> None:
 def test_teachers_and_published_accuracy() -> None:
     assert {n: c.teacher for n, c in CONFIGS.items() if c.teacher} == TEACHERS
     assert {n: c.top1 for n, c in CONFIGS.items() if c.top1} == TOP1
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "nano" not in name])
+def test_evaluated_at_256_of_224_pixels_as_published(name: str) -> None:
+    """datasets.py of github.com/Sense-X/SiT and of facebookresearch/deit; timm looks at 0.9 of a picture for DeiT."""
+    c = get_config(name)
+    choice = choose(c.image_size, [], from_name(c), "exif")
+    assert choice.preprocessing.resize == int(256 / 224 * c.image_size)
 
 
 def test_official_names_are_aliases() -> None:
