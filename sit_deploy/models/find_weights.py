@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.hugging_face_names import other_task
 from sit_deploy.models.key_names import to_timm_names
 from sit_deploy.models.torch_file import Stored
 
@@ -25,10 +26,11 @@ OWN = re.compile(
     r"(cls_token|pos_embed|reg_token|dist_token|dist_pos_embed|(patch_embed|norm|norm_pre|fc_norm|head|head_dist|aux_head"
     r"|pre_logits|attn_pool)\.\w|(blocks|tsm|rtsm)\.\d)"
 )
-# what is no weight of a model though it stands among them: losses, metrics, counters of averages, unused poolers
+# what is no weight of a model though it stands among them: losses, metrics, counters of averages, unused poolers, texts
 RIDER = re.compile(
     r"(.*\.)?(criterion|loss|losses|\w*_loss|loss_\w+|metrics?|\w+_metrics?|\w*(acc|accuracy|auroc|f1|confmat)"
-    r"|optimizers?|n_averaged|num_updates|decay|pooler|mask_token)(\.|$)"
+    r"|optimizers?|n_averaged|num_updates|decay|pooler|mask_token"
+    r"|text_model|text_projection|logit_scale|logit_bias)(\.|$)"  # CLIP's and SigLIP's other half
 )
 # DistributedDataParallel, torch.compile, activation checkpointing, FSDP, DeepSpeed
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
@@ -225,8 +227,14 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
         chosen: whether the user named what to take.
 
     Raises:
-        InputError: outside the prefix, a part of the model, or a layer that could follow it, which nobody said to leave out.
+        InputError: outside the prefix, a part of the model, or a layer that could follow it, which nobody said to leave out; or a
+            model of another task.
     """
+    if not chosen and (task := other_task([*weights.names, *weights.beside])):
+        raise InputError(
+            f"{where} is a transformers model for {task}, and not a classifier that timm has; give a ...ForImageClassification of ViT, "
+            "DeiT or SigLIP, or a backbone alone: model.base_model.save_pretrained(folder)"
+        )
     names = {
         k: v for k, v in weights.names.items() if OWN.match(k) or not (RIDER.match(k) or _other_model(k))
     }

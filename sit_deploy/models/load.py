@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.models import hugging_face_names
 from sit_deploy.models.catalog import CONFIGS, get_config, title
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from sit_deploy.models.config import ONE_OUTPUT, ModelConfig, check_class_count
+from sit_deploy.models.hugging_face_config import check_config
 from sit_deploy.models.mismatch import mismatch_words
 from sit_deploy.models.registry import create_model
 from sit_deploy.models.state_dict import (
@@ -134,10 +136,12 @@ def load_model(  # noqa: PLR0913
     if differences := mismatch_words(state, model, title(config), read.path, model_option):
         raise InputError(f"checkpoint {read.path} does not fit {title(config)}: {differences}")
     model.load_state_dict(state)
+    if config.base and hugging_face_names.NOTE in read.notes:
+        notes += check_config(read.path, model, title(config), model_option)
 
-    side = grid_side(read.state["pos_embed"], position_prefix(model))
+    side = grid_side(read.state.get("pos_embed"), position_prefix(model))
     height, width = model.grid_size
-    if side != height:
+    if side and side != height:
         notes.append(
             f"positions resampled from {side}x{side} to {height}x{width} patches; check its accuracy at {size} pixels"
         )
@@ -161,16 +165,24 @@ def identify(state: StateDict) -> tuple[str, ...]:
 
 def looks_like(state: Mapping[str, Any], config: ModelConfig) -> bool:
     """Say whether a state dict, or what tells its shapes, has a model's family, width, depth and slimming."""
-    position = state.get("pos_embed")
-    if position is None or position.ndim != 3:
+    width = _width(state)
+    if width is None:
         return False
     blocks, tsms, rtsms = (_indices(state, part) for part in ("blocks", "tsm", "rtsm"))
     return (
         any(k.startswith("patch_embed.proj.") for k in state) == bool(config.base)
-        and (position.shape[-1], len(blocks)) == (config.embed_dim, config.depth)
+        and (width, len(blocks)) == (config.embed_dim, config.depth)
         and len(tsms) == len(config.stage_blocks) - 1
         and (not rtsms or min(rtsms) == config.stage_blocks[0] - 1)
     )
+
+
+def _width(state: Mapping[str, Any]) -> int | None:
+    """Return the width of a state dict's tokens; without positions of its own, by its patch embedding."""
+    position, patches = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    if position is None:
+        return patches.shape[0] if patches is not None and patches.ndim == 4 else None
+    return position.shape[-1] if position.ndim == 3 else None
 
 
 def _indices(state: Mapping[str, Any], part: str) -> set[int]:
@@ -179,6 +191,11 @@ def _indices(state: Mapping[str, Any], part: str) -> set[int]:
 
 def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | None) -> None:
     """Refuse a checkpoint that is plainly of another model, in words rather than in names of weights."""
+    if {"patch_embed.conv1.weight", "patch_embed.proj.weight", "aux_head.weight"} <= read.state.keys():
+        raise InputError(
+            f"checkpoint {read.path} is TokenLabeling's LV-ViT, whose stem ends in a projection and whose score adds half the best "
+            "of its patches'; SiT's teachers are LV-ViTs without these: docs/weights.md says where they are"
+        )
     if config.base and any(k in read.state for k in ("dist_token", "head_dist.weight")):
         raise InputError(
             f"checkpoint {read.path} is of a distilled DeiT, whose dist token {config.name} has not; give a checkpoint of a plain one"

@@ -114,6 +114,9 @@ def _facts(
     ):
         if theirs and ours and theirs != ours:
             yield words.format(theirs, ours)
+    head, wanted = _side(state, "head.weight", 1, 2), _side(own, "head.weight", 1, 2)
+    if head and wanted and head == 2 * wanted:
+        yield "its head reads the class token and the mean of the patches beside each other, as transformers' DINOv2 does"
     had = [words for pattern, words in _PARTS if _any(pattern, unexpected) and not _any(pattern, own)]
     had += [words for pattern, words, _ in _UNFINISHED if _any(pattern, unexpected)]
     lacked = [words for pattern, words in _PARTS if _any(pattern, missing) and not _any(pattern, state)]

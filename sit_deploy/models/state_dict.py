@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ StateDict = dict[str, Tensor]
 # trained but never needed for inference; absent or present without harm
 OPTIONAL_KEYS = re.compile(r"^(aux_head\.|rtsm\.)")
 _GAMMA = re.compile(r"(?<=\d)\.gamma_([12])$")  # blocks.3.gamma_1
+_LAYER_SCALE = re.compile(r"(?<=\d)\.ls([12])\.gamma$")
+_SPLIT_BIAS = re.compile(r"\.attn\.[qv]_bias$")
 
 
 def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
@@ -46,25 +49,37 @@ def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]
     given = {k: v for k, v in _resample(state, model).items() if k in own and v.shape == own[k].shape}
     taken = {k: v for k, w in given.items() if (v := _cast(w, own[k].dtype)).dtype == own[k].dtype}
     model.load_state_dict(taken, strict=False)
-    return [k for k in own if k not in taken], [k for k in rename_keys(state) if k not in taken]
+    return [k for k in own if k not in taken], [k for k in rename_keys(state, own) if k not in taken]
 
 
-def rename_keys(state: StateDict) -> StateDict:
-    """Return the state dict with the LayerScale of official DeiT III checkpoints under timm's names."""
-    return {_GAMMA.sub(r".ls\1.gamma", k): v for k, v in state.items()}
+def rename_keys(state: StateDict, own: Collection[str] = ()) -> StateDict:
+    """Return the state dict with LayerScale as the model `own` names it, whichever of timm's ways: official DeiT III has the other.
+
+    Queries and values that only have a bias of zeros, as DINOv3 is published, lose it where the model has none.
+    """
+    renamed = {}
+    for key, value in state.items():
+        name = key if key in own else _GAMMA.sub(r".ls\1.gamma", key)
+        name = eva if (eva := _LAYER_SCALE.sub(r".gamma_\1", name)) in own else name
+        if name in own or not (_SPLIT_BIAS.search(name) and not value.any()):
+            renamed[name] = value
+    return renamed
 
 
 def _resample(state: StateDict, model: nn.Module) -> StateDict:
     """Return `state` with timm's names and positions of the model's grid."""
     from timm.layers import resample_abs_pos_embed
 
-    fitted = rename_keys(state)
-    position, size = fitted.get("pos_embed"), model.state_dict()["pos_embed"].shape
+    own = model.state_dict()
+    fitted = rename_keys(state, own)
+    if "pos_embed" not in own:  # rotary positions alone
+        return fitted
+    position, size = fitted.get("pos_embed"), own["pos_embed"].shape
     prefix = position_prefix(model)
     side = grid_side(position, prefix)
     if side and side * side + prefix != size[1] and position.shape[::2] == size[::2]:
         fitted["pos_embed"] = resample_abs_pos_embed(
-            position.float(), list(model.grid_size), old_size=[side, side], num_prefix_tokens=prefix
+            position.float(), list(_grid_size(model)), old_size=[side, side], num_prefix_tokens=prefix
         )
     return fitted
 
@@ -83,7 +98,12 @@ def position_prefix(model: nn.Module) -> int:
     """Return how many rows of the position embedding are not patches: a SiT's dist token has one of its own elsewhere."""
     if getattr(model, "no_embed_class", False):
         return 0
-    return model.num_prefix_tokens - model.has_dist_token
+    return model.num_prefix_tokens - getattr(model, "has_dist_token", False)
+
+
+def _grid_size(model: nn.Module) -> tuple[int, int]:
+    """Return rows and columns of a model's patches."""
+    return model.grid_size if hasattr(model, "grid_size") else model.patch_embed.grid_size
 
 
 def grid_side(position: Tensor | None, prefix: int = 1) -> int | None:
