@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.hugging_face_names import other_task
+from sit_deploy.models.hugging_face_names import DoubleNameError, other_task
 from sit_deploy.models.key_names import to_timm_names
 from sit_deploy.models.torch_file import Stored
 
@@ -171,7 +171,12 @@ def _rooted(
         if not key.isprintable() or len(key) > _LONGEST:
             raise InputError(f"{where} has weights named {key[:40]!r}; save the state dict of a model")
     tensors = _unwrapped(tensors)
-    tensors, notes = to_timm_names(tensors)
+    try:
+        tensors, notes = to_timm_names(tensors)
+    except DoubleNameError as twice:
+        raise InputError(
+            f"{where} has '{twice}' twice, under the names of timm and of transformers; save the state dict of one model"
+        ) from None
     like: dict[str, int] = {}
     for key in tensors:
         at = 0

@@ -69,6 +69,10 @@ _TASKS = (
 )  # fmt: skip
 
 
+class DoubleNameError(Exception):
+    """Two weights that mean the same, under the names of two libraries; the text is timm's name."""
+
+
 def other_task(names: Collection[str]) -> str | None:
     """Return the task of a model of Hugging Face's that is no classifier of images, None for any other model."""
     ends = {part for name in names for part in (".".join(name.split(".")[-n:]) for n in (2, 3))}
@@ -90,7 +94,11 @@ def roots(tensors: Names) -> list[tuple[str, str]]:
 
 
 def translate(tensors: Names) -> tuple[dict[str, Stored], tuple[str, ...]] | None:
-    """Return weights under timm's names and notes, None where they are not Hugging Face's or two of them would get one name."""
+    """Return weights under timm's names and notes, None where they are not Hugging Face's.
+
+    Raises:
+        DoubleNameError: two of them would get one name.
+    """
     found = roots(tensors)
     owners = [root[: root.rstrip(".").rfind(".") + 1] for root, _ in found]
     renamed, notes = dict(tensors), [NOTE]
@@ -100,8 +108,6 @@ def translate(tensors: Names) -> tuple[dict[str, Stored], tuple[str, ...]] | Non
             heads = set()  # its classifier is of another kind: see `other_task`
         target = owner if heads and owners.count(owner) == 1 else root
         one = _Translation(renamed, root, mark, target)
-        if not one.done():
-            return None
         renamed = one.names
         pool = [k for k in renamed if k.startswith(f"{target}attn_pool.")]
         if pool and f"{target}head.weight" in renamed:  # SiglipForImageClassification averages patches
@@ -128,9 +134,7 @@ class _Translation:
     def __init__(self, tensors: Names, root: str, mark: str, target: str) -> None:
         self.root, self.mark, self.target = root, mark, target
         self.names: dict[str, Stored] = {}
-        self.originals = len(tensors)
         self.fused: dict[str, dict[str, tuple[str, Stored]]] = {}
-        self.written = 0
         owner = root[: root.rstrip(".").rfind(".") + 1]
         for key, value in tensors.items():
             head = _head_of(key, owner) if target == owner else None
@@ -142,13 +146,10 @@ class _Translation:
         self._fuse()
         self._shape()
 
-    def done(self) -> bool:
-        """Say whether no two weights got one name."""
-        return len(self.names) == self.written
-
     def _put(self, name: str, value: Stored) -> None:
+        if name in self.names:
+            raise DoubleNameError(name)
         self.names[name] = value
-        self.written += 1
 
     def _name(self, rest: str, key: str, value: Stored) -> str | None:
         """Return timm's name of a backbone's weight, None for one that is fused with others, `key` for an unknown one."""
@@ -213,7 +214,6 @@ class _Translation:
             names[f"{at}pos_embed"] = _derived(lambda v: v[None], (1, *position.shape), position)
         if registers is not None and registers.shape[1:2] == (0,):  # DINOv3 may have none
             del names[f"{at}reg_token"]
-            self.written -= 1
         elif registers is not None and position is not None and cls is not None:
             names |= _class_position_added(at, cls, position)
         patches = names.get(f"{at}patch_embed.proj.weight")

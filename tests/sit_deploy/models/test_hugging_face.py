@@ -223,13 +223,16 @@ def test_student_and_teacher_are_both_translated_and_told_apart(tmp_path: Path) 
     assert torch.equal(read.state["head.bias"], student["classifier.bias"] + 1)
 
 
-def test_one_name_for_two_weights_is_no_translation(tmp_path: Path) -> None:
+def test_one_name_for_two_weights_is_refused(tmp_path: Path) -> None:
     """A mixture of two naming schemes: neither is chosen in silence."""
     state = made("ViTForImageClassification", "ViTConfig", **FIVE).state_dict()
     torch.save(
         {**state, "head.weight": torch.ones(5, 32), "head.bias": torch.ones(5)}, tmp_path / "mixed.pth"
     )
-    assert "patch_embed.proj.weight" not in read_checkpoint(tmp_path / "mixed.pth").state
+    with pytest.raises(
+        InputError, match=r"has 'head\.weight' twice, under the names of timm and of transformers"
+    ):
+        read_checkpoint(tmp_path / "mixed.pth")
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
