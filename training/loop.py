@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from sit_deploy.data.ignored_orientation import ignored_orientation_note
@@ -31,6 +31,7 @@ from training.set_up import set_up
 from training.state import Position
 from training.stop_signal import StopSignal
 from training.summary import Summary, finish
+from training.task import FRDTask
 from training.worker_errors import as_raised_in_worker
 
 
@@ -199,6 +200,8 @@ def _record_start(run: Run, stop: StopSignal) -> None:
         with in_float(run.evaluated()):
             row["float_top1"] = _validate(run, stop).top1
         start += f"; its top-1 is {row['float_top1']:.2f} % in float, and in INT8:"
+    if isinstance(run.task, FRDTask) and run.task.cnn_teacher is not None:
+        row["cnn_top1"] = _measure_cnn(run, run.task.cnn_teacher)
     metrics = _validate(run, stop)
     row |= metrics.to_dict()
     if run.request.qat:  # it may be as good as it gets
@@ -207,6 +210,21 @@ def _record_start(run: Run, stop: StopSignal) -> None:
         run.log.write("epoch", 0, **row)
         run.reporter.note(start)
         run.reporter.epoch(row, run.progress(-1, run.loaders.steps))
+
+
+def _measure_cnn(run: Run, cnn: nn.Module) -> float:
+    """Say how good the extra teacher is on the student's images, as what it says is learnt unseen; return its top-1."""
+    top1 = evaluate(cnn, run.loaders.val, run.world, autocast=run.autocast).top1
+    name = run.request.cnn_teacher
+    run.reporter.note(
+        f"Extra teacher {name}: top-1 {top1:.2f} % on the images held out, as the student sees them"
+    )
+    if top1 < 50:
+        run.reporter.warn(
+            f"extra teacher {name} is wrong about most images held out, and the dist token learns what it says; look at the order of "
+            "its classes, at its mean and std, and at --image-size"
+        )
+    return top1
 
 
 def _close_epoch(run: Run, epoch: int, trained: dict[str, float], metrics: Metrics) -> None:

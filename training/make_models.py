@@ -7,18 +7,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
-from sit_deploy.models import ModelConfig, create_model, get_config, read_checkpoint
+from sit_deploy.models import ModelConfig, create_model, get_config
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.data_config import Choice, DataConfig, Source, choose, from_card, from_name
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
 from sit_deploy.models.trainer_config import from_checkpoint
 from sit_deploy.preprocessing import Preprocessing
+from training.cnn_teacher import CnnTeacher, load_cnn_teacher
 from training.image_size import InheritedSize
 from training.init_weights import initialise
 from training.recipes import Recipe
@@ -124,10 +124,12 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         )
     teacher_config = loaded.config
     start = _load_start(model, request, checkpoints)
-    cnn, normalisation = _cnn_teacher(request, preprocessing, data) if request.cnn_teacher else (None, None)
-    return Models(
-        config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, inherited.notes
-    )
+    notes = inherited.notes
+    cnn = normalisation = None
+    if request.cnn_teacher:
+        extra = _cnn_teacher(request, preprocessing, data)
+        cnn, normalisation, notes = extra.model, extra.normalisation, (*notes, *extra.notes)
+    return Models(config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, notes)
 
 
 def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheckpoints) -> str:
@@ -217,27 +219,9 @@ def _check_classes(role: str, path: Path, card: ModelCard, data: Data) -> None:
         )
 
 
-def _cnn_teacher(
-    request: TrainRequest, preprocessing: Preprocessing, data: Data
-) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """Return the extra teacher, and the gain and offset that take the student's normalised images to its own."""
-    import timm
-
+def _cnn_teacher(request: TrainRequest, preprocessing: Preprocessing, data: Data) -> CnnTeacher:
+    path = request.cnn_checkpoint
+    if card := read_card(path):
+        _check_classes("extra teacher", path, card, data)
     name = str(request.cnn_teacher)
-    if not timm.is_model(name):
-        raise InputError(f"unknown CNN teacher '{name}'; take a name of timm.list_models()")
-    model = timm.create_model(name, num_classes=data.num_classes)
-    state = read_checkpoint(request.cnn_checkpoint, names=model.state_dict()).state
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"checkpoint {request.cnn_checkpoint} does not fit {name} with {data.num_classes} classes "
-            f"({' '.join(str(error).split())[:150]})"
-        ) from None
-    wanted = timm.data.resolve_model_data_config(model)
-    mean, std, their_mean, their_std = (
-        torch.tensor(v).view(1, 3, 1, 1)
-        for v in (preprocessing.mean, preprocessing.std, wanted["mean"], wanted["std"])
-    )
-    return model.eval(), (std / their_std, (mean - their_mean) / their_std)
+    return load_cnn_teacher(name, path, data.num_classes, preprocessing, _known(path))

@@ -41,6 +41,24 @@ class Recovering(nn.Module):
         return self.model.forward_frd(images, self.tokens)
 
 
+class Renormalising(nn.Module):
+    """A classifier whose images are normalised in its own way: the student's images (B, 3, H, W) → logits (B, classes).
+
+    Args:
+        model: the classifier.
+        normalisation: (gain, offset), each (1, 3, 1, 1), that take the student's normalised images to its own.
+    """
+
+    def __init__(self, model: nn.Module, normalisation: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        for name, value in zip(("gain", "offset"), normalisation, strict=True):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images * self.gain + self.offset)
+
+
 class Task(TrainingTask):
     """What both tasks share. forward: images (B, 3, H, W), soft targets (B, classes) → {"loss", "output", parts...}."""
 
@@ -93,7 +111,8 @@ class FRDTask(Task):
         temperature: likewise.
         hard_label_weight: likewise.
         cnn_teacher: an extra teacher whose class the student's dist token learns.
-        cnn_normalisation: (gain, offset), each (1, 3, 1, 1), that take the student's normalised images to the CNN's.
+        cnn_normalisation: (gain, offset), each (1, 3, 1, 1), that take the student's normalised images to the CNN's;
+            None: the same.
     """
 
     def __init__(  # noqa: PLR0913
@@ -127,10 +146,10 @@ class FRDTask(Task):
             if not present
         }
         self.teacher = Recovering(teacher, tokens=bool(token_weight)).requires_grad_(False)
-        self.cnn_teacher = cnn_teacher.requires_grad_(False) if cnn_teacher is not None else None
-        if cnn_normalisation is not None:
-            for name, value in zip(("cnn_gain", "cnn_offset"), cnn_normalisation, strict=True):
-                self.register_buffer(name, value, persistent=False)
+        self.cnn_teacher = None
+        if cnn_teacher is not None:
+            normalisation = cnn_normalisation or (torch.ones(1), torch.zeros(1))
+            self.cnn_teacher = Renormalising(cnn_teacher, normalisation).requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> FRDTask:
@@ -148,7 +167,7 @@ class FRDTask(Task):
     def _teach(self, images: Tensor) -> tuple[FRDOutput, Tensor | None]:
         if self.cnn_teacher is None:
             return self.teacher(images), None
-        return self.teacher(images), self.cnn_teacher(images * self.cnn_gain + self.cnn_offset)
+        return self.teacher(images), self.cnn_teacher(images)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         teacher, cnn_logits = self._teach(input)
