@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,8 @@ def frd_loss(  # noqa: PLR0913
     """Return CE + 2·mean over blocks of MSE(tokens) + 2·τ²·KL(teacher‖student) [+ CE(dist head, class of the CNN)].
 
     KL(teacher‖student) = Σ teacher · log(teacher / student) over the classes, a mean over the batch, as in the official code.
-    Only the student is differentiated. With `hard_label_weight`, also the cross-entropy of the class head with the class
+    Only the student is differentiated. A student whose dist token has no CNN teacher (any more) learns by what it is deployed with,
+    the mean of its heads, and so does a teacher of two heads teach it. With `hard_label_weight`, also the cross-entropy of the class head with the class
     that the teacher sees: hard-label distillation of DeiT (arXiv 2012.12877, section 4) without its token. It takes more
     than seven arguments: both sides, and the weights of the terms by their names.
 
@@ -53,15 +55,17 @@ def frd_loss(  # noqa: PLR0913
         hard_label_weight: of the term of the teacher's class; 0 leaves it out.
 
     Raises:
-        InputError: numbers or shapes of tokens that differ, or CNN logits without a dist token.
+        InputError: numbers or shapes of tokens that differ, or CNN logits for a student without a dist token.
     """
     tokens = student.logits.new_zeros(())
     if token_weight or student.tokens:
         tokens = _token_loss(student, teacher)
-    if (cnn_logits is None) != (student.dist_logits is None):
+    if cnn_logits is not None and student.dist_logits is None:
         raise InputError(
             "CNN logits and a dist token go together; create the student with dist_token=True or leave both"
         )
+    if cnn_logits is None and student.dist_logits is not None:
+        student, teacher = _with_mean_logits(student), _with_mean_logits(teacher)
     classification = F.cross_entropy(student.logits, target)
     logits = temperature**2 * F.kl_div(
         F.log_softmax(student.logits / temperature, dim=-1),
@@ -79,6 +83,13 @@ def frd_loss(  # noqa: PLR0913
     if hard_label_weight:
         total = total + hard_label_weight * hard_label
     return FRDLoss(classification, tokens, logits, hard, hard_label, total)
+
+
+def _with_mean_logits(output: FRDOutput) -> FRDOutput:
+    """Return a side with the mean of both heads' logits in place of the class head's, where it has both."""
+    if output.dist_logits is None:
+        return output
+    return replace(output, logits=(output.logits + output.dist_logits) / 2)
 
 
 def _token_loss(student: FRDOutput, teacher: FRDOutput) -> Tensor:

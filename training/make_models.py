@@ -104,7 +104,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         "drop_path_rate": recipe.drop_path,
         "reverse_tsm": request.teacher is not None and recipe.token_weight > 0,
     }
-    if request.cnn_teacher:
+    if request.cnn_teacher or _trained_dist_token(request, config, checkpoints):
         options["dist_token"] = True
     seed_all(request.seed)
     model = create_model(config, **options)
@@ -132,6 +132,11 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     return Models(config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, notes)
 
 
+def _trained_dist_token(request: TrainRequest, config: ModelConfig, checkpoints: StartCheckpoints) -> bool:
+    """Return whether --qat goes on with a SiT that has a dist token, which is part of what is deployed."""
+    return request.qat and config.base is None and "dist_token" in checkpoints.read(request.init).state
+
+
 def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheckpoints) -> str:
     """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
     path = request.init or request.teacher
@@ -154,6 +159,8 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
     new_head = any(k.startswith("head.") for k in (*missing, *left_out))
     origin = "" if request.init else "the teacher's weights, "
     unused = [k for k in left_out if not k.startswith(NEW_PARTS)]
+    if request.init and "dist_token" in left_out:
+        unused.append("its dist token and the head of it, which --cnn-teacher would train on")
     notes = [*read.notes, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
     return "; ".join((f"{origin}{path}{', with a new head' if new_head else ''}", *notes))
 

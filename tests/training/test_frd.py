@@ -68,6 +68,19 @@ def test_the_class_that_the_teacher_sees() -> None:
     assert without.hard_label.item() == 0 and without.total.item() == without.classification.item()
 
 
+def test_two_heads_without_a_cnn_learn_by_their_mean() -> None:
+    """A distilled DeiT that is slimmed, and a student that recovers under INT8's rounding."""
+    two, mean = output([[2 * LOG3, 0.0]], [[[[0.0]]]], dist=[[0.0, 0.0]]), output([[LOG3, 0.0]], [[[[0.0]]]])
+    guide = output([[0.5, 2.0]], [[[[1.0]]]], dist=[[1.5, -1.0]])
+    target = torch.tensor([1])
+    plain = output([[1.0, 0.5]], [[[[1.0]]]])
+    assert frd_loss(two, guide, target).total == pytest.approx(frd_loss(mean, plain, target).total.item())
+    assert frd_loss(two, plain, target).total == pytest.approx(frd_loss(mean, plain, target).total.item())
+    # of a teacher whose student has one head, its class head
+    one = output([[0.5, 2.0]], [[[[1.0]]]])
+    assert frd_loss(mean, guide, target).total == pytest.approx(frd_loss(mean, one, target).total.item())
+
+
 def test_gradients_by_finite_differences_and_none_for_the_teacher():
     generator = torch.Generator().manual_seed(0)
 

@@ -314,6 +314,21 @@ def save_cnn(folder: Path, name: str = "test_resnet", num_classes: int = 3) -> P
     return folder / "cnn.pth"
 
 
+def test_rounding_is_learnt_with_the_dist_token_that_is_deployed(save: Save) -> None:
+    """Its CNN need not be there any more; without --qat it is left out, and said."""
+    student = save("sit_nano", dist_token=True, card=False)
+    state = state_of(student)
+    for teacher in (None, save()):
+        models = make(init=student, teacher=teacher, qat=True)
+        assert models.model.has_dist_token and models.cnn is None
+        kept = models.model.state_dict()
+        assert all(torch.equal(kept[name], value) for name, value in state.items())
+    assert models.start == str(student)
+    trained_step(models)
+    plain = make(init=student)
+    assert not plain.model.has_dist_token and "left out what the model has not: its dist token" in plain.start
+
+
 def test_the_extra_teacher_and_its_normalisation(save: Save, tmp_path: Path) -> None:
     path = save_cnn(tmp_path)
     models = make(teacher=save(), cnn_teacher="test_resnet", cnn_checkpoint=path)
