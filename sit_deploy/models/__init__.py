@@ -1,7 +1,7 @@
 """The models: SiT, LV-ViT and slimmed vision transformers of timm; configurations, cost, checkpoints and model cards.
 
-Importing this package is quick; the modules that need torch and timm are imported at first use. `import
-sit_deploy.models.registry` registers every model with timm.
+Importing this package is quick; the modules that need torch and timm are imported at first use. It registers every model with
+timm, as soon as that is imported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import ModelConfig
+from sit_deploy.models.timm_hook import register_with_timm
 
 if TYPE_CHECKING:
     from sit_deploy.models.card import ModelCard
@@ -48,6 +49,8 @@ __all__ = [
     "read_checkpoint",
     "save_weights",
 ]
+
+register_with_timm()
 
 
 def __getattr__(name: str) -> Any:

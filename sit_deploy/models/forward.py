@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,12 @@ class SlimmingForward(nn.Module):
     stage_blocks: tuple[int, ...]
     kept: tuple[int, ...]
     slim_after: dict[int, int]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Leave out the reverse TSMs of training, which official checkpoints have, where the model has none."""
+        if not hasattr(self, "rtsm"):
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f"{prefix}rtsm.")}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) → tokens (B, prefix + patches, dim) as the first block takes them.

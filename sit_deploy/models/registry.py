@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models import build_model_with_cfg, register_model
@@ -11,9 +11,10 @@ from timm.models import build_model_with_cfg, register_model
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import ModelConfig
-from sit_deploy.models.sit import SiT
-from sit_deploy.models.slim import SlimViT, slim
-from sit_deploy.models.state_dict import filter_state_dict
+
+if TYPE_CHECKING:
+    from sit_deploy.models.sit import SiT
+    from sit_deploy.models.slim import SlimViT
 
 
 def _timm_cfg(config: ModelConfig) -> dict[str, Any]:
@@ -42,6 +43,10 @@ def _slim_vit(
     **kwargs: Any,
 ) -> SlimViT:
     """Make a timm model and arm it; `kwargs` are timm's own."""
+    from sit_deploy.models.slim import (
+        slim,  # with all of the family's checks; this module is imported as soon as timm is
+    )
+
     if dist_token:
         raise InputError(f"{base} takes no dist token; distil with one into a model of sit_* or lvvit_*")
     model = timm.create_model(base, **kwargs)
@@ -65,9 +70,11 @@ def _arguments(config: ModelConfig) -> dict[str, Any]:
 
 
 def _register(name: str, config: ModelConfig) -> None:
-    make = _slim_vit if config.base else SiT
-
     def build(pretrained: bool = False, **kwargs: Any) -> SiT | SlimViT:
+        from sit_deploy.models.sit import SiT
+        from sit_deploy.models.state_dict import filter_state_dict
+
+        make = _slim_vit if config.base else SiT
         return build_model_with_cfg(
             make, name, pretrained, pretrained_filter_fn=filter_state_dict, **{**_arguments(config), **kwargs}
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,46 @@ def test_create_model_takes_aliases_and_names_the_unknown() -> None:
         create_model("sit_small")
     with pytest.raises(InputError, match="divisible by 16"):
         create_model("sit_nano", img_size=100)
+
+
+ORDERS = {
+    "before timm": "import sit_deploy.models, timm",
+    "after timm": "import timm, sit_deploy.models",
+    "by a part of timm": "import sit_deploy.models; from timm.models import create_model; import timm",
+    "by ours": "import sit_deploy.models.timm_vit, timm",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_package_alone_registers_them(order: str) -> None:
+    code = (
+        f"{ORDERS[order]}; assert timm.is_model('sit_s'); print(type(timm.create_model('sit_nano')).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "SiT", done.stderr
+    assert not done.stderr
+
+
+def test_the_package_is_quick() -> None:
+    code = "import sys, sit_deploy.models; print([m for m in ('torch', 'timm') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_timm_loads_an_official_checkpoint(tmp_path: Path) -> None:
+    """It has the reverse TSMs of training, and its names are in an entry."""
+    trained = named_model("sit_nano", reverse_tsm=True)
+    path = tmp_path / "official.pth"
+    torch.save({"model": trained.state_dict()}, path)
+    model = timm.create_model("sit_nano", checkpoint_path=str(path)).eval()
+    x = images(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), trained.eval()(x))
+    again = timm.create_model("sit_nano", checkpoint_path=str(path), reverse_tsm=True)
+    states = again.state_dict(), trained.state_dict()
+    recovering = [k for k in states[1] if k.startswith("rtsm.")]
+    assert recovering
+    assert all(torch.equal(states[0][k], states[1][k]) for k in recovering)
+    torch.save({"model": {**trained.state_dict(), "other.weight": torch.ones(1)}}, path)
+    with pytest.raises(RuntimeError, match=r"other\.weight"):
+        timm.create_model("sit_nano", checkpoint_path=str(path))
