@@ -373,3 +373,20 @@ def test_nothing_is_imported_for_a_checkpoint(
     importlib.import_module("trap")  # the trap is a live one
     assert (tmp_path / "sprung").exists()
     monkeypatch.delitem(sys.modules, "trap")
+
+
+def test_lv_vit_of_token_labeling_is_named_by_its_stem(save: Save) -> None:
+    """It has SiT's names, another stem and another score (zihangJiang/TokenLabeling, tlt/models/lvvit.py)."""
+    state = create_model("lvvit_nano").state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith("patch_embed.")}
+    state |= {f"patch_embed.{k}": torch.zeros(s) for k, s in TOKEN_LABELING_STEM.items()}
+    with pytest.raises(
+        InputError, match=r"is TokenLabeling's LV-ViT, .* docs/weights\.md says where they are"
+    ):
+        load_model("lvvit_nano", save({"state_dict": state}))
+
+
+TOKEN_LABELING_STEM = {
+    "conv1.weight": (64, 3, 7, 7), "conv2.weight": (64, 64, 3, 3), "conv3.weight": (64, 64, 3, 3), "proj.weight": (128, 64, 8, 8),
+    "proj.bias": (128,),
+}  # fmt: skip
