@@ -232,8 +232,14 @@ def test_cross_entropy_alone() -> None:
 def tasks() -> list[Any]:
     return [
         pytest.param(lambda: FRDTask(student(), teacher(), CPU), id="distillation"),
+        pytest.param(lambda: FRDTask(checkpointed(student()), teacher(), CPU), id="checkpointed"),
         pytest.param(lambda: ClassificationTask(student(), CPU), id="classification"),
     ]
+
+
+def checkpointed(model: SiT) -> SiT:
+    model.set_grad_checkpointing()
+    return model
 
 
 @pytest.mark.parametrize("make", tasks())

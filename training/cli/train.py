@@ -161,7 +161,7 @@ def recipe_options(command: Callable) -> Callable:
 @click.option(
     "--grad-checkpointing/--no-grad-checkpointing",
     default=None,
-    help="Compute blocks again for the gradient: less memory, a third more time.  [default: off; sit_l on]",
+    help="Compute blocks again for the gradient: less memory, more time.  [default: off; sit_l on]",
 )
 @click.option("--channels-last", is_flag=True, help="Images and convolutions in NHWC.")
 @click.option("--compile", is_flag=True, help="Compile the models with torch.compile.")
