@@ -177,7 +177,7 @@ class _Translation:
         """Part the pooling's fused projection: timm keeps that of its one query apart."""
         third = value.shape[0] // 3 if value.ndim else 0
         for name, start, stop in (("q", 0, third), ("kv", third, 3 * third)):
-            part = _derived(lambda v, a=start, b=stop: v[a:b], (stop - start, *value.shape[1:]), value)
+            part = derived(lambda v, a=start, b=stop: v[a:b], (stop - start, *value.shape[1:]), value)
             self._put(f"{self.target}attn_pool.{name}.{kind}", part)
 
     def _fuse(self) -> None:
@@ -209,17 +209,17 @@ class _Translation:
         names, at = self.names, self.target
         cls, position, registers = (names.get(f"{at}{n}") for n in ("cls_token", "pos_embed", "reg_token"))
         if cls is not None and cls.ndim == 1:
-            names[f"{at}cls_token"] = _derived(lambda v: v[None, None], (1, 1, *cls.shape), cls)
+            names[f"{at}cls_token"] = derived(lambda v: v[None, None], (1, 1, *cls.shape), cls)
         if position is not None and position.ndim == 2:
-            names[f"{at}pos_embed"] = _derived(lambda v: v[None], (1, *position.shape), position)
+            names[f"{at}pos_embed"] = derived(lambda v: v[None], (1, *position.shape), position)
         if registers is not None and registers.shape[1:2] == (0,):  # DINOv3 may have none
             del names[f"{at}reg_token"]
         elif registers is not None and position is not None and cls is not None:
-            names |= _class_position_added(at, cls, position)
+            names |= class_position_added(at, cls, position)
         patches = names.get(f"{at}patch_embed.proj.weight")
         if patches is not None and (side := _flat_patch_side(patches)):
             dim = patches.shape[0]
-            names[f"{at}patch_embed.proj.weight"] = _derived(
+            names[f"{at}patch_embed.proj.weight"] = derived(
                 lambda v: v.reshape(dim, side, side, 3).permute(0, 3, 1, 2), (dim, 3, side, side), patches
             )
         head, bias = names.get(f"{at}head.weight"), f"{at}head.bias"
@@ -228,7 +228,7 @@ class _Translation:
             self._put(bias, Stored((outputs,), lambda: torch.zeros(outputs)))
 
 
-def _class_position_added(at: str, cls: Stored, position: Stored) -> dict[str, Stored]:
+def class_position_added(at: str, cls: Stored, position: Stored) -> dict[str, Stored]:
     """Return the class token with its position added, and the patches' own: timm's form where registers have none."""
 
     def token() -> Tensor:
@@ -237,7 +237,7 @@ def _class_position_added(at: str, cls: Stored, position: Stored) -> dict[str, S
     rest = (position.shape[0], max(position.shape[1] - 1, 0), *position.shape[2:])
     return {
         f"{at}cls_token": Stored(cls.shape, token, cls.plain and position.plain),
-        f"{at}pos_embed": _derived(lambda v: v[:, 1:], rest, position),
+        f"{at}pos_embed": derived(lambda v: v[:, 1:], rest, position),
     }
 
 
@@ -249,7 +249,8 @@ def _flat_patch_side(patches: Stored) -> int | None:
     return side if side and side * side * 3 == patches.shape[1] else None
 
 
-def _derived(change: Callable[[Tensor], Tensor], shape: tuple[int, ...], source: Stored) -> Stored:
+def derived(change: Callable[[Tensor], Tensor], shape: tuple[int, ...], source: Stored) -> Stored:
+    """Return what a change of a stored tensor gives, of a shape, made when it is read."""
     return Stored(shape, lambda: change(source.read()).contiguous(), source.plain)
 
 

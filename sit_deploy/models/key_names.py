@@ -1,6 +1,6 @@
 """Other libraries' names for the weights of the same vision transformers, translated to timm's, one to one.
 
-Hugging Face's transformers (`sit_deploy.models.hugging_face_names`) and torchvision. Names that have no counterpart stay as
+Hugging Face's transformers (`sit_deploy.models.hugging_face_names`), Meta's DINO (`dino_names`) and torchvision. Names that have no counterpart stay as
 they are, so that a model that differs is not taken for one that does not.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sit_deploy.models import hugging_face_names
+from sit_deploy.models import dino_names, hugging_face_names
 from sit_deploy.models.torch_file import Stored
 
 _TV_NOTE = (
@@ -34,7 +34,7 @@ _TV_NAMES = (
 
 def to_timm_names(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[str, ...]]:
     """Return weights under timm's names, their prefix kept, and a note where other names were translated."""
-    if translated := hugging_face_names.translate(tensors):
+    if translated := hugging_face_names.translate(tensors) or dino_names.translate(tensors):
         return translated
     renamed = dict(tensors)
     roots = [key[: -len(_TV_MARK)] for key in tensors if key == _TV_MARK or key.endswith(f".{_TV_MARK}")]

@@ -1,0 +1,78 @@
+"""Meta's own files of DINO: under timm's names they are what timm's converter makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import SwiGLUPacked
+from timm.models import eva, vision_transformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from sit_deploy.models import read_checkpoint
+from sit_deploy.models.state_dict import filter_state_dict
+
+State = dict[str, torch.Tensor]
+VIT: dict[str, Any] = {
+    "img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 3, "num_classes": 0, "init_values": 1.0,
+}  # fmt: skip
+ROTARY: dict[str, Any] = {
+    "use_abs_pos_emb": False, "use_rot_pos_emb": True, "rope_type": "dinov3", "num_reg_tokens": 4, "use_fc_norm": False,
+}  # fmt: skip
+
+
+def second(model: nn.Module) -> State:
+    """Return weights as facebookresearch/dinov2 names them."""
+    state = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.randn(1, 17, 32)
+    if model.blocks[0].mlp.fc1.out_features == 2 * model.blocks[0].mlp.fc2.in_features:
+        state = {
+            k.replace("mlp.fc1.", "mlp.w12.").replace("mlp.fc2.", "mlp.w3."): v for k, v in state.items()
+        }
+    return {**state, "mask_token": torch.zeros(1, 32)}
+
+
+def third(model: nn.Module) -> State:
+    """Return weights as facebookresearch/dinov3 names them."""
+    state = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
+    state["storage_tokens"] = state.pop("reg_token")
+    for i in range(2):
+        q, v = (state.pop(f"blocks.{i}.attn.{n}_bias") for n in "qv")
+        state[f"blocks.{i}.attn.qkv.bias"] = torch.cat((q, torch.zeros(32), v))
+        state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.ones(96)
+        for j in (1, 2):
+            state[f"blocks.{i}.ls{j}.gamma"] = state.pop(f"blocks.{i}.gamma_{j}")
+    for ours, theirs in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
+        if "blocks.0.mlp.fc1_g.weight" in model.state_dict():
+            state = {k.replace(f"mlp.{ours}.", f"mlp.{theirs}."): v for k, v in state.items()}
+    return {**state, "rope_embed.periods": torch.ones(2), "mask_token": torch.zeros(1, 32)}
+
+
+KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], State], Any]] = {
+    "DINOv2 with registers": (lambda: VisionTransformer(**VIT, reg_tokens=4, no_embed_class=True), second, vision_transformer),
+    "DINOv2, gated": (lambda: VisionTransformer(**VIT, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU), second, vision_transformer),
+    "DINOv3, gated": (lambda: Eva(**VIT, **ROTARY, qkv_bias=True, swiglu_mlp=True, swiglu_align_to=8), third, eva),
+    "DINOv3": (lambda: Eva(**VIT, **ROTARY, qkv_bias=True), third, eva),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_what_timm_makes_of_them(kind: str, tmp_path: Path) -> None:
+    make, named, module = KINDS[kind]
+    model = make()
+    state = named(model)
+    torch.save(state, tmp_path / "dino.pth")
+    read = read_checkpoint(tmp_path / "dino.pth")
+    assert "the names of Meta's DINO were taken for timm's" in read.notes
+    ours = filter_state_dict(read.state, model)
+    model.load_state_dict(ours, strict=True)
+    expected = module.checkpoint_filter_fn(dict(state), model)
+    assert ours.keys() == {k for k in expected if k != "mask_token"}
+    assert all(torch.equal(ours[k], expected[k]) for k in ours)
