@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sit_deploy.errors import InputError
+from sit_deploy.models import hugging_face_names
 from sit_deploy.models.hugging_face_names import DoubleNameError, other_task
 from sit_deploy.models.key_names import to_timm_names
 from sit_deploy.models.torch_file import Stored
@@ -235,7 +236,8 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
         InputError: outside the prefix, a part of the model, or a layer that could follow it, which nobody said to leave out; or a
             model of another task.
     """
-    if not chosen and (task := other_task([*weights.names, *weights.beside])):
+    theirs = not weights.like or hugging_face_names.NOTE in weights.notes
+    if theirs and not chosen and (task := other_task([*weights.names, *weights.beside])):
         raise InputError(
             f"{where} is a transformers model for {task}, and not a classifier that timm has; give a ...ForImageClassification of ViT, "
             "DeiT or SigLIP, or a backbone alone: model.base_model.save_pretrained(folder)"
