@@ -154,7 +154,11 @@ class _DetailsOfManifest(Struct):
 
 
 class Weights(_Fields, frozen=True, kw_only=True):
-    """Where the weights came from; `ema`: whether averaged ones were to be preferred; `top1`: of their training."""
+    """Where the weights came from.
+
+    `ema`: whether averaged ones were to be preferred; `top1`: of their training; `repository`, `revision`: of the Hugging
+    Face Hub, and the commit.
+    """
 
     source: Text
     sha256: Sha256 | None = None
@@ -163,6 +167,8 @@ class Weights(_Fields, frozen=True, kw_only=True):
     ema: bool = True
     top1: Percent | None = None
     seed: int | None = None
+    repository: Text | None = None
+    revision: Text | None = None
 
     def __post_init__(self) -> None:
         if not self.is_random and self.sha256 is None:
@@ -175,7 +181,7 @@ class Weights(_Fields, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         if self.is_random:
             return {"source": self.source, "seed": self.seed}
-        left_out = {"seed"} if self.key else {"seed", "key"}
+        left_out = {"seed", *(name for name in ("key", "repository", "revision") if not getattr(self, name))}
         return {name: value for name, value in super().to_dict().items() if name not in left_out}
 
 

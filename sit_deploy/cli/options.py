@@ -27,8 +27,9 @@ _GRAPH_OPTIONS = (
         "--checkpoint",
         type=path_type,
         metavar="FILE",
-        help="Weights, .pth or .safetensors; random ones without it.",
+        help="Weights, .pth or .safetensors, or hf-hub:OWNER/NAME; random ones without it.",
     ),
+    click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model."),
     key_option,
     click.option(
         "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import CALIBRATION
 from sit_deploy.manifest import RANDOM, Batch, BuildFacts, EngineFacts, Model, Weights
+from sit_deploy.models.hub import origin
 from sit_deploy.pipeline.command import rebuild_command
 from sit_deploy.pipeline.engine import BuiltEngine
 from sit_deploy.pipeline.lower import LoweredGraph
@@ -104,7 +105,10 @@ def weights_of(request: BuildRequest, loaded: LoadedModel) -> Weights:
     checkpoint = loaded.checkpoint
     if checkpoint is None:
         return Weights(source=RANDOM, seed=0)
+    repository, revision = origin(checkpoint.path) or (None, None)
     return Weights(
+        repository=repository,
+        revision=revision,
         source=str(checkpoint.path.absolute()),
         sha256=checkpoint.sha256,
         entry=checkpoint.source,

@@ -14,6 +14,7 @@ from sit_deploy.models.card_file import read_card
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
 from sit_deploy.models.file_kind import find_file
+from sit_deploy.models.hub import is_place, open_published, timm_weights
 from sit_deploy.schema import convert_fields
 
 INPUTS = ("float32", "uint8")
@@ -31,7 +32,9 @@ class BuildRequest:
 
     Attributes:
         model: may be None where the checkpoint has a model card.
+            A repository or folder (`models.hub`) is its model and its weights.
         stages, keeping_ratio: in place of the model's own.
+        pretrained: take timm's own weights of the model.
         checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
         dynamic_batch: (min, opt, max), in place of `batch_size`.
         calib_data: folder of images for the comparisons, the ranges of FP16 and the calibration of 8 bits; synthetic ones
@@ -101,6 +104,7 @@ class BuildRequest:
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.val_data, os.PathLike):
@@ -134,6 +138,8 @@ class BuildRequest:
         Raises:
             InputError: a model that nobody names, or one that contradicts the card.
         """
+        if self.pretrained or is_place(self.model) or is_place(self.checkpoint):
+            return self._fetched().completed(model_option)
         if self.checkpoint is not None and self.checkpoint.is_dir():
             return replace(self, checkpoint=find_file(self.checkpoint)).completed(model_option)
         card = self.card
@@ -163,6 +169,25 @@ class BuildRequest:
             keeping_ratio=card.keeping_ratio,
             image_size=card.image_size if self.image_size is None else self.image_size,
         )
+
+    def _fetched(self) -> BuildRequest:
+        """Return the request with files and a timm name in place of repositories."""
+        if self.pretrained and self.checkpoint is not None:
+            raise InputError("--pretrained and --checkpoint are both of weights; pass one of them")
+        if self.pretrained and self.model is None:
+            raise InputError("--pretrained takes timm's weights of a model; pass its name with --model")
+        if is_place(self.model):
+            published = open_published(self.model)
+            request = replace(
+                self,
+                model=published.architecture,
+                checkpoint=self.checkpoint or published.weights,
+                image_size=self.image_size or published.image_size,
+                pretrained=False,
+            )
+            return request
+        name = timm_weights(self.model) if self.pretrained else self.checkpoint
+        return replace(self, checkpoint=open_published(name).weights, pretrained=False)
 
     def in_high_precision(self, precision: str | None = None) -> BuildRequest:
         """Return the request for a whole graph in a float precision: that beside 8 bits, if none is named."""

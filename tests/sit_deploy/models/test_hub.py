@@ -1,0 +1,117 @@
+"""Models by repository, folder and timm's own name: through the hub's real client, offline, on a cache of its layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.hub import origin, timm_weights
+from sit_deploy.pipeline.request import BuildRequest
+
+constants = pytest.importorskip("huggingface_hub.constants")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 3,
+    "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 64, 64]},
+}
+
+
+def folder(path: Path, config: dict | None, *weights: str) -> Path:
+    path.mkdir(parents=True)
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    for name in weights:
+        save_file({"head.weight": torch.zeros(3, 192)}, path / name)
+    return path
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Lay out a repository as the client keeps it: refs, snapshots, blobs."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def make(name: str, config: dict | None, *weights: str) -> Path:
+        root = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        blobs = folder(root / "blobs", config, *weights)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text(COMMIT)
+        snapshot = root / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
+        return snapshot
+
+    return make
+
+
+def completed(**fields) -> BuildRequest:
+    return BuildRequest(**({"model": None, "output": Path("out")} | fields)).completed()
+
+
+@pytest.mark.parametrize("prefix", ("hf-hub:me/vit", f"hf_hub:me/vit@{COMMIT}", "hf-hub:me/vit@main"))
+def test_a_repository_is_its_model_and_its_safetensors(cached, prefix: str) -> None:
+    snapshot = cached("me/vit", CONFIG, "model.safetensors", "pytorch_model.bin")
+    request = completed(model=prefix)
+    assert (request.model, request.checkpoint) == ("vit_tiny_patch16_224", snapshot / "model.safetensors")
+    assert request.image_size == 64
+    assert origin(request.checkpoint) == ("me/vit", COMMIT)
+    assert request.completed() == request
+
+
+def test_a_pickle_is_taken_where_there_is_nothing_else(cached) -> None:
+    snapshot = cached("me/old", CONFIG, "pytorch_model.bin")
+    assert completed(model="hf-hub:me/old").checkpoint == snapshot / "pytorch_model.bin"
+
+
+def test_pretrained_is_the_weights_of_the_tag(cached) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    snapshot = cached(f"timm/{name}", CONFIG, "model.safetensors")
+    request = completed(model=name, pretrained=True)
+    assert (request.model, request.checkpoint) == (name, snapshot / "model.safetensors")
+    assert timm_weights("vit_tiny_patch16_224").startswith("hf-hub:timm/vit_tiny_patch16_224.")
+
+
+def test_a_folder_is_its_model(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", CONFIG, "model.safetensors", "other.safetensors")
+    request = completed(model=f"local-dir:{path}")
+    assert (request.model, request.checkpoint) == ("vit_tiny_patch16_224", path / "model.safetensors")
+    assert origin(request.checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    (
+        ({"model": "hf-hub:me/none"}, "is not in the cache .*HF_HUB_OFFLINE is set.*hf download me/none"),
+        ({"model": "hf-hub:a/b/c"}, "is no name of a repository"),
+        ({"model": "hf-hub:me/bert"}, r"is a model of transformers \(model_type bert\)"),
+        ({"model": "hf-hub:me/own"}, r"arguments of its own \(reg_tokens\)"),
+        ({"model": "hf-hub:me/empty"}, "model.safetensors of hf-hub:me/empty is not in the cache"),
+        ({"model": "sit_s", "pretrained": True}, "sit_s.*; pass --checkpoint FILE"),
+        ({"model": "vit_tiny_patch16_224.nobody", "pretrained": True}, "leave out what follows the dot"),
+        ({"model": "vit_huge_patch14_gap_224.in1k_ijepa", "pretrained": True}, "not on the hub; download http"),
+        ({"pretrained": True}, "pass its name with --model"),
+        ({"model": "sit_s", "pretrained": True, "checkpoint": "a.pth"}, "pass one of them"),
+        ({"model": "local-dir:nowhere"}, "no config.json in nowhere"),
+    ),
+)  # fmt: skip
+def test_what_is_refused(cached, fields: dict, words: str) -> None:
+    cached("me/bert", {"model_type": "bert"}, "model.safetensors")
+    cached("me/own", {**CONFIG, "model_args": {"reg_tokens": 4}}, "model.safetensors")
+    cached("me/empty", CONFIG)
+    with pytest.raises(InputError, match=words) as error:
+        completed(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_two_files_that_may_be_meant(tmp_path: Path) -> None:
+    path = folder(tmp_path / "two", CONFIG, "a.safetensors", "b.safetensors")
+    with pytest.raises(InputError, match="2 files of weights"):
+        completed(model=f"local-dir:{path}")
