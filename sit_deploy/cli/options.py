@@ -231,7 +231,7 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
             "--model",
             required=required,
             metavar="NAME",
-            help=f"One of `sit-deploy models`, or a plain vision transformer of timm.{card}",
+            help=f"One of `sit-deploy models`, or a vision transformer of timm, hf-hub:OWNER/NAME, local-dir:PATH.{card}",
         ),
         click.option(
             "--stages",

@@ -22,6 +22,15 @@ _BESIDE = "preprocessor_config.json"
 _SPELLING = re.compile(r"(hf[-_]hub|local-dir):(.+)", re.DOTALL | re.IGNORECASE)
 # of the client's cache: models--OWNER--NAME/snapshots/COMMIT/FILE
 _SNAPSHOT = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})/[^/]+$")
+_OPTIONS = ("img_size", "num_classes")  # of model_args, what is taken from elsewhere
+_FACTORY = (
+    "pretrained",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+)  # of timm.create_model itself
 _MAX_BYTES = 10_000_000  # of a config.json
 
 
@@ -53,11 +62,10 @@ class Published:
                 f"{self.name} {what}; pass --checkpoint {self.name}, and with --model timm's name of the same architecture, such "
                 "as vit_base_patch16_224"
             )
-        own = self.fields.get("model_args") or {}
-        if others := [key for key in own if key not in ("img_size", "num_classes")]:
+        if others := _arguments_of_its_own(architecture, self.fields.get("model_args")):
             raise InputError(
-                f"{self.name} is a {architecture} with arguments of its own ({', '.join(map(str, others))}), which are not taken yet; "
-                "give a repository of an architecture that timm has a name for"
+                f"{self.name} is a {architecture} with arguments of its own ({others}), which are not taken yet; give a repository of "
+                "an architecture that timm has a name for"
             )
         return architecture
 
@@ -137,6 +145,43 @@ def origin(path: Path) -> tuple[str, str] | None:
     """Return the repository and the commit that a file of the hub's cache is of, None for any other file."""
     found = _SNAPSHOT.search(path.absolute().as_posix())
     return (found[1].replace("--", "/", 1), found[2]) if found else None
+
+
+def _arguments_of_its_own(architecture: str, given: Any) -> str:
+    """Return the arguments that make another model than its name alone; timm writes those that change nothing too."""
+    own = {k: v for k, v in given.items() if k not in _OPTIONS} if isinstance(given, dict) else {}
+    if not own:
+        return ""
+    shown = ", ".join(f"{key}" for key in own)[:200]
+    if any(key.startswith(_FACTORY) or not isinstance(v, str | int | float | None) for key, v in own.items()):
+        return shown
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            plain, other = timm.create_model(architecture), timm.create_model(architecture, **own)
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError):
+        return shown
+    facts = [
+        (repr(m), {k: v for k, v in vars(m).items() if isinstance(v, str | int | float | tuple)})
+        for m in (plain, other)
+    ]
+    return "" if facts[0] == facts[1] else shown
+
+
+def label_names(weights: Path, count: int) -> list[str] | None:
+    """Return the names of `count` classes that timm's config.json beside a file of weights has, None where it has none."""
+    if not (weights.parent / CONFIG).is_file():
+        return None
+    try:
+        fields = _fields(weights.parent, weights)
+    except InputError:  # some other program's: it is no fault of the checkpoint
+        return None
+    names = fields.get("label_names") if isinstance(fields.get("architecture"), str) else None
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(n, str) and n for n in names):
+        return None
+    return names
 
 
 def _fields(folder: Path, name: str | Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,62 @@ def test_two_files_that_may_be_meant(tmp_path: Path) -> None:
     path = folder(tmp_path / "two", CONFIG, "a.safetensors", "b.safetensors")
     with pytest.raises(InputError, match="2 files of weights"):
         completed(model=f"local-dir:{path}")
+
+
+@pytest.mark.slow
+def test_a_model_that_timm_saved_is_exported_with_its_preprocessing_and_origin(cached, cli) -> None:
+    import timm
+    from timm.models._hub import save_config_for_hf
+
+    from sit_deploy.models.hub import label_names
+
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+    snapshot = cached("me/three", None)
+    save_config_for_hf(model, str(snapshot / "config.json"), {"label_names": ["a", "b", "c"]})
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    result = cli("export", "--model", "hf-hub:me/three", "-o", "m.onnx", "--json").json()
+    assert (result["weights"]["repository"], result["weights"]["revision"]) == ("me/three", COMMIT)
+    assert result["preprocessing"]["size"] == [32, 32]
+    assert result["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert label_names(snapshot / "model.safetensors", 3) == ["a", "b", "c"]
+    assert label_names(snapshot / "model.safetensors", 4) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    (
+        (404, "RepoNotFound", "has no model me/x, or a private one"),
+        (401, "GatedRepo", "hf-hub:me/x is gated; ask for access"),
+        (403, "GatedRepo", "hf-hub:me/x is gated; ask for access"),
+        (404, "RevisionNotFound", "has no revision v9; leave out @v9"),
+        (404, "EntryNotFound", "has no config.json and no model.safetensors"),
+    ),
+)
+def test_what_the_hub_refuses(
+    cached, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str
+) -> None:
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        with pytest.raises(InputError, match=words):
+            completed(model="hf-hub:me/x@v9")
+        server.shutdown()
