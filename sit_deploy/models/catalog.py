@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.config import ModelConfig, reschedule
+from sit_deploy.models.hub import is_place
 
 
 def _teacher(
@@ -76,6 +77,10 @@ def get_config(
     if name in _ALIASES:
         config = CONFIGS[_ALIASES[name]]
     else:
+        if is_place(name):
+            raise InputError(
+                f"{name} is not taken here; pass the timm name of its model, and {name} with --init or --teacher"
+            )
         from sit_deploy.models.timm_vit import is_timm_model, timm_config, timm_names
 
         if not is_timm_model(name):

@@ -25,6 +25,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import key_options, model_options
+from sit_deploy.models.hub import is_place, open_published
 from training.cli.terminal_reporter import reporting
 from training.recipes import Recipe, default_text, option_name
 from training.request import KEPT_HIGH
@@ -218,6 +219,9 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     overrides = tuple((k, v) for k, v in options.items() if k in names and v is not None)
     rest = {k: v for k, v in options.items() if k not in names}
     rest["qat_skip"] = tuple(filter(None, rest["qat_skip"]))
+    for name in ("teacher", "init"):  # what is fetched is a file like any other
+        if is_place(rest[name]):
+            rest[name] = open_published(rest[name]).weights
     request = TrainRequest(model=model, output=output or Path("runs") / model, overrides=overrides, **rest)
     request.check()  # before PyTorch is imported, which takes seconds
     from training.loop import train

@@ -176,3 +176,17 @@ def test_what_the_hub_refuses(
         with pytest.raises(InputError, match=words):
             completed(model="hf-hub:me/x@v9")
         server.shutdown()
+
+
+def test_a_pickle_with_code_is_never_run(cached, cli, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    snapshot = cached("me/code", CONFIG, "pytorch_model.bin")
+    (snapshot / "pytorch_model.bin").unlink()
+    torch.save({"state_dict": Code()}, snapshot / "pytorch_model.bin")
+    message = cli.refuses("export", "--model", "hf-hub:me/code", "-o", "m.onnx")
+    assert "never loaded" in message
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "m.onnx").exists()

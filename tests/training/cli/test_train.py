@@ -206,6 +206,8 @@ def test_options_out_of_range_are_refused_quickly(cli: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--model", "hf-hub:me/x"], "hf-hub:me/x is not taken here; pass the timm name of its model"),
+        (["--model", "sit_nano", "--teacher", "local-dir:nowhere"], "no config.json in nowhere"),
         (["--model", "lvvit_nanu"], "unknown model 'lvvit_nanu'; did you mean 'lvvit_nano'?"),
         (["--data", "nowhere"], "nowhere: no such folder; pass --data with a folder, digits, or a data set of timm"),
         (["--val-split", "heldout"], "has no subfolder heldout; check --val-split"),
