@@ -269,7 +269,7 @@ def test_sit_deit_is_a_slimmed_deit() -> None:
     }
     assert ours.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
     assert get_config("sit_deit_b").teacher == "deit_base_patch16_224"
-    # as timm prepares DeiT's images, which is written down here a second time
+    # as timm prepares DeiT's images, which is written down here a second time; but for the crop: SiT and DeiT evaluate at 224 of 256 pixels
     teacher, config = get_config("deit_base_patch16_224"), get_config("sit_deit_b")
     for field in (
         "embed_dim",
@@ -279,10 +279,10 @@ def test_sit_deit_is_a_slimmed_deit() -> None:
         "patch_size",
         "mean",
         "std",
-        "crop_pct",
         "interpolation",
     ):
         assert getattr(config, field) == getattr(teacher, field), field
+    assert config.crop_pct == 0.875
 
 
 def test_image_size_and_slimming_by_keyword() -> None:
