@@ -15,6 +15,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
+from timm.layers import Mlp as TimmMlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from sit_deploy.graph.folding import (
     residual_gains,
 )
 from sit_deploy.models.sit import Attention, Block, ConvStem
+from sit_deploy.models.timm_vit import is_exact_gelu
 from sit_deploy.models.tsm import Mlp, TokenSlimming
 
 AnyAttention = Attention | TimmAttention
@@ -67,16 +69,23 @@ class _Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.register_buffer("query_bias", folded.query_bias)
+        self.register_buffer("key_bias", folded.key_bias)
         self.register_buffer("value_bias", folded.value_bias)
+        self.query_norm, self.key_norm = folded.query_norm, folded.key_norm
+        self.mixed_norm = folded.mixed_norm
         self.proj = folded.proj
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim), projected → (B, M, dim)."""
         q, k, v = (_split_heads(t, self.num_heads) for t in (q, k, v))
         q = q if self.query_bias is None else q + self.query_bias
+        k = k if self.key_bias is None else k + self.key_bias
         v = v if self.value_bias is None else v + self.value_bias
+        q = self.query_norm(q) if self.query_norm else q
+        k = self.key_norm(k) if self.key_norm else k
         weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1))
+        mixed = (weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
+        return self.proj(self.mixed_norm(mixed) if self.mixed_norm else mixed)
 
 
 class DeployAttention(_Attention):
@@ -126,14 +135,24 @@ class DeployBlock(nn.Module):
             else FirstAttention(block.attn, attention_gain, first, keep_value_bias=keep_value_bias)
         )
         self.norm2 = block.norm2
-        self.mlp = Mlp(block.mlp.fc1.in_features, block.mlp.fc1.out_features, block.mlp.fc2.out_features)
-        self.mlp.fc1 = block.mlp.fc1
-        self.mlp.fc2 = fold_gain(block.mlp.fc2, mlp_gain)
+        self.mlp = _deploy_mlp(block.mlp, mlp_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.first is None else x[:, : self.first]
         x = residual + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def _deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:
+    """Return an MLP with its residual gain folded in; another activation, a gate or a norm in it stays the model's own."""
+    fc2 = fold_gain(mlp.fc2, gain)
+    if isinstance(mlp, Mlp | TimmMlp) and is_exact_gelu(mlp.act) and not _kept_norm(mlp, "norm"):
+        plain = Mlp(mlp.fc1.in_features, mlp.fc1.out_features, mlp.fc2.out_features)
+        plain.fc1, plain.fc2 = mlp.fc1, fc2
+        return plain
+    other = copy.copy(mlp)
+    other._modules = {**mlp._modules, "fc2": fc2}
+    return other
 
 
 class DeployTSM(nn.Module):
@@ -220,8 +239,8 @@ class DeployForm(nn.Module):
         return self.head(self.fc_norm(x) if self.fc_norm else x)
 
 
-def _kept_norm(model: AnyModel, name: str) -> nn.Module | None:
-    """Return a normalisation of the model, None where it has none: an Identity is not worth a module."""
+def _kept_norm(model: nn.Module, name: str) -> nn.Module | None:
+    """Return a normalisation of a module, None where it has none: an Identity is not worth a module."""
     norm = getattr(model, name, None)
     return None if isinstance(norm, nn.Identity) else norm
 

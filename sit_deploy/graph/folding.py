@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +63,20 @@ class FoldedAttention:
         query_bias: what is added to the queries, (heads, 1, dim / heads); None where they have no bias.
         value_bias: what is added to the values, alike; None where `proj` has taken it, or there is none.
         proj: of the averaged values, with the gain.
+        key_bias: what is added to the keys, like that of queries; None but before a norm.
+        query_norm: normalises the queries of a head, with the scale; None where nothing does.
+        key_norm: normalises the keys of a head.
+        mixed_norm: normalises what `proj` reads, all heads side by side.
     """
 
     qkv: Tensor
     query_bias: Tensor | None
     value_bias: Tensor | None
     proj: nn.Linear
+    key_bias: Tensor | None = None
+    query_norm: nn.LayerNorm | None = None
+    key_norm: nn.LayerNorm | None = None
+    mixed_norm: nn.LayerNorm | None = None
 
 
 def fold_attention(
@@ -77,29 +86,52 @@ def fold_attention(
 
     A key's bias adds the same number to all logits of a query, q·b: the softmax takes it away again. The weights that
     values are averaged with add up to 1, so their bias is one of the average, and goes through `proj` into its bias.
+    Neither is so before a norm: the biases of normalised keys, and of values whose average is normalised, stay.
 
     Args:
-        attention: a SiT's or timm's, without normalised queries and keys.
+        attention: a SiT's or timm's, ungated.
         gain: what the block multiplies its result by.
         keep_value_bias: leave the values' bias with them. What `proj` reads is then what it was trained on, as the thresholds
             of a model that was trained in 8 bits want it.
     """
     heads, dim = attention.num_heads, attention.qkv.in_features
     scale = (dim // heads) ** -0.5
+    query_norm, key_norm, mixed_norm = (_norm(attention, name) for name in ("q_norm", "k_norm", "norm"))
     weight = attention.qkv.weight.double().clone()
-    weight[:dim] *= scale
+    if query_norm is None:
+        weight[:dim] *= scale
+    else:
+        query_norm = _scaled_norm(query_norm, scale)
+    norms = {"query_norm": query_norm, "key_norm": key_norm, "mixed_norm": mixed_norm}
     if attention.qkv.bias is None:
-        return FoldedAttention(weight, None, None, fold_gain(attention.proj, gain))
-    query, _, value = attention.qkv.bias.double().chunk(3)
+        return FoldedAttention(weight, None, None, fold_gain(attention.proj, gain), **norms)
+    query, key, value = attention.qkv.bias.double().chunk(3)
     by_head = (heads, 1, dim // heads)
-    query_bias = (query * scale).reshape(by_head).float()
-    if keep_value_bias:
+    query_bias = (query * (scale if query_norm is None else 1)).reshape(by_head).float()
+    if key_norm is not None:
+        norms["key_bias"] = key.reshape(by_head).float()
+    if keep_value_bias or mixed_norm is not None:
         value_bias = value.reshape(by_head).float()
-        return FoldedAttention(weight, query_bias, value_bias, fold_gain(attention.proj, gain))
+        return FoldedAttention(weight, query_bias, value_bias, fold_gain(attention.proj, gain), **norms)
     rows = torch.as_tensor(gain, dtype=torch.float64).reshape(-1, 1)
     proj, own = attention.proj.weight.double(), _double(attention.proj.bias)
     bias = proj @ value + (0 if own is None else own)
-    return FoldedAttention(weight, query_bias, None, make_linear(proj * rows, bias * rows[:, 0]))
+    return FoldedAttention(weight, query_bias, None, make_linear(proj * rows, bias * rows[:, 0]), **norms)
+
+
+def _norm(attention: nn.Module, name: str) -> nn.LayerNorm | None:
+    """Return a norm of an attention, None where it has none."""
+    norm = getattr(attention, name, None)
+    return None if isinstance(norm, nn.Identity) else norm
+
+
+def _scaled_norm(norm: nn.LayerNorm, scale: float) -> nn.LayerNorm:
+    """Return a LayerNorm that equals `scale * norm(x)`."""
+    scaled = copy.deepcopy(norm)
+    scaled.weight.data = (norm.weight.double() * scale).float()
+    if norm.bias is not None:
+        scaled.bias.data = (norm.bias.double() * scale).float()
+    return scaled
 
 
 def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:

@@ -70,6 +70,7 @@ _LOW_REASON = {
     "MatMul": Reason.MATRIX_PRODUCT,
     "Gelu": Reason.ACTIVATION,
     "Relu": Reason.ACTIVATION,
+    "Sigmoid": Reason.ACTIVATION,
     "Add": Reason.SUM,
     "Mul": Reason.PRODUCT,
 }

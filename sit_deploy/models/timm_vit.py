@@ -11,12 +11,15 @@ from functools import lru_cache
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import GELU, Attention, LayerScale, Mlp, PatchEmbed
+from timm.layers import GELU, Attention, GELUTanh, GluMlp, LayerScale, Mlp, PatchEmbed, QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config import ModelConfig
+
+# each is one operator of ONNX, or a sigmoid and a product
+_ACTIVATIONS = (GELU, GELUTanh, QuickGELU, nn.GELU, nn.SiLU)
 
 
 def is_timm_model(name: str) -> bool:
@@ -52,7 +55,7 @@ def timm_config(name: str) -> ModelConfig:
         (len(model.blocks),),
         image_size=model.patch_embed.img_size[0],
         skip_lam=1.0,
-        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+        mlp_ratio=block.mlp.fc2.in_features / model.embed_dim,
         num_classes=model.num_classes,
         base=name,
         patch_size=model.patch_embed.patch_size[0],
@@ -61,6 +64,13 @@ def timm_config(name: str) -> ModelConfig:
         crop_pct=data["crop_pct"],
         interpolation=data["interpolation"],
         squash=data["crop_mode"] == "squash",
+    )
+
+
+def is_exact_gelu(activation: nn.Module) -> bool:
+    """Say whether an activation is GELU by the error function, not its approximation by tanh."""
+    return isinstance(activation, GELU) or (
+        isinstance(activation, nn.GELU) and activation.approximate == "none"
     )
 
 
@@ -86,8 +96,6 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
     if kind is not VisionTransformer:
         yield f"another architecture ({kind.__module__.split('.')[-1]}.{kind.__name__})"
         return  # nothing below can be asked of it
-    if model.dynamic_img_size:
-        yield "images of any size (dynamic_img_size)"
     if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
         yield f"'{model.global_pool}' pooling"
     if model.pool_include_prefix:
@@ -96,7 +104,7 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         yield "patch dropout"
     if model.pos_embed is None:
         yield "no position embedding"
-    yield from _embedding_obstacles(model.patch_embed)
+    yield from _embedding_obstacles(model.patch_embed, model.dynamic_img_size)
     for norm in (model.norm_pre, model.norm, model.fc_norm):
         yield from _norm_obstacles(norm, optional=True)
     if not isinstance(model.head, (nn.Linear, nn.Identity)):
@@ -105,7 +113,8 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         yield from _block_obstacles(block)
 
 
-def _embedding_obstacles(embed: nn.Module) -> Iterator[str]:
+def _embedding_obstacles(embed: nn.Module, any_size: bool) -> Iterator[str]:
+    """As `_obstacles`; a model for images `any_size` leaves the flattening of its patches to what follows."""
     if type(embed) is not PatchEmbed:
         yield f"a {type(embed).__name__} patch embedding"
         return
@@ -116,7 +125,7 @@ def _embedding_obstacles(embed: nn.Module) -> Iterator[str]:
         yield f"patches of {size[0]}x{size[1]} pixels"
     if not isinstance(embed.norm, nn.Identity):
         yield "a norm in its patch embedding"
-    if not embed.strict_img_size or embed.dynamic_img_pad or not embed.flatten:
+    if embed.dynamic_img_pad or (not any_size and not (embed.strict_img_size and embed.flatten)):
         yield "a patch embedding for images of any size"
 
 
@@ -140,18 +149,15 @@ def _block_obstacles(block: nn.Module) -> Iterator[str]:
     if type(attention) is not Attention:
         yield f"{type(attention).__name__} in place of plain attention"
         return
-    if not all(isinstance(norm, nn.Identity) for norm in (attention.q_norm, attention.k_norm)):
-        yield "normalised queries and keys (qk_norm)"
-    if not isinstance(getattr(attention, "norm", None), (nn.Identity, type(None))):
-        yield "a norm inside its attention (scale_norm)"
+    for norm in (attention.q_norm, attention.k_norm, getattr(attention, "norm", nn.Identity())):
+        yield from _norm_obstacles(norm, optional=True)
     if getattr(attention, "gate", None) is not None:
         yield "gated attention"
     if attention.qkv.out_features != 3 * attention.proj.out_features:
         yield "attention of another width than its tokens"
-    if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear):
-        yield f"{type(mlp).__name__} in place of a plain MLP"
+    if type(mlp) not in (Mlp, GluMlp) or not isinstance(mlp.fc1, nn.Linear):
+        yield f"{type(mlp).__name__} in place of a plain or gated MLP"
         return
-    if not isinstance(mlp.norm, nn.Identity):
-        yield "a norm inside its MLP (scale_norm)"
-    if not (isinstance(mlp.act, GELU) or (isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none")):
-        yield f"{type(mlp.act).__name__} in place of exact GELU"
+    yield from _norm_obstacles(mlp.norm, optional=True)
+    if not isinstance(mlp.act, _ACTIVATIONS):
+        yield f"{type(mlp.act).__name__} as its MLP's activation"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import LayerScale
+from timm.layers import GluMlp, LayerScale, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -107,6 +107,23 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def tiny_model(seed: int = 0, **options: Any) -> SiT:
     """Make a randomised SiT of 16, 8, 4 and 2 patch tokens in eval mode; `options` go to `SiT` over those of TINY."""
     return randomise(SiT(**{**TINY, **options}), seed).eval()
+
+
+# what its attention and MLP may have beside
+VIT_PARTS: dict[str, dict[str, Any]] = {
+    "normalised queries and keys": {"qk_norm": True},
+    "normalised queries and keys, no qkv bias": {"qk_norm": True, "qkv_bias": False},
+    "norm inside attention": {"scale_attn_norm": True},
+    "norm inside the MLP": {"scale_mlp_norm": True},
+    "every norm, averaged": {
+        "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True, "init_values": 0.1, "global_pool": "avg",
+    },
+    "tanh GELU": {"act_layer": "gelu_tanh"},
+    "QuickGELU": {"act_layer": "quick_gelu"},
+    "gated MLP": {"mlp_layer": SwiGLUPacked},
+    "gate in the second half": {"mlp_layer": GluMlp, "act_layer": "silu"},
+    "images of any size": {"dynamic_img_size": True, "reg_tokens": 2, "no_embed_class": True},
+}  # fmt: skip
 
 
 def plain_vit(seed: int = 0, **options: Any) -> VisionTransformer:

@@ -15,12 +15,15 @@ from sit_deploy.graph import deploy_form
 from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
 from sit_deploy.models import CONFIGS, get_config
 from sit_deploy.models.sit import Block, SiT
+from sit_deploy.models.slim import slim
 from sit_deploy.models.tsm import TokenSlimming
 from tests.helpers.models import (
+    VIT_PARTS,
     VIT_VARIANTS,
     close,
     images,
     named_model,
+    plain_vit,
     randomise,
     relative_error,
     slow_if_published,
@@ -173,6 +176,16 @@ def test_every_vision_transformer_keeps_its_logits(variant: str, stage_blocks: t
     kinds = {type(m) for m in form.modules()}
     assert not kinds & {nn.Identity, nn.Dropout}
     assert not any("rtsm" in n or "ls" in n.split(".") for n, _ in form.named_modules())
+
+
+@pytest.mark.parametrize("parts", VIT_PARTS)
+def test_other_attention_and_mlps_keep_their_logits(parts: str) -> None:
+    model = randomise(slim(plain_vit(**VIT_PARTS[parts]), (2, 1, 1, 2))).eval()
+    pixels = images(model, batch=5)
+    expected = model(pixels)
+    assert expected.std() > 0.1
+    assert relative_error(to_deploy_form(model)(pixels), expected) < TOLERANCE
+    assert relative_error(to_deploy_form(model, keep_value_bias=True)(pixels), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("variant", ["plain", "average with registers"])
