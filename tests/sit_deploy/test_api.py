@@ -27,7 +27,7 @@ HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt_rtx", "nu
 
 # Never leave the module that raises them: signals from one of its functions to another.
 _SIGNALS = {
-    "DamagedFileError", "GraphError", "HostilePickle", "OtherPickleError", "RefusedError", "_StopSearchError",
+    "DamagedFileError", "DoubleNameError", "GraphError", "HostilePickle", "OtherPickleError", "RefusedError", "_StopSearchError",
 }  # fmt: skip
 
 
