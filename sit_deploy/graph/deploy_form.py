@@ -27,6 +27,7 @@ from sit_deploy.graph.folding import (
     fold_batchnorm,
     fold_gain,
     fold_tsm_scale,
+    kept_norm,
     make_linear,
     merged_head,
     position_table,
@@ -146,7 +147,7 @@ class DeployBlock(nn.Module):
 def _deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:
     """Return an MLP with its residual gain folded in; another activation, a gate or a norm in it stays the model's own."""
     fc2 = fold_gain(mlp.fc2, gain)
-    if isinstance(mlp, Mlp | TimmMlp) and is_exact_gelu(mlp.act) and not _kept_norm(mlp, "norm"):
+    if isinstance(mlp, Mlp | TimmMlp) and is_exact_gelu(mlp.act) and not kept_norm(mlp, "norm"):
         plain = Mlp(mlp.fc1.in_features, mlp.fc1.out_features, mlp.fc2.out_features)
         plain.fc1, plain.fc2 = mlp.fc1, fc2
         return plain
@@ -214,15 +215,15 @@ class DeployForm(nn.Module):
         first = None if self.average else 1 + model.has_dist_token
         self.stem = DeployStem(model.patch_embed)
         self.embed = DeployEmbedding(model)
-        self.norm_pre = _kept_norm(model, "norm_pre")
+        self.norm_pre = kept_norm(model, "norm_pre")
         self.blocks = nn.ModuleList(
             DeployBlock(block, first if i == model.depth - 1 else None, keep_value_bias=keep_value_bias)
             for i, block in enumerate(model.blocks)
         )
         self.slim_after = dict(model.slim_after)
         self.tsm = nn.ModuleList(DeployTSM(tsm, prefix) for tsm in getattr(model, "tsm", ()))
-        self.norm = _kept_norm(model, "norm")
-        self.fc_norm = _kept_norm(model, "fc_norm")
+        self.norm = kept_norm(model, "norm")
+        self.fc_norm = kept_norm(model, "fc_norm")
         self.head = merged_head(model)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -237,12 +238,6 @@ class DeployForm(nn.Module):
         x = self.norm(x) if self.norm else x
         x = x.mean(dim=1) if self.average else x.flatten(1)
         return self.head(self.fc_norm(x) if self.fc_norm else x)
-
-
-def _kept_norm(model: nn.Module, name: str) -> nn.Module | None:
-    """Return a normalisation of a module, None where it has none: an Identity is not worth a module."""
-    norm = getattr(model, name, None)
-    return None if isinstance(norm, nn.Identity) else norm
 
 
 @torch.no_grad()

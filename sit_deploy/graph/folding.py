@@ -96,7 +96,7 @@ def fold_attention(
     """
     heads, dim = attention.num_heads, attention.qkv.in_features
     scale = (dim // heads) ** -0.5
-    query_norm, key_norm, mixed_norm = (_norm(attention, name) for name in ("q_norm", "k_norm", "norm"))
+    query_norm, key_norm, mixed_norm = (kept_norm(attention, name) for name in ("q_norm", "k_norm", "norm"))
     weight = attention.qkv.weight.double().clone()
     if query_norm is None:
         weight[:dim] *= scale
@@ -119,9 +119,9 @@ def fold_attention(
     return FoldedAttention(weight, query_bias, None, make_linear(proj * rows, bias * rows[:, 0]), **norms)
 
 
-def _norm(attention: nn.Module, name: str) -> nn.LayerNorm | None:
-    """Return a norm of an attention, None where it has none."""
-    norm = getattr(attention, name, None)
+def kept_norm(module: nn.Module, name: str) -> nn.Module | None:
+    """Return a normalisation of a module, None where it has none: an Identity is not worth a module."""
+    norm = getattr(module, name, None)
     return None if isinstance(norm, nn.Identity) else norm
 
 

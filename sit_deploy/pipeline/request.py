@@ -178,14 +178,13 @@ class BuildRequest:
             raise InputError("--pretrained takes timm's weights of a model; pass its name with --model")
         if is_place(self.model):
             published = open_published(self.model)
-            request = replace(
+            return replace(
                 self,
                 model=published.architecture,
                 checkpoint=self.checkpoint or published.weights,
                 image_size=self.image_size or published.image_size,
                 pretrained=False,
             )
-            return request
         name = timm_weights(self.model) if self.pretrained else self.checkpoint
         return replace(self, checkpoint=open_published(name).weights, pretrained=False)
 
