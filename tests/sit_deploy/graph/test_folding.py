@@ -8,7 +8,7 @@ from timm.layers import Attention
 from torch import nn
 
 from sit_deploy.graph import folding
-from sit_deploy.graph.deploy_form import DeployAttention
+from sit_deploy.graph.deploy_block import DeployAttention
 from sit_deploy.models.tsm import TokenSlimming
 from tests.helpers.models import close, randomise, tiny_model
 

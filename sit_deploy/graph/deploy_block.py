@@ -1,0 +1,127 @@
+"""A transformer block's deploy form: its attention and its MLP with scales, biases and residual gains folded in."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.layers import Attention as TimmAttention
+from timm.layers import Mlp as TimmMlp
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+
+from sit_deploy.graph.folding import (
+    FoldedAttention,
+    fold_attention,
+    fold_gain,
+    kept_norm,
+    make_linear,
+    residual_gains,
+)
+from sit_deploy.models.sit import Attention, Block
+from sit_deploy.models.timm_vit import is_exact_gelu
+from sit_deploy.models.tsm import Mlp
+
+AnyAttention = Attention | TimmAttention
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, dim) → (B, heads, N, dim / heads)."""
+    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
+
+
+class _Attention(nn.Module):
+    """Softmax attention with its scale, its biases and the residual gain folded in (`folding.fold_attention`).
+
+    What is left of the biases is added head by head. Between a product and its Split a bias costs TensorRT-RTX a kernel for
+    each of queries, keys and values; there it costs one.
+    """
+
+    def __init__(self, num_heads: int, folded: FoldedAttention) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.register_buffer("query_bias", folded.query_bias)
+        self.register_buffer("key_bias", folded.key_bias)
+        self.register_buffer("value_bias", folded.value_bias)
+        self.query_norm, self.key_norm = folded.query_norm, folded.key_norm
+        self.mixed_norm = folded.mixed_norm
+        self.proj = folded.proj
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim), projected → (B, M, dim)."""
+        q, k, v = (_split_heads(t, self.num_heads) for t in (q, k, v))
+        q = q if self.query_bias is None else q + self.query_bias
+        k = k if self.key_bias is None else k + self.key_bias
+        v = v if self.value_bias is None else v + self.value_bias
+        q = self.query_norm(q) if self.query_norm else q
+        k = self.key_norm(k) if self.key_norm else k
+        weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+        mixed = (weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
+        return self.proj(self.mixed_norm(mixed) if self.mixed_norm else mixed)
+
+
+class DeployAttention(_Attention):
+    """Attention of all tokens: (B, N, dim) → (B, N, dim)."""
+
+    def __init__(
+        self, attention: AnyAttention, gain: Tensor | float, *, keep_value_bias: bool = False
+    ) -> None:
+        folded = fold_attention(attention, gain, keep_value_bias=keep_value_bias)
+        super().__init__(attention.num_heads, folded)
+        self.qkv = make_linear(folded.qkv, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(*self.qkv(x).chunk(3, dim=-1))
+
+
+class FirstAttention(_Attention):
+    """The last block's attention: queries of the `first` tokens only, (B, N, dim) → (B, first, dim)."""
+
+    def __init__(
+        self, attention: AnyAttention, gain: Tensor | float, first: int, *, keep_value_bias: bool = False
+    ) -> None:
+        folded = fold_attention(attention, gain, keep_value_bias=keep_value_bias)
+        super().__init__(attention.num_heads, folded)
+        self.first = first
+        dim = folded.qkv.shape[1]
+        self.q, self.kv = (make_linear(folded.qkv[rows], None) for rows in (slice(dim), slice(dim, None)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).chunk(2, dim=-1)
+        return self.attend(self.q(x[:, : self.first]), k, v)
+
+
+class DeployBlock(nn.Module):
+    """A transformer block without residual gains; given `first`, one that returns only the `first` tokens."""
+
+    def __init__(
+        self, block: Block | TimmBlock, first: int | None = None, *, keep_value_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.first = first
+        attention_gain, mlp_gain = residual_gains(block)
+        self.norm1 = block.norm1
+        self.attn = (
+            DeployAttention(block.attn, attention_gain, keep_value_bias=keep_value_bias)
+            if first is None
+            else FirstAttention(block.attn, attention_gain, first, keep_value_bias=keep_value_bias)
+        )
+        self.norm2 = block.norm2
+        self.mlp = _deploy_mlp(block.mlp, mlp_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.first is None else x[:, : self.first]
+        x = residual + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def _deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:
+    """Return an MLP with its residual gain folded in; another activation, a gate or a norm in it stays the model's own."""
+    fc2 = fold_gain(mlp.fc2, gain)
+    if isinstance(mlp, Mlp | TimmMlp) and is_exact_gelu(mlp.act) and not kept_norm(mlp, "norm"):
+        plain = Mlp(mlp.fc1.in_features, mlp.fc1.out_features, mlp.fc2.out_features)
+        plain.fc1, plain.fc2 = mlp.fc1, fc2
+        return plain
+    other = copy.copy(mlp)
+    other._modules = {**mlp._modules, "fc2": fc2}
+    return other
