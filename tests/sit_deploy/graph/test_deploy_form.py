@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.graph import deploy_form
+from sit_deploy.graph import deploy_block, deploy_form
 from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
 from sit_deploy.models import CONFIGS, get_config
 from sit_deploy.models.sit import Block, SiT
@@ -50,13 +50,13 @@ def test_position_table_replaces_the_concatenation(dist_token: bool) -> None:
 
 def test_attention_keeps_its_result(x: torch.Tensor) -> None:
     attention = tiny_model().blocks[0].attn
-    close(deploy_form.DeployAttention(attention, 1 / 3)(x), attention(x) / 3.0)
+    close(deploy_block.DeployAttention(attention, 1 / 3)(x), attention(x) / 3.0)
 
 
 @pytest.mark.parametrize("prefix", [1, 2])
 def test_last_attention_is_that_of_the_prefix_tokens(prefix: int, x: torch.Tensor) -> None:
     attention = tiny_model().blocks[0].attn
-    found = deploy_form.FirstAttention(attention, 0.5, prefix)(x)
+    found = deploy_block.FirstAttention(attention, 0.5, prefix)(x)
     assert found.shape == (2, prefix, 32)
     close(found, attention(x)[:, :prefix] / 2.0)
 
@@ -64,7 +64,7 @@ def test_last_attention_is_that_of_the_prefix_tokens(prefix: int, x: torch.Tenso
 @pytest.mark.parametrize("prefix", [None, 1, 2])
 def test_block_keeps_its_result(prefix: int | None, x: torch.Tensor) -> None:
     block: Block = tiny_model(skip_lam=3.0).blocks[0]
-    close(deploy_form.DeployBlock(block, prefix)(x), block(x)[:, :prefix])
+    close(deploy_block.DeployBlock(block, prefix)(x), block(x)[:, :prefix])
 
 
 @pytest.mark.parametrize("prefix", [1, 2])
