@@ -104,7 +104,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         "drop_path_rate": recipe.drop_path,
         "reverse_tsm": request.teacher is not None and recipe.token_weight > 0,
     }
-    if request.cnn_teacher or _trained_dist_token(request, config, checkpoints):
+    if request.cnn_teacher or _trained_dist_token(request, checkpoints):
         options["dist_token"] = True
     seed_all(request.seed)
     model = create_model(config, **options)
@@ -132,9 +132,9 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     return Models(config, model, choice, start, loaded.model, teacher_config, cnn, normalisation, notes)
 
 
-def _trained_dist_token(request: TrainRequest, config: ModelConfig, checkpoints: StartCheckpoints) -> bool:
-    """Return whether --qat goes on with a SiT that has a dist token, which is part of what is deployed."""
-    return request.qat and config.base is None and "dist_token" in checkpoints.read(request.init).state
+def _trained_dist_token(request: TrainRequest, checkpoints: StartCheckpoints) -> bool:
+    """Return whether --qat goes on with a model that has a dist token, which is part of what is deployed."""
+    return request.qat and "dist_token" in checkpoints.read(request.init).state
 
 
 def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheckpoints) -> str:

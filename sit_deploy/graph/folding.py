@@ -147,7 +147,7 @@ def position_table(model: AnyModel) -> Tensor:
     position = model.pos_embed.double()
     tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
     prefix = torch.cat([position[:, :0], *(t.double() for t in tokens if t is not None)], dim=1)
-    if model.has_dist_token:
+    if hasattr(model, "dist_pos_embed"):
         position = torch.cat((position[:, :1], model.dist_pos_embed.double(), position[:, 1:]), dim=1)
     if getattr(model, "no_embed_class", False):  # the prefix has no positions
         return torch.cat((prefix, position), dim=1).float()

@@ -127,7 +127,7 @@ def load_model(  # noqa: PLR0913
             "its one output z became two, 0 and z, whose softmax is the sigmoid of z: class 1 is what z speaks for"
         )
     options["num_classes"] = _class_count(read, config, num_classes)
-    options["dist_token"] = not config.base and "dist_token" in read.state  # timm's own have it by their name
+    options["dist_token"] = "dist_token" in read.state
     kept = _kept_of_checkpoint(read.state, config)
     if kept and kept != config.tokens(size)[1:]:
         options["kept"] = ((size // config.patch_size) ** 2, *kept)
@@ -195,11 +195,6 @@ def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | Non
         raise InputError(
             f"checkpoint {read.path} is TokenLabeling's LV-ViT, whose stem ends in a projection and whose score adds half the best "
             "of its patches'; SiT's teachers are LV-ViTs without these: docs/weights.md says where they are"
-        )
-    plain = config.base and "distilled" not in config.base
-    if plain and any(k in read.state for k in ("dist_token", "head_dist.weight")):
-        raise InputError(
-            f"checkpoint {read.path} is of a distilled DeiT, whose dist token {config.name} has not; give a checkpoint of a plain one"
         )
     if looks_like(read.state, config):
         return

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import timm
 from timm.models import build_model_with_cfg, register_model
 
-from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import ModelConfig
 
@@ -47,10 +46,8 @@ def _slim_vit(
         slim,  # with all of the family's checks; this module is imported as soon as timm is
     )
 
-    if dist_token:
-        raise InputError(f"{base} takes no dist token; distil with one into a model of sit_* or lvvit_*")
     model = timm.create_model(base, **kwargs)
-    return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm)
+    return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm, dist_token=dist_token)
 
 
 def _arguments(config: ModelConfig) -> dict[str, Any]:
@@ -102,7 +99,8 @@ def create_model(config: ModelConfig | str, **kwargs: Any) -> SiT | SlimViT:
     `stage_blocks` and `keeping_ratio` over those of the configuration. Others go to `SiT`, or to timm.
 
     Raises:
-        InputError: unknown name, an image size or schedule that does not fit, or a dist token for a model of timm.
+        InputError: unknown name, an image size or schedule that does not fit, or a dist token for a model whose head does not
+            read a class token.
     """
     config = get_config(config) if isinstance(config, str) else config
     slimming = {"stage_blocks": config.stage_blocks, "keeping_ratio": config.keeping_ratio}

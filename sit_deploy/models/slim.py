@@ -9,6 +9,9 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from timm.layers import trunc_normal_
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -64,6 +67,27 @@ class SlimViT(SlimmingForward, VisionTransformer):
         raise InputError("the size of a slimmed model is fixed; create it with another img_size")
 
 
+class SlimDistilledViT(SlimViT, VisionTransformerDistilled):
+    """One with a dist token behind its class token, and a head of it: timm's distilled DeiT, or a plain model given both.
+
+    forward: → logits (B, num_classes), the mean of both heads'. Names are those of timm's distilled DeiT.
+    """
+
+    has_dist_token = True
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patches (B, N, dim) → class token, dist token, registers and patches, with positions; as timm's, which has no registers."""
+        x = x.flatten(1, -2)
+        tokens = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
+        prefix = [t.expand(x.shape[0], -1, -1) for t in tokens]
+        if self.no_embed_class:
+            return self.pos_drop(torch.cat((*prefix, x + self.pos_embed), dim=1))
+        return self.pos_drop(torch.cat((*prefix, x), dim=1) + self.pos_embed)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))
+
+
 def slim(
     model: VisionTransformer,
     stage_blocks: tuple[int, ...],
@@ -71,6 +95,7 @@ def slim(
     *,
     kept: tuple[int, ...] | None = None,
     reverse_tsm: bool = False,
+    dist_token: bool = False,
 ) -> SlimViT:
     """Return a copy of a timm vision transformer with a TSM after the last block of every stage but the final one.
 
@@ -80,10 +105,12 @@ def slim(
         keeping_ratio: share of the patch tokens that each further stage keeps.
         kept: patch tokens of every stage, in place of those that `keeping_ratio` gives.
         reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
+        dist_token: add the distillation token of a CNN teacher and its head, where the model has none.
 
     Raises:
         InputError: a model with a part that is not supported (named), stages that do not add up to its depth, an image
-            that its patches do not divide, or a schedule that leaves no token or grows.
+            that its patches do not divide, a schedule that leaves no token or grows, or a dist token for a model whose head
+            does not read a class token.
     """
     check_supported(model, "this model")
     stage_blocks = tuple(stage_blocks)
@@ -98,6 +125,8 @@ def slim(
     # with. So all that timm knows of it (configuration, dropout, head, later versions' attributes) stays as it is.
     slimmed = copy.deepcopy(model)
     slimmed.__class__ = SlimViT
+    if dist_token or isinstance(model, VisionTransformerDistilled):
+        _add_dist_token(slimmed)
     slimmed.stage_blocks, slimmed.kept = stage_blocks, schedule
     slimmed.slim_after = slim_after(stage_blocks)
     if slimmed.slim_after:
@@ -105,6 +134,34 @@ def slim(
     if reverse_tsm:
         slimmed.rtsm = _initialised(model, reverse_tsms(model.embed_dim, stage_blocks, schedule))
     return slimmed
+
+
+def _add_dist_token(model: SlimViT) -> None:
+    """Make a `SlimDistilledViT` of a model, in place; what it has already of one stays."""
+    model.__class__ = SlimDistilledViT
+    if hasattr(model, "dist_token"):
+        return
+    if model.global_pool != "token" or not isinstance(model.fc_norm, nn.Identity):
+        raise InputError(
+            "a dist token stands beside the class token, and the head of this model reads something else; take a model whose head "
+            "reads the class token, such as deit_small_patch16_224"
+        )
+
+    def new(like: Tensor) -> nn.Parameter:
+        return nn.Parameter(trunc_normal_(torch.empty_like(like), std=0.02))
+
+    model.dist_token = new(model.cls_token)
+    model.num_prefix_tokens += 1
+    if not model.no_embed_class:
+        rows = model.pos_embed
+        model.pos_embed = nn.Parameter(
+            torch.cat((rows[:, :1], new(rows[:, :1]), rows[:, 1:]), dim=1).detach()
+        )
+    model.distilled_training = False
+    model.head_dist = copy.deepcopy(model.head)
+    if isinstance(model.head, nn.Linear):
+        trunc_normal_(model.head_dist.weight, std=0.02)
+        nn.init.zeros_(model.head_dist.bias)
 
 
 def _initialised(model: nn.Module, modules: Iterable[nn.Module]) -> nn.ModuleList:

@@ -40,13 +40,15 @@ def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
 def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]]:
     """Load what fits `model` by name and shape, positions resampled, and leave the rest of the model as it is.
 
-    This is how a student starts from its teacher: its TSMs, and a head of another class count, stay new.
+    This is how a student starts from its teacher: its TSMs, and a head of another class count, stay new; so does the position
+    of a dist token that the teacher has not.
 
     Returns:
         Names of the model that nothing was loaded into, and names of `state` that were left out.
     """
     own = model.state_dict()
-    given = {k: v for k, v in _resample(state, model).items() if k in own and v.shape == own[k].shape}
+    fitted = _resample(_with_dist_row(state, model), model)
+    given = {k: v for k, v in fitted.items() if k in own and v.shape == own[k].shape}
     taken = {k: v for k, w in given.items() if (v := _cast(w, own[k].dtype)).dtype == own[k].dtype}
     model.load_state_dict(taken, strict=False)
     return [k for k in own if k not in taken], [k for k in rename_keys(state, own) if k not in taken]
@@ -84,6 +86,21 @@ def _resample(state: StateDict, model: nn.Module) -> StateDict:
     return fitted
 
 
+def _with_dist_row(state: StateDict, model: nn.Module) -> StateDict:
+    """Return `state` with a row of positions for a dist token exactly where `model` has it, behind the class token's, as in DeiT."""
+    position, own = state.get("pos_embed"), model.state_dict()
+    theirs, ours = (
+        "dist_token" in names
+        and "dist_pos_embed" not in names
+        and not getattr(model, "no_embed_class", False)
+        for names in (state, own)
+    )
+    if theirs == ours or position is None or position.ndim != 3 or position.shape[-1] != model.embed_dim:
+        return state
+    row = own["pos_embed"][:, 1:2].to(position) if ours else position[:, :0]
+    return state | {"pos_embed": torch.cat((position[:, :1], row, position[:, 2 if theirs else 1 :]), dim=1)}
+
+
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert to the model's type; integers stay what they are, as they are no weights."""
     return value if dtype.is_floating_point and not value.is_floating_point() else value.to(dtype)
@@ -98,7 +115,7 @@ def position_prefix(model: nn.Module) -> int:
     """Return how many rows of the position embedding are not patches: a SiT's dist token has one of its own elsewhere."""
     if getattr(model, "no_embed_class", False):
         return 0
-    return model.num_prefix_tokens - getattr(model, "has_dist_token", False)
+    return model.num_prefix_tokens - hasattr(model, "dist_pos_embed")
 
 
 def _grid_size(model: nn.Module) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import GELU, Attention, GELUTanh, GluMlp, LayerScale, Mlp, PatchEmbed, QuickGELU
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -90,10 +91,8 @@ def check_supported(model: nn.Module, name: str) -> None:
 def _obstacles(model: nn.Module) -> Iterator[str]:
     """Yield what `model` has that neither slimming nor the deploy form knows."""
     kind = type(model)
-    if kind.__name__ == "VisionTransformerDistilled":
-        yield "the distillation token of a distilled DeiT"
     # a subclass may compute anything; ours is slimmed already
-    if kind is not VisionTransformer:
+    if kind not in (VisionTransformer, VisionTransformerDistilled):
         yield f"another architecture ({kind.__module__.split('.')[-1]}.{kind.__name__})"
         return  # nothing below can be asked of it
     if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
@@ -104,6 +103,8 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         yield "patch dropout"
     if model.pos_embed is None:
         yield "no position embedding"
+    if kind is VisionTransformerDistilled:
+        yield from _distilled_obstacles(model)
     yield from _embedding_obstacles(model.patch_embed, model.dynamic_img_size)
     for norm in (model.norm_pre, model.norm, model.fc_norm):
         yield from _norm_obstacles(norm, optional=True)
@@ -111,6 +112,14 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         yield f"a {type(model.head).__name__} head"
     for block in model.blocks:
         yield from _block_obstacles(block)
+
+
+def _distilled_obstacles(model: VisionTransformerDistilled) -> Iterator[str]:
+    """As `_obstacles`: parts that timm makes beside a dist token, and leaves out where it computes."""
+    if model.reg_token is not None:
+        yield "register tokens, which a distilled DeiT of timm does not read"
+    if not isinstance(model.fc_norm, nn.Identity):
+        yield "a norm after its pooling, which a distilled DeiT of timm does not read"
 
 
 def _embedding_obstacles(embed: nn.Module, any_size: bool) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import GluMlp, LayerScale, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -109,7 +110,7 @@ def tiny_model(seed: int = 0, **options: Any) -> SiT:
     return randomise(SiT(**{**TINY, **options}), seed).eval()
 
 
-# what its attention and MLP may have beside
+# what a vision transformer may have beside
 VIT_PARTS: dict[str, dict[str, Any]] = {
     "normalised queries and keys": {"qk_norm": True},
     "normalised queries and keys, no qkv bias": {"qk_norm": True, "qkv_bias": False},
@@ -123,12 +124,15 @@ VIT_PARTS: dict[str, dict[str, Any]] = {
     "gated MLP": {"mlp_layer": SwiGLUPacked},
     "gate in the second half": {"mlp_layer": GluMlp, "act_layer": "silu"},
     "images of any size": {"dynamic_img_size": True, "reg_tokens": 2, "no_embed_class": True},
+    "dist token": {"distilled": True},
+    "dist token, images of any size": {"distilled": True, "dynamic_img_size": True},
 }  # fmt: skip
 
 
 def plain_vit(seed: int = 0, **options: Any) -> VisionTransformer:
-    """Make a randomised vision transformer of timm in eval mode; `options` go to it over those of VIT."""
-    return randomise(VisionTransformer(**{**VIT, **options}), seed).eval()
+    """Make a randomised vision transformer of timm in eval mode; `options` go to it over those of VIT, `distilled` makes a distilled one."""
+    kind = VisionTransformerDistilled if options.pop("distilled", False) else VisionTransformer
+    return randomise(kind(**{**VIT, **options}), seed).eval()
 
 
 def tiny_vit(

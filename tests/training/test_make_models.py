@@ -314,18 +314,24 @@ def save_cnn(folder: Path, name: str = "test_resnet", num_classes: int = 3) -> P
     return folder / "cnn.pth"
 
 
-def test_rounding_is_learnt_with_the_dist_token_that_is_deployed(save: Save) -> None:
+@pytest.mark.parametrize(
+    ("name", "base", "stages"),
+    [("sit_nano", "lvvit_nano", None), ("deit_tiny_patch16_224", "deit_tiny_patch16_224", (3, 3))],
+)
+def test_rounding_is_learnt_with_the_dist_token_that_is_deployed(
+    name: str, base: str, stages: tuple[int, ...] | None, save: Save
+) -> None:
     """Its CNN need not be there any more; without --qat it is left out, and said."""
-    student = save("sit_nano", dist_token=True, card=False)
+    student = save(name, dist_token=True, card=False, **({"stage_blocks": stages} if stages else {}))
     state = state_of(student)
-    for teacher in (None, save()):
-        models = make(init=student, teacher=teacher, qat=True)
+    for teacher in (None, save(base)):
+        models = make(name, init=student, teacher=teacher, stages=stages, qat=True)
         assert models.model.has_dist_token and models.cnn is None
         kept = models.model.state_dict()
         assert all(torch.equal(kept[name], value) for name, value in state.items())
     assert models.start == str(student)
     trained_step(models)
-    plain = make(init=student)
+    plain = make(name, init=student, stages=stages)
     assert not plain.model.has_dist_token and "left out what the model has not: its dist token" in plain.start
 
 
@@ -357,11 +363,41 @@ def test_extra_teachers_that_do_not_fit(save: Save, tmp_path: Path) -> None:
     )
     message = refusal(teacher=teacher, cnn_teacher="test_resnet", cnn_checkpoint=cnn)
     assert f"checkpoint {cnn} does not fit test_resnet with 3 classes" in message
-    path = save("deit_tiny_patch16_224")
+    name = "vit_base_patch16_gap_224"
+    path = save(name)
     message = refusal(
-        "deit_tiny_patch16_224", stages=(4, 2), teacher=path, cnn_teacher="test_resnet", cnn_checkpoint=cnn
+        name, stages=(4, 2), teacher=path, cnn_teacher="test_resnet", cnn_checkpoint=save_cnn(tmp_path)
     )
-    assert "takes no dist token" in message
+    assert "reads the class token, such as deit_small_patch16_224" in message
+
+
+@pytest.mark.parametrize("base", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_the_extra_teacher_of_a_deit(base: str, save: Save, tmp_path: Path) -> None:
+    """The student starts from a plain teacher or a distilled one, and is named as the plain one."""
+    path = save(base, card=False)
+    models = make(
+        "deit_tiny_patch16_224", stages=(3, 3), teacher=path, cnn_teacher="test_resnet", cnn_checkpoint=save_cnn(tmp_path)
+    )  # fmt: skip
+    assert models.model.has_dist_token and models.teacher.has_dist_token == ("distilled" in base)
+    state, given = models.model.state_dict(), state_of(path)
+    assert torch.equal(state["cls_token"], given["cls_token"])
+    assert torch.equal(state["pos_embed"][:, -9:], given["pos_embed"][:, -9:])
+    if "distilled" in base:
+        assert all(torch.equal(state[k], v) for k, v in given.items())
+    task = FRDTask(
+        models.model, models.teacher, torch.device("cpu"), cnn_teacher=models.cnn, cnn_normalisation=models.cnn_normalisation
+    )  # fmt: skip
+    task(torch.randn(2, 3, SIZE, SIZE), torch.eye(3)[:2])["loss"].backward()
+    assert models.model.dist_token.grad.any() and models.model.head_dist.weight.grad.any()
+
+
+def test_a_distilled_deit_teaches_a_plain_one(save: Save) -> None:
+    path = save("deit_tiny_distilled_patch16_224", card=False)
+    models = make("deit_tiny_patch16_224", stages=(3, 3), teacher=path)
+    assert models.teacher.has_dist_token and not models.model.has_dist_token
+    given = state_of(path)["pos_embed"]
+    assert torch.equal(models.model.pos_embed, torch.cat((given[:, :1], given[:, 2:]), dim=1))
+    trained_step(models)
 
 
 def test_a_student_sees_the_pixels_that_its_teacher_sees(save: Save) -> None:

@@ -46,6 +46,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "SiT, 6c": lambda: tiny_model(stem="6c"),
     "teacher": lambda: tiny_model(stage_blocks=(4,)),
     "dist token": lambda: tiny_model(dist_token=True),
+    "slimmed ViT with dist token": lambda: tiny_vit(dist_token=True),
     **{name: lambda name=name: tiny_vit(name) for name in VIT_VARIANTS},
 }
 

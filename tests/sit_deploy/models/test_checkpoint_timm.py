@@ -22,6 +22,7 @@ from tests.helpers.models import VIT, images, plain_vit, randomise, shapes_alone
 
 Save = Callable[..., Path]
 NAME, SIZE, STAGES = "vit_tiny_patch16_224", 64, (6, 2, 2, 2)
+DISTILLED = "deit_tiny_distilled_patch16_224"
 State = dict[str, torch.Tensor]
 
 
@@ -142,15 +143,56 @@ def test_other_stages_than_it_was_trained_with(slimmed: SlimViT, save: Save) -> 
     assert "it has 3 TSMs, not 1" in refusal(NAME, path, SIZE, stages=(6, 6))
 
 
-def test_a_distilled_deit(plain: VisionTransformer, save: Save) -> None:
-    state = {
-        **plain.state_dict(),
-        "dist_token": torch.zeros(1, 1, 192),
-        "head_dist.weight": torch.zeros(5, 192),
-    }
-    assert "is of a distilled DeiT, whose dist token vit_tiny_patch16_224 has not" in refusal(
-        NAME, save(state), SIZE
+@torch.no_grad()
+@pytest.mark.parametrize("name", [DISTILLED, "deit_tiny_patch16_224"])
+def test_a_distilled_deit(name: str, save: Save) -> None:
+    """By its own name, and by that of the plain one, given a dist token."""
+    source = randomise(timm.create_model(DISTILLED, img_size=SIZE, num_classes=5)).eval()
+    path = save({"model": source.state_dict()})
+    loaded = load_model(name, path, SIZE)
+    x = images(loaded.model)
+    assert loaded.model.has_dist_token and torch.equal(loaded.model(x), source(x))
+    larger = load_model(name, path, 96)
+    assert "positions resampled from 4x4 to 6x6 patches" in larger.notes[1]
+    assert torch.equal(larger.model.pos_embed[:, :2], source.pos_embed[:, :2])
+
+
+def test_parts_of_a_distilled_deit_are_missed_by_name(plain: VisionTransformer, save: Save) -> None:
+    state = {**plain.state_dict(), "dist_token": torch.zeros(1, 1, 192)}
+    message = refusal(NAME, save(state), SIZE)
+    assert "2 missing (head_dist.weight, head_dist.bias)" in message and "pos_embed" in message
+    assert "it lacks a dist token" in refusal(DISTILLED, save(plain.state_dict()), SIZE)
+    del state["dist_token"]
+    message = refusal(NAME, save({**state, "head_dist.weight": torch.zeros(5, 192)}), SIZE)
+    assert "it has a dist token, which the model has not" in message
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_a_student_takes_or_leaves_the_position_of_a_dist_token(size: int) -> None:
+    plain, distilled = (
+        slim(plain_vit(img_size=side, distilled=is_distilled), (6,))
+        for side, is_distilled in ((64, False), (64, True))
     )
+    given = slim(plain_vit(img_size=size), (2, 1, 1, 2), dist_token=True)
+    own = given.pos_embed[:, 1].clone()
+    missing, left_out = fit_partly(plain.state_dict(), given)
+    assert {k for k in missing if not k.startswith("tsm.")} == {
+        "dist_token",
+        "head_dist.weight",
+        "head_dist.bias",
+    }
+    assert left_out == [] and torch.equal(given.pos_embed[:, 1], own)
+    assert torch.equal(given.pos_embed[:, 0], plain.pos_embed[:, 0])
+    without = slim(plain_vit(seed=1, img_size=size), (2, 1, 1, 2))
+    missing, left_out = fit_partly(distilled.state_dict(), without)
+    assert left_out == ["dist_token", "head_dist.weight", "head_dist.bias"]
+    assert torch.equal(without.pos_embed[:, 0], distilled.pos_embed[:, 0])
+    if size == 64:
+        assert torch.equal(without.pos_embed[:, 1:], distilled.pos_embed[:, 2:])
+        assert torch.equal(given.pos_embed[:, 2:], plain.pos_embed[:, 1:])
+    same = slim(plain_vit(seed=1, distilled=True, img_size=size), (2, 1, 1, 2))
+    fit_partly(distilled.state_dict(), same)
+    assert torch.equal(same.pos_embed[:, :2], distilled.pos_embed[:, :2])
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.graph.deploy_form import to_deploy_form
 from sit_deploy.models import create_model, get_config
-from sit_deploy.models.slim import SlimViT, slim
+from sit_deploy.models.slim import SlimDistilledViT, SlimViT, slim
 from tests.helpers import numpy_vit
 from tests.helpers.models import (
     VIT,
@@ -307,7 +308,6 @@ def test_image_size_and_slimming_by_keyword() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("deit_small_distilled_patch16_224", "distillation token of a distilled DeiT"),
         ("resnet18", r"another architecture \(resnet\.ResNet\)"),
         ("swin_tiny_patch4_window7_224", "another architecture"),
         ("eva02_tiny_patch14_224", r"another architecture \(eva\.Eva\)"),
@@ -377,9 +377,71 @@ def test_stages_schedules_and_images_that_do_not_fit() -> None:
         model(torch.zeros(1, 3, 64, 48))
 
 
-@pytest.mark.parametrize("name", ["sit_deit_s", "deit_small_patch16_224"])
-def test_a_dist_token_is_refused(name: str) -> None:
+@pytest.mark.parametrize("options", [{"global_pool": "avg"}, {"fc_norm": True}])
+def test_a_dist_token_beside_what_is_no_class_token_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="reads the class token, such as deit_small_patch16_224"):
+        slim(plain_vit(**options), (6,), dist_token=True)
+
+
+@pytest.mark.parametrize("options", [{"reg_tokens": 2, "no_embed_class": True}, {"fc_norm": True}])
+def test_parts_that_a_distilled_deit_of_timm_does_not_read_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="which a distilled DeiT of timm does not read"):
+        slim(plain_vit(distilled=True, **options), (6,))
+
+
+# ---------------------------------------------------------------------------------------------------- the dist token
+
+
+@torch.no_grad()
+def test_a_dist_token_makes_timms_distilled_deit() -> None:
+    model = slim(plain_vit(), (6,), dist_token=True)
+    assert type(model) is SlimDistilledViT and model.has_dist_token and model.num_prefix_tokens == 2
+    plain = plain_vit()
+    kept = {k: v for k, v in model.state_dict().items() if k in plain.state_dict() and k != "pos_embed"}
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in kept.items())
+    assert torch.equal(model.pos_embed[:, [0, *range(2, 18)]], plain.pos_embed)
+    for new in (model.dist_token, model.pos_embed[:, 1], model.head_dist.weight):
+        assert 0.01 < new.std() < 0.03
+    assert not model.head_dist.bias.any()
+    randomise(model, 3)
+    theirs = plain_vit(distilled=True)
+    theirs.load_state_dict(model.state_dict())
+    x = images(model)
+    assert torch.equal(model(x), theirs(x))
+    found = model.forward_frd(x)
+    theirs.train().set_distilled_training()
+    expected = theirs(x)
+    assert torch.equal(found.logits, expected[0]) and torch.equal(found.dist_logits, expected[1])
+    assert [t.shape[1] for t in found.tokens] == [16] * 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["plain", "registers", "registers without positions"])
+def test_a_dist_token_goes_round_the_slimming(variant: str) -> None:
+    model = tiny_vit(variant, dist_token=True, reverse_tsm=True)
+    assert model.num_prefix_tokens == (2 if variant == "plain" else 6)
+    x = images(model)
+    embedded = model.embed(x)
+    position = 0 if model.no_embed_class else model.pos_embed[:, 1]
+    torch.testing.assert_close(embedded[:, 1], (model.dist_token[:, 0] + position).expand(2, -1))
+    found = model.forward_frd(x)
+    torch.testing.assert_close(model(x), (found.logits + found.dist_logits) / 2)
+    assert [t.shape[1] for t in found.tokens] == [16] * 6
+    assert relative_error(to_deploy_form(model)(x), model(x)) < 2e-5
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert pickle.loads(pickle.dumps(model)).has_dist_token
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "deit_base_distilled_patch16_384", "sit_deit_s"]
+)
+def test_distilled_models_by_name(name: str) -> None:
     with shapes_alone():
-        create_model(name, dist_token=False)
-        with pytest.raises(InputError, match="deit_small_patch16_224 takes no dist token"):
-            create_model(name, dist_token=True)
+        model = create_model(name, num_classes=9, dist_token="distilled" not in name)
+        assert model.has_dist_token and model(torch.zeros(2, 3, *model.img_size)).shape == (2, 9)
+        if "distilled" in name:
+            expected = timm.create_model(name, num_classes=9).state_dict()
+            assert {k: v.shape for k, v in model.state_dict().items()} == {
+                k: v.shape for k, v in expected.items()
+            }
