@@ -228,9 +228,10 @@ def _folder(path: Any) -> Path:
             f"{path} is not a bundle: it is a file, and a bundle is a folder; pass the folder that `build` wrote"
         )
     if "\0" in str(path) or not path.is_dir():
-        raise InputError(
-            f"{path} is not a bundle: no such folder; make one with `sit-deploy build -o {path}`"
-        )
+        from sit_deploy.models.hub import is_place
+
+        how = f"--model {path}" if is_place(path) else f"-o {path}"
+        raise InputError(f"{path} is not a bundle: no such folder; make one with `sit-deploy build {how}`")
     if not is_bundle(path):
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}; make one with `sit-deploy build`")
     return path

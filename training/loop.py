@@ -49,6 +49,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
     """
     if not isinstance(request, TrainRequest):
         raise InputError(f"train takes a training.TrainRequest, got {type(request).__name__}")
+    request = request.named()
     request.check()
     with join_world(request.device) as world, locked_run_folder(request.output, world) as (folder, no_lock):
         run = set_up(request, world, reporter if reporter and world.is_main else Silent())

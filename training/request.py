@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
+from sit_deploy.models.hub import local_file, pinned, resolve
 from sit_deploy.schema import convert_fields
 from sit_deploy.text import require_utf8
 from training.recipes import Recipe, recipe_for
@@ -37,6 +38,9 @@ class TrainRequest:
     """What to train; the fields are the options of `sit-deploy train`.
 
     Attributes:
+        model: ours or timm's, or a repository or folder with its weights (`sit_deploy.models.hub`).
+        output: None for runs/MODEL.
+        pretrained: start from timm's own weights of the model.
         teacher: checkpoint of the unslimmed model; without one, plain cross-entropy.
         init: checkpoint to start from, its head replaced where the classes are others; a student starts from its teacher by
             default.
@@ -52,7 +56,7 @@ class TrainRequest:
 
     model: str
     data: str
-    output: Path
+    output: Path | None
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
     teacher: Path | None = None
@@ -89,9 +93,34 @@ class TrainRequest:
     tensorboard: bool = False
     resume: bool = False
     checkpoint_key: str | None = None
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         convert_fields(self)
+
+    def named(self) -> TrainRequest:
+        """Return the request with its model's name and its output; of repositories, only config.json is fetched.
+
+        A model that was said with its weights starts from them, unless --init says others, or they are its teacher's, which it starts
+        from anyway.
+
+        Raises:
+            InputError: as `sit_deploy.models.hub.resolve`.
+        """
+        teacher = pinned(self.teacher)
+        start = resolve(self.model, self.init, self.pretrained, "--init")
+        init = None if start.weights == teacher and self.init is None else start.weights
+        output = Path("runs") / str(start.model) if self.output is None else self.output
+        return replace(self, model=start.model, init=init, teacher=teacher, pretrained=False, output=output)
+
+    def fetched(self) -> TrainRequest:
+        """Return the request with files in place of repositories and of timm's spelling of folders.
+
+        Raises:
+            InputError: as `sit_deploy.models.hub.local_file`.
+        """
+        files = {name: local_file(getattr(self, name)) for name in ("teacher", "init", "cnn_checkpoint")}
+        return replace(self, **files)
 
     @property
     def recipe(self) -> Recipe:

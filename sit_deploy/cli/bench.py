@@ -77,7 +77,10 @@ _REMEDY = "close other programs, pin both with --cpus, give fewer --threads than
 )
 @performance_options
 @click.option(
-    "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
+    "--checkpoint",
+    type=path_type,
+    metavar="FILE",
+    help="The weights, or hf-hub:OWNER/NAME, if they moved since the build.",
 )
 @device_option
 @click.option(

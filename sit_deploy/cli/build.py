@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,11 +143,7 @@ def command(precision: str, output: Path | None, no_ema: bool, as_json: bool, **
     from sit_deploy.pipeline.build import build
     from sit_deploy.pipeline.request import BuildRequest
 
-    request = BuildRequest(
-        precision=precision, output=output or Path(), ema=not no_ema, **options
-    ).completed()
-    if output is None:
-        request = replace(request, output=Path(f"{request.config.name}-{precision}"))
+    request = BuildRequest(precision=precision, output=output, ema=not no_ema, **options)
     with progress() as report:
         bundle = build(request, report)
     result = json.loads((bundle.path / "report.json").read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import key_option, model_options, preprocessing_options
+from sit_deploy.cli.options import key_option, model_options, preprocessing_options, pretrained_option
 from sit_deploy.text import is_warning
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ if TYPE_CHECKING:
     ),
 )
 @model_options(required=False)
-@click.option("--checkpoint", type=path_type, metavar="FILE", help="Weights; random ones without it.")
+@click.option(
+    "--checkpoint",
+    type=path_type,
+    metavar="FILE",
+    help="Weights, or hf-hub:OWNER/NAME; random ones without it.",
+)
+@pretrained_option
 @key_option
 @click.option(
     "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."

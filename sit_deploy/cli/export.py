@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,10 @@ from sit_deploy.cli.options import graph_options
 def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Write the ONNX graph alone: static, standard operators, linted and compared with PyTorch."""
     from sit_deploy.cli.build import show_graph
-    from sit_deploy.pipeline.build import export
+    from sit_deploy.pipeline.build import export, ready_to_export
     from sit_deploy.pipeline.request import BuildRequest
 
-    request = BuildRequest(output=output or Path(), ema=not no_ema, **options).completed()
-    if output is None:
-        request = replace(request, output=Path(f"{request.config.name}.onnx"))
+    request = ready_to_export(BuildRequest(output=output, ema=not no_ema, **options))
     with progress() as report:
         result = export(request, report)
     if as_json:

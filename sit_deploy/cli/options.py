@@ -15,6 +15,8 @@ key_option = click.option(
     help="Where in the checkpoint the weights are, if it has several: an entry, a prefix of names, or ENTRY.PREFIX.",
 )
 
+pretrained_option = click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model.")
+
 _GRAPH_OPTIONS = (
     click.option(
         "--precision",
@@ -29,7 +31,7 @@ _GRAPH_OPTIONS = (
         metavar="FILE",
         help="Weights, .pth or .safetensors, or hf-hub:OWNER/NAME; random ones without it.",
     ),
-    click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model."),
+    pretrained_option,
     key_option,
     click.option(
         "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."
@@ -225,7 +227,7 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
     Args:
         required: --model has to be given, as no checkpoint can name it.
     """
-    card = "" if required else " A checkpoint with a model card names it itself."
+    card = "" if required else " A checkpoint with a model card or a config.json names it itself."
     options = (
         click.option(
             "--model",

@@ -53,13 +53,19 @@ if TYPE_CHECKING:
 )
 @data_options
 @click.option(
-    "--teacher", type=path_type, metavar="FILE", help="The teacher's checkpoint, or a bundle of it."
+    "--teacher",
+    type=path_type,
+    metavar="FILE",
+    help="The teacher's checkpoint, or hf-hub:OWNER/NAME, or a bundle of it.",
 )
 @click.option(
     "--teacher-model", "teacher_name", metavar="NAME", help="Of a teacher's checkpoint without a model card."
 )
 @click.option(
-    "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
+    "--checkpoint",
+    type=path_type,
+    metavar="FILE",
+    help="The weights, or hf-hub:OWNER/NAME, if they moved since the build.",
 )
 @click.option(
     "--max-accuracy-drop",

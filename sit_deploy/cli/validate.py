@@ -50,7 +50,10 @@ _SHOWN_FEW = 5  # classes and images; --json has all
 @click.option("--max-accuracy-drop", type=Real(0, 100), metavar="PTS", help="Fail if top-1 falls by more.")
 @click.option("--min-agreement", type=Real(0, 100), metavar="PCT", help="Fail if fewer images agree.")
 @click.option(
-    "--checkpoint", type=path_type, metavar="FILE", help="The weights, if they moved since the build."
+    "--checkpoint",
+    type=path_type,
+    metavar="FILE",
+    help="The weights, or hf-hub:OWNER/NAME, if they moved since the build.",
 )
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of the engine.")
 @device_option

@@ -7,6 +7,7 @@ none of ours is looked up among timm's plain vision transformers, which does imp
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.config import ModelConfig, reschedule
@@ -78,12 +79,16 @@ def get_config(
         config = CONFIGS[_ALIASES[name]]
     else:
         if is_place(name):
-            raise InputError(
-                f"{name} is not taken here; pass the timm name of its model, and {name} with --init or --teacher"
-            )
+            raise InputError(f"{name} is where a model is, and a name is asked for; give timm's name of it")
         from sit_deploy.models.timm_vit import is_timm_model, timm_config, timm_names
 
         if not is_timm_model(name):
+            if Path(name).is_dir():
+                raise InputError(f"'{name}' is a folder; for the model in it write local-dir:{name}")
+            if name.count("/") == 1:
+                raise InputError(
+                    f"unknown model '{name}'; for a repository of the Hugging Face Hub write hf-hub:{name}"
+                )
             raise InputError(
                 f"unknown model '{name}'{_nearest_model(name, (*_ALIASES, *timm_names())) or ';'} `sit-deploy models` lists ours, "
                 "and timm's plain vision transformers will do too"

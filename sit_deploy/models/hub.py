@@ -1,81 +1,127 @@
 """Models by where they are, as timm spells them: hf-hub:OWNER/NAME[@REVISION] and local-dir:PATH, and timm's own weights.
 
-A repository is fetched by the Hugging Face Hub's own client into its cache, and only for a name that the user gave. Every
-failure is one line. Imports nothing heavy.
+A repository is fetched by the Hugging Face Hub's own client into its cache, and only for a name that the user gave: its
+config.json first, its weights when they are asked for. Every failure is one line. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.config_json import CONFIG, ConfigJson
 from sit_deploy.models.file_kind import find_file
+from sit_deploy.models.timm_name import timm_architecture
 
-CONFIG = "config.json"
-# what timm takes first, safetensors before pickles (timm.models._hub); transformers' preprocessing beside
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_BESIDE = "preprocessor_config.json"
-_SPELLING = re.compile(r"(hf[-_]hub|local-dir):(.+)", re.DOTALL | re.IGNORECASE)
+# what timm takes first, safetensors before pickles (timm.models._hub); open_clip's of both towers last
+_WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+_BESIDE = "preprocessor_config.json"  # transformers' preprocessing
+_SPELLING = re.compile(r"(hf[-_]hub|local-dir):(.*)", re.DOTALL | re.IGNORECASE)
 # of the client's cache: models--OWNER--NAME/snapshots/COMMIT/FILE
 _SNAPSHOT = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})/[^/]+$")
-_OPTIONS = ("img_size", "num_classes")  # of model_args, what is taken from elsewhere
-_FACTORY = (
-    "pretrained",
-    "checkpoint_path",
-    "cache_dir",
-    "scriptable",
-    "exportable",
-    "no_jit",
-)  # of timm.create_model itself
-_MAX_BYTES = 10_000_000  # of a config.json
+# files that say what a repository without a model's weights is
+_OTHER_KINDS = {
+    "model.safetensors.index.json": "has its weights in shards, which no vision transformer of timm's is large enough for",
+    "pytorch_model.bin.index.json": "has its weights in shards, which no vision transformer of timm's is large enough for",
+    "model_index.json": "is a pipeline of diffusers, which makes images",
+    "adapter_config.json": "has adapters (PEFT) of a model, not a model; merge them: model.merge_and_unload()",
+    "tf_model.h5": "has TensorFlow's weights alone",
+    "flax_model.msgpack": "has Flax's weights alone",
+}
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a repository or folder holds.
+    """A repository or a folder; its weights are fetched when they are asked for.
 
     Attributes:
         name: as it was asked for.
-        weights: the file.
-        fields: of its config.json, empty where there is none.
+        place: the same at its commit, as far as that is known, or with its folder's absolute path.
+        config: its config.json.
+        repository: OWNER/NAME, None for a folder.
+        revision: of the repository: its commit, or what was asked for.
     """
 
     name: str
-    weights: Path
-    fields: dict[str, Any]
+    place: str
+    config: ConfigJson
+    repository: str | None = None
+    revision: str | None = None
 
     @property
     def architecture(self) -> str:
         """The name of its model in timm.
 
         Raises:
-            InputError: it names none, or one that was made otherwise than by name alone.
+            InputError: as `timm_architecture`.
         """
-        architecture, kind = self.fields.get("architecture"), self.fields.get("model_type")
-        if not isinstance(architecture, str):
-            what = f"is a model of transformers (model_type {kind})" if kind else f"has no {CONFIG} of timm's"
-            raise InputError(
-                f"{self.name} {what}; pass --checkpoint {self.name}, and with --model timm's name of the same architecture, such "
-                "as vit_base_patch16_224"
-            )
-        if others := _arguments_of_its_own(architecture, self.fields.get("model_args")):
-            raise InputError(
-                f"{self.name} is a {architecture} with arguments of its own ({others}), which are not taken yet; give a repository of "
-                "an architecture that timm has a name for"
-            )
-        return architecture
+        if not self.config.names_a_model and (what := self._kind()):
+            raise InputError(f"{self.name} {what}; take another")
+        return timm_architecture(self.config, self.name)
 
-    @property
-    def image_size(self) -> int | None:
-        """Pixels of its square input, None where its config.json does not say."""
-        given = self.fields.get("pretrained_cfg")
-        size = given.get("input_size") if isinstance(given, dict) else None
-        side = size[-1] if isinstance(size, list) and size else None
-        return side if isinstance(side, int) else None
+    def weights(self) -> Path:
+        """Return the file of its weights, fetched where it is not in the cache.
+
+        Raises:
+            InputError: there is none, there are several, or it cannot be had.
+        """
+        if self.repository is None:
+            folder = Path(_SPELLING.fullmatch(self.place)[2])
+            preferred = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
+            return preferred[0] if preferred else find_file(folder)
+        weights = self._first_weights()
+        if weights is None:
+            what = self._kind() or f"has no {' or '.join(_WEIGHTS[:2])}, so it is no model of timm's"
+            raise InputError(
+                f"{self.name} {what}; take another, or give its file of weights and name its model"
+            )
+        if self.config.architecture is None:
+            _fetch(self.repository, _BESIDE, weights.parent.name)
+        return weights
+
+    def _first_weights(self) -> Path | None:
+        for file in _WEIGHTS:
+            try:
+                if path := _fetch(self.repository, file, self.revision):
+                    return path
+            except _UnreachableError:
+                cached = filter(None, (_cached(self.repository, f, self.revision) for f in _WEIGHTS))
+                if path := next(cached, None):
+                    return path
+                raise
+        return None
+
+    def _kind(self) -> str | None:
+        """Return what a repository is that has no weights of a model, None for one that may have them."""
+        files = _files(self.repository, self.revision) if self.repository else None
+        if files is None or not files.isdisjoint(_WEIGHTS):
+            return None
+        found = (words for file, words in _OTHER_KINDS.items() if file in files)
+        what = f"no {CONFIG} and no" if not self.config.fields else "no"
+        return next(found, f"has {what} {' or '.join(_WEIGHTS[:2])}, so it is no model of timm's")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a model is and where its weights are.
+
+    Attributes:
+        model: its name, ours or timm's; None where only a model card in the weights can say.
+        weights: a file or a folder, or a repository at its commit whose weights are yet to be fetched.
+        image_size: pixels of its square input, where its config.json named the model.
+    """
+
+    model: str | None
+    weights: Path | None
+    image_size: int | None = None
 
 
 def is_place(name: str | Path | None) -> bool:
@@ -83,39 +129,97 @@ def is_place(name: str | Path | None) -> bool:
     return name is not None and bool(_SPELLING.fullmatch(str(name)))
 
 
-def open_published(name: str | Path) -> Published:
-    """Return what a repository or folder holds, fetched where it is not in the cache.
+def resolve(model: str | None, weights: Path | None, pretrained: bool, option: str = "--checkpoint") -> Start:
+    """Return a model by its name, where the user may have said where it is; of a repository, only its config.json is fetched.
+
+    Args:
+        model: a name, a repository or a folder.
+        weights: a file or folder, or a repository or folder of timm's spelling.
+        pretrained: take timm's own weights.
+        option: that names the weights on the command line.
 
     Raises:
-        InputError: not there, not to be had, or of another kind: what, and what to do about it.
+        InputError: weights said twice, a model that nobody names, a place where there is none.
+    """
+    if pretrained and weights is not None:
+        raise InputError(f"--pretrained and {option} are both of weights; pass one of them")
+    if pretrained and model is None:
+        raise InputError("--pretrained takes timm's weights of a model; pass its name with --model")
+    if is_place(model):
+        published = open_published(model)
+        taken = Path(published.place) if weights is None else pinned(weights)
+        return Start(published.architecture, taken, published.config.image_size)
+    place = timm_weights(model, option) if pretrained else weights
+    if not is_place(place):
+        return Start(model, weights)
+    published = open_published(place)
+    if model is None and published.config.names_a_model:
+        return Start(published.architecture, Path(published.place), published.config.image_size)
+    return Start(model, Path(published.place))
+
+
+def pinned(path: Path | None) -> Path | None:
+    """Return a checkpoint's path, that of a repository or folder of timm's spelling with its commit; fetches no weights.
+
+    Raises:
+        InputError: as `open_published`.
+    """
+    return Path(open_published(path).place) if is_place(path) else path
+
+
+def local_file(path: str | Path | None) -> Path | None:
+    """Return a checkpoint as a file or folder here: of a repository or a folder of timm's spelling its weights, any other as it is.
+
+    Raises:
+        InputError: as `open_published` and `Published.weights`.
+    """
+    if path is None:
+        return None
+    return open_published(path).weights() if is_place(path) else Path(path)
+
+
+def open_published(name: str | Path) -> Published:
+    """Return what a repository or folder is; its config.json is fetched where it is not in the cache, its weights are not.
+
+    Raises:
+        InputError: not there, not to be had, or no name of one: what, and what to do about it.
     """
     kind, place = _SPELLING.fullmatch(str(name)).groups()
     if kind.lower() == "local-dir":
+        if not place:
+            raise InputError(f"{name} names no folder; write local-dir:PATH")
         folder = Path(place)
-        if not (folder / CONFIG).is_file():
-            raise InputError(
-                f"{name}: no {CONFIG} in {folder}, so nothing says which model it is; pass --checkpoint FILE and --model NAME"
+        if not folder.is_dir():
+            what = (
+                "is a file; pass it with --checkpoint" if folder.exists() else "is not there; check its path"
             )
-        preferred = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
-        return Published(str(name), preferred[0] if preferred else find_file(folder), _fields(folder, name))
+            raise InputError(f"{name}: {place} {what}")
+        return Published(str(name), f"local-dir:{folder.absolute()}", ConfigJson.read(folder, str(name)))
     repository, _, revision = place.partition("@")
-    config = _fetch(repository, CONFIG, revision or None)
-    commit = config.parent.name if config else revision or None
-    weights = next(filter(None, (_fetch(repository, file, commit) for file in _WEIGHTS)), None)
-    if weights is None:
-        what = "no config.json and no" if config is None else "no"
+    if not repository.strip("/"):
         raise InputError(
-            f"{name} has {what} {' or '.join(_WEIGHTS)}, so it is no model of timm's; take another, or download its file and pass it "
-            "with --checkpoint FILE --model NAME"
+            f"{name} names no repository; write hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION"
         )
-    fields = _fields(config.parent, name) if config else {}
-    if "architecture" not in fields:
-        _fetch(repository, _BESIDE, commit)
-    return Published(str(name), weights, fields)
+    try:
+        config = _fetch(repository, CONFIG, revision or None)
+    except _UnreachableError:
+        # timm's own client fetches weights alone
+        cached = [path for f in _WEIGHTS if (path := _cached(repository, f, revision or None))]
+        if not cached:
+            raise
+        config, revision = None, cached[0].parent.name
+    commit = config.parent.name if config else revision
+    pinned = f"hf-hub:{repository}{f'@{commit}' if commit else ''}"
+    fields = ConfigJson.read(config.parent, str(name)) if config else ConfigJson()
+    return Published(str(name), pinned, fields, repository, commit or None)
 
 
-def timm_weights(model: str) -> str:
+def timm_weights(model: str, option: str = "--checkpoint") -> str:
     """Return where timm's own weights of a model are, for `open_published`.
+
+    Args:
+        model: timm's name, with or without a tag.
+        option: that takes other weights on the command line.
 
     Raises:
         InputError: timm has none of this name, or not on the hub.
@@ -124,7 +228,7 @@ def timm_weights(model: str) -> str:
 
     if not is_model(model):
         raise InputError(
-            f"--pretrained takes weights of timm's, and {model} is none of its models; pass --checkpoint FILE"
+            f"--pretrained takes weights of timm's, and {model} is none of its models; pass {option} FILE"
         )
     try:
         cfg = get_pretrained_cfg(model)
@@ -133,10 +237,10 @@ def timm_weights(model: str) -> str:
             f"timm has no weights {model} ({str(error)[:150]}); leave out what follows the dot"
         ) from None
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        raise InputError(f"timm has no weights of {model}; pass --checkpoint FILE")
+        raise InputError(f"timm has no weights of {model}; pass {option} FILE")
     if not cfg.hf_hub_id:
         raise InputError(
-            f"timm's weights of {model} are not on the hub; download {cfg.url} and pass it with --checkpoint"
+            f"timm's weights of {model} are not on the hub; download {cfg.url} and pass it with {option}"
         )
     return f"hf-hub:{cfg.hf_hub_id}"
 
@@ -147,54 +251,8 @@ def origin(path: Path) -> tuple[str, str] | None:
     return (found[1].replace("--", "/", 1), found[2]) if found else None
 
 
-def _arguments_of_its_own(architecture: str, given: Any) -> str:
-    """Return the arguments that make another model than its name alone; timm writes those that change nothing too."""
-    own = {k: v for k, v in given.items() if k not in _OPTIONS} if isinstance(given, dict) else {}
-    if not own:
-        return ""
-    shown = ", ".join(f"{key}" for key in own)[:200]
-    if any(key.startswith(_FACTORY) or not isinstance(v, str | int | float | None) for key, v in own.items()):
-        return shown
-    import timm
-    import torch
-
-    try:
-        with torch.device("meta"):
-            plain, other = timm.create_model(architecture), timm.create_model(architecture, **own)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError):
-        return shown
-    facts = [
-        (repr(m), {k: v for k, v in vars(m).items() if isinstance(v, str | int | float | tuple)})
-        for m in (plain, other)
-    ]
-    return "" if facts[0] == facts[1] else shown
-
-
-def label_names(weights: Path, count: int) -> list[str] | None:
-    """Return the names of `count` classes that timm's config.json beside a file of weights has, None where it has none."""
-    if not (weights.parent / CONFIG).is_file():
-        return None
-    try:
-        fields = _fields(weights.parent, weights)
-    except InputError:  # some other program's: it is no fault of the checkpoint
-        return None
-    names = fields.get("label_names") if isinstance(fields.get("architecture"), str) else None
-    if not isinstance(names, list) or len(names) != count or not all(isinstance(n, str) and n for n in names):
-        return None
-    return names
-
-
-def _fields(folder: Path, name: str | Path) -> dict[str, Any]:
-    try:
-        path = folder / CONFIG
-        fields = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"the {CONFIG} of {name} cannot be read ({str(error)[:100]}); copy it again"
-        ) from None
-    if not isinstance(fields, dict):
-        raise InputError(f"the {CONFIG} of {name} is no set of named fields; copy it again")
-    return fields
+class _UnreachableError(InputError):
+    """A file is not in the cache, and the hub cannot be asked."""
 
 
 def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
@@ -203,15 +261,19 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
 
     name, cache = f"hf-hub:{repository}", constants.HF_HUB_CACHE
     try:
-        return Path(hf_hub_download(repository, file, revision=revision))
+        with warnings.catch_warnings():  # of a full disk, which the error says too
+            warnings.simplefilter("ignore")
+            return Path(hf_hub_download(repository, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _line(error.__cause__ or error)
-        if file == _BESIDE or (file == _WEIGHTS[0] and _cached(repository, _WEIGHTS[1], revision)):
+        if file == _BESIDE:
             return None
-        words = (
+        if (answer := getattr(error.__cause__, "response", None)) is not None:
+            raise _UnreachableError(_answer_words(repository, file, answer.status_code)) from None
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _line(error.__cause__ or error)
+        raise _UnreachableError(
             f"{file} of {name} is not in the cache {cache}, and the hub cannot be reached ({why}); with a network, run: hf download "
             f"{repository}"
-        )
+        ) from None
     except errors.EntryNotFoundError:
         return None
     except errors.HFValidationError:
@@ -222,21 +284,70 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
         )
     except errors.RepositoryNotFoundError:
         words = f"{constants.ENDPOINT} has no model {repository}, or a private one; check its name, or run: hf auth login"
+        if other := _other_type(repository):
+            words = f"{name} is {other}, not a model; give a repository of a model"
     except errors.RevisionNotFoundError:
         words = (
             f"{name} has no revision {revision}; leave out @{revision}, or name another branch, tag or commit"
         )
-    except (
-        Exception
-    ) as error:  # of the network, the server or the disk, the client lets through what it likes
-        words = f"{file} of {name} could not be fetched to {cache} ({_line(error)}); run the command again"
+    except errors.HfHubHTTPError as error:
+        words = _answer_words(repository, file, error.response.status_code)
+    except Exception as error:  # of the network or the disk, the client lets through what it likes
+        remedy = (
+            "make room there, or say another place by HF_HOME"
+            if _is_of_disk(error)
+            else "run the command again"
+        )
+        words = f"{file} of {name} could not be fetched to {cache} ({_line(error)}); {remedy}"
     raise InputError(words)
 
 
-def _cached(repository: str, file: str, revision: str | None) -> bool:
+def _answer_words(repository: str, file: str, status: int) -> str:
+    """Return what is wrong, by the hub's answer, where it says no more than a number."""
+    from huggingface_hub import constants
+
+    remedy = {
+        401: "the token is not valid there; run: hf auth login, or take HF_TOKEN out of the environment",
+        403: "the token may not read it; run: hf auth login with one that may",
+        429: "too many requests from here; wait some minutes, or run: hf auth login",
+    }.get(status, "try again later")
+    return f"{constants.ENDPOINT} refused {file} of hf-hub:{repository} (status {status}): {remedy}"
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    return (
+        isinstance(error, OSError) and error.errno is not None and type(error) in (OSError, PermissionError)
+    )
+
+
+def _other_type(repository: str) -> str | None:
+    """Return what else than a model is called so on the hub, None where nothing is."""
+    from huggingface_hub import HfApi
+
+    for kind, words in (("dataset", "a data set"), ("space", "a space")):
+        try:
+            if HfApi().repo_exists(repository, repo_type=kind):
+                return words
+        except Exception:  # whatever it is, it is no answer
+            return None
+    return None
+
+
+def _files(repository: str, revision: str | None) -> set[str] | None:
+    """Return the names of a repository's files, None where the hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        return set(HfApi().list_repo_files(repository, revision=revision))
+    except Exception:  # without a network, and of whatever kind: what asked for it has an error of its own
+        return None
+
+
+def _cached(repository: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repository, file, revision=revision), str)
+    found = try_to_load_from_cache(repository, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _line(error: BaseException) -> str:

@@ -5,7 +5,6 @@ The same weights fit a model of another activation, or of as many channels in ot
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.config_json import ConfigJson
 from sit_deploy.text import WarningText
 
-_MAX_BYTES = 1_000_000
 # where a config leaves it out: transformers' CLIPVisionConfig and SiglipVisionConfig; all others take GELU
 _DEFAULTS = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}
 _ACTIVATIONS = {
@@ -45,7 +44,7 @@ def check_config(path: Path, model: nn.Module, name: str, option: str | None) ->
     Raises:
         InputError: other heads, or an activation that changes scores.
     """
-    fields = _read(path.with_name("config.json"))
+    fields = ConfigJson.beside(path).vision
     block = next(iter(getattr(model, "blocks", ())), None)
     if not fields or block is None:
         return []
@@ -87,17 +86,3 @@ def _activation(fields: Mapping[str, Any]) -> Any:
     kind = str(fields.get("model_type", ""))
     default = next((act for family, act in _DEFAULTS.items() if kind.startswith(family)), "gelu")
     return fields.get("hidden_act", default)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """Return the fields of a vision model's configuration, empty where there is none of transformers'."""
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            return {}
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # some other program's
-        return {}
-    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
-        return {}
-    inner = fields.get("vision_config")
-    return {"model_type": fields["model_type"], **inner} if isinstance(inner, dict) else fields

@@ -16,12 +16,13 @@ from typing import Any
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
+from sit_deploy.models.config_json import CONFIG, ConfigJson
 from sit_deploy.models.data_config import FIELDS, DataConfig, Source, from_name
 from sit_deploy.models.file_kind import file_kind, find_file
 
 # where trainers keep what they were started with
 _ENTRIES = ("args", "hyper_parameters", "hparams", "data_config", "pretrained_cfg", "config", "cfg")
-_TRANSFORMERS_FILE, _TIMM_FILE = "preprocessor_config.json", "config.json"
+_TRANSFORMERS_FILE = "preprocessor_config.json"
 _NAMES = ("model", "model_name", "arch", "architecture")  # what they call the name of a model
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by number, as transformers writes them
 _MAX_BYTES = 1_000_000  # of a file beside
@@ -39,8 +40,7 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
         _of_transformers(transformers)
         or _of_arguments(transformers.get("pretrained_cfg"), f"{_TRANSFORMERS_FILE} beside {path.name}")
     )
-    pretrained = _read_json(path.with_name(_TIMM_FILE)).get("pretrained_cfg")
-    configs.append(_of_arguments(pretrained, f"{_TIMM_FILE} beside {path.name}"))
+    configs.append(_of_arguments(ConfigJson.beside(path).pretrained_cfg, f"{CONFIG} beside {path.name}"))
     return [config for config in configs if config]
 
 

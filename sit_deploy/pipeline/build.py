@@ -70,13 +70,10 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         engines.EngineError: the engine is missing, or cannot be built.
     """
     require_type(request, BuildRequest, "a build")
-    request = request.completed()
-    check_request(request)
-    check_destination(request.output, request.force)
-    engine, why = engines.select(request.engine)
-    asked, request = request, fit_request(request, engine)
-    check_request(request)
-    check_engine(request, engine)
+    request = request.named()
+    if request.awaits_weights:  # whatever can be refused without them is refused before they are fetched
+        _plan(request)
+    asked, request, engine, why = _plan(request.completed())
     if request.tunes:
         check_timings(request)
     reason = untuned(asked, engine)
@@ -96,7 +93,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
 
 
 def export(request: BuildRequest, progress: Progress | None = None) -> GraphReport:
-    """Write the ONNX graph alone to the file `request.output`.
+    """Write the ONNX graph alone to the file `request.output`, MODEL.onnx if that is None.
 
     Args:
         request: what to export.
@@ -109,12 +106,49 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
         InputError, GateError: as `build`; the file appears whole or not at all.
     """
     require_type(request, BuildRequest, "a build")
-    request = request.completed()
+    request = ready_to_export(request)
+    path = request.output.absolute()
+    work = Work(request, progress or (lambda *_: None))
+    with scratch(path) as folder:
+        lowered = with_input(work, make_lowered_graph(work, folder), folder)
+        require(work.hops)
+        (folder / MODEL).replace(path)
+    return GraphReport.from_dict(graph_report(work, lowered))
+
+
+def ready_to_export(request: BuildRequest) -> BuildRequest:
+    """Return a request to export, checked, its output named and its weights here; arguments and errors as of `export`."""
+    request = request.named()
+    if request.awaits_weights:
+        _check_export(request)
+    return _check_export(request.completed())
+
+
+def _plan(request: BuildRequest) -> tuple[BuildRequest, BuildRequest, engines.Engine, str]:
+    """Check a request; return it, the same as its engine has it, the engine, and why it is that one."""
+    check_request(request)
+    if request.output is None and request.model:
+        request = replace(request, output=Path(f"{request.config.name}-{request.precision}"))
+    if request.output is not None:
+        check_destination(request.output, request.force)
+    engine, why = engines.select(request.engine)
+    fitted = fit_request(request, engine)
+    check_request(fitted)
+    check_engine(fitted, engine)
+    return request, fitted, engine, why
+
+
+def _check_export(request: BuildRequest) -> BuildRequest:
+    """Return a request to export that can be, its output named."""
     check_request(request)
     if request.tunes or request.min_sqnr is not None or request.tune_seconds is not None:
         raise InputError(
             "a graph alone is not timed: --quantize auto is for `sit-deploy build`; pass --quantize default, or groups"
         )
+    if request.output is None and request.model:
+        request = replace(request, output=Path(f"{request.config.name}.onnx"))
+    if request.output is None:  # until weights with a card name the model
+        return request
     path = request.output.absolute()
     if path.is_dir() or path.suffix != ".onnx":
         raise InputError(
@@ -124,12 +158,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
         raise InputError(f"output {request.output} exists; pass --force to replace it, or choose another -o")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"folder {path.parent} does not exist or cannot be written; choose another with -o")
-    work = Work(request, progress or (lambda *_: None))
-    with scratch(path) as folder:
-        lowered = with_input(work, make_lowered_graph(work, folder), folder)
-        require(work.hops)
-        (folder / MODEL).replace(path)
-    return GraphReport.from_dict(graph_report(work, lowered))
+    return request
 
 
 def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> None:

@@ -146,13 +146,16 @@ def calibrate(request: BuildRequest, progress: Progress | None = None) -> Calibr
     from sit_deploy.processes import join_world
 
     require_type(request, BuildRequest, "a calibration")
-    request = request.completed()
+    request = request.named()
     if request.calib_data is None:
         raise InputError("a calibration needs images; pass --calib-data DIR")
     if request.precision not in EIGHT_BITS:
         raise InputError(f"precision '{request.precision}' needs no calibration; choose int8 or fp8")
     check_request(request)
     check_output(request.output, request.force)
+    if request.awaits_weights:
+        request = request.completed()
+        check_request(request)
     with join_world("cpu") as world:
         report = progress if progress and world.is_main else lambda *_: None
         calibration, notes = _calibrate_share(request, report, world)

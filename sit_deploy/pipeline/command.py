@@ -24,7 +24,7 @@ def rebuild_command(request: BuildRequest, engine: str, *, tuned: bool = False) 
         "--stages": request.stages and ",".join(map(str, request.stages)),
         "--keeping-ratio": request.keeping_ratio,
         "--precision": request.precision,
-        "--checkpoint": request.checkpoint and request.checkpoint.absolute(),
+        "--checkpoint": request.fetched_from or (request.checkpoint and request.checkpoint.absolute()),
         "--checkpoint-key": request.checkpoint_key,
         "--engine": engine,
         "--image-size": request.image_size,

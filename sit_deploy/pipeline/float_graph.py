@@ -98,7 +98,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
     """Return the model, its preprocessing and who says it, and its classes; opens the labelled images."""
     from sit_deploy.data.class_names import read_class_names
     from sit_deploy.data.labelled import open_labelled
-    from sit_deploy.models.hub import label_names
+    from sit_deploy.models.config_json import ConfigJson
     from sit_deploy.models.load import load_model
 
     request = work.request
@@ -118,7 +118,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
     if classes and len(classes) == 1:  # of one output, which is two now
         classes = None
     if card is None and loaded.checkpoint:
-        classes = label_names(loaded.checkpoint.path, loaded.model.num_classes)
+        classes = ConfigJson.beside(loaded.checkpoint.path).class_names(loaded.model.num_classes)
     if request.labels:
         classes = read_class_names(request.labels, loaded.model.num_classes)
     if request.val_data:

@@ -13,8 +13,10 @@ from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
+from sit_deploy.models.config_json import ConfigJson
 from sit_deploy.models.file_kind import find_file
-from sit_deploy.models.hub import is_place, open_published, timm_weights
+from sit_deploy.models.hub import is_place, open_published, origin, resolve
+from sit_deploy.models.timm_name import timm_architecture
 from sit_deploy.schema import convert_fields
 
 INPUTS = ("float32", "uint8")
@@ -31,8 +33,10 @@ class BuildRequest:
     """What to build; the fields are the options of `sit-deploy build`.
 
     Attributes:
-        model: may be None where the checkpoint has a model card.
+        model: may be None where the checkpoint has a model card, or a config.json beside it.
             A repository or folder (`models.hub`) is its model and its weights.
+        output: None for the model's name, and the precision of a bundle.
+        fetched_from: the repository or folder that `checkpoint` is of, at its commit.
         stages, keeping_ratio: in place of the model's own.
         pretrained: take timm's own weights of the model.
         checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
@@ -56,7 +60,7 @@ class BuildRequest:
     """
 
     model: str | None
-    output: Path
+    output: Path | None
     precision: str = "fp32"
     checkpoint: Path | None = None
     ema: bool = True
@@ -105,6 +109,7 @@ class BuildRequest:
     interpolation: str | None = None
     orientation: str | None = None
     pretrained: bool = False
+    fetched_from: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.val_data, os.PathLike):
@@ -127,10 +132,36 @@ class BuildRequest:
         """The model card of the checkpoint, where it has one."""
         return read_card(self.checkpoint) if self.checkpoint else None
 
+    def named(self, model_option: str = "--model") -> BuildRequest:
+        """Return the request with its model's name, where that can be told without fetching weights.
+
+        Of a repository only config.json is fetched: `checkpoint` stays one, at its commit, until the request is completed.
+
+        Args:
+            model_option: what names the model on the command line that this is for.
+
+        Raises:
+            InputError: as `completed`, and `sit_deploy.models.hub.resolve`.
+        """
+        start = resolve(self.model, self.checkpoint, self.pretrained)
+        request = replace(
+            self,
+            model=start.model,
+            checkpoint=start.weights,
+            pretrained=False,
+            image_size=self.image_size or start.image_size,
+        )
+        return request if request.awaits_weights else request.completed(model_option)
+
+    @property
+    def awaits_weights(self) -> bool:
+        """Whether its weights are yet to be fetched."""
+        return is_place(self.checkpoint)
+
     def completed(self, model_option: str = "--model") -> BuildRequest:
         """Return the request with what the checkpoint's model card says where it says nothing itself.
 
-        A folder of a checkpoint becomes the file that it means.
+        A folder of a checkpoint becomes the file that it means; of a repository, the file is fetched.
 
         Args:
             model_option: what names the model on the command line that this is for.
@@ -138,13 +169,24 @@ class BuildRequest:
         Raises:
             InputError: a model that nobody names, or one that contradicts the card.
         """
-        if self.pretrained or is_place(self.model) or is_place(self.checkpoint):
-            return self._fetched().completed(model_option)
+        if self.pretrained or is_place(self.model):
+            return self.named(model_option).completed(model_option)
+        if self.awaits_weights:
+            place = str(self.checkpoint)
+            path = open_published(place).weights()
+            repository, commit = origin(path) or (None, None)
+            place = f"hf-hub:{repository}@{commit}" if repository else place
+            return replace(self, checkpoint=path, fetched_from=place).completed(model_option)
         if self.checkpoint is not None and self.checkpoint.is_dir():
             return replace(self, checkpoint=find_file(self.checkpoint)).completed(model_option)
         card = self.card
         if card is None:
             if self.model is None and self.checkpoint is not None:
+                config = ConfigJson.beside(self.checkpoint)
+                if config.names_a_model and self.checkpoint.is_file():
+                    name = timm_architecture(config, str(self.checkpoint))
+                    size = self.image_size or config.image_size
+                    return replace(self, model=name, image_size=size)
                 found = (
                     "has no model card" if self.checkpoint.is_file() else "does not exist or is not a file"
                 )
@@ -169,24 +211,6 @@ class BuildRequest:
             keeping_ratio=card.keeping_ratio,
             image_size=card.image_size if self.image_size is None else self.image_size,
         )
-
-    def _fetched(self) -> BuildRequest:
-        """Return the request with files and a timm name in place of repositories."""
-        if self.pretrained and self.checkpoint is not None:
-            raise InputError("--pretrained and --checkpoint are both of weights; pass one of them")
-        if self.pretrained and self.model is None:
-            raise InputError("--pretrained takes timm's weights of a model; pass its name with --model")
-        if is_place(self.model):
-            published = open_published(self.model)
-            return replace(
-                self,
-                model=published.architecture,
-                checkpoint=self.checkpoint or published.weights,
-                image_size=self.image_size or published.image_size,
-                pretrained=False,
-            )
-        name = timm_weights(self.model) if self.pretrained else self.checkpoint
-        return replace(self, checkpoint=open_published(name).weights, pretrained=False)
 
     def in_high_precision(self, precision: str | None = None) -> BuildRequest:
         """Return the request for a whole graph in a float precision: that beside 8 bits, if none is named."""

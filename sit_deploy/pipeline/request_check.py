@@ -11,6 +11,7 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
 from sit_deploy.models.config import check_class_count
+from sit_deploy.models.hub import open_published
 from sit_deploy.pipeline.request import (
     AUTO,
     CALIBRATION_PERCENTILE,
@@ -48,7 +49,8 @@ def check_request(request: BuildRequest) -> None:
     from sit_deploy.models.data_config import from_options
 
     require_utf8(**(vars(request) | {"val_data": Path(request.val_data) if request.val_data else None}))
-    config = request.config
+    unnamed = request.model is None and request.awaits_weights  # what a card in them has to say
+    config = None if unnamed else request.config
     check_numbers(request, _LARGEST)
     from_options(request)  # raises for values out of range
     if request.precision not in PRECISIONS:
@@ -85,13 +87,14 @@ def check_request(request: BuildRequest) -> None:
     if request.opset >= ATTENTION_OPSET:  # every build is compared on ONNX Runtime
         engines.get("onnxruntime").check_opset(request.opset)
     _check_eight_bits(request)
-    size = config.image_size if request.image_size is None else request.image_size
-    patch = config.patch_size
-    if size < patch or size % patch:
-        below = max(patch, size // patch * patch)
-        raise InputError(
-            f"image size {size} is not a positive multiple of {patch}; take {below} or {below + patch}"
-        )
+    if config:
+        size = config.image_size if request.image_size is None else request.image_size
+        patch = config.patch_size
+        if size < patch or size % patch:
+            below = max(patch, size // patch * patch)
+            raise InputError(
+                f"image size {size} is not a positive multiple of {patch}; take {below} or {below + patch}"
+            )
     if request.max_accuracy_drop is not None and not 0 <= request.max_accuracy_drop <= 100:
         raise InputError(
             f"--max-accuracy-drop is in points of top-1, 0 to 100, got {request.max_accuracy_drop:g}"
@@ -198,7 +201,8 @@ def _check_calibration(request: BuildRequest) -> None:
             raise InputError(
                 f"folder {folder} of the calibration cache does not exist or cannot be written; choose another place"
             )
-    if request.checkpoint and not (request.calib_data or request.calib_cache or request.trained_thresholds):
+    known = request.calib_data or request.calib_cache or request.trained_thresholds
+    if request.checkpoint and not known and not _card_may_come(request):
         raise InputError(
             f"{request.precision} needs images to calibrate on; pass --calib-data DIR with some hundred pictures "
             "like those to come, or --calib-cache FILE from sit-deploy calibrate"
@@ -206,6 +210,11 @@ def _check_calibration(request: BuildRequest) -> None:
     synthetic = not (request.checkpoint or request.calib_cache)
     if request.sensitivity and not (request.calib_data or request.val_data or synthetic):
         raise InputError("--sensitivity needs images; pass --calib-data DIR or --val-data DIR")
+
+
+def _card_may_come(request: BuildRequest) -> bool:
+    """Say whether weights that are yet to be fetched may have a model card, and the ranges of training in it."""
+    return request.awaits_weights and not open_published(request.checkpoint).config.names_a_model
 
 
 def _check_onnxruntime() -> None:

@@ -32,6 +32,7 @@ from engines.timing import (
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
+from sit_deploy.models.hub import local_file
 from sit_deploy.performance import Threads, batch_note, read_performance, require_several_at_once
 from sit_deploy.schema import require_type
 from sit_deploy.validation.reference import reference_weights, require_same_task
@@ -208,7 +209,7 @@ def bench(  # noqa: PLR0913
                 "give two bundles of the same engine, and no --engine"
             )
     kind = bundle.manifest.engine.kind
-    checkpoint = Path(checkpoint).absolute() if checkpoint else None
+    checkpoint = local_file(checkpoint).absolute() if checkpoint else None
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as folder:
         path, origin = bundle.engine_path, bundle.origin
         if engine not in (None, kind):

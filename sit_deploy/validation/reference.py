@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
+from sit_deploy.models.hub import local_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> P
 
     Args:
         bundle: that was built.
-        checkpoint: where its weights are now, if not where the bundle was built from.
+        checkpoint: where its weights are now, if not where the bundle was built from; a repository's are fetched.
 
     Raises:
         InputError: the weights are gone, or are not those that the bundle was built from.
@@ -31,10 +32,11 @@ def reference_weights(bundle: Bundle, checkpoint: str | Path | None = None) -> P
         if checkpoint is not None:
             raise InputError(f"bundle {bundle.path} was built from random weights; leave --checkpoint out")
         return None
-    path = Path(checkpoint or weights.source)
+    path = local_file(checkpoint) or Path(weights.source)
     if not path.is_file():
+        place = f"hf-hub:{weights.repository}@{weights.revision}" if weights.repository else "FILE"
         raise InputError(
-            f"the reference needs the weights {bundle.path} was built from, and {path} is not there; pass --checkpoint FILE"
+            f"the reference needs the weights {bundle.path} was built from, and {path} is not there; pass --checkpoint {place}"
         )
     if sha256(path) != weights.sha256:
         raise InputError(
@@ -77,12 +79,16 @@ class TeacherSource:
     """Where the unslimmed model is that a bundle's model was distilled from.
 
     Attributes:
-        source: a checkpoint, or a bundle of the teacher's.
+        source: a checkpoint or a repository with one, or a bundle of the teacher's.
         name: of the model, for a checkpoint without a model card.
     """
 
     source: Path
     name: str | None = None
+
+    def fetched(self) -> TeacherSource:
+        """Return it with an absolute path, of a repository that of its weights, which are fetched."""
+        return replace(self, source=local_file(self.source).absolute())
 
     @property
     def is_bundle(self) -> bool:
@@ -110,7 +116,7 @@ def teacher_model(bundle: Bundle, teacher: TeacherSource) -> Any:
         request = BuildRequest(teacher.name, Path(), checkpoint=teacher.source).completed("--teacher-model")
         model = load_model(
             request.model,
-            teacher.source,
+            request.checkpoint,
             student.image_size[0],
             stages=request.stages,
             keeping_ratio=request.keeping_ratio,

@@ -88,15 +88,14 @@ class StageBuilder:
     opened: contextlib.ExitStack
 
     def build(self, teacher: TeacherSource | None) -> BundleStages:
-        """Return every stage; of a teacher's bundle its engine is one too."""
+        """Return every stage; of a teacher's bundle its engine is one too. Its path is absolute (`TeacherSource.fetched`)."""
         from sit_deploy.graph.deploy_form import to_deploy_form
 
         bundle, weights = self.bundle, self.checkpoint and self.checkpoint.absolute()
         stages = []
         if teacher is not None:
             model = teacher_model(bundle, teacher)
-            absolute = replace(teacher, source=teacher.source.absolute())
-            stages.append(self._torch_stage(Stage.TEACHER, model, TeacherCall, absolute))
+            stages.append(self._torch_stage(Stage.TEACHER, model, TeacherCall, teacher))
             if teacher.is_bundle:
                 other = replace(self, bundle=load_bundle(teacher.source))
                 stages.append(other._engine_stage(Stage.TEACHER_ENGINE.value))

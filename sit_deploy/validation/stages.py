@@ -18,6 +18,7 @@ from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.evaluate import Evaluation, evaluate
+from sit_deploy.models.hub import local_file
 from sit_deploy.validation.reference import TeacherSource
 from sit_deploy.validation.stage_setup import BundleStages, StageBuilder, StageSetup
 from sit_deploy.validation.torch_worker import torch_device
@@ -110,6 +111,7 @@ def measure_stages(
     from sit_deploy.data.synthetic import synthetic_images
 
     timing = timing or TimingOptions()
+    teacher, checkpoint = teacher and teacher.fetched(), local_file(checkpoint)
     if teacher is not None and teacher.is_bundle:
         _require_same_input(bundle, load_bundle(teacher.source))
     report = progress or (lambda *_: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from sit_deploy.errors import InputError
+from tests.helpers.hub import COMMIT, CONFIG
 from training.recipes import DIGITS_STUDENT, DIGITS_TEACHER, STUDENTS, Recipe
 from training.request import TrainRequest
 
@@ -43,6 +45,30 @@ def test_the_recipe_of_a_teacher_depends_on_its_start() -> None:
 
 def test_an_unknown_value_of_the_recipe_is_named_with_the_nearest() -> None:
     assert refusal(overrides=(("epoch", 3),)) == "a recipe has no 'epoch'; did you mean 'epochs'?"
+
+
+def test_models_by_place_start_from_its_weights(cached: Callable[..., Path]) -> None:
+    snapshot = cached("me/vit", CONFIG, "model.safetensors")
+    place, file = f"hf-hub:me/vit@{COMMIT}", snapshot / "model.safetensors"
+    base = TrainRequest("hf-hub:me/vit", "pets/", None)
+    named = base.named()
+    assert (named.model, named.init, named.teacher) == ("vit_tiny_patch16_224", Path(place), None)
+    assert named.output == Path("runs/vit_tiny_patch16_224")
+    assert named.named() == named
+    assert named.fetched() == replace(named, init=file)
+    # --init says otherwise; what is slimmed starts from its teacher anyway, if that is the same
+    assert replace(base, init=Path("a.pth")).named().init == Path("a.pth")
+    taught = replace(base, stages=(6, 2, 2, 2), teacher=Path("hf-hub:me/vit@main")).named()
+    assert (taught.init, taught.teacher) == (None, Path(place))
+    assert taught.fetched().teacher == file
+    assert replace(base, teacher=Path("t.pth")).named().init == Path(place)
+
+
+def test_pretrained_starts_from_timm_s_weights(cached: Callable[..., Path]) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    snapshot = cached(f"timm/{name}", CONFIG, "model.safetensors")
+    request = TrainRequest(name, "pets/", Path("out"), pretrained=True).named().fetched()
+    assert (request.model, request.init) == (name, snapshot / "model.safetensors")
 
 
 def test_good_requests_pass() -> None:
@@ -101,6 +127,7 @@ def test_identity_is_plain_json(request_with_files: TrainRequest) -> None:
 
 # what a run computes, and what it does not depend on; what goes with --qat does not matter without
 SAME = {
+    "pretrained": True,  # which becomes an init
     "qat_images": 5, "qat_skip": ("head",),
     "output": Path("elsewhere"), "data_dir": Path("d"), "accumulate": 4, "device": "cuda", "channels_last": True,
     "grad_checkpointing": True,    "compile": True, "workers": 3, "max_damaged": 5, "save_every": 7, "log_every": 7, "tensorboard": True, "resume": True,

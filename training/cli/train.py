@@ -25,7 +25,6 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import key_options, model_options
-from sit_deploy.models.hub import is_place, open_published
 from training.cli.terminal_reporter import reporting
 from training.recipes import Recipe, default_text, option_name
 from training.request import KEPT_HIGH
@@ -77,14 +76,18 @@ def recipe_options(command: Callable) -> Callable:
     help="Classes of streamed data, which does not tell.",
 )
 @click.option(
-    "--teacher", type=path_type, metavar="FILE", help="Checkpoint of the unslimmed model: distils by FRD."
+    "--teacher",
+    type=path_type,
+    metavar="FILE",
+    help="Checkpoint of the unslimmed model, or hf-hub:OWNER/NAME: distils by FRD.",
 )
 @click.option(
     "--init",
     type=path_type,
     metavar="FILE",
-    help="Checkpoint to start from; its head may have other classes.",
+    help="Checkpoint to start from, or hf-hub:OWNER/NAME; its head may have other classes.",
 )
+@click.option("--pretrained", is_flag=True, help="Start from timm's own weights of --model.")
 @click.option(
     "--checkpoint-key",
     metavar="KEY",
@@ -219,10 +222,8 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     overrides = tuple((k, v) for k, v in options.items() if k in names and v is not None)
     rest = {k: v for k, v in options.items() if k not in names}
     rest["qat_skip"] = tuple(filter(None, rest["qat_skip"]))
-    for name in ("teacher", "init"):  # what is fetched is a file like any other
-        if is_place(rest[name]):
-            rest[name] = open_published(rest[name]).weights
-    request = TrainRequest(model=model, output=output or Path("runs") / model, overrides=overrides, **rest)
+    request = TrainRequest(model=model, output=output, overrides=overrides, **rest)
+    request = request.named()
     request.check()  # before PyTorch is imported, which takes seconds
     from training.loop import train
 

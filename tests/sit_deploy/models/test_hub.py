@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import threading
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.hub import origin, timm_weights
 from sit_deploy.pipeline.request import BuildRequest
+from tests.helpers.hub import COMMIT, CONFIG, Hub, fill, head_alone
 
 constants = pytest.importorskip("huggingface_hub.constants")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = {
-    "architecture": "vit_tiny_patch16_224",
-    "num_classes": 3,
-    "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 64, 64]},
-}
-
-
-def folder(path: Path, config: dict | None, *weights: str) -> Path:
-    path.mkdir(parents=True)
-    if config is not None:
-        (path / "config.json").write_text(json.dumps(config))
-    for name in weights:
-        save_file({"head.weight": torch.zeros(3, 192)}, path / name)
-    return path
-
-
-@pytest.fixture
-def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Lay out a repository as the client keeps it: refs, snapshots, blobs."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-    def make(name: str, config: dict | None, *weights: str) -> Path:
-        root = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
-        blobs = folder(root / "blobs", config, *weights)
-        (root / "refs").mkdir()
-        (root / "refs" / "main").write_text(COMMIT)
-        snapshot = root / "snapshots" / COMMIT
-        snapshot.mkdir(parents=True)
-        for blob in blobs.iterdir():
-            (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
-        return snapshot
-
-    return make
 
 
 def completed(**fields) -> BuildRequest:
@@ -82,7 +47,7 @@ def test_pretrained_is_the_weights_of_the_tag(cached) -> None:
 
 
 def test_a_folder_is_its_model(tmp_path: Path) -> None:
-    path = folder(tmp_path / "a", CONFIG, "model.safetensors", "other.safetensors")
+    path = fill(tmp_path / "a", CONFIG, "model.safetensors", "other.safetensors")
     request = completed(model=f"local-dir:{path}")
     assert (request.model, request.checkpoint) == ("vit_tiny_patch16_224", path / "model.safetensors")
     assert origin(request.checkpoint) is None
@@ -101,41 +66,27 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
         ({"model": "vit_huge_patch14_gap_224.in1k_ijepa", "pretrained": True}, "not on the hub; download http"),
         ({"pretrained": True}, "pass its name with --model"),
         ({"model": "sit_s", "pretrained": True, "checkpoint": "a.pth"}, "pass one of them"),
-        ({"model": "local-dir:nowhere"}, "no config.json in nowhere"),
+        ({"model": "local-dir:nowhere"}, "local-dir:nowhere: nowhere is not there; check its path"),
+        ({"model": "local-dir:"}, "local-dir: names no folder; write local-dir:PATH"),
+        ({"model": "hf-hub:"}, "hf-hub: names no repository; write hf-hub:OWNER/NAME"),
+        ({"model": "hf-hub:@main"}, "hf-hub:@main names no repository"),
+        ({"checkpoint": "hf-hub:me/plain"}, "has no model card; pass --model"),
     ),
 )  # fmt: skip
 def test_what_is_refused(cached, fields: dict, words: str) -> None:
     cached("me/bert", {"model_type": "bert"}, "model.safetensors")
     cached("me/own", {**CONFIG, "model_args": {"reg_tokens": 4}}, "model.safetensors")
     cached("me/empty", CONFIG)
+    cached("me/plain", None, "model.safetensors")
     with pytest.raises(InputError, match=words) as error:
         completed(**fields)
     assert "\n" not in str(error.value)
 
 
 def test_two_files_that_may_be_meant(tmp_path: Path) -> None:
-    path = folder(tmp_path / "two", CONFIG, "a.safetensors", "b.safetensors")
+    path = fill(tmp_path / "two", CONFIG, "a.safetensors", "b.safetensors")
     with pytest.raises(InputError, match="2 files of weights"):
         completed(model=f"local-dir:{path}")
-
-
-@pytest.mark.slow
-def test_a_model_that_timm_saved_is_exported_with_its_preprocessing_and_origin(cached, cli) -> None:
-    import timm
-    from timm.models._hub import save_config_for_hf
-
-    from sit_deploy.models.hub import label_names
-
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
-    snapshot = cached("me/three", None)
-    save_config_for_hf(model, str(snapshot / "config.json"), {"label_names": ["a", "b", "c"]})
-    save_file(model.state_dict(), snapshot / "model.safetensors")
-    result = cli("export", "--model", "hf-hub:me/three", "-o", "m.onnx", "--json").json()
-    assert (result["weights"]["repository"], result["weights"]["revision"]) == ("me/three", COMMIT)
-    assert result["preprocessing"]["size"] == [32, 32]
-    assert result["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
-    assert label_names(snapshot / "model.safetensors", 3) == ["a", "b", "c"]
-    assert label_names(snapshot / "model.safetensors", 4) is None
 
 
 @pytest.mark.parametrize(
@@ -144,38 +95,103 @@ def test_a_model_that_timm_saved_is_exported_with_its_preprocessing_and_origin(c
         (404, "RepoNotFound", "has no model me/x, or a private one"),
         (401, "GatedRepo", "hf-hub:me/x is gated; ask for access"),
         (403, "GatedRepo", "hf-hub:me/x is gated; ask for access"),
-        (404, "RevisionNotFound", "has no revision v9; leave out @v9"),
-        (404, "EntryNotFound", "has no config.json and no model.safetensors"),
+        (401, "", "status 401.: the token is not valid there; run: hf auth login, or take HF_TOKEN out"),
+        (403, "", "status 403.: the token may not read it"),
+        (429, "", "status 429.: too many requests"),
+        (500, "", "status 500.: try again later"),
     ),
 )
-def test_what_the_hub_refuses(
-    cached, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str
-) -> None:
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+def test_what_the_hub_refuses(hub: Hub, status: int, code: str, words: str) -> None:
+    hub.refusal = (status, code)
+    with pytest.raises(InputError, match=words) as error:
+        completed(model="hf-hub:me/x")
+    assert "\n" not in str(error.value)
 
-        do_GET = do_HEAD  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            pass
+@pytest.mark.parametrize(
+    ("name", "files", "words"),
+    (
+        ("me/x@v9", {}, "has no revision v9; leave out @v9"),
+        ("me/empty", {}, "has no config.json and no model.safetensors or pytorch_model.bin, so it is no model of timm's"),
+        ("me/photos", None, "hf-hub:me/photos is a data set, not a model"),
+        ("me/demo", None, "hf-hub:me/demo is a space, not a model"),
+        ("me/paints", {"model_index.json": b"{}"}, "is a pipeline of diffusers, which makes images; take another"),
+        ("me/flax", {"flax_model.msgpack": b"1"}, "has Flax's weights alone"),
+        ("me/lora", {"adapter_config.json": b"{}"}, "has adapters"),
+        ("me/bare", {"model.safetensors": b"1"}, "has no config.json that names its model; pass --model"),
+        ("me/text", {"config.json": b'{"model_type": "bert"}'}, "model_type bert., none of the vision transformers"),
+        ("me/large", {"config.json": b'{"model_type": "vit"}', "model.safetensors.index.json": b"{}"}, "in shards"),
+        ("me/torn", {"config.json": b'{"architecture": '}, "config.json of hf-hub:me/torn cannot be read"),
+        ("me/list", {"config.json": b"[]"}, "is no set of named fields"),
+    ),
+)  # fmt: skip
+def test_repositories_of_another_kind(hub: Hub, name: str, files: dict | None, words: str) -> None:
+    hub.others = {"datasets/me/photos", "spaces/me/demo"}
+    if files is not None:
+        hub.models[name.partition("@")[0]] = files
+    with pytest.raises(InputError, match=words) as error:
+        completed(model=f"hf-hub:{name}")
+    assert "\n" not in str(error.value)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        with pytest.raises(InputError, match=words):
-            completed(model="hf-hub:me/x@v9")
-        server.shutdown()
+
+def test_weights_are_fetched_last(hub: Hub, cli, tmp_path: Path) -> None:
+    """Whatever is wrong besides is said before: nobody waits for a large file to learn of a typo."""
+    hub.models["me/vit"] = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": head_alone()}
+    hub.models["me/card"] = {
+        "model.safetensors": head_alone()
+    }  # whose card, if it has one, is in the weights
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    for command, *options in (
+        ("build", "--batch-size", "0"),
+        ("build", "--precision", "fp13"),
+        ("build", "--mean", "2,2,2"),
+        ("build", "--image-size", "65"),
+        ("build", "--engine", "openvino", "--precision", "fp8"),
+        ("build", "--precision", "int8"),
+        ("build", "-o", "taken"),
+        ("export", "-o", "model.pb"),
+        ("export", "--opset", "16"),
+        ("calibrate", "--calib-data", "nowhere", "-o", "none/c.json"),
+        ("train", "--data", "nowhere"),
+        ("train", "--data", "digits", "--lr", "0"),
+        ("train", "--data", "digits", "-o", "taken/file"),
+    ):
+        cli.refuses(command, "--model", "hf-hub:me/vit", *options)
+    cli.refuses("build", "--checkpoint", "hf-hub:me/card", "--batch-size", "0")
+    assert set(hub.fetched) == {"config.json"}
+
+
+def test_a_download_that_ends_early(hub: Hub) -> None:
+    hub.models["me/vit"] = {"config.json": json.dumps(CONFIG).encode()}
+    hub.cut = True
+    with pytest.raises(
+        InputError, match=r"config.json of hf-hub:me/vit could not be fetched .*run the command again"
+    ) as error:
+        completed(model="hf-hub:me/vit")
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk(hub: Hub, cli) -> None:
+    """A limit on the size of files stands in for it: the client's own write fails."""
+    large = head_alone() + b"0" * 300_000
+    hub.models["me/vit"] = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": large}
+    before, previous = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        message = cli.refuses("export", "--model", "hf-hub:me/vit", "-o", "m.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert "model.safetensors of hf-hub:me/vit could not be fetched to" in message
+    assert "File too large" in message and message.endswith(
+        "make room there, or say another place by HF_HOME"
+    )
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
 
 
 def test_a_pickle_with_code_is_never_run(cached, cli, tmp_path: Path) -> None:

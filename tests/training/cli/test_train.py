@@ -206,8 +206,10 @@ def test_options_out_of_range_are_refused_quickly(cli: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "hf-hub:me/x"], "hf-hub:me/x is not taken here; pass the timm name of its model"),
-        (["--model", "sit_nano", "--teacher", "local-dir:nowhere"], "no config.json in nowhere"),
+        (["--model", "local-dir:nowhere"], "local-dir:nowhere: nowhere is not there; check its path"),
+        (["--model", "sit_nano", "--teacher", "local-dir:nowhere"], "nowhere is not there; check its path"),
+        (["--pretrained", "--init", "a.pth"], "--pretrained and --init are both of weights; pass one of them"),
+        (["--model", "sit_nano", "--pretrained"], "timm has no weights of sit_nano; pass --init FILE"),
         (["--model", "lvvit_nanu"], "unknown model 'lvvit_nanu'; did you mean 'lvvit_nano'?"),
         (["--data", "nowhere"], "nowhere: no such folder; pass --data with a folder, digits, or a data set of timm"),
         (["--val-split", "heldout"], "has no subfolder heldout; check --val-split"),

@@ -1,0 +1,119 @@
+"""The config.json beside a model's weights, of timm or of Hugging Face's transformers: its one reader. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sit_deploy.errors import InputError
+
+CONFIG = "config.json"
+_MAX_BYTES = 10_000_000
+_PLACEHOLDER = "LABEL_"  # what transformers calls classes that nobody named
+
+
+@dataclass(frozen=True)
+class ConfigJson:
+    """What a config.json says; nothing where there is none, or one of some other program's.
+
+    Attributes:
+        fields: all of them.
+    """
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> ConfigJson:
+        """Read the one in a folder.
+
+        Args:
+            folder: that may have one.
+            name: what it is of, for messages.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = folder / CONFIG
+        try:
+            if not path.is_file():
+                return cls()
+            if path.stat().st_size > _MAX_BYTES:
+                raise InputError(f"the {CONFIG} of {name} is larger than any; copy it again")
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"the {CONFIG} of {name} cannot be read ({str(error)[:100]}); copy it again"
+            ) from None
+        if not isinstance(fields, dict):
+            raise InputError(f"the {CONFIG} of {name} is no set of named fields; copy it again")
+        return cls(fields)
+
+    @classmethod
+    def beside(cls, weights: Path) -> ConfigJson:
+        """Read the one beside a file of weights; a damaged one is some other program's, and no fault of the checkpoint."""
+        try:
+            return cls.read(weights.parent, str(weights))
+        except InputError:
+            return cls()
+
+    @property
+    def architecture(self) -> str | None:
+        """The model's name in timm, where it is timm's."""
+        name = self.fields.get("architecture")
+        return name if isinstance(name, str) and name else None
+
+    @property
+    def model_type(self) -> str | None:
+        """The kind of model in transformers, where it is of transformers."""
+        kind = self.fields.get("model_type")
+        return kind if isinstance(kind, str) and kind and self.architecture is None else None
+
+    @property
+    def names_a_model(self) -> bool:
+        """Whether it is timm's or transformers' for a model."""
+        return bool(self.architecture or self.model_type)
+
+    @property
+    def vision(self) -> Mapping[str, Any]:
+        """What transformers says of the model of images, a part of the fields where there is one of texts too; else empty."""
+        if self.model_type is None:
+            return {}
+        inner = self.fields.get("vision_config")
+        return {**inner, "model_type": self.model_type} if isinstance(inner, dict) else self.fields
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """What timm says of how the model was trained."""
+        given = self.fields.get("pretrained_cfg")
+        return given if isinstance(given, dict) else {}
+
+    @property
+    def model_args(self) -> Mapping[str, Any]:
+        """What timm's model was made with beside its name."""
+        given = self.fields.get("model_args")
+        return given if isinstance(given, dict) else {}
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels of the square input, None where it does not say."""
+        size = self.pretrained_cfg.get("input_size") if self.architecture else self.vision.get("image_size")
+        side = size[-1] if isinstance(size, list) and size else size
+        return side if isinstance(side, int) and not isinstance(side, bool) else None
+
+    def class_names(self, count: int) -> list[str] | None:
+        """Return the names of `count` classes in label order, None where it has not one for each."""
+        names: Any = self.fields.get("label_names")
+        if self.model_type:
+            by_index = self.fields.get("id2label")
+            known = isinstance(by_index, dict) and by_index.keys() == {str(i) for i in range(count)}
+            names = [by_index[str(i)] for i in range(count)] if known else None
+        elif self.architecture is None:
+            return None
+        if not isinstance(names, list) or len(names) != count:
+            return None
+        if not all(isinstance(name, str) and name and not name.startswith(_PLACEHOLDER) for name in names):
+            return None
+        return names

@@ -1,0 +1,72 @@
+"""From a repository or a folder that timm saved to the finished bundle, and from there back to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sit_deploy.bundle import load_bundle
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.validation.reference import reference_weights
+from tests.helpers.command_line import CommandLine
+from tests.helpers.hub import COMMIT
+
+constants = pytest.importorskip("huggingface_hub.constants")
+pytestmark = pytest.mark.slow
+
+
+def saved_by_timm(folder: Path, name: str, **options: Any) -> None:
+    """Write a model as `timm.models.save_for_hf` does: config.json and weights."""
+    import timm
+    from timm.models._hub import save_config_for_hf
+
+    import sit_deploy.models  # noqa: F401  # ours are timm's then
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **options)
+    names = {"label_names": ["ant", "bee", "cat"]}
+    save_config_for_hf(model, str(folder / "config.json"), names)
+    save_file(model.state_dict(), folder / "model.safetensors")
+
+
+def test_a_repository(cached: Callable[..., Path], cli: CommandLine) -> None:
+    snapshot = cached("me/three", None)
+    saved_by_timm(snapshot, "lvvit_nano", img_size=64)
+    built = cli("build", "--model", "hf-hub:me/three", "--engine", "onnxruntime", "--json").json()
+    bundle = "lvvit_nano-fp32"
+    assert Path(built["bundle"]) == cli.folder / bundle
+    weights = built["weights"]
+    assert (weights["repository"], weights["revision"]) == ("me/three", COMMIT)
+    assert built["classes"] == ["ant", "bee", "cat"]
+    # what builds it again has the repository at its commit, and no path of this machine's cache
+    assert f"--checkpoint hf-hub:me/three@{COMMIT}" in built["command"]
+    assert str(constants.HF_HUB_CACHE) not in built["command"]
+
+    teacher = ("--teacher", "hf-hub:me/three", "--rounds", "0")
+    assert cli("report", bundle, *teacher, "-o", "r.json").status == 0
+    moved = snapshot.rename(snapshot.with_name("f" * 40))
+    message = cli.refuses("bench", bundle)
+    assert message.endswith(f"is not there; pass --checkpoint hf-hub:me/three@{COMMIT}")
+    assert "is not in the cache" in cli.refuses("bench", bundle, "--checkpoint", "hf-hub:me/other")
+    opened = load_bundle(cli.folder / bundle)
+    assert reference_weights(opened, f"hf-hub:me/three@{moved.name}") == moved / "model.safetensors"
+
+
+def test_a_folder(cli: CommandLine) -> None:
+    folder = cli.folder / "mine"
+    folder.mkdir()
+    saved_by_timm(folder, "vit_tiny_patch16_224", img_size=32)
+    built = cli("build", "--model", "local-dir:mine", "--engine", "onnxruntime", "-o", "b", "--json").json()
+    assert (built["model"]["name"], built["model"]["image_size"]) == ("vit_tiny_patch16_224", [32, 32])
+    assert (built["preprocessing"]["size"], built["preprocessing"]["mean"]) == ([32, 32], [0.5, 0.5, 0.5])
+    assert f"--checkpoint local-dir:{folder}" in built["command"]
+    # a folder's or a file's config.json names the model too
+    for path in (folder, folder / "model.safetensors", f"local-dir:{folder}"):
+        request = BuildRequest(None, None, checkpoint=path).completed()
+        assert (request.model, request.image_size) == ("vit_tiny_patch16_224", 32)
+        assert request.checkpoint == folder / "model.safetensors"
