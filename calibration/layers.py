@@ -24,6 +24,7 @@ _GROUPS = (
     ("aggregation", r"tsm\.\d+/matmul"),
     ("residual", r"blocks\.\d+/add"),
 )
+_PLACES = "positions/"  # what the deploy form calls its rotary positions
 GROUPS = tuple(name for name, _ in _GROUPS)
 _CHANNEL_AXIS = {"MatMul": 1, "Gemm": 1, "Conv": 0}  # of weights; a Gemm may have its own transposed
 
@@ -57,7 +58,8 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
     """Return the quantizable nodes of a float32 graph by name, in its order.
 
     A product of none of the named groups (another family's graph) counts as "linear" or "conv". A product that 8 bits are
-    not written for is left out: one whose constant comes first, is no matrix, or is scaled as it is multiplied.
+    not written for is left out: one whose constant comes first, is no matrix, or is scaled as it is multiplied. So is one
+    that merges the places of tokens, which turn into angles.
 
     Raises:
         CalibrationError: two nodes of one name, or a shape that is not known.
@@ -71,6 +73,8 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
     softmaxes = {name for node in model.graph.node if node.op_type == "Softmax" for name in node.output}
     layers: dict[str, Layer] = {}
     for node in model.graph.node:
+        if node.name.startswith(_PLACES):
+            continue
         activations = tuple(i for i, name in enumerate(node.input[:2]) if name not in weights)
         group = next((name for name, pattern in _GROUPS if re.match(pattern, node.name)), None)
         weight, axis, macs = None, None, 0

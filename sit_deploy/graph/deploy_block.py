@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from timm.layers import Attention as TimmAttention
+from timm.layers import AttentionRope
 from timm.layers import Mlp as TimmMlp
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.eva import EvaAttention, EvaBlockPostNorm
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from sit_deploy.graph.folding import (
@@ -18,16 +21,26 @@ from sit_deploy.graph.folding import (
     make_linear,
     residual_gains,
 )
-from sit_deploy.models.sit import Attention, Block
+from sit_deploy.models.sit import Attention
 from sit_deploy.models.timm_vit import is_exact_gelu
 from sit_deploy.models.tsm import Mlp
 
-AnyAttention = Attention | TimmAttention
+AnyAttention = Attention | TimmAttention | AttentionRope | EvaAttention
+
+
+Turn = tuple[Tensor, Tensor]  # cosines and sines, see `graph.deploy_positions`
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, N, dim) → (B, heads, N, dim / heads)."""
     return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
+
+
+def _turn(x: Tensor, turn: Turn) -> Tensor:
+    """Turn the two halves of the channels of each head into each other."""
+    cosine, sine = turn
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((second, first), dim=-1) * sine
 
 
 class _Attention(nn.Module):
@@ -37,82 +50,117 @@ class _Attention(nn.Module):
     each of queries, keys and values; there it costs one.
     """
 
-    def __init__(self, num_heads: int, folded: FoldedAttention) -> None:
+    def __init__(self, num_heads: int, folded: FoldedAttention, first: int | None = None) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.first = num_heads, first
         self.register_buffer("query_bias", folded.query_bias)
         self.register_buffer("key_bias", folded.key_bias)
         self.register_buffer("value_bias", folded.value_bias)
         self.query_norm, self.key_norm = folded.query_norm, folded.key_norm
         self.mixed_norm = folded.mixed_norm
+        self.gate = folded.gate
         self.proj = folded.proj
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim), projected → (B, M, dim)."""
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None) -> Tensor:
+        """Attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim), projected → (B, M, dim).
+
+        `x` are the tokens that ask, (B, M, dim), which a gate reads.
+        """
         q, k, v = (_split_heads(t, self.num_heads) for t in (q, k, v))
         q = q if self.query_bias is None else q + self.query_bias
         k = k if self.key_bias is None else k + self.key_bias
         v = v if self.value_bias is None else v + self.value_bias
         q = self.query_norm(q) if self.query_norm else q
         k = self.key_norm(k) if self.key_norm else k
+        if turn is not None:  # the first tokens are prefix tokens, which have no place
+            q, k = q if self.first else _turn(q, turn), _turn(k, turn)
         weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
         mixed = (weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
-        return self.proj(self.mixed_norm(mixed) if self.mixed_norm else mixed)
+        mixed = self.mixed_norm(mixed) if self.mixed_norm else mixed
+        return self.proj(mixed * self.gate(x).sigmoid() if self.gate else mixed)
 
 
 class DeployAttention(_Attention):
     """Attention of all tokens: (B, N, dim) → (B, N, dim)."""
 
-    def __init__(
-        self, attention: AnyAttention, gain: Tensor | float, *, keep_value_bias: bool = False
-    ) -> None:
-        folded = fold_attention(attention, gain, keep_value_bias=keep_value_bias)
+    def __init__(self, attention: AnyAttention, gain: Tensor | float, **folding: Any) -> None:
+        folded = fold_attention(attention, gain, **folding)
         super().__init__(attention.num_heads, folded)
         self.qkv = make_linear(folded.qkv, None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*self.qkv(x).chunk(3, dim=-1))
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+        return self.attend(x, *self.qkv(x).chunk(3, dim=-1), turn)
 
 
 class FirstAttention(_Attention):
     """The last block's attention: queries of the `first` tokens only, (B, N, dim) → (B, first, dim)."""
 
-    def __init__(
-        self, attention: AnyAttention, gain: Tensor | float, first: int, *, keep_value_bias: bool = False
-    ) -> None:
-        folded = fold_attention(attention, gain, keep_value_bias=keep_value_bias)
-        super().__init__(attention.num_heads, folded)
-        self.first = first
-        dim = folded.qkv.shape[1]
+    def __init__(self, attention: AnyAttention, gain: Tensor | float, first: int, **folding: Any) -> None:
+        folded = fold_attention(attention, gain, **folding)
+        super().__init__(attention.num_heads, folded, first)
+        dim = folded.qkv.shape[0] // 3
         self.q, self.kv = (make_linear(folded.qkv[rows], None) for rows in (slice(dim), slice(dim, None)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
         k, v = self.kv(x).chunk(2, dim=-1)
-        return self.attend(self.q(x[:, : self.first]), k, v)
+        asking = x[:, : self.first]
+        return self.attend(asking, self.q(asking), k, v, turn)
 
 
 class DeployBlock(nn.Module):
-    """A transformer block without residual gains; given `first`, one that returns only the `first` tokens."""
+    """A transformer block without residual gains; given `first`, one that returns only the `first` tokens.
 
-    def __init__(
-        self, block: Block | TimmBlock, first: int | None = None, *, keep_value_bias: bool = False
-    ) -> None:
+    Args:
+        block: a SiT's, or one of timm's that `models.timm_vit.why_not_rewritten` finds nothing in.
+        first: how many tokens are wanted; all by default.
+        folding: see `folding.fold_attention`.
+    """
+
+    def __init__(self, block: nn.Module, first: int | None = None, **folding: Any) -> None:
         super().__init__()
         self.first = first
+        # norms behind attention and MLP, not before them
+        self.norms_last = isinstance(block, (ResPostBlock, EvaBlockPostNorm))
         attention_gain, mlp_gain = residual_gains(block)
         self.norm1 = block.norm1
         self.attn = (
-            DeployAttention(block.attn, attention_gain, keep_value_bias=keep_value_bias)
+            DeployAttention(block.attn, attention_gain, **folding)
             if first is None
-            else FirstAttention(block.attn, attention_gain, first, keep_value_bias=keep_value_bias)
+            else FirstAttention(block.attn, attention_gain, first, **folding)
         )
         self.norm2 = block.norm2
         self.mlp = _deploy_mlp(block.mlp, mlp_gain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
         residual = x if self.first is None else x[:, : self.first]
-        x = residual + self.attn(self.norm1(x))
+        if self.norms_last:
+            x = residual + self.norm1(self.attn(x, turn))
+            return x + self.norm2(self.mlp(x))
+        x = residual + self.attn(self.norm1(x), turn)
         return x + self.mlp(self.norm2(x))
+
+
+class PassedBlock(nn.Module):
+    """A block as PyTorch runs it; given `first`, with only the `first` tokens of what it returns."""
+
+    def __init__(self, block: nn.Module, first: int | None = None) -> None:
+        super().__init__()
+        self.block, self.first = written_out(block), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        return x if self.first is None else x[:, : self.first]
+
+
+def written_out(module: nn.Module) -> nn.Module:
+    """Return a module of timm's with its attention as the products and the softmax that it is, not as one fused operator.
+
+    The exporter would write that one with batch and heads counted together, as no engine knows attention by.
+    """
+    for part in module.modules():
+        if getattr(part, "fused_attn", False):
+            part.fused_attn = False
+    return module
 
 
 def _deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:

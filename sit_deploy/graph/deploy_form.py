@@ -3,6 +3,7 @@
     BatchNorm → convolution · residual ÷ skip_lam, or LayerScale → `proj` and `fc2` · attention scale → query rows of `qkv`
     keys' bias → nothing · values' bias → `proj` · queries' bias → behind the split into heads
     TSM scalar → its last Linear, whose bias goes · prefix tokens and positions → one table, added to zero-padded tokens
+    rotary positions → cosines and sines, constants until tokens slim · EVA's layers of queries, keys, values → one
     last block: only the tokens that the head reads (their query, their MLP) · reverse TSMs and the auxiliary head are gone
 
 Every fold (`folding`) is done in float64 and rounded once, so logits equal the plain model's within float rounding.
@@ -11,13 +12,15 @@ Every fold (`folding`) is done in float64 and rounded once, so logits equal the 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.graph.deploy_block import DeployBlock
+from sit_deploy.graph.deploy_block import DeployBlock, PassedBlock
+from sit_deploy.graph.deploy_positions import DeployPositions
 from sit_deploy.graph.folding import (
     AnyModel,
     fold_batchnorm,
@@ -26,7 +29,8 @@ from sit_deploy.graph.folding import (
     merged_head,
     position_table,
 )
-from sit_deploy.models.sit import ConvStem
+from sit_deploy.models.sit import Block, ConvStem
+from sit_deploy.models.timm_vit import rotates_halves, why_not_rewritten
 from sit_deploy.models.tsm import TokenSlimming
 
 
@@ -57,11 +61,13 @@ class DeployTSM(nn.Module):
         self.norm, self.fc1, self.act = tsm.weight[0], tsm.weight[1], tsm.weight[2]
         self.fc2 = fold_tsm_scale(tsm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, with_assignment: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the tokens; where it is asked for, with the assignment (B, kept, N) that made those behind the prefix."""
         tokens = x[:, self.prefix :] if self.prefix else x
         assignment = self.fc2(self.act(self.fc1(self.norm(tokens)))).transpose(1, 2).softmax(dim=-1)
         slimmed = assignment @ tokens
-        return torch.cat((x[:, : self.prefix], slimmed), dim=1) if self.prefix else slimmed
+        x = torch.cat((x[:, : self.prefix], slimmed), dim=1) if self.prefix else slimmed
+        return (x, assignment) if with_assignment else x
 
 
 class DeployEmbedding(nn.Module):
@@ -79,6 +85,12 @@ class DeployEmbedding(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2)
         return (F.pad(tokens, (0, 0, self.prefix, 0)) if self.prefix else tokens) + self.position
+
+
+def _deploy_block(block: nn.Module, first: int | None, **folding: Any) -> nn.Module:
+    if isinstance(block, Block) or why_not_rewritten(block) is None:
+        return DeployBlock(block, first, **folding)
+    return PassedBlock(block, first)
 
 
 class DeployForm(nn.Module):
@@ -104,8 +116,11 @@ class DeployForm(nn.Module):
         self.stem = DeployStem(model.patch_embed)
         self.embed = DeployEmbedding(model)
         self.norm_pre = kept_norm(model, "norm_pre")
+        self.positions = DeployPositions(model) if getattr(model, "rope", None) is not None else None
+        rotated = ("halves" if rotates_halves(model) else "neighbours") if self.positions else None
+        folding = {"keep_value_bias": keep_value_bias, "rotated": rotated}
         self.blocks = nn.ModuleList(
-            DeployBlock(block, first if i == model.depth - 1 else None, keep_value_bias=keep_value_bias)
+            _deploy_block(block, first if i == model.depth - 1 else None, **folding)
             for i, block in enumerate(model.blocks)
         )
         self.slim_after = dict(model.slim_after)
@@ -117,10 +132,15 @@ class DeployForm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(self.stem(images))
         x = self.norm_pre(x) if self.norm_pre else x
+        places = None
         for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in self.slim_after:
-                x = self.tsm[self.slim_after[i]](x)
+            x = block(x, self.positions(i, places)) if self.positions else block(x)
+            tsm = self.tsm[self.slim_after[i]] if i in self.slim_after else None
+            if tsm and self.positions:
+                x, assignment = tsm(x, with_assignment=True)
+                places = self.positions.merge(assignment, places)
+            elif tsm:
+                x = tsm(x)
         if self.average and self.prefix:
             x = x[:, self.prefix :]
         x = self.norm(x) if self.norm else x

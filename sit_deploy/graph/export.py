@@ -24,6 +24,7 @@ from engines.base import ATTENTION_OPSET
 from sit_deploy.errors import InputError
 from sit_deploy.graph.attention import write_attention
 from sit_deploy.graph.deploy_form import DeployForm
+from sit_deploy.graph.open_batch import EXPORTED, open_batch
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 DEFAULT_OPSET = 20  # Gelu is one operator from here on; TensorRT 10 and newer read it
@@ -77,8 +78,7 @@ def export_onnx(
     if isinstance(batch, int) and batch < 1:
         raise InputError(f"batch size must be at least 1, got {batch}; pass --batch-size 1 or more")
     channels = model.stem.conv1.in_channels
-    # exported at 2 images: an exporter may treat a dimension of 1 as one to broadcast
-    sample = torch.zeros(2, channels, *image_size)
+    sample = torch.zeros(EXPORTED, channels, *image_size)
     with _quiet():
         program = torch.onnx.export(
             model, (sample,), dynamo=True, opset_version=min(max(opset, 18), DEFAULT_OPSET), input_names=[INPUT], output_names=[OUTPUT],
@@ -87,7 +87,7 @@ def export_onnx(
     graph = program.model_proto
     _declare_opset(graph, opset)
     _rename(graph)
-    _free_batch(graph)
+    open_batch(graph)
     made = set_batch(_clean(graph, name), batch)
     return write_attention(made) if one_attention and opset >= ATTENTION_OPSET else made
 
@@ -196,19 +196,6 @@ def _rename(model: ModelProto) -> None:
         node.output[:] = [names.get(t, t) for t in node.output]
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
-
-
-def _free_batch(model: ModelProto) -> None:
-    """Write the batch dimension of every Reshape as 0, "as the input's": valid for any batch, with no arithmetic."""
-    constants = {t.name: t for t in model.graph.initializer}
-    shapes = {i for node in model.graph.node if node.op_type == "Reshape" for i in node.input[1:2]}
-    for name in shapes:
-        target = numpy_helper.to_array(constants[name]).copy()
-        target[0] = 0
-        constants[name].CopyFrom(numpy_helper.from_array(target, name))
-    for node in model.graph.node:
-        if node.op_type == "Reshape":
-            del node.attribute[:]  # allowzero=1 would make the 0 an empty dimension
 
 
 def _clean(model: ModelProto, name: str) -> ModelProto:

@@ -51,6 +51,7 @@ class Reason(Enum):
     SUMS_SQUARES = "normalisation sums squares"
     SUMS_TOKENS = "mean sums tokens"
     SUMS_EXPONENTIALS = "softmax sums exponentials"
+    TURNS = "an angle: whole turns are taken off it, and what is left must be exact"
     KEEPS_SCALE = "bfloat16 would round its scale"
     MULTIPLIES_CODES = "multiplies codes of 8 bits, by scales of float32"
     UNKNOWN_OPERATOR = "not known to be safe in low precision"
@@ -75,6 +76,8 @@ _LOW_REASON = {
     "Mul": Reason.PRODUCT,
 }
 _FP32_REASON = {
+    "Cos": Reason.TURNS,
+    "Sin": Reason.TURNS,
     "LayerNormalization": Reason.SUMS_SQUARES,
     "ReduceMean": Reason.SUMS_TOKENS,
     "Softmax": Reason.SUMS_EXPONENTIALS,
@@ -263,12 +266,16 @@ class _TypeChooser:
         held: set[int] = set()
         free: list[int] = []
         gelus = _erf_gelus(self.graph)
+        angles = _angles(self.graph)
         for index, node in enumerate(nodes):
             if not any(self._is_float(name) for name in (*node.input, *node.output)):
                 reasons[index] = Reason.NO_FLOAT
                 continue
             if self.low == TensorProto.BFLOAT16 and (reason := self._of_eight_bits(node)):
                 self.types[index], reasons[index] = TensorProto.FLOAT, reason
+                continue
+            if index in angles:
+                self.types[index], reasons[index] = TensorProto.FLOAT, Reason.TURNS
                 continue
             in_gelu = index in gelus
             is_low = in_gelu or node.op_type in _LOW_REASON
@@ -355,6 +362,23 @@ class _TypeChooser:
             lowered = round_to(values, self.low)
             self._overflows[name] = bool(np.any(np.isinf(lowered.astype(np.float32)) & np.isfinite(values)))
         return self._overflows[name]
+
+
+def _angles(graph: onnx.GraphProto) -> set[int]:
+    """Find what makes the angles of rotary positions: the nodes from which only sines and cosines are computed; return their indices."""
+    consumers: dict[str, list[int]] = {}
+    for i, node in enumerate(graph.node):
+        for name in node.input:
+            consumers.setdefault(name, []).append(i)
+    outputs = {value.name for value in graph.output}
+    found: set[int] = set()
+    for i in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[i]
+        readers = [reader for name in node.output for reader in consumers.get(name, ())]
+        last = node.op_type in ("Sin", "Cos")
+        if last or (readers and found.issuperset(readers) and outputs.isdisjoint(node.output)):
+            found.add(i)
+    return found
 
 
 def _erf_gelus(graph: onnx.GraphProto) -> dict[int, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SlimmingForward(nn.Module):
     """What `SiT` and `SlimViT` do with their parts; to stand first among a model's bases, as timm's have a forward of their own.
 
     A model brings img_size, depth, num_prefix_tokens and grad_checkpointing; the modules blocks and norm, tsm where it
-    slims, and rtsm to be distilled into; and the methods forward_head, _embed and, with more heads than one, _heads.
+    slims, and rtsm to be distilled into; and the methods forward_head, _start or _embed and, with more heads than one, _heads.
 
     Attributes:
         stage_blocks: blocks a stage.
@@ -55,31 +56,45 @@ class SlimmingForward(nn.Module):
         Raises:
             InputError: images of another size than the model was made for.
         """
+        return self._checked_start(x)[0]
+
+    def _checked_start(self, x: Tensor) -> tuple[Tensor, Rotary | None]:
         if x.shape[-2:] != self.img_size:
             raise InputError(
                 f"this model takes images of {self.img_size}, got {tuple(x.shape[-2:])}; resize them"
             )
-        return self._embed(x)
+        return self._start(x)
+
+    def _start(self, x: Tensor) -> tuple[Tensor, Rotary | None]:
+        """Do what `embed` says, for images of the right size; with the rotary positions of the tokens, where they have some."""
+        return self._embed(x), None
 
     def _embed(self, x: Tensor) -> Tensor:
-        """Do what `embed` says, for images of the right size."""
+        """Images → tokens, of a model without rotary positions."""
         raise NotImplementedError
 
-    def _run_block(self, index: int, x: Tensor) -> Tensor:
+    def _run_block(self, index: int, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Rotary | None]:
         """Run block `index` and, where a stage ends, its TSM on the patch tokens; the prefix tokens go round it."""
         block = self.blocks[index]
+        given = (x,) if rotary is None else (x, rotary.of_block(index))
         again = self.grad_checkpointing and self.training
-        x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        x = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
         if index in self.slim_after:
             n = self.num_prefix_tokens
-            x = torch.cat((x[:, :n], self.tsm[self.slim_after[index]](x[:, n:])), dim=1)
-        return x
+            tsm = self.tsm[self.slim_after[index]]
+            if rotary is None:
+                slimmed = tsm(x[:, n:])
+            else:
+                slimmed, assignment = tsm(x[:, n:], with_assignment=True)
+                rotary = rotary.merge(assignment)
+            x = torch.cat((x[:, :n], slimmed), dim=1)
+        return x, rotary
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
-        x = self.embed(x)
+        x, rotary = self._checked_start(x)
         for i in range(self.depth):
-            x = self._run_block(i, x)
+            x, rotary = self._run_block(i, x, rotary)
         return self.norm(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,10 +117,10 @@ class SlimmingForward(nn.Module):
             raise InputError(
                 "this model has no reverse TSMs; create it with reverse_tsm=True to distil into it"
             )
-        x = self.embed(x)
+        x, rotary = self._checked_start(x)
         recovered = []
         for i in range(self.depth):
-            x = self._run_block(i, x)
+            x, rotary = self._run_block(i, x, rotary)
             patches = x[:, self.num_prefix_tokens :]
             recovered.append(patches if recover is None else recover[i](patches))
         return FRDOutput(*self._heads(self.norm(x)), recovered)

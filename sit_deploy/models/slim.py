@@ -12,22 +12,20 @@ from typing import Any
 import torch
 from timm.layers import trunc_normal_
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config import check_image_sides, token_schedule
 from sit_deploy.models.forward import SlimmingForward
-from sit_deploy.models.timm_vit import check_supported
+from sit_deploy.models.rotary import Rotary, check_turns, turns_of
+from sit_deploy.models.timm_vit import check_supported, rotary_table, rotates_halves
 from sit_deploy.models.tsm import TokenSlimming, init_linears, reverse_tsms, slim_after
 
 
-class SlimViT(SlimmingForward, VisionTransformer):
-    """A vision transformer of timm armed with TSMs; with one stage, the plain one. Made by `slim`, not by its constructor.
-
-    forward: images (B, in_chans, H, W) float → logits (B, num_classes). Head, classifier reset, weight-decay list and
-    parameter groups are timm's. The interface beyond timm's is that of `sit_deploy.models.sit.SiT`.
-    """
+class _SlimTimm(SlimmingForward):
+    """What is common to timm's models that are armed with TSMs."""
 
     has_dist_token = False
 
@@ -42,9 +40,6 @@ class SlimViT(SlimmingForward, VisionTransformer):
     @property
     def depth(self) -> int:
         return len(self.blocks)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        return self.norm_pre(self._pos_embed(self.patch_embed(x)))
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """As timm's, for an unslimmed model.
@@ -65,6 +60,28 @@ class SlimViT(SlimmingForward, VisionTransformer):
             InputError: always.
         """
         raise InputError("the size of a slimmed model is fixed; create it with another img_size")
+
+
+class SlimViT(_SlimTimm, VisionTransformer):
+    """A vision transformer of timm armed with TSMs; with one stage, the plain one. Made by `slim`, not by its constructor.
+
+    forward: images (B, in_chans, H, W) float → logits (B, num_classes). Head, classifier reset, weight-decay list and
+    parameter groups are timm's. The interface beyond timm's is that of `sit_deploy.models.sit.SiT`.
+    """
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.norm_pre(self._pos_embed(self.patch_embed(x)))
+
+
+class SlimEva(_SlimTimm, Eva):
+    """As `SlimViT`, of timm's models with rotary positions (EVA-02, DINOv3, Perception Encoder, RoPE-ViT) and EVA itself."""
+
+    def _start(self, x: Tensor) -> tuple[Tensor, Rotary | None]:
+        tokens, table = self._pos_embed(self.patch_embed(x))
+        if table is None:
+            return self.norm_pre(tokens), None
+        turns = turns_of(self.rope, self.grid_size)
+        return self.norm_pre(tokens), Rotary(table, turns, self.grid_size, rotates_halves(self))
 
 
 class SlimDistilledViT(SlimViT, VisionTransformerDistilled):
@@ -88,15 +105,18 @@ class SlimDistilledViT(SlimViT, VisionTransformerDistilled):
         return self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))
 
 
+_SLIM = {VisionTransformer: SlimViT, VisionTransformerDistilled: SlimViT, Eva: SlimEva}
+
+
 def slim(
-    model: VisionTransformer,
+    model: VisionTransformer | Eva,
     stage_blocks: tuple[int, ...],
     keeping_ratio: float = 0.5,
     *,
     kept: tuple[int, ...] | None = None,
     reverse_tsm: bool = False,
     dist_token: bool = False,
-) -> SlimViT:
+) -> SlimViT | SlimEva:
     """Return a copy of a timm vision transformer with a TSM after the last block of every stage but the final one.
 
     Args:
@@ -124,12 +144,13 @@ def slim(
     # The class of a copy is changed, as no constructor could make another of it: a model does not keep what it was made
     # with. So all that timm knows of it (configuration, dropout, head, later versions' attributes) stays as it is.
     slimmed = copy.deepcopy(model)
-    slimmed.__class__ = SlimViT
+    slimmed.__class__ = _SLIM[type(model)]
     if dist_token or isinstance(model, VisionTransformerDistilled):
         _add_dist_token(slimmed)
     slimmed.stage_blocks, slimmed.kept = stage_blocks, schedule
     slimmed.slim_after = slim_after(stage_blocks)
     if slimmed.slim_after:
+        _check_rotary(slimmed)
         slimmed.tsm = _initialised(model, [TokenSlimming(model.embed_dim, n) for n in schedule[1:]])
     if reverse_tsm:
         slimmed.rtsm = _initialised(model, reverse_tsms(model.embed_dim, stage_blocks, schedule))
@@ -138,14 +159,16 @@ def slim(
 
 def _add_dist_token(model: SlimViT) -> None:
     """Make a `SlimDistilledViT` of a model, in place; what it has already of one stays."""
-    model.__class__ = SlimDistilledViT
     if hasattr(model, "dist_token"):
+        model.__class__ = SlimDistilledViT
         return
-    if model.global_pool != "token" or not isinstance(model.fc_norm, nn.Identity):
+    if isinstance(model, Eva) or model.global_pool != "token" or not isinstance(model.fc_norm, nn.Identity):
         raise InputError(
             "a dist token stands beside the class token, and the head of this model reads something else; take a model whose head "
             "reads the class token, such as deit_small_patch16_224"
         )
+
+    model.__class__ = SlimDistilledViT
 
     def new(like: Tensor) -> nn.Parameter:
         return nn.Parameter(trunc_normal_(torch.empty_like(like), std=0.02))
@@ -162,6 +185,22 @@ def _add_dist_token(model: SlimViT) -> None:
     if isinstance(model.head, nn.Linear):
         trunc_normal_(model.head_dist.weight, std=0.02)
         nn.init.zeros_(model.head_dist.bias)
+
+
+def _check_rotary(model: nn.Module) -> None:
+    """Refuse rotary positions that slimmed tokens could not have, and leave the others as they are in training too.
+
+    Raises:
+        InputError: see `rotary.turns_of` and `rotary.check_turns`.
+    """
+    if getattr(model, "rope", None) is None:
+        return
+    # DINOv3 stretches and shifts its patches' places at random while it trains: those of slimmed tokens would not follow
+    model.rope.aug_active = False
+    table = rotary_table(model)
+    turns = turns_of(model.rope, model.grid_size)
+    if not table.is_meta:
+        check_turns(turns, table, model.grid_size, rotates_halves(model))
 
 
 def _initialised(model: nn.Module, modules: Iterable[nn.Module]) -> nn.ModuleList:

@@ -11,16 +11,31 @@ from functools import lru_cache
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import GELU, Attention, GELUTanh, GluMlp, LayerScale, Mlp, PatchEmbed, QuickGELU
+from timm.layers import (
+    GELU,
+    Attention,
+    AttentionRope,
+    GELUTanh,
+    GluMlp,
+    LayerScale,
+    Mlp,
+    PatchEmbed,
+    QuickGELU,
+    SwiGLU,
+)
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config import ModelConfig
 
 # each is one operator of ONNX, or a sigmoid and a product
 _ACTIVATIONS = (GELU, GELUTanh, QuickGELU, nn.GELU, nn.SiLU)
+_BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
+_ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+_MLPS = (Mlp, GluMlp, SwiGLU)
 
 
 def is_timm_model(name: str) -> bool:
@@ -30,7 +45,8 @@ def is_timm_model(name: str) -> bool:
 
 def timm_names() -> list[str]:
     """Return timm's names for vision transformers, most of which can be slimmed."""
-    return [*timm.list_models(module="deit"), *timm.list_models(module="vision_transformer")]
+    modules = ("deit", "vision_transformer", "eva")
+    return [name for module in modules for name in timm.list_models(module=module)]
 
 
 @lru_cache
@@ -49,14 +65,15 @@ def timm_config(name: str) -> ModelConfig:
     check_supported(model, name)
     data = resolve_model_data_config(model)
     block = model.blocks[0]
+    hidden = getattr(getattr(getattr(block, "mlp", None), "fc2", None), "in_features", 4 * model.embed_dim)
     return ModelConfig(
         name,
         model.embed_dim,
-        block.attn.num_heads,
+        getattr(getattr(block, "attn", None), "num_heads", 1),
         (len(model.blocks),),
         image_size=model.patch_embed.img_size[0],
         skip_lam=1.0,
-        mlp_ratio=block.mlp.fc2.in_features / model.embed_dim,
+        mlp_ratio=hidden / model.embed_dim,
         num_classes=model.num_classes,
         base=name,
         patch_size=model.patch_embed.patch_size[0],
@@ -92,16 +109,16 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
     """Yield what `model` has that neither slimming nor the deploy form knows."""
     kind = type(model)
     # a subclass may compute anything; ours is slimmed already
-    if kind not in (VisionTransformer, VisionTransformerDistilled):
+    if kind not in (VisionTransformer, VisionTransformerDistilled, Eva):
         yield f"another architecture ({kind.__module__.split('.')[-1]}.{kind.__name__})"
         return  # nothing below can be asked of it
     if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
         yield f"'{model.global_pool}' pooling"
-    if model.pool_include_prefix:
+    if getattr(model, "pool_include_prefix", False):
         yield "pooling over its class and register tokens"
-    if not isinstance(model.patch_drop, nn.Identity):
+    if not isinstance(model.patch_drop, (nn.Identity, type(None))):
         yield "patch dropout"
-    if model.pos_embed is None:
+    if model.pos_embed is None and getattr(model, "rope", None) is None:
         yield "no position embedding"
     if kind is VisionTransformerDistilled:
         yield from _distilled_obstacles(model)
@@ -110,8 +127,25 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         yield from _norm_obstacles(norm, optional=True)
     if not isinstance(model.head, (nn.Linear, nn.Identity)):
         yield f"a {type(model.head).__name__} head"
-    for block in model.blocks:
-        yield from _block_obstacles(block)
+    if getattr(model, "rope", None) is not None:
+        yield from (obstacle for block in model.blocks for obstacle in _block_obstacles(block))
+
+
+def rotary_table(model: nn.Module) -> Tensor | None:
+    """Return the rotary positions of a timm model's patches as its blocks take them, None where it has none.
+
+    (patches, 2 · head_dim), or (depth, heads, patches, 2 · head_dim) where every head has its own.
+    """
+    rope = getattr(model, "rope", None)
+    if rope is None:
+        return None
+    kept = getattr(rope, "feat_shape", None) is not None
+    return rope.get_embed() if kept else rope.get_embed(shape=list(model.patch_embed.grid_size))
+
+
+def rotates_halves(model: nn.Module) -> bool:
+    """Say whether a model's rotary positions turn channels half a head apart together, and not neighbours."""
+    return bool(getattr(model.blocks[0].attn, "rotate_half", False))
 
 
 def _distilled_obstacles(model: VisionTransformerDistilled) -> Iterator[str]:
@@ -145,26 +179,30 @@ def _norm_obstacles(norm: nn.Module, optional: bool = False) -> Iterator[str]:
         yield f"{type(norm).__name__} in place of a LayerNorm with weights"
 
 
+def why_not_rewritten(block: nn.Module) -> str | None:
+    """Return what a block has that the deploy form does not rewrite, None for a block that it does.
+
+    Such a block is deployed as PyTorch runs it.
+    """
+    return next(_block_obstacles(block), None)
+
+
 def _block_obstacles(block: nn.Module) -> Iterator[str]:
-    if type(block) is not Block:
+    if type(block) not in _BLOCKS:
         yield f"{type(block).__name__} blocks"
         return
     yield from _norm_obstacles(block.norm1)
     yield from _norm_obstacles(block.norm2)
-    for scale in (block.ls1, block.ls2):
-        if not isinstance(scale, (nn.Identity, LayerScale)):
+    for scale in (getattr(block, "ls1", None), getattr(block, "ls2", None)):
+        if not isinstance(scale, (nn.Identity, LayerScale, type(None))):
             yield f"{type(scale).__name__} in its blocks"
     attention, mlp = block.attn, block.mlp
-    if type(attention) is not Attention:
+    if type(attention) not in _ATTENTIONS:
         yield f"{type(attention).__name__} in place of plain attention"
         return
     for norm in (attention.q_norm, attention.k_norm, getattr(attention, "norm", nn.Identity())):
         yield from _norm_obstacles(norm, optional=True)
-    if getattr(attention, "gate", None) is not None:
-        yield "gated attention"
-    if attention.qkv.out_features != 3 * attention.proj.out_features:
-        yield "attention of another width than its tokens"
-    if type(mlp) not in (Mlp, GluMlp) or not isinstance(mlp.fc1, nn.Linear):
+    if type(mlp) not in _MLPS or not isinstance(mlp.fc2, nn.Linear):
         yield f"{type(mlp).__name__} in place of a plain or gated MLP"
         return
     yield from _norm_obstacles(mlp.norm, optional=True)

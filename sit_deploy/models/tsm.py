@@ -55,8 +55,11 @@ class TokenSlimming(nn.Module):
         """Return the soft assignment (B, kept, N) of tokens `x` (B, N, dim); every row sums to one."""
         return torch.softmax(self.weight(x) * self.scale, dim=1).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.assignment(x) @ x
+    def forward(self, x: Tensor, with_assignment: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the slimmed tokens; where it is asked for, with the assignment (B, kept, N) that made them."""
+        assignment = self.assignment(x)
+        slimmed = assignment @ x
+        return (slimmed, assignment) if with_assignment else slimmed
 
 
 class ReverseTokenSlimming(nn.Module):

@@ -10,14 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import GluMlp, LayerScale, SwiGLUPacked
+from timm.layers import GluMlp, LayerScale, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import (
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
 from torch import nn
 
 from sit_deploy.models import CONFIGS, create_model
 from sit_deploy.models.sit import SiT
-from sit_deploy.models.slim import SlimViT, slim
+from sit_deploy.models.slim import SlimEva, SlimViT, slim
 from sit_deploy.models.tsm import TokenSlimming
 
 TINY: dict[str, Any] = {
@@ -84,6 +90,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     for name, parameter in model.named_parameters():
         if name.endswith(("_token", "pos_embed")):
             normal(parameter, 0.5)
+        if name.endswith(("gamma_1", "gamma_2")):
+            parameter.uniform_(0.3, 1.2, generator=generator)
+        if name.endswith(("q_bias", "v_bias")):
+            normal(parameter, 0.2)
     for module in model.modules():
         if isinstance(module, LayerScale):
             module.gamma.uniform_(0.3, 1.2, generator=generator)
@@ -123,10 +133,61 @@ VIT_PARTS: dict[str, dict[str, Any]] = {
     "QuickGELU": {"act_layer": "quick_gelu"},
     "gated MLP": {"mlp_layer": SwiGLUPacked},
     "gate in the second half": {"mlp_layer": GluMlp, "act_layer": "silu"},
+    "norms behind attention and MLP": {"block_fn": ResPostBlock, "init_values": 0.5},
+    "gate in a layer of its own": {"mlp_layer": SwiGLU},
+    "differential attention": {"attn_layer": "diff"},
+    "parallel blocks": {"block_fn": ParallelScalingBlock, "qk_norm": True},
+    "two of each in parallel": {"block_fn": ParallelThingsBlock, "global_pool": "avg"},
+    "ReLU": {"act_layer": "relu"},
     "images of any size": {"dynamic_img_size": True, "reg_tokens": 2, "no_embed_class": True},
     "dist token": {"distilled": True},
     "dist token, images of any size": {"distilled": True, "dynamic_img_size": True},
 }  # fmt: skip
+
+
+# timm's models with rotary positions and EVA itself, by what differs between them
+EVA: dict[str, Any] = {**VIT, "head_init_scale": 0}
+_DINOV3 = {
+    "use_rot_pos_emb": True, "rope_type": "dinov3", "rope_rotate_half": True, "use_abs_pos_emb": False,
+    "num_reg_tokens": 4, "dynamic_img_size": True, "init_values": 1e-5,
+}  # fmt: skip
+EVA_VARIANTS: dict[str, dict[str, Any]] = {
+    "EVA": {},
+    "EVA-02": {"use_rot_pos_emb": True, "swiglu_mlp": True, "ref_feat_shape": (16, 16)},
+    "EVA-02 base": {"use_rot_pos_emb": True, "qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True},
+    "EVA-02 CLIP": {
+        "use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "qkv_fused": False,
+        "global_pool": "token",
+    },
+    "EVA-02 enormous": {"use_post_norm": True, "global_pool": "token"},
+    "DINOv3": {**_DINOV3, "use_fc_norm": False},
+    "DINOv3 huge": {**_DINOV3, "swiglu_mlp": True, "swiglu_align_to": 8, "qkv_bias": False, "global_pool": "token"},
+    "Perception Encoder": {
+        "attn_type": "rope", "use_rot_pos_emb": True, "use_pre_transformer_norm": True, "rope_grid_offset": 1.0,
+        "rope_grid_indexing": "xy", "ref_feat_shape": (16, 12), "init_values": 0.1, "use_fc_norm": False,
+    },
+    "RoPE-ViT axial": {
+        "attn_type": "rope", "use_rot_pos_emb": True, "use_abs_pos_emb": False, "rope_grid_indexing": "xy",
+        "no_embed_class": True, "global_pool": "token",
+    },
+    "RoPE-ViT mixed": {
+        "attn_type": "rope", "use_rot_pos_emb": True, "rope_type": "mixed", "rope_grid_indexing": "xy",
+        "global_pool": "token", "img_size": (32, 80),
+    },
+    "Sapiens2": {
+        "attn_type": "rope", **_DINOV3, "qkv_fused": False, "num_kv_heads": 2, "qk_norm": True,
+        "attn_only_layer_scale": True, "global_pool": "token",
+    },
+    "GenLIP": {"attn_type": "rope", "use_rot_pos_emb": True, "rope_type": "mrope", "rope_mrope_section": (2, 1, 1)},
+}  # fmt: skip
+
+
+def tiny_eva(
+    variant: str, stage_blocks: tuple[int, ...] = (2, 1, 1, 2), seed: int = 0, **slimming: Any
+) -> SlimEva:
+    """Make a randomised model of EVA's kind in eval mode, one of EVA_VARIANTS; `slimming` goes to `slim`."""
+    plain = Eva(**{**EVA, **EVA_VARIANTS[variant], "depth": sum(stage_blocks)})
+    return randomise(slim(plain, stage_blocks, **slimming), seed).eval()
 
 
 def plain_vit(seed: int = 0, **options: Any) -> VisionTransformer:
