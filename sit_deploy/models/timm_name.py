@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ _FAMILIES = {
     "beit": _Family(rf"beit_{_SIZES}_patch\d+_\d+", {}),
     "ijepa": _Family(rf"vit_{_SIZES}_patch\d+_gap_\d+", {}),
 }  # fmt: skip
-_FAMILIES |= {"siglip2": _FAMILIES["siglip"]}
+_FAMILIES |= {"siglip2": replace(_FAMILIES["siglip"], usual={**_SIGLIP, "num_patches": 256})}
 _FAMILIES |= {f"{kind}_vision_model": _FAMILIES[kind] for kind in ("siglip", "siglip2", "clip")}
 
 # what a classifier of transformers has that none of timm's has
@@ -124,27 +124,23 @@ def _of_transformers(config: ConfigJson, name: str) -> str:
         )
     names = _names_of_class(config, kind, family, what)
     wanted = _facts(kind, family.usual, config.vision)
-    candidates = [
-        (_differences(wanted, found), other, found) for other, found in _candidates(names, wanted["patch"])
-    ]
-    fitting = [row for row in candidates if not row[0]]
-    if not fitting:
-        nearest = min(candidates, key=lambda row: len(row[0]), default=None)
-        why = f": beside {nearest[1]}, {' and '.join(nearest[0])}" if nearest else ""
-        raise InputError(
-            f"{what}, and timm has no name for one of its measures{why}; give a repository of a model that timm has, or train one: "
-            "sit-deploy train"
-        )
-
-    def rank(row: tuple[list[str], str, Mapping[str, Any]]) -> tuple[bool, ...]:
-        found = row[2]
-        return (
-            found["activation"] != wanted["activation"],
-            found["biased"] != wanted["biased"],
-            found["image_size"] != wanted["image_size"],
-        )
-
-    return min(fitting, key=rank)[1]
+    fitting: list[tuple[tuple[bool, ...], str]] = []
+    others: list[tuple[int, str, list[str]]] = []
+    for other, found in _candidates(names, wanted["patch"]):
+        if differences := _differences(wanted, found):
+            others.append((len(differences), other, differences))
+            continue
+        unlike = tuple(found[fact] != wanted[fact] for fact in ("activation", "biased", "image_size"))
+        if not any(unlike):
+            return other
+        fitting.append((unlike, other))
+    if fitting:
+        return min(fitting)[1]
+    _, nearest, differences = min(others)
+    raise InputError(
+        f"{what}, and timm has no name for one of its measures: beside {nearest}, {' and '.join(differences)}; give a repository of a "
+        "model that timm has"
+    )
 
 
 _KNOWN = ("ViT", "DeiT", "DINOv2", "DINOv3", "SigLIP", "CLIP", "BEiT", "I-JEPA")
@@ -225,14 +221,14 @@ def _facts_of(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = timm.create_model(name)
     block = model.blocks[0]
-    mlp = block.mlp
+    mlp, registers = block.mlp, getattr(model, "reg_token", None)
     return {
         "width": model.embed_dim,
         "depth": len(model.blocks),
         "heads": block.attn.num_heads,
         "hidden": mlp.fc2.in_features,
         "patch": model.patch_embed.patch_size[0],
-        "registers": getattr(model, "num_reg_tokens", 0),
+        "registers": 0 if registers is None else registers.shape[1],
         "gated": hasattr(mlp, "fc1_g") or mlp.fc1.out_features == 2 * mlp.fc2.in_features,
         "activation": _activation(mlp.act),
         "biased": getattr(block.attn.qkv, "bias", None) is not None

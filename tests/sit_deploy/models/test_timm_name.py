@@ -1,0 +1,133 @@
+"""timm's name of the model that a config.json describes: transformers writes these files, timm has the models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.config_json import ConfigJson
+from sit_deploy.models.timm_name import _FAMILIES, _facts, timm_architecture
+from sit_deploy.pipeline.float_graph import load_request
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.work import Work
+
+SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096}
+HUGE = {"hidden_size": 1280, "num_attention_heads": 16, "num_hidden_layers": 32, "intermediate_size": 5120}
+
+
+def name_of(kind: str, model: str, **fields: Any) -> str:
+    return timm_architecture(ConfigJson({"model_type": kind, "architectures": [model], **fields}), "me/x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "model", "fields", "name"),
+    (
+        ("vit", "ViTForImageClassification", {}, "vit_base_patch16_224"),
+        ("vit", "ViTModel", {"image_size": 384}, "vit_base_patch16_384"),
+        ("vit", "ViTForImageClassification", {**LARGE, "patch_size": 32, "image_size": 384}, "vit_large_patch32_384"),
+        ("vit", "ViTForImageClassification", {"image_size": 96}, "vit_base_patch16_224"),
+        ("deit", "DeiTForImageClassification", SMALL, "deit_small_patch16_224"),
+        ("deit", "DeiTForImageClassificationWithTeacher", SMALL, "deit_small_distilled_patch16_224"),
+        ("dinov2", "Dinov2Model", {"hidden_size": 384, "num_attention_heads": 6}, "vit_small_patch14_dinov2"),
+        ("dinov2_with_registers", "Dinov2WithRegistersModel", {"patch_size": 14}, "vit_base_patch14_reg4_dinov2"),
+        ("dinov3_vit", "DINOv3ViTModel", {"num_register_tokens": 4}, "vit_small_patch16_dinov3_qkvb"),
+        ("siglip", "SiglipModel", {"vision_config": {}}, "vit_base_patch16_siglip_224"),
+        ("siglip", "SiglipForImageClassification", {"vision_config": {}}, "vit_base_patch16_siglip_gap_224"),
+        ("siglip2", "Siglip2Model", {"vision_config": {"num_patches": 256}}, "vit_base_patch16_siglip_256"),
+        ("clip", "CLIPModel", {"vision_config": {}}, "vit_base_patch32_clip_quickgelu_224"),
+        ("clip", "CLIPModel", {"vision_config": {"hidden_act": "gelu"}}, "vit_base_patch32_clip_224"),
+        ("beit", "BeitForImageClassification", {}, "beit_base_patch16_224"),
+        ("ijepa", "IJepaModel", {**HUGE, "patch_size": 14}, "vit_huge_patch14_gap_224"),
+    ),
+)  # fmt: skip
+def test_models_of_transformers(kind: str, model: str, fields: dict, name: str) -> None:
+    assert name_of(kind, model, **fields) == name
+
+
+def test_a_gated_mlp_tells_models_of_the_same_width_apart() -> None:
+    gated = {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"}
+    assert _facts("dinov3_vit", _FAMILIES["dinov3_vit"].usual, gated)["gated"]
+    giant = {"hidden_size": 1536, "mlp_ratio": 4, "use_swiglu_ffn": True}
+    facts = _facts("dinov2", _FAMILIES["dinov2"].usual, giant)
+    assert (facts["gated"], facts["hidden"]) == (True, 4096)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "fields", "words"),
+    (
+        ("swin", "SwinForImageClassification", {}, "model_type swin., none of the vision transformers that timm has"),
+        ("vit", "ViTForMaskedImageModeling", {}, "for another task .ViTForMaskedImageModeling.; give a classifier"),
+        ("beit", "BeitForSemanticSegmentation", {}, "for another task .BeitForSemanticSegmentation."),
+        ("dinov2", "Dinov2ForImageClassification", {}, "class token and the mean of the patches beside each other"),
+        ("clip", "CLIPForImageClassification", {}, "reads the mean of the patches without a norm"),
+    ),
+)  # fmt: skip
+def test_models_that_timm_has_not(kind: str, model: str, fields: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        name_of(kind, model, **fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_what_differs_from_the_nearest_is_named() -> None:
+    with pytest.raises(
+        InputError, match=r"beside vit_base_patch16_224, its depth is 9, not 12; give a repository"
+    ):
+        name_of("vit", "ViTModel", num_hidden_layers=9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", _FAMILIES)
+def test_what_a_file_leaves_out_is_what_transformers_takes(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    default = transformers.AutoConfig.for_model(kind)
+    fields = json.loads(default.to_json_string())
+    fields = ConfigJson(fields).vision
+    full = getattr(default, "vision_config", default).to_dict()
+    usual = _FAMILIES[kind].usual
+    assert _facts(kind, usual, {}) == _facts(kind, usual, fields) == _facts(kind, usual, full)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_transformers_loads_by_its_place_alone(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    labels = {0: "ant", 1: "bee", 2: "cat"}
+    fields = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 32,
+              "layer_norm_eps": 1e-6}  # fmt: skip
+    config = transformers.ViTConfig(**fields, id2label=labels, label2id={v: k for k, v in labels.items()})
+    theirs = transformers.ViTForImageClassification(config).eval()
+    theirs.save_pretrained(tmp_path / "vit")
+    request = BuildRequest(f"local-dir:{tmp_path / 'vit'}", None).completed()
+    assert (request.model, request.image_size) == ("vit_tiny_patch16_224", 32)
+    loaded, _, classes = load_request(Work(request, lambda *_: None))
+    assert classes == ["ant", "bee", "cat"]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), theirs(images).logits, rtol=0, atol=1e-5)
+
+
+def test_names_of_classes() -> None:
+    named = {"0": "ant", "1": "bee"}
+    assert ConfigJson({"model_type": "vit", "id2label": named}).class_names(2) == ["ant", "bee"]
+    assert ConfigJson({"model_type": "vit", "id2label": named}).class_names(3) is None
+    assert (
+        ConfigJson({"model_type": "vit", "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).class_names(2) is None
+    )
+    assert ConfigJson({"architecture": "x", "label_names": ["ant", "bee"]}).class_names(2) == ["ant", "bee"]
+    assert ConfigJson({"label_names": ["ant", "bee"]}).class_names(2) is None  # some other program's
+
+
+def test_one_reader(tmp_path: Path) -> None:
+    """Damaged, a file says nothing beside weights, and is an error where it is all that could name the model."""
+    (tmp_path / "config.json").write_text('{"architecture": "vit')
+    assert not ConfigJson.beside(tmp_path / "model.safetensors").fields
+    with pytest.raises(InputError, match="cannot be read"):
+        ConfigJson.read(tmp_path, "x")
