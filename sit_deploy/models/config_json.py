@@ -1,4 +1,7 @@
-"""The config.json beside a model's weights, of timm or of Hugging Face's transformers: its one reader. Imports nothing heavy."""
+"""The config.json beside a model's weights, of timm or of Hugging Face's transformers: its one reader, and of files like it.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from sit_deploy.errors import InputError
 
 CONFIG = "config.json"
+OPEN_CLIP = "open_clip_config.json"
 _MAX_BYTES = 10_000_000
 _PLACEHOLDER = "LABEL_"  # what transformers calls classes that nobody named
 
@@ -36,28 +40,12 @@ class ConfigJson:
         Raises:
             InputError: it is damaged.
         """
-        path = folder / CONFIG
-        try:
-            if not path.is_file():
-                return cls()
-            if path.stat().st_size > _MAX_BYTES:
-                raise InputError(f"the {CONFIG} of {name} is larger than any; copy it again")
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"the {CONFIG} of {name} cannot be read ({str(error)[:100]}); copy it again"
-            ) from None
-        if not isinstance(fields, dict):
-            raise InputError(f"the {CONFIG} of {name} is no set of named fields; copy it again")
-        return cls(fields)
+        return cls(_read(folder / CONFIG, name))
 
     @classmethod
     def beside(cls, weights: Path) -> ConfigJson:
-        """Read the one beside a file of weights; a damaged one is some other program's, and no fault of the checkpoint."""
-        try:
-            return cls.read(weights.parent, str(weights))
-        except InputError:
-            return cls()
+        """Read the one beside a file of weights, as `fields_beside` does."""
+        return cls(fields_beside(weights, CONFIG))
 
     @property
     def architecture(self) -> str | None:
@@ -117,3 +105,30 @@ class ConfigJson:
         if not all(isinstance(name, str) and name and not name.startswith(_PLACEHOLDER) for name in names):
             return None
         return names
+
+
+def fields_beside(weights: Path, file: str) -> Mapping[str, Any]:
+    """Return the fields of a JSON file beside a file of weights, none where there is no such file.
+
+    A damaged one is some other program's, and no fault of the checkpoint.
+    """
+    try:
+        return _read(weights.with_name(file), str(weights))
+    except InputError:
+        return {}
+
+
+def _read(path: Path, name: str) -> Mapping[str, Any]:
+    try:
+        if not path.is_file():
+            return {}
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"the {path.name} of {name} is larger than any; copy it again")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the {path.name} of {name} cannot be read ({str(error)[:100]}); copy it again"
+        ) from None
+    if not isinstance(fields, dict):
+        raise InputError(f"the {path.name} of {name} is no set of named fields; copy it again")
+    return fields

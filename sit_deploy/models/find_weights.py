@@ -31,7 +31,8 @@ OWN = re.compile(
 RIDER = re.compile(
     r"(.*\.)?(criterion|loss|losses|\w*_loss|loss_\w+|metrics?|\w+_metrics?|\w*(acc|accuracy|auroc|f1|confmat)"
     r"|optimizers?|n_averaged|num_updates|decay|pooler|mask_token"
-    r"|text_model|text_projection|logit_scale|logit_bias)(\.|$)"  # CLIP's and SigLIP's other half
+    # CLIP's and SigLIP's other half
+    r"|text_model|text_projection|logit_scale|logit_bias|text|token_embedding|ln_final|positional_embedding|transformer\.resblocks)(\.|$)"
 )
 # DistributedDataParallel, torch.compile, activation checkpointing, FSDP, DeepSpeed
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config_json import CONFIG, ConfigJson
+from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.models.timm_name import timm_architecture
 
@@ -85,6 +85,8 @@ class Published:
             )
         if self.config.architecture is None:
             _fetch(self.repository, _BESIDE, weights.parent.name)
+        if weights.name.startswith("open_clip"):
+            _fetch(self.repository, OPEN_CLIP, weights.parent.name)
         return weights
 
     def _first_weights(self) -> Path | None:
@@ -265,7 +267,7 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
             warnings.simplefilter("ignore")
             return Path(hf_hub_download(repository, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:
-        if file == _BESIDE:
+        if file in (_BESIDE, OPEN_CLIP):
             return None
         if (answer := getattr(error.__cause__, "response", None)) is not None:
             raise _UnreachableError(_answer_words(repository, file, answer.status_code)) from None

@@ -1,4 +1,6 @@
-"""What transformers' config.json beside a checkpoint says of a model that its weights do not show: activation and heads.
+"""What a configuration beside a checkpoint says of a model that its weights do not show: activation, heads, pooling.
+
+Of transformers that is config.json, of open_clip open_clip_config.json.
 
 The same weights fit a model of another activation, or of as many channels in other heads, and give other scores.
 """
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config_json import ConfigJson
+from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson, fields_beside
 from sit_deploy.text import WarningText
 
 # where a config leaves it out: transformers' CLIPVisionConfig and SiglipVisionConfig; all others take GELU
@@ -29,7 +31,9 @@ _ACTIVATIONS = {
 }
 
 
-def check_config(path: Path, model: nn.Module, name: str, option: str | None) -> list[WarningText]:
+def check_config(
+    path: Path, model: nn.Module, name: str, option: str | None, *, open_clip: bool = False
+) -> list[WarningText]:
     """Compare the configuration beside a checkpoint with the model that its weights were loaded into.
 
     Args:
@@ -37,14 +41,18 @@ def check_config(path: Path, model: nn.Module, name: str, option: str | None) ->
         model: of timm, on the CPU.
         name: of the model, for messages.
         option: what names it on the command line, None where nothing does.
+        open_clip: its weights have the names of OpenAI's CLIP.
 
     Returns:
-        What a user should know: an activation that is nearly the same.
+        What a user should know: an activation that is nearly the same, or that nothing tells.
 
     Raises:
-        InputError: other heads, or an activation that changes scores.
+        InputError: other heads, another pooling, or an activation that changes scores.
     """
-    fields = ConfigJson.beside(path).vision
+    file = OPEN_CLIP if open_clip else CONFIG
+    fields = _open_clip_fields(path) if open_clip else ConfigJson.beside(path).vision
+    if open_clip and not fields:
+        return [WarningText(_UNTOLD)]
     block = next(iter(getattr(model, "blocks", ())), None)
     if not fields or block is None:
         return []
@@ -52,7 +60,11 @@ def check_config(path: Path, model: nn.Module, name: str, option: str | None) ->
     heads, own = fields.get("num_attention_heads"), getattr(getattr(block, "attn", None), "num_heads", None)
     if isinstance(heads, int) and own and heads != own:
         raise InputError(
-            f"checkpoint {path} does not fit {name}: its attention has {heads} heads by the config.json beside it, not {own}; {remedy}"
+            f"checkpoint {path} does not fit {name}: its attention has {heads} heads by the {file} beside it, not {own}; {remedy}"
+        )
+    if (pool := fields.get("pool_type", "tok")) != "tok":
+        raise InputError(
+            f"checkpoint {path} does not fit {name}: its pooling is '{pool}' by the {file} beside it, not that of the class token; {remedy}"
         )
     activation = getattr(getattr(block, "mlp", None), "act", None)
     theirs = _ACTIVATIONS.get(str(_activation(fields)))
@@ -63,7 +75,7 @@ def check_config(path: Path, model: nn.Module, name: str, option: str | None) ->
         if _activation(fields) == "quick_gelu" and option:
             remedy = f"pass the {option} of timm with 'quickgelu' in its name"
         raise InputError(
-            f"checkpoint {path} does not fit {name}: its activation is {_activation(fields)} by the config.json beside it, not "
+            f"checkpoint {path} does not fit {name}: its activation is {_activation(fields)} by the {file} beside it, not "
             f"{type(activation).__name__}; {remedy}"
         )
     if difference > 1e-6:
@@ -74,6 +86,28 @@ def check_config(path: Path, model: nn.Module, name: str, option: str | None) ->
             )
         ]
     return []
+
+
+_UNTOLD = (
+    f"no {OPEN_CLIP} beside it tells whether its activation is GELU or QuickGELU, which OpenAI's own weights and those of DFN have "
+    "(timm's models with 'quickgelu' in their names): check its accuracy"
+)
+
+
+def _open_clip_fields(path: Path) -> dict[str, Any]:
+    """Return what open_clip's configuration says in transformers' terms (open_clip/model.py, CLIPVisionCfg has the defaults)."""
+    whole = fields_beside(path, OPEN_CLIP).get("model_cfg")
+    vision = whole.get("vision_cfg") if isinstance(whole, dict) else None
+    if not isinstance(vision, dict):
+        return {}
+    width, head = vision.get("width", 768), vision.get("head_width", 64)
+    counted = isinstance(width, int) and isinstance(head, int) and head > 0
+    return {
+        "num_attention_heads": width // head if counted else None,
+        "hidden_act": "quick_gelu" if whole.get("quick_gelu") else "gelu",
+        # of older releases the second
+        "pool_type": "avg" if vision.get("global_average_pool") else vision.get("pool_type", "tok"),
+    }
 
 
 def _difference(activation: nn.Module, theirs: Any) -> float:

@@ -1,6 +1,6 @@
 """Hugging Face's names for the weights of vision transformers, translated to timm's.
 
-ViT, DeiT, DINOv2 (with registers too), DINOv3, SigLIP, SigLIP 2 and CLIP of transformers: the names in its files and those of
+ViT, DeiT, BEiT, I-JEPA, DINOv2 (with registers too), DINOv3, SigLIP, SigLIP 2 and CLIP of transformers: the names in its files and those of
 its modules, which differ since release 5 (transformers/conversion_mapping.py). What is stored otherwise is put together here:
 queries, keys and values are fused, gated MLPs packed as timm packs them, CLIP's and SigLIP's embeddings given timm's shape.
 Names without a counterpart stay as they are, so that a model that differs is not taken for one that does not.
@@ -19,7 +19,7 @@ from sit_deploy.models.torch_file import Stored
 Names = Mapping[str, Stored]
 NOTE = "the names of Hugging Face's transformers were taken for timm's"
 
-# the patch embedding, by which a model is known: ViT, DeiT and DINOv2; DINOv3; SigLIP and CLIP
+# the patch embedding, by which a model is known: ViT, DeiT, BEiT, I-JEPA and DINOv2; DINOv3; SigLIP and CLIP
 _MARKS = (
     "embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embeddings.weight",
@@ -44,6 +44,10 @@ _TOP_PARTS = {
 _HEADS = {
     "classifier": "head", "cls_classifier": "head", "distillation_classifier": "head_dist", "visual_projection": "head",
 }  # fmt: skip
+# of BEiT: LayerScale, and a table of relative positions
+_BEIT = re.compile(
+    r"(?:encoder\.layer|layers)\.(\d+)\.(?:lambda_([12])|(?:attention\.attention\.)?relative_position_bias\.(relative_position_bias_table))$"
+)
 _BLOCK = re.compile(r"(?:encoder\.layers?|model\.layer|layers?)\.(\d+)\.(.+)\.(weight|bias|lambda1)$")
 _PARTS = {
     "attention.output.dense": "attn.proj", "attention.o_proj": "attn.proj", "self_attn.out_proj": "attn.proj",
@@ -161,6 +165,11 @@ class _Translation:
         if rest in ("head.attention.in_proj_weight", "head.attention.in_proj_bias"):
             self._split_pool(rest.rpartition("_")[2], value)
             return None
+        if beit := _BEIT.match(rest):
+            index, scale, table = beit.groups()
+            return f"blocks.{index}.{f'gamma_{scale}' if scale else f'attn.{table}'}"
+        if part == "pooler.layernorm":  # BEiT's norm of averaged patches; other poolers are not timm's
+            return f"fc_norm.{kind}"
         block = _BLOCK.match(rest)
         if block is None:
             return key

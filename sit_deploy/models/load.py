@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models import hugging_face_names
+from sit_deploy.models import clip_names, hugging_face_names
 from sit_deploy.models.catalog import CONFIGS, get_config, title
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from sit_deploy.models.config import ONE_OUTPUT, ModelConfig, check_class_count
@@ -138,6 +138,8 @@ def load_model(  # noqa: PLR0913
     model.load_state_dict(state)
     if config.base and hugging_face_names.NOTE in read.notes:
         notes += check_config(read.path, model, title(config), model_option)
+    if config.base and clip_names.NOTE in read.notes:
+        notes += check_config(read.path, model, title(config), model_option, open_clip=True)
 
     side = grid_side(read.state.get("pos_embed"), position_prefix(model))
     height, width = model.grid_size

@@ -2,12 +2,11 @@
 
 It is believed where it cannot mean anything else: three numbers called mean, three called std. It stands in the checkpoint
 (timm's `args`, Lightning's `hyper_parameters`, ...) or in a file beside it (preprocessor_config.json of Hugging Face's
-transformers, config.json of timm).
+transformers, config.json of timm, open_clip_config.json).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
-from sit_deploy.models.config_json import CONFIG, ConfigJson
+from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson, fields_beside
 from sit_deploy.models.data_config import FIELDS, DataConfig, Source, from_name
 from sit_deploy.models.file_kind import file_kind, find_file
 
@@ -25,7 +24,6 @@ _ENTRIES = ("args", "hyper_parameters", "hparams", "data_config", "pretrained_cf
 _TRANSFORMERS_FILE = "preprocessor_config.json"
 _NAMES = ("model", "model_name", "arch", "architecture")  # what they call the name of a model
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by number, as transformers writes them
-_MAX_BYTES = 1_000_000  # of a file beside
 
 
 def from_checkpoint(path: Path) -> list[DataConfig]:
@@ -35,12 +33,14 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
     content = _content(path)
     if isinstance(content, Mapping):
         configs += [_of_arguments(content.get(entry), f"{entry} in {path.name}") for entry in _ENTRIES]
-    transformers = _read_json(path.with_name(_TRANSFORMERS_FILE))
+    transformers = fields_beside(path, _TRANSFORMERS_FILE)
     configs.append(
         _of_transformers(transformers)
         or _of_arguments(transformers.get("pretrained_cfg"), f"{_TRANSFORMERS_FILE} beside {path.name}")
     )
     configs.append(_of_arguments(ConfigJson.beside(path).pretrained_cfg, f"{CONFIG} beside {path.name}"))
+    open_clip = fields_beside(path, OPEN_CLIP).get("preprocess_cfg")
+    configs.append(_of_arguments(open_clip, f"{OPEN_CLIP} beside {path.name}"))
     return [config for config in configs if config]
 
 
@@ -53,16 +53,6 @@ def _content(path: Path) -> Any:
         return reader(path) if reader else None
     except Exception:  # of any type, of damaged bytes
         return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            return {}
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # some other program's: it is no fault of the checkpoint
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _of_arguments(entry: Any, title: str) -> DataConfig | None:

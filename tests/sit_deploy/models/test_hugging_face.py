@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import LayerNorm, SwiGLUPacked, get_act_layer
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -110,6 +111,15 @@ ORIGINS: dict[str, Origin] = {
     "SigLIP, classifier": (
         lambda: made("SiglipForImageClassification", "SiglipConfig", **FIVE),
         lambda: VisionTransformer(**TIMM | POOL | {"num_classes": 5, "global_pool": "avg", "fc_norm": False}), logits),
+    "BEiT": (
+        lambda: made("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, **FIVE),
+        lambda: Beit(**TIMM | {"num_classes": 5}, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1), logits),
+    "BEiT, class token": (
+        lambda: made("BeitModel", "BeitConfig", use_relative_position_bias=True, use_mean_pooling=False),
+        lambda: Beit(**TIMM, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1, global_pool="token"), pooled),
+    "I-JEPA": (
+        lambda: made("IJepaForImageClassification", "IJepaConfig", **FIVE),
+        lambda: VisionTransformer(**TIMM | {"num_classes": 5}, class_token=False, global_pool="avg", fc_norm=False), logits),
     "CLIP, images alone": (
         lambda: made("CLIPVisionModel", "CLIPVisionConfig"), lambda: VisionTransformer(**TIMM, **CLIP), pooled),
     "CLIP, projected": (

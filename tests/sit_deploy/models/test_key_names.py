@@ -69,9 +69,43 @@ def test_torchvision(save: Save) -> None:
     assert any("torchvision's names were taken for timm's" in note for note in loaded.notes)
 
 
+@torch.no_grad()
+def test_swag_names_are_torchvision_s_with_the_batch_second(save: Save) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.VisionTransformer(
+        image_size=SIZE, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=5
+    )
+    plain = randomise(theirs).state_dict()
+    changes = {"encoder.layers.encoder_layer_": "encoder.layers.layer_", "mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2.",
+               "heads.head.": "head.layers.head."}  # fmt: skip
+    swag = {}
+    for key, value in plain.items():
+        for old, new in changes.items():
+            key = key.replace(old, new)
+        swag[key] = value.transpose(0, 1) if key == "encoder.pos_embedding" else value
+    one, other = (load_model("vit_tiny_patch16_224", save(state), SIZE).model for state in (plain, swag))
+    x = images(one)
+    assert torch.equal(one(x), other(x))
+
+
+@torch.no_grad()
+def test_a_larger_image_keeps_torchvision_s_positions(save: Save) -> None:
+    """As SWAG's are for 384 pixels: given that size, they are taken as they are."""
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.VisionTransformer(
+        image_size=96, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=5
+    )
+    theirs = randomise(theirs).eval()
+    loaded = load_model("vit_tiny_patch16_384", save(theirs.state_dict()), 96)
+    assert torch.equal(loaded.model.pos_embed, theirs.encoder.pos_embedding)
+    assert not any("resampled" in note for note in loaded.notes)
+    x = images(loaded.model)
+    torch.testing.assert_close(loaded.model(x), theirs(x), atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_what_differs_is_not_taken_for_the_same(save: Save) -> None:
-    with pytest.raises(InputError, match="is of a distilled DeiT"):
+    with pytest.raises(InputError, match=r"2 missing \(head_dist\.weight, head_dist\.bias\)"):
         load_model("vit_tiny_patch16_224", save(zeros("DeiT")), SIZE)
     with pytest.raises(InputError, match="layer scale") as caught:
         load_model("vit_tiny_patch16_224", save(zeros("Dinov2")), SIZE)
