@@ -9,6 +9,7 @@ import json
 import re
 import struct
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from sit_deploy.errors import InputError
@@ -58,7 +59,7 @@ def find_file(path: str | Path) -> Path:
     weights = [f for f in files if f.suffix.lower() in _ENDINGS]
     if len(weights) == 1:
         return weights[0]
-    models = [f for f in weights if not _COMPANION.match(f.name)]
+    models = [f for f in weights if weights_among([f.name])]
     if models and all(f.name in _TRANSFORMERS for f in models):  # the same twice
         return min(models, key=lambda f: _TRANSFORMERS.index(f.name))
     if len(models) == 1:
@@ -83,6 +84,11 @@ def find_file(path: str | Path) -> Path:
     raise InputError(
         f"checkpoint {path} is a folder without weights, not a file; give the path of a .pth or .safetensors"
     )
+
+
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Return the names of files that may be a model's weights: by their endings, and not what trainers write beside them."""
+    return [n for n in names if Path(n).suffix.lower() in _ENDINGS and not _COMPANION.match(n)]
 
 
 def is_safetensors(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson
-from sit_deploy.models.file_kind import find_file
+from sit_deploy.models.file_kind import find_file, weights_among
 from sit_deploy.models.timm_name import timm_architecture
 
 # what timm takes first, safetensors before pickles (timm.models._hub); open_clip's of both towers last
@@ -77,7 +77,7 @@ class Published:
             folder = Path(_SPELLING.fullmatch(self.place)[2])
             preferred = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
             return preferred[0] if preferred else find_file(folder)
-        weights = self._first_weights()
+        weights = self._first_weights() or self._only_weights()
         if weights is None:
             what = self._kind() or f"has no {' or '.join(_WEIGHTS[:2])}, so it is no model of timm's"
             raise InputError(
@@ -95,16 +95,28 @@ class Published:
                 if path := _fetch(self.repository, file, self.revision):
                     return path
             except _UnreachableError:
-                cached = filter(None, (_cached(self.repository, f, self.revision) for f in _WEIGHTS))
-                if path := next(cached, None):
-                    return path
+                beside = _cached(self.repository, CONFIG, self.revision)
+                others = [f.name for f in beside.parent.iterdir()] if beside else []
+                for name in (*_WEIGHTS, *weights_among(others)):
+                    if path := _cached(self.repository, name, self.revision):
+                        return path
                 raise
         return None
+
+    def _only_weights(self) -> Path | None:
+        """Return the weights of a repository that calls them otherwise, if it has one file of them."""
+        others = weights_among(sorted(_files(self.repository, self.revision) or ()))
+        if len(others) > 1:
+            raise InputError(
+                f"{self.name} has {len(others)} files of weights, and none is called {' or '.join(_WEIGHTS[:2])}; download one of "
+                f"{', '.join(others[:5])} and pass that file"
+            )
+        return _fetch(self.repository, others[0], self.revision) if others else None
 
     def _kind(self) -> str | None:
         """Return what a repository is that has no weights of a model, None for one that may have them."""
         files = _files(self.repository, self.revision) if self.repository else None
-        if files is None or not files.isdisjoint(_WEIGHTS):
+        if files is None or weights_among(files):
             return None
         found = (words for file, words in _OTHER_KINDS.items() if file in files)
         what = f"no {CONFIG} and no" if not self.config.fields else "no"

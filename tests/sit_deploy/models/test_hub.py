@@ -19,6 +19,9 @@ from tests.helpers.hub import COMMIT, CONFIG, Hub, fill, head_alone
 constants = pytest.importorskip("huggingface_hub.constants")
 
 
+TIMM = json.dumps(CONFIG).encode()
+
+
 def completed(**fields) -> BuildRequest:
     return BuildRequest(**({"model": None, "output": Path("out")} | fields)).completed()
 
@@ -31,6 +34,19 @@ def test_a_repository_is_its_model_and_its_safetensors(cached, prefix: str) -> N
     assert request.image_size == 64
     assert origin(request.checkpoint) == ("me/vit", COMMIT)
     assert request.completed() == request
+
+
+def test_another_name_of_the_file_is_taken_from_the_cache(cached) -> None:
+    snapshot = cached("me/best", CONFIG, "best.safetensors")
+    assert completed(model="hf-hub:me/best").checkpoint == snapshot / "best.safetensors"
+
+
+def test_weights_alone_in_the_cache_will_do_for_a_model_that_is_named(cached) -> None:
+    """As timm's own client leaves it, which fetches no config.json."""
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    snapshot = cached(f"timm/{name}", None, "model.safetensors")
+    request = completed(model=name, pretrained=True)
+    assert (request.model, request.checkpoint) == (name, snapshot / "model.safetensors")
 
 
 def test_a_pickle_is_taken_where_there_is_nothing_else(cached) -> None:
@@ -119,6 +135,9 @@ def test_what_the_hub_refuses(hub: Hub, status: int, code: str, words: str) -> N
         ("me/flax", {"flax_model.msgpack": b"1"}, "has Flax's weights alone"),
         ("me/lora", {"adapter_config.json": b"{}"}, "has adapters"),
         ("me/bare", {"model.safetensors": b"1"}, "has no config.json that names its model; pass --model"),
+        ("me/parts", {"config.json": b'{"model_type": "beit", "architectures": ["BeitForSemanticSegmentation"]}'}, "for another task"),
+        ("me/two", {"config.json": TIMM, "a.safetensors": b"1", "b.pth": b"2", "optimizer.bin": b"3"},
+         "has 2 files of weights, and none is called model.safetensors or pytorch_model.bin; download one of a.safetensors, b.pth"),
         ("me/text", {"config.json": b'{"model_type": "bert"}'}, "model_type bert., none of the vision transformers"),
         ("me/large", {"config.json": b'{"model_type": "vit"}', "model.safetensors.index.json": b"{}"}, "in shards"),
         ("me/torn", {"config.json": b'{"architecture": '}, "config.json of hf-hub:me/torn cannot be read"),
@@ -134,9 +153,14 @@ def test_repositories_of_another_kind(hub: Hub, name: str, files: dict | None, w
     assert "\n" not in str(error.value)
 
 
+def test_one_file_of_weights_may_have_any_name(hub: Hub) -> None:
+    hub.models["me/vit"] = {"config.json": TIMM, "best.pth": b"1", "optimizer.pt": b"2"}
+    assert completed(model="hf-hub:me/vit").checkpoint.name == "best.pth"
+
+
 def test_weights_are_fetched_last(hub: Hub, cli, tmp_path: Path) -> None:
     """Whatever is wrong besides is said before: nobody waits for a large file to learn of a typo."""
-    hub.models["me/vit"] = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": head_alone()}
+    hub.models["me/vit"] = {"config.json": TIMM, "model.safetensors": head_alone()}
     hub.models["me/card"] = {
         "model.safetensors": head_alone()
     }  # whose card, if it has one, is in the weights
@@ -164,7 +188,7 @@ def test_weights_are_fetched_last(hub: Hub, cli, tmp_path: Path) -> None:
 
 
 def test_a_download_that_ends_early(hub: Hub) -> None:
-    hub.models["me/vit"] = {"config.json": json.dumps(CONFIG).encode()}
+    hub.models["me/vit"] = {"config.json": TIMM}
     hub.cut = True
     with pytest.raises(
         InputError, match=r"config.json of hf-hub:me/vit could not be fetched .*run the command again"
@@ -176,7 +200,7 @@ def test_a_download_that_ends_early(hub: Hub) -> None:
 def test_a_full_disk(hub: Hub, cli) -> None:
     """A limit on the size of files stands in for it: the client's own write fails."""
     large = head_alone() + b"0" * 300_000
-    hub.models["me/vit"] = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": large}
+    hub.models["me/vit"] = {"config.json": TIMM, "model.safetensors": large}
     before, previous = (
         resource.getrlimit(resource.RLIMIT_FSIZE),
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
@@ -206,3 +230,13 @@ def test_a_pickle_with_code_is_never_run(cached, cli, tmp_path: Path) -> None:
     assert "never loaded" in message
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_weights_of_two_models_under_two_prefixes(cached, cli) -> None:
+    snapshot = cached("me/both", CONFIG, "pytorch_model.bin")
+    (snapshot / "pytorch_model.bin").unlink()
+    one = {"cls_token": torch.zeros(1, 1, 192), "blocks.0.norm1.weight": torch.zeros(192)}
+    state = {f"{who}.{k}": v + i for i, who in enumerate(("student", "teacher")) for k, v in one.items()}
+    torch.save(state, snapshot / "pytorch_model.bin")
+    message = cli.refuses("export", "--model", "hf-hub:me/both", "-o", "m.onnx")
+    assert "under each of 'student', 'teacher'; say which with --checkpoint-key" in message
