@@ -11,6 +11,7 @@ from engines.errors import EngineError
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import save_weights
+from sit_deploy.models.hub import place_of
 from sit_deploy.text import utf8_text
 from training.metrics import Metrics
 from training.qat import GRID, THRESHOLD, thresholds_of
@@ -55,7 +56,7 @@ def card_of(run: Run, metrics: dict[str, Any]) -> ModelCard:
     training = {
         "data": utf8_text(run.data.name),
         "start": utf8_text(models.start),
-        "teacher": utf8_text(request.teacher) if request.teacher else None,
+        "teacher": utf8_text(place_of(request.teacher)) if request.teacher else None,
         "teacher_model": models.teacher_config.name if models.teacher_config else None,
         "recipe": asdict(run.recipe),
         "total_batch": run.total_batch,

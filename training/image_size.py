@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
+from sit_deploy.models.hub import place_of
 from sit_deploy.models.state_dict import grid_side
 from training.request import TrainRequest
 from training.start_checkpoints import StartCheckpoints
@@ -41,7 +42,7 @@ class InheritedSize:
         if request.qat:
             files = {"checkpoint": request.init, "teacher": request.teacher}
         given = {role: path for role, path in files.items() if path}
-        seen = {f"{role} {path}": _size_of(path, start) for role, path in given.items()}
+        seen = {f"{role} {place_of(path)}": _size_of(path, start) for role, path in given.items()}
         notes = []
         size = request.image_size
         if size is None and seen:

@@ -15,6 +15,7 @@ from sit_deploy.models import ModelConfig, create_model, get_config
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.data_config import Choice, DataConfig, Source, choose, from_card, from_name
+from sit_deploy.models.hub import place_of
 from sit_deploy.models.load import LoadedModel, fit_partly, load_model
 from sit_deploy.models.trainer_config import from_checkpoint
 from sit_deploy.preprocessing import Preprocessing
@@ -162,7 +163,7 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
     if request.init and "dist_token" in left_out:
         unused.append("its dist token and the head of it, which --cnn-teacher would train on")
     notes = [*read.notes, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
-    return "; ".join((f"{origin}{path}{', with a new head' if new_head else ''}", *notes))
+    return "; ".join((f"{origin}{place_of(path)}{', with a new head' if new_head else ''}", *notes))
 
 
 def _some(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from sit_deploy.errors import InputError
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"  # of transformers
 OPEN_CLIP = "open_clip_config.json"
 _MAX_BYTES = 10_000_000
 _PLACEHOLDER = "LABEL_"  # what transformers calls classes that nobody named

@@ -7,13 +7,13 @@ config.json first, its weights when they are asked for. Every failure is one lin
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson
+from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, ConfigJson
 from sit_deploy.models.file_kind import find_file, weights_among
+from sit_deploy.models.hub_client import UnreachableError, cached_file, fetch, repository_files
 from sit_deploy.models.timm_name import timm_architecture
 
 # what timm takes first, safetensors before pickles (timm.models._hub); open_clip's of both towers last
@@ -23,7 +23,6 @@ _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-_BESIDE = "preprocessor_config.json"  # transformers' preprocessing
 _SPELLING = re.compile(r"(hf[-_]hub|local-dir):(.*)", re.DOTALL | re.IGNORECASE)
 # of the client's cache: models--OWNER--NAME/snapshots/COMMIT/FILE
 _SNAPSHOT = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})/[^/]+$")
@@ -84,38 +83,38 @@ class Published:
                 f"{self.name} {what}; take another, or give its file of weights and name its model"
             )
         if self.config.architecture is None:
-            _fetch(self.repository, _BESIDE, weights.parent.name)
+            fetch(self.repository, PREPROCESSOR, weights.parent.name)
         if weights.name.startswith("open_clip"):
-            _fetch(self.repository, OPEN_CLIP, weights.parent.name)
+            fetch(self.repository, OPEN_CLIP, weights.parent.name)
         return weights
 
     def _first_weights(self) -> Path | None:
         for file in _WEIGHTS:
             try:
-                if path := _fetch(self.repository, file, self.revision):
+                if path := fetch(self.repository, file, self.revision):
                     return path
-            except _UnreachableError:
-                beside = _cached(self.repository, CONFIG, self.revision)
+            except UnreachableError:
+                beside = cached_file(self.repository, CONFIG, self.revision)
                 others = [f.name for f in beside.parent.iterdir()] if beside else []
                 for name in (*_WEIGHTS, *weights_among(others)):
-                    if path := _cached(self.repository, name, self.revision):
+                    if path := cached_file(self.repository, name, self.revision):
                         return path
                 raise
         return None
 
     def _only_weights(self) -> Path | None:
         """Return the weights of a repository that calls them otherwise, if it has one file of them."""
-        others = weights_among(sorted(_files(self.repository, self.revision) or ()))
+        others = weights_among(sorted(repository_files(self.repository, self.revision) or ()))
         if len(others) > 1:
             raise InputError(
                 f"{self.name} has {len(others)} files of weights, and none is called {' or '.join(_WEIGHTS[:2])}; download one of "
                 f"{', '.join(others[:5])} and pass that file"
             )
-        return _fetch(self.repository, others[0], self.revision) if others else None
+        return fetch(self.repository, others[0], self.revision) if others else None
 
     def _kind(self) -> str | None:
         """Return what a repository is that has no weights of a model, None for one that may have them."""
-        files = _files(self.repository, self.revision) if self.repository else None
+        files = repository_files(self.repository, self.revision) if self.repository else None
         if files is None or weights_among(files):
             return None
         found = (words for file, words in _OTHER_KINDS.items() if file in files)
@@ -215,10 +214,10 @@ def open_published(name: str | Path) -> Published:
             f"{name} names no repository; write hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION"
         )
     try:
-        config = _fetch(repository, CONFIG, revision or None)
-    except _UnreachableError:
+        config = fetch(repository, CONFIG, revision or None)
+    except UnreachableError:
         # timm's own client fetches weights alone
-        cached = [path for f in _WEIGHTS if (path := _cached(repository, f, revision or None))]
+        cached = [path for f in _WEIGHTS if (path := cached_file(repository, f, revision or None))]
         if not cached:
             raise
         config, revision = None, cached[0].parent.name
@@ -265,104 +264,7 @@ def origin(path: Path) -> tuple[str, str] | None:
     return (found[1].replace("--", "/", 1), found[2]) if found else None
 
 
-class _UnreachableError(InputError):
-    """A file is not in the cache, and the hub cannot be asked."""
-
-
-def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
-    """Return a file of a repository, in the cache; None where the repository has none of this name."""
-    from huggingface_hub import constants, errors, hf_hub_download
-
-    name, cache = f"hf-hub:{repository}", constants.HF_HUB_CACHE
-    try:
-        with warnings.catch_warnings():  # of a full disk, which the error says too
-            warnings.simplefilter("ignore")
-            return Path(hf_hub_download(repository, file, revision=revision))
-    except errors.LocalEntryNotFoundError as error:
-        if file in (_BESIDE, OPEN_CLIP):
-            return None
-        if (answer := getattr(error.__cause__, "response", None)) is not None:
-            raise _UnreachableError(_answer_words(repository, file, answer.status_code)) from None
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _line(error.__cause__ or error)
-        raise _UnreachableError(
-            f"{file} of {name} is not in the cache {cache}, and the hub cannot be reached ({why}); with a network, run: hf download "
-            f"{repository}"
-        ) from None
-    except errors.EntryNotFoundError:
-        return None
-    except errors.HFValidationError:
-        words = f"{name} is no name of a repository; write hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION"
-    except errors.GatedRepoError:
-        words = (
-            f"{name} is gated; ask for access on {constants.ENDPOINT}/{repository}, then run: hf auth login"
-        )
-    except errors.RepositoryNotFoundError:
-        words = f"{constants.ENDPOINT} has no model {repository}, or a private one; check its name, or run: hf auth login"
-        if other := _other_type(repository):
-            words = f"{name} is {other}, not a model; give a repository of a model"
-    except errors.RevisionNotFoundError:
-        words = (
-            f"{name} has no revision {revision}; leave out @{revision}, or name another branch, tag or commit"
-        )
-    except errors.HfHubHTTPError as error:
-        words = _answer_words(repository, file, error.response.status_code)
-    except Exception as error:  # of the network or the disk, the client lets through what it likes
-        remedy = (
-            "make room there, or say another place by HF_HOME"
-            if _is_of_disk(error)
-            else "run the command again"
-        )
-        words = f"{file} of {name} could not be fetched to {cache} ({_line(error)}); {remedy}"
-    raise InputError(words)
-
-
-def _answer_words(repository: str, file: str, status: int) -> str:
-    """Return what is wrong, by the hub's answer, where it says no more than a number."""
-    from huggingface_hub import constants
-
-    remedy = {
-        401: "the token is not valid there; run: hf auth login, or take HF_TOKEN out of the environment",
-        403: "the token may not read it; run: hf auth login with one that may",
-        429: "too many requests from here; wait some minutes, or run: hf auth login",
-    }.get(status, "try again later")
-    return f"{constants.ENDPOINT} refused {file} of hf-hub:{repository} (status {status}): {remedy}"
-
-
-def _is_of_disk(error: BaseException) -> bool:
-    return (
-        isinstance(error, OSError) and error.errno is not None and type(error) in (OSError, PermissionError)
-    )
-
-
-def _other_type(repository: str) -> str | None:
-    """Return what else than a model is called so on the hub, None where nothing is."""
-    from huggingface_hub import HfApi
-
-    for kind, words in (("dataset", "a data set"), ("space", "a space")):
-        try:
-            if HfApi().repo_exists(repository, repo_type=kind):
-                return words
-        except Exception:  # whatever it is, it is no answer
-            return None
-    return None
-
-
-def _files(repository: str, revision: str | None) -> set[str] | None:
-    """Return the names of a repository's files, None where the hub does not say."""
-    from huggingface_hub import HfApi
-
-    try:
-        return set(HfApi().list_repo_files(repository, revision=revision))
-    except Exception:  # without a network, and of whatever kind: what asked for it has an error of its own
-        return None
-
-
-def _cached(repository: str, file: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+def place_of(path: Path) -> str:
+    """Return what a file is called anywhere: of the hub's cache its repository at its commit, of any other its path."""
+    found = origin(path)
+    return f"hf-hub:{found[0]}@{found[1]}" if found else str(path)

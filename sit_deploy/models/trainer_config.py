@@ -15,13 +15,12 @@ from typing import Any
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
-from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson, fields_beside
+from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, ConfigJson, fields_beside
 from sit_deploy.models.data_config import FIELDS, DataConfig, Source, from_name
 from sit_deploy.models.file_kind import file_kind, find_file
 
 # where trainers keep what they were started with
 _ENTRIES = ("args", "hyper_parameters", "hparams", "data_config", "pretrained_cfg", "config", "cfg")
-_TRANSFORMERS_FILE = "preprocessor_config.json"
 _NAMES = ("model", "model_name", "arch", "architecture")  # what they call the name of a model
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by number, as transformers writes them
 
@@ -33,10 +32,10 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
     content = _content(path)
     if isinstance(content, Mapping):
         configs += [_of_arguments(content.get(entry), f"{entry} in {path.name}") for entry in _ENTRIES]
-    transformers = fields_beside(path, _TRANSFORMERS_FILE)
+    transformers = fields_beside(path, PREPROCESSOR)
     configs.append(
         _of_transformers(transformers)
-        or _of_arguments(transformers.get("pretrained_cfg"), f"{_TRANSFORMERS_FILE} beside {path.name}")
+        or _of_arguments(transformers.get("pretrained_cfg"), f"{PREPROCESSOR} beside {path.name}")
     )
     configs.append(_of_arguments(ConfigJson.beside(path).pretrained_cfg, f"{CONFIG} beside {path.name}"))
     open_clip = fields_beside(path, OPEN_CLIP).get("preprocess_cfg")
@@ -107,7 +106,7 @@ def _of_transformers(fields: Mapping[str, Any]) -> DataConfig | None:
         std,
         float(share) if _is_number(share) and 0 < share <= 1 else None,
         _PILLOW_FILTERS.get(fields.get("resample")) if isinstance(fields.get("resample"), int) else None,
-        title=f"{_TRANSFORMERS_FILE} beside the checkpoint",
+        title=f"{PREPROCESSOR} beside the checkpoint",
     )
     return config if config else None
 

@@ -15,7 +15,7 @@ from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
 from sit_deploy.models.config_json import ConfigJson
 from sit_deploy.models.file_kind import find_file
-from sit_deploy.models.hub import is_place, open_published, origin, resolve
+from sit_deploy.models.hub import is_place, open_published, origin, place_of, resolve
 from sit_deploy.models.timm_name import timm_architecture
 from sit_deploy.schema import convert_fields
 
@@ -174,8 +174,7 @@ class BuildRequest:
         if self.awaits_weights:
             place = str(self.checkpoint)
             path = open_published(place).weights()
-            repository, commit = origin(path) or (None, None)
-            place = f"hf-hub:{repository}@{commit}" if repository else place
+            place = place_of(path) if origin(path) else place
             return replace(self, checkpoint=path, fetched_from=place).completed(model_option)
         if self.checkpoint is not None and self.checkpoint.is_dir():
             return replace(self, checkpoint=find_file(self.checkpoint)).completed(model_option)
