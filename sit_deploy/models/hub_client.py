@@ -126,7 +126,7 @@ def repository_files(repository: str, revision: str | None) -> set[str] | None:
     from huggingface_hub import HfApi
 
     try:
-        return set(HfApi().list_reporepository_files(repository, revision=revision))
+        return set(HfApi().list_repo_files(repository, revision=revision))
     except Exception:  # without a network, and of whatever kind: what asked for it has an error of its own
         return None
 
