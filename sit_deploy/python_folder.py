@@ -19,7 +19,7 @@ from sit_deploy.files import place, scratch
 from sit_deploy.hashes import digest
 from sit_deploy.manifest import MANIFEST
 from sit_deploy.portable.bundle import BUNDLES, FOLDER, platform_of
-from sit_deploy.text import is_utf8, shown
+from sit_deploy.text import file_name, is_utf8, shown
 
 PACKAGE = "sit_bundle"  # what the modules are imported as there
 _HERE = Path(__file__).parent
@@ -233,7 +233,7 @@ def _names(bundles: Sequence[Bundle]) -> list[str]:
         taken = {other.casefold() for other in names}  # some file systems know no case
         if not is_utf8(name) or not name.isprintable() or name.casefold() in taken:
             batch = "-".join(map(str, dict.fromkeys(manifest.batch.range)))
-            name = f"{manifest.model.name}-{manifest.precision}-{manifest.engine.kind}-b{batch}"
+            name = f"{file_name(manifest.model.name)}-{manifest.precision}-{manifest.engine.kind}-b{batch}"
         if name.casefold() in taken:
             name = f"{name}-{manifest.digest[:8]}"
         names.append(name)

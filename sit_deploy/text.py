@@ -91,3 +91,8 @@ def is_warning(note: str) -> bool:
 def file_size(count: int) -> str:
     """Return a number of bytes as people read it."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def file_name(name: str) -> str:
+    """Return a name as part of a file's: letters, digits, underscores, dots and hyphens."""
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -11,7 +11,7 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.hub import local_file, pinned, resolve
 from sit_deploy.schema import convert_fields
-from sit_deploy.text import require_utf8
+from sit_deploy.text import file_name, require_utf8
 from training.recipes import Recipe, recipe_for
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class TrainRequest:
         teacher = pinned(self.teacher)
         start = resolve(self.model, self.init, self.pretrained, "--init")
         init = None if start.weights == teacher and self.init is None else start.weights
-        output = Path("runs") / str(start.model) if self.output is None else self.output
+        output = Path("runs") / file_name(str(start.model)) if self.output is None else self.output
         return replace(self, model=start.model, init=init, teacher=teacher, pretrained=False, output=output)
 
     def fetched(self) -> TrainRequest:

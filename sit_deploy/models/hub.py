@@ -239,6 +239,7 @@ def timm_weights(model: str, option: str = "--checkpoint") -> str:
     """
     from timm.models import get_pretrained_cfg, is_model
 
+    model = model.partition(":")[0]
     if not is_model(model):
         raise InputError(
             f"--pretrained takes weights of timm's, and {model} is none of its models; pass {option} FILE"

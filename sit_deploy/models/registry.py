@@ -10,6 +10,7 @@ from timm.models import build_model_with_cfg, register_model
 
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import ModelConfig
+from sit_deploy.models.timm_arguments import split
 
 if TYPE_CHECKING:
     from sit_deploy.models.sit import SiT
@@ -46,7 +47,8 @@ def _slim_vit(
         slim,  # with all of the family's checks; this module is imported as soon as timm is
     )
 
-    model = timm.create_model(base, **kwargs)
+    name, arguments = split(base)
+    model = timm.create_model(name, **{**arguments, **kwargs})
     return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm, dist_token=dist_token)
 
 

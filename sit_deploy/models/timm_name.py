@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, ConfigJson
+from sit_deploy.models.timm_arguments import spell
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +94,7 @@ def timm_architecture(config: ConfigJson, name: str) -> str:
         name: what the user calls it, for messages.
 
     Raises:
-        InputError: the file names none, or a model that timm has not under a name alone.
+        InputError: the file names none, or a model that timm has not.
     """
     if config.model_type:
         return _of_transformers(config, name)
@@ -106,12 +107,10 @@ def timm_architecture(config: ConfigJson, name: str) -> str:
         raise InputError(
             f"{what}; pass --model with timm's name of it, such as vit_base_patch16_224, and its weights beside"
         )
-    if others := _arguments_of_its_own(config.architecture, config.model_args):
-        raise InputError(
-            f"{name} is a {config.architecture} with arguments of its own ({others}), which are not taken yet; give a repository of "
-            "an architecture that timm has a name for"
-        )
-    return config.architecture
+    try:
+        return spell(config.architecture, _arguments_of_its_own(config.architecture, config.model_args))
+    except InputError as error:
+        raise InputError(f"{name} is a {config.architecture} made otherwise: {error}") from None
 
 
 def _of_transformers(config: ConfigJson, name: str) -> str:
@@ -247,18 +246,16 @@ def _activation(module: nn.Module) -> str:
 
 
 _OPTIONS = ("img_size", "num_classes")  # of model_args, what is taken from elsewhere
-# of timm.create_model itself
-_FACTORY = ("pretrained", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit")
+_READS_FILES = re.compile("pretrained|checkpoint|cache")  # with which nothing is to be made
 
 
-def _arguments_of_its_own(architecture: str, given: Mapping[str, Any]) -> str:
+def _arguments_of_its_own(architecture: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments that make another model than its name alone; timm writes those that change nothing too."""
     own = {k: v for k, v in given.items() if k not in _OPTIONS}
     if not own:
-        return ""
-    shown = ", ".join(f"{key}" for key in own)[:200]
-    if any(key.startswith(_FACTORY) or not isinstance(v, str | int | float | None) for key, v in own.items()):
-        return shown
+        return {}
+    if any(_READS_FILES.match(key) for key in own):
+        return own
     import timm
     import torch
 
@@ -266,9 +263,9 @@ def _arguments_of_its_own(architecture: str, given: Mapping[str, Any]) -> str:
         with torch.device("meta"):
             plain, other = timm.create_model(architecture), timm.create_model(architecture, **own)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError):
-        return shown
+        return own  # whoever makes it says why not
     facts = [
         (repr(m), {k: v for k, v in vars(m).items() if isinstance(v, str | int | float | tuple)})
         for m in (plain, other)
     ]
-    return "" if facts[0] == facts[1] else shown
+    return {} if facts[0] == facts[1] else own

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config import ModelConfig
+from sit_deploy.models.timm_arguments import split
 
 # each is one operator of ONNX, or a sigmoid and a product
 _ACTIVATIONS = (GELU, GELUTanh, QuickGELU, nn.GELU, nn.SiLU)
@@ -39,8 +40,8 @@ _MLPS = (Mlp, GluMlp, SwiGLU)
 
 
 def is_timm_model(name: str) -> bool:
-    """Say whether timm makes a model of this name, whatever it is; a tag may follow a dot."""
-    return timm.is_model(name)
+    """Say whether timm makes a model of this name, whatever it is; a tag may follow a dot, arguments a colon."""
+    return timm.is_model(name.partition(":")[0])
 
 
 def timm_names() -> list[str]:
@@ -56,10 +57,17 @@ def timm_config(name: str) -> ModelConfig:
     Raises:
         InputError: another kind of model, or a vision transformer with a part that is not supported; names it.
     """
+    base, arguments = split(name)
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
-    except RuntimeError as error:  # an unknown tag; timm says which
+            model = timm.create_model(base, pretrained=False, **arguments)
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError) as error:
+        if arguments:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:150]
+            raise InputError(f"timm cannot make '{name}' ({reason}); check what follows the colon") from None
+        if not isinstance(error, RuntimeError):
+            raise
+        # an unknown tag; timm says which
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"timm cannot make '{name}' ({reason}); leave out what follows the dot") from None
     check_supported(model, name)
@@ -112,6 +120,8 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
     if kind not in (VisionTransformer, VisionTransformerDistilled, Eva):
         yield f"another architecture ({kind.__module__.split('.')[-1]}.{kind.__name__})"
         return  # nothing below can be asked of it
+    if not len(model.blocks):
+        yield "no blocks"
     if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
         yield f"'{model.global_pool}' pooling"
     if getattr(model, "pool_include_prefix", False):

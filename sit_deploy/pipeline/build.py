@@ -48,6 +48,7 @@ from sit_deploy.pipeline.uint8_input import with_input
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.report.build_types import GraphReport
 from sit_deploy.schema import require_type
+from sit_deploy.text import file_name
 
 __all__ = ["BuildRequest", "build", "export"]
 
@@ -128,7 +129,7 @@ def _plan(request: BuildRequest) -> tuple[BuildRequest, BuildRequest, engines.En
     """Check a request; return it, the same as its engine has it, the engine, and why it is that one."""
     check_request(request)
     if request.output is None and request.model:
-        request = replace(request, output=Path(f"{request.config.name}-{request.precision}"))
+        request = replace(request, output=Path(f"{file_name(request.config.name)}-{request.precision}"))
     if request.output is not None:
         check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
@@ -146,7 +147,7 @@ def _check_export(request: BuildRequest) -> BuildRequest:
             "a graph alone is not timed: --quantize auto is for `sit-deploy build`; pass --quantize default, or groups"
         )
     if request.output is None and request.model:
-        request = replace(request, output=Path(f"{request.config.name}.onnx"))
+        request = replace(request, output=Path(f"{file_name(request.config.name)}.onnx"))
     if request.output is None:  # until weights with a card name the model
         return request
     path = request.output.absolute()

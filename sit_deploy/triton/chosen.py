@@ -9,6 +9,7 @@ from engines.graph_file import read_model, tensor_types
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.precisions import EIGHT_BITS
+from sit_deploy.text import file_name
 from sit_deploy.triton.config import BACKENDS, Serving
 from sit_deploy.triton.copies import Copies
 
@@ -77,7 +78,8 @@ def _check_precision(bundle: Bundle, backend: str) -> None:
 
 def default_name(bundle: Bundle) -> str:
     """Return the name of a bundle's model in Triton: its model and precision."""
-    return f"{bundle.manifest.model.name}_{bundle.manifest.precision}".replace("-", "_")
+    name = f"{bundle.manifest.model.name}_{bundle.manifest.precision}"
+    return file_name(name).replace("-", "_")
 
 
 def serving_for(

@@ -49,6 +49,11 @@ def test_weights_alone_in_the_cache_will_do_for_a_model_that_is_named(cached) ->
     assert (request.model, request.checkpoint) == (name, snapshot / "model.safetensors")
 
 
+def test_arguments_that_make_another_model_are_part_of_its_name(cached) -> None:
+    cached("me/own", {**CONFIG, "model_args": {"reg_tokens": 4, "img_size": 64}}, "model.safetensors")
+    assert completed(model="hf-hub:me/own").model == "vit_tiny_patch16_224:reg_tokens=4"
+
+
 def test_a_pickle_is_taken_where_there_is_nothing_else(cached) -> None:
     snapshot = cached("me/old", CONFIG, "pytorch_model.bin")
     assert completed(model="hf-hub:me/old").checkpoint == snapshot / "pytorch_model.bin"
@@ -75,7 +80,7 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
         ({"model": "hf-hub:me/none"}, "is not in the cache .*HF_HUB_OFFLINE is set.*hf download me/none"),
         ({"model": "hf-hub:a/b/c"}, "is no name of a repository"),
         ({"model": "hf-hub:me/bert"}, r"is a model of transformers \(model_type bert\)"),
-        ({"model": "hf-hub:me/own"}, r"arguments of its own \(reg_tokens\)"),
+        ({"model": "hf-hub:me/own"}, "made otherwise: the argument 'pretrained' is not taken"),
         ({"model": "hf-hub:me/empty"}, "model.safetensors of hf-hub:me/empty is not in the cache"),
         ({"model": "sit_s", "pretrained": True}, "sit_s.*; pass --checkpoint FILE"),
         ({"model": "vit_tiny_patch16_224.nobody", "pretrained": True}, "leave out what follows the dot"),
@@ -91,7 +96,7 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_refused(cached, fields: dict, words: str) -> None:
     cached("me/bert", {"model_type": "bert"}, "model.safetensors")
-    cached("me/own", {**CONFIG, "model_args": {"reg_tokens": 4}}, "model.safetensors")
+    cached("me/own", {**CONFIG, "model_args": {"pretrained": True}}, "model.safetensors")
     cached("me/empty", CONFIG)
     cached("me/plain", None, "model.safetensors")
     with pytest.raises(InputError, match=words) as error:

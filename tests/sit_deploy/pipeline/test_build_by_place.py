@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from sit_deploy.bundle import load_bundle
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.validation.reference import reference_weights
+from sit_deploy.validation.reference import reference_model, reference_weights
 from tests.helpers.command_line import CommandLine
 from tests.helpers.hub import COMMIT
 
@@ -60,13 +61,19 @@ def test_a_repository(cached: Callable[..., Path], cli: CommandLine) -> None:
 def test_a_folder(cli: CommandLine) -> None:
     folder = cli.folder / "mine"
     folder.mkdir()
-    saved_by_timm(folder, "vit_tiny_patch16_224", img_size=32)
-    built = cli("build", "--model", "local-dir:mine", "--engine", "onnxruntime", "-o", "b", "--json").json()
-    assert (built["model"]["name"], built["model"]["image_size"]) == ("vit_tiny_patch16_224", [32, 32])
+    arguments = {"depth": 4, "reg_tokens": 2}
+    saved_by_timm(folder, "vit_tiny_patch16_224", img_size=32, **arguments)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "model_args": {"img_size": 32, **arguments}}))
+    built = cli("build", "--model", "local-dir:mine", "--engine", "onnxruntime", "--json").json()
+    name = "vit_tiny_patch16_224:depth=4,reg_tokens=2"
+    assert Path(built["bundle"]).name == "vit_tiny_patch16_224_depth_4_reg_tokens_2-fp32"
+    assert (built["model"]["name"], built["model"]["image_size"]) == (name, [32, 32])
+    assert reference_model(load_bundle(built["bundle"])).reg_token.shape == (1, 2, 192)
     assert (built["preprocessing"]["size"], built["preprocessing"]["mean"]) == ([32, 32], [0.5, 0.5, 0.5])
     assert f"--checkpoint local-dir:{folder}" in built["command"]
     # a folder's or a file's config.json names the model too
     for path in (folder, folder / "model.safetensors", f"local-dir:{folder}"):
         request = BuildRequest(None, None, checkpoint=path).completed()
-        assert (request.model, request.image_size) == ("vit_tiny_patch16_224", 32)
+        assert (request.model, request.image_size) == (name, 32)
         assert request.checkpoint == folder / "model.safetensors"
