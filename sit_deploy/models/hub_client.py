@@ -66,6 +66,10 @@ def fetch(repository: str, file: str, revision: str | None) -> Path | None:
         )
     except errors.HfHubHTTPError as error:
         words = _answer_words(repository, file, error.response.status_code)
+    except UnicodeError:  # no header can have it
+        words = (
+            "the token for the hub has letters that no token has; run: hf auth login, or set HF_TOKEN again"
+        )
     except Exception as error:  # of the network or the disk, the client lets through what it likes
         remedy = (
             "make room there, or say another place by HF_HOME"

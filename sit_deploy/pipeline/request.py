@@ -143,6 +143,12 @@ class BuildRequest:
         Raises:
             InputError: as `completed`, and `sit_deploy.models.hub.resolve`.
         """
+        if self.pretrained and self.stages and len(self.stages) > 1:
+            stages = ",".join(map(str, self.stages))
+            raise InputError(
+                f"timm's weights of {self.model} are of the model that slims nothing; slim it first: sit-deploy train --model "
+                f"{self.model} --stages {stages} --pretrained"
+            )
         start = resolve(self.model, self.checkpoint, self.pretrained)
         request = replace(
             self,

@@ -31,6 +31,7 @@ FOREIGN = {
     "--build",
     "--parallel",
     "--help",
+    "--revision",
 }
 # which commands a message can come from; of any other module, from some command that has the option
 COMMANDS_OF = {

@@ -86,6 +86,8 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
         ({"model": "vit_tiny_patch16_224.nobody", "pretrained": True}, "leave out what follows the dot"),
         ({"model": "vit_huge_patch14_gap_224.in1k_ijepa", "pretrained": True}, "not on the hub; download http"),
         ({"pretrained": True}, "pass its name with --model"),
+        ({"model": "deit_small_patch16_224", "pretrained": True, "stages": (6, 2, 2, 2)},
+         "slim it first: sit-deploy train --model deit_small_patch16_224 --stages 6,2,2,2 --pretrained"),
         ({"model": "sit_s", "pretrained": True, "checkpoint": "a.pth"}, "pass one of them"),
         ({"model": "local-dir:nowhere"}, "local-dir:nowhere: nowhere is not there; check its path"),
         ({"model": "local-dir:"}, "local-dir: names no folder; write local-dir:PATH"),
@@ -235,6 +237,13 @@ def test_a_pickle_with_code_is_never_run(cached, cli, tmp_path: Path) -> None:
     assert "never loaded" in message
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_token_that_is_none(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_sécret")
+    with pytest.raises(InputError, match="the token for the hub has letters that no token has") as error:
+        completed(model="hf-hub:me/x")
+    assert "cret" not in str(error.value)
 
 
 def test_weights_of_two_models_under_two_prefixes(cached, cli) -> None:
