@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.errors import InputError
 from sit_deploy.files import place, recover, scratch, sha256
 from sit_deploy.manifest import MANIFEST, SCHEMA, Manifest, digest, parse_manifest, write_manifest
+from sit_deploy.outputs import listing
 from sit_deploy.schema import read_json
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engines import EngineOrigin
+    from sit_deploy.outputs import Output
     from sit_deploy.preprocessing import Preprocessing
 
 __all__ = [
@@ -166,17 +168,42 @@ class Bundle:
 
         return Preprocessing.from_dict(self.manifest.preprocessing)
 
-    def golden(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the golden images and the reference's logits of them.
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the engine gives, in order."""
+        return self.manifest.given
 
-        The images are as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3); the logits float32 (n, classes).
+    def require_classes(self, what: str) -> None:
+        """Refuse what needs logits where the engine gives none.
+
+        Args:
+            what: needs them, for the start of the message.
+
+        Raises:
+            InputError: says what it gives instead.
+        """
+        if not self.manifest.has_logits:
+            names = listing([output.name for output in self.outputs])
+            raise InputError(
+                f"{what} needs classes, and {self.path} gives {names} and no logits; build it with --outputs logits,..."
+            )
+
+    def golden(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the golden images and the reference's first output of them: the logits (n, classes), where there are any.
+
+        The images are as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3).
 
         Raises:
             InputError: they do not fit the manifest; `load_bundle` has looked already.
         """
+        images, values = self.golden_outputs()
+        return images, values[self.outputs[0].name]
+
+    def golden_outputs(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the golden images and every output of them by name, float32 (n, ...); errors as of `golden`."""
         from sit_deploy.golden import read_golden
 
-        return read_golden(self.path / GOLDEN, self.preprocessing(), self.manifest.model.num_classes)
+        return read_golden(self.path / GOLDEN, self.preprocessing(), self.outputs)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -191,7 +218,7 @@ def load_bundle(path: str | Path) -> Bundle:
     from sit_deploy.models.config import ONE_OUTPUT
 
     manifest = parse_manifest(read_json(where, again), where, again)
-    if manifest.model.num_classes == 1:  # as earlier versions built
+    if manifest.model.num_classes == 1 and manifest.has_logits:  # as earlier versions built
         raise InputError(
             f"bundle {path} has one output: {ONE_OUTPUT}; build it again from its checkpoint with --num-classes 2"
         )
@@ -207,7 +234,7 @@ def load_bundle(path: str | Path) -> Bundle:
                 f"bundle {path} was changed: {name} does not match its hash; copy it again or rebuild it"
             )
     bundle = Bundle(path, manifest)
-    bundle.golden()
+    bundle.golden_outputs()
     return bundle
 
 

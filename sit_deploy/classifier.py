@@ -1,4 +1,4 @@
-"""An open engine that takes any number of images, and the classes that its logits mean: with NumPy, and Pillow for images."""
+"""An open engine that takes any number of images, its outputs by name, and the classes that logits mean: with NumPy, and Pillow for images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 # relative: a folder of `package python` takes this file along, without the package around it
 from .errors import GateError, InputError
+from .outputs import LOGITS, OUTPUTS, Output, listing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,11 @@ class Prepared(Protocol):
 
     @property
     def classes(self) -> list[str]:
-        """Class names in label order."""
+        """Class names in label order; none without logits."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the engine gives, in order."""
 
     def preprocessing(self) -> Preprocessing:
         """Return how images are prepared for the engine."""
@@ -48,8 +53,15 @@ class Classifier:
 
         Raises:
             engines.EngineInputError: wrong dtype or image shape.
-            InputError: no image.
+            InputError: no image, or an engine that gives no logits.
         """
+        found = self.outputs(images)
+        if LOGITS not in found:
+            raise InputError(f"this engine gives {listing(tuple(found))} and no logits; call outputs()")
+        return found[LOGITS]
+
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return every output by name, float32 (n, ...), of preprocessed images; arguments and errors as `logits`."""
         import numpy as np
 
         if not isinstance(images, np.ndarray) or images.ndim == 0:
@@ -61,33 +73,47 @@ class Classifier:
             raise InputError("no images to classify; pass at least one")
         largest = self.batch[1]
         parts = [images[start : start + largest] for start in range(0, len(images), largest)]
-        found = np.concatenate(self._run_all(parts))
-        classes = found.shape[-1] if self.bundle is None else len(self.bundle.classes)
-        if found.ndim != 2 or found.shape[1] != classes:
-            raise InputError(
-                f"the engine gives logits of shape {found.shape}, and the manifest says {classes} classes; build the bundle again"
-            )
+        ran = self._run_all(parts)
+        names = sorted(ran[0], key=[*OUTPUTS, *ran[0]].index)  # a runtime may list them in another order
+        found = {name: np.concatenate([part[name] for part in ran]) for name in names}
+        if self.bundle is not None:
+            self._check_shapes({name: values.shape[1:] for name, values in found.items()})
         return found
 
-    def _run_all(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+    def _check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Refuse an engine that gives something else than its manifest says."""
+        assert self.bundle is not None
+        wanted = {output.name: output.shape for output in self.bundle.outputs}
+        if shapes == wanted:
+            return
+        if set(shapes) == set(wanted) == {LOGITS}:
+            raise InputError(
+                f"the engine gives logits of shape (n, {', '.join(map(str, shapes[LOGITS]))}), and the manifest says "
+                f"{wanted[LOGITS][0]} classes; build the bundle again"
+            )
+        raise InputError(
+            f"the engine gives {_shapes(shapes)}, and the manifest says {_shapes(wanted)}; build the bundle again"
+        )
+
+    def _run_all(self, parts: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
         """Run batches, as many at a time as the engine takes."""
         if self.runner.at_once == 1 or len(parts) == 1:
             return [self._run(part) for part in parts]
         with ThreadPoolExecutor(min(self.runner.at_once, len(parts))) as pool:
             return list(pool.map(self._run, parts))
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch, filled up to the smallest that the engine takes."""
         import numpy as np
 
         short = max(0, self.batch[0] - len(images))
         if short:
             images = np.concatenate([images, np.repeat(images[-1:], short, axis=0)])
-        (logits,) = self.runner.infer({self.runner.inputs[0].name: images}).values()
-        return logits[: len(images) - short]
+        found = self.runner.infer({self.runner.inputs[0].name: images})
+        return {name: values[: len(images) - short] for name, values in found.items()}
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Return logits float32 (n, classes) of images, preprocessed as the bundle says.
+        """Return the first output of images, preprocessed as the bundle says: logits float32 (n, classes), where it gives them.
 
         Args:
             images: one image or several: paths, bytes of image files, Pillow images, or uint8 arrays (height, width, 3);
@@ -96,6 +122,10 @@ class Classifier:
         Raises:
             InputError: no image, one that cannot be read, or something else than images.
         """
+        return next(iter(self.all_outputs(images).values()))
+
+    def all_outputs(self, images: Any) -> dict[str, np.ndarray]:
+        """Return every output by name, float32 (n, ...), of images, preprocessed as the bundle says; arguments as of a call."""
         import numpy as np
 
         from .data.batches import batches
@@ -104,7 +134,8 @@ class Classifier:
             raise InputError("this classifier has no bundle to say how images are prepared; call logits()")
         sources = _sources(images)
         prepared = batches(sources, self.bundle.preprocessing(), self.batch[1] * self.runner.at_once)
-        return np.concatenate([self.logits(batch) for batch, _ in prepared])
+        found = [self.outputs(batch) for batch, _ in prepared]
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def close(self) -> None:
         self.runner.close()
@@ -114,6 +145,10 @@ class Classifier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _shapes(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} (n, {', '.join(map(str, shape))})" for name, shape in shapes.items())
 
 
 def _sources(images: Any) -> list[Any]:

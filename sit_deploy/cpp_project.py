@@ -61,6 +61,7 @@ def write_project(bundle: Bundle, folder: Path) -> None:
     Raises:
         InputError: the folder has something in it, or cannot be written.
     """
+    bundle.require_classes("a C++ project")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not a folder" if not folder.is_dir() else "has files in it"
         raise InputError(f"output {folder} {what}; choose a new or empty folder with -o")

@@ -1,10 +1,11 @@
-"""The golden images of a bundle and the reference's logits of them: golden.npz, read without believing what it says of itself."""
+"""The golden images of a bundle and the reference's outputs of them: golden.npz, read without believing what it says of itself."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from .limits import GOLDEN
 if TYPE_CHECKING:
     import numpy as np
 
+    from .outputs import Output
     from .preprocessing import Preprocessing
 
 _TYPES = {"float32": "<f4", "uint8": "|u1"}
@@ -25,15 +27,17 @@ _HEADER = re.compile(
 )
 
 
-def read_golden(path: Path, preprocessing: Preprocessing, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3), and logits float32 (n, classes).
+def read_golden(
+    path: Path, preprocessing: Preprocessing, outputs: Sequence[Output]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return images as the engine takes them, float32 (n, 3, H, W) or uint8 (n, H, W, 3), and outputs float32 (n, ...) by name.
 
     Nothing is allocated but what the file holds: its arrays are not compressed, and of the size that the manifest says.
 
     Args:
         path: of the archive.
         preprocessing: of the manifest.
-        classes: likewise.
+        outputs: likewise.
 
     Raises:
         InputError: no such archive, damaged, arrays of another type or shape, or NaN or infinity among the values.
@@ -43,10 +47,11 @@ def read_golden(path: Path, preprocessing: Preprocessing, classes: int) -> tuple
     try:
         with zipfile.ZipFile(path) as archive:
             images = _array(archive, "images", preprocessing.dtype, preprocessing.shape)
-            logits = _array(archive, "logits", "float32", (classes,))
-        if len(images) != len(logits):
-            raise ValueError(f"{len(images)} images and logits of {len(logits)}")
-        for name, array in (("images", images), ("logits", logits)):
+            values = {one.name: _array(archive, one.name, one.dtype, one.shape) for one in outputs}
+        for name, array in values.items():
+            if len(images) != len(array):
+                raise ValueError(f"{len(images)} images and {name} of {len(array)}")
+        for name, array in (("images", images), *values.items()):
             if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
                 row = int((~finite).reshape(len(array), -1).any(axis=1).argmax())
                 raise ValueError(f"its {name} hold NaN or infinity, first in row {row}")
@@ -56,7 +61,7 @@ def read_golden(path: Path, preprocessing: Preprocessing, classes: int) -> tuple
         raise InputError(
             f"{path}: does not fit the manifest ({reason}); copy the bundle again or rebuild it"
         ) from None
-    return images, logits
+    return images, values
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

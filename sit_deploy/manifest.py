@@ -19,10 +19,13 @@ import engines
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest, sha256
+from sit_deploy.outputs import LOGITS, OUTPUTS, Output
 from sit_deploy.precisions import TOLERANCE
 from sit_deploy.schema import check
 
-SCHEMA = 1
+SCHEMA = 2  # the newest that is read
+# what is written: of logits alone as ever, so that everything that reads bundles reads them; 2 has other outputs
+_LOGITS_ALONE, _NAMED_OUTPUTS = 1, 2
 MANIFEST = "manifest.json"
 RANDOM = "random"  # the source of weights that are nobody's
 
@@ -55,7 +58,7 @@ class Model(_Fields, frozen=True, kw_only=True):
     stages: Blocks | None = None
     keeping_ratio: Ratio | None = None
     image_size: tuple[Pixels, Pixels]
-    num_classes: Annotated[int, Meta(ge=1, le=limits.CLASSES)]
+    num_classes: Annotated[int, Meta(ge=0, le=limits.CLASSES)]
     dist_token: bool = False
     tokens: Tokens
     parameters: Count
@@ -66,6 +69,24 @@ class Model(_Fields, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.stages is not None and len(self.stages) != len(self.tokens):
             raise ValueError(f"tokens must be one for each of the {len(self.stages)} stages")
+
+
+class OutputFacts(_Fields, frozen=True, kw_only=True):
+    """An output of the engine, float32 (images, *shape).
+
+    Attributes:
+        shape: of one image: (classes,), (dim,) or (patches, dim).
+        meaning: for people.
+    """
+
+    name: Literal[OUTPUTS]
+    dtype: Literal["float32"]
+    shape: Annotated[list[Annotated[int, Meta(ge=1, le=limits.PIXELS**2)]], Meta(min_length=1, max_length=2)]
+    meaning: str = ""
+
+    @classmethod
+    def of(cls, output: Output) -> OutputFacts:
+        return cls(**output.to_dict())
 
 
 class Batch(_Fields, frozen=True, kw_only=True):
@@ -193,9 +214,14 @@ class File(_Fields, frozen=True, kw_only=True):
 
 
 class BuildFacts(_Fields, frozen=True, kw_only=True):
-    """What a build knows of what it built: the manifest without the files."""
+    """What a build knows of what it built: the manifest without the files.
+
+    Attributes:
+        outputs: of the engine, in order; None where that is the logits alone.
+    """
 
     model: Model
+    outputs: Annotated[list[OutputFacts], Meta(min_length=1)] | None = None
     classes: Annotated[list[str], Meta(min_length=1)] | None
     preprocessing: dict[str, Any]
     preprocessing_source: dict[str, str] = {}
@@ -213,11 +239,40 @@ class BuildFacts(_Fields, frozen=True, kw_only=True):
         names, count = self.classes, self.model.num_classes
         if names is not None and len(names) != count:
             raise ValueError(f"classes has {len(names)} names for the {count} classes of model.num_classes")
+        if self.has_logits and not count:
+            raise ValueError("model.num_classes is 0, and outputs has logits")
+        given = [(one.name, len(one.shape)) for one in self.outputs or ()]
+        wanted = [(name, 1 + (name == "patches")) for name in OUTPUTS if name in dict(given)]
+        if given != wanted or (self.has_logits and self.given[0].shape != (count,)):
+            raise ValueError(
+                f"outputs are not {', '.join(OUTPUTS)} or some of them, in this order and of their shapes"
+            )
+
+    @property
+    def given(self) -> tuple[Output, ...]:
+        """What the engine gives, in order."""
+        if self.outputs is None:
+            return (Output(LOGITS, (self.model.num_classes,)),)
+        return tuple(Output(one.name, tuple(one.shape), one.dtype) for one in self.outputs)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the engine gives scores of classes."""
+        return self.outputs is None or any(one.name == LOGITS for one in self.outputs)
 
     @property
     def class_names(self) -> list[str]:
-        """Class names in label order; their numbers where there are no names."""
+        """Class names in label order; their numbers where there are no names; none without logits."""
+        if not self.has_logits:
+            return []
         return self.classes or [str(i) for i in range(self.model.num_classes)]
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = super().to_dict()
+        if self.outputs is None:  # as bundles of before
+            del fields["outputs"]
+            return fields
+        return {**fields, "outputs": [one.to_dict() for one in self.outputs]}
 
     @property
     def origin(self) -> engines.EngineOrigin:
@@ -321,7 +376,8 @@ def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
         for p in sorted(folder.iterdir())
         if p.name != MANIFEST
     }
-    whole = {"schema": SCHEMA, **fields, "files": files}
+    schema = _NAMED_OUTPUTS if fields.get("outputs") else _LOGITS_ALONE
+    whole = {"schema": schema, **fields, "files": files}
     whole["digest"] = digest(whole)
     text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -34,8 +34,8 @@ MODULES = (
         "hashes.py",
         "limits.py",
     ),
-    *("measure/__init__.py", "measure/layers.py", "measure/parity.py", "precisions.py", "preprocessing.py"),
-    *("resampling.py", "text.py"),
+    *("measure/__init__.py", "measure/layers.py", "measure/parity.py", "outputs.py", "precisions.py"),
+    *("preprocessing.py", "resampling.py", "text.py"),
     *(
         f"portable/{name}.py"
         for name in ("__init__", "build", "bundle", "check", "examine", "form", "record", "table")

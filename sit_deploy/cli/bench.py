@@ -232,11 +232,12 @@ def _show(result: BenchResult) -> None:
     for note in result.notes:
         say(screen, f"Note: {literal(note)}.")
     around = result.around
+    classes = "" if around.classes_ms is None else f", classes {around.classes_ms:.2f} ms"
     where = f"pinned to CPU {', '.join(map(str, result.cpus))}" if result.cpus else "pinned to no CPU"
     say(
         screen,
         f"Around the engine, an image ({around.image}) on one thread: decoding {around.decode_ms:.2f} ms, preparing "
-        f"{around.prepare_ms:.2f} ms, classes {around.classes_ms:.2f} ms. Both sides {where}.",
+        f"{around.prepare_ms:.2f} ms{classes}. Both sides {where}.",
     )
 
 

@@ -33,7 +33,13 @@ from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text
 from sit_deploy.report.speedup_text import sentence
 from sit_deploy.report.tuning_view import tuning_of, tuning_sentence
-from sit_deploy.report.view import accuracy_rows, difference, preprocessing_words
+from sit_deploy.report.view import (
+    accuracy_rows,
+    agreement_cell,
+    difference,
+    output_words,
+    preprocessing_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -217,7 +223,7 @@ def show_quantization(screen: Console, quantization: Quantization, precision: st
 
 
 def show_hops(screen: Console, hops: Sequence[HopRecord], title: str) -> None:
-    """Print hops as a table, errors in standard deviations of the reference logits, and the notes below it."""
+    """Print hops as a table, errors in standard deviations of the reference's outputs, and the notes below it."""
     right = ("error", "tolerance", "step", "SQNR dB", "agree")
     listing = table("hop", *right, "", title=literal(title), right=right)
     for hop in hops:
@@ -225,7 +231,7 @@ def show_hops(screen: Console, hops: Sequence[HopRecord], title: str) -> None:
             figure(hop.tolerance, "g"),
             figure(hop.step_error, ".1e"),
             "exact" if hop.error == 0 else figure(hop.sqnr_db, ".1f"),
-            figure(hop.agreement, ".0%"),
+            agreement_cell(hop),
         ]
         error = figure(hop.error, ".1e") if hop.compared else "[yellow]not run[/]"
         listing.add_row(
@@ -235,6 +241,9 @@ def show_hops(screen: Console, hops: Sequence[HopRecord], title: str) -> None:
     for hop in hops:
         if hop.note:
             say(screen, literal(f"{hop.name}: {hop.note}"))
+    last = [hop for hop in hops if hop.outputs][-1:]
+    for words in (words for hop in last for words in output_words(hop)):
+        say(screen, literal(f"{last[0].name}, {words}"))
 
 
 def _state(hop: HopRecord) -> str:

@@ -21,7 +21,13 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
-from sit_deploy.cli.options import key_option, model_options, preprocessing_options, pretrained_option
+from sit_deploy.cli.options import (
+    key_option,
+    model_options,
+    outputs_option,
+    preprocessing_options,
+    pretrained_option,
+)
 from sit_deploy.text import is_warning
 
 if TYPE_CHECKING:
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option("--image-size", type=Whole(limits.PIXELS), metavar="N", help="Pixels of the square input.")
 @click.option("--num-classes", type=Whole(limits.CLASSES), metavar="N", help="Classes of the head.")
+@outputs_option
 @click.option(
     "--opset",
     default=20,

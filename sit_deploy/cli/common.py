@@ -15,6 +15,7 @@ import click
 
 from engines.base import Progress
 from sit_deploy import limits
+from sit_deploy.outputs import in_order
 from sit_deploy.text import file_size as file_size
 from sit_deploy.text import json_printable, printable
 
@@ -271,6 +272,17 @@ class Cpus(click.ParamType):
                 self.fail(f"{value!r} is not a list of CPUs; write for example 0-3 or 0,2", param, ctx)
             cpus.update(range(ends[0], ends[-1] + 1))
         return tuple(sorted(cpus))
+
+
+class OutputNames(click.ParamType):
+    """A,B,... → names of outputs, in the order of a graph's."""
+
+    name = "A,B,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return in_order(value if isinstance(value, tuple) else str(value).split(","))
 
 
 class Groups(click.ParamType):

@@ -7,7 +7,16 @@ from collections.abc import Callable
 import click
 
 from sit_deploy import limits
-from sit_deploy.cli.common import Channels, Counts, DynamicBatch, Groups, Real, Whole, path_type
+from sit_deploy.cli.common import (
+    Channels,
+    Counts,
+    DynamicBatch,
+    Groups,
+    OutputNames,
+    Real,
+    Whole,
+    path_type,
+)
 
 key_option = click.option(
     "--checkpoint-key",
@@ -17,7 +26,15 @@ key_option = click.option(
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model.")
 
+outputs_option = click.option(
+    "--outputs",
+    type=OutputNames(),
+    metavar="logits|features|cls|patches",
+    help="What the graph gives, one or several: docs/outputs.md.  [default: logits, or features of a model without a classifier]",
+)
+
 _GRAPH_OPTIONS = (
+    outputs_option,
     click.option(
         "--precision",
         default="fp32",

@@ -4,21 +4,21 @@
     keys' bias → nothing · values' bias → `proj` · queries' bias → behind the split into heads
     TSM scalar → its last Linear, whose bias goes · prefix tokens and positions → one table, added to zero-padded tokens
     rotary positions → cosines and sines, constants until tokens slim · EVA's layers of queries, keys, values → one
-    last block: only the tokens that the head reads (their query, their MLP) · reverse TSMs and the auxiliary head are gone
+    last block: only the tokens that the outputs read (their query, their MLP) · reverse TSMs and the auxiliary head are gone
 
-Every fold (`folding`) is done in float64 and rounded once, so logits equal the plain model's within float rounding.
+Every fold (`folding`) is done in float64 and rounded once, so outputs equal the plain model's within float rounding.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sit_deploy.errors import InputError
 from sit_deploy.graph.deploy_block import DeployBlock, PassedBlock
 from sit_deploy.graph.deploy_positions import DeployPositions
 from sit_deploy.graph.folding import (
@@ -29,9 +29,11 @@ from sit_deploy.graph.folding import (
     merged_head,
     position_table,
 )
+from sit_deploy.models.outputs import check_outputs
 from sit_deploy.models.sit import Block, ConvStem
 from sit_deploy.models.timm_vit import rotates_halves, why_not_rewritten
 from sit_deploy.models.tsm import TokenSlimming
+from sit_deploy.outputs import CLS, DEFAULT, FEATURES, LOGITS, PATCHES, in_order
 
 
 class DeployStem(nn.Sequential):
@@ -99,20 +101,25 @@ class DeployForm(nn.Module):
     Exact: see the module's docstring. Layers that need no folding are shared with the plain model. The head reads the
     class token (and a dist token beside it), or the mean of the patch tokens.
 
+    Args:
+        model: what is deployed.
+        outputs: in place of the logits (`sit_deploy.outputs`): a tensor, or several in their order.
+        keep_value_bias: see `folding.fold_attention`.
+
     Raises:
-        InputError: a model without a classifier, which has no logits to deploy.
+        InputError: an output that the model has not.
     """
 
-    def __init__(self, model: AnyModel, *, keep_value_bias: bool = False) -> None:
+    def __init__(
+        self, model: AnyModel, outputs: Sequence[str] = DEFAULT, *, keep_value_bias: bool = False
+    ) -> None:
         super().__init__()
-        if not isinstance(model.head, nn.Linear):
-            raise InputError(
-                "this model has no classifier (num_classes=0); deploy one with a head: pass --num-classes"
-            )
-        prefix = model.num_prefix_tokens
+        check_outputs(model, outputs)
+        self.outputs = in_order(outputs)
         self.average = getattr(model, "global_pool", "token") == "avg"
-        self.prefix = prefix
-        first = None if self.average else 1 + model.has_dist_token
+        self.prefix = prefix = model.num_prefix_tokens
+        self.has_dist_token = model.has_dist_token
+        first = None if self._reads_patches else 1 + (self.has_dist_token and self.outputs != (CLS,))
         self.stem = DeployStem(model.patch_embed)
         self.embed = DeployEmbedding(model)
         self.norm_pre = kept_norm(model, "norm_pre")
@@ -127,9 +134,16 @@ class DeployForm(nn.Module):
         self.tsm = nn.ModuleList(DeployTSM(tsm, prefix) for tsm in getattr(model, "tsm", ()))
         self.norm = kept_norm(model, "norm")
         self.fc_norm = kept_norm(model, "fc_norm")
-        self.head = merged_head(model)
+        self.head = merged_head(model) if LOGITS in self.outputs else None
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def _reads_patches(self) -> bool:
+        """Whether an output reads the patch tokens of the last block."""
+        return PATCHES in self.outputs or (
+            self.average and bool({LOGITS, FEATURES}.intersection(self.outputs))
+        )
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.embed(self.stem(images))
         x = self.norm_pre(x) if self.norm_pre else x
         places = None
@@ -141,23 +155,48 @@ class DeployForm(nn.Module):
                 places = self.positions.merge(assignment, places)
             elif tsm:
                 x = tsm(x)
-        if self.average and self.prefix:
-            x = x[:, self.prefix :]
+        behind = self.average and self.prefix > 0 and CLS not in self.outputs  # nothing reads the prefix
+        x = x[:, self.prefix :] if behind else x
         x = self.norm(x) if self.norm else x
-        x = x.mean(dim=1) if self.average else x.flatten(1)
-        return self.head(self.fc_norm(x) if self.fc_norm else x)
+        patches = x[:, self.prefix :] if self.prefix and not behind and self._reads_patches else x
+        made = {CLS: x[:, 0]} if CLS in self.outputs else {}
+        made |= {PATCHES: patches} if PATCHES in self.outputs else {}
+        if {LOGITS, FEATURES}.intersection(self.outputs):
+            made |= self._pooled(x, patches)
+        given = tuple(made[name] for name in self.outputs)
+        return given if len(given) > 1 else given[0]
+
+    def _pooled(self, x: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        """Normalised tokens, and those of the patches among them → features (B, dim) and logits (B, classes), as asked for.
+
+        With a dist token, features are the mean of the two tokens, as timm has it, and logits that of two heads.
+        """
+        tokens = 1 + self.has_dist_token
+        if self.average:
+            read = patches.mean(dim=1)
+        else:
+            read = (x[:, :tokens] if self._reads_patches else x).flatten(1)
+        read = self.fc_norm(read) if self.fc_norm else read
+        made = {LOGITS: self.head(read)} if self.head else {}
+        if FEATURES in self.outputs:
+            both = tokens > 1 and not self.average
+            made[FEATURES] = x[:, :tokens].mean(dim=1) if both else read
+        return made
 
 
 @torch.no_grad()
-def to_deploy_form(model: AnyModel, *, keep_value_bias: bool = False) -> DeployForm:
+def to_deploy_form(
+    model: AnyModel, outputs: Sequence[str] = DEFAULT, *, keep_value_bias: bool = False
+) -> DeployForm:
     """Return the deploy form of `model`, in eval mode, on the CPU in float32; `model` itself is not changed.
 
     Args:
         model: what is deployed.
+        outputs: that it gives.
         keep_value_bias: see `folding.fold_attention`; for a model that was trained in 8 bits.
 
     Raises:
-        InputError: a model without a classifier.
+        InputError: an output that the model has not.
     """
     plain = copy.deepcopy(model).eval().float().cpu()
-    return DeployForm(plain, keep_value_bias=keep_value_bias).eval().requires_grad_(False)
+    return DeployForm(plain, outputs, keep_value_bias=keep_value_bias).eval().requires_grad_(False)

@@ -26,7 +26,7 @@ from sit_deploy.graph.attention import write_attention
 from sit_deploy.graph.deploy_form import DeployForm
 from sit_deploy.graph.open_batch import EXPORTED, open_batch
 
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+INPUT, BATCH = "images", "batch"
 DEFAULT_OPSET = 20  # Gelu is one operator from here on; TensorRT 10 and newer read it
 # 17: the most that TensorRT 8.6 reads; 23: attention is one operator
 OPSETS = (17, 18, 19, 20, ATTENTION_OPSET)
@@ -60,7 +60,7 @@ def export_onnx(
     name: str = "sit",
     one_attention: bool = True,
 ) -> ModelProto:
-    """Return the ONNX graph of a deploy form: `images` float32 (batch, 3, H, W) → `logits` float32 (batch, classes).
+    """Return the ONNX graph of a deploy form: `images` float32 (batch, 3, H, W) → its outputs float32 (batch, ...), by name.
 
     Args:
         model: what is exported.
@@ -81,7 +81,7 @@ def export_onnx(
     sample = torch.zeros(EXPORTED, channels, *image_size)
     with _quiet():
         program = torch.onnx.export(
-            model, (sample,), dynamo=True, opset_version=min(max(opset, 18), DEFAULT_OPSET), input_names=[INPUT], output_names=[OUTPUT],
+            model, (sample,), dynamo=True, opset_version=min(max(opset, 18), DEFAULT_OPSET), input_names=[INPUT], output_names=list(model.outputs),
             optimize=True, verbose=False,
         )  # fmt: skip
     graph = program.model_proto

@@ -66,6 +66,7 @@ def load_model(  # noqa: PLR0913
     key_is_shared: bool = False,
     binary: bool = False,
     model_option: str | None = "--model",
+    headless: bool = False,
 ) -> LoadedModel:
     """Make the named model (ours or timm's) and load a checkpoint into it strictly; without one, random weights of seed 0.
 
@@ -88,6 +89,7 @@ def load_model(  # noqa: PLR0913
         key_is_shared: the key may be of another file.
         binary: make two outputs of one, whatever `num_classes` says.
         model_option: what names this model on the command line, for remedies; None where nothing does.
+        headless: nobody asks for logits: a checkpoint without a head makes a model without one.
 
     Raises:
         InputError: unknown model, unreadable checkpoint, one that does not fit (keys, shapes and remedy named), or one
@@ -126,7 +128,8 @@ def load_model(  # noqa: PLR0913
         notes.append(
             "its one output z became two, 0 and z, whose softmax is the sigmoid of z: class 1 is what z speaks for"
         )
-    options["num_classes"] = _class_count(read, config, num_classes)
+    ends_in_features = headless and num_classes is None and not any(k.startswith("head.") for k in read.state)
+    options["num_classes"] = 0 if ends_in_features else _class_count(read, config, num_classes)
     options["dist_token"] = "dist_token" in read.state
     kept = _kept_of_checkpoint(read.state, config)
     if kept and kept != config.tokens(size)[1:]:

@@ -141,7 +141,8 @@ def _remedy(
     missing = differences.missing
     if differences == _Differences(missing, [], [], []) and all(k.startswith("head.") for k in missing):
         return (
-            f"it ends in features, without a head; train one: sit-deploy train --model {name} --init {path}"
+            f"it ends in features, without a head; build it with --outputs features, or train one: sit-deploy train --model {name} "
+            f"--init {path}"
         )
     needed = [k for k in own if not OPTIONAL_KEYS.match(k)]
     held = len(set(needed) - set(missing) - set(differences.shapes))

@@ -210,9 +210,9 @@ class SiT(SlimmingForward):
         return torch.cat((prefix.expand(x.shape[0], -1, -1), x), dim=1) + pos
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Normalised tokens → logits (B, num_classes), or the class token's features."""
+        """Normalised tokens → logits (B, num_classes), or the features before it: the class token, or its mean with the dist token."""
         if pre_logits:
-            return x[:, 0]
+            return (x[:, 0] + x[:, 1]) / 2 if self.has_dist_token else x[:, 0]
         logits, dist_logits = self._heads(x)
         return logits if dist_logits is None else (logits + dist_logits) / 2
 

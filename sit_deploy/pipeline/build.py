@@ -208,10 +208,13 @@ def _fit_quantization(work: Work, lowered: LoweredGraph, folder: Path) -> tuple[
 
 
 def _write_golden(path: Path, lowered: LoweredGraph) -> None:
-    """Write some of the compared images, and the reference's logits of them."""
+    """Write some of the compared images, and the reference's outputs of them."""
     import numpy as np
 
     # evenly spread, since a folder's images come class by class: the first few would be of one class
     count = len(lowered.inputs)
     spread = np.linspace(0, count - 1, min(GOLDEN_IMAGES, count)).round().astype(int)
-    np.savez(path, images=lowered.inputs[spread], logits=lowered.float_graph.compared.reference[spread])
+    reference = lowered.float_graph.compared.reference
+    np.savez(
+        path, images=lowered.inputs[spread], **{name: values[spread] for name, values in reference.items()}
+    )

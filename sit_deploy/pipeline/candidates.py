@@ -180,7 +180,7 @@ class CandidateBench:
         from sit_deploy.inference import Classifier
 
         with Classifier(self._open(candidate), self._material.request.batch_range) as classifier:
-            return classifier.logits(images)
+            return next(iter(classifier.outputs(images).values()))
 
     def _open(self, candidate: Candidate) -> engines.Runner:
         path = self._build(candidate)

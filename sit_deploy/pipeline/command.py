@@ -29,6 +29,7 @@ def rebuild_command(request: BuildRequest, engine: str, *, tuned: bool = False) 
         "--engine": engine,
         "--image-size": request.image_size,
         "--num-classes": request.num_classes,
+        "--outputs": request.outputs and ",".join(request.outputs),
         "--labels": request.labels and request.labels.absolute(),
         **from_options(request).options(),
         "--calib-data": request.calib_data and request.calib_data.absolute(),

@@ -176,9 +176,9 @@ def compare_engine(work: Work, built: BuiltEngine, lowered: LoweredGraph) -> dic
     with work.step(f"Running the {name}"):
         runner = runtime.load(built.path, threads=request.threads, origin=origin)
         with Classifier(runner, request.batch_range) as classifier:
-            logits = classifier.logits(lowered.inputs)
+            values = classifier.outputs(lowered.inputs)
         reference, tolerance = lowered.float_graph.compared.reference, TOLERANCE[request.precision]
-        hop = compare(name, logits, lowered.logits, reference, tolerance)
+        hop = compare(name, values, lowered.values, reference, tolerance)
         work.hops.append(hop)
         require(work.hops)
         if not runtime.reports_types or request.profiling == "none":

@@ -10,7 +10,8 @@ from sit_deploy.bundle import MODEL
 from sit_deploy.errors import InputError
 from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import agreement_note, compare, reference_fault, require
-from sit_deploy.pipeline.logits import graph_logits, torch_logits
+from sit_deploy.outputs import DEFAULT, LOGITS, Output, listing
+from sit_deploy.pipeline.logits import graph_outputs, torch_outputs
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, COMPARED_IMAGES, BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS, FLOATS, TOLERANCE
@@ -33,13 +34,13 @@ class ComparedImages:
         pixels: uint8 (n, H, W, 3).
         normalised: the same pictures, float32 (n, 3, H, W).
         source: where they are from, for people.
-        reference: PyTorch's logits of them.
+        reference: PyTorch's outputs of them by name.
     """
 
     pixels: np.ndarray
     normalised: np.ndarray
     source: str
-    reference: np.ndarray
+    reference: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class FloatGraph:
         classes: names, in label order.
         compared: the images that it was compared on.
         graph: the exported graph.
-        logits: of the compared images.
+        values: its outputs of the compared images.
+        outputs: what it gives.
     """
 
     loaded: LoadedModel
@@ -62,11 +64,14 @@ class FloatGraph:
     classes: list[str] | None
     compared: ComparedImages
     graph: onnx.ModelProto
-    logits: np.ndarray
+    values: dict[str, np.ndarray]
+    outputs: tuple[Output, ...]
 
 
 def make_float_graph(work: Work, folder: Path) -> FloatGraph:
     """Write the float32 graph into `folder` as model.onnx, every hop up to it compared."""
+    from sit_deploy.models.outputs import with_outputs
+
     request = work.request
     with work.step(f"Loading {request.model}"):
         loaded, choice, classes = load_request(work)
@@ -75,14 +80,15 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
         pixels, image_source = _images(work, preprocessing.raw)
         images = preprocessing.normalise(pixels)
     with work.step("PyTorch reference"):
-        reference = torch_logits(loaded.model, images)
+        names = work.outputs
+        reference = torch_outputs(with_outputs(loaded.model, names), images, names)
         if fault := reference_fault(reference, images):
             raise InputError(f"the PyTorch model itself gives {fault}; check its weights")
         if loaded.checkpoint is not None and (note := agreement_note(reference)):
             work.note(f"{note} (on {image_source})")
     compared = ComparedImages(pixels, images, image_source, reference)
     with work.step("Deploy form"):
-        deploy, logits = _deploy(work, loaded, compared)
+        deploy, values = _deploy(work, loaded, compared)
     with work.step("Exporting to ONNX"):
         graph = _export(request, loaded, deploy)
         if request.precision in FLOATS:
@@ -90,8 +96,32 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
 
             graph = float_form(graph, work.engine)
         del deploy
-        logits = _check_graph(work, graph, folder, compared, logits)
-    return FloatGraph(loaded, preprocessing, choice.sources, classes, compared, graph, logits)
+        values = _check_graph(work, graph, folder, compared, values)
+    outputs = tuple(Output(name, array.shape[1:]) for name, array in reference.items())
+    classes = classes if LOGITS in names else None
+    return FloatGraph(loaded, preprocessing, choice.sources, classes, compared, graph, values, outputs)
+
+
+def _output_names(work: Work, loaded: LoadedModel) -> tuple[str, ...]:
+    """Return the outputs asked for, or a model's own.
+
+    Raises:
+        InputError: it has not all of those asked for.
+    """
+    from sit_deploy.models.outputs import check_outputs, default_outputs
+
+    request = work.request
+    names = request.outputs or default_outputs(loaded.model)
+    check_outputs(loaded.model, names)
+    if request.outputs is None and names != DEFAULT:
+        work.note(f"{loaded.name} has no classifier: what is built gives {listing(names)} (--outputs)")
+    if LOGITS not in names and (
+        given := "--val-data" if request.val_data else "--labels" if request.labels else None
+    ):
+        raise InputError(
+            f"{given} needs classes, and what is built gives {listing(names)} and no logits; leave it out"
+        )
+    return names
 
 
 def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
@@ -111,14 +141,16 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
         stages=request.stages,
         keeping_ratio=request.keeping_ratio,
         checkpoint_key=request.checkpoint_key,
+        headless=request.needs_no_head,
     )
     work.note(*loaded.notes)
     card = request.card
     classes = list(card.classes) if card and card.classes else None
     if classes and len(classes) == 1:  # of one output, which is two now
         classes = None
-    if card is None and loaded.checkpoint:
+    if card is None and loaded.checkpoint and loaded.model.num_classes:
         classes = ConfigJson.beside(loaded.checkpoint.path).class_names(loaded.model.num_classes)
+    work.outputs = _output_names(work, loaded)
     if request.labels:
         classes = read_class_names(request.labels, loaded.model.num_classes)
     if request.val_data:
@@ -190,16 +222,17 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     return images, origin
 
 
-def _deploy(work: Work, loaded: LoadedModel, compared: ComparedImages) -> tuple[Any, np.ndarray]:
-    """Return the deploy form, compared with the model, and its logits."""
+def _deploy(work: Work, loaded: LoadedModel, compared: ComparedImages) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return the deploy form, compared with the model, and its outputs."""
     from sit_deploy.graph.deploy_form import to_deploy_form
 
-    deploy = to_deploy_form(loaded.model, keep_value_bias=bool(work.request.trained_thresholds))
-    logits = torch_logits(deploy, compared.normalised)
-    hop = compare("deploy form", logits, compared.reference, compared.reference, TOLERANCE["fp32"])
+    names = tuple(compared.reference)
+    deploy = to_deploy_form(loaded.model, names, keep_value_bias=bool(work.request.trained_thresholds))
+    values = torch_outputs(deploy, compared.normalised, names)
+    hop = compare("deploy form", values, compared.reference, compared.reference, TOLERANCE["fp32"])
     work.hops.append(hop)
     require(work.hops)
-    return deploy, logits
+    return deploy, values
 
 
 def _export(request: BuildRequest, loaded: LoadedModel, deploy: Any) -> onnx.ModelProto:
@@ -218,8 +251,12 @@ def _export(request: BuildRequest, loaded: LoadedModel, deploy: Any) -> onnx.Mod
 
 
 def _check_graph(
-    work: Work, graph: onnx.ModelProto, folder: Path, compared: ComparedImages, previous: np.ndarray
-) -> np.ndarray:
+    work: Work,
+    graph: onnx.ModelProto,
+    folder: Path,
+    compared: ComparedImages,
+    previous: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
     """Lint the exported graph and compare it; at the smallest and the largest batch where the batch is open."""
     from sit_deploy.graph import lint
 
@@ -227,11 +264,11 @@ def _check_graph(
     write_graph(graph, folder / MODEL)
     smallest, largest = work.request.batch_range
     reference = compared.reference
-    logits = graph_logits(folder / MODEL, compared.normalised, (smallest, largest))
-    work.hops.append(compare("ONNX fp32", logits, previous, reference, TOLERANCE["fp32"], precision="fp32"))
+    values = graph_outputs(folder / MODEL, compared.normalised, (smallest, largest))
+    work.hops.append(compare("ONNX fp32", values, previous, reference, TOLERANCE["fp32"], precision="fp32"))
     if smallest != largest:
-        single = graph_logits(folder / MODEL, compared.normalised, (smallest, smallest))
-        hop = compare(f"ONNX fp32, batch {smallest}", single, logits, reference, TOLERANCE["fp32"])
+        single = graph_outputs(folder / MODEL, compared.normalised, (smallest, smallest))
+        hop = compare(f"ONNX fp32, batch {smallest}", single, values, reference, TOLERANCE["fp32"])
         work.hops.append(hop)
     require(work.hops)
-    return logits
+    return values

@@ -1,11 +1,13 @@
-"""Logits of the PyTorch model and of a graph as it is, which the hops compare."""
+"""Outputs of the PyTorch model and of a graph as it is, which the hops compare."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
+from sit_deploy.outputs import DEFAULT, LOGITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,17 +16,38 @@ REFERENCE_BATCH = 8  # images the PyTorch model takes at once
 
 
 def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
-    """Return logits (n, classes) that a PyTorch model gives for images float32 (n, 3, H, W), on the CPU."""
+    """Return what a PyTorch model gives, (n, ...), for images float32 (n, 3, H, W), on the CPU: one output, of most models logits."""
+    (values,) = torch_outputs(model, images, DEFAULT).values()
+    return values
+
+
+def torch_outputs(model: Any, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the outputs (n, ...) that a PyTorch model gives for images float32 (n, 3, H, W), on the CPU.
+
+    Args:
+        model: gives a tensor, or one for each name (`models.outputs.with_outputs`).
+        images: prepared.
+        names: of what it gives, in its order.
+    """
     import numpy as np
     import torch
 
     with torch.inference_mode():
-        parts = torch.from_numpy(images).split(REFERENCE_BATCH)
-        return np.concatenate([model(part).numpy() for part in parts])
+        given = [model(part) for part in torch.from_numpy(images).split(REFERENCE_BATCH)]
+    rows = zip(*(part if isinstance(part, tuple) else (part,) for part in given), strict=True)
+    return {
+        name: np.concatenate([values.numpy() for values in row])
+        for name, row in zip(names, rows, strict=True)
+    }
 
 
 def graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
-    """Return logits (n, classes) that a graph gives on ONNX Runtime, neither optimised nor simulated.
+    """Return the logits (n, classes) among `graph_outputs`."""
+    return graph_outputs(path, images, batch)[LOGITS]
+
+
+def graph_outputs(path: Path, images: np.ndarray, batch: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return the outputs (n, ...) that a graph gives on ONNX Runtime, neither optimised nor simulated.
 
     Args:
         path: of the graph.
@@ -34,7 +57,7 @@ def graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.n
     from sit_deploy.inference import Classifier
 
     with Classifier(engines.get("onnxruntime").load(path), batch) as classifier:
-        return classifier.logits(images)
+        return classifier.outputs(images)
 
 
 class RememberedLogits:

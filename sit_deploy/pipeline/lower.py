@@ -14,7 +14,7 @@ from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import Hop, compare, require
 from sit_deploy.pipeline.calibration import Quantization, make_quantization
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
-from sit_deploy.pipeline.logits import graph_logits
+from sit_deploy.pipeline.logits import graph_outputs
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES
 from sit_deploy.pipeline.tuning import Tuning, tune
 from sit_deploy.pipeline.work import Progress, Work
@@ -37,7 +37,7 @@ class LoweredGraph:
         float_graph: the float32 graph, with its model and the images that are compared on.
         graph: the graph in its precision.
         plan: which of its nodes computes in what float type.
-        logits: of the compared images.
+        values: its outputs of the compared images.
         quantization: where it holds 8 bits.
         takes_pixels: whether it takes uint8 and normalises by itself.
         tuning: where its layers in 8 bits were chosen by measuring.
@@ -46,7 +46,7 @@ class LoweredGraph:
     float_graph: FloatGraph
     graph: onnx.ModelProto
     plan: PrecisionPlan
-    logits: np.ndarray
+    values: dict[str, np.ndarray]
     quantization: Quantization | None = None
     takes_pixels: bool = False
     tuning: Tuning | None = None
@@ -81,13 +81,13 @@ def lower(work: Work, float_graph: FloatGraph, folder: Path) -> LoweredGraph:
 
     precision, graph = work.request.precision, float_graph.graph
     if precision == "fp32":
-        return LoweredGraph(float_graph, *to_precision(graph, "fp32"), float_graph.logits)
+        return LoweredGraph(float_graph, *to_precision(graph, "fp32"), float_graph.values)
     if precision in EIGHT_BITS:
         quantization, tuning = make_quantization(work, float_graph), None
         if work.request.tunes:
             quantization, tuning = tune(work, float_graph, quantization, folder)
         return replace(lower_quantized(work, float_graph, quantization, folder), tuning=tuning)
-    return LoweredGraph(float_graph, *_to_half(work, float_graph, graph, float_graph.logits, graph, folder))
+    return LoweredGraph(float_graph, *_to_half(work, float_graph, graph, float_graph.values, graph, folder))
 
 
 def lower_quantized(
@@ -108,11 +108,11 @@ def lower_quantized(
             low = write_attention(low)
         lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
         write_graph(low, folder / MODEL)
-        logits = graph_logits(folder / MODEL, compared.normalised, request.batch_range)
+        values = graph_outputs(folder / MODEL, compared.normalised, request.batch_range)
         hop = compare(
             f"ONNX {request.precision}",
-            logits,
-            float_graph.logits,
+            values,
+            float_graph.values,
             compared.reference,
             TOLERANCE[request.precision],
             precision=request.precision,
@@ -120,26 +120,26 @@ def lower_quantized(
         work.hops.append(hop)
         _require(work)
     if request.high == "fp32":
-        return LoweredGraph(float_graph, low, to_precision(low, "fp32")[1], logits, quantization)
-    graph, plan, logits = _to_half(work, float_graph, low, logits, quantizer.graph, folder)
-    return LoweredGraph(float_graph, graph, plan, logits, quantization)
+        return LoweredGraph(float_graph, low, to_precision(low, "fp32")[1], values, quantization)
+    graph, plan, values = _to_half(work, float_graph, low, values, quantizer.graph, folder)
+    return LoweredGraph(float_graph, graph, plan, values, quantization)
 
 
 def _to_half(
     work: Work,
     float_graph: FloatGraph,
     source: onnx.ModelProto,
-    previous: np.ndarray,
+    previous: dict[str, np.ndarray],
     observed: onnx.ModelProto,
     folder: Path,
-) -> tuple[onnx.ModelProto, PrecisionPlan, np.ndarray]:
+) -> tuple[onnx.ModelProto, PrecisionPlan, dict[str, np.ndarray]]:
     """Write FP16 or BF16 into a graph, compare it with its rounding simulated, and save it as model.onnx.
 
     Args:
         work: of the build.
         float_graph: whose images are compared on.
         source: the graph; what of it is in 8 bits stays.
-        previous: its logits.
+        previous: its outputs.
         observed: the float32 graph whose activations say what FP16 can hold.
         folder: for model.onnx.
     """
@@ -165,7 +165,7 @@ def _to_half(
         work.hops.append(written.hop)
         _require(work)
         write_graph(written.graph, folder / MODEL)
-    return written.graph, written.plan, written.logits
+    return written.graph, written.plan, written.values
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Half:
 
     graph: onnx.ModelProto
     plan: PrecisionPlan
-    logits: np.ndarray
+    values: dict[str, np.ndarray]
     hop: Hop
 
 
@@ -182,7 +182,7 @@ def _write_half(
     work: Work,
     float_graph: FloatGraph,
     source: onnx.ModelProto,
-    previous: np.ndarray,
+    previous: dict[str, np.ndarray],
     folder: Path,
     ranges: Mapping[str, TensorRange] | None,
     coarse: float | None = None,
@@ -190,7 +190,7 @@ def _write_half(
     """Write 16 bits into a graph (`to_precision`), and compare it with its rounding simulated.
 
     Raises:
-        GateError: a logit is not finite.
+        GateError: an output is not finite.
     """
     import numpy as np
 
@@ -203,19 +203,19 @@ def _write_half(
     half = request.high if quantized else request.precision
     low, plan = to_precision(source, half, ranges, coarse)
     lint.check(low, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
-    logits = simulated_logits(low, images, request.batch_range, folder)
-    if not np.isfinite(logits).all():
+    values = simulated_outputs(low, images, request.batch_range, folder)
+    if not all(np.isfinite(array).all() for array in values.values()):
         raise GateError(f"{first_non_finite(low, images)}; nothing was written")
     hop = compare(
         f"ONNX {request.precision}, rest {half}" if quantized else f"ONNX {half}",
-        logits,
+        values,
         previous,
         float_graph.compared.reference,
         TOLERANCE[request.precision],
         "rounding simulated",
         request.precision,
     )
-    return _Half(low, plan, logits, hop)
+    return _Half(low, plan, values, hop)
 
 
 def _ranges(
@@ -239,10 +239,10 @@ def _ranges(
     return {name: seen.merge(more[name]) for name, seen in ranges.items()}
 
 
-def simulated_logits(
+def simulated_outputs(
     graph: onnx.ModelProto, images: np.ndarray, batch: tuple[int, int], folder: Path
-) -> np.ndarray:
-    """Return logits of a graph with its 16-bit rounding simulated, since a CPU has no kernels for it.
+) -> dict[str, np.ndarray]:
+    """Return the outputs of a graph with its 16-bit rounding simulated, since a CPU has no kernels for it.
 
     Args:
         graph: in any precision.
@@ -254,9 +254,9 @@ def simulated_logits(
 
     path = folder / "simulated.onnx"
     write_graph(simulate(graph), path)
-    logits = graph_logits(path, images, batch)
+    values = graph_outputs(path, images, batch)
     path.unlink()
-    return logits
+    return values
 
 
 def _require(work: Work) -> None:

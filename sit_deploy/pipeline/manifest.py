@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import CALIBRATION
-from sit_deploy.manifest import RANDOM, Batch, BuildFacts, EngineFacts, Model, Weights
+from sit_deploy.manifest import RANDOM, Batch, BuildFacts, EngineFacts, Model, OutputFacts, Weights
 from sit_deploy.models.hub import origin
 from sit_deploy.pipeline.command import rebuild_command
 from sit_deploy.pipeline.engine import BuiltEngine
@@ -30,6 +30,7 @@ def build_facts(work: Work, lowered: LoweredGraph, built: BuiltEngine) -> BuildF
     request, info, float_graph = work.request, built.info, lowered.float_graph
     return BuildFacts(
         model=model_of(work, lowered),
+        outputs=outputs_of(lowered),
         classes=float_graph.classes,
         preprocessing=lowered.preprocessing.to_dict(),
         preprocessing_source=float_graph.sources,
@@ -137,6 +138,12 @@ def model_of(work: Work, lowered: LoweredGraph) -> Model:
         config={k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
         published_top1=config.top1,
     )
+
+
+def outputs_of(lowered: LoweredGraph) -> list[OutputFacts] | None:
+    """Return what is given, None where that is the logits alone."""
+    outputs = lowered.float_graph.outputs
+    return [OutputFacts.of(one) for one in outputs] if any(one.is_embedding for one in outputs) else None
 
 
 def _batch(request: BuildRequest) -> Batch:

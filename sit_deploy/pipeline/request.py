@@ -17,6 +17,7 @@ from sit_deploy.models.config_json import ConfigJson
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.models.hub import is_place, open_published, origin, place_of, resolve
 from sit_deploy.models.timm_name import timm_architecture
+from sit_deploy.outputs import LOGITS, in_order
 from sit_deploy.schema import convert_fields
 
 INPUTS = ("float32", "uint8")
@@ -40,6 +41,7 @@ class BuildRequest:
         stages, keeping_ratio: in place of the model's own.
         pretrained: take timm's own weights of the model.
         checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
+        outputs: of the graph (`sit_deploy.outputs`); None for logits, or features of a model without a classifier.
         dynamic_batch: (min, opt, max), in place of `batch_size`.
         calib_data: folder of images for the comparisons, the ranges of FP16 and the calibration of 8 bits; synthetic ones
             without it.
@@ -109,12 +111,15 @@ class BuildRequest:
     interpolation: str | None = None
     orientation: str | None = None
     pretrained: bool = False
+    outputs: tuple[str, ...] | None = None
     fetched_from: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.val_data, os.PathLike):
             object.__setattr__(self, "val_data", os.fsdecode(self.val_data))
         convert_fields(self)
+        if self.outputs is not None:
+            object.__setattr__(self, "outputs", in_order(self.outputs))
 
     @property
     def config(self) -> ModelConfig:
@@ -232,6 +237,11 @@ class BuildRequest:
             rest=None,
             sensitivity=False,
         )
+
+    @property
+    def needs_no_head(self) -> bool:
+        """Whether outputs were asked for, and no logits among them."""
+        return self.outputs is not None and LOGITS not in self.outputs
 
     @property
     def val_options(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sit_deploy.bundle import MODEL
 from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import compare, require
-from sit_deploy.pipeline.lower import LoweredGraph, simulated_logits
+from sit_deploy.pipeline.lower import LoweredGraph, simulated_outputs
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import TOLERANCE
 
@@ -26,10 +26,10 @@ def with_input(work: Work, lowered: LoweredGraph, folder: Path) -> LoweredGraph:
         lint.check(graph, max_opset=request.opset, dynamic_batch=bool(request.dynamic_batch))
         compared = lowered.float_graph.compared
         # as the graph before it was compared
-        logits = simulated_logits(graph, compared.pixels, request.batch_range, folder)
+        values = simulated_outputs(graph, compared.pixels, request.batch_range, folder)
         write_graph(graph, folder / MODEL)
         tolerance = TOLERANCE[request.precision]
-        hop = compare("uint8 input", logits, lowered.logits, compared.reference, tolerance)
+        hop = compare("uint8 input", values, lowered.values, compared.reference, tolerance)
         work.hops.append(hop)
         require(work.hops)
-    return replace(lowered, graph=graph, logits=logits, takes_pixels=True)
+    return replace(lowered, graph=graph, values=values, takes_pixels=True)

@@ -29,6 +29,7 @@ class Work:
         hops: every comparison so far.
         samples: the labelled images of --val-data.
         engine: that it is for; None for a graph alone.
+        outputs: names of what the graph is to give; none before the model is loaded.
     """
 
     request: BuildRequest
@@ -38,6 +39,7 @@ class Work:
     hops: list[Hop] = field(default_factory=list)
     samples: Labelled | None = None
     engine: Engine | None = None
+    outputs: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Progress]:

@@ -23,13 +23,15 @@ from ..classifier import Classifier
 from ..errors import InputError
 from ..golden import read_golden
 from ..hashes import digest, sha256
+from ..outputs import Output, outputs_of
 from ..preprocessing import Preprocessing
 from ..text import is_utf8, shown
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA = 1  # of manifests, and of what is written here
+SCHEMA = 1  # of what is written here
+MANIFESTS = (1, 2)  # that are read; 2 has other outputs than logits
 BUNDLES, BUILT, FOLDER = "bundles", "built", "folder.json"  # in a folder of `package python`
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 _AGAIN = "copy the folder again, or write it again with sit-deploy package python"
@@ -91,7 +93,9 @@ class Bundle:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in label order; their numbers where the bundle has no names."""
+        """Class names in label order; their numbers where the bundle has no names; none without logits."""
+        if all(output.is_embedding for output in self.outputs):
+            return []
         return self.fields["classes"] or [str(i) for i in range(self.fields["model"]["num_classes"])]
 
     @property
@@ -131,9 +135,19 @@ class Bundle:
         """Return how images are prepared for the engine."""
         return Preprocessing.from_dict(self.fields["preprocessing"])
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the engine gives, in order."""
+        return outputs_of(self.fields)
+
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the golden images as the engine takes them, and the reference's logits of them, float32 (n, classes)."""
-        return read_golden(self.path / "golden.npz", self.preprocessing(), len(self.classes))
+        """Return the golden images as the engine takes them, and the reference's first output of them."""
+        images, values = self.golden_outputs()
+        return images, values[self.outputs[0].name]
+
+    def golden_outputs(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the golden images, and every output of them by name, float32 (n, ...)."""
+        return read_golden(self.path / "golden.npz", self.preprocessing(), self.outputs)
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -148,11 +162,12 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = path / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"{path} is not a bundle: it has no manifest.json; name a folder below {BUNDLES}")
-    fields = read_sealed(manifest, _AGAIN)
+    fields = read_sealed(manifest, _AGAIN, MANIFESTS)
     try:
         verify(path, {name: file["sha256"] for name, file in fields["files"].items()}, _AGAIN)
         bundle = Bundle(path, fields, _own_engine(path, fields))
         bundle.preprocessing()
+        bundle.outputs  # noqa: B018  raises for one that is no output
         built = _built_engine(bundle)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
@@ -161,12 +176,13 @@ def open_bundle(path: str | Path) -> Bundle:
     return bundle if built is None else Bundle(path, fields, built)
 
 
-def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+def read_sealed(path: Path, remedy: str, schemas: tuple[int, ...] = (SCHEMA,)) -> dict[str, Any]:
     """Return the fields of a JSON file that carries a digest of itself.
 
     Args:
         path: of the file.
         remedy: what to do about a wrong one, for the end of the message.
+        schemas: that are known.
 
     Raises:
         InputError: it cannot be read, was changed, or is of a newer schema.
@@ -177,8 +193,8 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {remedy}"
         ) from None
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        raise InputError(f"{path} is of another schema than the {SCHEMA} known here; {remedy}")
+    if not isinstance(fields, dict) or fields.get("schema") not in schemas:
+        raise InputError(f"{path} is of another schema than the {schemas[-1]} known here; {remedy}")
     if fields.get("digest") != digest(fields):
         raise InputError(f"{path} was changed: it does not match its digest; {remedy}")
     return fields

@@ -49,11 +49,11 @@ def examine(path: Path, threads: int | None = None, device: str | None = None) -
     """
     bundle = open_bundle(path)
     engine, runtime = bundle.engine, engines.get(bundle.engine.kind)
-    images, reference = bundle.golden()
+    images, reference = bundle.golden_outputs()
     ran, notes = [], [*filter(None, [_threads_note(bundle, threads)])]
     threads = bundle.threads_for(threads)
     with Classifier(open_engine(bundle, threads, device), bundle.batch_range, bundle) as classifier:
-        hop = compare_golden(classifier.logits, images, reference, bundle.precision, random=bundle.is_random)
+        hop = compare_golden(classifier.outputs, images, reference, bundle.precision, random=bundle.is_random)
         (name, *_) = (spec.name for spec in classifier.runner.inputs)
         for size in bundle.batch_sizes:
             try:

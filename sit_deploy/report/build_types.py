@@ -22,6 +22,18 @@ Number = Annotated[float, Meta(ge=-limits.REAL, le=limits.REAL)]
 Positive = Annotated[float, Meta(ge=0, le=limits.REAL)]
 Images = Annotated[int, Meta(ge=1, le=limits.IMAGES)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+
+
+class OutputRecord(Struct):
+    """One output of a step (`sit_deploy.measure.parity.OutputError`)."""
+
+    name: Text
+    error: Positive | None
+    sqnr_db: Number | None
+    cosine: Cosine
+    lowest_cosine: Cosine
+    least_cosine: Cosine | None
 
 
 class HopRecord(Struct):
@@ -36,9 +48,11 @@ class HopRecord(Struct):
     sqnr_db: Number | None
     agreement: Share | None
     tolerance: Positive | None
+    outputs: list[OutputRecord] = []
 
     def __post_init__(self) -> None:
-        if self.compared and None in (self.agreement, self.tolerance):
+        told = self.agreement is not None or any(output.least_cosine is not None for output in self.outputs)
+        if self.compared and (not told or self.tolerance is None):
             raise ValueError("it was compared and has no agreement or no tolerance")
 
     @classmethod

@@ -324,6 +324,23 @@ def _layer_table(layers: Sequence[LayerRecord]) -> dict[str, Any]:
     return {"head": ("layer", "types", "ms", "share"), "rows": rows}
 
 
+def agreement_cell(hop: HopRecord) -> str:
+    """Return the share of images that get the same class; of embeddings, their least cosine."""
+    if hop.agreement is not None:
+        return f"{hop.agreement:.0%}"
+    return f"cos {min(output.lowest_cosine for output in hop.outputs):.5f}" if hop.outputs else ""
+
+
+def output_words(hop: HopRecord) -> list[str]:
+    """Return the figures of each output of a step that has others than logits."""
+    return [
+        f"{one.name}: error {figure(one.error, '.1e')}, SQNR {figure(one.sqnr_db, '.1f')} dB, cosine {one.cosine:.6f}, "
+        f"least {one.lowest_cosine:.6f}"
+        + (f" (at least {one.least_cosine:g})" if one.least_cosine is not None else "")
+        for one in hop.outputs
+    ]
+
+
 def _hop(hop: HopRecord, report: BuildReport) -> dict[str, Any]:
     of_engine = hop.name == Stage.of_engine(report.engine.kind)
     kernels = engine_text(report.engine.details, report.precision) if of_engine else None
@@ -335,8 +352,9 @@ def _hop(hop: HopRecord, report: BuildReport) -> dict[str, Any]:
         figure(hop.tolerance, "g"),
         figure(hop.step_error, ".1e"),
         "exact" if hop.error == 0 else figure(hop.sqnr_db, ".1f"),
-        f"{hop.agreement:.0%}",
+        agreement_cell(hop),
     )
+    note = "; ".join(filter(None, (note, *output_words(hop))))
     state = "ok" if hop.passed else "out of tolerance"
     return {"name": hop.name, "cells": cells, "state": state, "note": note}
 

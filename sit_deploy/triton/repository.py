@@ -69,6 +69,7 @@ def write_repository(
     """
     protobuf()
     for bundle, serving in packages:
+        bundle.require_classes("a Triton repository")
         _check_serving(bundle, serving)
     _check_repository(repository)
     with scratch(repository) as folder:

@@ -21,14 +21,14 @@ from sit_deploy.processes import WHOLE, World
 
 
 def check_golden(bundle: Bundle, classifier: Any) -> Hop:
-    """Compare an open `inference.Classifier` with the reference logits that the bundle carries.
+    """Compare an open `inference.Classifier` with the reference's outputs that the bundle carries.
 
     Raises:
-        InputError: logits that everything agrees with, which prove nothing.
+        InputError: outputs that everything agrees with, which prove nothing.
     """
     return compare_golden(
-        classifier.logits,
-        *bundle.golden(),
+        classifier.outputs,
+        *bundle.golden_outputs(),
         bundle.manifest.precision,
         random=bundle.manifest.weights.is_random,
         where=bundle.path / GOLDEN,

@@ -72,7 +72,8 @@ def debug_on_cpu(bundle: Bundle, checkpoint: Path | None = None) -> layer_compar
     """Export the float32 graph of a bundle's weights again, and compare the bundle's with it on the golden images."""
     from sit_deploy.graph.deploy_form import to_deploy_form
 
-    float_graph = export_again(bundle, to_deploy_form(reference_model(bundle, checkpoint)))
+    names = [one.name for one in bundle.outputs]
+    float_graph = export_again(bundle, to_deploy_form(reference_model(bundle, checkpoint), names))
     return compare_stream(float_graph, bundle, bundle.golden()[0])
 
 

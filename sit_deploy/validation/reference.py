@@ -55,11 +55,12 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         model.name,
         path,
         model.image_size[0],
-        model.num_classes,
+        model.num_classes or None,
         weights.ema,
         stages=model.stages,
         keeping_ratio=model.keeping_ratio,
         checkpoint_key=weights.key,
+        headless=not bundle.manifest.has_logits,
     ).model
 
 

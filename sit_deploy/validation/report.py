@@ -161,6 +161,8 @@ def write_report(
     require_type(request, ReportRequest, "a report")
     request.check()
     bundles, measured = _open(request.sources)
+    for bundle in bundles:
+        bundle.require_classes("a report")
     elsewhere = _elsewhere(request.measured, bundles)
     request.refuse_without_data()
     if request.max_student_drop is not None and bundles and (request.data is None or request.teacher is None):

@@ -62,7 +62,9 @@ class TorchCall:
     @staticmethod
     def make_model(bundle: Bundle, checkpoint: Path | None) -> Any:
         """Return the model to time, in eval mode."""
-        return reference_model(bundle, checkpoint)
+        from sit_deploy.models.outputs import with_outputs
+
+        return with_outputs(reference_model(bundle, checkpoint), [one.name for one in bundle.outputs])
 
     def __call__(self) -> None:
         import torch
@@ -74,9 +76,11 @@ class TorchCall:
                 return
             started, ended = self._events
             started.record()
-            logits = self._model(images.to(self._dtype)).float()
+            given = self._model(images.to(self._dtype))
+            given = [values.float() for values in (given if isinstance(given, tuple) else (given,))]
             ended.record()
-            logits.cpu()  # waits
+            for values in given:
+                values.cpu()  # waits
             ended.synchronize()
             self.last_gpu_seconds = started.elapsed_time(ended) / 1e3
 
@@ -88,7 +92,7 @@ class DeployCall(TorchCall):
     def make_model(bundle: Bundle, checkpoint: Path | None) -> Any:
         from sit_deploy.graph.deploy_form import to_deploy_form
 
-        return to_deploy_form(reference_model(bundle, checkpoint))
+        return to_deploy_form(reference_model(bundle, checkpoint), [one.name for one in bundle.outputs])
 
 
 class TeacherCall(TorchCall):

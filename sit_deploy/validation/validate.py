@@ -219,6 +219,8 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     bundle = load_bundle(request.bundle)
     own = bundle.manifest.engine.kind
     kind = request.engine or own
+    if request.data is not None:
+        bundle.require_classes("--data")
     if request.layers and kind != own:
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
     preprocessing = request.preprocessing(bundle)

@@ -34,6 +34,15 @@ def nano_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def nano_embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sit_nano with random weights that gives features and patches, FP32, ONNX Runtime, batch 2 to 4. Do not write into it."""
+    request = BuildRequest(
+        "sit_nano", Path(), engine="onnxruntime", outputs=("features", "patches"), dynamic_batch=(2, 2, 4)
+    )
+    return shared(tmp_path_factory, "nano-embeddings", lambda path: build(replace(request, output=path)))
+
+
+@pytest.fixture(scope="session")
 def nano_rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sit_nano with random weights, FP16, TensorRT-RTX, batch 1. Do not write into it."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build: pip install tensorrt-rtx")

@@ -170,8 +170,8 @@ def test_manifest_without_a_field(field: str, tmp_path: Path) -> None:
 def test_newer_schema_says_upgrade_and_nothing_else(tmp_path: Path) -> None:
     """A newer schema may have other fields and another digest: neither may be what the user is told of."""
     path = make_bundle(tmp_path / "b")
-    (path / "manifest.json").write_text('{"schema": 2}')
-    with pytest.raises(InputError, match=r"schema 2, newer than the 1 known here; upgrade sit-deploy"):
+    (path / "manifest.json").write_text('{"schema": 3}')
+    with pytest.raises(InputError, match=r"schema 3, newer than the 2 known here; upgrade sit-deploy"):
         load_bundle(path)
 
 

@@ -17,6 +17,7 @@ from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.golden import read_golden
 from sit_deploy.manifest import digest
+from sit_deploy.outputs import Output
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.bundles import load_manifest, seal_again
 
@@ -202,14 +203,14 @@ def refused(folder: Path) -> None:
     with pytest.raises(
         InputError, match=r"^[^\n]+golden\.npz: does not fit the manifest \([^\n]+\); copy [^\n]+$"
     ):
-        read_golden(folder / "golden.npz", Preprocessing.for_model(16), 2)
+        read_golden(folder / "golden.npz", Preprocessing.for_model(16), (Output("logits", (2,)),))
 
 
 def test_golden_in_other_wrappings(tmp_path: Path) -> None:
     golden(tmp_path)
     file, arrays = tmp_path / "golden.npz", dict(np.load(tmp_path / "golden.npz"))
     whole = file.read_bytes()
-    read_golden(file, Preprocessing.for_model(16), 2)
+    read_golden(file, Preprocessing.for_model(16), (Output("logits", (2,)),))
     for damaged in (b"", b"PK", whole[:1000], whole[:-30], whole[:500] + b"\xff" * 9 + whole[509:]):
         file.write_bytes(damaged)
         refused(tmp_path)
@@ -232,4 +233,4 @@ def test_golden_bytes_turned_over(tmp_path: Path) -> None:
         for value in (0, 0xFF, whole[place] ^ 0x20):
             file.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
             with contextlib.suppress(InputError):
-                read_golden(file, Preprocessing.for_model(16), 2)
+                read_golden(file, Preprocessing.for_model(16), (Output("logits", (2,)),))

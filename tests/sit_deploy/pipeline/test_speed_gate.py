@@ -81,9 +81,9 @@ def harmful(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Any:
     images = float_graph.compared.normalised
     reference, logits = torch_logits(model, images), graph_logits(path, images, (1, 1))
     np.testing.assert_allclose(logits, reference, atol=1e-3)  # the two edits are one
-    compared = replace(float_graph.compared, reference=reference)
+    compared = replace(float_graph.compared, reference={"logits": reference})
     loaded = replace(float_graph.loaded, model=model)
-    return replace(float_graph, loaded=loaded, compared=compared, graph=graph, logits=logits)
+    return replace(float_graph, loaded=loaded, compared=compared, graph=graph, values={"logits": logits})
 
 
 @pytest.fixture(scope="module")

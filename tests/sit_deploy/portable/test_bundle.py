@@ -39,7 +39,7 @@ def test_it_says_of_a_bundle_what_the_package_says(trained: Trained) -> None:
         (lambda b: (b / "manifest.json").write_text("{"), "cannot be read"),
         (
             lambda b: (b / "manifest.json").write_text('{"schema": 9}'),
-            "of another schema than the 1 known here",
+            "of another schema than the 2 known here",
         ),
         (lambda b: _edit(b / "manifest.json"), "was changed: it does not match its digest"),
         (

@@ -1,0 +1,64 @@
+"""The outputs of a PyTorch model by name, as timm computes them: what every graph is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sit_deploy.errors import InputError
+from sit_deploy.outputs import CLS, DEFAULT, FEATURES, LOGITS, PATCHES, in_order
+
+
+class ModelOutputs(nn.Module):
+    """A model that gives outputs in place of logits: images (B, C, H, W) → a tensor, or several in the order of `OUTPUTS`.
+
+    Args:
+        model: one of ours, or of timm's with our forward (`models.forward`).
+        names: of the outputs; see `check_outputs`.
+    """
+
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = in_order(names)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        model = self.model
+        tokens = model.forward_features(images)
+        make = {
+            LOGITS: lambda: model.forward_head(tokens),
+            FEATURES: lambda: model.forward_head(tokens, pre_logits=True),
+            CLS: lambda: tokens[:, 0],
+            PATCHES: lambda: tokens[:, model.num_prefix_tokens :],
+        }
+        made = tuple(make[name]() for name in self.names)
+        return made if len(made) > 1 else made[0]
+
+
+def with_outputs(model: Any, names: Sequence[str]) -> Any:
+    """Return what gives the named outputs of a model: itself, where that is its logits."""
+    return model if tuple(names) == DEFAULT else ModelOutputs(model, names)
+
+
+def default_outputs(model: Any) -> tuple[str, ...]:
+    """Return what a model gives where nobody says: logits, or features where it has no classifier."""
+    return DEFAULT if model.num_classes else (FEATURES,)
+
+
+def check_outputs(model: Any, names: Sequence[str]) -> None:
+    """Refuse outputs that a model has not.
+
+    Raises:
+        InputError: logits of a model without a classifier, or the class token of one without.
+    """
+    if LOGITS in names and not isinstance(model.head, nn.Linear):
+        raise InputError(
+            "this model has no classifier (num_classes=0), and so no logits; pass --outputs features, or --num-classes for one with a "
+            "head"
+        )
+    if CLS in names and getattr(model, "cls_token", None) is None:
+        raise InputError(
+            "this model has no class token: its head reads the patch tokens; pass --outputs features or patches"
+        )
