@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from sit_deploy.models.hub import place_of
 from sit_deploy.models.state_dict import OPTIONAL_KEYS
 
 _SHOWN = 3
@@ -142,7 +143,7 @@ def _remedy(
     if differences == _Differences(missing, [], [], []) and all(k.startswith("head.") for k in missing):
         return (
             f"it ends in features, without a head; build it with --outputs features, or train one: sit-deploy train --model {name} "
-            f"--init {path}"
+            f"--init {place_of(path)}"
         )
     needed = [k for k in own if not OPTIONAL_KEYS.match(k)]
     held = len(set(needed) - set(missing) - set(differences.shapes))

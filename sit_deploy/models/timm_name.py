@@ -67,6 +67,7 @@ _FAMILIES = {
     "beit": _Family(rf"beit_{_SIZES}_patch\d+_\d+", {}),
     "ijepa": _Family(rf"vit_{_SIZES}_patch\d+_gap_\d+", {}),
 }  # fmt: skip
+_FAMILIES |= {"data2vec-vision": _FAMILIES["beit"]}
 _FAMILIES |= {"siglip2": replace(_FAMILIES["siglip"], usual={**_SIGLIP, "num_patches": 256})}
 _FAMILIES |= {f"{kind}_vision_model": _FAMILIES[kind] for kind in ("siglip", "siglip2", "clip")}
 

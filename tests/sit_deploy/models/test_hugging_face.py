@@ -114,6 +114,9 @@ ORIGINS: dict[str, Origin] = {
     "BEiT": (
         lambda: made("BeitForImageClassification", "BeitConfig", use_relative_position_bias=True, **FIVE),
         lambda: Beit(**TIMM | {"num_classes": 5}, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1), logits),
+    "Data2Vec": (
+        lambda: made("Data2VecVisionForImageClassification", "Data2VecVisionConfig", use_relative_position_bias=True, **FIVE),
+        lambda: Beit(**TIMM | {"num_classes": 5}, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1), logits),
     "BEiT, class token": (
         lambda: made("BeitModel", "BeitConfig", use_relative_position_bias=True, use_mean_pooling=False),
         lambda: Beit(**TIMM, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1, global_pool="token"), pooled),

@@ -44,6 +44,7 @@ def name_of(kind: str, model: str, **fields: Any) -> str:
         ("clip", "CLIPModel", {"vision_config": {}}, "vit_base_patch32_clip_quickgelu_224"),
         ("clip", "CLIPModel", {"vision_config": {"hidden_act": "gelu"}}, "vit_base_patch32_clip_224"),
         ("beit", "BeitForImageClassification", {}, "beit_base_patch16_224"),
+        ("data2vec-vision", "Data2VecVisionForImageClassification", {}, "beit_base_patch16_224"),
         ("ijepa", "IJepaModel", {**HUGE, "patch_size": 14}, "vit_huge_patch14_gap_224"),
     ),
 )  # fmt: skip
@@ -123,6 +124,14 @@ def test_names_of_classes() -> None:
     )
     assert ConfigJson({"architecture": "x", "label_names": ["ant", "bee"]}).class_names(2) == ["ant", "bee"]
     assert ConfigJson({"label_names": ["ant", "bee"]}).class_names(2) is None  # some other program's
+
+
+def test_a_model_of_timm_in_a_wrapper_of_transformers_is_timm_s() -> None:
+    config = ConfigJson(
+        {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "num_classes": 3}
+    )
+    assert timm_architecture(config, "me/x") == "vit_tiny_patch16_224"
+    assert not config.vision
 
 
 def test_one_reader(tmp_path: Path) -> None:
