@@ -152,14 +152,25 @@ class PassedBlock(nn.Module):
         return x if self.first is None else x[:, : self.first]
 
 
-def written_out(module: nn.Module) -> nn.Module:
-    """Return a module of timm's with its attention as the products and the softmax that it is, not as one fused operator.
+class _MeanOfPixels(nn.Module):
+    """(B, dim, h, w) → (B, dim, 1, 1)."""
 
-    The exporter would write that one with batch and heads counted together, as no engine knows attention by.
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+def written_out(module: nn.Module) -> nn.Module:
+    """Return a module of timm's with what the exporter has no good operators for written in others, in place.
+
+    Attention is the products and the softmax that it is: as one fused operator, batch and heads would be counted together, as
+    no engine knows attention by. A mean of all pixels would gather them by their numbers.
     """
     for part in module.modules():
         if getattr(part, "fused_attn", False):
             part.fused_attn = False
+        for name, child in part.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(part, name, _MeanOfPixels())
     return module
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sit_deploy.graph.deploy_block import DeployBlock, PassedBlock
+from sit_deploy.graph.deploy_block import DeployBlock, PassedBlock, written_out
 from sit_deploy.graph.deploy_positions import DeployPositions
 from sit_deploy.graph.folding import (
     AnyModel,
@@ -33,6 +33,7 @@ from sit_deploy.models.outputs import check_outputs
 from sit_deploy.models.sit import Block, ConvStem
 from sit_deploy.models.timm_vit import rotates_halves, why_not_rewritten
 from sit_deploy.models.tsm import TokenSlimming
+from sit_deploy.models.whole import WholeModel
 from sit_deploy.outputs import CLS, DEFAULT, FEATURES, LOGITS, PATCHES, in_order
 
 
@@ -116,6 +117,7 @@ class DeployForm(nn.Module):
         super().__init__()
         check_outputs(model, outputs)
         self.outputs = in_order(outputs)
+        self.in_chans = model.in_chans
         self.average = getattr(model, "global_pool", "token") == "avg"
         self.prefix = prefix = model.num_prefix_tokens
         self.has_dist_token = model.has_dist_token
@@ -184,6 +186,11 @@ class DeployForm(nn.Module):
         return made
 
 
+def is_passed_through(form: nn.Module) -> bool:
+    """Say whether a deploy form has parts that are as PyTorch runs them."""
+    return isinstance(form, WholeModel) or any(isinstance(part, PassedBlock) for part in form.modules())
+
+
 @torch.no_grad()
 def to_deploy_form(
     model: AnyModel, outputs: Sequence[str] = DEFAULT, *, keep_value_bias: bool = False
@@ -199,4 +206,8 @@ def to_deploy_form(
         InputError: an output that the model has not.
     """
     plain = copy.deepcopy(model).eval().float().cpu()
+    if isinstance(plain, WholeModel):
+        check_outputs(plain, outputs)
+        plain.outputs = in_order(outputs)
+        return written_out(plain).requires_grad_(False)
     return DeployForm(plain, outputs, keep_value_bias=keep_value_bias).eval().requires_grad_(False)

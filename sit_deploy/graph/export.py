@@ -19,12 +19,14 @@ from collections.abc import Iterator
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+from torch import nn
 
 from engines.base import ATTENTION_OPSET
 from sit_deploy.errors import InputError
 from sit_deploy.graph.attention import write_attention
-from sit_deploy.graph.deploy_form import DeployForm
-from sit_deploy.graph.open_batch import EXPORTED, open_batch
+from sit_deploy.graph.deploy_form import DeployForm, is_passed_through
+from sit_deploy.graph.fold_constants import fold_constants
+from sit_deploy.graph.open_batch import EXPORTED, open_batch, open_batch_by_comparison
 
 INPUT, BATCH = "images", "batch"
 DEFAULT_OPSET = 20  # Gelu is one operator from here on; TensorRT 10 and newer read it
@@ -77,19 +79,29 @@ def export_onnx(
         raise InputError(f"opset {opset} is not offered; pass --opset {' or '.join(map(str, OPSETS))}")
     if isinstance(batch, int) and batch < 1:
         raise InputError(f"batch size must be at least 1, got {batch}; pass --batch-size 1 or more")
-    channels = model.stem.conv1.in_channels
-    sample = torch.zeros(EXPORTED, channels, *image_size)
+    graph = _written(model, image_size, EXPORTED, opset)
+    if is_passed_through(model):
+        open_batch_by_comparison(graph, _written(model, image_size, EXPORTED + 1, opset))
+    else:
+        open_batch(graph)
+    made = set_batch(_clean(graph, name), batch)
+    return write_attention(made) if one_attention and opset >= ATTENTION_OPSET else made
+
+
+def _written(model: nn.Module, image_size: tuple[int, int], batch: int, opset: int) -> ModelProto:
+    """Return what PyTorch's exporter makes of a model for a number of images, in the operator set and with names of its modules."""
+    sample = torch.zeros(batch, model.in_chans, *image_size)
     with _quiet():
         program = torch.onnx.export(
             model, (sample,), dynamo=True, opset_version=min(max(opset, 18), DEFAULT_OPSET), input_names=[INPUT], output_names=list(model.outputs),
             optimize=True, verbose=False,
         )  # fmt: skip
     graph = program.model_proto
+    fold_constants(graph)
     _declare_opset(graph, opset)
     _rename(graph)
-    open_batch(graph)
-    made = set_batch(_clean(graph, name), batch)
-    return write_attention(made) if one_attention and opset >= ATTENTION_OPSET else made
+    del graph.graph.value_info[:]  # of the names before
+    return graph
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ class ModelConfig:
         interpolation: of the resize.
         squash: its authors evaluate it on images squeezed into a square, which is not done here: they are cropped at the
             centre.
+        unslimmable: what keeps it from slimming, of a model that is taken whole.
     """
 
     name: str
@@ -122,6 +123,7 @@ class ModelConfig:
     crop_pct: float = 0.875  # official evaluation resizes the shorter side to size · 256/224
     interpolation: str = "bicubic"
     squash: bool = False
+    unslimmable: str | None = None
 
     @property
     def depth(self) -> int:
@@ -165,6 +167,11 @@ def reschedule(
         )
     if (blocks, ratio) == (config.stage_blocks, config.keeping_ratio):
         return config
+    if config.unslimmable:
+        raise InputError(
+            f"{config.name} cannot be slimmed, for it has {config.unslimmable}; take it as it is, without --stages, or slim a plain "
+            "vision transformer such as deit_small_patch16_224"
+        )
     teacher = (config.teacher or config.name) if len(blocks) > 1 else None
     return replace(config, stage_blocks=blocks, keeping_ratio=ratio, teacher=teacher, top1=None)
 

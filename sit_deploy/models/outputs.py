@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.whole import WholeModel
 from sit_deploy.outputs import CLS, DEFAULT, FEATURES, LOGITS, PATCHES, in_order
 
 
@@ -51,9 +52,13 @@ def check_outputs(model: Any, names: Sequence[str]) -> None:
     """Refuse outputs that a model has not.
 
     Raises:
-        InputError: logits of a model without a classifier, or the class token of one without.
+        InputError: logits of a model without a classifier, the class token of one without, or tokens of one that is taken whole.
     """
-    if LOGITS in names and not isinstance(model.head, nn.Linear):
+    if isinstance(model, WholeModel) and {CLS, PATCHES}.intersection(names):
+        raise InputError(
+            "this model is taken as it is, and its tokens are not looked at; pass --outputs logits or features"
+        )
+    if LOGITS in names and not model.num_classes:
         raise InputError(
             "this model has no classifier (num_classes=0), and so no logits; pass --outputs features, or --num-classes for one with a "
             "head"

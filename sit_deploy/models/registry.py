@@ -6,8 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import timm
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, register_model
 
+from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import ModelConfig
 from sit_deploy.models.timm_arguments import split
@@ -42,13 +44,20 @@ def _slim_vit(
     dist_token: bool = False,
     **kwargs: Any,
 ) -> SlimViT:
-    """Make a timm model and arm it; `kwargs` are timm's own."""
+    """Make a timm model and arm it, or take it whole; `kwargs` are timm's own."""
     from sit_deploy.models.slim import (
         slim,  # with all of the family's checks; this module is imported as soon as timm is
     )
+    from sit_deploy.models.timm_vit import why_whole
+    from sit_deploy.models.whole import pass_whole
 
     name, arguments = split(base)
     model = timm.create_model(name, **{**arguments, **kwargs})
+    if len(stage_blocks) == 1 and why_whole(model, base):
+        if dist_token:
+            raise InputError(f"{base} is taken as it is, and so takes no dist token; leave it out")
+        size = kwargs.get("img_size") or model.default_cfg["input_size"][-1]
+        return pass_whole(model, to_2tuple(size))
     return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm, dist_token=dist_token)
 
 

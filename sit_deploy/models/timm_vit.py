@@ -1,6 +1,7 @@
 """timm's vision transformers: which of them can be slimmed and deployed, and their configurations. Imports timm.
 
-Only what the deploy form reproduces exactly is let through; everything else is refused by the name of what it has.
+What the deploy form rewrites, or can put together of parts that it passes through, is slimmed. Other vision transformers are
+taken whole (`models.whole`), by the name of what keeps them from it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,21 @@ from sit_deploy.models.timm_arguments import split
 
 # each is one operator of ONNX, or a sigmoid and a product
 _ACTIVATIONS = (GELU, GELUTanh, QuickGELU, nn.GELU, nn.SiLU)
+# timm's modules of vision transformers whose patches stay as many from the first block to the last
+MODULES = (
+    "deit",
+    "vision_transformer",
+    "eva",
+    "beit",
+    "cait",
+    "naflexvit",
+    "vision_transformer_relpos",
+    "vision_transformer_sam",
+    "vision_transformer_hybrid",
+)
+UNSLIMMED = (
+    "take it as it is, without stages, or slim a plain vision transformer such as deit_small_patch16_224"
+)
 _BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 _ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 _MLPS = (Mlp, GluMlp, SwiGLU)
@@ -46,16 +62,15 @@ def is_timm_model(name: str) -> bool:
 
 def timm_names() -> list[str]:
     """Return timm's names for vision transformers, most of which can be slimmed."""
-    modules = ("deit", "vision_transformer", "eva")
-    return [name for module in modules for name in timm.list_models(module=module)]
+    return [name for module in MODULES for name in timm.list_models(module=module)]
 
 
 @lru_cache
 def timm_config(name: str) -> ModelConfig:
-    """Return the configuration of one of timm's plain vision transformers, unslimmed. Makes no weights.
+    """Return the configuration of one of timm's vision transformers, unslimmed. Makes no weights.
 
     Raises:
-        InputError: another kind of model, or a vision transformer with a part that is not supported; names it.
+        InputError: another kind of model; names it.
     """
     base, arguments = split(name)
     try:
@@ -70,7 +85,9 @@ def timm_config(name: str) -> ModelConfig:
         # an unknown tag; timm says which
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"timm cannot make '{name}' ({reason}); leave out what follows the dot") from None
-    check_supported(model, name)
+    obstacle = why_whole(model, name)
+    if not len(getattr(model, "blocks", ())):
+        raise InputError(f"{name} has no blocks; take a model that has")
     data = resolve_model_data_config(model)
     block = model.blocks[0]
     hidden = getattr(getattr(getattr(block, "mlp", None), "fc2", None), "in_features", 4 * model.embed_dim)
@@ -79,18 +96,28 @@ def timm_config(name: str) -> ModelConfig:
         model.embed_dim,
         getattr(getattr(block, "attn", None), "num_heads", 1),
         (len(model.blocks),),
-        image_size=model.patch_embed.img_size[0],
+        image_size=data["input_size"][-1] if obstacle else model.patch_embed.img_size[0],
         skip_lam=1.0,
         mlp_ratio=hidden / model.embed_dim,
         num_classes=model.num_classes,
         base=name,
-        patch_size=model.patch_embed.patch_size[0],
+        patch_size=patch_side(model),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         crop_pct=data["crop_pct"],
         interpolation=data["interpolation"],
         squash=data["crop_mode"] == "squash",
+        unslimmable=obstacle,
     )
+
+
+def patch_side(model: nn.Module) -> int:
+    """Return the side in pixels of the patches of a vision transformer of timm."""
+    embed = getattr(model, "patch_embed", None) or model.embeds
+    size = embed.patch_size
+    if hasattr(embed, "backbone"):  # patches of what a convolutional network makes of the pixels
+        return embed.feat_ratio()
+    return size[0] if isinstance(size, (tuple, list)) else size
 
 
 def is_exact_gelu(activation: nn.Module) -> bool:
@@ -100,17 +127,29 @@ def is_exact_gelu(activation: nn.Module) -> bool:
     )
 
 
+def why_whole(model: nn.Module, name: str) -> str | None:
+    """Return what keeps a vision transformer of timm from being slimmed, so that it is taken whole; None for one that slims.
+
+    Raises:
+        InputError: another kind of model, which is not taken at all.
+    """
+    obstacle = next(_obstacles(model), None)
+    if obstacle and type(model).__module__ not in {f"timm.models.{module}" for module in MODULES}:
+        raise InputError(
+            f"{name} is not supported, for it has {obstacle}; take a vision transformer of timm, such as deit_small_patch16_224"
+        )
+    return obstacle
+
+
 def check_supported(model: nn.Module, name: str) -> None:
-    """Refuse a model that cannot be slimmed and deployed exactly.
+    """Refuse a model that cannot be slimmed.
 
     Raises:
         InputError: names the first part that is not supported.
     """
-    obstacle = next(_obstacles(model), None)
+    obstacle = why_whole(model, name)
     if obstacle:
-        raise InputError(
-            f"{name} is not supported, for it has {obstacle}; take a plain vision transformer of timm, such as deit_small_patch16_224"
-        )
+        raise InputError(f"{name} cannot be slimmed, for it has {obstacle}; {UNSLIMMED}")
 
 
 def _obstacles(model: nn.Module) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -11,20 +11,26 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import GluMlp, LayerScale, SwiGLU, SwiGLUPacked
+from timm.models.beit import Beit
+from timm.models.cait import Cait
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import (
     ParallelScalingBlock,
     ParallelThingsBlock,
     ResPostBlock,
     VisionTransformer,
 )
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from sit_deploy.models import CONFIGS, create_model
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimEva, SlimViT, slim
 from sit_deploy.models.tsm import TokenSlimming
+from sit_deploy.models.whole import WholeModel, pass_whole
 
 TINY: dict[str, Any] = {
     "img_size": 64,
@@ -188,6 +194,35 @@ def tiny_eva(
     """Make a randomised model of EVA's kind in eval mode, one of EVA_VARIANTS; `slimming` goes to `slim`."""
     plain = Eva(**{**EVA, **EVA_VARIANTS[variant], "depth": sum(stage_blocks)})
     return randomise(slim(plain, stage_blocks, **slimming), seed).eval()
+
+
+_SMALL: dict[str, Any] = {"img_size": 64, "num_classes": 7, "embed_dim": 32, "depth": 2, "num_heads": 4}
+# timm's models that are taken whole, small ones
+WHOLE: dict[str, Callable[[], nn.Module]] = {
+    "BEiT": lambda: Beit(**_SMALL, use_rel_pos_bias=True, init_values=0.1),
+    "BEiT, shared positions": lambda: Beit(**_SMALL, use_shared_rel_pos_bias=True, use_abs_pos_emb=False),
+    "CaiT": lambda: Cait(**_SMALL),
+    "relative positions": lambda: VisionTransformerRelPos(**_SMALL),
+    "relative positions and class token": lambda: VisionTransformerRelPos(
+        **_SMALL, rel_pos_type="bias", class_token=True, shared_rel_pos=True
+    ),
+    "SAM": lambda: VisionTransformerSAM(
+        **_SMALL, use_rel_pos=True, window_size=3, global_attn_indexes=(1,), neck_chans=16
+    ),
+    "NaFlex": lambda: NaFlexVit(**_SMALL, class_token=True, pos_embed_grid_size=(3, 3)),
+    "NaFlex, averaged": lambda: NaFlexVit(**_SMALL, global_pool="avg", embed_proj_type="conv", reg_tokens=2),
+}
+
+
+def whole_model(name: str, seed: int = 0) -> WholeModel:
+    """Make a randomised model of WHOLE in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    model = randomise(pass_whole(WHOLE[name](), (64, 64)), seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # tables of relative positions, which start as zeros
+                parameter.normal_(0, 0.5, generator=generator)
+    return model.eval()
 
 
 def plain_vit(seed: int = 0, **options: Any) -> VisionTransformer:

@@ -12,14 +12,17 @@ from sit_deploy.graph.export import export_onnx
 from sit_deploy.graph.lint import lint
 from sit_deploy.graph.precision import Reason, to_precision
 from sit_deploy.models.slim import SlimEva, SlimViT, slim
+from sit_deploy.models.whole import WholeModel
 from tests.helpers.models import (
     EVA_VARIANTS,
     VIT_PARTS,
+    WHOLE,
     images,
     plain_vit,
     randomise,
     relative_error,
     tiny_eva,
+    whole_model,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_gradients_and_one_thread")]
@@ -33,23 +36,29 @@ def test_the_deploy_form_of_evas_kind(variant: str, stages: tuple[int, ...]) -> 
     assert relative_error(to_deploy_form(model)(pixels), model(pixels)) < 1e-5
 
 
-def made(parts: str) -> SlimViT | SlimEva:
+def made(parts: str) -> SlimViT | SlimEva | WholeModel:
+    if parts in WHOLE:
+        return whole_model(parts)
     if parts in EVA_VARIANTS:
         return tiny_eva(parts)
     return randomise(slim(plain_vit(**VIT_PARTS[parts]), (2, 1, 1, 2))).eval()
 
 
-@pytest.mark.parametrize("parts", [*VIT_PARTS, *EVA_VARIANTS])
+@pytest.mark.parametrize("parts", [*VIT_PARTS, *EVA_VARIANTS, *WHOLE])
 def test_the_graph_computes_what_the_model_does_and_so_does_fp16(parts: str) -> None:
     model = made(parts)
     pixels = images(model, batch=3)
     expected = model(pixels).numpy()
     graph = export_onnx(to_deploy_form(model), model.img_size, batch="batch")
-    assert lint(graph, dynamic_batch=True) == []
+    found = lint(graph, dynamic_batch=True)
+    if parts == "SAM":  # its windows are counted together with the images
+        assert {finding.rule for finding in found} == {"unknown-shape"}
+        found = lint(export_onnx(to_deploy_form(model), model.img_size, batch=3))
+    assert found == []
     half, plan = to_precision(graph, "fp16")
     # what the deploy form does not rewrite may have others
     unknown = [node.node for node in plan.nodes if node.reason is Reason.UNKNOWN_OPERATOR]
-    assert all("/block/" in name for name in unknown)
+    assert parts in WHOLE or all("/block/" in name for name in unknown)
     for written, tolerance in ((graph, 1e-4), (half, 0.05)):
         session = onnxruntime.InferenceSession(
             written.SerializeToString(), providers=["CPUExecutionProvider"]

@@ -60,7 +60,6 @@ def test_what_is_no_argument(arguments: dict[str, Any], words: str) -> None:
         ("no_such=1", "timm cannot make .*no_such.*; check what follows the colon"),
         ("depth=many", "timm cannot make"),
         ("depth=0", "has no blocks"),
-        ("global_pool=map", "'map' pooling"),
     ),
 )
 def test_names_that_make_no_model(rest: str, words: str) -> None:
