@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
+from sit_deploy.models.card_file import read_card
 from sit_deploy.models.hub import local_file, pinned, resolve
 from sit_deploy.schema import convert_fields
 from sit_deploy.text import file_name, require_utf8
@@ -110,6 +111,21 @@ class TrainRequest:
         teacher = pinned(self.teacher)
         start = resolve(self.model, self.init, self.pretrained, "--init")
         init = None if start.weights == teacher and self.init is None else start.weights
+        if start.model is None:  # what a model card in the weights has to say
+            card = read_card(local_file(start.weights))
+            if card is None:
+                raise InputError(
+                    f"{self.model} has no config.json and no model card that names its model; pass its name with --model, and "
+                    f"--init {self.model}"
+                )
+            stages = card.stages if self.stages is None else self.stages
+            ratio = (
+                card.keeping_ratio
+                if self.keeping_ratio is None and len(card.stages) > 1
+                else self.keeping_ratio
+            )
+            named = replace(self, model=card.name, init=init, stages=stages, keeping_ratio=ratio)
+            return named.named()
         output = Path("runs") / file_name(str(start.model)) if self.output is None else self.output
         return replace(self, model=start.model, init=init, teacher=teacher, pretrained=False, output=output)
 

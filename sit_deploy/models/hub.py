@@ -28,8 +28,8 @@ _SPELLING = re.compile(r"(hf[-_]hub|local-dir):(.*)", re.DOTALL | re.IGNORECASE)
 _SNAPSHOT = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})/[^/]+$")
 # files that say what a repository without a model's weights is
 _OTHER_KINDS = {
-    "model.safetensors.index.json": "has its weights in shards, which no vision transformer of timm's is large enough for",
-    "pytorch_model.bin.index.json": "has its weights in shards, which no vision transformer of timm's is large enough for",
+    "model.safetensors.index.json": "has its weights in shards, which are not put together here: save them in one file",
+    "pytorch_model.bin.index.json": "has its weights in shards, which are not put together here: save them in one file",
     "model_index.json": "is a pipeline of diffusers, which makes images",
     "adapter_config.json": "has adapters (PEFT) of a model, not a model; merge them: model.merge_and_unload()",
     "tf_model.h5": "has TensorFlow's weights alone",
@@ -62,9 +62,17 @@ class Published:
         Raises:
             InputError: as `timm_architecture`.
         """
+        self.check_kind()
+        return timm_architecture(self.config, self.name)
+
+    def check_kind(self) -> None:
+        """Refuse a repository without a config.json of a model and without weights, by what it is.
+
+        Raises:
+            InputError: says what.
+        """
         if not self.config.names_a_model and (what := self._kind()):
             raise InputError(f"{self.name} {what}; take another")
-        return timm_architecture(self.config, self.name)
 
     def weights(self) -> Path:
         """Return the file of its weights, fetched where it is not in the cache.
@@ -160,6 +168,9 @@ def resolve(model: str | None, weights: Path | None, pretrained: bool, option: s
         raise InputError("--pretrained takes timm's weights of a model; pass its name with --model")
     if is_place(model):
         published = open_published(model)
+        if weights is None and not published.config.names_a_model:
+            published.check_kind()
+            return Start(None, Path(published.place))
         taken = Path(published.place) if weights is None else pinned(weights)
         return Start(published.architecture, taken, published.config.image_size)
     place = timm_weights(model, option) if pretrained else weights

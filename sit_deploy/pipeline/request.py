@@ -200,6 +200,11 @@ class BuildRequest:
                 found = (
                     "has no model card" if self.checkpoint.is_file() else "does not exist or is not a file"
                 )
+                if self.fetched_from:
+                    raise InputError(
+                        f"{self.fetched_from} has neither a config.json nor a model card that names its model; name the one that fits it with "
+                        f"{model_option}, and give {self.fetched_from} as its weights"
+                    )
                 raise InputError(
                     f"checkpoint {self.checkpoint} {found}; pass {model_option} NAME with one that fits it"
                 )

@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 
 from sit_deploy.errors import InputError
+from sit_deploy.models import create_model, get_config
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import save_weights
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.hub import COMMIT, CONFIG
 from training.recipes import DIGITS_STUDENT, DIGITS_TEACHER, STUDENTS, Recipe
 from training.request import TrainRequest
@@ -69,6 +74,19 @@ def test_pretrained_starts_from_timm_s_weights(cached: Callable[..., Path]) -> N
     snapshot = cached(f"timm/{name}", CONFIG, "model.safetensors")
     request = TrainRequest(name, "pets/", Path("out"), pretrained=True).named().fetched()
     assert (request.model, request.init) == (name, snapshot / "model.safetensors")
+
+
+def test_a_model_card_in_a_repository_names_the_model(cached: Callable[..., Path]) -> None:
+    snapshot = cached("me/sit", None)
+    card = ModelCard("sit_nano", (5, 1, 1, 1), 0.5, (9, 4, 2, 1), 48, 2, Preprocessing.for_model(48))
+    state = create_model(get_config("sit_nano", card.stages), img_size=48, num_classes=2).state_dict()
+    save_weights(snapshot / "model.safetensors", state, card)
+    named = TrainRequest("hf-hub:me/sit", "pets/", None).named()
+    assert (named.model, named.stages, named.output) == ("sit_nano", (5, 1, 1, 1), Path("runs/sit_nano"))
+    assert named.fetched().init == snapshot / "model.safetensors"
+    built = BuildRequest("hf-hub:me/sit", None).completed()
+    assert (built.model, built.stages, built.image_size) == ("sit_nano", (5, 1, 1, 1), 48)
+    assert built.fetched_from == f"hf-hub:me/sit@{COMMIT}"
 
 
 def test_good_requests_pass() -> None:

@@ -93,7 +93,7 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
         ({"model": "local-dir:"}, "local-dir: names no folder; write local-dir:PATH"),
         ({"model": "hf-hub:"}, "hf-hub: names no repository; write hf-hub:OWNER/NAME"),
         ({"model": "hf-hub:@main"}, "hf-hub:@main names no repository"),
-        ({"checkpoint": "hf-hub:me/plain"}, "has no model card; pass --model"),
+        ({"checkpoint": "hf-hub:me/plain"}, "has neither a config.json nor a model card that names its model; name the one"),
     ),
 )  # fmt: skip
 def test_what_is_refused(cached, fields: dict, words: str) -> None:
@@ -141,7 +141,7 @@ def test_what_the_hub_refuses(hub: Hub, status: int, code: str, words: str) -> N
         ("me/paints", {"model_index.json": b"{}"}, "is a pipeline of diffusers, which makes images; take another"),
         ("me/flax", {"flax_model.msgpack": b"1"}, "has Flax's weights alone"),
         ("me/lora", {"adapter_config.json": b"{}"}, "has adapters"),
-        ("me/bare", {"model.safetensors": b"1"}, "has no config.json that names its model; pass --model"),
+        ("me/bare", {"model.safetensors": b"1"}, "has neither a config.json nor a model card that names its model"),
         ("me/parts", {"config.json": b'{"model_type": "beit", "architectures": ["BeitForSemanticSegmentation"]}'}, "for another task"),
         ("me/two", {"config.json": TIMM, "a.safetensors": b"1", "b.pth": b"2", "optimizer.bin": b"3"},
          "has 2 files of weights, and none is called model.safetensors or pytorch_model.bin; download one of a.safetensors, b.pth"),
