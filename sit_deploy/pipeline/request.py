@@ -160,7 +160,7 @@ class BuildRequest:
             model=start.model,
             checkpoint=start.weights,
             pretrained=False,
-            image_size=self.image_size or start.image_size,
+            image_size=start.image_size if self.image_size is None else self.image_size,
         )
         return request if request.awaits_weights else request.completed(model_option)
 
@@ -195,7 +195,7 @@ class BuildRequest:
                 config = ConfigJson.beside(self.checkpoint)
                 if config.names_a_model and self.checkpoint.is_file():
                     name = timm_architecture(config, str(self.checkpoint))
-                    size = self.image_size or config.image_size
+                    size = config.image_size if self.image_size is None else self.image_size
                     return replace(self, model=name, image_size=size)
                 found = (
                     "has no model card" if self.checkpoint.is_file() else "does not exist or is not a file"
