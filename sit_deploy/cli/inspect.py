@@ -151,6 +151,7 @@ def command(
                 **({"kernel_list": [row.to_dict() for row in rows]} if list_kernels else {}),
                 **({"estimate": _json(estimates, ASSUMPTIONS)} if estimated else {}),
                 **prepared,
+                **_passed(bundle),
             }
         )
     else:
@@ -162,6 +163,8 @@ def command(
                 screen,
                 f"preprocessing: {literal(preprocessing_words(bundle.manifest.preprocessing, bundle.manifest.preprocessing_source))}",
             )
+            for passed in _passed(bundle).values():
+                say(screen, f"As PyTorch writes it: {literal(passed)}")
         if any(row["precision"] != "high" for row in layers):
             _show_layers(layers)
         if tuning:
@@ -187,6 +190,12 @@ def command(
     if findings:
         plural = "problem" if len(findings) == 1 else "problems"
         raise GateError(f"{target} is not deployable: {len(findings)} {plural}")
+
+
+def _passed(bundle: Bundle | None) -> dict[str, str]:
+    """Return which parts of a build were not rewritten, nothing where all were."""
+    config = bundle.manifest.model.config if bundle else {}
+    return {"passed_through": str(config["passed_through"])} if config.get("passed_through") else {}
 
 
 def _kernels(

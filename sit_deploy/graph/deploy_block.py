@@ -141,11 +141,11 @@ class DeployBlock(nn.Module):
 
 
 class PassedBlock(nn.Module):
-    """A block as PyTorch runs it; given `first`, with only the `first` tokens of what it returns."""
+    """A block as PyTorch runs it, for what it has (`why`); given `first`, with only the `first` tokens of what it returns."""
 
-    def __init__(self, block: nn.Module, first: int | None = None) -> None:
+    def __init__(self, block: nn.Module, why: str, first: int | None = None) -> None:
         super().__init__()
-        self.block, self.first = written_out(block), first
+        self.block, self.why, self.first = written_out(block), why, first
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block(x)

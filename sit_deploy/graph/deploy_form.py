@@ -91,9 +91,8 @@ class DeployEmbedding(nn.Module):
 
 
 def _deploy_block(block: nn.Module, first: int | None, **folding: Any) -> nn.Module:
-    if isinstance(block, Block) or why_not_rewritten(block) is None:
-        return DeployBlock(block, first, **folding)
-    return PassedBlock(block, first)
+    why = None if isinstance(block, Block) else why_not_rewritten(block)
+    return PassedBlock(block, why, first) if why else DeployBlock(block, first, **folding)
 
 
 class DeployForm(nn.Module):
@@ -186,9 +185,15 @@ class DeployForm(nn.Module):
         return made
 
 
-def is_passed_through(form: nn.Module) -> bool:
-    """Say whether a deploy form has parts that are as PyTorch runs them."""
-    return isinstance(form, WholeModel) or any(isinstance(part, PassedBlock) for part in form.modules())
+def passed_through(form: nn.Module) -> str | None:
+    """Return which parts of a deploy form are as PyTorch runs them, and what keeps them from being rewritten; None where none is."""
+    if isinstance(form, WholeModel):
+        return f"the whole model, which has {form.why}"
+    blocks = {i: b.why for i, b in enumerate(getattr(form, "blocks", ())) if isinstance(b, PassedBlock)}
+    if not blocks:
+        return None
+    which = "all blocks" if len(blocks) == len(form.blocks) else f"blocks {', '.join(map(str, blocks))}"
+    return f"{which}, which have {', '.join(dict.fromkeys(blocks.values()))}"
 
 
 @torch.no_grad()

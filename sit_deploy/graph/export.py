@@ -24,7 +24,7 @@ from torch import nn
 from engines.base import ATTENTION_OPSET
 from sit_deploy.errors import InputError
 from sit_deploy.graph.attention import write_attention
-from sit_deploy.graph.deploy_form import DeployForm, is_passed_through
+from sit_deploy.graph.deploy_form import DeployForm, passed_through
 from sit_deploy.graph.fold_constants import fold_constants
 from sit_deploy.graph.open_batch import EXPORTED, open_batch, open_batch_by_comparison
 
@@ -80,7 +80,7 @@ def export_onnx(
     if isinstance(batch, int) and batch < 1:
         raise InputError(f"batch size must be at least 1, got {batch}; pass --batch-size 1 or more")
     graph = _written(model, image_size, EXPORTED, opset)
-    if is_passed_through(model):
+    if passed_through(model):
         open_batch_by_comparison(graph, _written(model, image_size, EXPORTED + 1, opset))
     else:
         open_batch(graph)

@@ -53,11 +53,11 @@ def _slim_vit(
 
     name, arguments = split(base)
     model = timm.create_model(name, **{**arguments, **kwargs})
-    if len(stage_blocks) == 1 and why_whole(model, base):
+    if len(stage_blocks) == 1 and (why := why_whole(model, base)):
         if dist_token:
             raise InputError(f"{base} is taken as it is, and so takes no dist token; leave it out")
         size = kwargs.get("img_size") or model.default_cfg["input_size"][-1]
-        return pass_whole(model, to_2tuple(size))
+        return pass_whole(model, to_2tuple(size), why)
     return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm, dist_token=dist_token)
 
 

@@ -17,10 +17,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import check_image_sides, token_schedule
+from sit_deploy.models.config import token_schedule
 from sit_deploy.models.forward import SlimmingForward
 from sit_deploy.models.rotary import Rotary, check_turns, turns_of
-from sit_deploy.models.timm_vit import check_supported, rotary_table, rotates_halves
+from sit_deploy.models.timm_vit import check_sides, check_supported, rotary_table, rotates_halves
 from sit_deploy.models.tsm import TokenSlimming, init_linears, reverse_tsms, slim_after
 
 
@@ -138,8 +138,7 @@ def slim(
         raise InputError(
             f"stages {stage_blocks} add up to {sum(stage_blocks)} blocks, and the model has {len(model.blocks)}; give a block to one stage each"
         )
-    patch = model.patch_embed.patch_size[0]
-    check_image_sides(tuple(model.patch_embed.img_size), patch)
+    check_sides(model, tuple(model.patch_embed.img_size))
     schedule = token_schedule(model.patch_embed.num_patches, stage_blocks, keeping_ratio, kept)
     # The class of a copy is changed, as no constructor could make another of it: a model does not keep what it was made
     # with. So all that timm knows of it (configuration, dropout, head, later versions' attributes) stays as it is.

@@ -30,7 +30,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import ModelConfig
+from sit_deploy.models.config import ModelConfig, check_image_sides
 from sit_deploy.models.timm_arguments import split
 
 # each is one operator of ONNX, or a sigmoid and a product
@@ -125,6 +125,17 @@ def is_exact_gelu(activation: nn.Module) -> bool:
     return isinstance(activation, GELU) or (
         isinstance(activation, nn.GELU) and activation.approximate == "none"
     )
+
+
+def check_sides(model: nn.Module, img_size: tuple[int, int]) -> None:
+    """Refuse an image size whose sides the patches of a model do not divide, unless its authors took it: SigLIP's 384 pixels of 14.
+
+    Raises:
+        InputError: names the nearest sizes.
+    """
+    own = getattr(model, "pretrained_cfg", None) or {}
+    if tuple(own.get("input_size", ()))[1:] != img_size:
+        check_image_sides(img_size, patch_side(model))
 
 
 def why_whole(model: nn.Module, name: str) -> str | None:

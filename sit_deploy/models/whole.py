@@ -7,14 +7,14 @@ the deploy form does not rewrite. Their graph is what PyTorch's exporter writes 
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import check_image_sides
 from sit_deploy.models.forward import FRDOutput
-from sit_deploy.models.timm_vit import patch_side
+from sit_deploy.models.timm_vit import MODULES, check_sides, patch_side
 from sit_deploy.outputs import DEFAULT, FEATURES, LOGITS
 
 
@@ -26,6 +26,7 @@ class WholeModel(nn.Module):
 
     has_dist_token = False
     outputs: tuple[str, ...] = DEFAULT
+    why: str  # it is taken whole
     img_size: tuple[int, int]
     grid_size: tuple[int, int]
 
@@ -75,15 +76,29 @@ def _whole_class(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Whole{kind.__name__}", (WholeModel, kind), {"__module__": __name__})
 
 
-def pass_whole(model: nn.Module, img_size: tuple[int, int]) -> Any:
-    """Make a `WholeModel` of one of timm's, in place, for images of `img_size` pixels, height and width; return it.
+def __getattr__(name: str) -> type[nn.Module]:
+    """Return a class by the name that a pickle of its model knows it by."""
+    for module in MODULES if name.startswith("Whole") else ():
+        kind = getattr(import_module(f"timm.models.{module}"), name.removeprefix("Whole"), None)
+        if isinstance(kind, type):
+            return _whole_class(kind)
+    raise AttributeError(f"module {__name__} has no {name}")
+
+
+def pass_whole(model: nn.Module, img_size: tuple[int, int], why: str) -> Any:
+    """Make a `WholeModel` of one of timm's, in place; return it.
+
+    Args:
+        model: in whose place it stands.
+        img_size: height and width of its images in pixels.
+        why: what it has that keeps it from slimming (`models.timm_vit.why_whole`).
 
     Raises:
         InputError: a size that its patches do not divide.
     """
     side = patch_side(model)
-    check_image_sides(img_size, side)
+    check_sides(model, img_size)
     model.__class__ = _whole_class(type(model))
     model.grid_size = (img_size[0] // side, img_size[1] // side)
-    model.img_size = img_size
+    model.img_size, model.why = img_size, why
     return model

@@ -56,6 +56,7 @@ class FloatGraph:
         graph: the exported graph.
         values: its outputs of the compared images.
         outputs: what it gives.
+        passed_through: which parts are as PyTorch's exporter writes them, and why; None where all were rewritten.
     """
 
     loaded: LoadedModel
@@ -66,10 +67,12 @@ class FloatGraph:
     graph: onnx.ModelProto
     values: dict[str, np.ndarray]
     outputs: tuple[Output, ...]
+    passed_through: str | None = None
 
 
 def make_float_graph(work: Work, folder: Path) -> FloatGraph:
     """Write the float32 graph into `folder` as model.onnx, every hop up to it compared."""
+    from sit_deploy.graph.deploy_form import passed_through
     from sit_deploy.models.outputs import with_outputs
 
     request = work.request
@@ -89,6 +92,8 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
     compared = ComparedImages(pixels, images, image_source, reference)
     with work.step("Deploy form"):
         deploy, values = _deploy(work, loaded, compared)
+        if passed := passed_through(deploy):
+            work.note(f"deployed as PyTorch writes it: {passed}")
     with work.step("Exporting to ONNX"):
         graph = _export(request, loaded, deploy)
         if request.precision in FLOATS:
@@ -99,7 +104,9 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
         values = _check_graph(work, graph, folder, compared, values)
     outputs = tuple(Output(name, array.shape[1:]) for name, array in reference.items())
     classes = classes if LOGITS in names else None
-    return FloatGraph(loaded, preprocessing, choice.sources, classes, compared, graph, values, outputs)
+    return FloatGraph(
+        loaded, preprocessing, choice.sources, classes, compared, graph, values, outputs, passed
+    )
 
 
 def _output_names(work: Work, loaded: LoadedModel) -> tuple[str, ...]:

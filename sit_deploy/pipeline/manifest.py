@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel
 
 # fields of a configuration that a manifest has in other places
-_ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolation", "squash")
+_ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolation", "squash", "unslimmable")
 
 
 def build_facts(work: Work, lowered: LoweredGraph, built: BuiltEngine) -> BuildFacts:
@@ -135,7 +135,8 @@ def model_of(work: Work, lowered: LoweredGraph) -> Model:
         tokens=list(model.kept),
         parameters=sum(p.numel() for p in model.parameters()),
         macs=count_macs(lowered.graph) // (1 if request.dynamic_batch else request.batch_size),
-        config={k: v for k, v in asdict(config).items() if k not in _ELSEWHERE},
+        config={k: v for k, v in asdict(config).items() if k not in _ELSEWHERE}
+        | ({"passed_through": passed} if (passed := lowered.float_graph.passed_through) else {}),
         published_top1=config.top1,
     )
 

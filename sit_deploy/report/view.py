@@ -379,6 +379,7 @@ def _facts(report: BuildReport) -> list[tuple[str, str]]:
             f"{model.parameters / 1e6:.2f} M parameters, {model.macs / 1e9:.2f} GMACs an image as deployed",
         ),
         ("Patch tokens", " → ".join(map(str, model.tokens))),
+        *((("As PyTorch writes it", str(passed)),) if (passed := model.config.get("passed_through")) else ()),
         ("Weights", report.weights.source),
         ("Preprocessing", preprocessing_words(asdict(report.preprocessing), report.preprocessing_source)),
         ("Engine", f"{engine.kind} {engine.version}, target {engine.target}"),

@@ -217,7 +217,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
 def whole_model(name: str, seed: int = 0) -> WholeModel:
     """Make a randomised model of WHOLE in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    model = randomise(pass_whole(WHOLE[name](), (64, 64)), seed)
+    model = randomise(pass_whole(WHOLE[name](), (64, 64), "a part"), seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():  # tables of relative positions, which start as zeros

@@ -28,7 +28,8 @@ NANO = ("build", "--model", "sit_nano", "--engine", "onnxruntime", "-o", "new/ou
     ("words", "message"),
     [
         (["--model", "sit_nanu"], "unknown model 'sit_nanu'; did you mean 'sit_nano'? `sit-deploy models` lists ours"),
-        (["--model", "deit_small_distilled_patch16_224"], "for it has the distillation token of a distilled DeiT"),
+        (["--model", "swin_tiny_patch4_window7_224"], "for it has another architecture (swin_transformer.SwinTransformer)"),
+        (["--model", "beit_base_patch16_224", "--stages", "6,6"], "it has another architecture (beit.Beit); take it as it is, without --stages"),
         (["--stages", "6,2,2,2"], "they must add up to its depth of 8; pass for example --stages 5,1,1,1"),
         (["--keeping-ratio", "0"], "keeping ratio must be above 0 and at most 1, got 0.0; pass for example --keeping-ratio 0.5"),
         (["--keeping-ratio", "0.1"], "token schedule (49, 4, 0, 0) does not fit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -78,3 +79,11 @@ def test_it_gives_features_too(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="taken as it is, and its tokens are not looked at"):
         to_deploy_form(model, ("patches",))
+
+
+@torch.no_grad()
+def test_it_is_copied_and_pickled() -> None:
+    model = whole_model("NaFlex")
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(again) is type(model)
+        assert torch.equal(again(images(model)), model(images(model)))
