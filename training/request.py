@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.base import Progress
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.card_file import read_card
@@ -129,13 +130,18 @@ class TrainRequest:
         output = Path("runs") / file_name(str(start.model)) if self.output is None else self.output
         return replace(self, model=start.model, init=init, teacher=teacher, pretrained=False, output=output)
 
-    def fetched(self) -> TrainRequest:
+    def fetched(self, progress: Progress | None = None) -> TrainRequest:
         """Return the request with files in place of repositories and of timm's spelling of folders.
+
+        Args:
+            progress: see `sit_deploy.models.hub_client.fetch`.
 
         Raises:
             InputError: as `sit_deploy.models.hub.local_file`.
         """
-        files = {name: local_file(getattr(self, name)) for name in ("teacher", "init", "cnn_checkpoint")}
+        files = {
+            name: local_file(getattr(self, name), progress) for name in ("teacher", "init", "cnn_checkpoint")
+        }
         return replace(self, **files)
 
     @property

@@ -58,7 +58,8 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         raise InputError(
             "--qat calibrates on chosen images, and streamed data gives none; pass it as a folder"
         )
-    request = request.fetched()  # weights last: nobody waits for them to learn that a folder is missing
+    # weights last: nobody waits for them to learn that a folder is missing
+    request = request.fetched(lambda step, _, total: None if total else reporter.note(step))
     models = make_models(request, recipe, data)
     workers = _workers(request, world)
     options = LoaderOptions(request.accumulate, workers, request.seed, request.max_damaged)

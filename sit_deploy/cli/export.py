@@ -37,8 +37,8 @@ def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) ->
     from sit_deploy.pipeline.build import export, ready_to_export
     from sit_deploy.pipeline.request import BuildRequest
 
-    request = ready_to_export(BuildRequest(output=output, ema=not no_ema, **options))
     with progress() as report:
+        request = ready_to_export(BuildRequest(output=output, ema=not no_ema, **options), report)
         result = export(request, report)
     if as_json:
         emit_json({"model": str(request.output.absolute()), **result.to_dict()})

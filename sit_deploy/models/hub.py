@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, ConfigJson
 from sit_deploy.models.file_kind import find_file, weights_among
@@ -74,8 +75,11 @@ class Published:
         if not self.config.names_a_model and (what := self._kind()):
             raise InputError(f"{self.name} {what}; take another")
 
-    def weights(self) -> Path:
+    def weights(self, progress: Progress | None = None) -> Path:
         """Return the file of its weights, fetched where it is not in the cache.
+
+        Args:
+            progress: see `sit_deploy.models.hub_client.fetch`.
 
         Raises:
             InputError: there is none, there are several, or it cannot be had.
@@ -84,7 +88,7 @@ class Published:
             folder = Path(_SPELLING.fullmatch(self.place)[2])
             preferred = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
             return preferred[0] if preferred else find_file(folder)
-        weights = self._first_weights() or self._only_weights()
+        weights = self._first_weights(progress) or self._only_weights(progress)
         if weights is None:
             what = self._kind() or f"has no {' or '.join(_WEIGHTS[:2])}, so it is no model of timm's"
             raise InputError(
@@ -96,10 +100,10 @@ class Published:
             fetch(self.repository, OPEN_CLIP, weights.parent.name)
         return weights
 
-    def _first_weights(self) -> Path | None:
+    def _first_weights(self, progress: Progress | None) -> Path | None:
         for file in _WEIGHTS:
             try:
-                if path := fetch(self.repository, file, self.revision):
+                if path := fetch(self.repository, file, self.revision, progress):
                     return path
             except UnreachableError:
                 beside = cached_file(self.repository, CONFIG, self.revision)
@@ -110,7 +114,7 @@ class Published:
                 raise
         return None
 
-    def _only_weights(self) -> Path | None:
+    def _only_weights(self, progress: Progress | None) -> Path | None:
         """Return the weights of a repository that calls them otherwise, if it has one file of them."""
         others = weights_among(sorted(repository_files(self.repository, self.revision) or ()))
         if len(others) > 1:
@@ -118,7 +122,7 @@ class Published:
                 f"{self.name} has {len(others)} files of weights, and none is called {' or '.join(_WEIGHTS[:2])}; download one of "
                 f"{', '.join(others[:5])} and pass that file"
             )
-        return fetch(self.repository, others[0], self.revision) if others else None
+        return fetch(self.repository, others[0], self.revision, progress) if others else None
 
     def _kind(self) -> str | None:
         """Return what a repository is that has no weights of a model, None for one that may have them."""
@@ -191,15 +195,19 @@ def pinned(path: Path | None) -> Path | None:
     return Path(open_published(path).place) if is_place(path) else path
 
 
-def local_file(path: str | Path | None) -> Path | None:
+def local_file(path: str | Path | None, progress: Progress | None = None) -> Path | None:
     """Return a checkpoint as a file or folder here: of a repository or a folder of timm's spelling its weights, any other as it is.
+
+    Args:
+        path: of a checkpoint, or None.
+        progress: see `sit_deploy.models.hub_client.fetch`.
 
     Raises:
         InputError: as `open_published` and `Published.weights`.
     """
     if path is None:
         return None
-    return open_published(path).weights() if is_place(path) else Path(path)
+    return open_published(path).weights(progress) if is_place(path) else Path(path)
 
 
 def open_published(name: str | Path) -> Published:

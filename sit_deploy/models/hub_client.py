@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import OPEN_CLIP, PREPROCESSOR
 
@@ -16,13 +19,14 @@ class UnreachableError(InputError):
     """A file is not in the cache, and the hub cannot be asked."""
 
 
-def fetch(repository: str, file: str, revision: str | None) -> Path | None:
+def fetch(repository: str, file: str, revision: str | None, progress: Progress | None = None) -> Path | None:
     """Return a file of a repository, in the cache.
 
     Args:
         repository: OWNER/NAME.
         file: its name there.
         revision: branch, tag or commit; None for the default branch.
+        progress: is called with a step, how many MB have come and how many there are, where it is not in the cache.
 
     Returns:
         Its path, None where the repository has no such file, or where it is a configuration that only may be there and the hub
@@ -32,12 +36,20 @@ def fetch(repository: str, file: str, revision: str | None) -> Path | None:
         UnreachableError: it is not in the cache, and the hub cannot be asked.
         InputError: no such repository or revision, no right to it, no room for it: what, and what to do about it.
     """
-    from huggingface_hub import constants, errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
     name, cache = f"hf-hub:{repository}", constants.HF_HUB_CACHE
     try:
+        step = f"Fetching {name}"
+        # which knows, too, what a repository has not
+        if progress is None or try_to_load_from_cache(repository, file, revision=revision) is not None:
+            with _silent():
+                return Path(hf_hub_download(repository, file, revision=revision))
+        progress(step, 0, 0)
         with _silent():
-            return Path(hf_hub_download(repository, file, revision=revision))
+            path = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=_bar(step, progress)))
+        progress(step, 1, 1)
+        return path
     except errors.LocalEntryNotFoundError as error:
         if file in (PREPROCESSOR, OPEN_CLIP):
             return None
@@ -78,6 +90,23 @@ def fetch(repository: str, file: str, revision: str | None) -> Path | None:
         )
         words = f"{file} of {name} could not be fetched to {cache} ({_line(error)}); {remedy}"
     raise InputError(words)
+
+
+def _bar(step: str, progress: Progress) -> type:
+    """Return what the client makes its bar of: one that draws nothing itself."""
+    from tqdm.std import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)  # of the client's own class
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False, "leave": False})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            megabytes = int(self.total or 0) // 10**6
+            if megabytes:  # one more: the step ends when the file is in its place
+                progress(step, min(int(self.n) // 10**6, megabytes), megabytes + 1)
+
+    return Bar
 
 
 @contextlib.contextmanager

@@ -74,11 +74,11 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     request = request.named()
     if request.awaits_weights:  # whatever can be refused without them is refused before they are fetched
         _plan(request)
-    asked, request, engine, why = _plan(request.completed())
+    report = progress or (lambda *_: None)
+    asked, request, engine, why = _plan(request.completed(progress=report))
     if request.tunes:
         check_timings(request)
     reason = untuned(asked, engine)
-    report = progress or (lambda *_: None)
     with staging(request.output, request.force) as folder:
         work = Work(request, report, engine=engine)
         if reason and asked.quantize is None and request.trained_thresholds is None:
@@ -107,7 +107,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
         InputError, GateError: as `build`; the file appears whole or not at all.
     """
     require_type(request, BuildRequest, "a build")
-    request = ready_to_export(request)
+    request = ready_to_export(request, progress)
     path = request.output.absolute()
     work = Work(request, progress or (lambda *_: None))
     with scratch(path) as folder:
@@ -117,12 +117,12 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
     return GraphReport.from_dict(graph_report(work, lowered))
 
 
-def ready_to_export(request: BuildRequest) -> BuildRequest:
+def ready_to_export(request: BuildRequest, progress: Progress | None = None) -> BuildRequest:
     """Return a request to export, checked, its output named and its weights here; arguments and errors as of `export`."""
     request = request.named()
     if request.awaits_weights:
         _check_export(request)
-    return _check_export(request.completed())
+    return _check_export(request.completed(progress=progress))
 
 
 def _plan(request: BuildRequest) -> tuple[BuildRequest, BuildRequest, engines.Engine, str]:

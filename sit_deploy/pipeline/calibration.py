@@ -154,7 +154,7 @@ def calibrate(request: BuildRequest, progress: Progress | None = None) -> Calibr
     check_request(request)
     check_output(request.output, request.force)
     if request.awaits_weights:
-        request = request.completed()
+        request = request.completed(progress=progress)
         check_request(request)
     with join_world("cpu") as world:
         report = progress if progress and world.is_main else lambda *_: None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
@@ -169,22 +170,23 @@ class BuildRequest:
         """Whether its weights are yet to be fetched."""
         return is_place(self.checkpoint)
 
-    def completed(self, model_option: str = "--model") -> BuildRequest:
+    def completed(self, model_option: str = "--model", progress: Progress | None = None) -> BuildRequest:
         """Return the request with what the checkpoint's model card says where it says nothing itself.
 
         A folder of a checkpoint becomes the file that it means; of a repository, the file is fetched.
 
         Args:
             model_option: what names the model on the command line that this is for.
+            progress: of fetching (`sit_deploy.models.hub_client.fetch`).
 
         Raises:
             InputError: a model that nobody names, or one that contradicts the card.
         """
         if self.pretrained or is_place(self.model):
-            return self.named(model_option).completed(model_option)
+            return self.named(model_option).completed(model_option, progress)
         if self.awaits_weights:
             place = str(self.checkpoint)
-            path = open_published(place).weights()
+            path = open_published(place).weights(progress)
             place = place_of(path) if origin(path) else place
             return replace(self, checkpoint=path, fetched_from=place).completed(model_option)
         if self.checkpoint is not None and self.checkpoint.is_dir():

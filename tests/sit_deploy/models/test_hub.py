@@ -165,6 +165,19 @@ def test_one_file_of_weights_may_have_any_name(hub: Hub) -> None:
     assert completed(model="hf-hub:me/vit").checkpoint.name == "best.pth"
 
 
+def test_fetching_is_shown_where_there_is_something_to_fetch(hub: Hub) -> None:
+    hub.models["me/vit"] = {"config.json": TIMM, "pytorch_model.bin": b"0" * 3_000_000}
+    seen: list[tuple[str, int, int]] = []
+    request = BuildRequest("hf-hub:me/vit", None)
+    request.completed(progress=lambda *step: seen.append(step))
+    assert {text for text, _, _ in seen} == {"Fetching hf-hub:me/vit"}
+    assert seen[0][1:] == (0, 0) and seen[-1][1:] == (1, 1)
+    assert all(done < total == 4 for _, done, total in seen[2:-1])  # MB, and the file in its place
+    seen.clear()
+    request.completed(progress=lambda *step: seen.append(step))
+    assert seen == []
+
+
 def test_weights_are_fetched_last(hub: Hub, cli, tmp_path: Path) -> None:
     """Whatever is wrong besides is said before: nobody waits for a large file to learn of a typo."""
     hub.models["me/vit"] = {"config.json": TIMM, "model.safetensors": head_alone()}
