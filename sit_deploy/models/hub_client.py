@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -47,7 +48,10 @@ def fetch(repository: str, file: str, revision: str | None, progress: Progress |
                 return Path(hf_hub_download(repository, file, revision=revision))
         progress(step, 0, 0)
         with _silent():
-            path = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=_bar(step, progress)))
+            # older clients have a bar of their own alone
+            has_bars = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+            bar = {"tqdm_class": _bar(step, progress)} if has_bars else {}
+            path = Path(hf_hub_download(repository, file, revision=revision, **bar))
         progress(step, 1, 1)
         return path
     except errors.LocalEntryNotFoundError as error:
