@@ -25,10 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError, nearest
-from sit_deploy.models.sit import ConvStem
+from sit_deploy.models.sit import ConvStem, SiT
+from sit_deploy.models.slim import SlimViT
+from sit_deploy.models.timm_vit import why_not_rewritten
 
 GRID = "int8"
 LOW, HIGH = -128, 127  # codes of an input; those of weights are symmetric, -127..127
+_MLP = ("fc1", "fc1_g", "fc1_x", "fc2")  # whichever of these an MLP has
 THRESHOLD = "input_threshold"  # the buffer's name; no part of the weights that are left
 
 
@@ -41,7 +44,11 @@ def deployed_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     That is what `to_deploy_form` and `export_onnx` make of it; the last block's `qkv` becomes two, of one input. Left
     out are the reverse TSMs and the aux head, which are not deployed, and the heads of a model with a dist token: they
     are merged into one Linear over both tokens, whose scales neither of them has by itself.
+
+    Raises:
+        InputError: a model whose layers are not those of its deployed graph, one by one.
     """
+    _check_layers(model)
     stem = model.patch_embed
     if isinstance(stem, ConvStem):
         names = {f"patch_embed.conv{i}": (f"stem/conv{i}",) for i in range(1, stem.depth + 1)}
@@ -50,7 +57,7 @@ def deployed_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for i in range(model.depth):
         qkv = ("q", "kv") if i == model.depth - 1 and not _reads_all(model) else ("qkv",)
         names[f"blocks.{i}.attn.qkv"] = tuple(f"blocks.{i}/attn/{part}" for part in qkv)
-        for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
+        for layer in ("attn.proj", *(f"mlp.{name}" for name in _MLP if hasattr(model.blocks[i].mlp, name))):
             names[f"blocks.{i}.{layer}"] = (f"blocks.{i}/{layer.replace('.', '/')}",)
         if i in model.slim_after:
             tsm = model.slim_after[i]
@@ -58,6 +65,23 @@ def deployed_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     if not model.has_dist_token:
         names["head"] = ("head",)
     return names
+
+
+def _check_layers(model: nn.Module) -> None:
+    """Refuse a model that does not round where its deployed graph does.
+
+    Raises:
+        InputError: says so. EVA's attention multiplies by the weights of its layer without calling it, and parts that are
+            deployed as PyTorch writes them have other names.
+    """
+    blocks = getattr(model, "blocks", ())
+    known = isinstance(model, SiT) or (
+        isinstance(model, SlimViT) and all(why_not_rewritten(block) is None for block in blocks)
+    )
+    if not known:
+        raise InputError(
+            f"--qat does not know the layers of a {type(model).__name__}; train it in float, and build it with --precision int8"
+        )
 
 
 def _reads_all(model: nn.Module) -> bool:

@@ -25,9 +25,21 @@ from sit_deploy.graph import export
 from sit_deploy.graph.deploy_form import DeployForm, to_deploy_form
 from sit_deploy.models import load_model, read_card
 from sit_deploy.models.card_file import save_weights
+from sit_deploy.models.slim import slim
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import World
-from tests.helpers.models import VIT_VARIANTS, images, tiny_model, tiny_vit
+from tests.helpers.models import (
+    EVA_VARIANTS,
+    VIT_PARTS,
+    VIT_VARIANTS,
+    images,
+    plain_vit,
+    randomise,
+    tiny_eva,
+    tiny_model,
+    tiny_vit,
+    whole_model,
+)
 from tests.helpers.train import PLAIN, RICH, assert_same_run, log_rows, read_parts, start, start_world, words
 from training import Summary, TrainRequest, qat, qat_calibration, train
 from training.loop import StoppedError
@@ -130,9 +142,12 @@ def named_as_nodes(form: DeployForm) -> dict[str, nn.Module]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SiT", "timm"])
+@pytest.mark.parametrize("kind", ["SiT", "timm", "gate in a layer of its own"])
 def test_the_layers_are_the_nodes_with_weights_of_the_exported_graph(kind: str) -> None:
-    model = (tiny_model if kind == "SiT" else tiny_vit)(stage_blocks=(2, 1))
+    if kind in VIT_PARTS:
+        model = randomise(slim(plain_vit(depth=3, **VIT_PARTS[kind]), (2, 1))).eval()
+    else:
+        model = (tiny_model if kind == "SiT" else tiny_vit)(stage_blocks=(2, 1))
     graph = export.export_onnx(to_deploy_form(model), model.img_size).graph
     weights = {t.name for t in graph.initializer}
     kinds = ("MatMul", "Gemm", "Conv")
@@ -349,6 +364,18 @@ def test_patterns_that_make_no_sense(skip: tuple[str, ...], message: str) -> Non
     with pytest.raises(InputError) as error:
         qat.quantized_layers(tiny_model(reverse_tsm=True), skip)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["EVA-02", "BEiT", "parallel blocks"])
+def test_models_that_do_not_round_where_their_graph_does_are_refused(kind: str) -> None:
+    if kind == "parallel blocks":
+        model = slim(plain_vit(**VIT_PARTS[kind]), (6,))
+    else:
+        model = tiny_eva(kind) if kind in EVA_VARIANTS else whole_model(kind)
+    with pytest.raises(
+        InputError, match=r"--qat does not know the layers of a \w+; train it in float, and build it"
+    ):
+        qat.quantized_layers(model)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
