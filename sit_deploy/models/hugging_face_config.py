@@ -33,7 +33,7 @@ _ACTIVATIONS = {
 
 def check_config(
     path: Path, model: nn.Module, name: str, option: str | None, *, open_clip: bool = False
-) -> list[WarningText]:
+) -> list[str]:
     """Compare the configuration beside a checkpoint with the model that its weights were loaded into.
 
     Args:
@@ -44,7 +44,8 @@ def check_config(
         open_clip: its weights have the names of OpenAI's CLIP.
 
     Returns:
-        What a user should know: an activation that is nearly the same, or that nothing tells.
+        What a user should know, a sentence each: an activation that is nearly the same, or that nothing tells, features of another
+        pooling.
 
     Raises:
         InputError: other heads, another pooling, or an activation that changes scores.
@@ -66,10 +67,15 @@ def check_config(
         raise InputError(
             f"checkpoint {path} does not fit {name}: its pooling is '{pool}' by the {file} beside it, not that of the class token; {remedy}"
         )
+    notes: list[str] = []
+    if str(fields.get("model_type", "")).startswith("dinov3") and getattr(model, "global_pool", "") == "avg":
+        notes.append(
+            f"timm's features of {name} are the mean of its patches; transformers' pooler_output is its class token, which --outputs cls gives"
+        )
     activation = getattr(getattr(block, "mlp", None), "act", None)
     theirs = _ACTIVATIONS.get(str(_activation(fields)))
     if activation is None or theirs is None or hasattr(block.mlp, "fc1_g"):
-        return []
+        return notes
     difference = _difference(activation, theirs)
     if difference > 1e-3:
         if _activation(fields) == "quick_gelu" and option:
@@ -79,13 +85,13 @@ def check_config(
             f"{type(activation).__name__}; {remedy}"
         )
     if difference > 1e-6:
-        return [
+        notes.append(
             WarningText(
                 f"its activation is {_activation(fields)}, that of {name} differs from it by up to {difference:.0e}, as in timm: "
                 "check its accuracy"
             )
-        ]
-    return []
+        )
+    return notes
 
 
 _UNTOLD = (

@@ -248,6 +248,14 @@ def test_one_name_for_two_weights_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "mixed.pth")
 
 
+def test_the_pooling_of_dinov3_is_timm_s(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov3_vit", "num_attention_heads": 4}))
+    averaging = Eva(**TIMM, **ROTARY | {"global_pool": "avg"}, qkv_bias=True)
+    (note,) = check_config(tmp_path / "model.safetensors", averaging, "a_vit", "--model")
+    assert "pooler_output is its class token, which --outputs cls gives" in note
+    assert not check_config(tmp_path / "model.safetensors", Eva(**TIMM, **ROTARY), "a_vit", "--model")
+
+
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "vit", "hidden_act": "gelu", "num_attention_heads": 4}, ""),
     ({"model_type": "siglip", "vision_config": {}}, "is gelu_pytorch_tanh, that of a_vit differs from it by up to 5e-04"),
