@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.config import ModelConfig, reschedule
-from sit_deploy.models.hub import is_place
+from sit_deploy.models.hub import is_place, place_of_address
 
 
 def _teacher(
@@ -85,6 +85,8 @@ def get_config(
         if not is_timm_model(name):
             if Path(name).is_dir():
                 raise InputError(f"'{name}' is a folder; for the model in it write local-dir:{name}")
+            if place := place_of_address(name):
+                raise InputError(f"unknown model '{name}'; for that repository write {place}")
             if name.count("/") == 1:
                 raise InputError(
                     f"unknown model '{name}'; for a repository of the Hugging Face Hub write hf-hub:{name}"

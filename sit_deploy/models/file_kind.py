@@ -20,6 +20,7 @@ _TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
 _COMPANION = re.compile(
     r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict)\b"
 )
+_ADDRESS = re.compile(r"(https?|s3|gs|ftp):/")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 # first bytes of what is known, what it is, and what to do
@@ -48,6 +49,11 @@ def find_file(path: str | Path) -> Path:
         InputError: nothing there, no file of weights in it, or several.
     """
     path = Path(path)
+    if _ADDRESS.match(str(path)) and not path.exists():
+        raise InputError(
+            f"checkpoint {path} is an address, and nothing is fetched from one; download it, or name a repository of the Hugging Face Hub: "
+            "hf-hub:OWNER/NAME"
+        )
     try:
         if not path.is_dir():
             return path

@@ -154,6 +154,16 @@ def is_place(name: str | Path | None) -> bool:
     return name is not None and bool(_SPELLING.fullmatch(str(name)))
 
 
+def place_of_address(address: str) -> str | None:
+    """Return how a repository is written here that an address of the hub's pages is of, None for any other text."""
+    found = re.match(
+        r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([\w.-]+))?", address
+    )
+    if not found or found[1].startswith(("datasets/", "spaces/")):
+        return None
+    return f"hf-hub:{found[1]}{f'@{found[2]}' if found[2] not in (None, 'main') else ''}"
+
+
 def resolve(model: str | None, weights: Path | None, pretrained: bool, option: str = "--checkpoint") -> Start:
     """Return a model by its name, where the user may have said where it is; of a repository, only its config.json is fetched.
 
@@ -171,6 +181,10 @@ def resolve(model: str | None, weights: Path | None, pretrained: bool, option: s
     if pretrained and model is None:
         raise InputError("--pretrained takes timm's weights of a model; pass its name with --model")
     if is_place(model):
+        if pretrained:
+            raise InputError(
+                f"--pretrained is for timm's name of a model, and {model} has weights of its own; leave it out"
+            )
         published = open_published(model)
         if weights is None and not published.config.names_a_model:
             published.check_kind()

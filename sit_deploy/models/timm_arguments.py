@@ -38,9 +38,9 @@ def split(name: str) -> tuple[str, dict[str, Value]]:
     Raises:
         InputError: an argument that is none, or that is not taken here.
     """
-    base, _, rest = name.partition(":")
+    base, colon, rest = name.partition(":")
     arguments: dict[str, Value] = {}
-    for word in rest.split(",") if rest else ():
+    for word in rest.split(",") if colon else ():
         key, equals, text = word.partition("=")
         if not equals or not text:
             raise InputError(

@@ -189,8 +189,8 @@ class BuildRequest:
             path = open_published(place).weights(progress)
             place = place_of(path) if origin(path) else place
             return replace(self, checkpoint=path, fetched_from=place).completed(model_option)
-        if self.checkpoint is not None and self.checkpoint.is_dir():
-            return replace(self, checkpoint=find_file(self.checkpoint)).completed(model_option)
+        if self.checkpoint is not None and (file := find_file(self.checkpoint)) != self.checkpoint:
+            return replace(self, checkpoint=file).completed(model_option)
         card = self.card
         if card is None:
             if self.model is None and self.checkpoint is not None:

@@ -36,6 +36,21 @@ def test_a_repository_is_its_model_and_its_safetensors(cached, prefix: str) -> N
     assert request.completed() == request
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    (
+        ("google/vit-base-patch16-224", "hf-hub:google/vit-base-patch16-224"),
+        ("https://huggingface.co/google/vit-base-patch16-224", "hf-hub:google/vit-base-patch16-224"),
+        ("https://huggingface.co/timm/x/tree/main", "hf-hub:timm/x"),
+        ("https://hf.co/timm/x/blob/v2/model.safetensors", "hf-hub:timm/x@v2"),
+        (".", "local-dir:."),
+    ),
+)
+def test_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"write {meant}$"):
+        _ = BuildRequest(name, None).config
+
+
 def test_another_name_of_the_file_is_taken_from_the_cache(cached) -> None:
     snapshot = cached("me/best", CONFIG, "best.safetensors")
     assert completed(model="hf-hub:me/best").checkpoint == snapshot / "best.safetensors"
@@ -90,6 +105,8 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
          "slim it first: sit-deploy train --model deit_small_patch16_224 --stages 6,2,2,2 --pretrained"),
         ({"model": "sit_s", "pretrained": True, "checkpoint": "a.pth"}, "pass one of them"),
         ({"model": "local-dir:nowhere"}, "local-dir:nowhere: nowhere is not there; check its path"),
+        ({"model": "local-dir:.", "pretrained": True}, "local-dir:. has weights of its own; leave it out"),
+        ({"checkpoint": "https://dl.org/a.pth"}, "is an address, and nothing is fetched from one; download it"),
         ({"model": "local-dir:"}, "local-dir: names no folder; write local-dir:PATH"),
         ({"model": "hf-hub:"}, "hf-hub: names no repository; write hf-hub:OWNER/NAME"),
         ({"model": "hf-hub:@main"}, "hf-hub:@main names no repository"),

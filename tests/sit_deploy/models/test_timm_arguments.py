@@ -56,6 +56,7 @@ def test_what_is_no_argument(arguments: dict[str, Any], words: str) -> None:
     (
         ("reg_tokens", "'reg_tokens' of vit_tiny_patch16_224 is no argument of a model; write"),
         ("reg_tokens=", "is no argument of a model"),
+        ("", "is no argument of a model"),
         ("pretrained=true", "is not taken with a model's name"),
         ("no_such=1", "timm cannot make .*no_such.*; check what follows the colon"),
         ("depth=many", "timm cannot make"),
