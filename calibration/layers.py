@@ -16,7 +16,7 @@ _GROUPS = (
     ("stem", r"stem/"),
     ("qkv", r"blocks\.\d+/attn/(qkv|q|kv)$"),
     ("proj", r"blocks\.\d+/attn/proj$"),
-    ("fc1", r"blocks\.\d+/mlp/fc1$"),
+    ("fc1", r"blocks\.\d+/mlp/fc1(_[gx])?$"),
     ("fc2", r"blocks\.\d+/mlp/fc2$"),
     ("tsm", r"tsm\.\d+/fc[12]$"),
     ("head", r"head$"),
@@ -24,6 +24,7 @@ _GROUPS = (
     ("aggregation", r"tsm\.\d+/matmul"),
     ("residual", r"blocks\.\d+/add"),
 )
+_OF_ACTIVATIONS = ("attention", "aggregation", "residual")
 _PLACES = "positions/"  # what the deploy form calls its rotary positions
 GROUPS = tuple(name for name, _ in _GROUPS)
 _CHANNEL_AXIS = {"MatMul": 1, "Gemm": 1, "Conv": 0}  # of weights; a Gemm may have its own transposed
@@ -85,6 +86,10 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
                     continue
             elif activations != (0, 1) or node.op_type != "MatMul":
                 continue
+            if (
+                weight and group in _OF_ACTIVATIONS
+            ):  # a module of PyTorch's own may multiply by its weights anywhere
+                group = None
             group = group or ("conv" if node.op_type == "Conv" else "linear" if weight else "attention")
             macs = _macs(node, shapes) // batch
         elif node.op_type != "Add" or group != "residual" or activations != (0, 1):

@@ -5,9 +5,12 @@ import pytest
 
 from calibration.errors import CalibrationError
 from calibration.layers import find_layers
+from sit_deploy.graph.deploy_form import to_deploy_form
+from sit_deploy.graph.export import export_onnx
 from sit_deploy.graph.inspect import node_macs
 from sit_deploy.models import CONFIGS
 from tests.helpers.graphs import MODELS, exported
+from tests.helpers.models import whole_model
 
 
 def expected_groups(stage_blocks: tuple[int, ...], convolutions: int) -> dict[str, str]:
@@ -127,3 +130,17 @@ def test_unknown_shapes() -> None:
     del graph.graph.value_info[:]
     with pytest.raises(CalibrationError, match="the shapes of node 'stem/conv2' are not known"):
         find_layers(graph)
+
+
+def test_layers_of_models_that_pytorch_writes_are_no_attention() -> None:
+    """BEiT multiplies by the weights of its queries, keys and values in its attention, under no name of their own."""
+    model = whole_model("BEiT")
+    layers = find_layers(export_onnx(to_deploy_form(model), model.img_size))
+    groups = {name: layer.group for name, layer in layers.items() if name.startswith("blocks.0/attn")}
+    assert groups == {
+        "blocks.0/attn/matmul": "linear",
+        "blocks.0/attn/matmul_2": "attention",
+        "blocks.0/attn/matmul_3": "attention",
+        "blocks.0/attn/proj": "proj",
+    }
+    assert layers["blocks.0/attn/matmul_3"].softmax
