@@ -40,7 +40,7 @@ from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.lower import LoweredGraph, make_lowered_graph
 from sit_deploy.pipeline.manifest import build_facts, graph_report, quantization_report
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.pipeline.request_check import check_request
+from sit_deploy.pipeline.request_check import check_files, check_request
 from sit_deploy.pipeline.sensitivity import Sensitivity
 from sit_deploy.pipeline.speed_gate import compare_speed
 from sit_deploy.pipeline.timings import check_timings
@@ -74,6 +74,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     request = request.named()
     if request.awaits_weights:  # whatever can be refused without them is refused before they are fetched
         _plan(request)
+        check_files(request)
     report = progress or (lambda *_: None)
     asked, request, engine, why = _plan(request.completed(progress=report))
     if request.tunes:
@@ -122,6 +123,7 @@ def ready_to_export(request: BuildRequest, progress: Progress | None = None) -> 
     request = request.named()
     if request.awaits_weights:
         _check_export(request)
+        check_files(request)
     return _check_export(request.completed(progress=progress))
 
 

@@ -142,7 +142,7 @@ def calibrate(request: BuildRequest, progress: Progress | None = None) -> Calibr
         InputError: no images, a precision without 8 bits, fewer images than processes, a file that cannot be written; and as
             `sit_deploy.pipeline.build.build`.
     """
-    from sit_deploy.pipeline.request_check import check_request
+    from sit_deploy.pipeline.request_check import check_files, check_request
     from sit_deploy.processes import join_world
 
     require_type(request, BuildRequest, "a calibration")
@@ -154,6 +154,7 @@ def calibrate(request: BuildRequest, progress: Progress | None = None) -> Calibr
     check_request(request)
     check_output(request.output, request.force)
     if request.awaits_weights:
+        check_files(request)
         request = request.completed(progress=progress)
         check_request(request)
     with join_world("cpu") as world:

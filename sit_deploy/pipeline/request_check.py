@@ -106,6 +106,25 @@ def check_request(request: BuildRequest) -> None:
     request.engine_options()  # raises for values that no engine takes
 
 
+def check_files(request: BuildRequest) -> None:
+    """Refuse files and folders of images that are not there, of a request whose weights are yet to be fetched.
+
+    Raises:
+        InputError: one that is not there or cannot be read; a folder of labelled images and a data set of timm are not opened.
+    """
+    from sit_deploy.data.class_names import read_class_names
+    from sit_deploy.data.image_folder import ImageFolder
+    from sit_deploy.data.source import is_named
+    from sit_deploy.data.splits import find_training_images
+
+    if request.labels:
+        read_class_names(request.labels)
+    if request.calib_data:
+        find_training_images(request.calib_data)
+    if request.val_data and not is_named(request.val_data) and not Path(request.val_data).is_dir():
+        ImageFolder(Path(request.val_data))
+
+
 def _held_images(request: BuildRequest) -> int:
     """The most images that may be asked for: made ones stay in memory, and so do all where none are calibrated on."""
     if request.calib_data is None:

@@ -212,14 +212,20 @@ def test_weights_are_fetched_last(hub: Hub, cli, tmp_path: Path) -> None:
         ("build", "--engine", "openvino", "--precision", "fp8"),
         ("build", "--precision", "int8"),
         ("build", "-o", "taken"),
+        ("build", "--labels", "nowhere.txt"),
+        ("build", "--calib-data", "nowhere"),
+        ("build", "--val-data", "nowhere"),
+        ("export", "--calib-data", "nowhere"),
         ("export", "-o", "model.pb"),
         ("export", "--opset", "16"),
+        ("calibrate", "--calib-data", "nowhere", "-o", "c.json"),
         ("calibrate", "--calib-data", "nowhere", "-o", "none/c.json"),
         ("train", "--data", "nowhere"),
         ("train", "--data", "digits", "--lr", "0"),
         ("train", "--data", "digits", "-o", "taken/file"),
     ):
         cli.refuses(command, "--model", "hf-hub:me/vit", *options)
+        assert hub.fetched.count("model.safetensors") == 0, (command, options)
     cli.refuses("build", "--checkpoint", "hf-hub:me/card", "--batch-size", "0")
     assert set(hub.fetched) == {"config.json"}
 
