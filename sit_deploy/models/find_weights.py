@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sit_deploy.errors import InputError
-from sit_deploy.models import hugging_face_names
+from sit_deploy.models import clip_names, hugging_face_names
 from sit_deploy.models.hugging_face_names import DoubleNameError, other_task
 from sit_deploy.models.key_names import to_timm_names
 from sit_deploy.models.torch_file import Stored
@@ -32,7 +32,11 @@ RIDER = re.compile(
     r"(.*\.)?(criterion|loss|losses|\w*_loss|loss_\w+|metrics?|\w+_metrics?|\w*(acc|accuracy|auroc|f1|confmat)"
     r"|optimizers?|n_averaged|num_updates|decay|pooler|mask_token"
     # CLIP's and SigLIP's other half
-    r"|text_model|text_projection|logit_scale|logit_bias|text|token_embedding|ln_final|positional_embedding|transformer\.resblocks)(\.|$)"
+    r"|text_model|text_projection|logit_scale|logit_bias)(\.|$)"
+)
+# and that under OpenAI's names, which mean something else in other models
+_TEXT = re.compile(
+    r"(.*\.)?(text|token_embedding|ln_final|positional_embedding|transformer\.resblocks)(\.|$)"
 )
 # DistributedDataParallel, torch.compile, activation checkpointing, FSDP, DeepSpeed
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
@@ -243,9 +247,12 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
             f"{where} is a transformers model for {task}, and not a classifier that timm has; give a ...ForImageClassification of ViT, "
             "DeiT or SigLIP, or a backbone alone: model.base_model.save_pretrained(folder)"
         )
-    names = {
-        k: v for k, v in weights.names.items() if OWN.match(k) or not (RIDER.match(k) or _other_model(k))
-    }
+    is_clip = clip_names.NOTE in weights.notes
+
+    def is_rider(k: str) -> bool:
+        return bool(RIDER.match(k) or _other_model(k) or (is_clip and _TEXT.match(k)))
+
+    names = {k: v for k, v in weights.names.items() if OWN.match(k) or not is_rider(k)}
     riders = [weights.prefix + k for k in weights.names if k not in names]
     stray = [k for k in weights.beside if OWN.match(k)]
     if stray and weights.like and not chosen:
@@ -258,11 +265,7 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
     layers = [
         k
         for k, v in weights.beside.items()
-        if k.endswith("weight")
-        and v.ndim == 2
-        and v.shape[1] in widths
-        and not RIDER.match(k)
-        and not _other_model(k)
+        if k.endswith("weight") and v.ndim == 2 and v.shape[1] in widths and not is_rider(k)
     ]
     if layers and not chosen:
         raise InputError(

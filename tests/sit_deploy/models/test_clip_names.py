@@ -88,6 +88,12 @@ def test_weights_are_those_that_timm_reads(prefix: str, text: str, scales: bool,
     assert NOTE in read.notes
 
 
+def test_the_text_s_names_are_left_out_of_clip_s_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({**counterpart().state_dict(), "positional_embedding": torch.ones(4, 4)}, path)
+    assert "positional_embedding" in read_checkpoint(path).state  # so that it is told that it does not fit
+
+
 def write_config(folder: Path, **model: Any) -> None:
     vision = {"width": WIDTH, "layers": 2, "head_width": 8, **model.pop("vision", {})}
     preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bicubic"}
