@@ -97,17 +97,27 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_classifier_of_transformers_loads_by_its_place_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "model", "name"),
+    (
+        ("ViT", "ViTForImageClassification", "vit_tiny_patch16_224"),
+        ("DeiT", "DeiTForImageClassificationWithTeacher", "deit_tiny_distilled_patch16_224"),
+    ),
+)
+def test_a_classifier_of_transformers_loads_by_its_place_alone(
+    kind: str, model: str, name: str, tmp_path: Path
+) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     labels = {0: "ant", 1: "bee", 2: "cat"}
-    fields = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 32,
-              "layer_norm_eps": 1e-6}  # fmt: skip
-    config = transformers.ViTConfig(**fields, id2label=labels, label2id={v: k for k, v in labels.items()})
-    theirs = transformers.ViTForImageClassification(config).eval()
-    theirs.save_pretrained(tmp_path / "vit")
-    request = BuildRequest(f"local-dir:{tmp_path / 'vit'}", None).completed()
-    assert (request.model, request.image_size) == ("vit_tiny_patch16_224", 32)
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=32, layer_norm_eps=1e-6,
+        id2label=labels, label2id={v: k for k, v in labels.items()},
+    )  # fmt: skip
+    theirs = getattr(transformers, model)(config).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    request = BuildRequest(f"local-dir:{tmp_path / 'model'}", None).completed()
+    assert (request.model, request.image_size) == (name, 32)
     loaded, _, classes = load_request(Work(request, lambda *_: None))
     assert classes == ["ant", "bee", "cat"]
     images = torch.randn(2, 3, 32, 32)
