@@ -66,6 +66,14 @@ class ConfigJson:
         return bool(self.architecture or self.model_type)
 
     @property
+    def lacks_classifier(self) -> bool:
+        """Whether it is of a backbone of transformers; CLIP's have a projection in its place."""
+        classes = self.fields.get("architectures") if self.model_type else None
+        if not isinstance(classes, list) or not classes or str(self.model_type).startswith("clip"):
+            return False
+        return all(isinstance(name, str) and name.endswith("Model") for name in classes)
+
+    @property
     def vision(self) -> Mapping[str, Any]:
         """What transformers says of the model of images, a part of the fields where there is one of texts too; else empty."""
         if self.model_type is None:

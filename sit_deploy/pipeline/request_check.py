@@ -107,11 +107,19 @@ def check_request(request: BuildRequest) -> None:
 
 
 def check_files(request: BuildRequest) -> None:
-    """Refuse files and folders of images that are not there, of a request whose weights are yet to be fetched.
+    """Refuse what weights that are yet to be fetched cannot be, and files and folders of images that are not there.
 
     Raises:
-        InputError: one that is not there or cannot be read; a folder of labelled images and a data set of timm are not opened.
+        InputError: a classifier is asked for, and they are of a backbone; a file that is not there or cannot be read; a folder of labelled images and a data set of timm are not opened.
     """
+    if not request.needs_no_head and request.model and request.config.num_classes:
+        published = open_published(request.checkpoint)
+        if published.config.lacks_classifier:
+            kind = published.config.fields["architectures"][0]
+            raise InputError(
+                f"{published.place} is a backbone without a classifier ({kind}); build it with --outputs features, or train one: "
+                f"sit-deploy train --model {request.model} --init {published.place}"
+            )
     from sit_deploy.data.class_names import read_class_names
     from sit_deploy.data.image_folder import ImageFolder
     from sit_deploy.data.source import is_named

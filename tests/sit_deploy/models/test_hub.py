@@ -227,6 +227,13 @@ def test_weights_are_fetched_last(hub: Hub, cli, tmp_path: Path) -> None:
         cli.refuses(command, "--model", "hf-hub:me/vit", *options)
         assert hub.fetched.count("model.safetensors") == 0, (command, options)
     cli.refuses("build", "--checkpoint", "hf-hub:me/card", "--batch-size", "0")
+    backbone = {"model_type": "vit", "architectures": ["ViTModel"]}
+    hub.models["me/vit21k"] = {
+        "config.json": json.dumps(backbone).encode(),
+        "model.safetensors": head_alone(),
+    }
+    message = cli.refuses("build", "--model", "hf-hub:me/vit21k")
+    assert "is a backbone without a classifier (ViTModel); build it with --outputs features" in message
     assert set(hub.fetched) == {"config.json"}
 
 
