@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sit_deploy.bundle import load_bundle
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.validation.reference import reference_model, reference_weights
+from sit_deploy.validation.reference import TeacherSource, reference_model, reference_weights, teacher_model
 from tests.helpers.command_line import CommandLine
 from tests.helpers.hub import COMMIT
 
@@ -48,13 +48,16 @@ def test_a_repository(cached: Callable[..., Path], cli: CommandLine) -> None:
     assert f"--checkpoint hf-hub:me/three@{COMMIT}" in built["command"]
     assert str(constants.HF_HUB_CACHE) not in built["command"]
 
-    teacher = ("--teacher", "hf-hub:me/three", "--rounds", "0")
-    assert cli("report", bundle, *teacher, "-o", "r.json").status == 0
+    opened = load_bundle(cli.folder / bundle)
+    teacher = TeacherSource(Path("hf-hub:me/three")).fetched()  # its config.json names the model
+    assert teacher.source == snapshot / "model.safetensors"
+    assert teacher_model(opened, teacher).num_classes == 3
+    message = cli.refuses("report", bundle, "--teacher", "hf-hub:me/other", "--rounds", "0", "-o", "r.json")
+    assert "config.json of hf-hub:me/other is not in the cache" in message
     moved = snapshot.rename(snapshot.with_name("f" * 40))
     message = cli.refuses("bench", bundle)
     assert message.endswith(f"is not there; pass --checkpoint hf-hub:me/three@{COMMIT}")
     assert "is not in the cache" in cli.refuses("bench", bundle, "--checkpoint", "hf-hub:me/other")
-    opened = load_bundle(cli.folder / bundle)
     assert reference_weights(opened, f"hf-hub:me/three@{moved.name}") == moved / "model.safetensors"
 
 
