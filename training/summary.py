@@ -77,8 +77,15 @@ def count_macs(config: ModelConfig, model: nn.Module) -> int:
 
     mode, parameter = model.training, next(model.parameters())
     image = torch.zeros(1, model.in_chans, *model.img_size, device=parameter.device, dtype=parameter.dtype)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for p in (
+        learned
+    ):  # a view of a parameter would have the counter look for its gradient, which no_grad leaves out
+        p.requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
+    for p in learned:
+        p.requires_grad_(True)
     model.train(mode)
     return counter.get_total_flops() // 2
 

@@ -14,15 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file, safe_open
 from torchvision import transforms
 
+from sit_deploy.graph.deploy_form import to_deploy_form
+from sit_deploy.graph.export import export_onnx
+from sit_deploy.graph.inspect import count_macs as graph_macs
 from sit_deploy.models import create_model, get_config
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.cost import cost
 from sit_deploy.preprocessing import Preprocessing
+from tests.helpers.models import whole_model
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts
 from training import Summary, TrainRequest, train
 from training.augment import make_mixing
 from training.curves import draw_curves
 from training.reporter import Silent
+from training.summary import count_macs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
 
@@ -254,3 +259,14 @@ def test_a_teacher_stays_as_it_was(student: tuple[Path, Summary], teacher: Path)
     own = json.loads((teacher / "summary.json").read_text(encoding="utf-8"))["student"]
     assert student[1].teacher is not None
     assert (own["top1"], own["top5"]) == (student[1].teacher.top1, student[1].teacher.top5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CaiT", "NaFlex"])
+def test_the_work_of_a_model_that_is_taken_whole_is_counted(name: str) -> None:
+    """CaiT's class token is a view of a parameter when it first meets a block."""
+    model = whole_model(name)
+    graph = export_onnx(to_deploy_form(model), model.img_size)
+    counted = count_macs(get_config("cait_xxs24_224"), model)
+    assert counted == pytest.approx(graph_macs(graph), rel=0.02)
+    assert all(p.requires_grad for p in model.parameters())
