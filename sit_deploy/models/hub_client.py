@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import io
 import logging
@@ -87,11 +88,7 @@ def fetch(repository: str, file: str, revision: str | None, progress: Progress |
             "the token for the hub has letters that no token has; run: hf auth login, or set HF_TOKEN again"
         )
     except Exception as error:  # of the network or the disk, the client lets through what it likes
-        remedy = (
-            "make room there, or say another place by HF_HOME"
-            if _is_of_disk(error)
-            else "run the command again"
-        )
+        remedy = _remedy(error)
         words = f"{file} of {name} could not be fetched to {cache} ({_line(error)}); {remedy}"
     raise InputError(words)
 
@@ -139,10 +136,13 @@ def _answer_words(repository: str, file: str, status: int) -> str:
     return f"{constants.ENDPOINT} refused {file} of hf-hub:{repository} (status {status}): {remedy}"
 
 
-def _is_of_disk(error: BaseException) -> bool:
-    return (
-        isinstance(error, OSError) and error.errno is not None and type(error) in (OSError, PermissionError)
-    )
+def _remedy(error: BaseException) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room there, or say another place by HF_HOME"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return "see that it can be written, or say another place by HF_HOME"
+    return "run the command again"
 
 
 def _other_type(repository: str) -> str | None:

@@ -247,6 +247,14 @@ def test_a_download_that_ends_early(hub: Hub) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["me/vit"] = {"config.json": TIMM}
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(InputError, match="see that it can be written, or say another place by HF_HOME"):
+        completed(model="hf-hub:me/vit")
+
+
 def test_a_full_disk(hub: Hub, cli) -> None:
     """A limit on the size of files stands in for it: the client's own write fails."""
     large = head_alone() + b"0" * 300_000

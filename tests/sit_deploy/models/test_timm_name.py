@@ -125,28 +125,9 @@ def test_a_classifier_of_transformers_loads_by_its_place_alone(
         torch.testing.assert_close(loaded.model(images), theirs(images).logits, rtol=0, atol=1e-5)
 
 
-def test_names_of_classes() -> None:
-    named = {"0": "ant", "1": "bee"}
-    assert ConfigJson({"model_type": "vit", "id2label": named}).class_names(2) == ["ant", "bee"]
-    assert ConfigJson({"model_type": "vit", "id2label": named}).class_names(3) is None
-    assert (
-        ConfigJson({"model_type": "vit", "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).class_names(2) is None
-    )
-    assert ConfigJson({"architecture": "x", "label_names": ["ant", "bee"]}).class_names(2) == ["ant", "bee"]
-    assert ConfigJson({"label_names": ["ant", "bee"]}).class_names(2) is None  # some other program's
-
-
 def test_a_model_of_timm_in_a_wrapper_of_transformers_is_timm_s() -> None:
     config = ConfigJson(
         {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "num_classes": 3}
     )
     assert timm_architecture(config, "me/x") == "vit_tiny_patch16_224"
     assert not config.vision
-
-
-def test_one_reader(tmp_path: Path) -> None:
-    """Damaged, a file says nothing beside weights, and is an error where it is all that could name the model."""
-    (tmp_path / "config.json").write_text('{"architecture": "vit')
-    assert not ConfigJson.beside(tmp_path / "model.safetensors").fields
-    with pytest.raises(InputError, match="cannot be read"):
-        ConfigJson.read(tmp_path, "x")
