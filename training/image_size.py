@@ -8,7 +8,7 @@ from pathlib import Path
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.hub import place_of
-from sit_deploy.models.state_dict import grid_side
+from sit_deploy.models.positions import square_side
 from training.request import TrainRequest
 from training.start_checkpoints import StartCheckpoints
 
@@ -72,7 +72,5 @@ def _size_of(path: Path, start: StartCheckpoints) -> tuple[int | None, str]:
     """Return the image size that a checkpoint is of, None where it does not tell, and what says so."""
     if card := read_card(path):
         return card.image_size, "the model card"
-    state = start.read(path).state
-    sides = (grid_side(state.get("pos_embed"), prefix) for prefix in PREFIXES)
-    side = next(filter(None, sides), None)
+    side = square_side(start.read(path).state, PREFIXES)
     return (side * start.config.patch_size if side else None), "the position embedding"

@@ -61,6 +61,9 @@ CONFIGS: dict[str, ModelConfig] = {
 _ALIASES = {alias: name for name, config in CONFIGS.items() for alias in (*config.aliases, name)}
 
 
+_LONGEST = 300  # characters of a name with its arguments, which is to fit on the line of a message
+
+
 def get_config(
     name: str, stages: tuple[int, ...] | None = None, keeping_ratio: float | None = None
 ) -> ModelConfig:
@@ -75,6 +78,10 @@ def get_config(
         InputError: no such model (names the nearest), one of timm's that cannot be slimmed, stages that do not add up to
             its depth, or a ratio out of range.
     """
+    if len(name) > _LONGEST:
+        raise InputError(
+            f"the name of a model has at most {_LONGEST} characters, and {name[:40]}... has {len(name)}"
+        )
     if name in _ALIASES:
         config = CONFIGS[_ALIASES[name]]
     else:

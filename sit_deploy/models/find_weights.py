@@ -24,7 +24,7 @@ Fits = Callable[[Names], bool]
 
 # what timm and the official code call the parts of a vision transformer
 OWN = re.compile(
-    r"(cls_token|pos_embed|reg_token|dist_token|dist_pos_embed|(patch_embed|norm|norm_pre|fc_norm|head|head_dist|aux_head"
+    r"(cls_token|pos_embed|reg_token|dist_token|dist_pos_embed|(patch_embed|embeds|norm|norm_pre|fc_norm|head|head_dist|aux_head"
     r"|pre_logits|attn_pool)\.\w|(blocks|tsm|rtsm)\.\d)"
 )
 # what is no weight of a model though it stands among them: losses, metrics, counters of averages, unused poolers, texts

@@ -18,14 +18,13 @@ from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from sit_deploy.models.config import ONE_OUTPUT, ModelConfig, check_class_count
 from sit_deploy.models.hugging_face_config import check_config
 from sit_deploy.models.mismatch import mismatch_words
+from sit_deploy.models.positions import position_prefix, square_side
 from sit_deploy.models.registry import create_model
 from sit_deploy.models.state_dict import (
     StateDict,
     filter_state_dict,
     fit_partly,
-    grid_side,
     has_reverse_tsms,
-    position_prefix,
 )
 from sit_deploy.text import WarningText
 
@@ -144,7 +143,7 @@ def load_model(  # noqa: PLR0913
     if config.base and clip_names.NOTE in read.notes:
         notes += check_config(read.path, model, title(config), model_option, open_clip=True)
 
-    side = grid_side(read.state.get("pos_embed"), position_prefix(model))
+    side = square_side(read.state, [position_prefix(model)])
     height, width = model.grid_size
     if side and side != height:
         notes.append(
@@ -246,7 +245,7 @@ def _class_count(read: Checkpoint, config: ModelConfig, asked: int | None) -> in
 
 def _outputs(state: StateDict) -> int:
     """Return the outputs of a state dict's head, 0 where it has none."""
-    head = state.get("head.weight")
+    head = state.get("head.weight", state.get("head.fc.weight"))  # the latter is SAM's
     return len(head) if head is not None and head.ndim == 2 else 0
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+
+from sit_deploy.models.positions import resample_positions
 
 StateDict = dict[str, Tensor]
 
@@ -21,12 +22,12 @@ _SPLIT_BIAS = re.compile(r"\.attn\.[qv]_bias$")
 def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
     """Fit a state dict to `model`: resample positions, drop what inference never uses (timm's filter hook).
 
-    Position embeddings are resampled bicubically from a square grid of another size. Reverse TSMs are dropped unless
+    Positions of a square grid of another size are resampled (`positions.resample_positions`). Reverse TSMs are dropped unless
     the model has them, whose own stay where the state dict has none. An absent or unfitting aux head is replaced by the
     model's own, as nothing reads it.
     """
     own = model.state_dict()
-    fitted = {k: v for k, v in _resample(state, model).items() if k in own or not OPTIONAL_KEYS.match(k)}
+    fitted = {k: v for k, v in _fitted(state, model).items() if k in own or not OPTIONAL_KEYS.match(k)}
     recovers = has_reverse_tsms(fitted)
     for key, value in own.items():
         unfitting = key.startswith("aux_head.") and (key not in fitted or fitted[key].shape != value.shape)
@@ -47,7 +48,7 @@ def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]
         Names of the model that nothing was loaded into, and names of `state` that were left out.
     """
     own = model.state_dict()
-    fitted = _resample(_with_dist_row(state, model), model)
+    fitted = _fitted(_with_dist_row(state, model), model)
     given = {k: v for k, v in fitted.items() if k in own and v.shape == own[k].shape}
     taken = {k: v for k, w in given.items() if (v := _cast(w, own[k].dtype)).dtype == own[k].dtype}
     model.load_state_dict(taken, strict=False)
@@ -68,22 +69,9 @@ def rename_keys(state: StateDict, own: Collection[str] = ()) -> StateDict:
     return renamed
 
 
-def _resample(state: StateDict, model: nn.Module) -> StateDict:
+def _fitted(state: StateDict, model: nn.Module) -> StateDict:
     """Return `state` with timm's names and positions of the model's grid."""
-    from timm.layers import resample_abs_pos_embed
-
-    own = model.state_dict()
-    fitted = rename_keys(state, own)
-    if "pos_embed" not in own:  # rotary positions alone
-        return fitted
-    position, size = fitted.get("pos_embed"), own["pos_embed"].shape
-    prefix = position_prefix(model)
-    side = grid_side(position, prefix)
-    if side and side * side + prefix != size[1] and position.shape[::2] == size[::2]:
-        fitted["pos_embed"] = resample_abs_pos_embed(
-            position.float(), list(_grid_size(model)), old_size=[side, side], num_prefix_tokens=prefix
-        )
-    return fitted
+    return resample_positions(rename_keys(state, model.state_dict()), model)
 
 
 def _with_dist_row(state: StateDict, model: nn.Module) -> StateDict:
@@ -109,24 +97,3 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 def has_reverse_tsms(state: StateDict) -> bool:
     """Whether a state dict has the reverse TSMs of training."""
     return any(k.startswith("rtsm.") for k in state)
-
-
-def position_prefix(model: nn.Module) -> int:
-    """Return how many rows of the position embedding are not patches: a SiT's dist token has one of its own elsewhere."""
-    if getattr(model, "no_embed_class", False):
-        return 0
-    return model.num_prefix_tokens - hasattr(model, "dist_pos_embed")
-
-
-def _grid_size(model: nn.Module) -> tuple[int, int]:
-    """Return rows and columns of a model's patches."""
-    return model.grid_size if hasattr(model, "grid_size") else model.patch_embed.grid_size
-
-
-def grid_side(position: Tensor | None, prefix: int = 1) -> int | None:
-    """Return the side of the square patch grid that (1, prefix + side², dim) positions are of, None where there is none."""
-    if position is None or position.ndim != 3:
-        return None
-    patches = max(position.shape[1] - prefix, 0)
-    side = math.isqrt(patches)
-    return side if side and side * side == patches else None

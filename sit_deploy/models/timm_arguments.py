@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from sit_deploy.errors import InputError
 
+_DEEPEST = 1000  # blocks: even without weights, making many more takes minutes and gigabytes
 Value = str | int | float | bool | None
 _NAME = re.compile(r"[a-z]\w*")
 _WORD = re.compile(r"[\w.+-]*")
@@ -48,6 +49,8 @@ def split(name: str) -> tuple[str, dict[str, Value]]:
             )
         value = _value(text)
         _text(key, value)
+        if key in arguments:
+            raise InputError(f"the argument {key} of {base} is given twice; give it once")
         arguments[key] = value
     return base, arguments
 
@@ -56,6 +59,10 @@ def _text(key: str, value: Value) -> str:
     """Return an argument's value as it is spelled, so that `_value` gives it back."""
     if not _NAME.fullmatch(str(key)) or _NOT_TAKEN.fullmatch(str(key)):
         raise InputError(f"the argument {str(key)[:60]!r} is not taken with a model's name; leave it out")
+    if key == "depth" and isinstance(value, int) and value > _DEEPEST:
+        raise InputError(
+            f"a depth of {str(value)[:60]} is that of no vision transformer; give at most {_DEEPEST}"
+        )
     plain = value is None or isinstance(value, str | int | float)
     text = value if isinstance(value, str) else json.dumps(value) if plain else ""
     if not text or not _WORD.fullmatch(text) or _value(text) != value:

@@ -260,10 +260,12 @@ def _arguments_of_its_own(architecture: str, given: Mapping[str, Any]) -> Mappin
     import timm
     import torch
 
+    from sit_deploy.models.timm_vit import NOT_MADE
+
     try:
         with torch.device("meta"):
             plain, other = timm.create_model(architecture), timm.create_model(architecture, **own)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError):
+    except NOT_MADE:
         return own  # whoever makes it says why not
     facts = [
         (repr(m), {k: v for k, v in vars(m).items() if isinstance(v, str | int | float | tuple)})

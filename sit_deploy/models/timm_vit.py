@@ -6,6 +6,7 @@ taken whole (`models.whole`), by the name of what keeps them from it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -50,6 +51,8 @@ MODULES = (
 UNSLIMMED = (
     "take it as it is, without stages, or slim a plain vision transformer such as deit_small_patch16_224"
 )
+# what timm's constructors raise for arguments that they cannot take, sizes of zero among them
+NOT_MADE = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError)
 _BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 _ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 _MLPS = (Mlp, GluMlp, SwiGLU)
@@ -74,9 +77,10 @@ def timm_config(name: str) -> ModelConfig:
     """
     base, arguments = split(name)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parts without elements, which another argument asks for
             model = timm.create_model(base, pretrained=False, **arguments)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError) as error:
+    except NOT_MADE as error:
         if arguments:
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:150]
             raise InputError(f"timm cannot make '{name}' ({reason}); check what follows the colon") from None

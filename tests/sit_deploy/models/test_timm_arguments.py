@@ -60,6 +60,11 @@ def test_what_is_no_argument(arguments: dict[str, Any], words: str) -> None:
         ("pretrained=true", "is not taken with a model's name"),
         ("no_such=1", "timm cannot make .*no_such.*; check what follows the colon"),
         ("depth=many", "timm cannot make"),
+        ("num_heads=0", "timm cannot make .*num_heads=0.*; check what follows the colon"),
+        ("embed_dim=0", "timm cannot make"),
+        ("patch_size=0", "timm cannot make"),
+        ("depth=100000", "a depth of 100000 is that of no vision transformer; give at most 1000"),
+        ("depth=2,depth=3", "the argument depth of vit_tiny_patch16_224 is given twice"),
         ("depth=0", "has no blocks"),
     ),
 )
