@@ -34,8 +34,8 @@ class SmoothingSite:
     """A place of a graph where scales can move between an activation and the weights that multiply it.
 
     Attributes:
-        source: the node whose output channels are divided: a LayerNormalization, or the layer whose last output columns
-            are the values that attention averages.
+        source: the node whose output channels are divided: a LayerNormalization, the product with its weight that ends a norm by
+            root mean square, or the layer whose last output columns are the values that attention averages.
         tensor: the activation, channels last.
         readers: the layers that multiply it.
     """
@@ -57,7 +57,7 @@ def find_smoothing_sites(
     graph = _Search(model, find_layers(model) if layers is None else layers)
     sites = []
     for node in model.graph.node:
-        if node.op_type == "LayerNormalization" and graph.is_affine(node):
+        if graph.is_affine(node) or graph.scales_norm(node):
             readers = graph.linears_after(node.output[0])
             if readers:
                 sites.append(SmoothingSite(node.name, node.output[0], readers))
@@ -129,6 +129,9 @@ def smooth(model: onnx.ModelProto, exponents: Mapping[SmoothingSite, np.ndarray]
         if source.op_type == "LayerNormalization":
             for position in (1, 2):
                 graph.replace_constant(source, position, graph.constant(source.input[position]) / factor)
+        elif source.op_type == "Mul":
+            position = int(graph.is_constant(source.input[1]))
+            graph.replace_constant(source, position, graph.constant(source.input[position]) / factor)
         else:
             _divide_values(graph, source, factor)
         for name in site.readers:
@@ -160,10 +163,21 @@ class _Search:
         """Say whether a LayerNormalization scales and shifts the last axis alone, by constants."""
         shape = self.shapes.get(norm.output[0])
         return (
-            len(norm.input) == 3
+            norm.op_type == "LayerNormalization"
+            and len(norm.input) == 3
             and shape is not None
             and all(name in self.constants and self.shapes[name] == shape[-1:] for name in norm.input[1:])
         )
+
+    def scales_norm(self, product: onnx.NodeProto) -> bool:
+        """Say whether a Mul is the last step of a norm written out: x / sqrt(...), times a constant for each channel of the last axis."""
+        if product.op_type != "Mul" or sum(name in self.constants for name in product.input) != 1:
+            return False
+        weight, x = sorted(product.input, key=lambda name: name not in self.constants)
+        division = self._sole(x, "Div")
+        root = division and self.producer.get(division.input[1])
+        shape = self.shapes.get(product.output[0])
+        return bool(root and shape) and root.op_type == "Sqrt" and self.shapes[weight] == shape[-1:]
 
     def linears_after(self, tensor: str) -> tuple[str, ...]:
         """Return the layers that multiply a tensor's channels; none if anything else reads them."""

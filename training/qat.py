@@ -31,7 +31,6 @@ from sit_deploy.models.timm_vit import why_not_rewritten
 
 GRID = "int8"
 LOW, HIGH = -128, 127  # codes of an input; those of weights are symmetric, -127..127
-_MLP = ("fc1", "fc1_g", "fc1_x", "fc2")  # whichever of these an MLP has
 THRESHOLD = "input_threshold"  # the buffer's name; no part of the weights that are left
 
 
@@ -57,8 +56,10 @@ def deployed_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for i in range(model.depth):
         qkv = ("q", "kv") if i == model.depth - 1 and not _reads_all(model) else ("qkv",)
         names[f"blocks.{i}.attn.qkv"] = tuple(f"blocks.{i}/attn/{part}" for part in qkv)
-        for layer in ("attn.proj", *(f"mlp.{name}" for name in _MLP if hasattr(model.blocks[i].mlp, name))):
-            names[f"blocks.{i}.{layer}"] = (f"blocks.{i}/{layer.replace('.', '/')}",)
+        names[f"blocks.{i}.attn.proj"] = (f"blocks.{i}/attn/proj",)
+        gated = hasattr(model.blocks[i].mlp, "fc1_g")  # SwiGLU, whose two layers are deployed as one
+        for layer in ("fc1_g", "fc1_x", "fc2") if gated else ("fc1", "fc2"):
+            names[f"blocks.{i}.mlp.{layer}"] = (f"blocks.{i}/mlp/{layer[:3]}",)
         if i in model.slim_after:
             tsm = model.slim_after[i]
             names |= {f"tsm.{tsm}.weight.1": (f"tsm.{tsm}/fc1",), f"tsm.{tsm}.weight.3": (f"tsm.{tsm}/fc2",)}
@@ -221,7 +222,7 @@ def quantize(model: nn.Module, thresholds: Mapping[str, float], skip: tuple[str,
 def deployed_tokens(model: nn.Module, path: str) -> int | None:
     """Return how many tokens a deployed layer sees, None for all: few where the head alone reads what it gives."""
     last = f"blocks.{model.depth - 1}."
-    few = path in {last + "attn.proj", last + "mlp.fc1", last + "mlp.fc2"} and not _reads_all(model)
+    few = path.startswith((last + "attn.proj", last + "mlp.fc")) and not _reads_all(model)
     return 1 + model.has_dist_token if few else None
 
 

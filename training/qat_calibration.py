@@ -63,13 +63,14 @@ def calibrate(
     Raises:
         InputError: an activation that is no finite number, or more damaged images than may be.
     """
-    layers = quantized_layers(model, skip)
-    observers = {nodes[0]: TensorObserver() for nodes in layers.values()}
+    # one of the layers that are deployed as one: they see the same
+    layers = {nodes: path for path, nodes in quantized_layers(model, skip).items()}
+    observers = {nodes[0]: TensorObserver() for nodes in layers}
     hooks = [
         model.get_submodule(path).register_forward_pre_hook(
             partial(_observe, observers[nodes[0]], deployed_tokens(model, path))
         )
-        for path, nodes in layers.items()
+        for nodes, path in layers.items()
     ]
     mode = model.training
     model.eval()
@@ -83,7 +84,7 @@ def calibrate(
         hook.remove()
     shares = world.gather(observers)
     limits = {}
-    for nodes in layers.values():
+    for nodes in layers:
         observer = reduce(TensorObserver.merge, (share[nodes[0]] for share in shares))
         if observer.non_finite:
             raise InputError(

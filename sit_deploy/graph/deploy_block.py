@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from timm.layers import Attention as TimmAttention
-from timm.layers import AttentionRope
+from timm.layers import AttentionRope, SwiGLU
 from timm.layers import Mlp as TimmMlp
 from timm.models.eva import EvaAttention, EvaBlockPostNorm
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
+from sit_deploy.graph.deploy_norm import deploy_norm
 from sit_deploy.graph.folding import (
     FoldedAttention,
     fold_attention,
@@ -122,13 +123,13 @@ class DeployBlock(nn.Module):
         # norms behind attention and MLP, not before them
         self.norms_last = isinstance(block, (ResPostBlock, EvaBlockPostNorm))
         attention_gain, mlp_gain = residual_gains(block)
-        self.norm1 = block.norm1
+        self.norm1 = deploy_norm(block.norm1)
         self.attn = (
             DeployAttention(block.attn, attention_gain, **folding)
             if first is None
             else FirstAttention(block.attn, attention_gain, first, **folding)
         )
-        self.norm2 = block.norm2
+        self.norm2 = deploy_norm(block.norm2)
         self.mlp = _deploy_mlp(block.mlp, mlp_gain)
 
     def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
@@ -177,10 +178,28 @@ def written_out(module: nn.Module) -> nn.Module:
 def _deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:
     """Return an MLP with its residual gain folded in; another activation, a gate or a norm in it stays the model's own."""
     fc2 = fold_gain(mlp.fc2, gain)
+    if isinstance(mlp, SwiGLU):
+        return _GatedMlp(mlp, fc2)
     if isinstance(mlp, Mlp | TimmMlp) and is_exact_gelu(mlp.act) and not kept_norm(mlp, "norm"):
         plain = Mlp(mlp.fc1.in_features, mlp.fc1.out_features, mlp.fc2.out_features)
         plain.fc1, plain.fc2 = mlp.fc1, fc2
         return plain
     other = copy.copy(mlp)
-    other._modules = {**mlp._modules, "fc2": fc2}
+    other._modules = {**mlp._modules, "norm": deploy_norm(mlp.norm), "fc2": fc2}
     return other
+
+
+class _GatedMlp(nn.Module):
+    """timm's SwiGLU with the layers of gate and values as one product: (B, N, dim) → (B, N, dim)."""
+
+    def __init__(self, mlp: SwiGLU, fc2: nn.Linear) -> None:
+        super().__init__()
+        layers = (mlp.fc1_g, mlp.fc1_x)
+        bias = None if mlp.fc1_g.bias is None else torch.cat([layer.bias for layer in layers])
+        self.fc1 = make_linear(torch.cat([layer.weight for layer in layers]), bias)
+        self.act, self.norm, self.fc2 = mlp.act, kept_norm(mlp, "norm"), fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        hidden = self.act(gate) * value
+        return self.fc2(self.norm(hidden) if self.norm else hidden)

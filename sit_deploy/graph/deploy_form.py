@@ -83,10 +83,12 @@ class DeployEmbedding(nn.Module):
     def __init__(self, model: AnyModel) -> None:
         super().__init__()
         self.prefix = model.num_prefix_tokens
+        self.norm = kept_norm(model.patch_embed, "norm")
         self.register_buffer("position", position_table(model))
 
     def forward(self, features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2)
+        tokens = self.norm(tokens) if self.norm else tokens
         return (F.pad(tokens, (0, 0, self.prefix, 0)) if self.prefix else tokens) + self.position
 
 

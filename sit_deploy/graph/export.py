@@ -43,6 +43,7 @@ _ROLES = {
     "Add": ("value", "value"),
     "Mul": ("value", "value"),
     "Div": ("value", "value"),
+    "Pow": ("", "exponent"),
     "Reshape": ("", "shape"),
     "Pad": ("", "pads", "value"),
     "ReduceMean": ("", "axes"),

@@ -10,6 +10,7 @@ import torch
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
+from sit_deploy.graph.deploy_norm import deploy_norm, scaled_norm
 from sit_deploy.models.sit import Block, SiT
 from sit_deploy.models.slim import SlimEva, SlimViT
 from sit_deploy.models.tsm import TokenSlimming
@@ -81,9 +82,9 @@ class FoldedAttention:
     value_bias: Tensor | None
     proj: nn.Linear
     key_bias: Tensor | None = None
-    query_norm: nn.LayerNorm | None = None
-    key_norm: nn.LayerNorm | None = None
-    mixed_norm: nn.LayerNorm | None = None
+    query_norm: nn.Module | None = None
+    key_norm: nn.Module | None = None
+    mixed_norm: nn.Module | None = None
     gate: nn.Linear | None = None
 
 
@@ -120,7 +121,7 @@ def fold_attention(
         if bias is not None:
             bias[:dim] *= scale
     else:
-        query_norm = _scaled_norm(query_norm, scale)
+        query_norm = scaled_norm(query_norm, scale)
     if rotated == "neighbours":  # put the first of all pairs before the second, for queries and keys alike
         order = torch.arange(dim // heads).view(-1, 2).T.flatten()
         rows = (torch.arange(2 * heads).view(-1, 1) * (dim // heads) + order).flatten()
@@ -183,18 +184,9 @@ def _ordered_norm(norm: nn.Module | None, order: Tensor) -> nn.Module | None:
 
 
 def kept_norm(module: nn.Module, name: str) -> nn.Module | None:
-    """Return a normalisation of a module, None where it has none: an Identity is not worth a module."""
+    """Return the deploy form of a module's norm, None where it has none: an Identity is not worth a module."""
     norm = getattr(module, name, None)
-    return None if isinstance(norm, nn.Identity) else norm
-
-
-def _scaled_norm(norm: nn.LayerNorm, scale: float) -> nn.LayerNorm:
-    """Return a LayerNorm that equals `scale * norm(x)`."""
-    scaled = copy.deepcopy(norm)
-    scaled.weight.data = (norm.weight.double() * scale).float()
-    if norm.bias is not None:
-        scaled.bias.data = (norm.bias.double() * scale).float()
-    return scaled
+    return None if norm is None or isinstance(norm, nn.Identity) else deploy_norm(norm)
 
 
 def fold_tsm_scale(tsm: TokenSlimming) -> nn.Linear:

@@ -1,7 +1,7 @@
 """FP16 and BF16 as explicit types: which node computes in which, and as few Cast nodes between them as can be.
 
 The result is strongly typed: every tensor has the type that is written in the graph, so TensorRT, TensorRT-RTX and ONNX
-Runtime have nothing to decide. Products, GELU and residual sums go low; LayerNormalization and Softmax, which sum and
+Runtime have nothing to decide. Products, GELU and residual sums go low; norms and Softmax, which sum and
 exponentiate, stay FP32; operators that only move data take whichever type saves Casts.
 """
 
@@ -22,6 +22,7 @@ from onnx import TensorProto, numpy_helper
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.graph.casts import NUMPY_TYPES, TAGS, CastWriter, fewest_casts, round_to
 from sit_deploy.graph.inspect import TensorInfo, default_opset, dtype_name, tensor_info
+from sit_deploy.graph.patterns import angles, erf_gelus, written_norms
 from sit_deploy.precisions import FLOATS
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Reason(Enum):
     GELU = "GELU"
     FEWEST_CASTS = "moves data; the type that needs fewest casts"
     SUMS_SQUARES = "normalisation sums squares"
+    WRITTEN_NORM = "part of a root-mean-square normalisation, which sums squares"
     SUMS_TOKENS = "mean sums tokens"
     SUMS_EXPONENTIALS = "softmax sums exponentials"
     TURNS = "an angle: whole turns are taken off it, and what is left must be exact"
@@ -265,8 +267,9 @@ class _TypeChooser:
         facts: dict[int, dict[str, str]] = {}
         held: set[int] = set()
         free: list[int] = []
-        gelus = _erf_gelus(self.graph)
-        angles = _angles(self.graph)
+        gelus = erf_gelus(self.graph)
+        norms = written_norms(self.graph)
+        turned = angles(self.graph)
         for index, node in enumerate(nodes):
             if not any(self._is_float(name) for name in (*node.input, *node.output)):
                 reasons[index] = Reason.NO_FLOAT
@@ -274,7 +277,10 @@ class _TypeChooser:
             if self.low == TensorProto.BFLOAT16 and (reason := self._of_eight_bits(node)):
                 self.types[index], reasons[index] = TensorProto.FLOAT, reason
                 continue
-            if index in angles:
+            if index in norms:
+                self.types[index], reasons[index] = TensorProto.FLOAT, Reason.WRITTEN_NORM
+                continue
+            if index in turned:
                 self.types[index], reasons[index] = TensorProto.FLOAT, Reason.TURNS
                 continue
             in_gelu = index in gelus
@@ -362,51 +368,3 @@ class _TypeChooser:
             lowered = round_to(values, self.low)
             self._overflows[name] = bool(np.any(np.isinf(lowered.astype(np.float32)) & np.isfinite(values)))
         return self._overflows[name]
-
-
-def _angles(graph: onnx.GraphProto) -> set[int]:
-    """Find what makes the angles of rotary positions: the nodes from which only sines and cosines are computed; return their indices."""
-    consumers: dict[str, list[int]] = {}
-    for i, node in enumerate(graph.node):
-        for name in node.input:
-            consumers.setdefault(name, []).append(i)
-    outputs = {value.name for value in graph.output}
-    found: set[int] = set()
-    for i in range(len(graph.node) - 1, -1, -1):
-        node = graph.node[i]
-        readers = [reader for name in node.output for reader in consumers.get(name, ())]
-        last = node.op_type in ("Sin", "Cos")
-        if last or (readers and found.issuperset(readers) and outputs.isdisjoint(node.output)):
-            found.add(i)
-    return found
-
-
-def _erf_gelus(graph: onnx.GraphProto) -> dict[int, tuple[int, ...]]:
-    """Find GELU written out, x * 0.5 * (1 + erf(x / sqrt 2)); map each node's index to those of its group.
-
-    The scaling before Erf, Erf, the Add after it and the one or two Muls after that are the group, in whichever order
-    the exporter multiplies.
-    """
-    producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
-    consumers: dict[str, list[int]] = {}
-    for i, node in enumerate(graph.node):
-        for name in node.input:
-            consumers.setdefault(name, []).append(i)
-
-    def only_next(index: int, op_type: str) -> int | None:
-        users = consumers.get(graph.node[index].output[0], [])
-        return users[0] if len(users) == 1 and graph.node[users[0]].op_type == op_type else None
-
-    groups: dict[int, tuple[int, ...]] = {}
-    for erf, node in enumerate(graph.node):
-        scaled = producer.get(node.input[0]) if node.op_type == "Erf" else None
-        if scaled is None or graph.node[scaled].op_type not in ("Div", "Mul"):
-            continue
-        plus_one = only_next(erf, "Add")
-        first = only_next(plus_one, "Mul") if plus_one is not None else None
-        if plus_one is None or first is None:
-            continue
-        second = only_next(first, "Mul")
-        group = tuple(i for i in (scaled, erf, plus_one, first, second) if i is not None)
-        groups.update(dict.fromkeys(group, group))
-    return groups

@@ -23,6 +23,10 @@ from timm.layers import (
     Mlp,
     PatchEmbed,
     QuickGELU,
+    RmsNorm,
+    RmsNormFp32,
+    SimpleNorm,
+    SimpleNormFp32,
     SwiGLU,
 )
 from timm.models.deit import VisionTransformerDistilled
@@ -55,6 +59,7 @@ UNSLIMMED = (
 NOT_MADE = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError)
 _BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 _ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+_RMS_NORMS = (RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, nn.RMSNorm)
 _MLPS = (Mlp, GluMlp, SwiGLU)
 
 
@@ -230,8 +235,7 @@ def _embedding_obstacles(embed: nn.Module, any_size: bool) -> Iterator[str]:
         yield "overlapping patches"
     if size[0] != size[1]:
         yield f"patches of {size[0]}x{size[1]} pixels"
-    if not isinstance(embed.norm, nn.Identity):
-        yield "a norm in its patch embedding"
+    yield from _norm_obstacles(embed.norm, optional=True)
     if embed.dynamic_img_pad or (not any_size and not (embed.strict_img_size and embed.flatten)):
         yield "a patch embedding for images of any size"
 
@@ -239,7 +243,7 @@ def _embedding_obstacles(embed: nn.Module, any_size: bool) -> Iterator[str]:
 def _norm_obstacles(norm: nn.Module, optional: bool = False) -> Iterator[str]:
     if optional and isinstance(norm, nn.Identity):
         return
-    if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
+    if not isinstance(norm, _RMS_NORMS) and (not isinstance(norm, nn.LayerNorm) or norm.weight is None):
         yield f"{type(norm).__name__} in place of a LayerNorm with weights"
 
 

@@ -76,6 +76,23 @@ def test_every_place_of_an_export_is_found(name: str) -> None:
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
+def test_norms_written_out_are_smoothed_too() -> None:
+    model = exported("vit of rms norms")
+    places = {place.source: set(place.readers) for place in find_smoothing_sites(model)}
+    assert places["blocks.2/norm1/mul"] == {"blocks.2/attn/qkv"}
+    assert places["blocks.5/norm1/mul"] == {"blocks.5/attn/q", "blocks.5/attn/kv"}
+    assert places["blocks.2/norm2/mul"] == {"blocks.2/mlp/fc1"}
+    assert places["blocks.2/attn/mixed_norm/mul"] == {"blocks.2/attn/proj"}
+    assert places["blocks.2/mlp/norm/mul"] == {"blocks.2/mlp/fc2"}
+    assert places["norm/mul"] == {"head"}
+    assert not any("query_norm" in source or "norm_pre" in source for source in places)
+    images = images_for(model)
+    moved, exponents = smoothed(model, images)
+    assert any(power.any() for place, power in exponents.items() if place.source == "blocks.2/norm1/mul")
+    for image in images:
+        assert np.array_equal(run(moved, image)["logits"], run(model, image)["logits"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sit_nano", "sit with dist token", "vit"])
 @pytest.mark.parametrize("optimised", [False, True])

@@ -16,7 +16,7 @@ from calibration.layers import Layer, find_layers
 from calibration.plan import make_plan
 from sit_deploy.graph import export
 from sit_deploy.graph.deploy_form import to_deploy_form
-from tests.helpers.models import named_model, tiny_model, tiny_vit
+from tests.helpers.models import named_model, tiny_model, tiny_vit, vit_of
 
 _MODELS = {
     "sit_nano": lambda: named_model("sit_nano"),
@@ -25,6 +25,7 @@ _MODELS = {
     "vit": lambda: tiny_vit("layer scale"),
 }
 MODELS = tuple(_MODELS)
+_MODELS["vit of rms norms"] = lambda: vit_of("RMS norms everywhere", (2, 1, 1, 2))
 EVERY_GROUP = ("all", "attention", "aggregation", "residual")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import GluMlp, LayerScale, SwiGLU, SwiGLUPacked
+from timm.layers import GluMlp, LayerScale, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.beit import Beit
 from timm.models.cait import Cait
 from timm.models.deit import VisionTransformerDistilled
@@ -105,7 +105,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             module.gamma.uniform_(0.3, 1.2, generator=generator)
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             normal(module.weight, 1 / math.sqrt(module.weight[0].numel()))
-        if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+        if isinstance(module, nn.BatchNorm2d) or hasattr(module, "normalized_shape"):
             module.weight.uniform_(0.5, 1.5, generator=generator)
         if getattr(module, "bias", None) is not None:
             normal(module.bias, 0.2)
@@ -146,6 +146,17 @@ VIT_PARTS: dict[str, dict[str, Any]] = {
     "two of each in parallel": {"block_fn": ParallelThingsBlock, "global_pool": "avg"},
     "ReLU": {"act_layer": "relu"},
     "images of any size": {"dynamic_img_size": True, "reg_tokens": 2, "no_embed_class": True},
+    "RMS norms": {
+        "norm_layer": RmsNorm, "embed_norm_layer": RmsNorm, "mlp_layer": SwiGLU, "act_layer": "silu", "qkv_bias": False,
+        "class_token": False, "global_pool": "avg", "fc_norm": False,
+    },
+    "RMS norms everywhere": {
+        "norm_layer": RmsNorm, "embed_norm_layer": RmsNorm, "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True,
+        "pre_norm": True, "mlp_layer": SwiGLU, "init_values": 0.1,
+    },
+    "norms by standard deviation": {"norm_layer": "simplenorm", "qk_norm": True, "reg_tokens": 2},
+    "PyTorch's RMS norms": {"norm_layer": nn.RMSNorm, "scale_mlp_norm": True, "global_pool": "avg"},
+    "norm of patches": {"embed_norm_layer": "layernorm", "dynamic_img_size": True},
     "dist token": {"distilled": True},
     "dist token, images of any size": {"distilled": True, "dynamic_img_size": True},
 }  # fmt: skip
@@ -229,6 +240,11 @@ def plain_vit(seed: int = 0, **options: Any) -> VisionTransformer:
     """Make a randomised vision transformer of timm in eval mode; `options` go to it over those of VIT, `distilled` makes a distilled one."""
     kind = VisionTransformerDistilled if options.pop("distilled", False) else VisionTransformer
     return randomise(kind(**{**VIT, **options}), seed).eval()
+
+
+def vit_of(parts: str, stage_blocks: tuple[int, ...] = (6,), seed: int = 0, **slimming: Any) -> SlimViT:
+    """Make a randomised vision transformer of one of VIT_PARTS in eval mode; `slimming` goes to `slim`."""
+    return randomise(slim(plain_vit(**VIT_PARTS[parts]), stage_blocks, **slimming), seed).eval()
 
 
 def tiny_vit(

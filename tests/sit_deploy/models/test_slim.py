@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -332,8 +333,11 @@ def test_models_of_timm_that_are_refused_by_name(name: str, message: str) -> Non
         ({"global_pool": "avg", "pool_include_prefix": True}, "pooling over its class and register tokens"),
         ({"patch_drop_rate": 0.1}, "patch dropout"),
         ({"pos_embed": "none"}, "no position embedding"),
-        ({"norm_layer": "rmsnorm"}, "RmsNorm in place of a LayerNorm"),
-        ({"embed_norm_layer": "layernorm"}, "a norm in its patch embedding"),
+        (
+            {"norm_layer": partial(nn.LayerNorm, elementwise_affine=False)},
+            "LayerNorm in place of a LayerNorm with weights",
+        ),
+        ({"embed_norm_layer": "batchnorm2d"}, "BatchNorm2d in place of a LayerNorm"),
         ({"patch_size": (16, 8)}, "patches of 16x8 pixels"),
         ({"img_size": 72}, "divisible by 16, got 72x72; take 64 or 80"),
     ],
