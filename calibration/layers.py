@@ -19,6 +19,7 @@ _GROUPS = (
     ("fc1", r"blocks\.\d+/mlp/fc1(_[gx])?$"),
     ("fc2", r"blocks\.\d+/mlp/fc2$"),
     ("tsm", r"tsm\.\d+/fc[12]$"),
+    ("pool", r"pool/"),
     ("head", r"head$"),
     ("attention", r"blocks\.\d+/attn/matmul"),
     ("aggregation", r"tsm\.\d+/matmul"),

@@ -87,7 +87,7 @@ def _check_layers(model: nn.Module) -> None:
 
 def _reads_all(model: nn.Module) -> bool:
     """Whether the head reads every token of the last block, not the class token alone."""
-    return getattr(model, "global_pool", "token") == "avg"
+    return getattr(model, "global_pool", "token") != "token"
 
 
 def quantized_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:

@@ -128,7 +128,7 @@ _GRAPH_OPTIONS = (
         "--quantize",
         type=Groups(),
         metavar="GROUPS",
-        help="Layers for 8 bits: default (qkv, proj, fc1, fc2, tsm), stem, head, attention, aggregation, residual, all; or auto, "
+        help="Layers for 8 bits: default (qkv, proj, fc1, fc2, tsm), stem, pool, head, attention, aggregation, residual, all; or auto, "
         "chosen by timing the engine.  [default: auto for int8 where the engine runs here]",
     ),
     click.option(

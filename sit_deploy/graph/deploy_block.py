@@ -130,7 +130,7 @@ class DeployBlock(nn.Module):
             else FirstAttention(block.attn, attention_gain, first, **folding)
         )
         self.norm2 = deploy_norm(block.norm2)
-        self.mlp = _deploy_mlp(block.mlp, mlp_gain)
+        self.mlp = deploy_mlp(block.mlp, mlp_gain)
 
     def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
         residual = x if self.first is None else x[:, : self.first]
@@ -175,7 +175,7 @@ def written_out(module: nn.Module) -> nn.Module:
     return module
 
 
-def _deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:
+def deploy_mlp(mlp: nn.Module, gain: Tensor | float) -> nn.Module:
     """Return an MLP with its residual gain folded in; another activation, a gate or a norm in it stays the model's own."""
     fc2 = fold_gain(mlp.fc2, gain)
     if isinstance(mlp, SwiGLU):

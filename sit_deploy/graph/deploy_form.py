@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from sit_deploy.graph.deploy_block import DeployBlock, PassedBlock, written_out
+from sit_deploy.graph.deploy_pool import DeployAttentionPool, pool_tokens
 from sit_deploy.graph.deploy_positions import DeployPositions
 from sit_deploy.graph.folding import (
     AnyModel,
@@ -101,7 +103,7 @@ class DeployForm(nn.Module):
     """A model rewritten for inference: images (B, in_chans, H, W) float32 → logits (B, classes).
 
     Exact: see the module's docstring. Layers that need no folding are shared with the plain model. The head reads the
-    class token (and a dist token beside it), or the mean of the patch tokens.
+    class token (and a dist token beside it), or many tokens, pooled (`deploy_pool`).
 
     Args:
         model: what is deployed.
@@ -119,7 +121,12 @@ class DeployForm(nn.Module):
         check_outputs(model, outputs)
         self.outputs = in_order(outputs)
         self.in_chans = model.in_chans
-        self.average = getattr(model, "global_pool", "token") == "avg"
+        self.pooling = getattr(model, "global_pool", "token")
+        attention = getattr(model, "attn_pool", None)
+        # of timm's two kinds, one has its prefix tokens pooled too where it says so, the other where attention pools
+        self.pools_prefix = getattr(
+            model, "pool_include_prefix", isinstance(model, Eva) and attention is not None
+        )
         self.prefix = prefix = model.num_prefix_tokens
         self.has_dist_token = model.has_dist_token
         first = None if self._reads_patches else 1 + (self.has_dist_token and self.outputs != (CLS,))
@@ -136,15 +143,19 @@ class DeployForm(nn.Module):
         self.slim_after = dict(model.slim_after)
         self.tsm = nn.ModuleList(DeployTSM(tsm, prefix) for tsm in getattr(model, "tsm", ()))
         self.norm = kept_norm(model, "norm")
+        self.pool = DeployAttentionPool(attention) if attention is not None and self._pools else None
         self.fc_norm = kept_norm(model, "fc_norm")
         self.head = merged_head(model) if LOGITS in self.outputs else None
 
     @property
+    def _pools(self) -> bool:
+        """Whether an output is made of many tokens."""
+        return self.pooling != "token" and bool({LOGITS, FEATURES}.intersection(self.outputs))
+
+    @property
     def _reads_patches(self) -> bool:
         """Whether an output reads the patch tokens of the last block."""
-        return PATCHES in self.outputs or (
-            self.average and bool({LOGITS, FEATURES}.intersection(self.outputs))
-        )
+        return PATCHES in self.outputs or self._pools
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.embed(self.stem(images))
@@ -158,7 +169,10 @@ class DeployForm(nn.Module):
                 places = self.positions.merge(assignment, places)
             elif tsm:
                 x = tsm(x)
-        behind = self.average and self.prefix > 0 and CLS not in self.outputs  # nothing reads the prefix
+        # nothing reads the prefix
+        behind = (
+            self.pooling != "token" and self.prefix > 0 and CLS not in self.outputs and not self.pools_prefix
+        )
         x = x[:, self.prefix :] if behind else x
         x = self.norm(x) if self.norm else x
         patches = x[:, self.prefix :] if self.prefix and not behind and self._reads_patches else x
@@ -175,14 +189,15 @@ class DeployForm(nn.Module):
         With a dist token, features are the mean of the two tokens, as timm has it, and logits that of two heads.
         """
         tokens = 1 + self.has_dist_token
-        if self.average:
-            read = patches.mean(dim=1)
+        if self.pooling != "token":
+            pooled = x if self.pools_prefix else patches
+            read = self.pool(pooled) if self.pool else pool_tokens(pooled, self.pooling)
         else:
             read = (x[:, :tokens] if self._reads_patches else x).flatten(1)
         read = self.fc_norm(read) if self.fc_norm else read
         made = {LOGITS: self.head(read)} if self.head else {}
         if FEATURES in self.outputs:
-            both = tokens > 1 and not self.average
+            both = tokens > 1 and self.pooling == "token"
             made[FEATURES] = x[:, :tokens].mean(dim=1) if both else read
         return made
 

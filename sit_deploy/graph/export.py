@@ -46,6 +46,7 @@ _ROLES = {
     "Pow": ("", "exponent"),
     "Reshape": ("", "shape"),
     "Pad": ("", "pads", "value"),
+    "ReduceMax": ("", "axes"),
     "ReduceMean": ("", "axes"),
     "Slice": ("", "starts", "ends", "axes", "steps"),
     "Split": ("", "sizes"),
@@ -127,7 +128,7 @@ def _declare_opset(model: ModelProto, opset: int) -> None:
     A newer one takes every node as it is: what the deploy form is written with was given more types since, and nothing else.
 
     onnx's converter has no adapter from 18 to 17 for Pad, whose only change is an optional input that is not used
-    here; Split's only change is an attribute that repeats the number of outputs, and ReduceMean's that its axes, an
+    here; Split's only change is an attribute that repeats the number of outputs, and that of ReduceMean and ReduceMax that their axes, an
     attribute before, are an input.
     """
     (declared,) = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
@@ -139,7 +140,7 @@ def _declare_opset(model: ModelProto, opset: int) -> None:
             kept = [a for a in node.attribute if a.name != "num_outputs"]
             del node.attribute[:]
             node.attribute.extend(kept)
-        if node.op_type == "ReduceMean" and len(schema.inputs) == 1 and len(node.input) == 2:
+        if node.op_type in ("ReduceMean", "ReduceMax") and len(schema.inputs) == 1 and len(node.input) == 2:
             (axes,) = [t for t in model.graph.initializer if t.name == node.input[1]]
             kept = [a for a in node.attribute if a.name == "keepdims"]
             del node.attribute[:], node.input[1:]

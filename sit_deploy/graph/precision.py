@@ -95,6 +95,7 @@ MOVEMENT = frozenset(
         "Identity",
         "Pad",
         "QuantizeLinear",
+        "ReduceMax",
         "Reshape",
         "Slice",
         "Split",

@@ -16,6 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.layers import (
     GELU,
     Attention,
+    AttentionPoolLatent,
     AttentionRope,
     GELUTanh,
     GluMlp,
@@ -181,10 +182,7 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         return  # nothing below can be asked of it
     if not len(model.blocks):
         yield "no blocks"
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
-        yield f"'{model.global_pool}' pooling"
-    if getattr(model, "pool_include_prefix", False):
-        yield "pooling over its class and register tokens"
+    yield from _pool_obstacles(model)
     if not isinstance(model.patch_drop, (nn.Identity, type(None))):
         yield "patch dropout"
     if model.pos_embed is None and getattr(model, "rope", None) is None:
@@ -198,6 +196,19 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         yield f"a {type(model.head).__name__} head"
     if getattr(model, "rope", None) is not None:
         yield from (obstacle for block in model.blocks for obstacle in _block_obstacles(block))
+
+
+def _pool_obstacles(model: nn.Module) -> Iterator[str]:
+    pool = model.attn_pool
+    if pool is None:
+        if model.global_pool not in ("token", "avg", "max", "avgmax"):
+            yield f"'{model.global_pool}' pooling"
+    elif type(pool) is not AttentionPoolLatent or model.global_pool != "map":
+        yield f"{type(pool).__name__} as its pooling"
+    elif pool.pos_embed is not None or not isinstance(pool.k_norm, nn.Identity):
+        yield "attention pooling with positions or normalised keys"
+    elif not isinstance(pool.proj, nn.Linear) or pool.pool not in ("token", "avg"):
+        yield "attention pooling without a projection"
 
 
 def rotary_table(model: nn.Module) -> Tensor | None:

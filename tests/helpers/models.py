@@ -94,7 +94,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         tensor.normal_(mean, std, generator=generator)
 
     for name, parameter in model.named_parameters():
-        if name.endswith(("_token", "pos_embed")):
+        if name.endswith(("_token", "pos_embed", "latent")):
             normal(parameter, 0.5)
         if name.endswith(("gamma_1", "gamma_2")):
             parameter.uniform_(0.3, 1.2, generator=generator)
@@ -145,6 +145,11 @@ VIT_PARTS: dict[str, dict[str, Any]] = {
     "parallel blocks": {"block_fn": ParallelScalingBlock, "qk_norm": True},
     "two of each in parallel": {"block_fn": ParallelThingsBlock, "global_pool": "avg"},
     "ReLU": {"act_layer": "relu"},
+    "attention pooling": {"global_pool": "map", "class_token": False},
+    "attention pooling behind registers": {"global_pool": "map", "reg_tokens": 2, "act_layer": "gelu_tanh"},
+    "attention pooling of all tokens": {"global_pool": "map", "pool_include_prefix": True, "fc_norm": True},
+    "largest values": {"global_pool": "max"},
+    "mean and largest values of all tokens": {"global_pool": "avgmax", "pool_include_prefix": True},
     "images of any size": {"dynamic_img_size": True, "reg_tokens": 2, "no_embed_class": True},
     "RMS norms": {
         "norm_layer": RmsNorm, "embed_norm_layer": RmsNorm, "mlp_layer": SwiGLU, "act_layer": "silu", "qkv_bias": False,
@@ -190,6 +195,10 @@ EVA_VARIANTS: dict[str, dict[str, Any]] = {
     "RoPE-ViT mixed": {
         "attn_type": "rope", "use_rot_pos_emb": True, "rope_type": "mixed", "rope_grid_indexing": "xy",
         "global_pool": "token", "img_size": (32, 80),
+    },
+    "Perception Encoder, core": {
+        "attn_type": "rope", "use_rot_pos_emb": True, "use_pre_transformer_norm": True, "rope_grid_indexing": "xy", "global_pool": "map",
+        "attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 4.0,
     },
     "Sapiens2": {
         "attn_type": "rope", **_DINOV3, "qkv_fused": False, "num_kv_heads": 2, "qk_norm": True,

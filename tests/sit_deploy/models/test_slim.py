@@ -311,7 +311,6 @@ def test_image_size_and_slimming_by_keyword() -> None:
     [
         ("resnet18", r"another architecture \(resnet\.ResNet\)"),
         ("swin_tiny_patch4_window7_224", "another architecture"),
-        ("vit_base_patch16_siglip_224", "'map' pooling"),
         ("vit_tiny_r_s16_p8_224", "a HybridEmbed patch embedding"),
         ("vit_base_patch16_224.nowhere", r"cannot make .*Invalid pretrained tag \(nowhere\)"),
     ],
@@ -327,10 +326,6 @@ def test_models_of_timm_that_are_refused_by_name(name: str, message: str) -> Non
     ("options", "message"),
     [
         ({"dynamic_img_pad": True}, "images of any size"),
-        ({"global_pool": "map"}, "'map' pooling"),
-        ({"global_pool": "max"}, "'max' pooling"),
-        ({"global_pool": "avgmax"}, "'avgmax' pooling"),
-        ({"global_pool": "avg", "pool_include_prefix": True}, "pooling over its class and register tokens"),
         ({"patch_drop_rate": 0.1}, "patch dropout"),
         ({"pos_embed": "none"}, "no position embedding"),
         (

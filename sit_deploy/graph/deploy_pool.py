@@ -1,0 +1,59 @@
+"""How the head reads many tokens: their mean, their largest values, or attention of a query that is learned.
+
+That query is the same for every image, so its products with the keys' weights are weights themselves: one layer gives the logits of
+all tokens, and no key is computed. Tokens are averaged before they become values, which is the same and costs one token in place of all.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import AttentionPoolLatent
+from torch import Tensor, nn
+
+from sit_deploy.graph.deploy_block import deploy_mlp
+from sit_deploy.graph.folding import kept_norm, make_linear
+
+
+def pool_tokens(tokens: Tensor, kind: str) -> Tensor:
+    """Return the "avg", "max" or "avgmax" of tokens (B, N, dim): (B, dim)."""
+    if kind == "avg":
+        return tokens.mean(dim=1)
+    largest = tokens.amax(dim=1)
+    return largest if kind == "max" else 0.5 * (largest + tokens.mean(dim=1))
+
+
+class DeployAttentionPool(nn.Module):
+    """timm's AttentionPoolLatent (`models.timm_vit.pool_obstacles` lets through which): tokens (B, N, dim) → (B, dim)."""
+
+    def __init__(self, pool: AttentionPoolLatent) -> None:
+        super().__init__()
+        heads, width = pool.num_heads, pool.head_dim
+        self.latents, self.average = pool.latent_len, pool.pool == "avg"
+        query = pool.q_norm(pool.q(pool.latent[0]).unflatten(-1, (heads, width)))
+        query = query.double() * pool.scale  # (latents, heads, width)
+        keys, values = pool.kv.weight.double().chunk(2)
+        keys, values = (rows.unflatten(0, (heads, width)) for rows in (keys, values))  # (heads, width, dim)
+        # the keys' bias adds the same to all logits of a query: the softmax takes it away
+        logits = torch.einsum("lhw,hwd->hld", query, keys)
+        self.scores = make_linear(logits.flatten(0, 1), None)
+        self.register_buffer(
+            "values", values.transpose(1, 2).float()[None].contiguous()
+        )  # (1, heads, dim, width)
+        bias = 0 if pool.kv.bias is None else pool.kv.bias.double().chunk(2)[1]
+        proj = pool.proj.weight.double()
+        own = 0 if pool.proj.bias is None else pool.proj.bias.double()
+        total = proj @ bias + own if torch.is_tensor(bias) else own
+        self.proj = make_linear(proj, total if torch.is_tensor(total) else None)
+        self.norm = kept_norm(pool, "norm")
+        self.mlp = None if pool.mlp is None else deploy_mlp(pool.mlp, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.scores(x).transpose(1, 2).softmax(dim=-1)  # (B, heads · latents, N)
+        mixed = (weights @ x).reshape(x.shape[0], -1, self.latents, x.shape[-1])
+        read = (mixed @ self.values).transpose(1, 2).reshape(x.shape[0], self.latents, -1)
+        read = self.proj(read)
+        if self.mlp is not None:
+            read = read + self.mlp(self.norm(read) if self.norm else read)
+        if self.latents == 1:
+            return read.flatten(1)
+        return read.mean(dim=1) if self.average else read[:, 0]
