@@ -147,3 +147,9 @@ def test_an_unknown_name_is_taken_for_one_of_its_family(name: str, meant: str) -
     """A student's name is not answered by a teacher's."""
     with pytest.raises(InputError, match=f"unknown model '{name}'; did you mean '{meant}'"):
         get_config(name)
+
+
+def test_a_name_that_fits_on_no_line() -> None:
+    with pytest.raises(InputError) as caught:
+        get_config("v" * 5000)
+    assert str(caught.value) == f"the name of a model has at most 300 characters, and {'v' * 40}... has 5000"
