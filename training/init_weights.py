@@ -22,7 +22,7 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
     All else stays as it is: the stem (its BatchNorm takes any scale back out), the head, and the TSMs.
 
     Args:
-        model: has `blocks`, and may have `pos_embed` (1, patches or prefix + patches, dim) with its grid.
+        model: has `blocks`, and may have `pos_embed` (1, patches or prefix + patches, dim), or (1, rows, columns, dim), with its grid.
         seed: same seed, same weights; the global random state is left alone.
 
     Raises:
@@ -39,7 +39,10 @@ def initialise(model: nn.Module, seed: int = 0) -> None:
         patches = sine_cosine_positions(rows, columns, positions.shape[-1])
         with torch.no_grad():
             positions.zero_()
-            positions[0, -len(patches) :] = patches
+            if positions.ndim == 4:  # SAM's, as a grid
+                positions.copy_(patches.view(1, rows, columns, -1))
+            else:
+                positions[0, -len(patches) :] = patches
             if hasattr(model, "dist_pos_embed"):
                 model.dist_pos_embed.zero_()
 

@@ -75,7 +75,8 @@ def export_onnx(
         one_attention: write attention as one operator where the operator set has it (`graph.attention`).
 
     Raises:
-        InputError: an operator set that is not offered, or a batch below 1.
+        InputError: an operator set that is not offered, a batch below 1, or an open one of a model that counts images
+            together with something else.
     """
     if opset not in OPSETS:
         raise InputError(f"opset {opset} is not offered; pass --opset {' or '.join(map(str, OPSETS))}")
@@ -87,6 +88,11 @@ def export_onnx(
     else:
         open_batch(graph)
     made = set_batch(_clean(graph, name), batch)
+    if isinstance(batch, str) and passed_through(model) and not _open_in_front_alone(made, batch):
+        raise InputError(
+            "this model counts its images together with their windows, so that a batch cannot be left open; pass --batch-size N in place "
+            "of --dynamic-batch"
+        )
     return write_attention(made) if one_attention and opset >= ATTENTION_OPSET else made
 
 
@@ -232,6 +238,12 @@ def _ir_version(opset: int) -> int:
     if opset < 19:
         return 8
     return 9 if opset < ATTENTION_OPSET else 11
+
+
+def _open_in_front_alone(model: ModelProto, batch: str) -> bool:
+    """Say whether every inferred shape is known but for the open batch itself."""
+    dimensions = (d for value in model.graph.value_info for d in value.type.tensor_type.shape.dim)
+    return all(d.dim_param == batch if d.dim_param else d.HasField("dim_value") for d in dimensions)
 
 
 def set_batch(model: ModelProto, batch: int | str) -> ModelProto:

@@ -9,7 +9,7 @@ import torch
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.sit import SiT
-from tests.helpers.models import tiny_vit
+from tests.helpers.models import WHOLE, tiny_vit, whole_model
 from training.init_weights import initialise, sine_cosine_positions
 
 WIDE = {"img_size": 64, "num_classes": 7, "embed_dim": 192, "num_heads": 3, "stage_blocks": (3,)}
@@ -64,6 +64,16 @@ def test_timm_models_start_the_same_way(variant: str) -> None:
     bound = math.sqrt(6 / (2 * model.embed_dim))
     q = model.blocks[0].attn.qkv.weight[: model.embed_dim]
     assert 0.8 * bound < q.abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_models_taken_whole_start_too(name: str) -> None:
+    model = whole_model(name)
+    initialise(model)
+    positions = getattr(model, "pos_embed", None)
+    if positions is not None:
+        expected = sine_cosine_positions(4, 4, model.embed_dim)
+        assert torch.equal(positions.reshape(1, -1, model.embed_dim)[0, -16:], expected)
 
 
 def test_same_seed_same_weights_and_nothing_else_changes() -> None:
