@@ -129,8 +129,8 @@ def slim(
 
     Raises:
         InputError: a model with a part that is not supported (named), stages that do not add up to its depth, an image
-            that its patches do not divide, a schedule that leaves no token or grows, or a dist token for a model whose head
-            does not read a class token.
+            that its patches do not divide, a schedule that leaves no token or grows, or a dist token for a model of EVA's kind or
+            one whose head does not read a class token.
     """
     check_supported(model, "this model")
     stage_blocks = tuple(stage_blocks)
@@ -161,7 +161,12 @@ def _add_dist_token(model: SlimViT) -> None:
     if hasattr(model, "dist_token"):
         model.__class__ = SlimDistilledViT
         return
-    if isinstance(model, Eva) or model.global_pool != "token" or not isinstance(model.fc_norm, nn.Identity):
+    if isinstance(model, Eva):
+        raise InputError(
+            "a dist token is not made for EVA's architecture and models with rotary positions; leave out --cnn-teacher, or take a model "
+            "such as deit_small_patch16_224"
+        )
+    if model.global_pool != "token" or not isinstance(model.fc_norm, nn.Identity):
         raise InputError(
             "a dist token stands beside the class token, and the head of this model reads something else; take a model whose head "
             "reads the class token, such as deit_small_patch16_224"

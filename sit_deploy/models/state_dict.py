@@ -16,6 +16,8 @@ StateDict = dict[str, Tensor]
 OPTIONAL_KEYS = re.compile(r"^(aux_head\.|rtsm\.)")
 _GAMMA = re.compile(r"(?<=\d)\.gamma_([12])$")  # blocks.3.gamma_1
 _LAYER_SCALE = re.compile(r"(?<=\d)\.ls([12])\.gamma$")
+# what older versions and original code keep beside the weights, and a model computes from its size
+_COMPUTED = re.compile(r"(.*\.)?(relative_position_index|rope\.(freqs_(cos|sin)|periods))$")
 _SPLIT_BIAS = re.compile(r"\.attn\.[qv]_bias$")
 
 
@@ -58,13 +60,14 @@ def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]
 def rename_keys(state: StateDict, own: Collection[str] = ()) -> StateDict:
     """Return the state dict with LayerScale as the model `own` names it, whichever of timm's ways: official DeiT III has the other.
 
+    Tables that a model computes by itself (numbers of relative positions, rotary ones) are left out where it has none to load.
     Queries and values that only have a bias of zeros, as DINOv3 is published, lose it where the model has none.
     """
     renamed = {}
     for key, value in state.items():
         name = key if key in own else _GAMMA.sub(r".ls\1.gamma", key)
         name = eva if (eva := _LAYER_SCALE.sub(r".gamma_\1", name)) in own else name
-        if name in own or not (_SPLIT_BIAS.search(name) and not value.any()):
+        if name in own or not (_COMPUTED.match(name) or (_SPLIT_BIAS.search(name) and not value.any())):
             renamed[name] = value
     return renamed
 

@@ -11,11 +11,12 @@ import timm
 import torch
 from timm.models.beit import checkpoint_filter_fn
 
+from sit_deploy.errors import InputError
 from sit_deploy.models.load import load_model
 from sit_deploy.models.positions import grid_side, square_side
 from sit_deploy.models.state_dict import filter_state_dict
 from sit_deploy.models.whole import WholeModel, pass_whole
-from tests.helpers.models import WHOLE, randomise, whole_model
+from tests.helpers.models import WHOLE, randomise, tiny_eva, whole_model
 
 Save = Callable[..., Path]
 SIZE = 96
@@ -101,3 +102,22 @@ def test_timms_weights_load_by_name_and_give_timms_logits(name: str, save: Save)
     assert told == ([] if fixed or base == "samvit_base_patch16_224" else told[:1])
     assert fixed or base == "samvit_base_patch16_224" or "from 4x4 to 6x6" in told[0]
     assert resampled.model(torch.randn(1, 3, SIZE, SIZE)).shape == plain(pixels)[:1].shape
+
+
+@torch.no_grad()
+def test_tables_that_a_model_computes_are_left_out() -> None:
+    """Microsoft's BEiT and earlier timm keep the numbers of relative positions, EVA-02 and DINOv3 their rotary tables."""
+    for model, names in (
+        (whole_model("BEiT"), ("blocks.0.attn.relative_position_index",)),
+        (tiny_eva("EVA-02"), ("rope.freqs_cos", "rope.freqs_sin", "blocks.0.attn.rope.freqs_cos")),
+        (tiny_eva("DINOv3"), ("rope.periods",)),
+    ):
+        state = model.state_dict()
+        assert filter_state_dict(state | dict.fromkeys(names, torch.ones(3)), model).keys() == state.keys()
+    mixed = tiny_eva("RoPE-ViT mixed")
+    assert "rope.freqs" in filter_state_dict(mixed.state_dict(), mixed)
+
+
+def test_a_dist_token_for_rotary_positions_is_refused_by_that() -> None:
+    with pytest.raises(InputError, match="not made for EVA's architecture and models with rotary positions"):
+        tiny_eva("RoPE-ViT axial", dist_token=True)
