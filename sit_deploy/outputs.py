@@ -40,6 +40,11 @@ class Output:
         """Whether it has directions to compare, and no classes."""
         return self.name != LOGITS
 
+    @property
+    def shape_text(self) -> str:
+        """The shape of n images: "(n, 384)"."""
+        return f"(n, {', '.join(map(str, self.shape))})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         meaning = MEANINGS[self.name]

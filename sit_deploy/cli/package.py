@@ -135,14 +135,14 @@ def cpp(bundle: Path, output: Path, as_json: bool) -> None:
     from sit_deploy.bundle import load_bundle
     from sit_deploy.cpp_project import write_project
 
-    write_project(load_bundle(bundle), output)
+    program = write_project(load_bundle(bundle), output)
     if as_json:
         emit_json({"project": str(output.absolute())})
         return
     say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: build.sh, main.cpp, bundle, sit_deploy")
     say(
         console(),
-        literal(f"Next: {output / 'build.sh'} && {output / 'build/classify'} {output / 'bundle'} photo.jpg"),
+        literal(f"Next: {output / 'build.sh'} && {output / 'build' / program} {output / 'bundle'} photo.jpg"),
     )
 
 

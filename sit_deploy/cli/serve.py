@@ -19,6 +19,7 @@ from sit_deploy.cli.common import (
     say,
 )
 from sit_deploy.cli.options import serving_options
+from sit_deploy.outputs import LOGITS
 
 _WATCH_SECONDS = 0.5
 _PORT = click.IntRange(1, 65535)
@@ -117,7 +118,7 @@ def command(
                 crowd = Copies.crowd(serving.instances, serving.threads)
                 note = crowd or Threads.of(opened, serving.instances * serving.threads or None).note
                 runtime = engines.get(python_runtime(opened)).title
-                _announce(serving, runtime, note, ports, log, as_json)
+                _announce(serving, opened.outputs[0].name, runtime, note, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()
                 raise server.ServerError(f"Triton stopped: {server.why_ended(process.returncode, log)}")
@@ -131,13 +132,14 @@ def _sleep() -> None:
     time.sleep(_WATCH_SECONDS)
 
 
-def curl_line(name: str, server: str) -> str:
-    """Return a command line that classifies photo.jpg with the ensemble `name` of a server at HOST:PORT.
+def curl_line(name: str, server: str, output: str = LOGITS) -> str:
+    """Return a command line that classifies photo.jpg with the ensemble `name` of a server at HOST:PORT, or asks for another output.
 
     Its Content-Type matters: without one, curl says that it sends a form, and Triton puts a form on its stack.
     """
     before = '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES","data":["'
-    after = '"]}],"outputs":[{"name":"logits","parameters":{"classification":5}}]}'
+    asked = ',"parameters":{"classification":5}' if output == LOGITS else ""
+    after = f'"]}}],"outputs":[{{"name":"{output}"{asked}}}]}}'
     # printf and the pipe are the shell's own: an image is too long for an argument of a program
     return (
         f"(printf '{before}'; base64 < 'photo.jpg' | tr -d '\\n'; printf '{after}') | "
@@ -145,8 +147,10 @@ def curl_line(name: str, server: str) -> str:
     )
 
 
-def _announce(serving: Any, runtime: str, note: str | None, ports: Any, log: Path, as_json: bool) -> None:
-    line = curl_line(serving.images, f"{ports.reached_at}:{ports.http}")
+def _announce(
+    serving: Any, output: str, runtime: str, note: str | None, ports: Any, log: Path, as_json: bool
+) -> None:
+    line = curl_line(serving.images, f"{ports.reached_at}:{ports.http}", output)
     if as_json:
         emit_json(
             {
@@ -174,5 +178,7 @@ def _announce(serving: Any, runtime: str, note: str | None, ports: Any, log: Pat
     say(screen, f"{copies}, on {f'{threads} each' if serving.threads else shared}.")
     if note:
         say(screen, f"Note: {literal(note)}.")
-    say(screen, "Classify a picture of yours:")
+    say(
+        screen, "Classify a picture of yours:" if output == LOGITS else f"The {output} of a picture of yours:"
+    )
     click.echo(line)

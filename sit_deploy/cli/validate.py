@@ -111,10 +111,26 @@ def _show(result: dict[str, Any], compared: LayerComparison | None, precision: s
         accuracy = AccuracyRecord.of(measured)
         screen.print(accuracy_table(accuracy))
         _show_differences(screen, accuracy)
+    if found := result.get("neighbours"):
+        _show_neighbours(screen, found)
     if result["layers"]:
         _show_layers(screen, result["layers"], precision)
     if compared:
         _show_debug(screen, compared)
+
+
+def _show_neighbours(screen: Console, found: dict[str, Any]) -> None:
+    """Print how often the nearest other image has an image's label, by both sides' vectors."""
+    say(
+        screen,
+        f"Nearest neighbours by {found['output']} ({found['images']} images of {found['classes']} classes, each with the label of its "
+        f"nearest other by cosine): PyTorch {found['reference']:.2f} % right, engine {found['engine']:.2f} %",
+    )
+    say(
+        screen,
+        f"the same label for {found['same_label']:.2f} % of images, the same neighbour for {found['same_neighbour']:.2f} %; cosine of "
+        f"both sides' vectors at least {found['cosine_min']:.6f}, mean {found['cosine_mean']:.6f}",
+    )
 
 
 def _show_differences(screen: Console, measured: AccuracyRecord) -> None:

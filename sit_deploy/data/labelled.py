@@ -124,6 +124,27 @@ def open_labelled(
     )
 
 
+def open_with_own_labels(
+    data: str | Path,
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Labelled:
+    """Open held-out images under their own labels, for a model that has no classes; arguments and errors as `open_labelled`."""
+    path = Path(data)
+    options = {"root": root, "split": split, "image_key": image_key, "label_key": label_key}
+    if path.is_dir() or not is_named(str(data)):
+        count = len(ImageFolder(find_part(path, HELD_OUT, split)).classes)
+    else:
+        from sit_deploy.data.datasets import open_held_out
+
+        source = DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key)
+        count = open_held_out(source).num_classes
+    return open_labelled(data, None, count, **options)
+
+
 def match_labels(folder: ImageFolder, classes: Sequence[str] | None, num_classes: int) -> Labelled:
     """Return the images of a folder numbered as the model's classes are; names and errors as `match_names`."""
     matched = match_names(shown(folder.root), folder.classes, classes, num_classes)

@@ -112,19 +112,14 @@ def max_batch_size(bundle: Bundle, backend: str) -> int:
 
 
 def network_config(bundle: Bundle, serving: Serving) -> Any:
-    """Return the configuration of the model that takes prepared images (n, ...) and gives logits (n, classes)."""
+    """Return the configuration of the model that takes prepared images (n, ...) and gives outputs (n, ...)."""
     pb, largest = protobuf(), max_batch_size(bundle, serving.backend)
     preprocessing = bundle.preprocessing()
     fixed = [] if largest else [bundle.batch_size]
     kind, shape = _PRECISIONS[preprocessing.dtype], [*fixed, *preprocessing.shape]
     config = pb.ModelConfig(name=serving.name, backend=serving.backend, max_batch_size=largest)
     config.input.add(name="images", data_type=kind, dims=shape)
-    config.output.add(
-        name="logits",
-        data_type=pb.TYPE_FP32,
-        dims=[*fixed, bundle.manifest.model.num_classes],
-        label_filename=LABELS,
-    )
+    _add_outputs(config, bundle, fixed)
     if serving.backend != "python":
         config.default_model_filename = "model.plan" if serving.backend == "tensorrt" else "model.onnx"
     _scheduling(config, bundle, serving)
@@ -140,6 +135,15 @@ def network_config(bundle: Bundle, serving: Serving) -> Any:
     for key, value in _stamps(bundle, serving).items():
         config.parameters[key].string_value = value
     return config
+
+
+def _add_outputs(config: Any, bundle: Bundle, fixed: list[int]) -> None:
+    """Say what a model gives, each output by its name; logits have labels."""
+    for output in bundle.outputs:
+        labels = {} if output.is_embedding else {"label_filename": LABELS}
+        config.output.add(
+            name=output.name, data_type=_PRECISIONS[output.dtype], dims=[*fixed, *output.shape], **labels
+        )
 
 
 def _scheduling(config: Any, bundle: Bundle, serving: Serving) -> None:
@@ -185,22 +189,18 @@ def decode_config(bundle: Bundle, serving: Serving) -> Any:
 
 
 def ensemble_config(bundle: Bundle, serving: Serving) -> Any:
-    """Return the configuration of the ensemble: encoded images (n, 1) → logits (n, classes)."""
+    """Return the configuration of the ensemble: encoded images (n, 1) → outputs (n, ...)."""
     pb = protobuf()
     config = pb.ModelConfig(
         name=serving.images, platform="ensemble", max_batch_size=_ensemble_batch(bundle, serving)
     )
     config.input.add(name=IMAGE, data_type=pb.TYPE_STRING, dims=[1])
-    config.output.add(
-        name="logits",
-        data_type=pb.TYPE_FP32,
-        dims=[bundle.manifest.model.num_classes],
-        label_filename=LABELS,
-    )
+    _add_outputs(config, bundle, [])
+    names = {output.name: output.name for output in bundle.outputs}
     config.version_policy.latest.num_versions = 1
     for model, inputs, outputs in (
         (serving.decoder, {IMAGE: IMAGE}, {"images": "images"}),
-        (serving.name, {"images": "images"}, {"logits": "logits"}),
+        (serving.name, {"images": "images"}, names),
     ):
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
         step.input_map.update(inputs)

@@ -54,11 +54,14 @@ def readme(bundle: Bundle, serving: Serving) -> str:
     shape = ", ".join(map(str, preprocessing.shape))
     lines += [
         f"- `{serving.name}`: `images` {preprocessing.dtype} (n, {shape}), prepared as the bundle's manifest says "
-        f"→ `logits` float32 (n, {manifest.model.num_classes})"
+        f"→ {', '.join(f'`{one.name}` {one.dtype} {one.shape_text}' for one in bundle.outputs)}"
     ]
     if serving.ensemble:
-        lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → `logits`"]
-    lines += ["", "Ask for `classification` of `logits` to get the names of the best classes.", ""]
+        given = ", ".join(f"`{one.name}`" for one in bundle.outputs)
+        lines += [f"- `{serving.images}`: `image` BYTES (n, 1), files of images as they are → {given}"]
+    if manifest.has_logits:
+        lines += ["", "Ask for `classification` of `logits` to get the names of the best classes."]
+    lines += [""]
     return "\n".join(lines)
 
 

@@ -69,7 +69,6 @@ def write_repository(
     """
     protobuf()
     for bundle, serving in packages:
-        bundle.require_classes("a Triton repository")
         _check_serving(bundle, serving)
     _check_repository(repository)
     with scratch(repository) as folder:
@@ -181,11 +180,16 @@ def _contract(config: Any) -> tuple[Any, ...]:
 
 
 def _contract_text(config: Any) -> str:
-    input_, output = config.input[0], config.output[0]
     pb = protobuf()
-    types = [pb.DataType.Name(t.data_type).removeprefix("TYPE_").lower() for t in (input_, output)]
+    input_, *outputs = (
+        f"{pb.DataType.Name(tensor.data_type).removeprefix('TYPE_').lower()} {list(tensor.dims)}"
+        for tensor in (config.input[0], *config.output)
+    )
+    names = [output.name for output in config.output]
+    if names != ["logits"]:
+        outputs = [f"{name} {output}" for name, output in zip(names, outputs, strict=True)]
     return (
-        f"{config.backend or config.platform}, {types[0]} {list(input_.dims)} to {types[1]} {list(output.dims)}, "
+        f"{config.backend or config.platform}, {input_} to {', '.join(outputs)}, "
         f"batches up to {config.max_batch_size}"
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.bundle import GOLDEN, Bundle
-from sit_deploy.data.labelled import Labelled, open_labelled
+from sit_deploy.data.labelled import Labelled, open_labelled, open_with_own_labels
 from sit_deploy.data.samples import spread_over
 from sit_deploy.measure.accuracy import ENGINE, Accuracy
 from sit_deploy.measure.baseline import Doubt, find_doubts
@@ -124,7 +124,13 @@ def check_accuracy(
 def open_labelled_for(
     bundle: Bundle, data: str | Path, images: int | None = None, **options: Any
 ) -> Labelled:
-    """Open held-out images for a bundle's classes; `images` of them, evenly spread, or all. options: of `open_labelled`."""
+    """Open held-out images for a bundle's classes, under their own where it has none; `images` of them, evenly spread, or all.
+
+    options: of `open_labelled`.
+    """
     manifest = bundle.manifest
-    labelled = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
+    if manifest.has_logits:
+        labelled = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
+    else:
+        labelled = open_with_own_labels(data, **options)
     return replace(labelled, samples=spread_over(labelled.samples, images))

@@ -17,6 +17,7 @@ from sit_deploy.measure.evaluate import run_key
 from sit_deploy.measure.parity import Hop, require
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.models.data_config import FIELDS, from_options, override
+from sit_deploy.outputs import CLS, FEATURES
 from sit_deploy.processes import WHOLE, Shard
 from sit_deploy.schema import require_type
 from sit_deploy.validation.labelled_options import LabelledOptions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sit_deploy.data.labelled import Labelled
     from sit_deploy.inference import Classifier
     from sit_deploy.measure.accuracy import Accuracy
+    from sit_deploy.measure.neighbours import Neighbours
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.processes import World
     from sit_deploy.validation.checks import Checked
@@ -117,6 +119,7 @@ class Validation:
         preprocessing: of those images, where it is not the bundle's.
         layers: the time of each, and debug: the comparison layer by layer, None where not asked for.
         main: False in the processes of torchrun but the first, which hand in their counts and judge nothing.
+        neighbours: what labelled images say of embeddings, None without them.
     """
 
     request: ValidateRequest
@@ -128,6 +131,7 @@ class Validation:
     layers: dict[str, Any] | None = None
     debug: LayerComparison | None = None
     main: bool = True
+    neighbours: Neighbours | None = None
 
     @property
     def accuracy(self) -> Accuracy:
@@ -153,6 +157,8 @@ class Validation:
         require([self.golden], "do not use this engine here")
         if self.checked:
             self.checked.require(self.request.max_accuracy_drop, self.request.min_agreement)
+        if self.neighbours:
+            self.neighbours.require(self.request.max_accuracy_drop, self.request.min_agreement)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -163,6 +169,7 @@ class Validation:
             "accuracy": self._accuracy(),
             "layers": self.layers,
             "debug": self.debug.to_dict() if self.debug else None,
+            **({"neighbours": self.neighbours.to_dict()} if self.neighbours else {}),
         }
 
     def _accuracy(self) -> dict[str, Any] | None:
@@ -219,8 +226,8 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     bundle = load_bundle(request.bundle)
     own = bundle.manifest.engine.kind
     kind = request.engine or own
-    if request.data is not None:
-        bundle.require_classes("--data")
+    if request.data is not None and not bundle.manifest.has_logits:
+        _check_embedding(request, bundle)
     if request.layers and kind != own:
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
     preprocessing = request.preprocessing(bundle)
@@ -232,13 +239,56 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         with load(bundle, request.engine, threads=request.threads, device=device) as classifier:
             golden = check_golden(bundle, classifier)
-            checked = None
-            if request.data is not None:
-                report = progress if main else None
+            checked = neighbours = None
+            report = progress if main else None
+            if request.data is not None and not bundle.manifest.has_logits:
+                neighbours = _check_neighbours(request, bundle, classifier, preprocessing, report)
+            elif request.data is not None:
                 checked = _check_accuracy(request, bundle, classifier, preprocessing, world, report)
         if request.layers and main:
             layers = bundle_layers(bundle, request.threads, device)
-    return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug, main)
+    return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours)
+
+
+def _check_embedding(request: ValidateRequest, bundle: Bundle) -> None:
+    """Refuse what an embedding bundle is not measured with.
+
+    Raises:
+        InputError: says so.
+    """
+    if not {FEATURES, CLS}.intersection(one.name for one in bundle.outputs):
+        raise InputError(
+            f"{bundle.path} gives patches alone, and --data compares images by one vector each; build it with --outputs features"
+        )
+    if request.resume:
+        raise InputError("--resume is for accuracy, and embeddings are compared in one run; leave it out")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("embeddings are compared in one process; run it without torchrun")
+
+
+def _check_neighbours(
+    request: ValidateRequest,
+    bundle: Bundle,
+    classifier: Classifier,
+    preprocessing: Preprocessing | None,
+    progress: Progress | None,
+) -> Neighbours:
+    """Compare the nearest neighbours of the bundle's first vector an image with those of the PyTorch model."""
+    from sit_deploy.measure.neighbours import measure_neighbours
+    from sit_deploy.models.outputs import with_outputs
+    from sit_deploy.validation.reference import reference_logits, reference_model
+
+    name = next(one.name for one in bundle.outputs if one.name in (FEATURES, CLS))
+    model = with_outputs(reference_model(bundle, request.checkpoint), (name,))
+    return measure_neighbours(
+        name,
+        reference_logits(model),
+        lambda images: classifier.outputs(images)[name],
+        request.open_for(bundle),
+        preprocessing or bundle.preprocessing(),
+        max(8, bundle.batch_size),
+        progress,
+    )
 
 
 def _world(request: ValidateRequest) -> contextlib.AbstractContextManager[World | None]:

@@ -53,6 +53,17 @@ std::size_t Preprocessing::bytes() const {
     return checked_product("bytes of an image", {3, height, width, pixels ? 1 : sizeof(float)});
 }
 
+std::size_t Output::values() const {
+    std::optional<std::size_t> count = 1;
+    for (const std::size_t extent : shape) count = count ? product({*count, extent}) : count;
+    if (!count) throw Error("an output has more numbers than can be counted");
+    return *count;
+}
+
+std::vector<Output> Bundle::given() const {
+    return outputs.empty() ? std::vector<Output>{{"logits", {classes.size()}}} : outputs;
+}
+
 Bundle Bundle::open(const fs::path& folder) {
     return at_boundary(folder.string(), [&] {
         const fs::path path = folder / "manifest.json";
@@ -88,29 +99,50 @@ Golden Bundle::golden() const {
 
 Golden read_golden(const std::vector<std::uint8_t>& archive, const Bundle& bundle) {
     Array images = read_npz(archive, "images");
-    const Array logits = read_npz(archive, "logits");
     const Preprocessing& how = bundle.preprocessing;
     Golden found;
     found.count = images.shape.empty() ? 0 : images.shape[0];
     const std::vector<std::size_t> shape = how.pixels ? std::vector{found.count, how.height, how.width, std::size_t{3}}
                                                       : std::vector{found.count, std::size_t{3}, how.height, how.width};
-    if (found.count == 0 || found.count > limits::golden || !is(images, how.pixels ? "|u1" : "<f4", shape) ||
-        !is(logits, "<f4", {found.count, bundle.classes.size()}))
+    if (found.count == 0 || found.count > limits::golden || !is(images, how.pixels ? "|u1" : "<f4", shape))
         throw Error("does not fit the manifest");
-    check_finite(logits.data, "logits");
+    for (const Output& output : bundle.given()) {
+        const Array array = read_npz(archive, output.name);
+        std::vector<std::size_t> whole{found.count};
+        whole.insert(whole.end(), output.shape.begin(), output.shape.end());
+        if (!is(array, "<f4", whole)) throw Error("does not fit the manifest");
+        check_finite(array.data, output.name.c_str());
+        std::vector<float>& values = found.outputs[output.name];
+        values.resize(array.data.size() / sizeof(float));
+        std::memcpy(values.data(), array.data.data(), array.data.size());
+    }
+    if (const auto logits = found.outputs.find("logits"); logits != found.outputs.end()) found.logits = logits->second;
     if (!how.pixels) check_finite(images.data, "images");
     found.images = std::move(images.data);
-    found.logits.resize(logits.data.size() / sizeof(float));
-    std::memcpy(found.logits.data(), logits.data.data(), logits.data.size());
     return found;
 }
+
+namespace {
+
+/// What a precision is allowed, of a table by its name.
+float of_precision(const std::map<std::string, float>& known, const std::string& precision) {
+    const auto found = known.find(precision);
+    if (found == known.end()) throw Error(printable("precision " + precision + " is unknown here; upgrade this library"));
+    return found->second;
+}
+
+}  // namespace
 
 float Bundle::tolerance() const {
     static const std::map<std::string, float> known = {
         {"fp32", 1e-4F}, {"fp16", 0.05F}, {"bf16", 0.4F}, {"int8", 1.0F}, {"fp8", 1.5F}};
-    const auto found = known.find(precision);
-    if (found == known.end()) throw Error(printable("precision " + precision + " is unknown here; upgrade this library"));
-    return found->second;
+    return of_precision(known, precision);
+}
+
+float Bundle::least_cosine() const {
+    static const std::map<std::string, float> known = {
+        {"fp32", 0.99999F}, {"fp16", 0.9997F}, {"bf16", 0.99F}, {"int8", 0.9F}, {"fp8", 0.85F}};
+    return of_precision(known, precision);
 }
 
 }  // namespace sit_deploy

@@ -28,43 +28,64 @@ std::vector<Prediction> best(const float* row, const std::vector<std::string>& c
     return found;
 }
 
+bool same(const std::vector<Output>& one, const std::vector<Output>& other) {
+    return std::equal(one.begin(), one.end(), other.begin(), other.end(),
+                      [](const Output& a, const Output& b) { return a.name == b.name && a.shape == b.shape; });
+}
+
 }  // namespace
 
 Classifier::Classifier(const std::filesystem::path& bundle, const Options& options)
     : bundle_(Bundle::open(bundle)), engine_(open_engine(bundle_, options)) {}
 
 Classifier::Classifier(Bundle bundle, std::unique_ptr<Engine> engine) : bundle_(std::move(bundle)), engine_(std::move(engine)) {
-    if (!engine_ || engine_->classes() != bundle_.classes.size() || engine_->image_bytes() != bundle_.preprocessing.bytes() ||
+    if (!engine_ || engine_->classes() != bundle_.classes.size() || !same(engine_->outputs(), bundle_.given()) || engine_->image_bytes() != bundle_.preprocessing.bytes() ||
         engine_->batch_min() != bundle_.batch_min || engine_->batch_max() != bundle_.batch_max)
         throw Error("the engine is not of this bundle");
 }
 
 std::vector<float> Classifier::infer(const void* images, std::size_t count) const {
+    if (bundle_.classes.empty()) {
+        std::string names;
+        for (const Output& output : engine_->outputs()) names += (names.empty() ? "" : ", ") + output.name;
+        throw Error(bundle_.path.string() + " gives " + names + " and no logits; call outputs()");
+    }
+    return std::move(outputs(images, count).at("logits"));
+}
+
+std::map<std::string, std::vector<float>> Classifier::outputs(const void* images, std::size_t count) const {
     return at_boundary("classifying", [&] {
         if (count == 0) throw Error("no images to classify; pass at least one");
         if (!images) throw Error("no memory is given to take images from");
-        const std::size_t bytes = engine_->image_bytes(), classes = engine_->classes(), least = engine_->batch_min();
+        const std::size_t bytes = engine_->image_bytes(), values = engine_->values(), least = engine_->batch_min();
         (void)checked_product("bytes of so many images", {count, bytes});
-        (void)checked_product("logits of so many images", {count, classes, sizeof(float)});
+        (void)checked_product("logits of so many images", {count, values, sizeof(float)});
         const auto* data = static_cast<const std::uint8_t*>(images);
-        std::vector<float> logits(count * classes);
+        std::map<std::string, std::vector<float>> found;
+        for (const Output& output : engine_->outputs()) found[output.name].resize(count * output.values());
+        std::vector<float> given(std::min(engine_->batch_max(), std::max(count, least)) * values);
+        std::vector<std::uint8_t> filled;
         for (std::size_t start = 0; start < count;) {
-            const std::size_t part = std::min(engine_->batch_max(), count - start);
-            if (part >= least) {
-                engine_->infer(data + start * bytes, part, logits.data() + start * classes);
-            } else {
+            const std::size_t part = std::min(engine_->batch_max(), count - start), batch = std::max(part, least);
+            const std::uint8_t* from = data + start * bytes;
+            if (part < least) {
                 // filled up with the last image, as the engine takes no fewer
-                std::vector<std::uint8_t> filled(least * bytes);
-                std::memcpy(filled.data(), data + start * bytes, part * bytes);
+                filled.resize(least * bytes);
+                std::memcpy(filled.data(), from, part * bytes);
                 for (std::size_t i = part; i < least; ++i)
                     std::memcpy(filled.data() + i * bytes, data + (count - 1) * bytes, bytes);
-                std::vector<float> all(least * classes);
-                engine_->infer(filled.data(), least, all.data());
-                std::copy_n(all.begin(), part * classes, logits.begin() + static_cast<std::ptrdiff_t>(start * classes));
+                from = filled.data();
+            }
+            engine_->infer(from, batch, given.data());
+            const float* next = given.data();  // each output of the whole batch after the other
+            for (const Output& output : engine_->outputs()) {
+                const std::size_t each = output.values();
+                std::copy_n(next, part * each, found[output.name].begin() + static_cast<std::ptrdiff_t>(start * each));
+                next += batch * each;
             }
             start += part;
         }
-        return logits;
+        return found;
     });
 }
 

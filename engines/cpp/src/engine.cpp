@@ -20,19 +20,31 @@ std::unique_ptr<Engine> open_tensorrt(const Bundle&, const Options&) {
 }
 #endif
 
+namespace {
+
+std::size_t values_of(const std::vector<Output>& outputs) {
+    std::size_t sum = 0;
+    for (const Output& output : outputs) sum += output.values();  // check(bundle) has counted them
+    return sum;
+}
+
+}  // namespace
+
 Engine::Engine(const Bundle& bundle)
-    : classes_((check(bundle), bundle.classes.size())),
+    : outputs_((check(bundle), bundle.given())),
+      classes_(bundle.classes.size()),
+      values_(values_of(outputs_)),
       image_bytes_(bundle.preprocessing.bytes()),
       low_(bundle.batch_min),
       high_(bundle.batch_max) {}
 
-void Engine::infer(const void* images, std::size_t batch, float* logits) {
+void Engine::infer(const void* images, std::size_t batch, float* values) {
     at_boundary("running the engine", [&] {
-        if (!images || !logits) throw Error("no memory is given for images or logits");
+        if (!images || !values) throw Error("no memory is given for images or logits");
         if (batch < low_ || batch > high_)
             throw Error("the engine takes batches of " + std::to_string(low_) + " to " + std::to_string(high_) + ", got " +
                         std::to_string(batch));
-        run(images, batch, logits);
+        run(images, batch, values);
     });
 }
 

@@ -15,7 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t schema = 1;
+constexpr const char* known_outputs[] = {"logits", "features", "cls", "patches"};
+constexpr std::size_t schema = 2;  // 2 has outputs
 
 /// What `read` makes of a field; an error names the field.
 template <class Read>
@@ -91,6 +92,26 @@ fs::path listed(const fs::path& folder, const json::Value& manifest, const std::
     return folder / name;
 }
 
+/// None where the manifest tells of none: then that is the logits alone.
+std::vector<Output> read_outputs(const json::Value& manifest) {
+    const json::Value* listed = manifest.find("outputs");
+    if (!listed || listed->kind == json::Value::Kind::null) return {};
+    return field(manifest, "outputs", [](const json::Value& value) {
+        std::vector<Output> found;
+        if (value.kind != json::Value::Kind::array || value.items.empty() || value.items.size() > std::size(known_outputs))
+            throw Error("must be 1 to " + std::to_string(std::size(known_outputs)) + " outputs");
+        for (const json::Value& each : value.items) {
+            Output output{text(each, "name"), {}};
+            if (text(each, "dtype") != "float32") throw Error("has an output of a type unknown here; upgrade this library");
+            const json::Value& shape = each.at("shape");
+            if (shape.kind != json::Value::Kind::array) throw Error("has an output without a shape");
+            for (const json::Value& extent : shape.items) output.shape.push_back(extent.size());
+            found.push_back(std::move(output));
+        }
+        return found;
+    });
+}
+
 std::vector<std::string> read_classes(const json::Value& manifest) {
     const std::size_t count = whole(manifest.at("model"), "num_classes", limits::classes);
     std::vector<std::string> names;
@@ -108,6 +129,11 @@ std::vector<std::string> read_classes(const json::Value& manifest) {
 }
 
 }  // namespace
+
+bool has_logits(const Bundle& bundle) {
+    return bundle.outputs.empty() ||
+           std::any_of(bundle.outputs.begin(), bundle.outputs.end(), [](const Output& output) { return output.name == "logits"; });
+}
 
 json::Value verified_manifest(std::string_view text) {
     json::Value manifest = json::parse(text);
@@ -138,7 +164,8 @@ Bundle read_manifest(const fs::path& folder, const json::Value& manifest) {
     bundle.batch_min = whole(batch, fixed ? "size" : "min", limits::batch);
     bundle.batch_best = whole(batch, fixed ? "size" : "opt", limits::batch);
     bundle.batch_max = whole(batch, fixed ? "size" : "max", limits::batch);
-    bundle.classes = read_classes(manifest);
+    bundle.outputs = read_outputs(manifest);
+    if (has_logits(bundle)) bundle.classes = read_classes(manifest);
     bundle.preprocessing = read_preprocessing(manifest.at("preprocessing"));
     const auto size = field(manifest.at("model"), "image_size", pair_of_sizes);
     if (size != std::pair(bundle.preprocessing.height, bundle.preprocessing.width))
@@ -163,16 +190,42 @@ void check(const Preprocessing& how) {
     if (!std::all_of(how.std.begin(), how.std.end(), divides)) throw Error("field std: must be three numbers above 0");
 }
 
+namespace {
+
+/// Outputs as whoever filled the bundle in says: known, each once, of extents that can be, logits of its classes.
+void check_outputs(const Bundle& bundle) {
+    for (std::size_t i = 0; i < bundle.outputs.size(); ++i) {
+        const Output& output = bundle.outputs[i];
+        if (std::find(std::begin(known_outputs), std::end(known_outputs), output.name) == std::end(known_outputs))
+            throw Error(printable("field outputs: " + output.name + " is unknown here; upgrade this library"));
+        for (std::size_t k = 0; k < i; ++k)
+            if (bundle.outputs[k].name == output.name) throw Error("field outputs: " + output.name + " is there twice");
+        if (output.shape.size() != (output.name == "patches" ? 2U : 1U))
+            throw Error("field outputs: " + output.name + " has a shape that it cannot have");
+        for (const std::size_t extent : output.shape)
+            if (extent < 1 || extent > limits::side * limits::side)
+                throw Error("field outputs: " + output.name + " must be from 1 to " + std::to_string(limits::side * limits::side) + " long");
+        if (output.name == "logits" && output.shape[0] != bundle.classes.size())
+            throw Error("field outputs: logits must be as many as there are classes");
+    }
+}
+
+}  // namespace
+
 void check(const Bundle& bundle) {
     check(bundle.preprocessing);
-    if (bundle.classes.empty() || bundle.classes.size() > limits::classes)
+    if (has_logits(bundle) && (bundle.classes.empty() || bundle.classes.size() > limits::classes))
         throw Error("field classes: must be 1 to " + std::to_string(limits::classes));
+    check_outputs(bundle);
     if (bundle.batch_min < 1 || bundle.batch_min > bundle.batch_best || bundle.batch_best > bundle.batch_max ||
         bundle.batch_max > limits::batch)
         throw Error("field batch: must be 1 <= min <= opt <= max <= " + std::to_string(limits::batch));
     // so that what is allocated for a batch later can be counted
     (void)checked_product("bytes of a batch", {bundle.batch_max, bundle.preprocessing.bytes()});
-    (void)checked_product("logits of a batch", {bundle.batch_max, bundle.classes.size(), sizeof(float)});
+    if (has_logits(bundle)) (void)checked_product("logits of a batch", {bundle.batch_max, bundle.classes.size(), sizeof(float)});
+    std::size_t values = 0;
+    for (const Output& output : bundle.given()) values += output.values();  // four of at most 2^56
+    (void)checked_product("outputs of a batch", {bundle.batch_max, values, sizeof(float)});
 }
 
 }  // namespace sit_deploy

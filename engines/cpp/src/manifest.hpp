@@ -16,6 +16,9 @@ json::Value verified_manifest(std::string_view text);
 /// or contradicts another.
 Bundle read_manifest(const std::filesystem::path& folder, const json::Value& manifest);
 
+/// Whether its engine gives scores of classes.
+bool has_logits(const Bundle& bundle);
+
 /// What preparing an image needs of its numbers, whoever wrote them. Throws Error as read_manifest().
 void check(const Preprocessing& how);
 

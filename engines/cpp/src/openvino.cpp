@@ -70,33 +70,57 @@ private:
         return std::find(types.begin(), types.end(), "BF16") != types.end();
     }
 
+    static ov::Shape output_shape(const Output& output, std::size_t batch) {
+        ov::Shape shape{batch};
+        shape.insert(shape.end(), output.shape.begin(), output.shape.end());
+        return shape;
+    }
+
+    /// Where a model gives an output: by its name, where it gives several.
+    [[nodiscard]] ov::Output<const ov::Node> port(const ov::Model& model, const Output& output, const std::string& file) const {
+        if (outputs().size() == 1) return model.output();
+        for (const auto& each : model.outputs())
+            if (each.get_names().count(output.name) != 0) return each;
+        throw Error(file + " has no output " + output.name + ", which its manifest tells of; build the bundle again");
+    }
+
     /// Refuse a graph that takes or gives something else than the bundle says, for its smallest or its largest batch.
     void check_graph(const ov::Model& model, const std::string& file) const {
-        if (model.inputs().size() != 1 || model.outputs().size() != 1) throw Error(file + " must have one input and one output");
-        const auto input = model.input(), output = model.output();
+        const std::size_t count = outputs().size();
+        if (model.inputs().size() != 1 || model.outputs().size() != count)
+            throw Error(file + " must have one input and " + (count == 1 ? "one output" : std::to_string(count) + " outputs"));
+        const auto input = model.input();
         const auto fits = [](const auto& port, const ov::element::Type& type, const ov::Shape& shape) {
             return port.get_element_type() == type && port.get_partial_shape().compatible(ov::PartialShape(shape));
         };
         for (const std::size_t batch : {batch_min(), batch_max()}) {
-            const ov::Shape images = input_shape(batch), logits{batch, classes()};
-            if (fits(input, input_type(), images) && fits(output, ov::element::f32, logits)) continue;
-            std::ostringstream text;
-            text << file << " takes " << input.get_element_type() << ' ' << input.get_partial_shape() << " and gives "
-                 << output.get_element_type() << ' ' << output.get_partial_shape() << ", where its manifest says " << input_type() << ' '
-                 << ov::PartialShape(images) << " and f32 " << ov::PartialShape(logits) << "; build the bundle again";
-            throw Error(text.str());
+            const ov::Shape images = input_shape(batch);
+            for (const Output& wanted : outputs()) {
+                const ov::Output<const ov::Node> output = port(model, wanted, file);
+                const ov::Shape shape = output_shape(wanted, batch);
+                if (fits(input, input_type(), images) && fits(output, ov::element::f32, shape)) continue;
+                std::ostringstream text;
+                text << file << " takes " << input.get_element_type() << ' ' << input.get_partial_shape() << " and gives "
+                     << output.get_element_type() << ' ' << output.get_partial_shape() << ", where its manifest says " << input_type() << ' '
+                     << ov::PartialShape(images) << " and f32 " << ov::PartialShape(shape) << "; build the bundle again";
+                throw Error(text.str());
+            }
         }
     }
 
-    void run(const void* images, std::size_t batch, float* logits) override {
+    void run(const void* images, std::size_t batch, float* values) override {
         pool_.with([&](ov::InferRequest& request) {
             try {
                 // the caller's memory, read only; OpenVINO's interface has no const
                 request.set_input_tensor(ov::Tensor(input_type(), input_shape(batch), const_cast<void*>(images)));
                 request.infer();
-                const ov::Tensor out = request.get_output_tensor();
-                if (out.get_size() != batch * classes()) throw Error("the graph does not give a logit for each class");
-                std::memcpy(logits, out.data<const float>(), out.get_byte_size());
+                for (const Output& output : outputs()) {
+                    const ov::Tensor out = outputs().size() == 1 ? request.get_output_tensor() : request.get_tensor(output.name);
+                    const std::size_t size = batch * output.values();
+                    if (out.get_size() != size) throw Error("the graph does not give as many numbers as its manifest says of " + output.name);
+                    std::memcpy(values, out.data<const float>(), out.get_byte_size());
+                    values += size;
+                }
             } catch (const ov::Exception& error) {
                 failed("failed while running", error);
             }

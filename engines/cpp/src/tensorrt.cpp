@@ -2,6 +2,7 @@
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <mutex>
@@ -81,8 +82,10 @@ struct Context {
     DeviceMemory activations;  // outlives the context that runs in it
     std::unique_ptr<nvinfer1::IExecutionContext> execution;
     Stream stream;
-    DeviceMemory device_in, device_out;
-    HostMemory host_in, host_out;
+    DeviceMemory device_in;
+    HostMemory host_in;
+    std::vector<DeviceMemory> device_out;  // of each output
+    std::vector<HostMemory> host_out;
 };
 
 /// Before anything of TensorRT: without a device its runtime hands back pointers to nothing.
@@ -100,7 +103,7 @@ void require_device(int device) {
 class TensorRt final : public Engine {
 public:
     TensorRt(const Bundle& bundle, const Options& options)
-        : Engine(bundle), device_(options.device), how_(bundle.preprocessing) {
+        : Engine(bundle), device_(options.device), how_(bundle.preprocessing), names_(outputs().size()) {
         if (bundle.engine_kind != kind)
             throw Error(bundle.path.string() + " holds an engine of " + bundle.engine_kind + ", and this program has " + title);
         require_device(device_);
@@ -126,9 +129,9 @@ public:
     }
 
 private:
-    void run(const void* images, std::size_t batch, float* logits) override {
+    void run(const void* images, std::size_t batch, float* values) override {
         check(cudaSetDevice(device_), "the GPU");  // which is each thread's own
-        pool_.with([&](Context& context) { run_on(context, images, batch, logits); });
+        pool_.with([&](Context& context) { run_on(context, images, batch, values); });
     }
 
     /// Of one batch, as the bundle says that the plan takes it.
@@ -149,26 +152,41 @@ private:
         return same;
     }
 
-    /// The names of input and output, whose types and shapes the bundle has told.
+    /// Of one batch, as the bundle says that the plan gives it.
+    [[nodiscard]] nvinfer1::Dims output_shape(std::size_t number, std::size_t batch) const {
+        const std::vector<std::size_t>& extents = outputs()[number].shape;
+        nvinfer1::Dims shape{};
+        shape.nbDims = static_cast<std::int32_t>(1 + extents.size());
+        shape.d[0] = static_cast<std::int64_t>(batch);
+        std::transform(extents.begin(), extents.end(), shape.d + 1, [](std::size_t extent) { return static_cast<std::int64_t>(extent); });
+        return shape;
+    }
+
+    /// Which output a tensor is: by its name, where there are several; their count where it is none.
+    [[nodiscard]] std::size_t output_number(const char* tensor) const {
+        if (outputs().size() == 1) return 0;
+        const auto found = std::find_if(outputs().begin(), outputs().end(), [&](const Output& output) { return output.name == tensor; });
+        return static_cast<std::size_t>(found - outputs().begin());
+    }
+
+    /// The names of input and outputs, whose types and shapes the bundle has told.
     void find_tensors(const Bundle& bundle) {
         for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
             const char* tensor = engine_->getIOTensorName(i);
             const bool input = engine_->getTensorIOMode(tensor) == nvinfer1::TensorIOMode::kINPUT;
             const auto expected = input && how_.pixels ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT;
-            std::string& place = input ? input_ : output_;
+            const std::size_t number = output_number(tensor);
+            if (!input && number == outputs().size())
+                throw Error(bundle.engine_file.string() + " has inputs or outputs that its manifest does not tell of");
+            std::string& place = input ? input_ : names_[number];
             bool fits = place.empty() && engine_->getTensorDataType(tensor) == expected;
-            for (const std::size_t batch : {batch_min(), batch_max()}) {
-                nvinfer1::Dims logits{};
-                logits.nbDims = 2;
-                logits.d[0] = static_cast<std::int64_t>(batch);
-                logits.d[1] = static_cast<std::int64_t>(classes());
-                fits = fits && allows(engine_->getTensorShape(tensor), input ? input_shape(batch) : logits);
-            }
+            for (const std::size_t batch : {batch_min(), batch_max()})
+                fits = fits && allows(engine_->getTensorShape(tensor), input ? input_shape(batch) : output_shape(number, batch));
             if (!fits)
                 throw Error(bundle.engine_file.string() + " has inputs or outputs that its manifest does not tell of");
             place = tensor;
         }
-        if (input_.empty() || output_.empty()) throw Error(bundle.engine_file.string() + " has no input or no output");
+        if (input_.empty() || std::any_of(names_.begin(), names_.end(), [](const std::string& name) { return name.empty(); })) throw Error(bundle.engine_file.string() + " has no input or no output");
     }
 
     std::unique_ptr<Context> make_context() {
@@ -186,35 +204,46 @@ private:
             context->execution->setDeviceMemoryV2(context->activations.get(), bytes);
         }
 #endif
-        const std::size_t in = batch_max() * image_bytes(), out = batch_max() * classes() * sizeof(float);
+        const std::size_t in = batch_max() * image_bytes();
         context->stream = make_stream();
         context->device_in = device_memory(in);
-        context->device_out = device_memory(out);
         context->host_in = host_memory(in);
-        context->host_out = host_memory(out);
-        if (!context->execution->setTensorAddress(input_.c_str(), context->device_in.get()) ||
-            !context->execution->setTensorAddress(output_.c_str(), context->device_out.get()))
-            throw Error(std::string(title) + " takes no memory for its tensors: " + logger_.last());
+        bool taken = context->execution->setTensorAddress(input_.c_str(), context->device_in.get());
+        for (std::size_t i = 0; i < outputs().size(); ++i) {
+            const std::size_t out = batch_max() * outputs()[i].values() * sizeof(float);
+            context->device_out.push_back(device_memory(out));
+            context->host_out.push_back(host_memory(out));
+            taken = taken && context->execution->setTensorAddress(names_[i].c_str(), context->device_out[i].get());
+        }
+        if (!taken) throw Error(std::string(title) + " takes no memory for its tensors: " + logger_.last());
         return context;
     }
 
-    void run_on(Context& context, const void* images, std::size_t batch, float* logits) {
+    void run_on(Context& context, const void* images, std::size_t batch, float* values) {
         if (!context.execution->setInputShape(input_.c_str(), input_shape(batch)))
             throw Error(std::string(title) + " refuses a batch of " + std::to_string(batch) + ": " + logger_.last());
-        const std::size_t in = batch * image_bytes(), out = batch * classes() * sizeof(float);
+        const std::size_t in = batch * image_bytes();
         cudaStream_t stream = context.stream.get();
         std::memcpy(context.host_in.get(), images, in);
         check(cudaMemcpyAsync(context.device_in.get(), context.host_in.get(), in, cudaMemcpyHostToDevice, stream), "images to the GPU");
         if (!context.execution->enqueueV3(stream)) throw Error(std::string(title) + " failed while running: " + logger_.last());
-        check(cudaMemcpyAsync(context.host_out.get(), context.device_out.get(), out, cudaMemcpyDeviceToHost, stream), "logits from the GPU");
+        for (std::size_t i = 0; i < outputs().size(); ++i)
+            check(cudaMemcpyAsync(context.host_out[i].get(), context.device_out[i].get(), batch * outputs()[i].values() * sizeof(float),
+                                  cudaMemcpyDeviceToHost, stream),
+                  "outputs from the GPU");
         check(cudaStreamSynchronize(stream), "the GPU");
-        std::memcpy(logits, context.host_out.get(), out);
+        for (std::size_t i = 0; i < outputs().size(); ++i) {
+            const std::size_t size = batch * outputs()[i].values();
+            std::memcpy(values, context.host_out[i].get(), size * sizeof(float));
+            values += size;
+        }
     }
 
     int device_;
     Preprocessing how_;
     Logger logger_;
-    std::string input_, output_;
+    std::string input_;
+    std::vector<std::string> names_;  // of the plan's outputs, in the bundle's order
     std::unique_ptr<nvinfer1::IRuntime> runtime_;  // outlives the engine, as the engine does its contexts
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     Pool<Context> pool_;

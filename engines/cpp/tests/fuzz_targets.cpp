@@ -163,6 +163,8 @@ void bundle(const std::uint8_t* data, std::size_t size) {
     const Bundle opened = Bundle::open(folder.path);
     const Golden found = opened.golden();
     expect(found.logits.size() == found.count * opened.classes.size(), "a logit for each class");
+    for (const Output& output : opened.given())
+        expect(found.outputs.at(output.name).size() == found.count * output.values(), "outputs as large as they should be");
     expect(found.images.size() == found.count * opened.preprocessing.bytes(), "images as large as they should be");
 }
 

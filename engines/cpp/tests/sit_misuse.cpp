@@ -48,7 +48,7 @@ public:
 
 private:
     void run(const void*, std::size_t batch, float* logits) override {
-        for (std::size_t i = 0; i < batch * classes(); ++i) logits[i] = std::nanf("");
+        for (std::size_t i = 0; i < batch * values(); ++i) logits[i] = std::nanf("");
     }
 };
 
@@ -102,6 +102,19 @@ void engines(const Bundle& bundle) {
         refused("options", [&] { (void)open_engine(bundle, each); });
     refused("engine of another bundle", [&] {
         const Classifier other(bundle, std::make_unique<Still>(with(bundle, [](Bundle& b) { b.classes.emplace_back("one more"); })));
+    });
+    const auto outputs = [&](std::vector<Output> each) { return with(bundle, [&](Bundle& b) { b.outputs = std::move(each); }); };
+    const std::size_t classes = bundle.classes.size();
+    for (const Bundle& each : {outputs({{"tokens", {3}}}), outputs({{"logits", {classes + 1}}}), outputs({{"features", {0}}}),
+                               outputs({{"features", {huge}}}), outputs({{"features", {3, 4}}}), outputs({{"patches", {4}}}),
+                               outputs({{"cls", {3}}, {"cls", {3}}}), outputs({{"patches", {1U << 26, 1U << 26}}})})
+        refused("outputs", [&] { (void)open_engine(each); });
+    const Bundle embedding = with(outputs({{"features", {3}}}), [](Bundle& b) { b.classes.clear(); });
+    refused("outputs of another graph", [&] { (void)open_engine(embedding); });
+    refused("no logits", [&] {
+        const Classifier one(embedding, std::make_unique<Still>(embedding));
+        const std::vector<std::uint8_t> pixels(bundle.preprocessing.bytes());
+        (void)one.infer(pixels.data(), 1);
     });
     refused("no engine", [&] { const Classifier none(bundle, nullptr); });
     const Classifier classifier(bundle, std::make_unique<Still>(bundle));

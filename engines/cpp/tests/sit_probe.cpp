@@ -1,6 +1,6 @@
 // What the Python tests ask the library: one verb a process, raw bytes on standard output.
 //   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT... | hammer BUNDLE THREADS CONTEXTS
-//   open BUNDLE | tensorrt BUNDLE | orientation IMAGE... | refuse BUNDLE THREADS
+//   outputs BUNDLE RAW COUNT | open BUNDLE | tensorrt BUNDLE | orientation IMAGE... | refuse BUNDLE THREADS
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -91,6 +91,13 @@ int run(int argc, char** argv) {
             const std::vector<float> logits = classifier.infer(images.data(), count);
             put(logits.data(), logits.size() * sizeof(float));
         }
+    } else if (verb == "outputs" && argc == 5) {
+        const Classifier classifier(argv[2]);
+        std::ifstream file(argv[3], std::ios::binary);
+        const std::vector<char> raw{std::istreambuf_iterator<char>(file), {}};
+        const auto found = classifier.outputs(raw.data(), std::stoul(argv[4]));
+        for (const Output& output : classifier.bundle().given())
+            put(found.at(output.name).data(), found.at(output.name).size() * sizeof(float));
     } else if (verb == "hammer" && argc == 5) {
         return hammer(argv[2], std::stoi(argv[3]), std::stoi(argv[4]));
     } else if (verb == "refuse" && argc == 4) {

@@ -44,33 +44,39 @@ class TritonPythonModel:
 
     def initialize(self, args: dict) -> None:
         config = json.loads(args["model_config"])
-        self._input, self._output = config["input"][0]["name"], config["output"][0]["name"]
+        self._input, self._outputs = config["input"][0]["name"], [one["name"] for one in config["output"]]
         self._smallest = _number(config, "batch_min", 1, 1 << 16)
         self._largest = _number(config, "batch_max", self._smallest, 1 << 16)
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = Session(folder, _threads(config), _copies(config))
 
     def execute(self, requests: list) -> list:
-        """Answer requests of (n, ...) images with (n, classes) logits each."""
+        """Answer requests of (n, ...) images with their outputs, (n, ...) each."""
         given = [pb_utils.get_input_tensor_by_name(r, self._input).as_numpy() for r in requests]
         try:
-            logits = self._run(given[0] if len(given) == 1 else np.concatenate(given))
+            found = self._run(given[0] if len(given) == 1 else np.concatenate(given))
         except Exception as error:  # of whatever type: each request has to be answered
             failed = pb_utils.TritonError(str(error) or type(error).__name__)
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
         ends = np.cumsum([len(images) for images in given])[:-1]
+        parts = zip(*(np.split(values, ends) for values in found), strict=True)
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(self._output, part)])
-            for part in np.split(logits, ends)
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(*pair) for pair in zip(self._outputs, part, strict=True)]
+            )
+            for part in parts
         ]
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return every output of images, in order."""
         short = self._smallest - len(images)
         if short > 0:
             padded = np.concatenate([images, np.repeat(images[-1:], short, axis=0)])
-            return self._run(padded)[: len(images)]
+            return [values[: len(images)] for values in self._run(padded)]
         parts = [
-            self._session.run(images[start : start + self._largest], self._input, self._output)
+            self._session.run(images[start : start + self._largest], self._input, self._outputs)
             for start in range(0, len(images), self._largest)
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return (
+            parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
+        )

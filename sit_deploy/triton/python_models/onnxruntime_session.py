@@ -28,9 +28,9 @@ class Session:
         engine = folder / "engine.onnx"
         self._session = ort.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])
 
-    def run(self, images: np.ndarray, given: str, wanted: str) -> np.ndarray:
-        """Return the output `wanted` of images for the input `given`, a batch that the engine takes."""
+    def run(self, images: np.ndarray, given: str, wanted: list[str]) -> list[np.ndarray]:
+        """Return the outputs `wanted` of images for the input `given`, a batch that the engine takes."""
         try:
-            return self._session.run([wanted], {given: images})[0]
+            return self._session.run(wanted, {given: images})
         except Exception as error:  # its errors share no base
             raise RuntimeError(f"ONNX Runtime failed while running: {error}") from error

@@ -36,6 +36,7 @@ class Session:
         except EngineError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 
-    def run(self, images: np.ndarray, given: str, wanted: str) -> np.ndarray:
-        """Return the output `wanted` of images for the input `given`, a batch that the engine takes."""
-        return self._runner.infer({given: images})[wanted]
+    def run(self, images: np.ndarray, given: str, wanted: list[str]) -> list[np.ndarray]:
+        """Return the outputs `wanted` of images for the input `given`, a batch that the engine takes."""
+        found = self._runner.infer({given: images})
+        return [found[name] for name in wanted]

@@ -307,8 +307,8 @@ def test_bundles(
 
     rewrite(precision="fp16", digest=manifest["digest"])
     assert "manifest.json was changed: it does not match its digest" in refuses(bundle)
-    rewrite(schema=2)
-    assert "of schema 2, newer than the 1 known here; upgrade sit-deploy" in refuses(bundle)
+    rewrite(schema=3)
+    assert "of schema 3, newer than the 2 known here; upgrade sit-deploy" in refuses(bundle)
     (bundle / "manifest.json").write_text("{")
     assert "manifest.json cannot be read" in refuses(bundle)
     rewrite()

@@ -95,8 +95,6 @@ def test_what_needs_classes_is_refused_in_a_line(
     for command in (
         ("predict", nano_embeddings, images),
         ("report", nano_embeddings),
-        ("package", "cpp", nano_embeddings, "-o", "cpp"),
-        ("package", "triton", nano_embeddings, "-o", "triton"),
         ("validate", nano_embeddings, "--data", images),
     ):
         result = cli(*command, status=2)

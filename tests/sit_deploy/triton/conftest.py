@@ -74,15 +74,16 @@ class Running:
         name: str = "images",
         classes: int = 0,
         version: str = "",
+        output: str = "logits",
     ) -> np.ndarray:
-        """Send one tensor to a model; returns its `logits`, or with `classes` the strings of the best ones."""
+        """Send one tensor to a model; returns its `logits` or another output, or with `classes` the strings of the best ones."""
         module = sys.modules[type(client).__module__.removesuffix("._client")]
         from tritonclient.utils import np_to_triton_dtype
 
         given = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         given.set_data_from_numpy(array)
-        wanted = module.InferRequestedOutput("logits", class_count=classes)
-        return client.infer(model, [given], outputs=[wanted], model_version=version).as_numpy("logits")
+        wanted = module.InferRequestedOutput(output, class_count=classes)
+        return client.infer(model, [given], outputs=[wanted], model_version=version).as_numpy(output)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.data.image_files import list_images
+from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.inference import load
 from sit_deploy.manifest import digest
 from sit_deploy.measure.parity import compare
@@ -59,6 +60,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def triton(
     trained: Trained,
     nano_rtx: Path,
+    nano_embeddings: Path,
     pixels: Bundle,
     run_server: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
@@ -69,6 +71,7 @@ def triton(
             (load_bundle(trained.bundle), serving("net", ensemble=True, max_queue_delay=50_000)),
             (load_bundle(nano_rtx), serving("half")),
             (pixels, serving("pixels")),
+            (load_bundle(nano_embeddings), serving("embed", ensemble=True)),
         ],
         repository,
     )
@@ -88,6 +91,25 @@ def test_golden_outputs(
         logits = np.concatenate([triton.infer(client, model, image[None]) for image in images])
     hop = compare("Triton", logits, reference, reference, TOLERANCE[bundle.manifest.precision])
     assert hop.passed, hop
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("output", ["features", "patches"])
+def test_outputs_by_name(
+    output: str, protocol: str, triton: Running, nano_embeddings: Path, tmp_path: Path
+) -> None:
+    """Each alone, of a single tensor (which is filled up), of more than the engine takes, and of a picture."""
+    bundle = load_bundle(nano_embeddings)
+    images, values = bundle.golden_outputs()
+    picture = tmp_path / "picture.png"
+    synthetic_images(1)[0].save(picture)
+    data = np.array([[picture.read_bytes()]], object)
+    with load(bundle) as embed, triton.client(protocol) as client:
+        for given in (images[:1], images):
+            found = triton.infer(client, "embed", given, output=output)
+            np.testing.assert_allclose(found, values[output][: len(given)], atol=1e-4)
+        found = triton.infer(client, "embed_images", data, name="image", output=output)
+        np.testing.assert_allclose(found, embed.all_outputs([picture])[output], atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,21 @@ struct Preprocessing {
     [[nodiscard]] std::size_t bytes() const;
 };
 
-/// Images and the reference's logits, to check an engine with: `images` as the network takes them.
+/// What an engine gives of an image, float32: "logits", "features", "cls" or "patches". See docs/outputs.md.
+struct Output {
+    std::string name;
+    std::vector<std::size_t> shape;  ///< of one image: {classes}, {dim} or {patches, dim}
+
+    /// Numbers of one image. Throws Error where they cannot be counted.
+    [[nodiscard]] std::size_t values() const;
+};
+
+/// Images and the reference's outputs, to check an engine with: `images` as the network takes them.
 struct Golden {
     std::size_t count = 0;
     std::vector<std::uint8_t> images;
-    std::vector<float> logits;
+    std::vector<float> logits;  ///< empty where the engine gives none
+    std::map<std::string, std::vector<float>> outputs;  ///< all of them by name, the logits among them
 };
 
 /// An open bundle. Immutable, so any thread may read it.
@@ -42,15 +53,22 @@ public:
     std::string model, precision;
     std::string engine_kind, engine_version, engine_target;
     std::filesystem::path engine_file, model_file;  ///< full paths; model_file is the ONNX graph
-    std::vector<std::string> classes;               ///< names in label order; their numbers where there are none
+    std::vector<std::string> classes;               ///< names in label order; their numbers where there are none; empty without logits
+    std::vector<Output> outputs;                    ///< in order; none where that is the logits alone
     std::size_t batch_min = 1, batch_best = 1, batch_max = 1;
     Preprocessing preprocessing;
+
+    /// What the engine gives, in order.
+    [[nodiscard]] std::vector<Output> given() const;
 
     /// Read golden.npz. Throws Error if it is damaged or does not fit the manifest.
     [[nodiscard]] Golden golden() const;
 
-    /// Largest difference of logits from the reference, in its standard deviations, that its precision is allowed.
+    /// Largest difference of an output from the reference, in its standard deviations, that its precision is allowed.
     [[nodiscard]] float tolerance() const;
+
+    /// Least cosine of an embedding (an output but logits, each token for itself) and the reference's that its precision is allowed.
+    [[nodiscard]] float least_cosine() const;
 };
 
 }  // namespace sit_deploy

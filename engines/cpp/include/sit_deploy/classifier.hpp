@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,8 +32,12 @@ public:
     [[nodiscard]] const Engine& engine() const { return *engine_; }
 
     /// Logits (count, classes) of any number of prepared images, cut and filled up to the batches that the engine takes.
-    /// images: count * preprocessing.bytes() bytes. Throws Error: no image, more than memory can hold, or the runtime failed.
+    /// images: count * preprocessing.bytes() bytes. Throws Error: no image, more than memory can hold, no logits, or
+    /// the runtime failed.
     [[nodiscard]] std::vector<float> infer(const void* images, std::size_t count) const;
+
+    /// Every output by name of any number of prepared images, (count, values) each; as infer(), which gives the logits among them.
+    [[nodiscard]] std::map<std::string, std::vector<float>> outputs(const void* images, std::size_t count) const;
 
     /// The best `top` classes of each image. Throws Error as infer(), and for logits that are NaN or infinite.
     [[nodiscard]] std::vector<std::vector<Prediction>> classify(const std::vector<Image>& images,

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "sit_deploy/bundle.hpp"
 
@@ -26,13 +27,19 @@ public:
     Engine& operator=(const Engine&) = delete;
 
     /// Run `batch` images, as many as the bundle allows at once, laid out as its preprocessing says: batch * image_bytes()
-    /// bytes. Writes batch * classes() logits. Throws Error: another batch, no memory given, or the runtime failed.
-    void infer(const void* images, std::size_t batch, float* logits);
+    /// bytes. Writes batch * values() numbers: the outputs one after the other, each of the whole batch; of most bundles
+    /// that is the logits, batch * classes(). Throws Error: another batch, no memory given, or the runtime failed.
+    void infer(const void* images, std::size_t batch, float* values);
 
     /// Runtime and version, for people.
     [[nodiscard]] virtual std::string name() const = 0;
 
+    /// Classes that there are logits of; 0 without logits.
     [[nodiscard]] std::size_t classes() const { return classes_; }
+    /// What it gives, in order.
+    [[nodiscard]] const std::vector<Output>& outputs() const { return outputs_; }
+    /// Numbers that all outputs have of an image.
+    [[nodiscard]] std::size_t values() const { return values_; }
     [[nodiscard]] std::size_t image_bytes() const { return image_bytes_; }
     [[nodiscard]] std::size_t batch_min() const { return low_; }
     [[nodiscard]] std::size_t batch_max() const { return high_; }
@@ -42,10 +49,11 @@ protected:
     explicit Engine(const Bundle& bundle);
 
     /// What infer() does with arguments that it has checked.
-    virtual void run(const void* images, std::size_t batch, float* logits) = 0;
+    virtual void run(const void* images, std::size_t batch, float* values) = 0;
 
 private:
-    std::size_t classes_, image_bytes_, low_, high_;
+    std::vector<Output> outputs_;
+    std::size_t classes_, values_, image_bytes_, low_, high_;
 };
 
 /// Whether a backend was compiled in.

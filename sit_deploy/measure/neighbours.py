@@ -1,0 +1,153 @@
+"""Nearest neighbours of embeddings: does an engine put images beside the same ones as PyTorch does?
+
+What embeddings are used for, retrieval and k-NN classification (arXiv 2104.14294, section 4.1), on labelled images: every image is
+given the label of its nearest other, by cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from engines.base import Progress
+from sit_deploy.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sit_deploy.preprocessing import Preprocessing
+
+_ROWS = 1024  # of the table of cosines that is held at once
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What labelled images say of an output's vectors.
+
+    Attributes:
+        output: its name.
+        images: how many.
+        classes: of them.
+        reference: percent of images whose nearest other, by PyTorch's vectors, has their label.
+        engine: by the engine's vectors.
+        same_label: percent of images to which both give the same label.
+        same_neighbour: percent of images whose nearest other is the same image.
+        cosine_min: least cosine of an image's two vectors, and cosine_mean the mean.
+    """
+
+    output: str
+    images: int
+    classes: int
+    reference: float
+    engine: float
+    same_label: float
+    same_neighbour: float
+    cosine_min: float
+    cosine_mean: float
+
+    @property
+    def drop(self) -> float:
+        """Points that the engine lost."""
+        return self.reference - self.engine
+
+    def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
+        """Hold the engine to limits.
+
+        Raises:
+            GateError: it loses more than `max_drop` points, or gives fewer than `min_agreement` percent of images the same label.
+        """
+        if max_drop is not None and self.drop > max_drop:
+            raise GateError(
+                f"the engine's nearest neighbours are right for {self.engine:.2f} % of images and PyTorch's for {self.reference:.2f} %, "
+                f"{self.drop:.2f} points more, over the {max_drop:g} allowed; try a higher precision"
+            )
+        if min_agreement is not None and self.same_label < min_agreement:
+            raise GateError(
+                f"{self.same_label:.2f} % of images get the same label by their nearest neighbours, under the {min_agreement:g} asked "
+                "for; try a higher precision"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return {**asdict(self), "drop": self.drop}
+
+
+def measure_neighbours(
+    output: str,
+    reference: Callable[[np.ndarray], np.ndarray],
+    engine: Callable[[np.ndarray], np.ndarray],
+    samples: Sequence[tuple[Any, int]],
+    preprocessing: Preprocessing,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Neighbours:
+    """Compute the vectors of labelled images with both, and compare their neighbours. Two vectors an image are held in memory.
+
+    Args:
+        output: what the vectors are, for people.
+        reference: normalised images float32 (n, 3, H, W) → vectors (n, dim).
+        engine: images as the preprocessing gives them → vectors.
+        samples: (source, label) pairs.
+        preprocessing: of the images.
+        batch_size: images a call.
+        progress: called with a step, how much of it is done, and of how much.
+
+    Raises:
+        InputError: fewer than two images or labels, an image that cannot be read, or a reference that gives NaN or infinity.
+        GateError: an engine that does.
+    """
+    import numpy as np
+
+    from sit_deploy.data.batches import batches
+
+    theirs, ours, labels = [], [], []
+    for images, found in batches(samples, preprocessing, batch_size):
+        theirs.append(reference(preprocessing.normalise(images) if preprocessing.takes_pixels else images))
+        ours.append(engine(images))
+        labels.append(found)
+        if progress:
+            progress("embedding images", sum(map(len, labels)), len(samples))
+    label = np.concatenate(labels)
+    if len(np.unique(label)) < 2:
+        raise InputError(
+            "nearest neighbours need images of two labels at least; pass --data a folder with one subfolder a class"
+        )
+    first = _unit(np.concatenate(theirs), InputError, "the PyTorch model itself")
+    second = _unit(np.concatenate(ours), GateError, "the engine")
+    nearest = [nearest_other(vectors) for vectors in (first, second)]
+    given = [label[indices] for indices in nearest]
+    cosines = (first * second).sum(axis=1)
+    return Neighbours(
+        output,
+        len(label),
+        len(np.unique(label)),
+        *(float(100 * np.mean(one == label)) for one in given),
+        float(100 * np.mean(given[0] == given[1])),
+        float(100 * np.mean(nearest[0] == nearest[1])),
+        float(cosines.min()),
+        float(cosines.mean()),
+    )
+
+
+def nearest_other(vectors: np.ndarray) -> np.ndarray:
+    """Return for each of n unit vectors (n, dim) the index of the nearest other one by cosine, int64 (n,)."""
+    import numpy as np
+
+    found = np.empty(len(vectors), dtype=np.int64)
+    for start in range(0, len(vectors), _ROWS):
+        cosines = vectors[start : start + _ROWS] @ vectors.T
+        cosines[np.arange(len(cosines)), start + np.arange(len(cosines))] = -np.inf
+        found[start : start + _ROWS] = cosines.argmax(axis=1)
+    return found
+
+
+def _unit(vectors: np.ndarray, error: type[Exception], who: str) -> np.ndarray:
+    import numpy as np
+
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(length).all() and length.all()):
+        raise error(
+            f"{who} gives vectors of NaN, infinity or length 0; check the weights, or try a higher precision"
+        )
+    return vectors / length

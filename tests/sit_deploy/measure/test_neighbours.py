@@ -1,0 +1,88 @@
+"""Nearest neighbours of embeddings, against scikit-learn's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.measure.neighbours import Neighbours, measure_neighbours, nearest_other
+from sit_deploy.preprocessing import Preprocessing
+from sit_deploy.validation.validate import ValidateRequest, validate
+
+
+def unit(count: int, dim: int = 5, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("count", [2, 50, 2500])
+def test_the_nearest_other_is_scikit_learns(count: int) -> None:
+    vectors = unit(count)
+    found = NearestNeighbors(n_neighbors=2, metric="cosine").fit(vectors).kneighbors(vectors)[1]
+    expected = np.where(found[:, 0] == np.arange(count), found[:, 1], found[:, 0])
+    np.testing.assert_array_equal(nearest_other(vectors), expected)
+
+
+def compared(theirs: np.ndarray, ours: np.ndarray, labels: list[int]) -> Neighbours:
+    """Return the comparison of vectors that two sides give of pictures of one colour each, by that colour."""
+    pictures = [(Image.new("RGB", (8, 8), (10 * i, 0, 0)), label) for i, label in enumerate(labels)]
+    given = Preprocessing(size=(8, 8), resize=8, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def of(vectors: np.ndarray) -> Any:
+        return lambda images: vectors[np.rint(images[:, 0, 0, 0] * 25.5).astype(int)]
+
+    return measure_neighbours("features", of(theirs), of(ours), pictures, given, batch_size=3)
+
+
+def test_shares_are_counted_over_all_images() -> None:
+    theirs = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [3, 3.1]], np.float32)
+    ours = theirs.copy()
+    ours[1] = [0.2, 1]  # of label 0, and now beside those of label 1
+    found = compared(theirs, ours, [0, 0, 1, 1, 1])
+    assert (found.images, found.classes, found.output) == (5, 2, "features")
+    assert found.reference == pytest.approx(100)
+    nearest = nearest_other(ours / np.linalg.norm(ours, axis=1, keepdims=True))
+    right = 100 * np.mean(np.array([0, 0, 1, 1, 1])[nearest] == [0, 0, 1, 1, 1])
+    assert found.engine == pytest.approx(right) and right < 100
+    assert found.drop == pytest.approx(100 - right)
+    assert found.cosine_min < 0.5 < found.cosine_mean < 1
+    found.require(max_drop=100, min_agreement=0)
+    with pytest.raises(GateError, match="points more, over the 1 allowed; try a higher precision"):
+        found.require(max_drop=1)
+    with pytest.raises(GateError, match="get the same label by their nearest neighbours, under the 99"):
+        found.require(min_agreement=99)
+
+
+def test_vectors_that_have_no_direction_and_labels_that_are_all_one() -> None:
+    vectors = unit(4, 2)
+    broken = vectors.copy()
+    broken[2] = np.nan
+    with pytest.raises(GateError, match="the engine gives vectors of NaN, infinity or length 0"):
+        compared(vectors, broken, [0, 0, 1, 1])
+    with pytest.raises(InputError, match="the PyTorch model itself gives vectors"):
+        compared(np.zeros_like(vectors), vectors, [0, 0, 1, 1])
+    with pytest.raises(InputError, match="need images of two labels at least"):
+        compared(vectors, vectors, [3, 3, 3, 3])
+
+
+@pytest.mark.slow
+def test_a_bundle_of_embeddings_is_validated_on_labelled_images(nano_embeddings: Path) -> None:
+    found = validate(ValidateRequest(bundle=nano_embeddings, data="digits", images=40, max_accuracy_drop=0.0))
+    found.require()
+    assert found.neighbours is not None and found.checked is None
+    assert (found.neighbours.output, found.neighbours.images, found.neighbours.classes) == (
+        "features",
+        40,
+        10,
+    )
+    assert found.neighbours.reference == found.neighbours.engine
+    assert found.neighbours.cosine_min > 0.99999
+    assert found.to_dict()["neighbours"]["same_neighbour"] == 100.0
+    with pytest.raises(InputError, match="embeddings are compared in one run"):
+        validate(ValidateRequest(bundle=nano_embeddings, data="digits", resume=Path("x.json")))
