@@ -60,7 +60,7 @@ def test_bundles_that_were_changed(checked: Programs, light: Path, copy_of: Call
     )
     assert "not JSON at byte" in refusal("empty", lambda f: (f / "manifest.json").write_text(""))
     assert "is of a newer schema; upgrade" in refusal(
-        "newer", lambda f: rewrite(f, lambda m: m.update(schema=2))
+        "newer", lambda f: rewrite(f, lambda m: m.update(schema=3))
     )
     assert "lacks its file ../x" in refusal(
         "outside", lambda f: rewrite(f, lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 0}}))

@@ -95,7 +95,6 @@ def test_what_needs_classes_is_refused_in_a_line(
     for command in (
         ("predict", nano_embeddings, images),
         ("report", nano_embeddings),
-        ("validate", nano_embeddings, "--data", images),
     ):
         result = cli(*command, status=2)
         assert "needs classes, and" in result.err and "gives features and patches and no logits" in result.err
