@@ -41,8 +41,8 @@ def made(parts: str) -> SlimViT | SlimEva | WholeModel:
     if parts in WHOLE:
         return whole_model(parts)
     if parts in EVA_VARIANTS:
-        return tiny_eva(parts)
-    return randomise(slim(plain_vit(**VIT_PARTS[parts]), (2, 1, 1, 2))).eval()
+        return tiny_eva(parts, (1, 1, 1))
+    return randomise(slim(plain_vit(**{**VIT_PARTS[parts], "depth": 3}), (1, 1, 1))).eval()
 
 
 @pytest.mark.parametrize("parts", [*VIT_PARTS, *EVA_VARIANTS, *WHOLE])
