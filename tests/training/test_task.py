@@ -32,7 +32,7 @@ def teacher(blocks: int = 6) -> SiT:
 
 
 def slimmed_vit(**options: Any) -> SlimViT:
-    return slim(plain_vit(seed=0, **options), TINY["stage_blocks"], reverse_tsm=True)
+    return randomise(slim(plain_vit(seed=0, **options), TINY["stage_blocks"], reverse_tsm=True))
 
 
 def batch(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
