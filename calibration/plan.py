@@ -30,6 +30,7 @@ class Reason(Enum):
     NOT_ASKED_FOR = "not asked for"
     MAKES_ALL_TOKENS = "every token comes from it"
     MAKES_LATER_TOKENS = "every later token comes from it"
+    POOLS_TOKENS = "of one token but for a narrow layer, so nearly no work"
     WRITES_LOGITS = "writes the logits, for little work"
     TWO_ACTIVATIONS = "product of two activations"
     CARRIES_ERRORS_ON = "carries every block's error on"
@@ -50,6 +51,7 @@ _FEWEST_KEYS = {"int8": 1, "fp8": 32}
 _LEFT_HIGH = {
     "stem": Reason.MAKES_ALL_TOKENS,
     "conv": Reason.MAKES_ALL_TOKENS,
+    "pool": Reason.POOLS_TOKENS,
     "head": Reason.WRITES_LOGITS,
     "attention": Reason.TWO_ACTIVATIONS,
     "aggregation": Reason.MAKES_LATER_TOKENS,

@@ -56,6 +56,8 @@ class Classifier:
             InputError: no image, or an engine that gives no logits.
         """
         found = self.outputs(images)
+        if self.bundle is None and len(found) == 1:  # an engine of any graph, whatever it calls them
+            return next(iter(found.values()))
         if LOGITS not in found:
             raise InputError(f"this engine gives {listing(tuple(found))} and no logits; call outputs()")
         return found[LOGITS]
