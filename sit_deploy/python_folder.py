@@ -94,11 +94,7 @@ Images, from Python, with this folder as the current one or first in PYTHONPATH:
 
     import sit_bundle
 
-    with sit_bundle.load("bundles/{first}") as classify:
-        logits = classify(["cat.jpg", "dog.jpg"])  # paths, bytes, Pillow images or uint8 arrays; any number of them
-        print(sit_bundle.top_classes(logits, classify.bundle.classes))
-
-`classify.logits(array)` takes images that are prepared already.
+{usage}
 
 ## check.py
 
@@ -110,6 +106,20 @@ do not serve it here; 2 bad usage, or a bundle does not run on this machine, wit
 `check.json` says what ran where: CPU, GPU, driver, clocks, releases; no host name and no path. Where sit-deploy is,
 `sit-deploy report BUNDLE --measured check.json` takes it in.
 {gpu}"""
+
+_CLASSIFIES = """\
+    with sit_bundle.load("bundles/{first}") as classify:
+        logits = classify(["cat.jpg", "dog.jpg"])  # paths, bytes, Pillow images or uint8 arrays; any number of them
+        print(sit_bundle.top_classes(logits, classify.bundle.classes))
+
+`classify.logits(array)` takes images that are prepared already."""
+
+_EMBEDS = """\
+    with sit_bundle.load("bundles/{first}") as embed:
+        found = embed.all_outputs(["cat.jpg", "dog.jpg"])  # paths, bytes, Pillow images or uint8 arrays; any number of them
+        print({{name: values.shape for name, values in found.items()}})  # {outputs}
+
+`embed.outputs(array)` takes images that are prepared already."""
 
 _GPU_README = """
 ## On a GPU
@@ -288,7 +298,9 @@ def _readme(names: Sequence[str], bundles: Sequence[Bundle]) -> str:
         title=_cell(", ".join(dict.fromkeys(bundle.manifest.model.name for bundle in bundles))),
         version=__version__,
         rows="\n".join(rows),
-        first=names[0],
+        usage=(_CLASSIFIES if bundles[0].manifest.has_logits else _EMBEDS).format(
+            first=names[0], outputs=", ".join(one.name for one in bundles[0].outputs)
+        ),
         gpu=_GPU_README if on_gpu else "",
     )
 

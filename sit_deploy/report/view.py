@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from sit_deploy.outputs import listing
 from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.build_types import (
     AccuracyRecord,
@@ -48,6 +49,7 @@ def build_view(report: BuildReport) -> dict[str, Any]:
         "tokens": _tokens(report),
         "layers": _engine_layers(report.engine_layers),
         "compared_on": report.compared_on,
+        "compared": "outputs" if _given(report) else "logits",
         "hops": [_hop(hop, report) for hop in report.hops],
         "quantization": quantization_view(report),
         "tuning": tuning_view(report.quantization),
@@ -369,11 +371,17 @@ def _tokens(report: BuildReport) -> list[tuple[str, str, float]]:
     return bars
 
 
+def _given(report: BuildReport) -> str:
+    """Return what a bundle gives that has others than logits: "gives features and patches"; nothing for one of logits alone."""
+    names = [one.name for one in report.hops[0].outputs] if report.hops else []
+    return f"gives {listing(names)}" if names else ""
+
+
 def _facts(report: BuildReport) -> list[tuple[str, str]]:
     model, engine = report.model, report.engine
     size = f"{model.image_size[0]}×{model.image_size[1]}"
     return [
-        ("Model", f"{model.name}, {size}, {model.num_classes} classes"),
+        ("Model", f"{model.name}, {size}, {_given(report) or f'{model.num_classes} classes'}"),
         (
             "Size",
             f"{model.parameters / 1e6:.2f} M parameters, {model.macs / 1e9:.2f} GMACs an image as deployed",

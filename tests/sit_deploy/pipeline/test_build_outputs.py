@@ -19,6 +19,7 @@ from sit_deploy.models.outputs import with_outputs
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.logits import torch_outputs
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.python_folder import write_folder
 from sit_deploy.validation.reference import reference_model
 from sit_deploy.validation.validate import ValidateRequest, validate
 from tests.helpers.command_line import CommandLine
@@ -119,3 +120,13 @@ def test_checkpoint_without_a_head(tmp_path: Path) -> None:
 def test_unknown_output(outputs: str, cli: CommandLine) -> None:
     result = cli("export", "--model", "sit_nano", "--outputs", outputs, status=2)
     assert "choose from logits, features, cls, patches" in result.err
+
+
+def test_the_page_and_a_packaged_folder_say_what_is_given(nano_embeddings: Path, tmp_path: Path) -> None:
+    page = (nano_embeddings / "report.html").read_text(encoding="utf-8")
+    assert "gives features and patches" in page and "0 classes" not in page
+    assert "deviations of the reference outputs" in page
+    write_folder([load_bundle(nano_embeddings)], tmp_path / "folder")
+    readme = (tmp_path / "folder/README.md").read_text(encoding="utf-8")
+    assert "found = embed.all_outputs(" in readme and "# features, patches" in readme
+    assert "{name: values.shape for" in readme and "top_classes(" not in readme

@@ -301,7 +301,7 @@ def test_thresholds_that_were_trained_keep_what_they_were_trained_on(
 ) -> None:
     model = tiny_vit("plain")
     pixels = images(model).numpy()
-    reference = torch_logits(model, pixels)
+    reference = {"logits": torch_logits(model, pixels)}
     work = Work(SimpleNamespace(trained_thresholds=thresholds), lambda *_: None)
     loaded, compared = SimpleNamespace(model=model), SimpleNamespace(normalised=pixels, reference=reference)
     deploy, _ = _deploy(work, loaded, compared)
