@@ -81,7 +81,7 @@ class Relabelled(Sequence):
 def open_labelled(
     data: str | Path,
     classes: Sequence[str] | None,
-    num_classes: int,
+    num_classes: int | None,
     *,
     root: Path | None = None,
     split: str | None = None,
@@ -94,7 +94,7 @@ def open_labelled(
         data: a folder with one subfolder a class; a folder that has such a folder called val, test or the like
             (`sit_deploy.data.splits`); or a data set of timm (torch/NAME, hfds/OWNER/NAME), or digits.
         classes: names of the model's classes in label order, None where it has none.
-        num_classes: of the model.
+        num_classes: of the model; None for one without classes, to which the images' own are given.
         root: where a data set of timm lies.
         split: the part to take, of a data set or of a folder with several.
         image_key: column of the images, of a data set of the Hugging Face Hub.
@@ -108,7 +108,8 @@ def open_labelled(
         if image_key or label_key:
             raise InputError("--image-key and --label-key are for hfds/…; leave them out with a folder")
         part = find_part(path, HELD_OUT, split, classes=classes, num_classes=num_classes)
-        labelled = match_labels(ImageFolder(part), classes, num_classes)
+        folder = ImageFolder(part)
+        labelled = match_labels(folder, classes, len(folder.classes) if num_classes is None else num_classes)
         if part == path:
             return labelled
         return replace(labelled, notes=(f"taken from {shown(part)}", *labelled.notes))
@@ -118,31 +119,11 @@ def open_labelled(
         DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key)
     )
     names = opened.classes or [str(label) for label in range(opened.num_classes)]
-    matched = match_names(str(data), names, classes, num_classes, ordered=True)
+    count = len(names) if num_classes is None else num_classes
+    matched = match_names(str(data), names, classes, count, ordered=True)
     return Labelled(
         Relabelled(opened.val, matched.labels), opened.name, matched, (*opened.notes, *matched.notes)
     )
-
-
-def open_with_own_labels(
-    data: str | Path,
-    *,
-    root: Path | None = None,
-    split: str | None = None,
-    image_key: str | None = None,
-    label_key: str | None = None,
-) -> Labelled:
-    """Open held-out images under their own labels, for a model that has no classes; arguments and errors as `open_labelled`."""
-    path = Path(data)
-    options = {"root": root, "split": split, "image_key": image_key, "label_key": label_key}
-    if path.is_dir() or not is_named(str(data)):
-        count = len(ImageFolder(find_part(path, HELD_OUT, split)).classes)
-    else:
-        from sit_deploy.data.datasets import open_held_out
-
-        source = DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key)
-        count = open_held_out(source).num_classes
-    return open_labelled(data, None, count, **options)
 
 
 def match_labels(folder: ImageFolder, classes: Sequence[str] | None, num_classes: int) -> Labelled:

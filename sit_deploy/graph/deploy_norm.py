@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from timm.layers import RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32
+from timm.layers import SimpleNorm, SimpleNormFp32
 from torch import Tensor, nn
+
+from sit_deploy.models.timm_vit import RMS_NORMS
 
 
 class DeployRmsNorm(nn.Module):
@@ -37,13 +39,12 @@ def deploy_norm(norm: nn.Module) -> nn.Module:
     timm's SimpleNorm divides by the standard deviation of n channels counted as n - 1. With k = n / (n - 1),
     √(k·v + eps) = √k·√(v + eps / k): the mean of squares takes the place of their sum over n - 1.
     """
-    simple = isinstance(norm, SimpleNorm | SimpleNormFp32)
-    if not simple and not isinstance(norm, RmsNorm | RmsNormFp32 | nn.RMSNorm):
+    if not isinstance(norm, RMS_NORMS):
         return norm
     channels = norm.normalized_shape[-1]
     eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
     weight = torch.ones(channels) if norm.weight is None else norm.weight
-    if not simple:
+    if not isinstance(norm, SimpleNorm | SimpleNormFp32):
         return DeployRmsNorm(weight.detach(), eps)
     k = channels / (channels - 1)
     return DeployRmsNorm(weight.detach().double() / k**0.5, eps / k, centred=True)

@@ -11,7 +11,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from sit_deploy.graph.deploy_block import deploy_mlp
-from sit_deploy.graph.folding import kept_norm, make_linear
+from sit_deploy.graph.folding import fold_value_bias, kept_norm, make_linear
 
 
 def pool_tokens(tokens: Tensor, kind: str) -> Tensor:
@@ -23,7 +23,7 @@ def pool_tokens(tokens: Tensor, kind: str) -> Tensor:
 
 
 class DeployAttentionPool(nn.Module):
-    """timm's AttentionPoolLatent (`models.timm_vit.pool_obstacles` lets through which): tokens (B, N, dim) → (B, dim)."""
+    """timm's AttentionPoolLatent (`models.timm_vit` lets through which): tokens (B, N, dim) → (B, dim)."""
 
     def __init__(self, pool: AttentionPoolLatent) -> None:
         super().__init__()
@@ -36,14 +36,12 @@ class DeployAttentionPool(nn.Module):
         # the keys' bias adds the same to all logits of a query: the softmax takes it away
         logits = torch.einsum("lhw,hwd->hld", query, keys)
         self.scores = make_linear(logits.flatten(0, 1), None)
-        self.register_buffer(
-            "values", values.transpose(1, 2).float()[None].contiguous()
-        )  # (1, heads, dim, width)
-        bias = 0 if pool.kv.bias is None else pool.kv.bias.double().chunk(2)[1]
-        proj = pool.proj.weight.double()
-        own = 0 if pool.proj.bias is None else pool.proj.bias.double()
-        total = proj @ bias + own if torch.is_tensor(bias) else own
-        self.proj = make_linear(proj, total if torch.is_tensor(total) else None)
+        # (1, heads, dim, width)
+        self.register_buffer("values", values.transpose(1, 2).float()[None].contiguous())
+        if pool.kv.bias is None:
+            self.proj = pool.proj
+        else:
+            self.proj = fold_value_bias(pool.proj, pool.kv.bias.double().chunk(2)[1], 1.0)
         self.norm = kept_norm(pool, "norm")
         self.mlp = None if pool.mlp is None else deploy_mlp(pool.mlp, 1.0)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sit_deploy.models.rotary import places_of, turns_of
+from sit_deploy.models.rotary import Turns, places_of, turns_of
 from sit_deploy.models.slim import SlimEva
 from sit_deploy.models.timm_vit import rotary_table, rotates_halves
 
@@ -49,12 +49,9 @@ class DeployPositions(nn.Module):
             return
         turns = turns_of(model.rope, model.grid_size)
         for name, angle in (("offset", turns.offset), ("row", turns.row), ("column", turns.column)):
-            both = torch.cat(
-                (-angle, angle), dim=-1
-            )  # sines of the first half are negative, cosines do not care
-            self.register_buffer(
-                name, both.reshape(both.shape[0] if self.by_block else 1, -1, 1, both.shape[-1])
-            )
+            # sines of the first half are negative, cosines do not care; (1 or depth, 1 or heads, head_dim)
+            both = torch.cat((-angle, angle), dim=-1)
+            self.register_buffer(name, both if self.by_block else both[None, None])
         self.merge = _Merge(places_of(model.grid_size, sine)[None])
 
     def forward(self, block: int, places: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -62,8 +59,8 @@ class DeployPositions(nn.Module):
         which = slice(block, block + 1) if self.by_block else slice(None)
         if places is None:
             return self.cosine[which], self.sine[which]
-        row, column, offset = self.row[which], self.column[which], self.offset[which]
-        angles = places[:, None, :, :1] * row + places[:, None, :, 1:] * column + offset
+        turns = Turns(self.offset[which], self.row[which], self.column[which])
+        angles = turns.angles(places[:, None])
         angles = F.pad(angles, (0, 0, self.prefix, 0)) if self.prefix else angles
         return angles.cos(), angles.sin()
 

@@ -140,10 +140,15 @@ def fold_attention(
     if keep_value_bias or mixed_norm is not None or gate is not None:
         value_bias = value.reshape(by_head).float()
         return FoldedAttention(weight, query_bias, value_bias, fold_gain(attention.proj, gain), **kept)
+    return FoldedAttention(weight, query_bias, None, fold_value_bias(attention.proj, value, gain), **kept)
+
+
+def fold_value_bias(proj: nn.Linear, value: Tensor, gain: Tensor | float) -> nn.Linear:
+    """Return a Linear that equals `gain * proj(x + value)`: the bias (dim,) of values whose average `proj` reads, and a gain as `fold_gain`'s."""
     rows = torch.as_tensor(gain, dtype=torch.float64).reshape(-1, 1)
-    proj, own = attention.proj.weight.double(), _double(attention.proj.bias)
-    bias = proj @ value + (0 if own is None else own)
-    return FoldedAttention(weight, query_bias, None, make_linear(proj * rows, bias * rows[:, 0]), **kept)
+    weight, own = proj.weight.double(), _double(proj.bias)
+    bias = weight @ value + (0 if own is None else own)
+    return make_linear(weight * rows, bias * rows[:, 0])
 
 
 def _qkv(attention: nn.Module) -> tuple[Tensor, Tensor | None]:

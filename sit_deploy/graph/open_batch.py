@@ -15,7 +15,6 @@ from sit_deploy.errors import InputError
 
 EXPORTED = 2  # an exporter may treat a dimension of 1 as one to broadcast
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "MatMul"})
-_Shapes = dict[str, tuple[int, ...]]
 
 
 def open_batch(model: ModelProto) -> None:
@@ -68,7 +67,7 @@ class _Values:
         self.graph: GraphProto = model.graph
         self.constants = {t.name: t for t in model.graph.initializer}
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.shapes: _Shapes = {
+        self.shapes: dict[str, tuple[int, ...]] = {
             value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
             for value in (*inferred.input, *inferred.value_info, *inferred.output)
         } | {t.name: tuple(t.dims) for t in model.graph.initializer}
@@ -85,7 +84,8 @@ class _Values:
         return name
 
     def same(self, name: str, other: _Values, twin: str) -> bool:
-        return self.constants[name].raw_data == other.constants[twin].raw_data
+        one, two = self.array(name), other.array(twin)
+        return one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
 def _open_reshape(node: NodeProto, here: _Values, twin: NodeProto, there: _Values) -> None:

@@ -54,15 +54,12 @@ def erf_gelus(graph: onnx.GraphProto) -> dict[int, tuple[int, ...]]:
 
 def angles(graph: onnx.GraphProto) -> set[int]:
     """Find what makes the angles of rotary positions: the nodes from which only sines and cosines are computed; return their indices."""
-    consumers: dict[str, list[int]] = {}
-    for i, node in enumerate(graph.node):
-        for name in node.input:
-            consumers.setdefault(name, []).append(i)
+    links = _Links(graph)
     outputs = {value.name for value in graph.output}
     found: set[int] = set()
     for i in range(len(graph.node) - 1, -1, -1):
         node = graph.node[i]
-        readers = [reader for name in node.output for reader in consumers.get(name, ())]
+        readers = [reader for name in node.output for reader in links.readers.get(name, ())]
         last = node.op_type in ("Sin", "Cos")
         if last or (readers and found.issuperset(readers) and outputs.isdisjoint(node.output)):
             found.add(i)

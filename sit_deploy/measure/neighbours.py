@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.measure.parity import cosines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,7 @@ def measure_neighbours(
     second = _unit(np.concatenate(ours), GateError, "the engine")
     nearest = [nearest_other(vectors) for vectors in (first, second)]
     given = [label[indices] for indices in nearest]
-    cosines = (first * second).sum(axis=1)
+    cosine = cosines(second, first)
     return Neighbours(
         output,
         len(label),
@@ -125,8 +126,8 @@ def measure_neighbours(
         *(float(100 * np.mean(one == label)) for one in given),
         float(100 * np.mean(given[0] == given[1])),
         float(100 * np.mean(nearest[0] == nearest[1])),
-        float(cosines.min()),
-        float(cosines.mean()),
+        float(cosine.min()),
+        float(cosine.mean()),
     )
 
 

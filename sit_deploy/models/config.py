@@ -168,12 +168,17 @@ def reschedule(
     if (blocks, ratio) == (config.stage_blocks, config.keeping_ratio):
         return config
     if config.unslimmable:
-        raise InputError(
-            f"{config.name} cannot be slimmed, for it has {config.unslimmable}; take it as it is, without --stages, or slim a plain "
-            "vision transformer such as deit_small_patch16_224"
-        )
+        raise not_slimmed(config.name, config.unslimmable)
     teacher = (config.teacher or config.name) if len(blocks) > 1 else None
     return replace(config, stage_blocks=blocks, keeping_ratio=ratio, teacher=teacher, top1=None)
+
+
+def not_slimmed(name: str, obstacle: str) -> InputError:
+    """Return the error of stages for a model that is taken whole, by what keeps it from slimming."""
+    return InputError(
+        f"{name} cannot be slimmed, for it has {obstacle}; take it as it is, without --stages, or slim a plain vision transformer such as "
+        "deit_small_patch16_224"
+    )
 
 
 def example_stages(depth: int) -> tuple[int, ...]:

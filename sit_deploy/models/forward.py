@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.rotary import Rotary
+from sit_deploy.outputs import CLS, FEATURES, LOGITS, PATCHES
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,19 @@ class FRDOutput:
     logits: Tensor
     dist_logits: Tensor | None
     tokens: list[Tensor]
+
+
+def named_outputs(model: Any, images: Tensor, names: Sequence[str]) -> Tensor | tuple[Tensor, ...]:
+    """Return outputs (`sit_deploy.outputs`) of images (B, C, H, W), as timm's methods compute them: a tensor, or several in order."""
+    tokens = model.forward_features(images)
+    make = {
+        LOGITS: lambda: model.forward_head(tokens),
+        FEATURES: lambda: model.forward_head(tokens, pre_logits=True),
+        CLS: lambda: tokens[:, 0],
+        PATCHES: lambda: tokens[:, model.num_prefix_tokens :],
+    }
+    made = tuple(make[name]() for name in names)
+    return made if len(made) > 1 else made[0]
 
 
 class SlimmingForward(nn.Module):

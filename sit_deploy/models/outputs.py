@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.models.forward import named_outputs
 from sit_deploy.models.whole import WholeModel
 from sit_deploy.outputs import CLS, DEFAULT, FEATURES, LOGITS, PATCHES, in_order
 
@@ -26,16 +27,7 @@ class ModelOutputs(nn.Module):
         self.names = in_order(names)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        model = self.model
-        tokens = model.forward_features(images)
-        make = {
-            LOGITS: lambda: model.forward_head(tokens),
-            FEATURES: lambda: model.forward_head(tokens, pre_logits=True),
-            CLS: lambda: tokens[:, 0],
-            PATCHES: lambda: tokens[:, model.num_prefix_tokens :],
-        }
-        made = tuple(make[name]() for name in self.names)
-        return made if len(made) > 1 else made[0]
+        return named_outputs(self.model, images, self.names)
 
 
 def with_outputs(model: Any, names: Sequence[str]) -> Any:

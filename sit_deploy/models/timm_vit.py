@@ -36,7 +36,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import ModelConfig, check_image_sides
+from sit_deploy.models.config import ModelConfig, check_image_sides, not_slimmed
 from sit_deploy.models.timm_arguments import split
 
 # each is one operator of ONNX, or a sigmoid and a product
@@ -53,14 +53,12 @@ MODULES = (
     "vision_transformer_sam",
     "vision_transformer_hybrid",
 )
-UNSLIMMED = (
-    "take it as it is, without stages, or slim a plain vision transformer such as deit_small_patch16_224"
-)
 # what timm's constructors raise for arguments that they cannot take, sizes of zero among them
 NOT_MADE = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError)
 _BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 _ATTENTIONS = (Attention, AttentionRope, EvaAttention)
-_RMS_NORMS = (RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, nn.RMSNorm)
+# norms by root mean square, of the channels or of what they are off their mean
+RMS_NORMS = (RmsNorm, RmsNormFp32, SimpleNorm, SimpleNormFp32, nn.RMSNorm)
 _MLPS = (Mlp, GluMlp, SwiGLU)
 
 
@@ -96,8 +94,6 @@ def timm_config(name: str) -> ModelConfig:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"timm cannot make '{name}' ({reason}); leave out what follows the dot") from None
     obstacle = why_whole(model, name)
-    if not len(getattr(model, "blocks", ())):
-        raise InputError(f"{name} has no blocks; take a model that has")
     data = resolve_model_data_config(model)
     block = model.blocks[0]
     hidden = getattr(getattr(getattr(block, "mlp", None), "fc2", None), "in_features", 4 * model.embed_dim)
@@ -152,13 +148,15 @@ def why_whole(model: nn.Module, name: str) -> str | None:
     """Return what keeps a vision transformer of timm from being slimmed, so that it is taken whole; None for one that slims.
 
     Raises:
-        InputError: another kind of model, which is not taken at all.
+        InputError: another kind of model, or one without blocks, which is not taken at all.
     """
     obstacle = next(_obstacles(model), None)
     if obstacle and type(model).__module__ not in {f"timm.models.{module}" for module in MODULES}:
         raise InputError(
             f"{name} is not supported, for it has {obstacle}; take a vision transformer of timm, such as deit_small_patch16_224"
         )
+    if not len(getattr(model, "blocks", ())):
+        raise InputError(f"{name} has no blocks; take a model that has")
     return obstacle
 
 
@@ -170,7 +168,7 @@ def check_supported(model: nn.Module, name: str) -> None:
     """
     obstacle = why_whole(model, name)
     if obstacle:
-        raise InputError(f"{name} cannot be slimmed, for it has {obstacle}; {UNSLIMMED}")
+        raise not_slimmed(name, obstacle)
 
 
 def _obstacles(model: nn.Module) -> Iterator[str]:
@@ -180,8 +178,6 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
     if kind not in (VisionTransformer, VisionTransformerDistilled, Eva):
         yield f"another architecture ({kind.__module__.split('.')[-1]}.{kind.__name__})"
         return  # nothing below can be asked of it
-    if not len(model.blocks):
-        yield "no blocks"
     yield from _pool_obstacles(model)
     if not isinstance(model.patch_drop, (nn.Identity, type(None))):
         yield "patch dropout"
@@ -254,7 +250,7 @@ def _embedding_obstacles(embed: nn.Module, any_size: bool) -> Iterator[str]:
 def _norm_obstacles(norm: nn.Module, optional: bool = False) -> Iterator[str]:
     if optional and isinstance(norm, nn.Identity):
         return
-    if not isinstance(norm, _RMS_NORMS) and (not isinstance(norm, nn.LayerNorm) or norm.weight is None):
+    if not isinstance(norm, RMS_NORMS) and (not isinstance(norm, nn.LayerNorm) or norm.weight is None):
         yield f"{type(norm).__name__} in place of a LayerNorm with weights"
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.forward import FRDOutput
+from sit_deploy.models.forward import FRDOutput, named_outputs
 from sit_deploy.models.timm_vit import MODULES, check_sides, patch_side
-from sit_deploy.outputs import DEFAULT, FEATURES, LOGITS
+from sit_deploy.outputs import DEFAULT
 
 
 class WholeModel(nn.Module):
@@ -48,15 +48,7 @@ class WholeModel(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Images → logits; features, or both, where `outputs` says so (of its deploy form)."""
-        if self.outputs == DEFAULT:
-            return super().forward(x)
-        tokens = self.forward_features(x)
-        made = {
-            LOGITS: lambda: self.forward_head(tokens),
-            FEATURES: lambda: self.forward_head(tokens, pre_logits=True),
-        }
-        given = tuple(made[name]() for name in self.outputs)
-        return given if len(given) > 1 else given[0]
+        return super().forward(x) if self.outputs == DEFAULT else named_outputs(self, x, self.outputs)
 
     def forward_frd(self, x: Tensor, tokens: bool = True) -> FRDOutput:
         """Images → its logits, of what FRD compares.

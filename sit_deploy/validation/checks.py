@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.bundle import GOLDEN, Bundle
-from sit_deploy.data.labelled import Labelled, open_labelled, open_with_own_labels
+from sit_deploy.data.labelled import Labelled, open_labelled
 from sit_deploy.data.samples import spread_over
 from sit_deploy.measure.accuracy import ENGINE, Accuracy
 from sit_deploy.measure.baseline import Doubt, find_doubts
@@ -129,8 +129,6 @@ def open_labelled_for(
     options: of `open_labelled`.
     """
     manifest = bundle.manifest
-    if manifest.has_logits:
-        labelled = open_labelled(data, manifest.classes, manifest.model.num_classes, **options)
-    else:
-        labelled = open_with_own_labels(data, **options)
+    count = manifest.model.num_classes if manifest.has_logits else None
+    labelled = open_labelled(data, manifest.classes, count, **options)
     return replace(labelled, samples=spread_over(labelled.samples, images))

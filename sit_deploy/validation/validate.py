@@ -226,7 +226,8 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     bundle = load_bundle(request.bundle)
     own = bundle.manifest.engine.kind
     kind = request.engine or own
-    if request.data is not None and not bundle.manifest.has_logits:
+    embeds = request.data is not None and not bundle.manifest.has_logits
+    if embeds:
         _check_embedding(request, bundle)
     if request.layers and kind != own:
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
@@ -241,7 +242,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
             golden = check_golden(bundle, classifier)
             checked = neighbours = None
             report = progress if main else None
-            if request.data is not None and not bundle.manifest.has_logits:
+            if embeds:
                 neighbours = _check_neighbours(request, bundle, classifier, preprocessing, report)
             elif request.data is not None:
                 checked = _check_accuracy(request, bundle, classifier, preprocessing, world, report)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import load_model
@@ -51,13 +52,25 @@ def test_hugging_face_vit(saved: str, tmp_path: Path, save: Save) -> None:
     assert any("Hugging Face" in note for note in loaded.notes)
 
 
+def of_torchvision(size: int = SIZE) -> nn.Module:
+    """Make torchvision's vision transformer of ViT-Ti's measures, randomised, in eval mode."""
+    models = pytest.importorskip("torchvision").models
+    return randomise(
+        models.VisionTransformer(
+            image_size=size,
+            patch_size=16,
+            num_layers=12,
+            num_heads=3,
+            hidden_dim=192,
+            mlp_dim=768,
+            num_classes=5,
+        )
+    ).eval()
+
+
 @torch.no_grad()
 def test_torchvision(save: Save) -> None:
-    torchvision = pytest.importorskip("torchvision")
-    theirs = torchvision.models.VisionTransformer(
-        image_size=SIZE, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=5
-    )
-    theirs = randomise(theirs).eval()
+    theirs = of_torchvision()
     for layer in theirs.encoder.layers:
         layer.self_attention.in_proj_weight.normal_(std=0.07)
         layer.self_attention.in_proj_bias.normal_(std=0.2)
@@ -71,11 +84,7 @@ def test_torchvision(save: Save) -> None:
 
 @torch.no_grad()
 def test_swag_names_are_torchvision_s_with_the_batch_second(save: Save) -> None:
-    torchvision = pytest.importorskip("torchvision")
-    theirs = torchvision.models.VisionTransformer(
-        image_size=SIZE, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=5
-    )
-    plain = randomise(theirs).state_dict()
+    plain = of_torchvision().state_dict()
     changes = {"encoder.layers.encoder_layer_": "encoder.layers.layer_", "mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2.",
                "heads.head.": "head.layers.head."}  # fmt: skip
     swag = {}
@@ -91,11 +100,7 @@ def test_swag_names_are_torchvision_s_with_the_batch_second(save: Save) -> None:
 @torch.no_grad()
 def test_a_larger_image_keeps_torchvision_s_positions(save: Save) -> None:
     """As SWAG's are for 384 pixels: given that size, they are taken as they are."""
-    torchvision = pytest.importorskip("torchvision")
-    theirs = torchvision.models.VisionTransformer(
-        image_size=96, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=5
-    )
-    theirs = randomise(theirs).eval()
+    theirs = of_torchvision(96)
     loaded = load_model("vit_tiny_patch16_384", save(theirs.state_dict()), 96)
     assert torch.equal(loaded.model.pos_embed, theirs.encoder.pos_embedding)
     assert not any("resampled" in note for note in loaded.notes)
