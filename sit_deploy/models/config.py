@@ -45,14 +45,19 @@ def token_schedule(
     return kept
 
 
-def check_image_sides(sides: tuple[int, int], patch: int) -> None:
-    """Refuse sides in pixels that `patch` does not divide.
+def takes_side(side: int, patch: int, own: int | None = None) -> bool:
+    """Say whether images of `side` pixels are taken: patches divide them, or they are a model's own (SigLIP's 384 of 14)."""
+    return side == own or (side >= patch and side % patch == 0)
+
+
+def check_image_sides(sides: tuple[int, int], patch: int, own: int | None = None) -> None:
+    """Refuse sides in pixels that `patch` does not divide, but for a model's own.
 
     Raises:
         InputError: names the sizes nearest to the first wrong side.
     """
     for side in sides:
-        if side < patch or side % patch:
+        if not takes_side(side, patch, own):
             below = max(1, side // patch) * patch
             raise InputError(
                 f"image sides must be positive and divisible by {patch}, got {sides[0]}x{sides[1]}; take {below} or {below + patch}"

@@ -139,9 +139,8 @@ def check_sides(model: nn.Module, img_size: tuple[int, int]) -> None:
     Raises:
         InputError: names the nearest sizes.
     """
-    own = getattr(model, "pretrained_cfg", None) or {}
-    if tuple(own.get("input_size", ()))[1:] != img_size:
-        check_image_sides(img_size, patch_side(model))
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    check_image_sides(img_size, patch_side(model), own[-1] if own else None)
 
 
 def why_whole(model: nn.Module, name: str) -> str | None:

@@ -10,7 +10,7 @@ from engines.base import ATTENTION_OPSET
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
-from sit_deploy.models.config import check_class_count
+from sit_deploy.models.config import check_class_count, takes_side
 from sit_deploy.models.hub import open_published
 from sit_deploy.pipeline.request import (
     AUTO,
@@ -90,7 +90,7 @@ def check_request(request: BuildRequest) -> None:
     if config:
         size = config.image_size if request.image_size is None else request.image_size
         patch = config.patch_size
-        if size < patch or size % patch:
+        if not takes_side(size, patch, own=config.image_size):
             below = max(patch, size // patch * patch)
             raise InputError(
                 f"image size {size} is not a positive multiple of {patch}; take {below} or {below + patch}"

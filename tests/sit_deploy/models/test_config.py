@@ -6,7 +6,7 @@ import pytest
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import get_config, title
-from sit_deploy.models.config import STEMS, example_stages, kept_tokens
+from sit_deploy.models.config import STEMS, check_image_sides, example_stages, kept_tokens, takes_side
 
 
 def test_stems() -> None:
@@ -23,6 +23,17 @@ def test_tokens_at_another_size_are_rounded_down_from_the_first_count(
     size: int, tokens: tuple[int, ...]
 ) -> None:
     assert get_config("sit_s").tokens(size) == tokens
+
+
+def test_sides_are_multiples_of_the_patch_or_the_models_own() -> None:
+    check_image_sides((28, 42), 14)
+    check_image_sides((384, 392), 14, own=384)
+    for wrong in (0, 7, 384):
+        assert not takes_side(wrong, 14)
+    with pytest.raises(InputError, match="divisible by 14, got 392x384; take 378 or 392"):
+        check_image_sides((392, 384), 14)
+    with pytest.raises(InputError, match="got 384x398; take 392 or 406"):
+        check_image_sides((384, 398), 14, own=384)
 
 
 def test_kept_tokens_of_another_ratio() -> None:

@@ -190,3 +190,14 @@ def test_images_that_were_squeezed_are_told_of(tmp_path: Path) -> None:
     work = Work(BuildRequest("vit_medium_patch16_gap_384", tmp_path, image_size=32), lambda *_: None)
     load_request(work)
     assert "published for images squeezed into a square; here they are cropped" in work.notes[1]
+
+
+def test_a_models_own_size_need_not_be_a_multiple_of_its_patches(cli: CommandLine) -> None:
+    """SigLIP's 384 pixels of 14: 27 patches a side, and 6 pixels that none sees; another such size is refused."""
+    name = "vit_so400m_patch14_siglip_gap_384:depth=2,embed_dim=32,num_heads=2"  # halved here
+    words = ("--model", name, "--stages", "1", "--calib-images", "2", "--engine", "onnxruntime", "-o", "own")
+    cli("build", *words)
+    bundle = load_bundle(cli.folder / "own")
+    assert (bundle.manifest.model.image_size, bundle.manifest.model.tokens) == ((384, 384), [27 * 27])
+    message = cli.refuses("build", *words, "--image-size", "398")
+    assert message == "image size 398 is not a positive multiple of 14; take 392 or 406"
