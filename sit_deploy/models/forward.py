@@ -89,21 +89,26 @@ class SlimmingForward(nn.Module):
         raise NotImplementedError
 
     def _run_block(self, index: int, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Rotary | None]:
-        """Run block `index` and, where a stage ends, its TSM on the patch tokens; the prefix tokens go round it."""
+        """Run block `index` and, where a stage ends, its TSM."""
+        x = self._through(index, x, rotary)
+        return self._slim(index, x, rotary) if index in self.slim_after else (x, rotary)
+
+    def _through(self, index: int, x: Tensor, rotary: Rotary | None) -> Tensor:
         block = self.blocks[index]
         given = (x,) if rotary is None else (x, rotary.of_block(index))
         again = self.grad_checkpointing and self.training
-        x = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
-        if index in self.slim_after:
-            n = self.num_prefix_tokens
-            tsm = self.tsm[self.slim_after[index]]
-            if rotary is None:
-                slimmed = tsm(x[:, n:])
-            else:
-                slimmed, assignment = tsm(x[:, n:], with_assignment=True)
-                rotary = rotary.merge(assignment)
-            x = torch.cat((x[:, :n], slimmed), dim=1)
-        return x, rotary
+        return checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+
+    def _slim(self, index: int, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Rotary | None]:
+        """Slim the patch tokens behind block `index`, where a stage ends; the prefix tokens go round its TSM."""
+        n = self.num_prefix_tokens
+        tsm = self.tsm[self.slim_after[index]]
+        if rotary is None:
+            slimmed = tsm(x[:, n:])
+        else:
+            slimmed, assignment = tsm(x[:, n:], with_assignment=True)
+            rotary = rotary.merge(assignment)
+        return torch.cat((x[:, :n], slimmed), dim=1), rotary
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images → normalised tokens of the last block (B, prefix + kept, dim)."""
@@ -139,6 +144,32 @@ class SlimmingForward(nn.Module):
             patches = x[:, self.num_prefix_tokens :]
             recovered.append(patches if recover is None else recover[i](patches))
         return FRDOutput(*self._heads(self.norm(x)), recovered)
+
+    def forward_to(self, index: int, images: Tensor) -> tuple[Tensor, Rotary | None]:
+        """Images → tokens (B, tokens, dim) behind block `index`, not slimmed there, and their rotary positions."""
+        x, rotary = self._checked_start(images)
+        for i in range(index):
+            x, rotary = self._run_block(i, x, rotary)
+        return self._through(index, x, rotary), rotary
+
+    def forward_from(self, index: int, x: Tensor, rotary: Rotary | None = None) -> FRDOutput:
+        """Go on from what `forward_to` gave.
+
+        Args:
+            index: of the block that the tokens are behind; where a stage ends with it, they are slimmed first.
+            x: tokens (B, tokens, dim).
+            rotary: their positions, where they have some.
+
+        Returns:
+            Logits, and all tokens (B, prefix + kept, dim) behind each further block as they are: slimmed, not recovered.
+        """
+        if index in self.slim_after:
+            x, rotary = self._slim(index, x, rotary)
+        behind = []
+        for i in range(index + 1, self.depth):
+            x, rotary = self._run_block(i, x, rotary)
+            behind.append(x)
+        return FRDOutput(*self._heads(self.norm(x)), behind)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Normalised tokens → logits of the head, and those of the dist head or None."""
