@@ -92,7 +92,7 @@ def triton(
     from sit_deploy.triton.chosen import serving_for
     from sit_deploy.triton.config import Serving
     from sit_deploy.triton.copies import Copies
-    from sit_deploy.triton.readme import container_for
+    from sit_deploy.triton.readme import container_for, notes
     from sit_deploy.triton.repository import write_repository
 
     if name is not None and len(bundles) > 1:
@@ -111,15 +111,19 @@ def triton(
     packages = [(bundle, serving_for(bundle, common, name, backend, copies)) for bundle in opened]
     models = write_repository(packages, output, force)
     containers = {serving.name: container_for(bundle, serving.backend) for bundle, serving in packages}
+    said = {serving.name: notes(bundle, serving) for bundle, serving in packages}
     if as_json:
         written = {"repository": str(output.absolute()), "models": models, "version": version}
-        emit_json({**written, "containers": containers})
+        emit_json({**written, "containers": containers, "notes": said})
         return
     say(console(), f"[green]✓[/] [bold]{literal(output)}[/]: {literal(', '.join(models))}")
     for _, serving in packages:
         if image := containers[serving.name]:
             newer = " or newer" if serving.backend == "onnxruntime" else ""
             say(console(), literal(f"Container of {serving.name}: {image}{newer}"))
+    for name, sentences in said.items():
+        for sentence in sentences:
+            say(console(), literal(f"Note on {name}: {sentence}"))
     say(console(), literal(f"Next: tritonserver --model-repository {output.absolute()}"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,11 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.performance import Threads
     from sit_deploy.triton import gate, openvino, server
-    from sit_deploy.triton.chosen import python_runtime, serving_for
-    from sit_deploy.triton.config import Serving
+    from sit_deploy.triton.chosen import serving_for
+    from sit_deploy.triton.config import Serving, python_runtime
     from sit_deploy.triton.copies import Copies
     from sit_deploy.triton.install import install_server
+    from sit_deploy.triton.readme import notes
     from sit_deploy.triton.repository import write_repository
 
     opened = None if bundle is None else load_bundle(bundle)
@@ -117,8 +119,9 @@ def command(
             ):
                 crowd = Copies.crowd(serving.instances, serving.threads)
                 note = crowd or Threads.of(opened, serving.instances * serving.threads or None).note
+                said = (*([f"{note}."] if note else ()), *notes(opened, serving))
                 runtime = engines.get(python_runtime(opened)).title
-                _announce(serving, opened.outputs[0].name, runtime, note, ports, log, as_json)
+                _announce(serving, opened.outputs[0].name, runtime, said, ports, log, as_json)
                 while process.poll() is None:
                     _sleep()
                 raise server.ServerError(f"Triton stopped: {server.why_ended(process.returncode, log)}")
@@ -148,7 +151,7 @@ def curl_line(name: str, server: str, output: str = LOGITS) -> str:
 
 
 def _announce(
-    serving: Any, output: str, runtime: str, note: str | None, ports: Any, log: Path, as_json: bool
+    serving: Any, output: str, runtime: str, notes: Sequence[str], ports: Any, log: Path, as_json: bool
 ) -> None:
     line = curl_line(serving.images, f"{ports.reached_at}:{ports.http}", output)
     if as_json:
@@ -176,8 +179,8 @@ def _announce(
     shared = "the CPUs shared out" if several else f"{runtime}'s own number of threads"
     threads = f"{serving.threads} threads" if serving.threads > 1 else "1 thread"
     say(screen, f"{copies}, on {f'{threads} each' if serving.threads else shared}.")
-    if note:
-        say(screen, f"Note: {literal(note)}.")
+    for note in notes:
+        say(screen, f"Note: {literal(note)}")
     say(
         screen, "Classify a picture of yours:" if output == LOGITS else f"The {output} of a picture of yours:"
     )

@@ -10,13 +10,8 @@ from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.text import file_name
-from sit_deploy.triton.config import BACKENDS, Serving
+from sit_deploy.triton.config import BACKENDS, Serving, python_runtime
 from sit_deploy.triton.copies import Copies
-
-
-def python_runtime(bundle: Bundle) -> str:
-    """Return the kind of engine that our Python model runs of a bundle: its own on OpenVINO, or its graph on ONNX Runtime."""
-    return "openvino" if bundle.manifest.engine.kind == "openvino" else "onnxruntime"
 
 
 def holds_bf16(bundle: Bundle) -> bool:

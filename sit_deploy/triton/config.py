@@ -56,6 +56,17 @@ class Serving:
         return f"{self.name}_images"
 
 
+def python_runtime(bundle: Bundle) -> str:
+    """Return the kind of engine that our Python model runs of a bundle: its own on OpenVINO, or its graph on ONNX Runtime."""
+    return "openvino" if bundle.manifest.engine.kind == "openvino" else "onnxruntime"
+
+
+def runs_own_engine(bundle: Bundle, backend: str) -> bool:
+    """Whether a backend runs a bundle's engine, or its graph on the runtime that the engine is of; else its graph on ONNX Runtime."""
+    runtime = python_runtime(bundle) if backend == "python" else backend
+    return runtime == bundle.manifest.engine.kind
+
+
 def protobuf() -> ModuleType:
     """Return the module of Triton's messages.
 
@@ -166,6 +177,7 @@ def _stamps(bundle: Bundle, serving: Serving) -> dict[str, str]:
         "bundle_digest": manifest.digest,
         "engine": f"{manifest.engine.kind} {manifest.engine.version}",
         "engine_target": manifest.engine.target,
+        **({} if runs_own_engine(bundle, serving.backend) else {"runs": "the graph on ONNX Runtime"}),
     }
     if serving.backend == "python":
         stamps |= {"batch_min": str(smallest), "batch_max": str(largest), "threads": str(serving.threads)}

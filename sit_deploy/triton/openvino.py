@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
-from sit_deploy.triton.chosen import python_runtime
+from sit_deploy.triton.config import python_runtime
 from sit_deploy.triton.server import Installation, packages_of
 
 

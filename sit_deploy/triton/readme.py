@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from engines.graph_file import read_model
 from sit_deploy.bundle import Bundle
-from sit_deploy.triton.chosen import holds_bf16, python_runtime
-from sit_deploy.triton.config import Serving
+from sit_deploy.triton.chosen import holds_bf16
+from sit_deploy.triton.config import Serving, python_runtime, runs_own_engine
 from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for, lowest_for_graph
 from sit_deploy.triton.openvino import requirement
 
@@ -27,6 +27,22 @@ def container_for(bundle: Bundle, backend: str) -> str | None:
 def _opset_and_ir(bundle: Bundle) -> tuple[int, int]:
     model = read_model(bundle.model_path)
     return max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), model.ir_version
+
+
+def notes(bundle: Bundle, serving: Serving) -> tuple[str, ...]:
+    """Return what differs between what a bundle was compared as and what a backend runs of it, a sentence each."""
+    manifest, found = bundle.manifest, []
+    if not runs_own_engine(bundle, serving.backend):
+        found.append(
+            f"It runs the bundle's graph on ONNX Runtime: its own engine, of {manifest.engine.kind}, is the one whose outputs and accuracy the bundle "
+            "was compared by, and ONNX Runtime rounds elsewhere. Build with --engine onnxruntime to compare what is served."
+        )
+    if serving.backend == "onnxruntime" and manifest.precision == "int8":
+        found.append(
+            "A CPU that serves it needs VNNI: without, ONNX Runtime's INT8 sums saturate, and Triton's backend cannot be told to use its "
+            "exact kernels. Package it with --backend python for such a CPU."
+        )
+    return tuple(found)
 
 
 def readme(bundle: Bundle, serving: Serving) -> str:
@@ -51,6 +67,8 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         lines += [_python_line(bundle, serving), ""]
     else:
         lines += [_onnxruntime_line(bundle), ""]
+    for note in notes(bundle, serving):
+        lines += [note, ""]
     shape = ", ".join(map(str, preprocessing.shape))
     lines += [
         f"- `{serving.name}`: `images` {preprocessing.dtype} (n, {shape}), prepared as the bundle's manifest says "

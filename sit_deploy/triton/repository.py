@@ -22,7 +22,7 @@ from sit_deploy import limits
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch, uninterrupted
-from sit_deploy.triton.chosen import choose_backend, python_runtime
+from sit_deploy.triton.chosen import choose_backend
 from sit_deploy.triton.config import (
     LABELS,
     Serving,
@@ -31,6 +31,7 @@ from sit_deploy.triton.config import (
     network_config,
     parse,
     protobuf,
+    python_runtime,
     text,
 )
 from sit_deploy.triton.readme import readme

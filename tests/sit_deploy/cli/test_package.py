@@ -21,7 +21,7 @@ def test_a_repository_of_several_bundles(nano_fp32: Path, nano_rtx: Path, cli: C
     found = cli("package", "triton", nano_fp32, "-o", "models", "--name", "again", "--json").json()
     oldest = "nvcr.io/nvidia/tritonserver:24.03-py3"  # whose ONNX Runtime reads operator set 20
     written = {"repository": str(cli.folder / "models"), "models": ["again"], "version": 1}
-    assert found == {**written, "containers": {"again": oldest}}
+    assert found == {**written, "containers": {"again": oldest}, "notes": {"again": []}}
     assert f"of `{oldest}` or a newer one: its graph is of operator set 20" in (
         cli.folder / "models/again/README.md"
     ).read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from sit_deploy.manifest import digest
 from sit_deploy.triton import repository as repositories
 from sit_deploy.triton.chosen import choose_backend, default_name
 from sit_deploy.triton.config import parse
+from sit_deploy.triton.readme import readme
 from sit_deploy.triton.repository import write_repository
 from tests.helpers.command_line import snapshot
 from tests.sit_deploy.conftest import CLASSES, Trained
@@ -399,6 +400,34 @@ def test_bf16_is_served_by_what_has_it(
     refused([(openvino, serving(backend="onnxruntime"))], tmp_path / "repo", f"{what} .* {own}")
     with pytest.raises(InputError, match="in fp8, which OpenVINO has no CPU kernels for"):
         choose_backend(saying(openvino, precision="fp8"), "python")
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "precision", "graph", "vnni"),
+    [
+        ("onnxruntime", "onnxruntime", "fp32", False, False),
+        ("onnxruntime", "onnxruntime", "int8", False, True),
+        ("onnxruntime", "python", "int8", False, False),  # it looks at the CPU itself
+        ("openvino", "python", "int8", False, False),
+        ("openvino", "onnxruntime", "fp32", True, False),
+        ("openvino", "onnxruntime", "int8", True, True),
+        ("tensorrt-rtx", "python", "fp16", True, False),
+    ],
+)
+def test_what_is_served_and_was_not_compared_is_said(
+    kind: str, backend: str, precision: str, graph: bool, vnni: bool, nano_fp32: Path, tmp_path: Path
+) -> None:
+    """Of another backend than the engine's it is the graph, on a runtime that the bundle's accuracy was not measured with."""
+    bundle = load_bundle(nano_fp32)
+    engine = structs.replace(bundle.manifest.engine, kind=kind)
+    model, way = saying(bundle, engine=engine, precision=precision), serving(backend=backend)
+    if (kind, backend) != ("openvino", "python"):  # which copies files that this one has not
+        write_repository([(model, way)], tmp_path / "repo")
+        config = parse((tmp_path / "repo/net/config.pbtxt").read_text())
+        assert ("runs" in config.parameters) == graph
+    text = readme(model, way)
+    assert (f"It runs the bundle's graph on ONNX Runtime: its own engine, of {kind}, is" in text) == graph
+    assert ("A CPU that serves it needs VNNI" in text) == vnni
 
 
 def test_a_manifest_edited_by_hand(nano_fp32: Path, copy_of: Copy) -> None:
