@@ -13,6 +13,23 @@ _INFORMATION = Path("/proc/cpuinfo")
 _TIMES = Path("/proc/stat")
 _SHORTEST_LOOK = 0.2  # CPU seconds: the system counts them in hundredths
 _IDLE = 0.1  # share of the CPUs that is idle where nobody had to wait
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_NO_LIMIT = ("ALL", "DEFAULT")
+_INSTRUCTIONS = {
+    *(
+        "avx2",
+        "avx_vnni",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+        "amx_fp16",
+    ),
+    *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
+}
 _X86 = {"x86_64", "amd64", "i386", "i686"}
 
 
@@ -42,6 +59,23 @@ def int8_saturates() -> bool:
     if platform.machine().lower() not in _X86:
         return False
     return not {"avx_vnni", "avx512_vnni"} & set(_field("flags").split())
+
+
+def onednn_limit() -> str | None:
+    """What keeps oneDNN, OpenVINO's library of kernels, from instructions that the CPU has, as it is set in the environment.
+
+    https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+    """
+    for name in _LIMITS:  # the first that is set counts
+        if value := os.environ.get(name):
+            return None if value.upper() in _NO_LIMIT else f"{name}={value}"
+    return None
+
+
+def instructions() -> tuple[str, ...]:
+    """Which instructions that matrices are multiplied by the CPU has, as the system names them; none where it does not tell."""
+    flags = set(f"{_field('flags')} {_field('Features')}".split())
+    return tuple(sorted(flags & _INSTRUCTIONS))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineLoadError
+from .instructions import multiplies_bfloat16
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,17 +23,23 @@ KEY = ["sit_deploy", "inference_precision"]  # of a model's runtime information
 
 
 def has_bfloat16(ov: ModuleType) -> bool:
-    """Whether the CPU multiplies bfloat16; on others with AVX-512 OpenVINO would emulate it, slower than float32.
+    """Whether OpenVINO multiplies bfloat16 here; on other CPUs with AVX-512 it would emulate it, slower than float32.
 
     https://docs.openvino.ai/2021.4/openvino_docs_IE_DG_Bfloat16Inference.html
     """
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _listed(ov) and multiplies_bfloat16(ov)
 
 
 def capabilities(ov: ModuleType) -> str:
-    """Return the types that the CPU has kernels for, in OpenVINO's words."""
-    listed = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ", ".join(sorted(set(listed) & {"FP32", "FP16", "BF16", "INT8"}))
+    """Return the types that there are kernels for, in OpenVINO's words."""
+    found = set(_listed(ov)) & {"FP32", "FP16", "BF16", "INT8"}
+    if not has_bfloat16(ov):
+        found.discard("BF16")
+    return ", ".join(sorted(found))
+
+
+def _listed(ov: ModuleType) -> list[str]:
+    return ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def widen(model: onnx.ModelProto) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cpu import onednn_limit
 from ..errors import EngineError, EngineInputError, EngineLoadError
 from ..imports import require_threads
 from ..runner import CLOSED, Runner, TensorSpec
 from .bfloat16 import capabilities, has_bfloat16, in_bfloat16
-from .library import one_line, settings
+from .instructions import int8_saturates
+from .library import SATURATES, one_line, settings
 from .types import numpy_name
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def compile_engine(
     """Compile a built engine for the CPU at hand; `more` are settings besides `library.settings`.
 
     Raises:
-        EngineLoadError: a file is missing or damaged, or the CPU has not the type that it is to be inferred in.
+        EngineLoadError: a file is missing or damaged, or the CPU has not what multiplies the types that it is to be inferred in.
     """
     require_threads(threads)
     for path in (engine_path, engine_path.with_suffix(".bin")):
@@ -92,13 +94,28 @@ def compile_engine(
         if low and not has_bfloat16(ov):
             raise EngineLoadError(
                 f"{engine_path} computes in bf16, which this CPU has no kernels for (it has {capabilities(ov)}); "
-                "build it for this machine with --precision fp32 or int8"
+                f"{_unset()}build it for this machine with --precision fp32 or int8"
+            )
+        if _in_8_bits(model) and int8_saturates(ov):
+            raise EngineLoadError(
+                f"{engine_path} is in int8, and {SATURATES}; {_unset()}"
+                "build it for this machine with --engine onnxruntime, or with --precision fp32"
             )
         return core.compile_model(model, "CPU", {**settings(ov, threads, low=low), **(more or {})})
     except RuntimeError as error:
         raise EngineLoadError(
             f"{engine_path} is not an engine OpenVINO can load: {one_line(error)}"
         ) from error
+
+
+def _unset() -> str:
+    """What helps where the CPU has the instructions, and OpenVINO is kept from them."""
+    limit = onednn_limit()
+    return f"unset {limit.split('=')[0]}, or " if limit else ""
+
+
+def _in_8_bits(model: Any) -> bool:
+    return any(operator.get_type_name() == "FakeQuantize" for operator in model.get_ops())
 
 
 def _tensor_spec(port: Any) -> TensorSpec:

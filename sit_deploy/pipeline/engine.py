@@ -103,7 +103,9 @@ def check_engine(request: BuildRequest, engine: engines.Engine) -> None:
             f"{with_precision(request.precision, on_cpu=engine.on_cpu)}, or --precision {' or '.join(others)}"
         )
     if reason := engine.lacks(request.precision):
-        raise InputError(f"{reason}; pass --precision fp32 or int8")
+        others = [one for one in ("fp32", "int8") if one != request.precision and not engine.lacks(one)]
+        exact = "--engine onnxruntime, or " if request.precision in EIGHT_BITS else ""
+        raise InputError(f"{reason}; pass {exact}--precision {' or '.join(others)}")
     if request.precision in EIGHT_BITS:
         _check_rest(request, engine)
     if request.allow_wider_kernels and not engine.tells_kernels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from engines import cpu
 from engines.timing import machine
 from sit_deploy import __version__
 from sit_deploy.bundle import TIMINGS
@@ -25,7 +26,10 @@ def open_timings(work: Work, quantization: Quantization) -> Timings:
         engine=f"{work.engine.kind} {work.engine.probe().version}",
         threads=request.threads,
         batch=request.usual_batch,
+        dynamic=request.dynamic_batch,
         graph=calibration.graph,
+        instructions=" ".join(cpu.instructions()),
+        limit=cpu.onednn_limit() or "",
     )
     parts = (
         calibration.images.key,

@@ -197,7 +197,7 @@ class _Tuner:
             )
         if self._timings.foreign:
             self._work.note(
-                f"timings of another CPU are not used ({', '.join(self._timings.foreign)}): plans are measured here"
+                f"timings of another CPU, or of other instructions, are not used ({', '.join(self._timings.foreign)}): plans are measured here"
             )
         guided = self._request.max_accuracy_drop is None
         with self._bench:

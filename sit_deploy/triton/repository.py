@@ -46,8 +46,11 @@ _MODELS, _ENGINES = Path(__file__).parent / "python_models", Path(engines.__file
 _PARTS_OF = {
     "onnxruntime": ("cpu.py",),
     "openvino": (
-        *("errors.py", "imports.py", "runner.py"),
-        *(f"openvino/{name}.py" for name in ("__init__", "bfloat16", "library", "runner", "types")),
+        *("cpu.py", "errors.py", "imports.py", "runner.py"),
+        *(
+            f"openvino/{name}.py"
+            for name in ("__init__", "bfloat16", "instructions", "library", "runner", "types")
+        ),
     ),
 }
 

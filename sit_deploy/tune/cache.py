@@ -38,6 +38,8 @@ class Circumstances(Struct, frozen=True, kw_only=True):
         batch: images a run.
         dynamic: smallest, usual and largest batch of an engine whose batch is open: its kernels are others; None of a fixed one.
         graph: SHA-256 of the float32 graph (`sit_deploy.quantize.calibrate.graph_key`), which is the same for any batch.
+        instructions: of the CPU, that matrices are multiplied by: under a hypervisor, CPUs of several generations have one name.
+        limit: what keeps the runtime from some of them, as it is set in the environment.
     """
 
     cpu: str
@@ -48,6 +50,17 @@ class Circumstances(Struct, frozen=True, kw_only=True):
     batch: int
     graph: str
     dynamic: tuple[int, int, int] | None = None
+    instructions: str = ""
+    limit: str = ""
+
+    @property
+    def machine(self) -> str:
+        """What a person tells machines apart by."""
+        return f"{self.cpu}, {self.limit}" if self.limit else self.cpu
+
+    def is_other_cpu(self, here: Circumstances) -> bool:
+        """Whether they are of another CPU than these, or of other instructions of the same one."""
+        return any(getattr(self, name) != getattr(here, name) for name in ("cpu", "instructions", "limit"))
 
 
 class _Entry(Struct, kw_only=True):
@@ -104,7 +117,7 @@ class Timings:
         self.foreign = (
             ()
             if mine
-            else tuple(dict.fromkeys(s.where.cpu for s in self._others if s.where.cpu != where.cpu))
+            else tuple(dict.fromkeys(s.where.machine for s in self._others if s.where.is_other_cpu(where)))
         )
 
     def timing(self, key: str) -> Timing | None:

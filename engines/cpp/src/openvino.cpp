@@ -1,7 +1,10 @@
 // A bundle's graph on OpenVINO's CPU plugin: model.onnx, or what an OpenVINO bundle holds of it in OpenVINO's own format.
 #include <openvino/openvino.hpp>
+#include <openvino/opsets/opset13.hpp>
 
 #include <algorithm>
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <sstream>
 
@@ -27,7 +30,10 @@ public:
             check_graph(*model, file);
             const bool low = in_bfloat16(*model);
             if (low && !has_bfloat16())
-                throw Error(file + " computes in bf16, which this CPU has no kernels for; build it for this machine with --precision fp32 or int8");
+                throw Error(file + " computes in bf16, which this CPU has no kernels for" + limited() + "; build it for this machine with --precision fp32 or int8");
+            if (in_8_bits(*model) && int8_saturates())
+                throw Error(file + " is in int8, and OpenVINO adds products of 8 bits in 16 on a CPU without VNNI, which saturates" + limited() +
+                            "; build it for this machine with --precision fp32");
             ov::AnyMap settings = {
                 // on some CPUs it would round to bfloat16 by itself: what was validated is what runs
                 ov::hint::inference_precision(low ? ov::element::bf16 : ov::element::f32),
@@ -49,6 +55,8 @@ public:
     }
 
 private:
+    static constexpr std::size_t kInputs = 64;
+
     /// Of one batch, as the bundle says that the graph takes it.
     [[nodiscard]] ov::Shape input_shape(std::size_t batch) const {
         return how_.pixels ? ov::Shape{batch, how_.height, how_.width, 3} : ov::Shape{batch, 3, how_.height, how_.width};
@@ -64,10 +72,72 @@ private:
         return true;
     }
 
-    /// Whether the CPU multiplies bfloat16; OpenVINO would emulate it on others.
+    /// What keeps OpenVINO from instructions that the CPU may have.
+    static std::string limited() {
+        for (const char* name : {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"})
+            if (const char* value = std::getenv(name)) return std::string(" (with ") + name + "=" + value + " set)";
+        return "";
+    }
+
+    static bool in_8_bits(const ov::Model& model) {
+        const auto operators = model.get_ops();
+        return std::any_of(operators.begin(), operators.end(), [](const auto& each) { return std::strcmp(each->get_type_name(), "FakeQuantize") == 0; });
+    }
+
+    /// A product of a matrix of rows x inputs with a weight, as OpenVINO compiles it: what it lists is what the CPU has, whatever it may use.
+    [[nodiscard]] ov::CompiledModel product(const std::shared_ptr<ov::opset13::Parameter>& images, const ov::Output<ov::Node>& codes,
+                                            const ov::Output<ov::Node>& weight, ov::element::Type precision) {
+        const auto matmul = std::make_shared<ov::opset13::MatMul>(codes, weight, false, true);
+        const auto model = std::make_shared<ov::Model>(ov::OutputVector{matmul}, ov::ParameterVector{images}, "product");
+        return core_.compile_model(model, "CPU", ov::hint::inference_precision(precision));
+    }
+
+    static std::shared_ptr<ov::opset13::Parameter> rows() {
+        return std::make_shared<ov::opset13::Parameter>(ov::element::f32, ov::PartialShape{8, kInputs});
+    }
+
+    template <typename T>
+    static std::shared_ptr<ov::Node> filled(ov::element::Type type, const ov::Shape& shape, T value) {
+        return ov::opset13::Constant::create(type, shape, std::vector<T>(ov::shape_size(shape), value));
+    }
+
+    /// Whether OpenVINO multiplies bfloat16 here; it would emulate it on others.
     [[nodiscard]] bool has_bfloat16() {
         const auto types = core_.get_property("CPU", ov::device::capabilities);
-        return std::find(types.begin(), types.end(), "BF16") != types.end();
+        if (std::find(types.begin(), types.end(), "BF16") == types.end()) return false;
+        try {
+            const auto images = rows();
+            const auto weight = filled(ov::element::f32, {16, kInputs}, 1.0F);
+            for (const auto& kernel : product(images, images, weight, ov::element::bf16).get_runtime_model()->get_ordered_ops()) {
+                const auto& told = kernel->get_rt_info();
+                const auto found = told.find("primitiveType");
+                if (found == told.end()) continue;
+                const auto name = found->second.as<std::string>();  // "brgemm_avx512_amx_bf16"; what emulates is "jit_gemm_bf16"
+                if (name.rfind("brgemm", 0) == 0 && name.find("bf16") != std::string::npos) return true;
+            }
+        } catch (const ov::Exception&) {  // instructions too old for any
+        }
+        return false;
+    }
+
+    /// Whether a product of 8 bits loses what two of its terms have beyond 16 bits.
+    [[nodiscard]] bool int8_saturates() {
+        const float largest = 255, weight = 127;
+        const auto images = rows();
+        const auto low = filled(ov::element::f32, {}, 0.0F), high = filled(ov::element::f32, {}, largest);
+        const auto codes = std::make_shared<ov::opset13::FakeQuantize>(images, low, high, low, high, 256);
+        const auto whole = filled(ov::element::i8, {16, kInputs}, static_cast<std::int8_t>(weight));
+        const auto scaled = std::make_shared<ov::opset13::Multiply>(std::make_shared<ov::opset13::Convert>(whole, ov::element::f32),
+                                                                    filled(ov::element::f32, {16, 1}, 1.0F));
+        auto request = product(images, codes, scaled, ov::element::f32).create_infer_request();
+        ov::Tensor input(ov::element::f32, {8, kInputs});
+        std::fill_n(input.data<float>(), input.get_size(), largest);
+        request.set_input_tensor(input);
+        request.infer();
+        const ov::Tensor sums = request.get_output_tensor();
+        const float exact = largest * weight * kInputs;
+        const float* values = sums.data<const float>();
+        return std::any_of(values, values + sums.get_size(), [exact](float sum) { return sum != exact; });
     }
 
     static ov::Shape output_shape(const Output& output, std::size_t batch) {

@@ -195,6 +195,18 @@ def test_a_bf16_bundle_runs_in_bf16(checked: Programs, trained_bf16: Path, train
     assert 1e-3 < np.abs(low - high).max() / high.std() < 0.4
 
 
+def test_bf16_that_would_be_emulated_is_refused(
+    release: Programs, trained_bf16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO lists BF16 of this CPU all the same, and would take many times as long as in float32."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    line = release.refusal("check", trained_bf16)
+    assert (
+        "computes in bf16, which this CPU has no kernels for (with ONEDNN_MAX_CPU_ISA=AVX512_CORE set)"
+        in line
+    )
+
+
 def test_golden_outputs_that_are_not_met(
     release: Programs, trained: Trained, copy_of: Callable[..., Path]
 ) -> None:

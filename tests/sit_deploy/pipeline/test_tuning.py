@@ -235,10 +235,34 @@ def test_timings_beside_the_calibration_cache(tuned: Callable[..., Any], tmp_pat
     other["sections"][0]["where"]["cpu"] = "Another CPU"
     (tmp_path / "c.timings.json").write_text(json.dumps(other))
     work, _, _ = tuned(Bench(), calib_cache=cache, min_sqnr=35.0)
-    assert work.notes == ["timings of another CPU are not used (Another CPU): plans are measured here"]
+    assert work.notes == [
+        "timings of another CPU, or of other instructions, are not used (Another CPU): plans are measured here"
+    ]
     (tmp_path / "c.timings.json").write_text(text[:99])
     with pytest.raises(InputError, match=r"c\.timings\.json cannot be read .*delete it"):
         tuned(Bench(), calib_cache=cache)
+
+
+def test_timings_hold_for_one_set_of_instructions_and_one_kind_of_batch(
+    tuned: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ONEDNN_MAX_CPU_ISA kernels are others, and so they are where the batch is open: both were reused in silence."""
+    cache = tmp_path / "c.json"
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    tuned(Bench(), calib_cache=cache)
+    kept, opened, limited = Bench(), Bench(), Bench()
+    tuned(kept, calib_cache=cache)
+    tuned(opened, calib_cache=cache, batch_size=1, dynamic_batch=(1, 1, 4))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    tuned(limited, calib_cache=cache)
+    assert len(kept.asked) == 2 and len(opened.asked) > 5 and len(limited.asked) > 5
+    where = [s["where"] for s in json.loads((tmp_path / "c.timings.json").read_text())["sections"]]
+    assert [(one["dynamic"], one["limit"]) for one in where] == [
+        (None, ""),
+        ([1, 1, 4], ""),
+        (None, "ONEDNN_MAX_CPU_ISA=AVX512_CORE"),
+    ]
 
 
 def test_a_stopped_tuning_leaves_its_timings(tuned: Callable[..., Any], tmp_path: Path) -> None:

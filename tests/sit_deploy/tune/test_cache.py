@@ -50,13 +50,23 @@ def test_errors_hold_for_one_calibration(path: Path) -> None:
         {"batch": 8},
         {"dynamic": (1, 1, 2)},
         {"graph": "h"},
+        {"instructions": "avx2"},
+        {"limit": "ONEDNN_MAX_CPU_ISA=AVX2"},
     ],
 )
 def test_times_hold_for_what_they_were_taken_in(path: Path, change: dict[str, Any]) -> None:
     other = Timings(replace(HERE, **change), "images", path)
-    assert other.timing(PLAN.key) is None and other.foreign == (("A",) if "cpu" in change else ())
+    assert other.timing(PLAN.key) is None and other.foreign == (
+        ("A",) if {"cpu", "instructions", "limit"} & change.keys() else ()
+    )
     other.keep([Measured(PLAN, Timing(3.0, 3.0, 3.0, 1.0))])  # and those of others stay in the file
     assert Timings(HERE, "images", path).timing(PLAN.key) == ONE.timing
+
+
+def test_a_limit_is_told(tmp_path: Path) -> None:
+    limited = replace(HERE, limit="ONEDNN_MAX_CPU_ISA=AVX2")
+    Timings(limited, "images", tmp_path / "c.json").keep([ONE])
+    assert Timings(HERE, "images", tmp_path / "c.json").foreign == ("A, ONEDNN_MAX_CPU_ISA=AVX2",)
 
 
 def test_noise_and_the_engine_that_all_are_timed_against_are_not_kept(tmp_path: Path) -> None:
