@@ -16,7 +16,8 @@ from sit_deploy.pipeline.calibration import Quantization, make_quantization
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
 from sit_deploy.pipeline.logits import graph_outputs
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES
-from sit_deploy.pipeline.tuning import Tuning, tune
+from sit_deploy.pipeline.tuned import Tuning
+from sit_deploy.pipeline.tuning import tune
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.precisions import EIGHT_BITS, TOLERANCE
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sit_deploy.pipeline.calibration import Quantization
 from sit_deploy.pipeline.candidates import CandidateBench, Material, float_precisions, rests
@@ -14,9 +14,10 @@ from sit_deploy.pipeline.fallback import NoGain, NoGainError
 from sit_deploy.pipeline.float_graph import FloatGraph
 from sit_deploy.pipeline.request import TUNE_SECONDS
 from sit_deploy.pipeline.timings import open_timings
+from sit_deploy.pipeline.tuned import Tuning
+from sit_deploy.pipeline.tuning_verdict import misses, tell_tuning
 from sit_deploy.pipeline.work import Work
-from sit_deploy.report.tuning_text import factor_text, plan_text
-from sit_deploy.tune.cache import Timings
+from sit_deploy.report.tuning_text import factor_text
 from sit_deploy.tune.choose import Choice, Verdict, choose
 from sit_deploy.tune.measured import (
     TIE,
@@ -25,7 +26,6 @@ from sit_deploy.tune.measured import (
     Measured,
     Timing,
     is_tie,
-    pareto_front,
 )
 from sit_deploy.tune.search import Found, Meter, Space, refine, search
 
@@ -43,79 +43,6 @@ _NOISE_IMAGES = 8  # that single layers are measured on
 def least_db(usual_db: float) -> float:
     """Return the SQNR that a plan must keep where nobody says, in dB, by that of the usual plan."""
     return min(ENOUGH_DB, usual_db - BELOW_DB)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What came of a tuning.
-
-    Attributes:
-        choice: the decision.
-        found: what it rests on.
-        space: what there was to choose from.
-        limit: that plans were held to, in words.
-        timings: the measures, to be kept.
-        tries: share of the work in 8 bits and points of top-1 lost, of each plan whose accuracy was measured.
-    """
-
-    choice: Choice
-    found: Found
-    space: Space
-    limit: str
-    timings: Timings
-    tries: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def settled(self) -> bool:
-        """Whether a plan was chosen; else the usual one is built, for want of time or quiet."""
-        return self.choice.plan is not None
-
-    @property
-    def chosen(self) -> Candidate:
-        """What is built."""
-        return self.choice.plan.candidate if self.choice.plan else self.space.usual
-
-    @property
-    def best_float(self) -> str | None:
-        """The fastest float precision that keeps the limit, or was measured at all where none does; None where one could not be told."""
-        if any(one.candidate.is_float and not one.timing.usable for one in self.found.measured):
-            return None  # it may be the fastest: what compares them at the end times all
-        if self.choice.best_float is not None:
-            return self.choice.best_float.candidate.rest
-        floats = pareto_front(one for one in self.found.measured if one.candidate.is_float)
-        return floats[0].candidate.rest if floats else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types, for the report."""
-        front = {one.candidate for one in pareto_front(self.found.measured)}
-        return {
-            "verdict": self.choice.verdict.value,
-            "limit": self.limit,
-            "seconds": round(self.found.seconds, 1),
-            "finished": self.found.finished,
-            "default": sorted(self.space.default),
-            "tie": self.choice.tie and _row(self.choice.tie, front, self.chosen),
-            "candidates": [_row(one, front, self.chosen) for one in self.found.measured],
-        }
-
-
-def _row(one: Measured, front: set[Candidate], chosen: Candidate) -> dict[str, Any]:
-    candidate, timing = one.candidate, one.timing
-    db = one.error.sqnr_db if one.error is not None else math.inf
-    return {
-        "groups": sorted(candidate.groups),
-        "high": list(candidate.high),
-        "rest": candidate.rest,
-        "ratio": timing.ratio,
-        "low": timing.low,
-        "high_quartile": timing.high,
-        "ms": timing.ms,
-        "doubt": timing.noise,
-        "sqnr_db": db if math.isfinite(db) else None,
-        "drop": one.drop,
-        "front": candidate in front,
-        "chosen": candidate == chosen,
-    }
 
 
 def tune(
@@ -138,7 +65,7 @@ def tune(
     with work.step("Tuning the plan on the engine") as report:
         tuner = _Tuner(work, float_graph, quantization, folder, report)
         tuning = tuner.run()
-    _say(work, tuning)
+    tell_tuning(work, tuning)
     chosen = tuning.chosen
     plan = tuner.material.plan(chosen)
     if tuning.choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
@@ -323,7 +250,7 @@ class _Tuner:
             return
         found = self._bench.error(self.space.usual)
         if found.sqnr_db < least:
-            raise NoGainError(NoGain.ACCURACY, _misses(self._request.precision, self._limit, "fp32"), "fp32")
+            raise NoGainError(NoGain.ACCURACY, misses(self._request.precision, self._limit, "fp32"), "fp32")
 
     def _time(self, candidate: Candidate) -> Timing | None:
         before = self._timings.timing(candidate.key)
@@ -348,57 +275,3 @@ class _Tuner:
     def _done(self, measured: Iterable[Measured]) -> None:
         self._timings.keep(measured)
         self._report("", min(99, round(100 * self._meter.share)), 100)
-
-
-def _misses(precision: str, limit: str, instead: str) -> str:
-    return f"no plan in {precision} keeps {limit}; {instead} was built instead"
-
-
-def require_gain(work: Work, tuning: Tuning) -> None:
-    """Give up 8 bits where a limit was given and only a float engine keeps it, or one that does is faster.
-
-    Raises:
-        NoGainError: with what to build instead.
-    """
-    request, choice = work.request, tuning.choice
-    if not request.has_limit:
-        return
-    instead = choice.best_float.candidate.rest if choice.best_float else "fp32"
-    if choice.verdict is Verdict.NONE:
-        raise NoGainError(NoGain.ACCURACY, _misses(request.precision, tuning.limit, instead), instead)
-    if choice.verdict is Verdict.FLOAT:
-        raise NoGainError(
-            NoGain.SPEED,
-            f"{request.precision} is not faster than {instead} on {work.engine.kind} here "
-            f"({factor_text(choice.plan.timing.ratio)} as fast as fp32, {instead} {factor_text(choice.best_float.timing.ratio)}); "
-            f"{instead} was built instead",
-            instead,
-        )
-
-
-def _say(work: Work, tuning: Tuning) -> None:
-    """Tell what was decided where that is not as expected."""
-    choice, default = tuning.choice, tuning.space.default
-    require_gain(work, tuning)
-    if choice.verdict is Verdict.NOISE:
-        reasons = [one.timing.noise for one in tuning.found.measured if one.timing.noise]
-        work.warn(
-            f"the plan was not tuned: {reasons[0] if reasons else 'times differ too much'}; the default groups are in 8 bits. Close "
-            "other programs and build again, or fix the plan with --quantize default"
-        )
-    elif choice.verdict is Verdict.NO_TIME:
-        work.warn(
-            "the plan was not tuned: --tune-seconds was used up before the first engine was timed; the default groups are in 8 bits. "
-            "Give more seconds"
-        )
-    elif choice.tie is not None:
-        work.note(
-            f"a tie: {_words(choice.plan, default)} and {_words(choice.tie, default)} are as fast as each other here "
-            f"({factor_text(choice.plan.timing.ratio)} and {factor_text(choice.tie.timing.ratio)} fp32); the more accurate was taken"
-        )
-    if tuning.settled and not tuning.found.finished:
-        work.note("--tune-seconds ended the search early; more seconds may find a faster plan")
-
-
-def _words(one: Measured, default: frozenset[str]) -> str:
-    return plan_text(sorted(one.candidate.groups), one.candidate.rest, len(one.candidate.high), default)

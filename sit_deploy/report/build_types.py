@@ -167,7 +167,7 @@ class TunedPlan(Struct):
 
 
 class TuningRecord(Struct):
-    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuning.Tuning`)."""
+    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuned.Tuning`)."""
 
     verdict: Text
     limit: str
