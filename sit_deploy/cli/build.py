@@ -28,11 +28,11 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options, val_options
-from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord, Quantization
+from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord
 from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text
 from sit_deploy.report.speedup_text import sentence
-from sit_deploy.report.tuning_view import tuning_of, tuning_sentence
+from sit_deploy.report.tuning_view import tuning_sentence
 from sit_deploy.report.view import (
     accuracy_rows,
     agreement_cell,
@@ -167,13 +167,15 @@ def show(report: BuildReport, bundle: Bundle) -> None:
     if census := census_text(report.engine.details):
         say(screen, f"Kernels: {literal(census)}")
     if report.quantization:
-        show_quantization(screen, report.quantization, report.precision)
+        show_quantization(screen, report)
         if kernels := report.engine.details.get("int8"):
             kinds = ", ".join(f"{name} {count}" for name, count in kernels["operators"].items())
             say(
                 screen,
                 f"{kernels['products']} of {kernels['of']} products with weights run in INT8 kernels ({kinds})",
             )
+    else:
+        show_tuning(screen, report)
     if report.accuracy:
         screen.print(accuracy_table(report.accuracy))
     files = ", ".join(f"{name} {file_size(file.bytes)}" for name, file in bundle.manifest.files.items())
@@ -202,8 +204,9 @@ def show_graph(screen: Console, report: GraphReport) -> None:
         say(screen, f"Kept in fp32: {literal(node.node)} ({literal(node.reason)})")
 
 
-def show_quantization(screen: Console, quantization: Quantization, precision: str) -> None:
-    """Print what a report says of 8 bits: how much runs in them, and whether they are faster."""
+def show_quantization(screen: Console, report: BuildReport) -> None:
+    """Print what a report says of 8 bits: how much runs in them, how they were chosen, and whether they are faster."""
+    quantization, precision = report.quantization, report.precision
     low = [row for row in quantization.layers if row.precision != "high"]
     worst = min((row for row in low if row.sqnr_db is not None), key=lambda row: row.sqnr_db, default=None)
     text = (
@@ -213,13 +216,18 @@ def show_quantization(screen: Console, quantization: Quantization, precision: st
     if worst:
         text += f"; worst by itself {worst.layer}, {worst.sqnr_db:.1f} dB"
     say(screen, literal(text))
-    if tuning := tuning_of(quantization):
-        words = tuning_sentence(tuning)
-        say(screen, literal(f"{words[:1].upper()}{words[1:]}"))
+    show_tuning(screen, report)
     if speed := quantization.speed:
         gain = speed.speedup()
         if gain.doubt is None:  # a note has the doubt
             say(screen, literal(f"{sentence(precision, speed.over, gain)} at batch {speed.batch_size}"))
+
+
+def show_tuning(screen: Console, report: BuildReport) -> None:
+    """Print how a plan was chosen by measuring, or what 8 bits were given up for."""
+    if report.tuned is not None:
+        words = tuning_sentence(report.tuned)
+        say(screen, literal(f"{words[:1].upper()}{words[1:]}"))
 
 
 def show_hops(screen: Console, hops: Sequence[HopRecord], title: str) -> None:

@@ -23,7 +23,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note, raised_note, told_by
-from sit_deploy.report.tuning_view import tuning_of, tuning_sentence
+from sit_deploy.report.tuning_view import tuning_sentence
 from sit_deploy.report.view import preprocessing_words
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def command(
     rates = rates and known_gpu(rates)
     graph = _read(bundle.model_path if bundle else target)
     report = read_build_report(bundle) if bundle else None
-    tuning = tuning_of(report.quantization) if report else None
+    tuning = report.tuned if report else None
     if batch_size is not None:
         fix_batch(graph, batch_size)
     layers = quantized_layers(graph, _reported(report))

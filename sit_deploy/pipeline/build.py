@@ -83,7 +83,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     with staging(request.output, request.force) as folder:
         work = Work(request, report, engine=engine)
         if reason and asked.quantize is None and request.trained_thresholds is None:
-            work.note(f"the default groups of layers are in {request.precision}: {reason}")
+            work.note_of_8_bits(f"the default groups of layers are in {request.precision}: {reason}")
         try:
             _make_bundle(work, engine, why, folder)
         except NoGainError as error:
@@ -178,16 +178,18 @@ def _make_bundle(work: Work, engine: engines.Engine, why: str, folder: Path) -> 
     if quantization is not None:
         best = lowered.tuning.best_float if lowered.tuning else None
         quantization["speed"] = compare_speed(work, built, lowered.float_graph, best)
-        if lowered.tuning is not None:
-            lowered.tuning.timings.save(folder / TIMINGS)
         if lowered.quantization.calibration is not None:
             lowered.quantization.calibration.save(folder / CALIBRATION)
+    if work.tuning is not None:
+        work.tuning.timings.save(folder / TIMINGS)
     _write_golden(folder / GOLDEN, lowered)
     manifest = build_facts(work, lowered, built).to_dict()
+    request, gave_up = work.request, work.tuning is not None and quantization is None
     report = {
         **manifest,
         **graph_report(work, lowered),
         "quantization": quantization,
+        **({"tuning": work.tuning.given_up(request.precision)} if gave_up else {}),
         "engine_layers": layers,
         "accuracy": accuracy,
         "seconds": work.seconds,

@@ -230,7 +230,7 @@ def _calibrate(
             method=None if request.calib_method == "auto" else request.calib_method,
             percentile=request.calib_percentile if request.calib_method == "percentile" else None,
         )
-        work.note(f"calibrated by {cache}, made from {calibration.images.description}")
+        work.note_of_8_bits(f"calibrated by {cache}, made from {calibration.images.description}")
         return calibration
     calibration, oddities = _observe(work, graph, stream, report)
     work.note(*oddities)

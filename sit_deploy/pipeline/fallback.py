@@ -36,6 +36,8 @@ class NoGainError(Error):
 def without_8_bits(work: Work, higher: BuildRequest, error: NoGainError) -> Work:
     """Return the work of building without 8 bits what was not worth building with them; the time spent counts.
 
+    What a tuning found, and notes of the attempt, stay, as they may well be why; not those that hold for 8 bits alone.
+
     Args:
         work: that was given up.
         higher: what to build instead.
@@ -44,5 +46,7 @@ def without_8_bits(work: Work, higher: BuildRequest, error: NoGainError) -> Work
     text = str(error)
     if work.request.precision in higher.output.name:
         text += f" (the folder's name is as it was asked for: {higher.output.name} holds {higher.precision})"
-    notes = [*work.notes, text]
-    return Work(higher, work.progress, seconds=work.seconds, notes=notes, engine=work.engine)
+    notes = [*(note for note in work.notes if note not in work.of_8_bits), text]
+    return Work(
+        higher, work.progress, seconds=work.seconds, notes=notes, engine=work.engine, tuning=work.tuning
+    )

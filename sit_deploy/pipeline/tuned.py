@@ -65,6 +65,13 @@ class Tuning:
             "candidates": [_row(one, front, self.chosen) for one in self.found.measured],
         }
 
+    def given_up(self, instead: str) -> dict[str, Any]:
+        """Return plain types, for the report of the float engine that was built instead of 8 bits, in a precision."""
+        record, front = self.to_dict(), {one.candidate for one in pareto_front(self.found.measured)}
+        built = Candidate(rest=instead)
+        rows = [_row(one, front, built) for one in self.found.measured]
+        return {**record, "instead": instead, "tie": None, "candidates": rows}
+
 
 def _row(one: Measured, front: set[Candidate], chosen: Candidate) -> dict[str, Any]:
     candidate, timing = one.candidate, one.timing

@@ -65,13 +65,14 @@ def tune(
     with work.step("Tuning the plan on the engine") as report:
         tuner = _Tuner(work, float_graph, quantization, folder, report)
         tuning = tuner.run()
+    work.tuning = tuning
     tell_tuning(work, tuning)
     chosen = tuning.chosen
     plan = tuner.material.plan(chosen)
     if tuning.choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
         plan = quantization.quantizer.plan.of_groups(chosen.groups, timed=False)
     quantizer = replace(quantization.quantizer.with_plan(plan), corrected=tuner.corrected)
-    work.note(*outlier_notes(plan))
+    work.note_of_8_bits(*outlier_notes(plan))
     # the command that builds it again names the plan itself: it needs no timing, and finds no other
     named, method = tuning.space.named(chosen), quantizer.method
     work.request = replace(work.request, rest=chosen.rest, quantize=named, calib_method=method)

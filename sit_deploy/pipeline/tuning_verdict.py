@@ -53,7 +53,7 @@ def tell_tuning(work: Work, tuning: Tuning) -> None:
             "Give more seconds"
         )
     elif choice.tie is not None:
-        work.note(
+        work.note_of_8_bits(
             f"a tie: {_words(choice.plan, default)} and {_words(choice.tie, default)} are as fast as each other here "
             f"({factor_text(choice.plan.timing.ratio)} and {factor_text(choice.tie.timing.ratio)} fp32); the more accurate was taken"
         )

@@ -15,6 +15,7 @@ from sit_deploy.text import WarningText
 
 if TYPE_CHECKING:
     from sit_deploy.data.labelled import Labelled
+    from sit_deploy.pipeline.tuned import Tuning
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Work:
         samples: the labelled images of --val-data.
         engine: that it is for; None for a graph alone.
         outputs: names of what the graph is to give; none before the model is loaded.
+        of_8_bits: those of the notes that hold for what is in 8 bits alone.
+        tuning: how a plan for 8 bits was chosen by measuring; where they were given up for a float engine, still.
     """
 
     request: BuildRequest
@@ -40,6 +43,8 @@ class Work:
     samples: Labelled | None = None
     engine: Engine | None = None
     outputs: tuple[str, ...] = ()
+    of_8_bits: list[str] = field(default_factory=list)
+    tuning: Tuning | None = None
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Progress]:
@@ -55,6 +60,11 @@ class Work:
     def note(self, *texts: str) -> None:
         """Tell the user."""
         self.notes += texts
+
+    def note_of_8_bits(self, *texts: str) -> None:
+        """Tell the user what holds only as long as 8 bits are not given up."""
+        self.note(*texts)
+        self.of_8_bits += texts
 
     def warn(self, *texts: str) -> None:
         """Tell the user what must not be missed."""

@@ -167,7 +167,7 @@ class TunedPlan(Struct):
 
 
 class TuningRecord(Struct):
-    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuned.Tuning`)."""
+    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuned.Tuning`); `instead` is the float precision that was built."""
 
     verdict: Text
     limit: str
@@ -176,6 +176,7 @@ class TuningRecord(Struct):
     default: list[Text]
     tie: TunedPlan | None
     candidates: list[TunedPlan]
+    instead: Text | UnsetType = UNSET
 
     @property
     def chosen(self) -> TunedPlan | None:
@@ -355,3 +356,11 @@ class BuildReport(GraphReport, kw_only=True):
     versions: dict[str, str | None]
     command: str
     engine_layers: EngineLayersRecord | None = None
+    tuning: TuningRecord | UnsetType = UNSET
+
+    @property
+    def tuned(self) -> TuningRecord | None:
+        """The tuning of its layers in 8 bits, also where it ended in a float engine; older reports have none."""
+        if self.quantization is not None and self.quantization.tuning is not UNSET:
+            return self.quantization.tuning
+        return None if self.tuning is UNSET else self.tuning

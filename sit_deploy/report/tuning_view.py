@@ -9,21 +9,16 @@ from typing import Any
 from msgspec import UNSET
 
 from sit_deploy.report import plots
-from sit_deploy.report.build_types import Quantization, TunedPlan, TuningRecord
+from sit_deploy.report.build_types import TunedPlan, TuningRecord
 from sit_deploy.report.tuning_text import range_text
-
-
-def tuning_of(quantization: Quantization | None) -> TuningRecord | None:
-    """Return the tuning of a build in 8 bits, None where its layers were given; older reports have none."""
-    if quantization is None or quantization.tuning is UNSET:
-        return None
-    return quantization.tuning
 
 
 def tuning_sentence(tuning: TuningRecord) -> str:
     """Say in a sentence, without a full stop, which plan was chosen and by what."""
     plans = sum(bool(plan.groups) for plan in tuning.candidates)
     tried = f"{plans} plan{'s' if plans != 1 else ''} timed in {tuning.seconds:.0f} s"
+    if tuning.instead is not UNSET:
+        return f"8 bits were given up for {_given_up(tuning)} ({tried})"
     if not tuning.settled or tuning.chosen is None:
         return f"not tuned, the default groups are in 8 bits ({tried})"
     chosen = tuning.chosen
@@ -35,9 +30,17 @@ def tuning_sentence(tuning: TuningRecord) -> str:
     )
 
 
-def tuning_view(quantization: Quantization | None, mark: str = "") -> dict[str, Any] | None:
+def _given_up(tuning: TuningRecord) -> str:
+    built, fast = tuning.chosen, ""
+    if built is not None and built.rest != "fp32" and built.doubt is None:
+        fast = f", {range_text(built.ratio, built.low, built.high_quartile)} as fast as fp32"
+    if tuning.verdict == "none":
+        return f"{tuning.instead}{fast}: no plan keeps {tuning.limit}"
+    return f"{tuning.instead}{fast}: no plan with {tuning.limit} is faster"
+
+
+def tuning_view(tuning: TuningRecord | None, mark: str = "") -> dict[str, Any] | None:
     """Return what a page says of a tuning: a plot, and a table of all that was measured, the fastest first."""
-    tuning = tuning_of(quantization)
     if tuning is None:
         return None
     words = tuning_sentence(tuning)

@@ -52,7 +52,7 @@ def build_view(report: BuildReport) -> dict[str, Any]:
         "compared": "outputs" if _given(report) else "logits",
         "hops": [_hop(hop, report) for hop in report.hops],
         "quantization": quantization_view(report),
-        "tuning": tuning_view(report.quantization),
+        "tuning": tuning_view(report.tuned),
         "held_back": [(n.node, n.op_type, n.reason) for n in report.plan.held_back],
         "facts": _facts(report),
         "seconds": [(step, f"{seconds:.2f}") for step, seconds in report.seconds.items()],
@@ -78,7 +78,7 @@ def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
         "latency": _latency(evidence, mark) if evidence.timing else None,
         "elsewhere": elsewhere_view(evidence.elsewhere),
         "drift": _drift(evidence.drift, mark),
-        "tuning": tuning_view(build.quantization, mark),
+        "tuning": tuning_view(build.tuned, mark),
         "layers": _layers(evidence.layers, mark) or _engine_layers(build.engine_layers),
         "versions": _versions(evidence.versions),
     }

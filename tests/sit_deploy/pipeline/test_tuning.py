@@ -315,6 +315,28 @@ def test_a_build_that_measures(quick_float: Digits, tmp_path: Path, cli: Command
     assert cli("inspect", bundle.path, "--json").json()["tuning"]
 
 
+@pytest.mark.slow
+def test_a_build_that_gives_8_bits_up_shows_why(
+    quick_float: Digits, made: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
+) -> None:
+    """Its page has the front, its timings are kept, and no note speaks of a calibration that it has not."""
+    monkeypatch.setattr(tuning, "CandidateBench", Bench())
+    made.calibration.save(tmp_path / "c.json")
+    fields = {"calib_cache": tmp_path / "c.json", "min_sqnr": 90.0, "quantize": None}
+    bundle = build(quick_float.request(tmp_path / "b", **fields))
+    report = json.loads((bundle.path / "report.json").read_text())
+    assert report["precision"] == "fp32" and report["quantization"] is None
+    assert [note for note in report["notes"] if "no plan in int8 keeps SQNR of at least 90 dB" in note]
+    assert not [note for note in report["notes"] if "calibrated by" in note]
+    record = report["tuning"]
+    assert record["instead"] == "fp32" and record["verdict"] == "none"
+    assert [(one["groups"], one["rest"]) for one in record["candidates"] if one["chosen"]] == [([], "fp32")]
+    assert "timings.json" in bundle.manifest.files and BuildReport.from_dict(report).to_dict() == report
+    assert "How the plan was chosen" in (bundle.path / "report.html").read_text()
+    words = "8 bits were given up for fp32: no plan keeps SQNR of at least 90 dB"
+    assert words in " ".join(cli("inspect", bundle.path).out.split())
+
+
 # ------------------------------------------------------------------------------------------------------ which builds
 
 

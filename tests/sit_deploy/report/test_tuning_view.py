@@ -9,7 +9,7 @@ import pytest
 from sit_deploy.errors import InputError
 from sit_deploy.report.build_types import Quantization
 from sit_deploy.report.tuning_text import plan_text
-from sit_deploy.report.tuning_view import tuning_of, tuning_sentence, tuning_view
+from sit_deploy.report.tuning_view import tuning_sentence, tuning_view
 from sit_deploy.schema import check
 
 DEFAULT = ["fc1", "fc2", "proj", "qkv", "tsm"]
@@ -69,18 +69,18 @@ def test_a_plan_in_words(groups: list[str], high: int, words: str) -> None:
 
 
 def test_the_sentence() -> None:
-    told = tuning_sentence(tuning_of(quantization()))
+    told = tuning_sentence(quantization().tuning)
     assert told == (
         "tuned: default, stem; rest bf16, 2.40× (2.35–2.45) as fast as fp32 at 33.9 dB; the fastest with SQNR of at least 30 dB "
         "(4 plans timed in 84 s)"
     )
     for verdict in ("noise", "no time"):
-        told = tuning_sentence(tuning_of(quantization(verdict=verdict)))
+        told = tuning_sentence(quantization(verdict=verdict).tuning)
         assert told == "not tuned, the default groups are in 8 bits (4 plans timed in 84 s)"
 
 
 def test_the_table_and_the_picture_have_the_same_numbers() -> None:
-    view = tuning_view(quantization())
+    view = tuning_view(quantization().tuning)
     rows = {row[0]: row for row in view["rows"]}
     assert [row[1] for row in view["rows"]][:2] == ["default, stem; rest bf16", "default; rest bf16"]
     assert rows["1"][-1] == "chosen" and rows["2"][-1] == "not measurable: others took the CPUs"
@@ -95,17 +95,35 @@ def test_the_table_and_the_picture_have_the_same_numbers() -> None:
 
 def test_what_else_there_is_to_say() -> None:
     tie = plan(DEFAULT, 2.41, 33.0, "bf16")
-    view = tuning_view(
-        quantization([plan(DEFAULT, 1.7, 35.0, chosen=True, drop=0.25)], tie=tie, finished=False)
-    )
+    plans = [plan(DEFAULT, 1.7, 35.0, chosen=True, drop=0.25)]
+    view = tuning_view(quantization(plans, tie=tie, finished=False).tuning)
     assert "A tie with default; rest bf16" in view["what"] and "ended the search early" in view["what"]
     assert view["head"][-2] == "points lost" and view["rows"][0][-2] == "+0.25"
-    assert tuning_view(quantization([plan([], 1.0, None)]))["plot"] is None
+    assert tuning_view(quantization([plan([], 1.0, None)]).tuning)["plot"] is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "instead", "words"),
+    [
+        ("none", "fp32", "8 bits were given up for fp32: no plan keeps SQNR of at least 30 dB (4 plans timed in 84 s)"),
+        (
+            "float",
+            "bf16",
+            "8 bits were given up for bf16, 1.60× (1.55–1.65) as fast as fp32: no plan with SQNR of at least 30 dB is faster "
+            "(4 plans timed in 84 s)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_8_bits_were_given_up_for(verdict: str, instead: str, words: str) -> None:
+    """The front is shown all the same: it is why."""
+    plans = [{**one, "chosen": not one["groups"] and one["rest"] == instead} for one in PLANS]
+    record = quantization(plans, verdict=verdict, instead=instead).tuning
+    assert tuning_sentence(record) == words
+    view = tuning_view(record)
+    assert [row[1] for row in view["rows"] if row[-1] == "chosen"] == [instead] and len(view["rows"]) == 6
 
 
 def test_without_one() -> None:
-    fields = {"method": "mse", "rest": "fp32", "share_of_macs": 0.9, "layers": [], "speed": None}
-    older = check(fields, Quantization, "report", "")
-    assert tuning_view(older) is tuning_of(None) is None
+    assert tuning_view(None) is None
     with pytest.raises(InputError, match=r"tuning\.candidates\[0\]\.ratio"):
         quantization([{**PLANS[0], "ratio": -1.0}])
