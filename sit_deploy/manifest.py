@@ -52,7 +52,11 @@ class _Fields(Struct, frozen=True, kw_only=True):
 
 
 class Model(_Fields, frozen=True, kw_only=True):
-    """What is in the engine."""
+    """What is in the engine.
+
+    Attributes:
+        keeping_ratio: None where `tokens` alone say how many each stage keeps.
+    """
 
     name: Text
     stages: Blocks | None = None
@@ -69,6 +73,11 @@ class Model(_Fields, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.stages is not None and len(self.stages) != len(self.tokens):
             raise ValueError(f"tokens must be one for each of the {len(self.stages)} stages")
+
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """`tokens`, where no ratio gives them."""
+        return tuple(self.tokens) if self.stages and self.keeping_ratio is None else None
 
 
 class OutputFacts(_Fields, frozen=True, kw_only=True):

@@ -71,7 +71,7 @@ def card_of(run: Run, metrics: dict[str, Any]) -> ModelCard:
     return ModelCard(
         name=models.config.name,
         stages=models.config.stage_blocks,
-        keeping_ratio=models.config.keeping_ratio,
+        keeping_ratio=None if models.config.kept else models.config.keeping_ratio,
         tokens=tuple(models.model.kept),
         image_size=models.preprocessing.size[0],
         num_classes=run.data.num_classes,

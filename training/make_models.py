@@ -81,7 +81,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     Raises:
         InputError: a checkpoint that cannot be read or is of another model, a teacher that does not fit: what and why.
     """
-    config = get_config(request.model, request.stages, request.keeping_ratio)
+    config = get_config(request.model, request.stages, request.keeping_ratio, request.kept)
     if request.teacher and len(config.stage_blocks) == 1:
         raise InputError(
             f"{config.name} slims nothing, so it has nothing to recover; leave --teacher out, or pass --stages"
@@ -89,6 +89,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     checkpoints = StartCheckpoints(request, config)
     inherited = InheritedSize.of(request, checkpoints)
     size = inherited.size
+    config = config.at(size)
     by_recipe = DataConfig(Source.RECIPE, crop_pct=recipe.crop_pct or None)
     if request.qat and inherited.card:  # a model that is trained keeps what it was trained with
         _check_classes("model", request.init, inherited.card, data)
@@ -145,9 +146,13 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
     missing, left_out = fit_partly(read.state, model)
     new = [k for k in missing if not k.startswith(UNDEPLOYED)]
     if request.qat and new:
+        remedy = "train one without --qat, then pass it with --init"
+        card, ours = read_card(path), (config.stage_blocks, model.kept[1:])
+        if card and card.name == config.name and (card.stages, card.tokens[1:]) != ours:
+            remedy = f"pass what it slims with: {_slimming_options(card)}"
         raise InputError(
             f"--qat starts from a trained {config.name}, and {path} lacks or does not fit {len(new)} of its weights "
-            f"({_some(new)}); train one without --qat, then pass it with --init"
+            f"({_some(new)}); {remedy}"
         )
     lacking = [k for k in missing if not k.startswith(NEW_PARTS)]
     # a deeper model's first blocks are no model; whatever else is too much, the model can do without
@@ -162,8 +167,18 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
     unused = [k for k in left_out if not k.startswith(NEW_PARTS)]
     if request.init and "dist_token" in left_out:
         unused.append("its dist token and the head of it, which --cnn-teacher would train on")
+    if any(k.startswith("tsm.") and k in read.state for k in missing):
+        unused.append("the last layers of its TSMs, which give other counts of tokens")
     notes = [*read.notes, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
     return "; ".join((f"{origin}{place_of(path)}{', with a new head' if new_head else ''}", *notes))
+
+
+def _slimming_options(card: ModelCard) -> str:
+    """Return the options that make a model of a card's stages and tokens."""
+    stages = f"--stages {','.join(map(str, card.stages))}"
+    if card.kept:
+        return f"{stages} --kept {','.join(map(str, card.kept))}"
+    return f"{stages} --keeping-ratio {card.keeping_ratio:g}"
 
 
 def _some(names: list[str]) -> str:

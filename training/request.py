@@ -17,6 +17,7 @@ from sit_deploy.text import file_name, require_utf8
 from training.recipes import Recipe, recipe_for
 
 if TYPE_CHECKING:
+    from sit_deploy.models.card import ModelCard
     from sit_deploy.models.data_config import DataConfig
 
 AMP = ("auto", "off", "bf16", "fp16")
@@ -61,6 +62,7 @@ class TrainRequest:
     output: Path | None
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
+    kept: tuple[int, ...] | None = None
     teacher: Path | None = None
     init: Path | None = None
     cnn_teacher: str | None = None
@@ -119,16 +121,22 @@ class TrainRequest:
                     f"{self.model} has no config.json and no model card that names its model; pass its name with --model, and "
                     f"--init {self.model}"
                 )
-            stages = card.stages if self.stages is None else self.stages
-            ratio = (
-                card.keeping_ratio
-                if self.keeping_ratio is None and len(card.stages) > 1
-                else self.keeping_ratio
-            )
-            named = replace(self, model=card.name, init=init, stages=stages, keeping_ratio=ratio)
-            return named.named()
+            return replace(self, init=init, **self._slimming(card)).named()
         output = Path("runs") / file_name(str(start.model)) if self.output is None else self.output
         return replace(self, model=start.model, init=init, teacher=teacher, pretrained=False, output=output)
+
+    def _slimming(self, card: ModelCard) -> dict[str, Any]:
+        """Return model, stages and tokens as a model card has them, where the request does not say otherwise."""
+        from sit_deploy.models import get_config
+
+        stages = card.stages if self.stages is None else self.stages
+        ratio, kept = self.keeping_ratio, self.kept
+        if ratio is None and kept is None and len(card.stages) > 1:
+            ratio = card.keeping_ratio
+            if card.kept and self.stages is None:
+                theirs = get_config(card.name, stages, kept=card.kept)
+                kept = theirs.kept_at(self.image_size or card.image_size)
+        return {"model": card.name, "stages": stages, "keeping_ratio": ratio, "kept": kept}
 
     def fetched(self, progress: Progress | None = None) -> TrainRequest:
         """Return the request with files in place of repositories and of timm's spelling of folders.
@@ -149,7 +157,7 @@ class TrainRequest:
         """The recipe of this run, the user's own values in it."""
         from sit_deploy.models import get_config
 
-        name = get_config(self.model, self.stages, self.keeping_ratio).name
+        name = get_config(self.model, self.stages, self.keeping_ratio, self.kept).name
         base = recipe_for(
             name,
             distils=self.teacher is not None,
@@ -168,7 +176,7 @@ class TrainRequest:
         from sit_deploy.models import get_config
 
         if self.grad_checkpointing is None:
-            return get_config(self.model, self.stages, self.keeping_ratio).name == "sit_l"
+            return get_config(self.model, self.stages, self.keeping_ratio, self.kept).name == "sit_l"
         return self.grad_checkpointing
 
     @property
@@ -271,6 +279,7 @@ class TrainRequest:
             **{name: value and list(value) for name, value in (("mean", self.mean), ("std", self.std))},
             "interpolation": self.interpolation,
             "orientation": self._turns,
+            **({"kept": list(self.kept)} if self.kept else {}),
             **files,
             **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),

@@ -18,6 +18,8 @@ from sit_deploy.cli.common import (
     path_type,
 )
 
+TOKENS = Counts("token counts", "196,98,49,24", limits.PIXELS)
+
 key_option = click.option(
     "--checkpoint-key",
     metavar="KEY",
@@ -262,6 +264,11 @@ def model_options(*, required: bool) -> Callable[[Callable], Callable]:
             type=Real(),
             metavar="R",
             help="Share of the patch tokens that each further stage keeps.",
+        ),
+        click.option(
+            "--kept",
+            type=TOKENS,
+            help="Patch tokens of each stage, all of an image's first; in place of a ratio.",
         ),
     )
     return lambda command: _add(options, command)

@@ -22,7 +22,7 @@ class ModelCard:
     Attributes:
         name: ours or timm's.
         stages: blocks of each stage.
-        keeping_ratio: share of the patch tokens that each further stage keeps.
+        keeping_ratio: share of the patch tokens that each further stage keeps; None where `tokens` alone say how many.
         tokens: patch tokens of each stage at `image_size`.
         image_size: side of its square images in pixels.
         num_classes: outputs of its head.
@@ -38,7 +38,7 @@ class ModelCard:
 
     name: str
     stages: tuple[int, ...]
-    keeping_ratio: float
+    keeping_ratio: float | None
     tokens: tuple[int, ...]
     image_size: int
     num_classes: int
@@ -48,6 +48,11 @@ class ModelCard:
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] | None = None
+
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """`tokens`, where no ratio gives them."""
+        return self.tokens if self.keeping_ratio is None else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with every field; without `quantization` where there is none, as readers of old know it."""
@@ -95,6 +100,8 @@ class ModelCard:
             raise InputError(
                 f"its tokens {model['tokens']} are not one for each of the stages {model['stages']}"
             )
+        if model["keeping_ratio"] is None and sorted(model["tokens"], reverse=True) != model["tokens"]:
+            raise InputError(f"its tokens {model['tokens']} grow, and slimming must not")
         if classes is not None and not (
             isinstance(classes, list) and all(isinstance(c, str) for c in classes)
         ):
@@ -117,7 +124,7 @@ class ModelCard:
         return cls(
             name=model["name"],
             stages=tuple(model["stages"]),
-            keeping_ratio=float(model["keeping_ratio"]),
+            keeping_ratio=None if model["keeping_ratio"] is None else float(model["keeping_ratio"]),
             tokens=tuple(model["tokens"]),
             image_size=model["image_size"],
             num_classes=model["num_classes"],
@@ -168,7 +175,7 @@ def _is_counts(value: Any) -> bool:
 _MODEL_FIELDS = {
     "name": (lambda v: isinstance(v, str) and bool(v), "the name of a model"),
     "stages": (_is_counts, "blocks of each stage"),
-    "keeping_ratio": (lambda v: _is_number(v) and 0 < v <= 1, "above 0 and at most 1"),
+    "keeping_ratio": (lambda v: v is None or (_is_number(v) and 0 < v <= 1), "above 0 and at most 1"),
     "tokens": (_is_counts, "tokens of each stage"),
     "image_size": (lambda v: _is_int(v, limits.PIXELS), f"a number of pixels up to {limits.PIXELS}"),
     "num_classes": (lambda v: _is_int(v, limits.CLASSES), f"from 1 to {limits.CLASSES}"),

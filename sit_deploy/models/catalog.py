@@ -65,7 +65,10 @@ _LONGEST = 300  # characters of a name with its arguments, which is to fit on th
 
 
 def get_config(
-    name: str, stages: tuple[int, ...] | None = None, keeping_ratio: float | None = None
+    name: str,
+    stages: tuple[int, ...] | None = None,
+    keeping_ratio: float | None = None,
+    kept: tuple[int, ...] | None = None,
 ) -> ModelConfig:
     """Return the configuration of a model: by its name, an official alias, or its name in timm.
 
@@ -73,10 +76,11 @@ def get_config(
         name: any of these.
         stages: blocks of each stage, in place of the model's own; one number is the unslimmed model.
         keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
+        kept: patch tokens of each stage, in place of a ratio; the first has all patches of an image.
 
     Raises:
-        InputError: no such model (names the nearest), one of timm's that cannot be slimmed, stages that do not add up to
-            its depth, or a ratio out of range.
+        InputError: no such model (names the nearest), one of timm's that cannot be slimmed, or stages, a ratio or tokens that do not
+            fit it (see `reschedule`).
     """
     if len(name) > _LONGEST:
         raise InputError(
@@ -103,7 +107,7 @@ def get_config(
                 "and timm's plain vision transformers will do too"
             )
         config = timm_config(name)
-    return reschedule(config, stages, keeping_ratio)
+    return reschedule(config, stages, keeping_ratio, kept)
 
 
 def _nearest_model(name: str, known: tuple[str, ...]) -> str:

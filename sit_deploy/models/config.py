@@ -6,6 +6,7 @@ Imports nothing heavy. The configurations that have names are in `sit_deploy.mod
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 from sit_deploy.errors import InputError
@@ -92,7 +93,7 @@ class ModelConfig:
         stem: which of `STEMS` makes the patches, of a SiT or LV-ViT.
         skip_lam: what residual branches are divided by, of a SiT or LV-ViT.
         mlp_ratio: hidden width of an MLP over that of a token.
-        keeping_ratio: share of the patch tokens that each further stage keeps.
+        keeping_ratio: share of the patch tokens that each further stage keeps, where `kept` does not say how many.
         num_classes: of the published weights.
         teacher: the unslimmed model it is distilled from.
         top1: published ImageNet-1k accuracy in percent.
@@ -106,6 +107,7 @@ class ModelConfig:
         squash: its authors evaluate it on images squeezed into a square, which is not done here: they are cropped at the
             centre.
         unslimmable: what keeps it from slimming, of a model that is taken whole.
+        kept: patch tokens of each stage, the first all patches of an image; None for those that `keeping_ratio` gives.
     """
 
     name: str
@@ -129,30 +131,67 @@ class ModelConfig:
     interpolation: str = "bicubic"
     squash: bool = False
     unslimmable: str | None = None
+    kept: tuple[int, ...] | None = None
 
     @property
     def depth(self) -> int:
         return sum(self.stage_blocks)
 
     def tokens(self, image_size: int | None = None) -> tuple[int, ...]:
-        """Return the patch tokens of each stage at `image_size` pixels (the native size by default)."""
-        side = (image_size or self.image_size) // self.patch_size
-        return kept_tokens(side * side, len(self.stage_blocks), self.keeping_ratio)
+        """Return the patch tokens of each stage at `image_size` pixels (the native size by default).
+
+        Raises:
+            InputError: `kept` begins with the patches of another size.
+        """
+        size = image_size or self.image_size
+        patches = (size // self.patch_size) ** 2
+        if self.kept is None:
+            return kept_tokens(patches, len(self.stage_blocks), self.keeping_ratio)
+        if self.kept[0] != patches:
+            theirs = math.isqrt(self.kept[0])
+            whose = f", or take images of {theirs * self.patch_size}" if theirs**2 == self.kept[0] else ""
+            raise InputError(
+                f"kept tokens {_listed(self.kept)} begin with {self.kept[0]}, and images of {size} pixels have {patches} patches of "
+                f"{self.patch_size}; begin with {patches}{whose}"
+            )
+        return self.kept
+
+    def kept_at(self, image_size: int) -> tuple[int, ...] | None:
+        """Return `kept` with as many patches in the first stage as an image of `image_size` pixels has: what TSMs keep is fixed."""
+        return self.kept and ((image_size // self.patch_size) ** 2, *self.kept[1:])
+
+    def at(self, image_size: int) -> ModelConfig:
+        """Return the configuration for images of `image_size` pixels: without `kept` where the keeping ratio gives the same.
+
+        Raises:
+            InputError: as `tokens`.
+        """
+        same = self.kept and self.tokens(image_size) == replace(self, kept=None).tokens(image_size)
+        return replace(self, kept=None) if same else self
 
 
 def reschedule(
-    config: ModelConfig, stages: tuple[int, ...] | None, keeping_ratio: float | None
+    config: ModelConfig,
+    stages: tuple[int, ...] | None,
+    keeping_ratio: float | None,
+    kept: tuple[int, ...] | None = None,
 ) -> ModelConfig:
-    """Return a configuration with other stages and another keeping ratio, `config` itself where they are its own.
+    """Return a configuration with other stages and tokens, `config` itself where they are its own.
 
     Args:
         config: whose depth the stages must add up to.
         stages: blocks of each stage, in place of its own; one number is the unslimmed model.
         keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
+        kept: patch tokens of each stage, in place of a ratio; the first has all patches of an image.
 
     Raises:
-        InputError: stages that do not add up to the depth, a ratio out of range, or one for a model that does not slim.
+        InputError: stages that do not add up to the depth, a ratio out of range, tokens that are not one count a stage, that
+            grow or are none, both of them, or one for a model that does not slim.
     """
+    if kept is not None and keeping_ratio is not None:
+        raise InputError(
+            f"kept tokens {_listed(kept)} and a keeping ratio of {keeping_ratio:g} say the same thing twice; pass --kept or --keeping-ratio"
+        )
     ratio = config.keeping_ratio if keeping_ratio is None else float(keeping_ratio)
     blocks = config.stage_blocks if stages is None else tuple(stages)
     if not 0 < ratio <= 1:
@@ -165,17 +204,45 @@ def reschedule(
             f"stages {given or 'of no number'} do not fit {config.name}: every stage must have a block, and they must add up to its "
             f"depth of {config.depth}; pass for example --stages {example}"
         )
-    if keeping_ratio is not None and stages is None and len(blocks) == 1:
-        example = ",".join(map(str, example_stages(config.depth)))
+    if (keeping_ratio is not None or kept is not None) and stages is None and len(blocks) == 1:
+        example = _listed(example_stages(config.depth))
+        what = "a keeping ratio changes" if kept is None else "kept tokens change"
         raise InputError(
-            f"{config.name} slims nothing, so a keeping ratio changes nothing; pass its stages too, as --stages {example}"
+            f"{config.name} slims nothing, so {what} nothing; pass its stages too, as --stages {example}"
         )
-    if (blocks, ratio) == (config.stage_blocks, config.keeping_ratio):
+    if kept is not None:
+        _check_kept(tuple(kept), blocks, config)
+        kept = tuple(kept) if len(blocks) > 1 else None
+    if kept is None and (blocks, ratio) == (config.stage_blocks, config.keeping_ratio):
         return config
     if config.unslimmable:
         raise not_slimmed(config.name, config.unslimmable)
     teacher = (config.teacher or config.name) if len(blocks) > 1 else None
-    return replace(config, stage_blocks=blocks, keeping_ratio=ratio, teacher=teacher, top1=None)
+    return replace(config, stage_blocks=blocks, keeping_ratio=ratio, kept=kept, teacher=teacher, top1=None)
+
+
+def _check_kept(kept: tuple[int, ...], blocks: tuple[int, ...], config: ModelConfig) -> None:
+    """Refuse kept tokens that no image fits."""
+    if len(kept) != len(blocks):
+        usual = replace(config, stage_blocks=blocks, kept=None).tokens()
+        raise InputError(
+            f"kept tokens {_listed(kept) or 'of no number'} do not fit the stages {_listed(blocks)} of {config.name}: give one count for each "
+            f"of the {len(blocks)}, the first all patches of an image; pass for example --kept {_listed(usual)}"
+        )
+    if min(kept) < 1:
+        raise InputError(
+            f"kept tokens {_listed(kept)} leave a stage without a token; keep at least 1 in each"
+        )
+    for before, after in itertools.pairwise(kept):
+        if after > before:
+            raise InputError(
+                f"kept tokens {_listed(kept)} grow from {before} to {after}, and slimming must not; give every stage at most as many as "
+                "the one before"
+            )
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def not_slimmed(name: str, obstacle: str) -> InputError:

@@ -66,6 +66,7 @@ def load_model(  # noqa: PLR0913
     binary: bool = False,
     model_option: str | None = "--model",
     headless: bool = False,
+    kept: tuple[int, ...] | None = None,
 ) -> LoadedModel:
     """Make the named model (ours or timm's) and load a checkpoint into it strictly; without one, random weights of seed 0.
 
@@ -89,15 +90,17 @@ def load_model(  # noqa: PLR0913
         binary: make two outputs of one, whatever `num_classes` says.
         model_option: what names this model on the command line, for remedies; None where nothing does.
         headless: nobody asks for logits: a checkpoint without a head makes a model without one.
+        kept: patch tokens of each stage, in place of a ratio; see `get_config`.
 
     Raises:
         InputError: unknown model, unreadable checkpoint, one that does not fit (keys, shapes and remedy named), or one
             output, of which softmax makes 100 % whatever the image.
     """
-    config = get_config(name, stages, keeping_ratio)
+    config = get_config(name, stages, keeping_ratio, kept)
     if num_classes is not None:
         check_class_count(num_classes)
     size = config.image_size if image_size is None else image_size
+    config = config.at(size)
     options: dict[str, Any] = {"img_size": size, "reverse_tsm": reverse_tsm}
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
@@ -130,9 +133,14 @@ def load_model(  # noqa: PLR0913
     ends_in_features = headless and num_classes is None and not any(k.startswith("head.") for k in read.state)
     options["num_classes"] = 0 if ends_in_features else _class_count(read, config, num_classes)
     options["dist_token"] = "dist_token" in read.state
-    kept = _kept_of_checkpoint(read.state, config)
-    if kept and kept != config.tokens(size)[1:]:
-        options["kept"] = ((size // config.patch_size) ** 2, *kept)
+    trained = _kept_of_checkpoint(read.state, config)
+    if trained and trained != (usual := config.tokens(size)[1:]):
+        if kept:
+            raise InputError(
+                f"checkpoint {read.path} does not fit: its TSMs keep {_listed(trained)} tokens, not the {_listed(usual)} asked for; leave out "
+                "--kept, or give the checkpoint of a model that keeps them"
+            )
+        options["kept"] = ((size // config.patch_size) ** 2, *trained)
     model = create_model(config, **options)
     state = filter_state_dict(read.state, model)
     if differences := mismatch_words(state, model, title(config), read.path, model_option):
@@ -150,13 +158,16 @@ def load_model(  # noqa: PLR0913
             f"positions resampled from {side}x{side} to {height}x{width} patches; check its accuracy at {size} pixels"
         )
     if "kept" in options:
-        trained, usual = ("/".join(map(str, tokens)) for tokens in (kept, config.tokens(size)[1:]))
         notes.append(
-            f"its TSMs keep {trained} tokens, not the {usual} of {title(config)} at {size} pixels; check its accuracy"
+            f"its TSMs keep {_listed(trained, '/')} tokens, not the {_listed(usual, '/')} of {title(config)} at {size} pixels; check its accuracy"
         )
     if has_reverse_tsms(state) and not has_reverse_tsms(read.state):
         notes.append("its reverse TSMs are new: the checkpoint has none; train them before they are of use")
     return LoadedModel(model.eval(), config, read, tuple(notes))
+
+
+def _listed(tokens: tuple[int, ...], between: str = ",") -> str:
+    return between.join(map(str, tokens))
 
 
 def identify(state: StateDict) -> tuple[str, ...]:

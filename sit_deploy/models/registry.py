@@ -106,15 +106,19 @@ for _config in CONFIGS.values():
 def create_model(config: ModelConfig | str, **kwargs: Any) -> SiT | SlimViT:
     """Make a model with random weights, by its configuration or its name (ours or timm's).
 
-    `kwargs` that every model takes: `img_size`, `num_classes`, `drop_path_rate`, `kept`, `reverse_tsm`, `dist_token`, and
-    `stage_blocks` and `keeping_ratio` over those of the configuration. Others go to `SiT`, or to timm.
+    `kwargs` that every model takes: `img_size`, `num_classes`, `drop_path_rate`, `reverse_tsm`, `dist_token`, and `stage_blocks`,
+    `keeping_ratio` and `kept` over those of the configuration. Others go to `SiT`, or to timm.
 
     Raises:
         InputError: unknown name, an image size or schedule that does not fit, or a dist token for a model whose head does not
             read a class token.
     """
     config = get_config(config) if isinstance(config, str) else config
-    slimming = {"stage_blocks": config.stage_blocks, "keeping_ratio": config.keeping_ratio}
+    slimming = {
+        "stage_blocks": config.stage_blocks,
+        "keeping_ratio": config.keeping_ratio,
+        "kept": config.kept,
+    }
     if config.name in CONFIGS:
         return timm.create_model(config.name, **{**slimming, **kwargs})
     return _slim_vit(config.name, **{**slimming, **kwargs})

@@ -23,6 +23,7 @@ def rebuild_command(request: BuildRequest, engine: str, *, tuned: bool = False) 
         "--model": request.config.name,
         "--stages": request.stages and ",".join(map(str, request.stages)),
         "--keeping-ratio": request.keeping_ratio,
+        "--kept": request.kept and ",".join(map(str, request.kept)),
         "--precision": request.precision,
         "--checkpoint": request.fetched_from or (request.checkpoint and request.checkpoint.absolute()),
         "--checkpoint-key": request.checkpoint_key,

@@ -147,6 +147,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
         request.ema,
         stages=request.stages,
         keeping_ratio=request.keeping_ratio,
+        kept=request.kept,
         checkpoint_key=request.checkpoint_key,
         headless=request.needs_no_head,
     )

@@ -128,14 +128,18 @@ def model_of(work: Work, lowered: LoweredGraph) -> Model:
     return Model(
         name=loaded.name,
         stages=list(model.stage_blocks),
-        keeping_ratio=config.keeping_ratio,
+        keeping_ratio=None if config.kept else config.keeping_ratio,
         image_size=tuple(model.img_size),
         num_classes=model.num_classes,
         dist_token=model.has_dist_token,
         tokens=list(model.kept),
         parameters=sum(p.numel() for p in model.parameters()),
         macs=count_macs(lowered.graph) // (1 if request.dynamic_batch else request.batch_size),
-        config={k: v for k, v in asdict(config).items() if k not in _ELSEWHERE}
+        config={
+            k: v
+            for k, v in asdict(config).items()
+            if k not in (*_ELSEWHERE, "keeping_ratio" if config.kept else "kept")
+        }
         | ({"passed_through": passed} if (passed := lowered.float_graph.passed_through) else {}),
         published_top1=config.top1,
     )

@@ -39,7 +39,7 @@ class BuildRequest:
             A repository or folder (`models.hub`) is its model and its weights.
         output: None for the model's name, and the precision of a bundle.
         fetched_from: the repository or folder that `checkpoint` is of, at its commit.
-        stages, keeping_ratio: in place of the model's own.
+        stages, keeping_ratio, kept: in place of the model's own.
         pretrained: take timm's own weights of the model.
         checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
         outputs: of the graph (`sit_deploy.outputs`); None for logits, or features of a model without a classifier.
@@ -105,6 +105,7 @@ class BuildRequest:
     force: bool = False
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
+    kept: tuple[int, ...] | None = None
     checkpoint_key: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -131,7 +132,7 @@ class BuildRequest:
         """
         if self.model is None:
             raise InputError("no model was named; pass --model NAME: `sit-deploy models` lists them")
-        return get_config(self.model, self.stages, self.keeping_ratio)
+        return get_config(self.model, self.stages, self.keeping_ratio, self.kept)
 
     @property
     def card(self) -> ModelCard | None:
@@ -211,22 +212,23 @@ class BuildRequest:
                     f"checkpoint {self.checkpoint} {found}; pass {model_option} NAME with one that fits it"
                 )
             return self
-        theirs = get_config(card.name, card.stages, card.keeping_ratio)
-        stages = card.stages if self.stages is None else self.stages
-        ratio = card.keeping_ratio if self.keeping_ratio is None else self.keeping_ratio
-        asked = (get_config(self.model).name if self.model else theirs.name, tuple(stages), ratio)
-        trained = (theirs.name, card.stages, card.keeping_ratio)
-        if asked != trained:
+        theirs = get_config(card.name, card.stages, card.keeping_ratio, card.kept)
+        size = card.image_size if self.image_size is None else self.image_size
+        name = get_config(self.model).name if self.model else theirs.name
+        stages = card.stages if self.stages is None else tuple(self.stages)
+        ratio, kept = self.keeping_ratio, self.kept
+        if ratio is None and kept is None:
+            ratio, kept = card.keeping_ratio, theirs.kept_at(size)
+        same_tokens = kept[1:] == card.tokens[1:] if kept else ratio == card.keeping_ratio
+        if (name, stages) != (theirs.name, card.stages) or not same_tokens:
+            trained = _spell(theirs.name, card.stages, card.keeping_ratio, card.tokens if kept else card.kept)
+            option = "--keeping-ratio" if self.kept is None else "--kept"
             raise InputError(
-                f"checkpoint {self.checkpoint} is a {_spell(*trained)} by its model card, not the {_spell(*asked)} asked for; "
-                f"leave out {model_option}{', --stages and --keeping-ratio' if model_option == '--model' else ''}"
+                f"checkpoint {self.checkpoint} is a {trained} by its model card, not the {_spell(name, stages, ratio, kept)} asked for; "
+                f"leave out {model_option}{f', --stages and {option}' if model_option == '--model' else ''}"
             )
         return replace(
-            self,
-            model=theirs.name,
-            stages=card.stages,
-            keeping_ratio=card.keeping_ratio,
-            image_size=card.image_size if self.image_size is None else self.image_size,
+            self, model=theirs.name, stages=card.stages, keeping_ratio=ratio, kept=kept, image_size=size
         )
 
     def in_high_precision(self, precision: str | None = None) -> BuildRequest:
@@ -316,5 +318,8 @@ class BuildRequest:
         )
 
 
-def _spell(name: str, stages: tuple[int, ...], keeping_ratio: float) -> str:
-    return f"{name} of stages {','.join(map(str, stages))} and keeping ratio {keeping_ratio:g}"
+def _spell(
+    name: str, stages: tuple[int, ...], keeping_ratio: float | None, kept: tuple[int, ...] | None
+) -> str:
+    tokens = f"keeping {','.join(map(str, kept))} tokens" if kept else f"and keeping ratio {keeping_ratio:g}"
+    return f"{name} of stages {','.join(map(str, stages))} {tokens}"

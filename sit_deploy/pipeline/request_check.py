@@ -95,6 +95,7 @@ def check_request(request: BuildRequest) -> None:
             raise InputError(
                 f"image size {size} is not a positive multiple of {patch}; take {below} or {below + patch}"
             )
+        config.at(size)  # raises for tokens kept of other images
     if request.max_accuracy_drop is not None and not 0 <= request.max_accuracy_drop <= 100:
         raise InputError(
             f"--max-accuracy-drop is in points of top-1, 0 to 100, got {request.max_accuracy_drop:g}"

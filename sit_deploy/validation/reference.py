@@ -59,6 +59,7 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         weights.ema,
         stages=model.stages,
         keeping_ratio=model.keeping_ratio,
+        kept=model.kept,
         checkpoint_key=weights.key,
         headless=not bundle.manifest.has_logits,
     ).model

@@ -61,8 +61,9 @@ def save(tmp_path: Path) -> Save:
             torch.save({"model": model.state_dict()}, path)
             return path
         blocks = options.get("stage_blocks", config.stage_blocks)
+        ratio = None if "kept" in options else config.keeping_ratio
         fields = ModelCard(
-            name, blocks, config.keeping_ratio, tuple(model.kept), size, num_classes, Preprocessing.for_model(size),
+            name, blocks, ratio, tuple(model.kept), size, num_classes, Preprocessing.for_model(size),
             classes=classes,
         )  # fmt: skip
         unused = ("aux_head.", "rtsm.")
@@ -212,6 +213,30 @@ def test_a_plain_model_is_slimmed_by_its_stages(name: str, save: Save) -> None:
     assert all(torch.equal(state[key], value) for key, value in state_of(path).items())
     assert models.teacher_config.name == name and models.teacher.kept == (9,)
     trained_step(models)
+
+
+def test_tokens_of_any_counts(save: Save) -> None:
+    models = make("lvvit_nano", stages=(1, 1, 2), kept=(9, 7, 2), teacher=save())
+    assert models.model.kept == models.config.kept == (9, 7, 2)
+    trained_step(models)
+    assert make("sit_nano", kept=(9, 4, 2, 1)).config.kept is None  # what the ratio gives
+    message = refusal("sit_nano", kept=(49, 30, 18, 9))
+    assert message.endswith(
+        "begin with 49, and images of 48 pixels have 9 patches of 16; begin with 9, or take images of 112"
+    )
+
+
+def test_weights_of_other_token_counts(save: Save) -> None:
+    """Their TSMs' last layers are new, and said; quantization-aware training has no use for that."""
+    path = save("sit_nano", kept=(9, 7, 3, 2))
+    assert (
+        "left out what the model has not: the last layers of its TSMs, which give other"
+        in make(init=path).start
+    )
+    assert "left out" not in make(init=path, kept=(9, 7, 3, 2)).start
+    message = refusal(init=path, qat=True)
+    assert message.endswith("; pass what it slims with: --stages 1,1,1,1 --kept 9,7,3,2")
+    assert make(init=path, qat=True, kept=(9, 7, 3, 2)).model.kept == (9, 7, 3, 2)
 
 
 def test_a_vision_transformer_of_timm_as_timm_saves_it(save: Save, tmp_path: Path) -> None:

@@ -89,6 +89,23 @@ def test_a_model_card_in_a_repository_names_the_model(cached: Callable[..., Path
     assert built.fetched_from == f"hf-hub:me/sit@{COMMIT}"
 
 
+def test_a_card_of_tokens_gives_them_where_nothing_else_is_said(cached: Callable[..., Path]) -> None:
+    snapshot = cached("me/sit", None)
+    card = ModelCard("sit_nano", (5, 1, 1, 1), None, (9, 7, 3, 2), 48, 2, Preprocessing.for_model(48))
+    config = get_config("sit_nano", card.stages, kept=card.kept)
+    save_weights(
+        snapshot / "model.safetensors",
+        create_model(config, img_size=48, num_classes=2).state_dict(),
+        card,
+    )
+    base = TrainRequest("hf-hub:me/sit", "pets/", None)
+    named = base.named()
+    assert (named.stages, named.keeping_ratio, named.kept) == ((5, 1, 1, 1), None, (9, 7, 3, 2))
+    assert replace(base, image_size=64).named().kept == (16, 7, 3, 2)
+    assert replace(base, keeping_ratio=0.5).named().kept is None
+    assert replace(base, stages=(2, 2, 2, 2)).named().kept is None
+
+
 def test_good_requests_pass() -> None:
     BASE.check()
     replace(BASE, amp="bf16", accumulate=4, max_damaged=0, workers=0, seed=7).check()
@@ -152,7 +169,7 @@ SAME = {
 }  # fmt: skip
 OTHER = {
     "qat": True, "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
-    "val_split": "b", "image_key": "img", "label_key": "fine", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16",
+    "val_split": "b", "image_key": "img", "label_key": "fine", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16", "kept": (196, 90, 40, 9),
     "sync_batchnorm": True, "cnn_teacher": "resnet18", "teacher": None, "init": None, "cnn_checkpoint": None,
     "checkpoint_key": "model", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear", "orientation": "stored",
 }  # fmt: skip

@@ -74,6 +74,19 @@ def test_what_it_is_written_as() -> None:
     assert ModelCard.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
 
 
+def test_tokens_that_no_ratio_gives(tmp_path: Path) -> None:
+    """The ratio is null then, so that nothing reads a schedule out of it; older versions refuse it in a line."""
+    card = replace(CARD, keeping_ratio=None, tokens=(36, 30, 7, 7))
+    assert (card.kept, CARD.kept) == ((36, 30, 7, 7), None)
+    save_weights(tmp_path / "model.safetensors", weights(), card)
+    assert read_card(tmp_path / "model.safetensors") == card
+    assert card.to_dict()["model"]["keeping_ratio"] is None
+    fields = card.to_dict()
+    fields["model"]["tokens"] = [36, 7, 8, 4]
+    with pytest.raises(InputError, match=r"its tokens \[36, 7, 8, 4\] grow, and slimming must not"):
+        ModelCard.from_dict(fields)
+
+
 def test_what_it_was_trained_to_be_rounded_with(tmp_path: Path) -> None:
     """Read back to the bit. A card without it, such as those of before there was any, has None."""
     thresholds = {"blocks.3/attn/qkv": float(torch.tensor(1 / 3)), "tsm.0/fc1": 127 * 0.25}

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from sit_deploy.errors import InputError
-from sit_deploy.models import create_model, load_model, read_checkpoint
+from sit_deploy.models import create_model, get_config, load_model, read_checkpoint
 from sit_deploy.models.load import identify
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.state_dict import filter_state_dict
@@ -260,6 +260,20 @@ def test_own_token_counts_are_read_at_the_native_size_too(save: Save) -> None:
     loaded = load_model("sit_nano", save(ratio.state_dict()))
     assert loaded.model.kept == (49, 34, 24, 16)
     assert "keep 34/24/16 tokens, not the 24/12/6" in loaded.notes[0]
+
+
+def test_token_counts_that_were_asked_for_are_those_of_the_checkpoint_or_refused(save: Save) -> None:
+    kept = (49, 30, 18, 9)
+    path = save(create_model(get_config("sit_nano", kept=kept)).state_dict())
+    loaded = load_model("sit_nano", path, kept=kept)
+    assert (loaded.model.kept, loaded.config.kept, loaded.notes) == (kept, kept, ())
+    assert load_model("sit_nano", kept=kept).model.kept == kept  # of random weights
+    with pytest.raises(
+        InputError, match="its TSMs keep 30,18,9 tokens, not the 30,18,8 asked for; leave out --kept"
+    ):
+        load_model("sit_nano", path, kept=(49, 30, 18, 8))
+    with pytest.raises(InputError, match="begin with 49, and images of 160 pixels have 100 patches of 16"):
+        load_model("sit_nano", path, 160, kept=kept)
 
 
 def test_tsms_that_keep_more_than_the_image_has_are_refused(save: Save) -> None:

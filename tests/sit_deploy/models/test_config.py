@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sit_deploy.errors import InputError
@@ -54,6 +56,48 @@ def test_another_ratio_and_none() -> None:
     assert get_config("sit_s", (9, 3, 2, 2), 0.5) is get_config("sit_s")
     teacher = get_config("sit_s", (16,))
     assert (teacher.tokens(), teacher.teacher) == ((196,), None)
+
+
+def test_kept_tokens_of_any_counts() -> None:
+    config = get_config("sit_nano", kept=[49, 30, 30, 1])
+    assert config.tokens() == config.tokens(112) == config.kept == (49, 30, 30, 1)
+    assert config.kept_at(128) == (64, 30, 30, 1)
+    assert config.at(112) is config
+    assert get_config("lvvit_nano", (4, 4), kept=(49, 9)).teacher == "lvvit_nano"
+    assert get_config("lvvit_nano", (8,), kept=(49,)) is get_config("lvvit_nano")
+    # what the ratio gives too is the same model, under the name that it has
+    assert get_config("sit_nano", kept=(49, 24, 12, 6)).at(112).kept is None
+    assert get_config("sit_nano", kept=(64, 32, 16, 8)).at(128).kept is None
+
+
+def test_kept_tokens_belong_to_an_image_size() -> None:
+    config = get_config("sit_nano", kept=(64, 30, 18, 9))
+    assert config.tokens(128) == (64, 30, 18, 9)
+    message = "kept tokens 64,30,18,9 begin with 64, and images of 112 pixels have 49 patches of 16; begin with 49, or take images of 128"
+    with pytest.raises(InputError, match=message):
+        config.tokens()
+    with pytest.raises(InputError, match=message):
+        config.at(112)
+    with pytest.raises(InputError, match=r"49 patches of 16; begin with 49$"):
+        get_config("sit_nano", kept=(50, 30, 18, 9)).tokens()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kept": (49, 30, 18)}, "49,30,18 do not fit the stages 2,2,2,2 of sit_nano.*of the 4.*--kept 49,24,12,6"),
+        ({"kept": (49, 30, 18, 9, 4)}, "do not fit the stages 2,2,2,2"),
+        ({"kept": ()}, "kept tokens of no number do not fit"),
+        ({"kept": (49, 30, 40, 9)}, "grow from 30 to 40, and slimming must not"),
+        ({"kept": (49, 30, 18, 0)}, "49,30,18,0 leave a stage without a token"),
+        ({"kept": (49, 24, 12, 6), "keeping_ratio": 0.5}, "say the same thing twice; pass --kept or --keeping-ratio"),
+        ({"name": "lvvit_nano", "kept": (49,)}, "lvvit_nano slims nothing, so kept tokens change nothing.*--stages 5,1,1,1"),
+    ],
+)  # fmt: skip
+def test_kept_tokens_that_fit_no_image(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        get_config(**{"name": "sit_nano", **fields})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

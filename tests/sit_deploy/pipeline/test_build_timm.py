@@ -124,6 +124,18 @@ def test_what_the_user_says_besides(made: WithCard) -> None:
     assert request(made, image_size=96).completed() == replace(plain, image_size=96)
 
 
+def test_tokens_that_are_the_cards_and_others(made: WithCard) -> None:
+    """Kept tokens say what a ratio does too; another image size has other patches, and the same tokens behind them."""
+    same = request(made, kept=(16, 9, 5, 3)).completed()
+    assert (same.stages, same.keeping_ratio, same.kept) == (STAGES, None, (16, 9, 5, 3))
+    with pytest.raises(InputError) as caught:
+        request(made, kept=(16, 9, 5, 2)).completed()
+    assert str(caught.value).endswith(
+        f"is a {NAME} of stages 3,1,1,1 keeping 16,9,5,3 tokens by its model card, not the {NAME} of stages 3,1,1,1 keeping 16,9,5,2 tokens "
+        "asked for; leave out --model, --stages and --kept"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "asked"),
     [

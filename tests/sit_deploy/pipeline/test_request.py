@@ -23,6 +23,8 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"stages": (1, 2)}, "stages 1,2 do not fit sit_nano.*depth of 8; pass for example --stages 5,1,1,1"),
     ({"keeping_ratio": 1.5}, "keeping ratio must be above 0 and at most 1, got 1.5"),
     ({"model": "vit_small_patch14_dinov2", "image_size": 224 + 16}, "240 is not a positive multiple of 14; take 238 or 252"),
+    ({"kept": (49, 30, 18, 9), "image_size": 128}, "begin with 49, and images of 128 pixels have 64 patches of 16; begin with 64, or take images of 112"),
+    ({"kept": (49, 30, 18, 9), "keeping_ratio": 0.5}, "pass --kept or --keeping-ratio"),
     ({"precision": "int4"}, "precision 'int4' is not offered; choose from fp32, fp16, bf16"),
     ({"batch_size": 0}, "batch size must be at least 1, got 0; pass --batch-size 1 or more"),
     ({"batch_size": -3}, "batch size must be at least 1, got -3"),
