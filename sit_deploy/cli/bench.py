@@ -132,14 +132,16 @@ def command(
     if csv_path:
         _check_csv(csv_path, force)
     opened = load_bundle(bundle)
+    against = load_bundle(teacher) if teacher else None
     for size in batch_sizes or ():  # all before the first is timed
-        require_batch(opened, size)
+        for each in filter(None, (opened, against)):
+            require_batch(each, size)
     others = {
         "engine": engine,
         "checkpoint": checkpoint,
         "performance": performance,
         "streams": streams,
-        "teacher": load_bundle(teacher) if teacher else None,
+        "teacher": against,
         "timing": TimingOptions(**timing),
     }
     results = []

@@ -69,6 +69,20 @@ def test_refusals(nano_fp32: Path, trained: Trained, cli: CommandLine) -> None:
     assert "holds a onnxruntime engine" in cli.refuses("bench", nano_fp32, "--engine", "tensorrt")
 
 
+def test_every_batch_is_checked_before_the_first_is_timed(
+    nano_fp32: Path, trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the teacher too: it may take the first and not the second."""
+    monkeypatch.setattr(
+        "sit_deploy.validation.bench.bench", lambda *_, **__: pytest.fail("timed before it was refused")
+    )
+    words = ("bench", trained.bundle, "--batch-sizes")
+    assert "takes batches of 2 to 4, not 8" in cli.refuses(*words, "2,8")
+    assert f"engine of {nano_fp32} takes batches of 1, not 2" in cli.refuses(
+        *words, "2,3", "--teacher", nano_fp32
+    )
+
+
 def test_usage(nano_fp32: Path, cli: CommandLine) -> None:
     for words in (["--rounds", "0"], ["--seconds", "0"], ["--batch-size", "0"], ["--threads", "0"]):
         assert f"Invalid value for '{words[0]}'" in cli("bench", nano_fp32, *words, status=2).usage_error()
