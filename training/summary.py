@@ -7,12 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from sit_deploy.files import write_whole
-from sit_deploy.models import CONFIGS, ModelConfig
-from sit_deploy.models.cost import cost
+from sit_deploy.models.count import count_macs
 from sit_deploy.text import utf8_text
 from training.best_weights import save_best
 from training.curves import draw_curves
@@ -67,27 +63,6 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         return {**plain, "retained": self.retained}
-
-
-def count_macs(config: ModelConfig, model: nn.Module) -> int:
-    """Return the multiply-accumulates of one image: in closed form for named models, else products and convolutions."""
-    if config.name in CONFIGS:
-        return cost(config, model.img_size[0], model.num_classes).macs
-    from torch.utils.flop_counter import FlopCounterMode
-
-    mode, parameter = model.training, next(model.parameters())
-    image = torch.zeros(1, model.in_chans, *model.img_size, device=parameter.device, dtype=parameter.dtype)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    for p in (
-        learned
-    ):  # a view of a parameter would have the counter look for its gradient, which no_grad leaves out
-        p.requires_grad_(False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
-    for p in learned:
-        p.requires_grad_(True)
-    model.train(mode)
-    return counter.get_total_flops() // 2
 
 
 def _draw(run: Run, teacher_top1: float | None) -> None:

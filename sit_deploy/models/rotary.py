@@ -130,7 +130,8 @@ class Rotary:
     def merge(self, assignment: Tensor) -> Rotary:
         """Return the positions of the tokens that an assignment (B, kept, tokens) makes."""
         places = places_of(self.grid, assignment) if self.places is None else self.places
-        with torch.autocast(assignment.device.type, enabled=False):
+        # shapes alone, on the meta device, have no autocast of their own
+        with torch.autocast("cpu" if assignment.is_meta else assignment.device.type, enabled=False):
             return replace(self, places=assignment.float() @ places)
 
 

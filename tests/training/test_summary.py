@@ -20,6 +20,7 @@ from sit_deploy.graph.inspect import count_macs as graph_macs
 from sit_deploy.models import create_model, get_config
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.cost import cost
+from sit_deploy.models.count import count_macs
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.models import whole_model
 from tests.helpers.train import CLASSES, PLAIN, log_rows, read_parts
@@ -27,7 +28,6 @@ from training import Summary, TrainRequest, train
 from training.augment import make_mixing
 from training.curves import draw_curves
 from training.reporter import Silent
-from training.summary import count_macs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
 

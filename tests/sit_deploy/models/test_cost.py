@@ -94,6 +94,13 @@ def test_other_stages_of_a_named_model() -> None:
     assert figures == measured(model.to_empty(device="cpu")) != cost(get_config("sit_deit_s"), 112)
 
 
+def test_kept_tokens_of_any_counts() -> None:
+    config = get_config("sit_nano", kept=(49, 40, 7, 3))
+    with shapes_alone():
+        model = create_model(config)
+    assert cost(config) == measured(model.to_empty(device="cpu")) != cost(get_config("sit_nano"))
+
+
 def test_models_of_another_make_are_not_guessed_at() -> None:
     with pytest.raises(InputError, match="cost of deit3_small_patch16_224 is not known"):
         cost(get_config("deit3_small_patch16_224"))
