@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sit_deploy.errors import Error
-from sit_deploy.text import file_size
+from sit_deploy.text import file_size, shortened
 
 TRACEBACK = "SIT_DEPLOY_TRACEBACK"  # of the environment: shows where a defect is
 DEFECT = "this is a defect of sit-deploy"
 
+_LONGEST_PATH = 300  # characters of one that are shown
 _NO_MEMORY = "out of memory; take a smaller model, image, batch or --calib-images"
 _FREE_SOME = "free some space there or choose another output folder"
 
@@ -79,7 +80,7 @@ def _os_error(error: OSError, args: Iterable[str]) -> str:
         error = OSError(errno.ENOSPC, "", target)
     if _is_full(error):
         return f"{_no_space(error, args)}; {_FREE_SOME}"
-    where = f" ({error.filename})" if error.filename else ""
+    where = f" ({shortened(str(error.filename), _LONGEST_PATH)})" if error.filename else ""
     remedy = {
         errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another output folder",
         errno.EACCES: "check its permissions or choose another folder",

@@ -94,11 +94,23 @@ class ConfigJson:
         return given if isinstance(given, dict) else {}
 
     @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """Height and width of the input in pixels, None where it does not say."""
+        if self.architecture:
+            # what the weights were saved with; input_size is that of the weights that training began from
+            size = self.model_args.get("img_size") or self.pretrained_cfg.get("input_size")
+        else:
+            size = self.vision.get("image_size")
+        sides = size[-2:] if isinstance(size, list) and size else [size]
+        if any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
+            return None
+        return sides[0], sides[-1]
+
+    @property
     def image_size(self) -> int | None:
-        """Pixels of the square input, None where it does not say."""
-        size = self.pretrained_cfg.get("input_size") if self.architecture else self.vision.get("image_size")
-        side = size[-1] if isinstance(size, list) and size else size
-        return side if isinstance(side, int) and not isinstance(side, bool) else None
+        """Pixels of the square input, None where it does not say, or says that it is none."""
+        shape = self.image_shape
+        return shape[0] if shape and shape[0] == shape[1] else None
 
     def class_names(self, count: int) -> list[str] | None:
         """Return the names of `count` classes in label order, None where it has not one for each."""

@@ -15,6 +15,7 @@ from typing import Any
 from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import OPEN_CLIP, PREPROCESSOR
+from sit_deploy.text import shortened
 
 
 class UnreachableError(InputError):
@@ -68,7 +69,7 @@ def fetch(repository: str, file: str, revision: str | None, progress: Progress |
     except errors.EntryNotFoundError:
         return None
     except errors.HFValidationError:
-        words = f"{name} is no name of a repository; write hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION"
+        words = f"{shortened(name, 300)} is no name of a repository; write hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION"
     except errors.GatedRepoError:
         words = (
             f"{name} is gated; ask for access on {constants.ENDPOINT}/{repository}, then run: hf auth login"

@@ -231,6 +231,13 @@ class _Translation:
             names[f"{at}patch_embed.proj.weight"] = derived(
                 lambda v: v.reshape(dim, side, side, 3).permute(0, 3, 1, 2), (dim, 3, side, side), patches
             )
+        if (
+            f"{at}head.weight" in names
+            and f"{at}head_dist.weight" not in names
+            and f"{at}dist_token" in names
+        ):
+            # of DeiTForImageClassification no head reads the dist token, which is then what timm calls a register
+            self._put(f"{at}reg_token", names.pop(f"{at}dist_token"))
         head, bias = names.get(f"{at}head.weight"), f"{at}head.bias"
         if self.mark == _MARKS[2] and head is not None and head.ndim == 2 and bias not in names:
             outputs = head.shape[0]

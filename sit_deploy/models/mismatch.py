@@ -100,7 +100,8 @@ def mismatch_words(
         if items
     ]
     words = [*_facts(state, own, missing, unexpected), *counts]
-    return f"{'; '.join(words)}; {_remedy(differences, own, name, path, option)}"
+    remedy = _with_registers(state, own, differences, name, option)
+    return f"{'; '.join(words)}; {remedy or _remedy(differences, own, name, path, option)}"
 
 
 def _facts(
@@ -131,6 +132,28 @@ def _facts(
     )
     if tokens and wanted and tokens != wanted and not (_is_square(tokens) or _is_square(tokens - prefix)):
         yield f"its {tokens} positions are not those of a square image"
+
+
+def _with_registers(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    differences: _Differences,
+    name: str,
+    option: str | None,
+) -> str | None:
+    """Return the remedy where registers with positions of their own are all that differs, None elsewhere."""
+    if (
+        option != "--model"
+        or differences != _Differences([], ["reg_token"], ["pos_embed"], [])
+        or " " in name
+    ):
+        return None
+    registers, theirs, ours = (
+        _side(s, k, 1, 3) for s, k in ((state, "reg_token"), (state, "pos_embed"), (own, "pos_embed"))
+    )
+    if None in (registers, theirs, ours) or theirs - ours != registers:
+        return None
+    return f"pass --model {name}{',' if ':' in name else ':'}reg_tokens={registers}"
 
 
 def _remedy(

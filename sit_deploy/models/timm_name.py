@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,15 @@ class _Family:
         usual: fields that a configuration may leave out, beside `_USUAL`.
         classes: of transformers whose outputs timm's model has, by what follows the family's own name.
         special: timm's names for some of these classes.
+        arguments: with which timm's model is that of some of these classes. DeiT's dist token, which its own classifier does not
+            read, is then what a register is.
     """
 
     names: str
     usual: Mapping[str, Any]
     classes: tuple[str, ...] = ("Model", "ForImageClassification")
-    special: Mapping[str, str] | None = None
+    special: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 _FAMILIES = {
@@ -50,6 +53,7 @@ _FAMILIES = {
     "deit": _Family(
         rf"deit_{_SIZES}_patch\d+_\d+", {}, ("Model", "ForImageClassification", "ForImageClassificationWithTeacher"),
         {"ForImageClassificationWithTeacher": rf"deit_{_SIZES}_distilled_patch\d+_\d+"},
+        {"ForImageClassification": {"reg_tokens": 1}},
     ),
     "dinov2": _Family(rf"vit_{_SIZES}_patch\d+_dinov2", {"patch_size": 14}, ("Model",)),
     "dinov2_with_registers": _Family(rf"vit_{_SIZES}_patch\d+_reg4_dinov2", {"num_register_tokens": 4}, ("Model",)),
@@ -97,6 +101,10 @@ def timm_architecture(config: ConfigJson, name: str) -> str:
     Raises:
         InputError: the file names none, or a model that timm has not.
     """
+    if (shape := config.image_shape) and shape[0] != shape[1]:
+        raise InputError(
+            f"{name} is of images of {shape[0]}x{shape[1]} pixels, and only square ones are taken; give a model of those"
+        )
     if config.model_type:
         return _of_transformers(config, name)
     if config.architecture is None:
@@ -107,6 +115,10 @@ def timm_architecture(config: ConfigJson, name: str) -> str:
         )
         raise InputError(
             f"{what}; pass --model with timm's name of it, such as vit_base_patch16_224, and its weights beside"
+        )
+    if (channels := config.model_args.get("in_chans", 3)) != 3:
+        raise InputError(
+            f"{name} takes images of {str(channels)[:20]} channels, and pictures have three here; give a model of three"
         )
     try:
         return spell(config.architecture, _arguments_of_its_own(config.architecture, config.model_args))
@@ -122,20 +134,24 @@ def _of_transformers(config: ConfigJson, name: str) -> str:
         raise InputError(
             f"{what}, none of the vision transformers that timm has; give one of {', '.join(_KNOWN)}"
         )
-    names = _names_of_class(config, kind, family, what)
+    role = _role(config, kind, family, what)
+    arguments = family.arguments.get(role, {})
     wanted = _facts(kind, family.usual, config.vision)
+    # timm makes its models of any depth; one that is no count of blocks is a difference like any other
+    any_depth = "depth" if type(wanted["depth"]) is int and wanted["depth"] > 0 else None
     fitting: list[tuple[tuple[bool, ...], str]] = []
     others: list[tuple[int, str, list[str]]] = []
-    for other, found in _candidates(names, wanted["patch"]):
-        if differences := _differences(wanted, found):
-            others.append((len(differences), other, differences))
+    for other, found in _candidates(family.special.get(role, family.names), wanted["patch"]):
+        if differences := _differences(wanted, found, but=any_depth):
+            others.append((len(differences), other, _differences(wanted, found)))
             continue
-        unlike = tuple(found[fact] != wanted[fact] for fact in ("activation", "biased", "image_size"))
-        if not any(unlike):
-            return other
+        unlike = tuple(
+            found[fact] != wanted[fact] for fact in ("depth", "activation", "biased", "image_size")
+        )
         fitting.append((unlike, other))
     if fitting:
-        return min(fitting)[1]
+        unlike, other = min(fitting)
+        return spell(other, {**({"depth": wanted["depth"]} if unlike[0] else {}), **arguments})
     _, nearest, differences = min(others)
     raise InputError(
         f"{what}, and timm has no name for one of its measures: beside {nearest}, {' and '.join(differences)}; give a repository of a "
@@ -146,8 +162,8 @@ def _of_transformers(config: ConfigJson, name: str) -> str:
 _KNOWN = ("ViT", "DeiT", "DINOv2", "DINOv3", "SigLIP", "CLIP", "BEiT", "I-JEPA")
 
 
-def _names_of_class(config: ConfigJson, kind: str, family: _Family, what: str) -> str:
-    """Return the pattern of timm's names for the classes of a configuration."""
+def _role(config: ConfigJson, kind: str, family: _Family, what: str) -> str:
+    """Return which of a family's classes a configuration is of, the backbone's where it does not say."""
     classes = config.fields.get("architectures")
     listed = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
     for one in listed:
@@ -159,9 +175,9 @@ def _names_of_class(config: ConfigJson, kind: str, family: _Family, what: str) -
             )
         if role is None:
             raise InputError(f"{what} for another task ({one[:60]}); give a classifier, or a backbone alone")
-        if family.special and role in family.special:
-            return family.special[role]
-    return family.names
+        if role in family.special or role in family.arguments:
+            return role
+    return "Model"
 
 
 def _facts(kind: str, usual: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,9 +211,10 @@ def _product(width: Any, ratio: Any) -> int:
     return int(width * ratio) if numbers else 0
 
 
-def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return how a model of timm differs from the one that is asked for, in words."""
-    words = [text.format(wanted[k], found[k]) for k, text in _TITLES.items() if wanted[k] != found[k]]
+def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any], but: str | None = None) -> list[str]:
+    """Return how a model of timm differs from the one that is asked for, in words; one fact may be left out."""
+    unlike = [k for k in _TITLES if wanted[k] != found[k] and k != but]
+    words = [_TITLES[k].format(wanted[k], found[k]) for k in unlike]
     if wanted["gated"] != found["gated"]:
         words.append(f"its MLPs are {'' if wanted['gated'] else 'not '}gated")
     quick = [facts["activation"] == "quick_gelu" for facts in (wanted, found)]
@@ -247,28 +264,43 @@ def _activation(module: nn.Module) -> str:
 
 
 _OPTIONS = ("img_size", "num_classes")  # of model_args, what is taken from elsewhere
+# what changes training alone, or which sizes a forward pass would take: a graph has one
+_NO_OTHER_MODEL = re.compile(r"(\w+_)?drop(_\w+)?|weight_init|(dynamic|strict)_img_size|dynamic_img_pad")
 _READS_FILES = re.compile("pretrained|checkpoint|cache")  # with which nothing is to be made
+_MOST = 40  # arguments; timm's vision transformers have fewer
 
 
 def _arguments_of_its_own(architecture: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments that make another model than its name alone; timm writes those that change nothing too."""
-    own = {k: v for k, v in given.items() if k not in _OPTIONS}
-    if not own:
-        return {}
+    own = {k: v for k, v in given.items() if k not in _OPTIONS and not _NO_OTHER_MODEL.fullmatch(k)}
+    if len(own) > _MOST:
+        raise InputError(
+            f"it has {len(own)} arguments, more than any model of timm takes; copy its {CONFIG} again"
+        )
     if any(_READS_FILES.match(key) for key in own):
         return own
-    import timm
-    import torch
-
     from sit_deploy.models.timm_vit import NOT_MADE
 
     try:
-        with torch.device("meta"):
-            plain, other = timm.create_model(architecture), timm.create_model(architecture, **own)
+        wanted = _traits(architecture, own)
     except NOT_MADE:
         return own  # whoever makes it says why not
-    facts = [
-        (repr(m), {k: v for k, v in vars(m).items() if isinstance(v, str | int | float | tuple)})
-        for m in (plain, other)
-    ]
-    return {} if facts[0] == facts[1] else own
+    for key in list(own):
+        fewer = {k: v for k, v in own.items() if k != key}
+        try:
+            if _traits(architecture, fewer) == wanted:
+                own = fewer
+        except NOT_MADE:
+            continue
+    return own
+
+
+def _traits(architecture: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what tells a model from another of the same name; its weights are not made."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        model = timm.create_model(architecture, **arguments)
+    own = {k: v for k, v in vars(model).items() if isinstance(v, str | int | float | tuple)}
+    return repr(model), own

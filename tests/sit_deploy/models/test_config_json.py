@@ -25,6 +25,16 @@ def test_names_of_classes() -> None:
     ("fields", "size"),
     (
         ({"architecture": "x", "pretrained_cfg": {"input_size": [3, 96, 96]}}, 96),
+        (
+            {
+                "architecture": "x",
+                "model_args": {"img_size": [64, 64]},
+                "pretrained_cfg": {"input_size": [3, 96, 96]},
+            },
+            64,
+        ),
+        ({"architecture": "x", "model_args": {"img_size": 64}}, 64),
+        ({"architecture": "x", "model_args": {"img_size": [64, 96]}}, None),
         ({"architecture": "x", "image_size": 5}, None),
         ({"model_type": "vit", "image_size": 64}, 64),
         ({"model_type": "vit", "image_size": [48, 48]}, 48),

@@ -123,6 +123,11 @@ def test_what_is_refused(cached, fields: dict, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ("local-dir", "hf-hub"))
+def test_a_name_of_thousands_of_characters_is_not_shown_whole(cached, cli, kind: str) -> None:
+    assert len(cli.refuses("build", "--model", f"{kind}:{'x' * 5000}")) < 600
+
+
 def test_two_files_that_may_be_meant(tmp_path: Path) -> None:
     path = fill(tmp_path / "two", CONFIG, "a.safetensors", "b.safetensors")
     with pytest.raises(InputError, match="2 files of weights"):

@@ -88,6 +88,9 @@ ORIGINS: dict[str, Origin] = {
     "DeiT, distilled": (
         lambda: made("DeiTForImageClassificationWithTeacher", "DeiTConfig", **FIVE),
         lambda: VisionTransformerDistilled(**TIMM | {"num_classes": 5}), logits),
+    "DeiT, its class token alone read": (
+        lambda: made("DeiTForImageClassification", "DeiTConfig", **FIVE),
+        lambda: VisionTransformer(**TIMM | {"num_classes": 5}, reg_tokens=1), logits),
     "DINOv2": (
         lambda: made("Dinov2Model", "Dinov2Config", mlp_ratio=2),
         lambda: VisionTransformer(**TIMM, init_values=1.0), pooled),

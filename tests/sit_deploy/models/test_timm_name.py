@@ -33,7 +33,10 @@ def name_of(kind: str, model: str, **fields: Any) -> str:
         ("vit", "ViTModel", {"image_size": 384}, "vit_base_patch16_384"),
         ("vit", "ViTForImageClassification", {**LARGE, "patch_size": 32, "image_size": 384}, "vit_large_patch32_384"),
         ("vit", "ViTForImageClassification", {"image_size": 96}, "vit_base_patch16_224"),
-        ("deit", "DeiTForImageClassification", SMALL, "deit_small_patch16_224"),
+        ("deit", "DeiTForImageClassification", SMALL, "deit_small_patch16_224:reg_tokens=1"),
+        ("deit", "DeiTModel", SMALL, "deit_small_patch16_224"),
+        ("vit", "ViTModel", {"num_hidden_layers": 9}, "vit_base_patch16_224:depth=9"),
+        ("vit", "ViTModel", {"num_hidden_layers": 9, "image_size": 384}, "vit_base_patch16_384:depth=9"),
         ("deit", "DeiTForImageClassificationWithTeacher", SMALL, "deit_small_distilled_patch16_224"),
         ("dinov2", "Dinov2Model", {"hidden_size": 384, "num_attention_heads": 6}, "vit_small_patch14_dinov2"),
         ("dinov2_with_registers", "Dinov2WithRegistersModel", {"patch_size": 14}, "vit_base_patch14_reg4_dinov2"),
@@ -79,9 +82,18 @@ def test_models_that_timm_has_not(kind: str, model: str, fields: dict, words: st
 @pytest.mark.slow
 def test_what_differs_from_the_nearest_is_named() -> None:
     with pytest.raises(
-        InputError, match=r"beside vit_base_patch16_224, its depth is 9, not 12; give a repository"
+        InputError,
+        match=r"beside vit_base_patch16_224, its depth is 9, not 12 and its attention has 6 heads, not 12; give",
     ):
-        name_of("vit", "ViTModel", num_hidden_layers=9)
+        name_of("vit", "ViTModel", num_hidden_layers=9, num_attention_heads=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", (0, -1, "12", 10**9, True, 2.5))
+def test_a_depth_that_is_none(depth: Any) -> None:
+    with pytest.raises(InputError) as error:
+        name_of("vit", "ViTModel", num_hidden_layers=depth)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
@@ -100,8 +112,9 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "model", "name"),
     (
-        ("ViT", "ViTForImageClassification", "vit_tiny_patch16_224"),
-        ("DeiT", "DeiTForImageClassificationWithTeacher", "deit_tiny_distilled_patch16_224"),
+        ("ViT", "ViTForImageClassification", "vit_tiny_patch16_224:depth=3"),
+        ("DeiT", "DeiTForImageClassificationWithTeacher", "deit_tiny_distilled_patch16_224:depth=3"),
+        ("DeiT", "DeiTForImageClassification", "deit_tiny_patch16_224:depth=3,reg_tokens=1"),
     ),
 )
 def test_a_classifier_of_transformers_loads_by_its_place_alone(
@@ -111,7 +124,7 @@ def test_a_classifier_of_transformers_loads_by_its_place_alone(
     torch.manual_seed(0)
     labels = {0: "ant", 1: "bee", 2: "cat"}
     config = getattr(transformers, f"{kind}Config")(
-        hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=32, layer_norm_eps=1e-6,
+        hidden_size=192, num_attention_heads=3, intermediate_size=768, image_size=32, layer_norm_eps=1e-6, num_hidden_layers=3,
         id2label=labels, label2id={v: k for k, v in labels.items()},
     )  # fmt: skip
     theirs = getattr(transformers, model)(config).eval()
@@ -131,3 +144,33 @@ def test_a_model_of_timm_in_a_wrapper_of_transformers_is_timm_s() -> None:
     )
     assert timm_architecture(config, "me/x") == "vit_tiny_patch16_224"
     assert not config.vision
+
+
+def test_a_file_of_timm_s_own(tmp_path: Path) -> None:
+    """What `save_for_hf` writes of a model is that model again, its size too; what only training knows makes no other."""
+    timm = pytest.importorskip("timm", minversion="1.0.31")
+    arguments = {"depth": 2, "drop_path_rate": 0.1, "reg_tokens": 2, "img_size": 64, "num_classes": 3}
+    saved = timm.create_model("vit_tiny_patch16_224", **arguments)
+    timm.models.save_for_hf(saved, tmp_path / "model", safe_serialization=True)
+    request = BuildRequest(f"local-dir:{tmp_path / 'model'}", None).completed()
+    assert (request.model, request.image_size) == ("vit_tiny_patch16_224:depth=2,reg_tokens=2", 64)
+    loaded, _, _ = load_request(Work(request, lambda *_: None))
+    assert not any("resampled" in note for note in loaded.notes)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), saved.eval()(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    (
+        ({"model_args": {"in_chans": 1}}, "me/x takes images of 1 channels, and pictures have three here"),
+        ({"model_args": {"img_size": [96, 128]}}, "me/x is of images of 96x128 pixels, and only square ones are taken"),
+        ({"model_args": {f"a{i}": 1 for i in range(5000)}}, "made otherwise: it has 5000 arguments, more than any"),
+    ),
+)  # fmt: skip
+def test_files_of_timm_s_own_that_are_refused(fields: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        timm_architecture(ConfigJson({"architecture": "vit_tiny_patch16_224", **fields}), "me/x")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
