@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_ON_CPUS = ("fp32", "bf16", "int8")  # what a CPU may multiply
+
 
 def packages() -> tuple[str, ...]:
     """Every package that a build depends on, the runtimes of all engines among them."""
@@ -32,11 +34,14 @@ def versions() -> dict[str, str | None]:
 def examine() -> dict[str, Any]:
     """Return engines (what each can do here and the remedy), GPUs, versions, CPU, memory and disk, as plain types.
 
-    Of each GPU, `engine` is the first kind that runs here and serves it, in the order of `--engine auto`; None where none does.
+    Of each GPU, `engine` is the first kind that runs here and serves it, in the order of `--engine auto`; None where none does. Of each
+    engine that runs on this CPU, `kernels` has by precision why there are none for it here, None where there are; FP16, which CPUs
+    compute in FP32, is left out.
     """
     from dataclasses import asdict
 
     import engines
+    from engines import cpu
     from engines.gpus import find_gpus
     from engines.registry import engine_class
     from engines.timing import machine
@@ -49,12 +54,19 @@ def examine() -> dict[str, Any]:
 
     return {
         "engines": [{**asdict(answer), "note": engine_class(answer.kind).caveat} for answer in answers],
+        "kernels": {
+            engine.kind: {one: engine.lacks(one) for one in engine.precisions if one in _ON_CPUS}
+            for engine in running
+            if engine.on_cpu
+        },
         "gpu": {
             "gpus": [{**asdict(gpu), "engine": serving(gpu.compute_capability)} for gpu in gpus.gpus],
             "reason": gpus.reason,
         },
         "machine": {
             **asdict(machine()),
+            "instructions": list(cpu.instructions()),
+            "instructions_limit": cpu.onednn_limit(),
             "memory_bytes": _memory(),
             "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         },

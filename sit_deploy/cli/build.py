@@ -30,7 +30,7 @@ from sit_deploy.cli.common import (
 from sit_deploy.cli.options import graph_options, val_options
 from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord
 from sit_deploy.report.figure import figure
-from sit_deploy.report.kernels_text import census_text
+from sit_deploy.report.kernels_text import census_text, lowered_note
 from sit_deploy.report.speedup_text import sentence
 from sit_deploy.report.tuning_view import tuning_sentence
 from sit_deploy.report.view import (
@@ -166,6 +166,8 @@ def show(report: BuildReport, bundle: Bundle) -> None:
     say(screen, f"Engine: {literal(report.engine.why)}")
     if census := census_text(report.engine.details):
         say(screen, f"Kernels: {literal(census)}")
+    if lowered := lowered_note(report.engine.details):
+        say(screen, f"Kernels: {literal(lowered)}")
     if report.quantization:
         show_quantization(screen, report)
         if kernels := report.engine.details.get("int8"):

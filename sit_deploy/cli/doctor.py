@@ -29,6 +29,11 @@ def command(as_json: bool) -> None:
     for engine in examined["engines"]:
         if engine["note"] and engine["can_build"]:
             say(screen, f"{engine['kind']}: {literal(engine['note'])}")
+    for kind, lacks in examined["kernels"].items():
+        has = ", ".join(precision for precision, reason in lacks.items() if reason is None)
+        say(screen, f"{kind}: multiplies {has} on this CPU")
+        for reason in filter(None, lacks.values()):
+            say(screen, f"{kind}: {literal(reason)}")
     machine, gpus = examined["machine"], examined["gpu"]
     memory = f", {machine['memory_bytes'] / 2**30:.0f} GiB of memory" if machine["memory_bytes"] else ""
     for gpu in gpus["gpus"]:
@@ -41,4 +46,11 @@ def command(as_json: bool) -> None:
         f"CPU: {literal(machine['cpu_model'])}, {machine['usable_cpus']} of {machine['logical_cpus']} CPUs usable"
         f"{memory}, {machine['free_disk_bytes'] / 2**30:.0f} GiB free here",
     )
+    if machine["instructions"]:
+        limit = machine["instructions_limit"]
+        kept = f"; {limit} is set, and OpenVINO keeps to it" if limit else ""
+        say(
+            screen,
+            f"Instructions for products: {literal(', '.join(machine['instructions']))}{literal(kept)}",
+        )
     say(screen, "Versions: " + ", ".join(f"{k} {v}" for k, v in examined["versions"].items() if v))

@@ -22,7 +22,14 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.errors import GateError, InputError
-from sit_deploy.report.kernels_text import census_text, eight_bit_products, kernels_note, raised_note, told_by
+from sit_deploy.report.kernels_text import (
+    census_text,
+    eight_bit_products,
+    kernels_note,
+    lowered_note,
+    raised_note,
+    told_by,
+)
 from sit_deploy.report.tuning_view import tuning_sentence
 from sit_deploy.report.view import preprocessing_words
 
@@ -180,6 +187,8 @@ def command(
             say(screen, f"{head} {literal(kernels)}")
         if raised := raised_note(details):
             say(screen, f"[bold yellow]Engine:[/] {literal(raised)}")
+        if lowered := lowered_note(details):
+            say(screen, f"Engine: {literal(lowered)}")
         for finding in findings:
             say(screen, f"[red]{finding.rule}[/] {literal(finding.where)}: {literal(finding.message)}")
         if not findings:
@@ -247,7 +256,10 @@ def _show_estimates(estimates: Mapping[str, Estimate | str], batch: int, assumpt
 
 def _show_kernels(rows: Sequence[KernelRow], one: Estimate | str | None) -> None:
     times = one.kernel_us if one is not None and not isinstance(one, str) else ()
-    columns = ("kernel", *(["est. µs"] if times else []), "reads", "writes", "of the graph")
+    told = (
+        ["computes in"] if any(row.factors for row in rows) else []
+    )  # of products, where the engine says so
+    columns = ("kernel", *(["est. µs"] if times else []), *told, "reads", "writes", "of the graph")
     listing = table(*columns, fold=("reads", "writes", "of the graph"), right=("est. µs",))
     for number, row in enumerate(rows, 1):
         role = "" if row.role == "other" else f" {row.role.value}"
@@ -256,7 +268,8 @@ def _show_kernels(rows: Sequence[KernelRow], one: Estimate | str | None) -> None
             for names in (row.reads, row.writes, row.nodes)
         )
         took = [f"{times[number - 1]:.1f}"] if times else []
-        listing.add_row(literal(f"{number}{role}"), *took, *map(literal, cells))
+        multiplied = [literal(row.factors)] if told else []
+        listing.add_row(literal(f"{number}{role}"), *took, *multiplied, *map(literal, cells))
     console().print(listing)
 
 

@@ -139,7 +139,7 @@ _MARKS = {"good": "✓", "unsure": "?", "bad": "✗"}
 
 def _show(screen: Console, judged: JudgedBundle) -> None:
     from sit_deploy.report.elsewhere_text import elsewhere_view
-    from sit_deploy.report.kernels_text import census_text
+    from sit_deploy.report.kernels_text import census_text, lowered_note
     from sit_deploy.report.view import stages_view, verdict_view
 
     evidence, verdict = judged.evidence, verdict_view(judged.verdict)
@@ -156,6 +156,8 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
     screen.print(listing)
     if census := census_text(evidence.build.engine.details):
         say(screen, f"{literal(evidence.ledger.engine_stage.name)}: {literal(census)}")
+    if lowered := lowered_note(evidence.build.engine.details):
+        say(screen, f"{literal(evidence.ledger.engine_stage.name)}: {literal(lowered)}")
     for part in elsewhere_view(evidence.elsewhere):
         say(screen, f"[bold]{literal(part['name'])}[/]")
         if part["rows"]:

@@ -33,7 +33,9 @@ def test_engines_are_what_the_engines_say() -> None:
 
 def test_answers_are_plain_json_and_of_this_machine() -> None:
     found = examine()
-    assert json.loads(json.dumps(found, allow_nan=False)).keys() == {"engines", "gpu", "machine", "versions"}
+    assert json.loads(json.dumps(found, allow_nan=False)).keys() == {
+        *("engines", "gpu", "kernels", "machine", "versions")
+    }
     assert found["machine"]["logical_cpus"] == os.cpu_count()
     assert found["machine"]["memory_bytes"] is None or found["machine"]["memory_bytes"] > 2**28
     assert found["machine"]["free_disk_bytes"] >= 0

@@ -33,6 +33,23 @@ def test_table_and_remedies(cli: CommandLine) -> None:
     assert f"torch {versions()['torch']}" in out
 
 
+def test_what_this_cpu_multiplies(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BF16 that would be emulated is none, and what hides the instructions is named."""
+    openvino = type(engines.get("openvino"))
+    reasons = {"bf16": "bf16 would be emulated here"}
+    monkeypatch.setattr(openvino, "lacks", lambda _, precision: reasons.get(precision))
+    monkeypatch.setattr("engines.cpu.instructions", lambda: ("amx_bf16", "avx512f"))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    found = cli("doctor", "--json").json()
+    assert found["kernels"]["openvino"] == {"fp32": None, "bf16": reasons["bf16"], "int8": None}
+    assert found["kernels"]["onnxruntime"] == {"fp32": None, "int8": None}
+    assert found["machine"]["instructions"] == ["amx_bf16", "avx512f"]
+    out = cli("doctor").out
+    assert "openvino: multiplies fp32, int8 on this CPU\n" in out
+    assert "openvino: bf16 would be emulated here\n" in out
+    assert "Instructions for products: amx_bf16, avx512f; ONEDNN_MAX_CPU_ISA=AVX512_CORE is set, and" in out
+
+
 def test_a_machine_with_a_gpu(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     from engines.gpus import Gpu, GpuStatus
 

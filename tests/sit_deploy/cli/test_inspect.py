@@ -112,6 +112,13 @@ def test_kernels_of_any_graph(trained: Trained, nano_rtx: Path, cli: CommandLine
     )
 
 
+def test_what_an_engine_has_in_fewer_bits_than_its_graph(trained_bf16: Path, cli: CommandLine) -> None:
+    """The stem's convolutions, for which ONNX has no bfloat16 form, are named; a product's kernel says what it multiplies."""
+    out = " ".join(cli("inspect", trained_bf16, "--kernels").out.split())
+    assert "4 products that the graph has in fp32 it multiplies in bfloat16 (stem/conv1, stem/conv2," in out
+    assert "computes in" in out and out.count("product │ bfloat16") + out.count("product bfloat16") > 20
+
+
 def test_kernels_that_are_not_known(
     nano_fp32: Path, nano_rtx: Path, copy_of: Callable[[Path], Path], cli: CommandLine
 ) -> None:
