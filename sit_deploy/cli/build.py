@@ -216,7 +216,7 @@ def show_quantization(screen: Console, report: BuildReport) -> None:
         f"calibrated by {quantization.method}"
     )
     if worst:
-        text += f"; worst by itself {worst.layer}, {worst.sqnr_db:.1f} dB"
+        text += f"; worst by itself {worst.layer}, {worst.sqnr_db:.1f} dB of its own outputs"
     say(screen, literal(text))
     show_tuning(screen, report)
     if speed := quantization.speed:

@@ -110,9 +110,12 @@ def open_labelled(
         part = find_part(path, HELD_OUT, split, classes=classes, num_classes=num_classes)
         folder = ImageFolder(part)
         labelled = match_labels(folder, classes, len(folder.classes) if num_classes is None else num_classes)
-        if part == path:
-            return labelled
-        return replace(labelled, notes=(f"taken from {shown(part)}", *labelled.notes))
+        notes = [] if part == path else [f"taken from {shown(part)}"]
+        if is_named(str(data)):
+            notes.append(
+                f"{data} is the folder of that name here, not the data set; for that, run where there is no such folder"
+            )
+        return replace(labelled, notes=(*notes, *labelled.notes)) if notes else labelled
     from sit_deploy.data.datasets import open_held_out
 
     opened = open_held_out(

@@ -22,6 +22,7 @@ class Tuning:
         space: what there was to choose from.
         limit: that plans were held to, in words.
         timings: the measures, to be kept.
+        timed: how many plans were timed in this build; times of others were kept from an earlier one.
         tries: share of the work in 8 bits and points of top-1 lost, of each plan whose accuracy was measured.
     """
 
@@ -30,6 +31,7 @@ class Tuning:
     space: Space
     limit: str
     timings: Timings
+    timed: int
     tries: tuple[tuple[float, float], ...] = ()
 
     @property
@@ -58,6 +60,7 @@ class Tuning:
         return {
             "verdict": self.choice.verdict.value,
             "limit": self.limit,
+            "timed": self.timed,
             "seconds": round(self.found.seconds, 1),
             "finished": self.found.finished,
             "default": sorted(self.space.default),

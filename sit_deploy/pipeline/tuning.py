@@ -110,6 +110,7 @@ class _Tuner:
         self._bench = CandidateBench(work.engine, self.material, folder / "tuning")
         self._timings = open_timings(work, quantization)
         self._drops: dict[Candidate, float] = {}
+        self._timed: set[Candidate] = set()  # plans, in this build
         #: whether biases of what is built are corrected
         self.corrected = quantizer.corrected
         seconds = work.request.tune_seconds
@@ -144,7 +145,13 @@ class _Tuner:
             (self.material.plan(one).share, drop) for one, drop in self._drops.items() if not one.is_float
         )
         return Tuning(
-            choice, replace(found, measured=measured), self.space, self._limit, self._timings, tries
+            choice,
+            replace(found, measured=measured),
+            self.space,
+            self._limit,
+            self._timings,
+            len(self._timed),
+            tries,
         )
 
     def _as_built(self, found: Found, choice: Choice) -> tuple[Found, Choice]:
@@ -255,11 +262,14 @@ class _Tuner:
 
     def _time(self, candidate: Candidate) -> Timing | None:
         before = self._timings.timing(candidate.key)
+        if candidate != self.space.usual and before is not None:
+            return before
+        if not candidate.is_float:
+            self._timed.add(candidate)
+        now = self._bench.time(candidate)
         if candidate != self.space.usual:
-            return before or self._bench.time(candidate)
-        now = self._bench.time(
-            candidate
-        )  # by which it shows whether kept times hold: clocks and neighbours change
+            return now
+        # by which it shows whether kept times hold: clocks and neighbours change
         if before is None or now is None or not now.usable:
             return now
         if not is_tie(Measured(candidate, before), Measured(candidate, now)):

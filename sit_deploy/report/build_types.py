@@ -167,7 +167,11 @@ class TunedPlan(Struct):
 
 
 class TuningRecord(Struct):
-    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuned.Tuning`); `instead` is the float precision that was built."""
+    """How a plan was chosen by measuring (`sit_deploy.pipeline.tuned.Tuning`).
+
+    `instead` is the float precision that was built, where 8 bits were given up; `timed` how many plans were timed in that build, where
+    times of others were kept from an earlier one.
+    """
 
     verdict: Text
     limit: str
@@ -177,6 +181,7 @@ class TuningRecord(Struct):
     tie: TunedPlan | None
     candidates: list[TunedPlan]
     instead: Text | UnsetType = UNSET
+    timed: Count | UnsetType = UNSET
 
     @property
     def chosen(self) -> TunedPlan | None:

@@ -15,19 +15,33 @@ from sit_deploy.report.tuning_text import range_text
 
 def tuning_sentence(tuning: TuningRecord) -> str:
     """Say in a sentence, without a full stop, which plan was chosen and by what."""
-    plans = sum(bool(plan.groups) for plan in tuning.candidates)
-    tried = f"{plans} plan{'s' if plans != 1 else ''} timed in {tuning.seconds:.0f} s"
+    tried = _tried(tuning)
     if tuning.instead is not UNSET:
         return f"8 bits were given up for {_given_up(tuning)} ({tried})"
     if not tuning.settled or tuning.chosen is None:
-        return f"not tuned, the default groups are in 8 bits ({tried})"
+        why = (
+            "the seconds were used up first"
+            if tuning.verdict == "no time"
+            else "times differed too much to tell plans apart"
+        )
+        return f"not tuned, the default groups are in 8 bits: {why} ({tried})"
     chosen = tuning.chosen
-    db = "" if chosen.sqnr_db is None else f" at {chosen.sqnr_db:.1f} dB"
+    db = "" if chosen.sqnr_db is None else f", its logits on calibration images at {chosen.sqnr_db:.1f} dB"
     drop = "" if chosen.drop is None else f", {chosen.drop:+.2f} points of top-1 lost"
+    fastest = "the fastest" if tuning.tie is None else "the most accurate of those as fast as the fastest"
     return (
         f"tuned: {chosen.words(tuning.default)}, {range_text(chosen.ratio, chosen.low, chosen.high_quartile)} as fast as fp32"
-        f"{db}{drop}; the fastest with {tuning.limit} ({tried})"
+        f"{db}{drop}; {fastest} with {tuning.limit} ({tried})"
     )
+
+
+def _tried(tuning: TuningRecord) -> str:
+    """Say how many plans were timed, and how many times were kept from an earlier build."""
+    plans = sum(bool(plan.groups) for plan in tuning.candidates)
+    timed = plans if tuning.timed is UNSET else min(plans, tuning.timed)
+    text = f"{timed} plan{'s' if timed != 1 else ''} timed in {tuning.seconds:.0f} s"
+    kept = plans - timed
+    return f"{text}, {kept} time{'s' if kept != 1 else ''} kept from an earlier build" if kept else text
 
 
 def _given_up(tuning: TuningRecord) -> str:

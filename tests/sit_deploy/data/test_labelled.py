@@ -110,6 +110,18 @@ def test_digits() -> None:
         open_labelled("digits", None, 4)
 
 
+def test_a_folder_that_is_called_as_a_data_set(
+    tmp_path: Path, make_image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is taken, and that is said."""
+    made = make_image_folder(["a", "b"])
+    made.rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    (note,) = open_labelled("digits", ["a", "b"], 2).notes
+    assert note.startswith("digits is the folder of that name here, not the data set")
+    assert open_labelled(Path.cwd() / "digits", ["a", "b"], 2).notes == ()
+
+
 def test_a_data_set_of_timm(tmp_path: Path, make_image_folder: Callable[..., Path]) -> None:
     root = parts(tmp_path, make_image_folder, "train", "val")
     found = open_labelled("torch/image_folder", ["dog", "cat"], 2, root=root, split="val")

@@ -226,6 +226,7 @@ def test_timings_beside_the_calibration_cache(tuned: Callable[..., Any], tmp_pat
     _, _, found = tuned(again, calib_cache=cache, min_sqnr=35.0)
     # the float32 engine, which all are timed against, and the default plan, by which it shows whether the others hold
     assert again.asked == [Candidate(DEFAULT), Candidate()] and found.chosen.groups == DEFAULT | {"stem"}
+    assert found.timed == 1 and found.to_dict()["timed"] == 1 and len(found.found.measured) > 5
     drifted = Bench(stem=0.0, scale=0.8)
     work, _, found = tuned(drifted, calib_cache=cache, min_sqnr=35.0)
     assert len(drifted.asked) > 5 and "timings kept from before are not used" in work.notes[0]

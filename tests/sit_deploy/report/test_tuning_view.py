@@ -71,12 +71,31 @@ def test_a_plan_in_words(groups: list[str], high: int, words: str) -> None:
 def test_the_sentence() -> None:
     told = tuning_sentence(quantization().tuning)
     assert told == (
-        "tuned: default, stem; rest bf16, 2.40× (2.35–2.45) as fast as fp32 at 33.9 dB; the fastest with SQNR of at least 30 dB "
+        "tuned: default, stem; rest bf16, 2.40× (2.35–2.45) as fast as fp32, its logits on calibration images at 33.9 dB; "
+        "the fastest with SQNR of at least 30 dB "
         "(4 plans timed in 84 s)"
     )
-    for verdict in ("noise", "no time"):
+    for verdict, why in (
+        ("noise", "times differed too much to tell plans apart"),
+        ("no time", "the seconds were used up first"),
+    ):
         told = tuning_sentence(quantization(verdict=verdict).tuning)
-        assert told == "not tuned, the default groups are in 8 bits (4 plans timed in 84 s)"
+        assert told == f"not tuned, the default groups are in 8 bits: {why} (4 plans timed in 84 s)"
+
+
+def test_times_that_were_kept_are_not_said_to_be_taken() -> None:
+    for timed, words in (
+        (1, "(1 plan timed in 84 s, 3 times kept from an earlier build)"),
+        (3, "(3 plans timed in 84 s, 1 time kept from an earlier build)"),
+        (4, "(4 plans timed in 84 s)"),
+    ):
+        assert tuning_sentence(quantization(timed=timed).tuning).endswith(words)
+
+
+def test_a_tie_is_not_called_the_fastest() -> None:
+    tie = plan(DEFAULT, 2.41, 33.0, "bf16")
+    told = tuning_sentence(quantization(tie=tie).tuning)
+    assert "; the most accurate of those as fast as the fastest with SQNR of at least 30 dB (" in told
 
 
 def test_the_table_and_the_picture_have_the_same_numbers() -> None:
