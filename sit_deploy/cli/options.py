@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -17,6 +18,7 @@ from sit_deploy.cli.common import (
     Whole,
     path_type,
 )
+from sit_deploy.outputs import in_order
 
 TOKENS = Counts("token counts", "196,98,49,24", limits.PIXELS)
 
@@ -28,9 +30,17 @@ key_option = click.option(
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model.")
 
+
+def _together(_ctx: click.Context, _option: click.Parameter, given: tuple[tuple[str, ...], ...]) -> Any:
+    """Return all outputs of an option that was given again; None where it was not given."""
+    return in_order([name for names in given for name in names]) if given else None
+
+
 outputs_option = click.option(
     "--outputs",
     type=OutputNames(),
+    multiple=True,
+    callback=_together,
     metavar="logits|features|cls|patches",
     help="What the graph gives, one or several: docs/outputs.md.  [default: logits, or features of a model without a classifier]",
 )

@@ -7,6 +7,7 @@ The same weights fit a model of another activation, or of as many channels in ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ _ACTIVATIONS = {
     "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
 }
+_LARGEST_EPSILON = 1e-4  # that is nothing next to the variance of a model's tokens
 
 
 def check_config(
@@ -48,7 +52,8 @@ def check_config(
         pooling.
 
     Raises:
-        InputError: other heads, another pooling, or an activation that changes scores.
+        InputError: other heads, another pooling, other angles of rotary positions, an epsilon of norms that counts, or an activation
+            that changes scores.
     """
     file = OPEN_CLIP if open_clip else CONFIG
     fields = _open_clip_fields(path) if open_clip else ConfigJson.beside(path).vision
@@ -72,26 +77,48 @@ def check_config(
         notes.append(
             f"timm's features of {name} are the mean of its patches; transformers' pooler_output is its class token, which --outputs cls gives"
         )
+    if differs := _other_numbers(fields, model, block):
+        raise InputError(
+            f"checkpoint {path} does not fit {name}: {differs} by the {file} beside it; {remedy}"
+        )
     activation = getattr(getattr(block, "mlp", None), "act", None)
-    theirs = _ACTIVATIONS.get(str(_activation(fields)))
-    if activation is None or theirs is None or hasattr(block.mlp, "fc1_g"):
+    # DINOv2's gated MLPs are SwiGLU, whatever the field says
+    if activation is None or fields.get("use_swiglu_ffn"):
         return notes
-    difference = _difference(activation, theirs)
+    said = str(_activation(fields))
+    difference = _difference(activation, _ACTIVATIONS[said]) if said in _ACTIVATIONS else math.inf
     if difference > 1e-3:
-        if _activation(fields) == "quick_gelu" and option:
+        if said == "quick_gelu" and option:
             remedy = f"pass the {option} of timm with 'quickgelu' in its name"
         raise InputError(
-            f"checkpoint {path} does not fit {name}: its activation is {_activation(fields)} by the {file} beside it, not "
+            f"checkpoint {path} does not fit {name}: its activation is {said[:40]} by the {file} beside it, not "
             f"{type(activation).__name__}; {remedy}"
         )
     if difference > 1e-6:
         notes.append(
             WarningText(
-                f"its activation is {_activation(fields)}, that of {name} differs from it by up to {difference:.0e}, as in timm: "
+                f"its activation is {said}, that of {name} differs from it by up to {difference:.0e}, as in timm: "
                 "check its accuracy"
             )
         )
     return notes
+
+
+def _other_numbers(fields: Mapping[str, Any], model: nn.Module, block: nn.Module) -> str | None:
+    """Return which of the numbers that no weight shows are others than the model's, in words."""
+    nested = fields.get("rope_parameters")  # of transformers 5
+    theta = fields.get("rope_theta", nested.get("rope_theta") if isinstance(nested, dict) else None)
+    own = getattr(getattr(model, "rope", None), "temperature", None)
+    if _number(theta) and _number(own) and theta != own:
+        return f"its rotary positions have a theta of {theta}, not {own:g},"
+    epsilon, own = fields.get("layer_norm_eps"), getattr(getattr(block, "norm1", None), "eps", None)
+    if _number(epsilon) and _number(own) and not abs(epsilon - own) <= _LARGEST_EPSILON:
+        return f"its norms have an epsilon of {epsilon}, not {own:g},"
+    return None
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _UNTOLD = (

@@ -16,6 +16,7 @@ from sit_deploy.models import clip_names, hugging_face_names
 from sit_deploy.models.catalog import CONFIGS, get_config, title
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from sit_deploy.models.config import ONE_OUTPUT, ModelConfig, check_class_count
+from sit_deploy.models.config_json import CONFIG, ConfigJson
 from sit_deploy.models.hugging_face_config import check_config
 from sit_deploy.models.mismatch import mismatch_words
 from sit_deploy.models.positions import position_prefix, square_side
@@ -26,6 +27,7 @@ from sit_deploy.models.state_dict import (
     fit_partly,
     has_reverse_tsms,
 )
+from sit_deploy.models.timm_name import made_otherwise
 from sit_deploy.text import WarningText
 
 __all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
@@ -146,6 +148,12 @@ def load_model(  # noqa: PLR0913
     if differences := mismatch_words(state, model, title(config), read.path, model_option):
         raise InputError(f"checkpoint {read.path} does not fit {title(config)}: {differences}")
     model.load_state_dict(state)
+    if config.base and (other := made_otherwise(ConfigJson.beside(read.path), config.base, model.img_size)):
+        remedy = f"pass {model_option} {other}" if model_option else f"give the checkpoint of a {config.base}"
+        raise InputError(
+            f"checkpoint {read.path} is of {other} by the {CONFIG} beside it, which with the same weights gives other scores than "
+            f"{config.base}; {remedy}"
+        )
     if config.base and hugging_face_names.NOTE in read.notes:
         notes += check_config(read.path, model, title(config), model_option)
     if config.base and clip_names.NOTE in read.notes:

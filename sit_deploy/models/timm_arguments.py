@@ -21,6 +21,7 @@ _NOT_TAKEN = re.compile(
     r"(img_size|num_classes|in_chans|features_only|out_indices|exportable|scriptable|no_jit|(pretrained|checkpoint|cache)(_\w+)?"
     r"|(drop|\w+_drop|drop_\w+)(_rate)?|weight_init|dynamic_img_\w+|strict_img_size|device|dtype)"
 )
+_OPTIONS = {"img_size": "--image-size", "num_classes": "--num-classes"}
 
 
 def spell(name: str, arguments: Mapping[str, Value]) -> str:
@@ -58,7 +59,8 @@ def split(name: str) -> tuple[str, dict[str, Value]]:
 def _text(key: str, value: Value) -> str:
     """Return an argument's value as it is spelled, so that `_value` gives it back."""
     if not _NAME.fullmatch(str(key)) or _NOT_TAKEN.fullmatch(str(key)):
-        raise InputError(f"the argument {str(key)[:60]!r} is not taken with a model's name; leave it out")
+        remedy = f"pass {_OPTIONS[key]}" if key in _OPTIONS else "leave it out"
+        raise InputError(f"the argument {str(key)[:60]!r} is not taken with a model's name; {remedy}")
     if key == "depth" and isinstance(value, int) and value > _DEEPEST:
         raise InputError(
             f"a depth of {str(value)[:60]} is that of no vision transformer; give at most {_DEEPEST}"
@@ -73,6 +75,8 @@ def _text(key: str, value: Value) -> str:
 
 
 def _value(text: str) -> Value:
+    if text != text.strip():  # which JSON would leave out of a number, and a name has none
+        return text
     try:
         value = json.loads(text)
     except ValueError:

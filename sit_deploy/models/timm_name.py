@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, ConfigJson
-from sit_deploy.models.timm_arguments import spell
+from sit_deploy.models.timm_arguments import spell, split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -295,12 +295,54 @@ def _arguments_of_its_own(architecture: str, given: Mapping[str, Any]) -> Mappin
     return own
 
 
-def _traits(architecture: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return what tells a model from another of the same name; its weights are not made."""
+def made_otherwise(config: ConfigJson, name: str, image_size: tuple[int, int]) -> str | None:
+    """Return timm's name of the model that a config.json is of, where that is no `name`; None where it is, or nobody can tell.
+
+    Weights fit a model of other heads, of another activation or pooling, and give other scores. What shows in the weights is left
+    to them: a dist token, classes, and sizes.
+
+    Args:
+        config: beside the weights.
+        name: of the model that they are for, with its arguments.
+        image_size: height and width that both are compared at, in pixels.
+    """
+    from sit_deploy.models.timm_vit import NOT_MADE
+
+    if config.architecture is None or "_distilled" in f"{config.architecture} {name}":
+        return None
+    base, arguments = split(name)
+    given = {
+        k: v for k, v in config.model_args.items() if k not in _OPTIONS and not _NO_OTHER_MODEL.fullmatch(k)
+    }
+    if (base == config.architecture and given == arguments) or any(map(_READS_FILES.match, given)):
+        return None
+    alike = {"num_classes": 1, "img_size": image_size}
+    try:
+        if _traits(base, {**arguments, **alike}) == _traits(config.architecture, {**given, **alike}):
+            return None
+        return spell(config.architecture, _arguments_of_its_own(config.architecture, config.model_args))
+    except (InputError, *NOT_MADE):
+        return None
+
+
+# of timm's modules, what is about sizes that a forward pass would take, or about training alone
+_NO_TRAITS = re.compile(
+    r"training|(dynamic|strict)_img_\w+|drop\w*|fused_attn|grad_checkpointing|(shift|jitter|rescale)_coords"
+)
+
+
+def _traits(architecture: str, arguments: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what tells a model from another of the same name: the numbers and words in its modules; its weights are not made."""
     import timm
     import torch
 
     with torch.device("meta"):
         model = timm.create_model(architecture, **arguments)
-    own = {k: v for k, v in vars(model).items() if isinstance(v, str | int | float | tuple)}
-    return repr(model), own
+    plain = str | int | float | tuple | None
+    return [(repr(model), {})] + [
+        (
+            name,
+            {k: v for k, v in vars(module).items() if isinstance(v, plain) and not _NO_TRAITS.fullmatch(k)},
+        )
+        for name, module in model.named_modules()
+    ]

@@ -73,7 +73,6 @@ class FloatGraph:
 def make_float_graph(work: Work, folder: Path) -> FloatGraph:
     """Write the float32 graph into `folder` as model.onnx, every hop up to it compared."""
     from sit_deploy.graph.deploy_form import passed_through
-    from sit_deploy.models.outputs import with_outputs
 
     request = work.request
     with work.step(f"Loading {request.model}"):
@@ -84,7 +83,7 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
         images = preprocessing.normalise(pixels)
     with work.step("PyTorch reference"):
         names = work.outputs
-        reference = torch_outputs(with_outputs(loaded.model, names), images, names)
+        reference = _reference(loaded, images, names)
         if fault := reference_fault(reference, images):
             raise InputError(f"the PyTorch model itself gives {fault}; check its weights")
         if loaded.checkpoint is not None and (note := agreement_note(reference)):
@@ -107,6 +106,22 @@ def make_float_graph(work: Work, folder: Path) -> FloatGraph:
     return FloatGraph(
         loaded, preprocessing, choice.sources, classes, compared, graph, values, outputs, passed
     )
+
+
+def _reference(loaded: LoadedModel, images: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return PyTorch's outputs; refuses a model whose arguments make one that cannot run, which timm does not look at."""
+    from sit_deploy.models.outputs import with_outputs
+    from sit_deploy.models.timm_vit import NOT_MADE
+
+    try:
+        return torch_outputs(with_outputs(loaded.model, names), images, names)
+    except NOT_MADE as error:
+        if ":" not in loaded.name or "allocate memory" in str(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:150]
+        raise InputError(
+            f"'{loaded.name}' is made, but does not run ({reason}); check what follows the colon"
+        ) from None
 
 
 def _output_names(work: Work, loaded: LoadedModel) -> tuple[str, ...]:

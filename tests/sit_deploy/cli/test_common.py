@@ -18,6 +18,7 @@ from sit_deploy.cli.common import (
     say,
     table,
 )
+from sit_deploy.cli.options import outputs_option
 
 
 @pytest.mark.parametrize(
@@ -103,3 +104,22 @@ def test_a_narrow_terminal_wraps_between_words(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_cpus(text: str, numbers: tuple[int, ...]) -> None:
     assert Cpus().convert(text, None, None) == numbers
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    (
+        ([], None),
+        (["--outputs", "cls, features"], ("features", "cls")),
+        (["--outputs", "cls", "--outputs", "features"], ("features", "cls")),
+    ),
+)
+def test_outputs_that_are_asked_for_again_are_all_of_them(
+    args: list[str], names: tuple[str, ...] | None
+) -> None:
+    @click.command()
+    @outputs_option
+    def command(outputs: tuple[str, ...] | None) -> None:
+        assert outputs == names
+
+    command.main(args, standalone_mode=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -259,12 +260,27 @@ def test_the_pooling_of_dinov3_is_timm_s(tmp_path: Path) -> None:
     assert not check_config(tmp_path / "model.safetensors", Eva(**TIMM, **ROTARY), "a_vit", "--model")
 
 
+@pytest.mark.parametrize("where", ({"rope_theta": 1000.0}, {"rope_parameters": {"rope_theta": 1000.0}}))
+def test_other_angles_of_rotary_positions_are_refused(where: dict[str, Any], tmp_path: Path) -> None:
+    model, path = Eva(**TIMM, **ROTARY), tmp_path / "model.safetensors"
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "dinov3_vit", "hidden_act": "gelu", **where})
+    )
+    with pytest.raises(InputError, match=r"have a theta of 1000\.0, not 100, by the config\.json"):
+        check_config(path, model, "a_vit", "--model")
+
+
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "vit", "hidden_act": "gelu", "num_attention_heads": 4}, ""),
     ({"model_type": "siglip", "vision_config": {}}, "is gelu_pytorch_tanh, that of a_vit differs from it by up to 5e-04"),
     ({"model_type": "clip", "vision_config": {}}, "refused: pass the --model of timm with 'quickgelu'"),
     ({"model_type": "vit", "hidden_act": "relu"}, "refused: its activation is relu by the config.json"),
     ({"model_type": "vit", "num_attention_heads": 2}, "refused: its attention has 2 heads by the config.json beside it, not 4"),
+    ({"model_type": "vit", "hidden_act": "mish"}, "refused: its activation is mish by the config.json"),
+    ({"model_type": "vit", "hidden_act": None, "layer_norm_eps": 1e-12}, "refused: its activation is None by the config.json"),
+    ({"model_type": "vit", "layer_norm_eps": 0.1}, "refused: its norms have an epsilon of 0.1, not 1e-06, by the config.json"),
+    ({"model_type": "vit", "layer_norm_eps": math.nan}, "refused: its norms have an epsilon of nan, not"),
+    ({"model_type": "vit", "layer_norm_eps": 1e-12}, ""),
     ({"num_attention_heads": 2}, ""),  # of nobody's
 ]  # fmt: skip
 

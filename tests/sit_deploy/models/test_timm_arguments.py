@@ -58,6 +58,9 @@ def test_what_is_no_argument(arguments: dict[str, Any], words: str) -> None:
         ("reg_tokens=", "is no argument of a model"),
         ("", "is no argument of a model"),
         ("pretrained=true", "is not taken with a model's name"),
+        ("img_size=96", "pass --image-size"),
+        ("num_classes=0", "pass --num-classes"),
+        ("depth=2\n", "only numbers, words"),
         ("no_such=1", "timm cannot make .*no_such.*; check what follows the colon"),
         ("depth=many", "timm cannot make"),
         ("num_heads=0", "timm cannot make .*num_heads=0.*; check what follows the colon"),
@@ -90,7 +93,7 @@ def test_those_of_a_config_json_that_change_nothing_are_no_part_of_its_name() ->
 
     assert name(img_size=64, num_classes=3, class_token=True, global_pool="token", in_chans=3) == TINY
     assert name(img_size=64, reg_tokens=4) == f"{TINY}:reg_tokens=4"
-    with pytest.raises(InputError, match="the argument 'in_chans' is not taken"):
+    with pytest.raises(InputError, match="takes images of 1 channels"):
         name(in_chans=1)
     with pytest.raises(
         InputError, match=r"me/x is a vit_tiny_patch16_224 made otherwise: the argument act_layer"

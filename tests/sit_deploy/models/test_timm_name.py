@@ -11,7 +11,8 @@ import torch
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import ConfigJson
-from sit_deploy.models.timm_name import _FAMILIES, _facts, timm_architecture
+from sit_deploy.models.load import load_model
+from sit_deploy.models.timm_name import _FAMILIES, _facts, made_otherwise, timm_architecture
 from sit_deploy.pipeline.float_graph import load_request
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
@@ -159,6 +160,46 @@ def test_a_file_of_timm_s_own(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(images), saved.eval()(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments", ({"act_layer": "relu"}, {"num_heads": 4}, {"global_pool": "avg", "fc_norm": False})
+)
+def test_weights_of_a_model_that_fit_another_are_refused_beside_its_config(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """Activation, heads, pooling: none shows in the weights, and a file of timm's tells them."""
+    timm = pytest.importorskip("timm", minversion="1.0.31")
+    saved = timm.create_model("test_vit", num_classes=3, img_size=64, **arguments)
+    timm.models.save_for_hf(saved, tmp_path, safe_serialization=True)
+    name = timm_architecture(ConfigJson.read(tmp_path, "me/x"), "me/x")
+    assert name == "test_vit:" + ",".join(f"{k}={json.dumps(v).strip(chr(34))}" for k, v in arguments.items())
+    with pytest.raises(InputError, match=f"is of {name} by the config.json beside it") as error:
+        load_model("test_vit", tmp_path)
+    assert f"pass --model {name}" in str(error.value)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        loaded = load_model(name, tmp_path, image_size=64).model(images)
+        torch.testing.assert_close(loaded, saved.eval()(images), rtol=0, atol=1e-5)
+
+
+def test_another_name_of_the_same_model_takes_its_weights(tmp_path: Path) -> None:
+    config = ConfigJson({"architecture": "vit_base_patch32_384", "model_args": {"drop_path_rate": 0.1}})
+    assert made_otherwise(config, "vit_base_patch32_224", (64, 64)) is None
+    assert made_otherwise(ConfigJson({"architecture": "no_such_vit"}), "test_vit", (64, 64)) is None
+    quick = ConfigJson({"architecture": "vit_base_patch32_clip_quickgelu_224"})
+    assert (
+        made_otherwise(quick, "vit_base_patch32_clip_224", (64, 64)) == "vit_base_patch32_clip_quickgelu_224"
+    )
+
+
+@pytest.mark.parametrize("arguments", ("rope_temperature=50", "rope_grid_offset=1", "rope_grid_indexing=xy"))
+def test_rotary_positions_of_other_angles_are_another_model(arguments: str) -> None:
+    key, _, value = arguments.partition("=")
+    given = {key: int(value) if value.isdigit() else value}
+    config = ConfigJson({"architecture": "vit_tiny_patch16_dinov3_qkvb", "model_args": given})
+    made = made_otherwise(config, "vit_tiny_patch16_dinov3_qkvb", (64, 64))
+    assert made == f"vit_tiny_patch16_dinov3_qkvb:{arguments}"
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sit_deploy.bundle import load_bundle
+from sit_deploy.errors import InputError
+from sit_deploy.models.load import load_model
+from sit_deploy.pipeline.float_graph import _reference
 from tests.helpers.command_line import CommandLine
 
 pytestmark = pytest.mark.slow
@@ -37,3 +41,9 @@ def test_it_is_built_checked_and_named(cli: CommandLine, name: str, precision: s
 def test_nothing_is_said_of_one_that_is_rewritten(nano_fp32: Path, cli: CommandLine) -> None:
     assert "passed_through" not in load_bundle(nano_fp32).manifest.model.config
     assert "PyTorch writes" not in cli("inspect", str(nano_fp32)).out
+
+
+def test_arguments_that_make_a_model_which_cannot_run_are_refused() -> None:
+    loaded = load_model("test_vit:depth=1,norm_layer=batchnorm2d", image_size=32)
+    with pytest.raises(InputError, match=r"is made, but does not run \(.*\); check what follows the colon"):
+        _reference(loaded, np.zeros((1, 3, 32, 32), np.float32), ("logits",))
