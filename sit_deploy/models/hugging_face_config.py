@@ -77,6 +77,13 @@ def check_config(
         notes.append(
             f"timm's features of {name} are the mean of its patches; transformers' pooler_output is its class token, which --outputs cls gives"
         )
+    if fields.get("problem_type") == "multi_label_classification":
+        notes.append(
+            WarningText(
+                f"its classes may hold together (problem_type in {file}): each has the sigmoid of its logit, and what is shown here as a "
+                "probability is a softmax"
+            )
+        )
     if differs := _other_numbers(fields, model, block):
         raise InputError(
             f"checkpoint {path} does not fit {name}: {differs} by the {file} beside it; {remedy}"

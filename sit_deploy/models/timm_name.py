@@ -263,7 +263,11 @@ def _activation(module: nn.Module) -> str:
     return "gelu_pytorch_tanh" if tanh else "silu" if kind == "silu" else "gelu"
 
 
-_OPTIONS = ("img_size", "num_classes")  # of model_args, what is taken from elsewhere
+_OPTIONS = (
+    "img_size",
+    "num_classes",
+    "in_chans",
+)  # of model_args, what is taken from elsewhere, or looked at before
 # what changes training alone, or which sizes a forward pass would take: a graph has one
 _NO_OTHER_MODEL = re.compile(r"(\w+_)?drop(_\w+)?|weight_init|(dynamic|strict)_img_size|dynamic_img_pad")
 _READS_FILES = re.compile("pretrained|checkpoint|cache")  # with which nothing is to be made

@@ -281,6 +281,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "vit", "layer_norm_eps": 0.1}, "refused: its norms have an epsilon of 0.1, not 1e-06, by the config.json"),
     ({"model_type": "vit", "layer_norm_eps": math.nan}, "refused: its norms have an epsilon of nan, not"),
     ({"model_type": "vit", "layer_norm_eps": 1e-12}, ""),
+    ({"model_type": "vit", "problem_type": "multi_label_classification"}, "its classes may hold together (problem_type"),
+    ({"model_type": "vit", "problem_type": "single_label_classification"}, ""),
     ({"num_attention_heads": 2}, ""),  # of nobody's
 ]  # fmt: skip
 
