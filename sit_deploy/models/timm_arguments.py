@@ -14,6 +14,7 @@ from sit_deploy.errors import InputError
 
 _DEEPEST = 1000  # blocks: even without weights, making many more takes minutes and gigabytes
 Value = str | int | float | bool | None
+_COUNTS_OF_BLOCKS = ("depth", "depth_token_only", "num_parallel")
 _NAME = re.compile(r"[a-z]\w*")
 _WORD = re.compile(r"[\w.+-]*")
 # what has its own option, and arguments of timm's factory, which make no other model, or read files
@@ -56,15 +57,24 @@ def split(name: str) -> tuple[str, dict[str, Value]]:
     return base, arguments
 
 
+def check_depth(key: str, value: object) -> None:
+    """Refuse an argument that would make more blocks than any model has, before anything is made of it.
+
+    Raises:
+        InputError: says so.
+    """
+    if key in _COUNTS_OF_BLOCKS and isinstance(value, int) and value > _DEEPEST:
+        raise InputError(
+            f"a {key} of {str(value)[:60]} is that of no vision transformer; give at most {_DEEPEST}"
+        )
+
+
 def _text(key: str, value: Value) -> str:
     """Return an argument's value as it is spelled, so that `_value` gives it back."""
     if not _NAME.fullmatch(str(key)) or _NOT_TAKEN.fullmatch(str(key)):
         remedy = f"pass {_OPTIONS[key]}" if key in _OPTIONS else "leave it out"
         raise InputError(f"the argument {str(key)[:60]!r} is not taken with a model's name; {remedy}")
-    if key == "depth" and isinstance(value, int) and value > _DEEPEST:
-        raise InputError(
-            f"a depth of {str(value)[:60]} is that of no vision transformer; give at most {_DEEPEST}"
-        )
+    check_depth(key, value)
     plain = value is None or isinstance(value, str | int | float)
     text = value if isinstance(value, str) else json.dumps(value) if plain else ""
     if not text or not _WORD.fullmatch(text) or _value(text) != value:

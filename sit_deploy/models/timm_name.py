@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, ConfigJson
-from sit_deploy.models.timm_arguments import spell, split
+from sit_deploy.models.timm_arguments import check_depth, spell, split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -340,6 +340,8 @@ def _traits(architecture: str, arguments: Mapping[str, Any]) -> list[tuple[str, 
     import timm
     import torch
 
+    for key, value in arguments.items():
+        check_depth(key, value)
     with torch.device("meta"):
         model = timm.create_model(architecture, **arguments)
     plain = str | int | float | tuple | None

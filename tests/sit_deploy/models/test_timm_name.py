@@ -208,6 +208,7 @@ def test_rotary_positions_of_other_angles_are_another_model(arguments: str) -> N
         ({"model_args": {"in_chans": 1}}, "me/x takes images of 1 channels, and pictures have three here"),
         ({"model_args": {"img_size": [96, 128]}}, "me/x is of images of 96x128 pixels, and only square ones are taken"),
         ({"architecture": "no_such_vit", "model_args": {"in_chans": 3, "a b": 1}}, "is a no_such_vit made otherwise: the argument 'a b'"),
+        ({"model_args": {"depth": 10**9}}, "made otherwise: a depth of 1000000000 is that of no vision transformer"),
         ({"model_args": {f"a{i}": 1 for i in range(5000)}}, "made otherwise: it has 5000 arguments, more than any"),
     ),
 )  # fmt: skip
