@@ -41,11 +41,21 @@ PICTURES = {
 }  # fmt: skip
 
 
-def train(output: Path, threads: int, **options: Any) -> dict[str, Any]:
-    """Run `sit-deploy train` in a process of its own, unless it has finished before; return its summary."""
+def train(output: Path, threads: int, start: str = "--no-warm-start", **options: Any) -> dict[str, Any]:
+    """Run `sit-deploy train` in a process of its own, unless it has finished before; return its summary. A student starts from new TSMs."""
     if not (output / "summary.json").exists():
         words = [str(w) for k, v in options.items() for w in (f"--{k.replace('_', '-')}", v)]
-        switches = ["--lr-per-step", "--resume", "-o", str(output), "--device", "cpu", "--workers", "0"]
+        switches = [
+            start,
+            "--lr-per-step",
+            "--resume",
+            "-o",
+            str(output),
+            "--device",
+            "cpu",
+            "--workers",
+            "0",
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-m", "training", *words, *switches],

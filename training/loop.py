@@ -205,7 +205,7 @@ def _record_start(run: Run, stop: StopSignal) -> None:
         row["cnn_top1"] = _measure_cnn(run, run.task.cnn_teacher)
     metrics = _validate(run, stop)
     row |= metrics.to_dict()
-    if run.request.qat:  # it may be as good as it gets
+    if run.request.qat or run.position.fitted:  # it may be as good as it gets
         keep_best(run, metrics, 0)
     if run.log is not None:
         run.log.write("epoch", 0, **row)

@@ -51,6 +51,7 @@ class TrainRequest:
         overrides: fields of the recipe that the user set.
         accumulate: passes a step.
         grad_checkpointing: keep no activations within blocks and compute them again; None: as the model was published.
+        warm_start: fit a student's TSMs before its first step (`training.warm_start`).
         qat: quantization-aware, from the trained model in `init`, calibrated on qat_images.
         qat_skip: patterns of names of layers that stay in float.
         mean, std, interpolation, orientation: of the preprocessing, in place of what else says it
@@ -78,6 +79,7 @@ class TrainRequest:
     std: tuple[float, float, float] | None = None
     interpolation: str | None = None
     orientation: str | None = None
+    warm_start: bool = True
     qat: bool = False
     qat_images: int = 256
     qat_skip: tuple[str, ...] = KEPT_HIGH
@@ -281,6 +283,8 @@ class TrainRequest:
             "orientation": self._turns,
             **({"kept": list(self.kept)} if self.kept else {}),
             **files,
+            # left out where it is on: a run of an older version, without one, goes on as it was begun
+            **({} if self.warm_start or not self.teacher else {"warm_start": False}),
             **({"checkpoint_key": self.checkpoint_key} if self.checkpoint_key else {}),
             **({"qat_images": self.qat_images, "qat_skip": list(self.qat_skip)} if self.qat else {}),
             **self._recipe_identity(),

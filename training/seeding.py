@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # what the first key says the numbers are for, so that no two uses share a stream
-ORDER, SAMPLE, STEP, CALIBRATION = 1, 2, 3, 4
+ORDER, SAMPLE, STEP, CALIBRATION, FIT = 1, 2, 3, 4, 5
 
 
 def seed_all(*keys: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -36,6 +37,7 @@ from training.sample_reader import SampleReader
 from training.state import Position, read_state, restore
 from training.sync_batchnorm import synchronise
 from training.task import ClassificationTask, FRDTask, Task
+from training.warm_start import WarmStart, warm_start
 
 
 def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
@@ -72,6 +74,13 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         position, states = read_state(request.output / LAST, identity)
     if request.qat:
         _quantize(request, models, data, loaders, world, reporter, resumed=states is not None)
+    start = WarmStart.of(request, recipe, data)
+    if states is None and start.steps:
+        warm_start(start, request, models, data, loaders, world, reporter)
+        position.fitted = start.steps
+    if position.fitted:
+        words = f"{models.start}; TSMs fitted in {position.fitted} steps (--warm-start)"
+        models = replace(models, start=words)
     task = _make_task(request, recipe, models, world)
     optimiser = make_optimiser(task.model, recipe, total_batch)
     schedule = make_schedule(optimiser, recipe, loaders.steps, total_batch)
@@ -84,6 +93,8 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     check_card(card_of(run, {}))
     check_space(request.output, models.model, bool(recipe.ema_decay))
     run.notes += models.notes
+    if start.why_not and states is None:
+        run.notes.append(f"No warm start: {start.why_not}")
     run.warnings += (
         *warn_of_one_class(data),
         *warn_of_training_images(data),

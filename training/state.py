@@ -36,6 +36,7 @@ class Position:
         window, window_steps: since the last row of the log, and how many steps.
         log_bytes: length of the log that belongs to it.
         seconds: spent training.
+        fitted: steps that the TSMs were fitted for before the first one (`training.warm_start`).
     """
 
     epoch: _Step = 0
@@ -46,6 +47,7 @@ class Position:
     window_steps: _Step = 0
     log_bytes: Annotated[int, Meta(ge=0, le=limits.INTEGER)] = 0
     seconds: Annotated[float, Meta(ge=0, le=limits.INTEGER)] = 0.0
+    fitted: _Step = 0
 
     def require_within(self, path: Path, epochs: int, steps: int) -> None:
         """Refuse a position that a run cannot have come to.

@@ -20,6 +20,7 @@ COMMANDS = {
     "models": "List every model: parameters, MACs, tokens, resolution.",
     "quickstart": "The whole way in minutes: train, distil, build, compare.",
     "train": "Train a teacher, or distil a SiT from one (FRD).",
+    "slim": "Slim a trained model in minutes, without labels.",
     "build": "Build a bundle: checkpoint to a checked engine.",
     "export": "Write the ONNX graph alone.",
     "calibrate": "Observe a graph's ranges on images, for int8 and fp8.",
@@ -34,7 +35,11 @@ COMMANDS = {
     "doctor": "Say what each engine can do on this machine.",
 }
 
-_ELSEWHERE = {"train": "training.cli.train", "quickstart": "training.cli.quickstart"}
+_ELSEWHERE = {
+    "train": "training.cli.train",
+    "quickstart": "training.cli.quickstart",
+    "slim": "training.cli.slim",
+}
 
 
 class _Group(click.Group):

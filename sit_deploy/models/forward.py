@@ -161,11 +161,12 @@ class SlimmingForward(nn.Module):
             rotary: their positions, where they have some.
 
         Returns:
-            Logits, and all tokens (B, prefix + kept, dim) behind each further block as they are: slimmed, not recovered.
+            Logits, and all tokens (B, prefix + kept, dim) behind block `index` and each further one as they are: slimmed, not
+            recovered.
         """
         if index in self.slim_after:
             x, rotary = self._slim(index, x, rotary)
-        behind = []
+        behind = [x]
         for i in range(index + 1, self.depth):
             x, rotary = self._run_block(i, x, rotary)
             behind.append(x)

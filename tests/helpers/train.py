@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.command_line import Result
+from training.reporter import Silent
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 # rows of a log that differ from run to run
@@ -139,6 +140,28 @@ def words(recipe: dict[str, Any]) -> list[str]:
         else:
             found += [option, str(value)]
     return found
+
+
+class Stopper(Silent):
+    """Sends this process a signal at the nth call of one of its methods."""
+
+    def __init__(self, method: str, call: int, number: int = signal.SIGTERM) -> None:
+        self.method, self.left, self.number = method, call, number
+
+    def _called(self, method: str) -> None:
+        if method == self.method:
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(self.number)
+
+    def steps(self, *_: Any) -> None:
+        self._called("steps")
+
+    def evaluating(self, *_: Any) -> None:
+        self._called("evaluating")
+
+    def epoch(self, *_: Any) -> None:
+        self._called("epoch")
 
 
 def log_rows(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:

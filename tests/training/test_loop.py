@@ -23,6 +23,7 @@ from tests.helpers.train import (
     PLAIN,
     RICH,
     Child,
+    Stopper,
     assert_same_run,
     differences,
     log_rows,
@@ -32,31 +33,8 @@ from tests.helpers.train import (
 )
 from training import Summary, TrainRequest, train
 from training.loop import DivergedError, StoppedError
-from training.reporter import Silent
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
-
-
-class Stopper(Silent):
-    """Sends this process a signal at the nth call of one of its methods."""
-
-    def __init__(self, method: str, call: int, number: int = signal.SIGTERM) -> None:
-        self.method, self.left, self.number = method, call, number
-
-    def _called(self, method: str) -> None:
-        if method == self.method:
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(self.number)
-
-    def steps(self, *_: Any) -> None:
-        self._called("steps")
-
-    def evaluating(self, *_: Any) -> None:
-        self._called("evaluating")
-
-    def epoch(self, *_: Any) -> None:
-        self._called("epoch")
 
 
 def request(pictures: Path, output: Path, recipe: dict[str, Any], **options: Any) -> TrainRequest:

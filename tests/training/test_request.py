@@ -168,6 +168,7 @@ SAME = {
     "grad_checkpointing": True,    "compile": True, "workers": 3, "max_damaged": 5, "save_every": 7, "log_every": 7, "tensorboard": True, "resume": True,
 }  # fmt: skip
 OTHER = {
+    "warm_start": False,
     "qat": True, "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
     "val_split": "b", "image_key": "img", "label_key": "fine", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16", "kept": (196, 90, 40, 9),
     "sync_batchnorm": True, "cnn_teacher": "resnet18", "teacher": None, "init": None, "cnn_checkpoint": None,

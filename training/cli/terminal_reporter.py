@@ -53,16 +53,21 @@ class TerminalReporter:
     def steps(self, progress: Progress, loss: float, images_per_second: float) -> None:
         text = f"{progress.text}  loss {loss:.3f}  {images_per_second:.0f} images/s"
         self._bar(text, progress.step, progress.steps)
-        if (
-            not self.screen.is_terminal
-            and time.monotonic() - self.said > LINE_EVERY
-            and progress.step < progress.steps
-        ):
+        self._line(text, progress.step < progress.steps)
+
+    def _line(self, text: str, within: bool) -> None:
+        """Say a line now and then, where there is no bar, within what ends with a line of its own."""
+        if not self.screen.is_terminal and time.monotonic() - self.said > LINE_EVERY and within:
             self.said = time.monotonic()
             say(self.screen, literal(text))
 
     def calibrating(self, done: int, total: int) -> None:
         self._bar("calibrating", done, total)
+
+    def fitting(self, share: float, step: int, loss: float) -> None:
+        text = f"fitting TSMs, step {step}  loss {loss:.4f}"
+        self._bar(text, round(100 * share), 100)
+        self._line(f"{text}  {share:.0%}", share < 1)
 
     def evaluating(self, done: int, total: int) -> None:
         self._bar("validating", done, total)

@@ -82,6 +82,12 @@ def recipe_options(command: Callable) -> Callable:
     help="Checkpoint of the unslimmed model, or hf-hub:OWNER/NAME: distils by FRD.",
 )
 @click.option(
+    "--warm-start/--no-warm-start",
+    default=True,
+    show_default=True,
+    help="Fit the TSMs of a student before its first step, as `sit-deploy slim` does.",
+)
+@click.option(
     "--init",
     type=path_type,
     metavar="FILE",

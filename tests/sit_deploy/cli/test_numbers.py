@@ -84,6 +84,9 @@ SMALL = {
         "num-classes", "image-size", "seed", "accumulate", "workers", "max-damaged", "save-every", "log-every", "qat-images",
         "epochs", "cooldown-epochs", "batch-size", "lr", "repeats", "flip", "mixup", "min-scale", "temperature",
     ),
+    ("slim", *_NANO, "--checkpoint", "x.pth", "--images", "."): (
+        "image-size", "seconds", "steps", "batch-size", "lr", "seed", "max-damaged",
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,28 @@
+"""How a model's TSMs are fitted to what it computes without them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECONDS = 120.0
+BATCH_SIZE = 64
+LR = 1e-2
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How TSMs are fitted.
+
+    Attributes:
+        seconds: that it takes at most, features of images included; at least one step is taken.
+        steps: to take in place of that, however long they take: the same weights each time.
+        batch_size: images a step.
+        lr: the largest learning rate, of AdamW without weight decay; it ends at 0 by a cosine.
+        seed: of the order of images.
+    """
+
+    seconds: float | None = SECONDS
+    steps: int | None = None
+    batch_size: int = BATCH_SIZE
+    lr: float = LR
+    seed: int = 0
