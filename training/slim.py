@@ -34,7 +34,7 @@ from training.sample_reader import SampleReader
 from training.seeding import FIT, permutation, seed_all
 from training.slim_features import FrozenFeatures, mean_logits, unslimmed
 from training.slim_fit import Fit, fit_tsms
-from training.slim_options import BATCH_SIZE, FitOptions
+from training.slim_options import BATCH_SIZE, VIEWS, FitOptions
 from training.slim_request import SlimRequest
 
 _MOST_HELD_OUT = 500  # images that agreement is measured on
@@ -157,7 +157,7 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
     ]
     with (
         FrozenFeatures(model, readers[0], choice.preprocessing) as checked,
-        FrozenFeatures(model, readers[1], choice.preprocessing) as fitted,
+        FrozenFeatures(model, readers[1], choice.preprocessing, views=VIEWS) as fitted,
     ):
         start = agreement(model, checked)
         options = FitOptions(request.seconds, request.steps, request.batch_size, request.lr, request.seed)
@@ -267,6 +267,7 @@ def _card(
     fit = {
         "batch_size": request.batch_size,
         "lr": request.lr,
+        "views": VIEWS,
         "asked_seconds": request.seconds,
         "asked_steps": request.steps,
     }

@@ -7,8 +7,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
@@ -18,6 +21,7 @@ from sit_deploy.preprocessing import Preprocessing
 from training.sample_reader import SampleReader
 
 CACHE_BYTES = 1 << 30
+_LEAST_AREA = 0.75  # of a part of an image
 _DECODERS = 16  # threads at most; Pillow lets others run while it decodes
 
 
@@ -63,13 +67,25 @@ def unslimmed(model: nn.Module) -> nn.Module:
     return twin
 
 
+def part_of(image: Image.Image, seed: int) -> Image.Image:
+    """Return a random part of an image, of its shape and at its size: at least three quarters of its area."""
+    draw = np.random.default_rng(seed)
+    side = draw.uniform(_LEAST_AREA, 1) ** 0.5
+    lengths = [side * length for length in image.size]
+    left, top = (draw.uniform(0, whole - part) for whole, part in zip(image.size, lengths, strict=True))
+    box = (left, top, left + lengths[0], top + lengths[1])
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+
+
 class FrozenFeatures:
     """The features of images by a model whose backbone does not change; for use as a context, which ends its threads.
 
     Args:
         model: in eval mode, with a TSM at least.
         reader: its images; one that cannot be read gives way to the next.
-        preprocessing: of evaluation; there is no augmentation, which would leave nothing to keep.
+        preprocessing: of evaluation.
+        views: of each image: the first as evaluation looks at it, others of parts of it (`part_of`); each has a number of its own, from
+            view · images on.
         cache_bytes: to keep features in, in main memory; those of images beyond are computed each time.
     """
 
@@ -79,12 +95,14 @@ class FrozenFeatures:
         reader: SampleReader,
         preprocessing: Preprocessing,
         cache_bytes: int = CACHE_BYTES,
+        views: int = 1,
     ) -> None:
         self.model, self.reader, self.preprocessing = model, reader, preprocessing
         self.block = min(model.slim_after)
         self.rotary: Rotary | None = None  # of the patches, the same for every image
         self._cache_bytes = cache_bytes
-        self._slots = torch.full((len(reader),), -1)
+        self._views = views
+        self._slots = torch.full((len(self),), -1)
         self._kept: Features | None = None
         self._used = 0
         self._threads = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1))
@@ -96,7 +114,7 @@ class FrozenFeatures:
         self._threads.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return len(self.reader) * self._views
 
     def of(self, indices: Sequence[int]) -> Features:
         """Return the features of images by number.
@@ -137,7 +155,12 @@ class FrozenFeatures:
         return Features(tokens, logits, summaries_of(output, self.model))
 
     def _read(self, index: int) -> Tensor:
-        return self.reader.read(index, lambda image: torch.from_numpy(self.preprocessing(image)))[0]
+        view, number = divmod(index, len(self.reader))
+
+        def prepared(image: Any) -> Tensor:
+            return torch.from_numpy(self.preprocessing(part_of(image, index) if view else image))
+
+        return self.reader.read(number, prepared)[0]
 
     def _keep(self, indices: Tensor, made: Features) -> None:
         if self._kept is None:

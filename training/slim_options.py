@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 SECONDS = 120.0
 BATCH_SIZE = 64
+VIEWS = 4  # of each image: itself, and parts of it
 LR = 1e-2
 
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sit_deploy.errors import InputError
@@ -21,7 +23,7 @@ from tests.helpers.models import images, tiny_eva, tiny_model, tiny_vit
 from tests.helpers.train import differences
 from training.sample_reader import SampleReader
 from training.slim import Pictures, slim
-from training.slim_features import Features, FrozenFeatures, summaries_of, unslimmed
+from training.slim_features import Features, FrozenFeatures, part_of, summaries_of, unslimmed
 from training.slim_fit import fit_loss, fit_tsms
 from training.slim_options import FitOptions
 from training.slim_request import SlimRequest
@@ -108,6 +110,28 @@ def test_features_are_the_same_however_much_is_kept(room: int) -> None:
             for field in ("tokens", "logits", "summaries"):
                 torch.testing.assert_close(getattr(found, field), getattr(expected, field)[indices])
     assert (samples.reads == 8) == (room == 100)
+
+
+def test_views_are_parts_of_images(wide_pictures: Path) -> None:
+    """Each view has a number of its own, is the same each time, and shows most of the image at its size."""
+    image = Image.linear_gradient("L").convert("RGB").resize((60, 40))
+    parts = [part_of(image, seed) for seed in (1, 1, 2)]
+    assert all(part.size == image.size for part in parts)
+    assert parts[0].tobytes() == parts[1].tobytes() != parts[2].tobytes() != image.tobytes()
+    low, high = image.getextrema()[0]
+    seen = parts[0].getextrema()[0]
+    assert 0.8 * (high - low) < seen[1] - seen[0] <= high - low  # the root of three quarters is 0.87
+
+    path = next((wide_pictures / "val" / "ant").iterdir())
+    reader = SampleReader(Pictures([(path, 0), (path, 0)]), 0)
+
+    def pixels(image: Image.Image) -> Any:
+        return np.asarray(image.resize((64, 64)), np.float32).transpose(2, 0, 1) / 255
+
+    with FrozenFeatures(tiny_model(), reader, pixels, views=3) as features:  # type: ignore[arg-type]
+        found = features.of(range(6)).logits
+    assert len(features) == 6 and torch.allclose(found[0], found[1])
+    assert len({tuple(row.tolist()) for row in found[1:]}) == 5
 
 
 def test_damaged_images_give_way_and_too_many_are_refused() -> None:
