@@ -26,7 +26,8 @@ _GROUPS = (
     ("residual", r"blocks\.\d+/add"),
 )
 _OF_ACTIVATIONS = ("attention", "aggregation", "residual")
-_PLACES = "positions/"  # what the deploy form calls its rotary positions
+# what the deploy form calls its rotary positions, and what merges tokens without training: which ones, small errors would change
+_LEFT_OUT = ("positions/", "reduction.")
 GROUPS = tuple(name for name, _ in _GROUPS)
 _CHANNEL_AXIS = {"MatMul": 1, "Gemm": 1, "Conv": 0}  # of weights; a Gemm may have its own transposed
 
@@ -61,7 +62,7 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
 
     A product of none of the named groups (another family's graph) counts as "linear" or "conv". A product that 8 bits are
     not written for is left out: one whose constant comes first, is no matrix, or is scaled as it is multiplied. So is one
-    that merges the places of tokens, which turn into angles.
+    that merges the places of tokens, which turn into angles, and so are those by which tokens are merged without training.
 
     Raises:
         CalibrationError: two nodes of one name, or a shape that is not known.
@@ -75,7 +76,7 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
     softmaxes = {name for node in model.graph.node if node.op_type == "Softmax" for name in node.output}
     layers: dict[str, Layer] = {}
     for node in model.graph.node:
-        if node.name.startswith(_PLACES):
+        if node.name.startswith(_LEFT_OUT):
             continue
         activations = tuple(i for i, name in enumerate(node.input[:2]) if name not in weights)
         group = next((name for name, pattern in _GROUPS if re.match(pattern, node.name)), None)

@@ -56,11 +56,13 @@ class Model(_Fields, frozen=True, kw_only=True):
 
     Attributes:
         keeping_ratio: None where `tokens` alone say how many each stage keeps.
+        method: how tokens are merged between stages (`sit_deploy.methods`); None for TSMs, as older versions had nothing else.
     """
 
     name: Text
     stages: Blocks | None = None
     keeping_ratio: Ratio | None = None
+    method: Literal["transform", "merge"] | None = None
     image_size: tuple[Pixels, Pixels]
     num_classes: Annotated[int, Meta(ge=0, le=limits.CLASSES)]
     dist_token: bool = False

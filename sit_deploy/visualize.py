@@ -7,6 +7,7 @@ them on the way.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ _DPI = 200
 
 
 def patch_shares(model: Any, images: np.ndarray) -> list[np.ndarray]:
-    """Return, for each TSM in order, how much of every patch is in every token: float32 (B, kept, patches), rows sum to 1.
+    """Return, for each slimming in order, how much of every patch is in every token: float32 (B, kept, patches), rows sum to 1.
 
     Args:
         model: a plain SiT or slimmed vision transformer, in eval mode.
@@ -40,7 +41,11 @@ def patch_shares(model: Any, images: np.ndarray) -> list[np.ndarray]:
     seen: list[Any] = []
     hooks = [
         tsm.register_forward_pre_hook(lambda module, given: seen.append(module.assignment(given[0])))
-        for tsm in model.tsm
+        for tsm in getattr(model, "tsm", ())
+    ]
+    hooks += [
+        reduction.register_forward_hook(lambda module, given, made: seen.append(made[2]))
+        for reduction in getattr(model, "reduction", ())
     ]
     try:
         with torch.inference_mode():
@@ -48,9 +53,15 @@ def patch_shares(model: Any, images: np.ndarray) -> list[np.ndarray]:
     finally:
         for hook in hooks:
             hook.remove()
-    shares = [seen[0]]
-    for assignment in seen[1:]:
-        shares.append(assignment @ shares[-1])
+    found, shares = iter(seen), []
+    for before, after in itertools.pairwise(model.kept):
+        if before == after and not hasattr(
+            model, "tsm"
+        ):  # without training, a stage that keeps all tokens leaves them as they are
+            assignment = torch.eye(before).expand(len(images), -1, -1)
+        else:
+            assignment = next(found)
+        shares.append(assignment @ shares[-1] if shares else assignment)
     return [share.numpy() for share in shares]
 
 

@@ -18,8 +18,15 @@ from sit_deploy.cli.common import (
     Whole,
     path_type,
 )
+from sit_deploy.methods import METHODS
 from sit_deploy.outputs import in_order
 
+method_option = click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="How tokens are merged between stages: by TSMs that were trained, or of an unslimmed checkpoint without training, by "
+    "transform (the better one) or merge (ToMe).  [default: tsm]",
+)
 TOKENS = Counts("token counts", "196,98,49,24", limits.PIXELS)
 
 key_option = click.option(
@@ -61,6 +68,7 @@ _GRAPH_OPTIONS = (
         help="Weights, .pth or .safetensors, or hf-hub:OWNER/NAME; random ones without it.",
     ),
     pretrained_option,
+    method_option,
     key_option,
     click.option(
         "--no-ema", is_flag=True, help="Take the plain weights where the checkpoint has averaged ones too."

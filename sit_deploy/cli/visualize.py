@@ -21,7 +21,7 @@ from sit_deploy.cli.common import (
     say,
     warn,
 )
-from sit_deploy.cli.options import TOKENS, key_option
+from sit_deploy.cli.options import TOKENS, key_option, method_option
 from sit_deploy.errors import InputError
 
 
@@ -50,6 +50,7 @@ from sit_deploy.errors import InputError
     help="Of a checkpoint without a model card.",
 )
 @click.option("--kept", type=TOKENS, help="Likewise; its weights tell where this is left out.")
+@method_option
 @click.option(
     "--checkpoint", type=path_type, metavar="FILE", help="A bundle's weights, if they moved since the build."
 )
@@ -63,6 +64,7 @@ def command(
     model: str | None,
     stages: tuple[int, ...] | None,
     kept: tuple[int, ...] | None,
+    method: str | None,
     checkpoint: Path | None,
     checkpoint_key: str | None,
     force: bool,
@@ -90,7 +92,7 @@ def command(
         raise InputError(f"output {output} is not a folder; choose another with -o")
     with progress() as report:
         report("Loading the model", 0, 0)
-        network, preprocessing = _load(source, model, stages, kept, checkpoint, checkpoint_key)
+        network, preprocessing = _load(source, model, stages, kept, method, checkpoint, checkpoint_key)
         report("Loading the model", 1, 1)
         warn(ignored_orientation_note(files, preprocessing, "build it with"))
         drawn = _draw(network, preprocessing, files, targets, report)
@@ -106,6 +108,7 @@ def _load(
     model: str | None,
     stages: tuple[int, ...] | None,
     kept: tuple[int, ...] | None,
+    method: str | None,
     checkpoint: Path | None,
     key: str | None,
 ) -> tuple[Any, Any]:
@@ -114,9 +117,9 @@ def _load(
         from sit_deploy.bundle import load_bundle
         from sit_deploy.validation.reference import reference_model
 
-        if model or stages or kept or key:
+        if model or stages or kept or method or key:
             raise InputError(
-                f"{source} is a bundle, which knows its model; leave out --model, --stages, --kept and --checkpoint-key"
+                f"{source} is a bundle, which knows its model; leave out --model, --stages, --kept, --method and --checkpoint-key"
             )
         bundle = load_bundle(source)
         return reference_model(bundle, checkpoint), bundle.preprocessing()
@@ -127,7 +130,7 @@ def _load(
     if checkpoint:
         raise InputError("--checkpoint says where a bundle's weights are; leave it out")
     request = BuildRequest(
-        model, Path(), checkpoint=source, stages=stages, kept=kept, checkpoint_key=key
+        model, Path(), checkpoint=source, stages=stages, kept=kept, method=method, checkpoint_key=key
     ).completed()
     loaded, choice, _ = load_request(Work(request, lambda *_: None))
     return loaded.model, choice.preprocessing

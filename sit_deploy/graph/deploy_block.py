@@ -9,8 +9,7 @@ import torch
 from timm.layers import Attention as TimmAttention
 from timm.layers import AttentionRope, SwiGLU
 from timm.layers import Mlp as TimmMlp
-from timm.models.eva import EvaAttention, EvaBlockPostNorm
-from timm.models.vision_transformer import ResPostBlock
+from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from sit_deploy.graph.deploy_norm import deploy_norm
@@ -22,6 +21,7 @@ from sit_deploy.graph.folding import (
     make_linear,
     residual_gains,
 )
+from sit_deploy.models.evidence import normalises_behind
 from sit_deploy.models.sit import Attention
 from sit_deploy.models.timm_vit import is_exact_gelu
 from sit_deploy.models.tsm import Mlp
@@ -32,12 +32,12 @@ AnyAttention = Attention | TimmAttention | AttentionRope | EvaAttention
 Turn = tuple[Tensor, Tensor]  # cosines and sines, see `graph.deploy_positions`
 
 
-def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, N, dim) → (B, heads, N, dim / heads)."""
     return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
 
 
-def _turn(x: Tensor, turn: Turn) -> Tensor:
+def turned(x: Tensor, turn: Turn) -> Tensor:
     """Turn the two halves of the channels of each head into each other."""
     cosine, sine = turn
     first, second = x.chunk(2, dim=-1)
@@ -62,20 +62,23 @@ class _Attention(nn.Module):
         self.gate = folded.gate
         self.proj = folded.proj
 
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None) -> Tensor:
+    def attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None, bias: Tensor | None
+    ) -> Tensor:
         """Attention of pre-scaled queries (B, M, dim) over keys and values (B, N, dim), projected → (B, M, dim).
 
-        `x` are the tokens that ask, (B, M, dim), which a gate reads.
+        `x` are the tokens that ask, (B, M, dim), which a gate reads; `bias` is added to the logits, (B, 1, 1, N).
         """
-        q, k, v = (_split_heads(t, self.num_heads) for t in (q, k, v))
+        q, k, v = (split_heads(t, self.num_heads) for t in (q, k, v))
         q = q if self.query_bias is None else q + self.query_bias
         k = k if self.key_bias is None else k + self.key_bias
         v = v if self.value_bias is None else v + self.value_bias
         q = self.query_norm(q) if self.query_norm else q
         k = self.key_norm(k) if self.key_norm else k
         if turn is not None:  # the first tokens are prefix tokens, which have no place
-            q, k = q if self.first else _turn(q, turn), _turn(k, turn)
-        weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+            q, k = q if self.first else turned(q, turn), turned(k, turn)
+        logits = q @ k.transpose(-2, -1)
+        weights = torch.softmax(logits if bias is None else logits + bias, dim=-1)
         mixed = (weights @ v).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
         mixed = self.mixed_norm(mixed) if self.mixed_norm else mixed
         return self.proj(mixed * self.gate(x).sigmoid() if self.gate else mixed)
@@ -89,8 +92,8 @@ class DeployAttention(_Attention):
         super().__init__(attention.num_heads, folded)
         self.qkv = make_linear(folded.qkv, None)
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
-        return self.attend(x, *self.qkv(x).chunk(3, dim=-1), turn)
+    def forward(self, x: Tensor, turn: Turn | None = None, bias: Tensor | None = None) -> Tensor:
+        return self.attend(x, *self.qkv(x).chunk(3, dim=-1), turn, bias)
 
 
 class FirstAttention(_Attention):
@@ -102,10 +105,10 @@ class FirstAttention(_Attention):
         dim = folded.qkv.shape[0] // 3
         self.q, self.kv = (make_linear(folded.qkv[rows], None) for rows in (slice(dim), slice(dim, None)))
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None = None, bias: Tensor | None = None) -> Tensor:
         k, v = self.kv(x).chunk(2, dim=-1)
         asking = x[:, : self.first]
-        return self.attend(asking, self.q(asking), k, v, turn)
+        return self.attend(asking, self.q(asking), k, v, turn, bias)
 
 
 class DeployBlock(nn.Module):
@@ -120,8 +123,7 @@ class DeployBlock(nn.Module):
     def __init__(self, block: nn.Module, first: int | None = None, **folding: Any) -> None:
         super().__init__()
         self.first = first
-        # norms behind attention and MLP, not before them
-        self.norms_last = isinstance(block, (ResPostBlock, EvaBlockPostNorm))
+        self.norms_last = normalises_behind(block)
         attention_gain, mlp_gain = residual_gains(block)
         self.norm1 = deploy_norm(block.norm1)
         self.attn = (
@@ -132,12 +134,12 @@ class DeployBlock(nn.Module):
         self.norm2 = deploy_norm(block.norm2)
         self.mlp = deploy_mlp(block.mlp, mlp_gain)
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn | None = None, bias: Tensor | None = None) -> Tensor:
         residual = x if self.first is None else x[:, : self.first]
         if self.norms_last:
-            x = residual + self.norm1(self.attn(x, turn))
+            x = residual + self.norm1(self.attn(x, turn, bias))
             return x + self.norm2(self.mlp(x))
-        x = residual + self.attn(self.norm1(x), turn)
+        x = residual + self.attn(self.norm1(x), turn, bias)
         return x + self.mlp(self.norm2(x))
 
 

@@ -4,6 +4,7 @@
     keys' bias → nothing · values' bias → `proj` · queries' bias → behind the split into heads
     TSM scalar → its last Linear, whose bias goes · prefix tokens and positions → one table, added to zero-padded tokens
     rotary positions → cosines and sines, constants until tokens slim · EVA's layers of queries, keys, values → one
+    token reduction without training → the next block's queries and keys, folded as that block's (`deploy_reduction`)
     last block: only the tokens that the outputs read (their query, their MLP) · reverse TSMs and the auxiliary head are gone
 
 Every fold (`folding`) is done in float64 and rounded once, so outputs equal the plain model's within float rounding.
@@ -12,7 +13,7 @@ Every fold (`folding`) is done in float64 and rounded once, so outputs equal the
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from sit_deploy.graph.deploy_block import DeployBlock, PassedBlock, written_out
-from sit_deploy.graph.deploy_pool import DeployAttentionPool, pool_tokens
+from sit_deploy.graph.deploy_pool import DeployAttentionPool
 from sit_deploy.graph.deploy_positions import DeployPositions
+from sit_deploy.graph.deploy_reduction import DeployReduction
 from sit_deploy.graph.folding import (
     AnyModel,
     fold_batchnorm,
@@ -31,9 +33,11 @@ from sit_deploy.graph.folding import (
     merged_head,
     position_table,
 )
+from sit_deploy.models.evidence import has_class_token
 from sit_deploy.models.outputs import check_outputs
 from sit_deploy.models.sit import Block, ConvStem
 from sit_deploy.models.timm_vit import rotates_halves, why_not_rewritten
+from sit_deploy.models.token_reduction import pool_tokens, size_bias
 from sit_deploy.models.tsm import TokenSlimming
 from sit_deploy.models.whole import WholeModel
 from sit_deploy.outputs import CLS, DEFAULT, FEATURES, LOGITS, PATCHES, in_order
@@ -142,10 +146,20 @@ class DeployForm(nn.Module):
         )
         self.slim_after = dict(model.slim_after)
         self.tsm = nn.ModuleList(DeployTSM(tsm, prefix) for tsm in getattr(model, "tsm", ()))
+        self.reduction = nn.ModuleList(self._reductions(model, rotated))
         self.norm = kept_norm(model, "norm")
         self.pool = DeployAttentionPool(attention) if attention is not None and self._pools else None
         self.fc_norm = kept_norm(model, "fc_norm")
         self.head = merged_head(model) if LOGITS in self.outputs else None
+
+    def _reductions(self, model: AnyModel, rotated: str | None) -> Iterator[nn.Module]:
+        """Yield what merges tokens without training after each stage but the last; where that keeps them all, an Identity."""
+        for block, step in model.slim_after.items() if hasattr(model, "reduction") else ():
+            if model.kept[step] == model.kept[step + 1]:
+                yield nn.Identity()
+                continue
+            behind, asking = model.blocks[block + 1], has_class_token(model)
+            yield DeployReduction(model.reduction[step], behind, self.prefix, asking, rotated=rotated)
 
     @property
     def _pools(self) -> bool:
@@ -160,15 +174,27 @@ class DeployForm(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.embed(self.stem(images))
         x = self.norm_pre(x) if self.norm_pre else x
-        places = None
+        places = sizes = None
         for i, block in enumerate(self.blocks):
-            x = block(x, self.positions(i, places)) if self.positions else block(x)
-            tsm = self.tsm[self.slim_after[i]] if i in self.slim_after else None
-            if tsm and self.positions:
-                x, assignment = tsm(x, with_assignment=True)
+            given = (self.positions(i, places),) if self.positions else ()
+            x = (
+                block(x, *given)
+                if sizes is None
+                else block(x, *(given or (None,)), size_bias(sizes, self.prefix))
+            )
+            if i not in self.slim_after:
+                continue
+            step, assignment = self.slim_after[i], None
+            if self.reduction:
+                if isinstance(self.reduction[step], DeployReduction):
+                    turn = self.positions(i + 1, places) if self.positions else None
+                    x, sizes, assignment = self.reduction[step](x, sizes, turn)
+            elif self.positions:
+                x, assignment = self.tsm[step](x, with_assignment=True)
+            else:
+                x = self.tsm[step](x)
+            if self.positions and assignment is not None:
                 places = self.positions.merge(assignment, places)
-            elif tsm:
-                x = tsm(x)
         # nothing reads the prefix
         behind = (
             self.pooling != "token" and self.prefix > 0 and CLS not in self.outputs and not self.pools_prefix
@@ -179,19 +205,22 @@ class DeployForm(nn.Module):
         made = {CLS: x[:, 0]} if CLS in self.outputs else {}
         made |= {PATCHES: patches} if PATCHES in self.outputs else {}
         if {LOGITS, FEATURES}.intersection(self.outputs):
-            made |= self._pooled(x, patches)
+            made |= self._pooled(x, patches, sizes)
         given = tuple(made[name] for name in self.outputs)
         return given if len(given) > 1 else given[0]
 
-    def _pooled(self, x: Tensor, patches: Tensor) -> dict[str, Tensor]:
+    def _pooled(self, x: Tensor, patches: Tensor, sizes: Tensor | None) -> dict[str, Tensor]:
         """Normalised tokens, and those of the patches among them → features (B, dim) and logits (B, classes), as asked for.
 
+        Where patch tokens have `sizes`, (B, kept), each counts that often.
         With a dist token, features are the mean of the two tokens, as timm has it, and logits that of two heads.
         """
         tokens = 1 + self.has_dist_token
         if self.pooling != "token":
             pooled = x if self.pools_prefix else patches
-            read = self.pool(pooled) if self.pool else pool_tokens(pooled, self.pooling)
+            if sizes is not None and self.pools_prefix:
+                sizes = F.pad(sizes, (self.prefix, 0), value=1.0)
+            read = self.pool(pooled, sizes) if self.pool else pool_tokens(pooled, self.pooling, sizes)
         else:
             read = (x[:, :tokens] if self._reads_patches else x).flatten(1)
         read = self.fc_norm(read) if self.fc_norm else read

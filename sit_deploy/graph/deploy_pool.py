@@ -14,14 +14,6 @@ from sit_deploy.graph.deploy_block import deploy_mlp
 from sit_deploy.graph.folding import fold_value_bias, kept_norm, make_linear
 
 
-def pool_tokens(tokens: Tensor, kind: str) -> Tensor:
-    """Return the "avg", "max" or "avgmax" of tokens (B, N, dim): (B, dim)."""
-    if kind == "avg":
-        return tokens.mean(dim=1)
-    largest = tokens.amax(dim=1)
-    return largest if kind == "max" else 0.5 * (largest + tokens.mean(dim=1))
-
-
 class DeployAttentionPool(nn.Module):
     """timm's AttentionPoolLatent (`models.timm_vit` lets through which): tokens (B, N, dim) → (B, dim)."""
 
@@ -45,8 +37,11 @@ class DeployAttentionPool(nn.Module):
         self.norm = kept_norm(pool, "norm")
         self.mlp = None if pool.mlp is None else deploy_mlp(pool.mlp, 1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.scores(x).transpose(1, 2).softmax(dim=-1)  # (B, heads · latents, N)
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Pool tokens; each counts as often as `sizes` (B, N) says, once by default."""
+        logits = self.scores(x).transpose(1, 2)
+        logits = logits if sizes is None else logits + sizes.log().unsqueeze(1)
+        weights = logits.softmax(dim=-1)  # (B, heads · latents, N)
         mixed = (weights @ x).reshape(x.shape[0], -1, self.latents, x.shape[-1])
         read = (mixed @ self.values).transpose(1, 2).reshape(x.shape[0], self.latents, -1)
         read = self.proj(read)

@@ -1,6 +1,8 @@
-"""What a graph has written out in several operators that is decided as one: GELU by Erf, norms by root mean square, angles of rotary positions."""
+"""What a graph has in several operators that is decided as one: GELU by Erf, RMS norms, angles of rotary positions, selections of tokens."""
 
 from __future__ import annotations
+
+import re
 
 import onnx
 
@@ -64,6 +66,16 @@ def angles(graph: onnx.GraphProto) -> set[int]:
         if last or (readers and found.issuperset(readers) and outputs.isdisjoint(node.output)):
             found.add(i)
     return found
+
+
+def selections(graph: onnx.GraphProto) -> set[int]:
+    """Find what decides which tokens are merged: the nodes of every module that has a TopK, by their names; return their indices."""
+    scopes = {node.name.rpartition("/")[0] for node in graph.node if node.op_type == "TopK"} - {""}
+    if not scopes:
+        return {i for i, node in enumerate(graph.node) if node.op_type == "TopK"}
+    # a product that stands for its module bears the module's name, those after it with a number
+    inside = re.compile("|".join(rf"{re.escape(scope)}(/.*|_\d+)?" for scope in sorted(scopes)))
+    return {i for i, node in enumerate(graph.node) if inside.fullmatch(node.name)}
 
 
 def written_norms(graph: onnx.GraphProto) -> set[int]:

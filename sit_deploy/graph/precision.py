@@ -22,7 +22,7 @@ from onnx import TensorProto, numpy_helper
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.graph.casts import NUMPY_TYPES, TAGS, CastWriter, fewest_casts, round_to
 from sit_deploy.graph.inspect import TensorInfo, default_opset, dtype_name, tensor_info
-from sit_deploy.graph.patterns import angles, erf_gelus, written_norms
+from sit_deploy.graph.patterns import angles, erf_gelus, selections, written_norms
 from sit_deploy.precisions import FLOATS
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Reason(Enum):
     SUMS_TOKENS = "mean sums tokens"
     SUMS_EXPONENTIALS = "softmax sums exponentials"
     TURNS = "an angle: whole turns are taken off it, and what is left must be exact"
+    SELECTS = "decides which tokens are merged: scores that are nearly equal must not change places"
     KEEPS_SCALE = "bfloat16 would round its scale"
     MULTIPLIES_CODES = "multiplies codes of 8 bits, by scales of float32"
     UNKNOWN_OPERATOR = "not known to be safe in low precision"
@@ -270,7 +271,7 @@ class _TypeChooser:
         free: list[int] = []
         gelus = erf_gelus(self.graph)
         norms = written_norms(self.graph)
-        turned = angles(self.graph)
+        turned, selected = angles(self.graph), selections(self.graph)
         for index, node in enumerate(nodes):
             if not any(self._is_float(name) for name in (*node.input, *node.output)):
                 reasons[index] = Reason.NO_FLOAT
@@ -283,6 +284,9 @@ class _TypeChooser:
                 continue
             if index in turned:
                 self.types[index], reasons[index] = TensorProto.FLOAT, Reason.TURNS
+                continue
+            if index in selected:
+                self.types[index], reasons[index] = TensorProto.FLOAT, Reason.SELECTS
                 continue
             in_gelu = index in gelus
             is_low = in_gelu or node.op_type in _LOW_REASON

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sit_deploy.errors import InputError, nearest
+from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models.config import ModelConfig, reschedule
 from sit_deploy.models.hub import is_place, place_of_address
 
@@ -69,6 +70,7 @@ def get_config(
     stages: tuple[int, ...] | None = None,
     keeping_ratio: float | None = None,
     kept: tuple[int, ...] | None = None,
+    method: str | None = None,
 ) -> ModelConfig:
     """Return the configuration of a model: by its name, an official alias, or its name in timm.
 
@@ -77,10 +79,11 @@ def get_config(
         stages: blocks of each stage, in place of the model's own; one number is the unslimmed model.
         keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
         kept: patch tokens of each stage, in place of a ratio; the first has all patches of an image.
+        method: how tokens are merged. Without training, the weights are those of the model's teacher, whose name it has then.
 
     Raises:
-        InputError: no such model (names the nearest), one of timm's that cannot be slimmed, or stages, a ratio or tokens that do not
-            fit it (see `reschedule`).
+        InputError: no such model (names the nearest), one of timm's that cannot be slimmed, or stages, a ratio, tokens or a method that
+            do not fit it (see `reschedule`).
     """
     if len(name) > _LONGEST:
         raise InputError(
@@ -107,7 +110,9 @@ def get_config(
                 "and timm's plain vision transformers will do too"
             )
         config = timm_config(name)
-    return reschedule(config, stages, keeping_ratio, kept)
+    if method in TRAINING_FREE and config.teacher:
+        stages, config = stages or config.stage_blocks, get_config(config.teacher)
+    return reschedule(config, stages, keeping_ratio, kept, method)
 
 
 def _nearest_model(name: str, known: tuple[str, ...]) -> str:
@@ -121,4 +126,5 @@ def title(config: ModelConfig) -> str:
     named = CONFIGS.get(config.name)
     if config.stage_blocks == (named.stage_blocks if named else (config.depth,)):
         return config.name
-    return f"{config.name} of stages {','.join(map(str, config.stage_blocks))}"
+    way = f" and method {config.method}" if config.method in TRAINING_FREE else ""
+    return f"{config.name} of stages {','.join(map(str, config.stage_blocks))}{way}"

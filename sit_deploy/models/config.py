@@ -9,7 +9,8 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from sit_deploy.errors import InputError
+from sit_deploy.errors import InputError, nearest
+from sit_deploy.methods import METHODS, TRAINING_FREE, TSM
 
 # (channels = dim / divisor, stride) of the stem's convolutions, which make patches of 16 pixels
 STEMS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -108,6 +109,7 @@ class ModelConfig:
             centre.
         unslimmable: what keeps it from slimming, of a model that is taken whole.
         kept: patch tokens of each stage, the first all patches of an image; None for those that `keeping_ratio` gives.
+        method: how tokens are merged between stages (`sit_deploy.methods`).
     """
 
     name: str
@@ -132,6 +134,7 @@ class ModelConfig:
     squash: bool = False
     unslimmable: str | None = None
     kept: tuple[int, ...] | None = None
+    method: str = TSM
 
     @property
     def depth(self) -> int:
@@ -175,6 +178,7 @@ def reschedule(
     stages: tuple[int, ...] | None,
     keeping_ratio: float | None,
     kept: tuple[int, ...] | None = None,
+    method: str | None = None,
 ) -> ModelConfig:
     """Return a configuration with other stages and tokens, `config` itself where they are its own.
 
@@ -183,10 +187,11 @@ def reschedule(
         stages: blocks of each stage, in place of its own; one number is the unslimmed model.
         keeping_ratio: share of the patch tokens that each further stage keeps, above 0 and at most 1.
         kept: patch tokens of each stage, in place of a ratio; the first has all patches of an image.
+        method: how tokens are merged, in place of its own way.
 
     Raises:
         InputError: stages that do not add up to the depth, a ratio out of range, tokens that are not one count a stage, that
-            grow or are none, both of them, or one for a model that does not slim.
+            grow or are none, both of them, a method that there is not, or any of these for a model that does not slim.
     """
     if kept is not None and keeping_ratio is not None:
         raise InputError(
@@ -210,15 +215,31 @@ def reschedule(
         raise InputError(
             f"{config.name} slims nothing, so {what} nothing; pass its stages too, as --stages {example}"
         )
+    method = config.method if method is None else method
+    _check_method(method, blocks, config)
     if kept is not None:
         _check_kept(tuple(kept), blocks, config)
         kept = tuple(kept) if len(blocks) > 1 else None
-    if kept is None and (blocks, ratio) == (config.stage_blocks, config.keeping_ratio):
+    own = (config.stage_blocks, config.keeping_ratio, config.method)
+    if kept is None and (blocks, ratio, method) == own:
         return config
     if config.unslimmable:
         raise not_slimmed(config.name, config.unslimmable)
     teacher = (config.teacher or config.name) if len(blocks) > 1 else None
-    return replace(config, stage_blocks=blocks, keeping_ratio=ratio, kept=kept, teacher=teacher, top1=None)
+    slimming = {"stage_blocks": blocks, "keeping_ratio": ratio, "kept": kept, "method": method}
+    return replace(config, **slimming, teacher=teacher, top1=None)
+
+
+def _check_method(method: str, blocks: tuple[int, ...], config: ModelConfig) -> None:
+    if method not in METHODS:
+        raise InputError(
+            f"unknown method '{method}'; choose from {', '.join(METHODS)}{nearest(method, METHODS)}"
+        )
+    if method in TRAINING_FREE and len(blocks) == 1:
+        raise InputError(
+            f"{config.name} slims nothing, so there is nothing for --method {method} to merge; pass its stages too, as --stages "
+            f"{_listed(example_stages(config.depth))}"
+        )
 
 
 def _check_kept(kept: tuple[int, ...], blocks: tuple[int, ...], config: ModelConfig) -> None:

@@ -12,6 +12,7 @@ import itertools
 from dataclasses import dataclass
 
 from sit_deploy.errors import InputError
+from sit_deploy.methods import TRAINING_FREE, TRANSFORM
 from sit_deploy.models.catalog import CONFIGS
 from sit_deploy.models.config import STEMS, ModelConfig
 
@@ -52,6 +53,9 @@ def cost(config: ModelConfig, image_size: int | None = None, num_classes: int | 
         macs = n * (4 * dim * dim + 2 * dim * hidden + 2 * 5 * dim) + 2 * n * n * dim
         total = _add(total, (blocks * block, blocks * macs))
     for source, target in itertools.pairwise(kept):
+        if config.method in TRAINING_FREE:
+            total = _add(total, (0, _reduction(config, source, target)))
+            continue
         half = dim // 2
         parameters = 2 * dim + _linear(dim, half) + _linear(half, target) + 1
         macs = source * (5 * dim + dim * half + half * target) + target * source * dim
@@ -60,6 +64,25 @@ def cost(config: ModelConfig, image_size: int | None = None, num_classes: int | 
     heads = 1 if config.base else 2
     total = _add(total, (2 * dim + heads * _linear(dim, classes), (kept[-1] + 1) * 5 * dim + dim * classes))
     return Cost(*total)
+
+
+def _reduction(config: ModelConfig, source: int, target: int) -> int:
+    """Return the multiply-accumulates of merging tokens without training: what the graph's products have of them, and a norm's."""
+    dim, n = config.embed_dim, source + 1
+    if source == target:
+        return 0
+    macs = n * (5 * dim + dim * dim) + target * source * dim  # keys, and the means
+    if (
+        config.method == TRANSFORM
+    ):  # the class token's query, its attention; the kept tokens' keys, and how alike they are
+        return macs + dim * dim + n * dim + 2 * target * source * dim
+    while source > target:  # each matching halves them at most; what was merged once is merged again
+        even, odd = (source + 1) // 2, source // 2
+        macs += even * odd * dim
+        made = max(target, odd)
+        macs += made * source * (dim if made > target else 0)
+        source = made
+    return macs
 
 
 def _linear(inputs: int, outputs: int) -> int:

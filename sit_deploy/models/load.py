@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models import clip_names, hugging_face_names
 from sit_deploy.models.catalog import CONFIGS, get_config, title
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
@@ -54,6 +55,9 @@ class LoadedModel:
         return self.config.name
 
 
+_ALSO = "; or slim it without training: --method transform"
+
+
 def load_model(  # noqa: PLR0913
     name: str,
     checkpoint: str | Path | None = None,
@@ -69,6 +73,7 @@ def load_model(  # noqa: PLR0913
     model_option: str | None = "--model",
     headless: bool = False,
     kept: tuple[int, ...] | None = None,
+    method: str | None = None,
 ) -> LoadedModel:
     """Make the named model (ours or timm's) and load a checkpoint into it strictly; without one, random weights of seed 0.
 
@@ -93,12 +98,13 @@ def load_model(  # noqa: PLR0913
         model_option: what names this model on the command line, for remedies; None where nothing does.
         headless: nobody asks for logits: a checkpoint without a head makes a model without one.
         kept: patch tokens of each stage, in place of a ratio; see `get_config`.
+        method: how tokens are merged; without training, of an unslimmed checkpoint.
 
     Raises:
         InputError: unknown model, unreadable checkpoint, one that does not fit (keys, shapes and remedy named), or one
             output, of which softmax makes 100 % whatever the image.
     """
-    config = get_config(name, stages, keeping_ratio, kept)
+    config = get_config(name, stages, keeping_ratio, kept, method)
     if num_classes is not None:
         check_class_count(num_classes)
     size = config.image_size if image_size is None else image_size
@@ -195,9 +201,13 @@ def looks_like(state: Mapping[str, Any], config: ModelConfig) -> bool:
     return (
         any(k.startswith("patch_embed.proj.") for k in state) == bool(config.base)
         and (width, len(blocks)) == (config.embed_dim, config.depth)
-        and len(tsms) == len(config.stage_blocks) - 1
+        and len(tsms) == _wanted_tsms(config)
         and (not rtsms or min(rtsms) == config.stage_blocks[0] - 1)
     )
+
+
+def _wanted_tsms(config: ModelConfig) -> int:
+    return 0 if config.method in TRAINING_FREE else len(config.stage_blocks) - 1
 
 
 def _width(state: Mapping[str, Any]) -> int | None:
@@ -225,7 +235,7 @@ def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | Non
     if fits:
         remedy = f"pass {option} {fits[0]}" if len(fits) == 1 else f"pass the {option} that it was trained as"
         if config.name in fits:
-            remedy = "leave out --stages"
+            remedy = f"leave out --stages{_ALSO}"
         if option is None:
             remedy = f"give the checkpoint of a {title(config)}"
         elif config.teacher in fits:
@@ -233,21 +243,20 @@ def _check_architecture(read: Checkpoint, config: ModelConfig, option: str | Non
         raise InputError(
             f"checkpoint {read.path} does not fit {title(config)}: it looks like {' or '.join(fits)}; {remedy}"
         )
-    blocks, tsms, wanted = (
-        len(_indices(read.state, "blocks")),
-        len(_indices(read.state, "tsm")),
-        config.stage_blocks,
-    )
-    if blocks == config.depth and tsms != len(wanted) - 1:
+    blocks, tsms = (len(_indices(read.state, part)) for part in ("blocks", "tsm"))
+    wanted = _wanted_tsms(config)
+    if blocks == config.depth and tsms != wanted:
         remedy = (
-            "a teacher must be distilled before it can be slimmed: sit-deploy train"
+            f"a teacher must be distilled before it can be slimmed: sit-deploy train{_ALSO}"
             if not tsms
             else f"pass the {tsms + 1} --stages that it was trained with"
         )
+        if config.method in TRAINING_FREE:
+            remedy = "leave out --method, which slims what nothing has slimmed before"
         if option != "--model":
             remedy = f"give the checkpoint of a {title(config)}"
         raise InputError(
-            f"checkpoint {read.path} does not fit {title(config)}: it has {tsms} TSMs, not {len(wanted) - 1}; {remedy}"
+            f"checkpoint {read.path} does not fit {title(config)}: it has {tsms} TSMs, not {wanted}; {remedy}"
         )
 
 

@@ -10,6 +10,7 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, register_model
 
 from sit_deploy.errors import InputError
+from sit_deploy.methods import TSM
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import ModelConfig
 from sit_deploy.models.timm_arguments import split
@@ -42,6 +43,7 @@ def _slim_vit(
     kept: tuple[int, ...] | None = None,
     reverse_tsm: bool = False,
     dist_token: bool = False,
+    method: str = TSM,
     **kwargs: Any,
 ) -> SlimViT:
     """Make a timm model and arm it, or take it whole; `kwargs` are timm's own."""
@@ -58,7 +60,8 @@ def _slim_vit(
             raise InputError(f"{base} is taken as it is, and so takes no dist token; leave it out")
         size = kwargs.get("img_size") or model.default_cfg["input_size"][-1]
         return pass_whole(model, to_2tuple(size), why)
-    return slim(model, stage_blocks, keeping_ratio, kept=kept, reverse_tsm=reverse_tsm, dist_token=dist_token)
+    arming = {"kept": kept, "reverse_tsm": reverse_tsm, "dist_token": dist_token, "method": method}
+    return slim(model, stage_blocks, keeping_ratio, **arming)
 
 
 def _arguments(config: ModelConfig) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def create_model(config: ModelConfig | str, **kwargs: Any) -> SiT | SlimViT:
     """Make a model with random weights, by its configuration or its name (ours or timm's).
 
     `kwargs` that every model takes: `img_size`, `num_classes`, `drop_path_rate`, `reverse_tsm`, `dist_token`, and `stage_blocks`,
-    `keeping_ratio` and `kept` over those of the configuration. Others go to `SiT`, or to timm.
+    `keeping_ratio`, `kept` and `method` over those of the configuration. Others go to `SiT`, or to timm.
 
     Raises:
         InputError: unknown name, an image size or schedule that does not fit, or a dist token for a model whose head does not
@@ -118,6 +121,7 @@ def create_model(config: ModelConfig | str, **kwargs: Any) -> SiT | SlimViT:
         "stage_blocks": config.stage_blocks,
         "keeping_ratio": config.keeping_ratio,
         "kept": config.kept,
+        "method": config.method,
     }
     if config.name in CONFIGS:
         return timm.create_model(config.name, **{**slimming, **kwargs})

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from timm.layers import DropPath, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from sit_deploy.methods import TSM
 from sit_deploy.models.config import PATCH, STEMS, check_image_sides, token_schedule
 from sit_deploy.models.forward import SlimmingForward
+from sit_deploy.models.token_reduction import reductions
 from sit_deploy.models.tsm import Mlp, TokenSlimming, init_linears, reverse_tsms, slim_after
 
 
@@ -46,7 +48,7 @@ class ConvStem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (B, N, dim) → (B, N, dim)."""
+    """Multi-head self-attention: (B, N, dim) → (B, N, dim). `attn_mask` is added to its logits, (B, 1, 1, N)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -54,10 +56,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         batch, tokens, dim = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
 
 
@@ -73,8 +75,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x))) / self.skip_lam
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), attn_mask)) / self.skip_lam
         return x + self.drop_path(self.mlp(self.norm2(x))) / self.skip_lam
 
 
@@ -94,6 +96,7 @@ class SiT(SlimmingForward):
             another image size has its own).
         dist_token: add the distillation token of a CNN teacher and its head.
         reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
+        method: how tokens are merged: by a TSM, which learns it, or without training (`models.token_reduction`).
 
     Raises:
         InputError: an image size that 16 does not divide, or a schedule that leaves no token or grows.
@@ -115,6 +118,7 @@ class SiT(SlimmingForward):
         drop_path_rate: float = 0.0,
         dist_token: bool = False,
         reverse_tsm: bool = False,
+        method: str = TSM,
     ) -> None:
         super().__init__()
         height, width = to_2tuple(img_size)
@@ -142,8 +146,10 @@ class SiT(SlimmingForward):
             Block(embed_dim, num_heads, mlp_ratio, skip_lam, drop_rates[i]) for i in range(self.depth)
         )
         self.slim_after = slim_after(self.stage_blocks)
-        if self.slim_after:
+        if self.slim_after and method == TSM:
             self.tsm = nn.ModuleList(TokenSlimming(embed_dim, n) for n in self.kept[1:])
+        elif self.slim_after:
+            self.reduction = reductions(method, self.kept)
         if reverse_tsm:
             self.rtsm = reverse_tsms(embed_dim, self.stage_blocks, self.kept)
         self.norm = nn.LayerNorm(embed_dim)
@@ -209,13 +215,16 @@ class SiT(SlimmingForward):
             pos = torch.cat((pos[:, :1], self.dist_pos_embed, pos[:, 1:]), dim=1)
         return torch.cat((prefix.expand(x.shape[0], -1, -1), x), dim=1) + pos
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Normalised tokens → logits (B, num_classes), or the features before it: the class token, or its mean with the dist token."""
+    def forward_head(self, x: Tensor, pre_logits: bool = False, sizes: Tensor | None = None) -> Tensor:
+        """Normalised tokens → logits (B, num_classes), or the features before it: the class token, or its mean with the dist token.
+
+        Those of the patches are not read, and so neither are their `sizes`.
+        """
         if pre_logits:
             return (x[:, 0] + x[:, 1]) / 2 if self.has_dist_token else x[:, 0]
         logits, dist_logits = self._heads(x)
         return logits if dist_logits is None else (logits + dist_logits) / 2
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _heads(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         dist_logits = self.head_dist(x[:, 1]) if self.has_dist_token else None
         return self.head(x[:, 0]), dist_logits

@@ -1,4 +1,4 @@
-"""SlimViT: token slimming for any plain vision transformer of timm, by TSMs between its blocks.
+"""SlimViT: token slimming for any plain vision transformer of timm, by TSMs between its blocks or without training.
 
 Parameter names stay timm's own, with `tsm.*` and `rtsm.*` beside them, so that timm's and DeiT's checkpoints load as they are.
 """
@@ -17,10 +17,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sit_deploy.errors import InputError
+from sit_deploy.methods import METHODS, TSM
 from sit_deploy.models.config import token_schedule
 from sit_deploy.models.forward import SlimmingForward
 from sit_deploy.models.rotary import Rotary, check_turns, turns_of
-from sit_deploy.models.timm_vit import check_sides, check_supported, rotary_table, rotates_halves
+from sit_deploy.models.timm_vit import (
+    check_sides,
+    check_supported,
+    rotary_table,
+    rotates_halves,
+    why_not_rewritten,
+)
+from sit_deploy.models.token_reduction import pool_by_size, reductions
 from sit_deploy.models.tsm import TokenSlimming, init_linears, reverse_tsms, slim_after
 
 
@@ -40,6 +48,13 @@ class _SlimTimm(SlimmingForward):
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, sizes: Tensor | None = None) -> Tensor:
+        """As timm's; patch tokens that stand for several patches each, `sizes` (B, tokens), count that often where many are pooled."""
+        if sizes is None or (self.global_pool == "token" and self.attn_pool is None):
+            return super().forward_head(x, pre_logits)
+        x = self.head_drop(self.fc_norm(pool_by_size(self, x, sizes)))
+        return x if pre_logits else self.head(x)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """As timm's, for an unslimmed model.
@@ -101,7 +116,7 @@ class SlimDistilledViT(SlimViT, VisionTransformerDistilled):
             return self.pos_drop(torch.cat((*prefix, x + self.pos_embed), dim=1))
         return self.pos_drop(torch.cat((*prefix, x), dim=1) + self.pos_embed)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _heads(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.head(self.head_drop(x[:, 0])), self.head_dist(self.head_drop(x[:, 1]))
 
 
@@ -116,8 +131,11 @@ def slim(
     kept: tuple[int, ...] | None = None,
     reverse_tsm: bool = False,
     dist_token: bool = False,
+    method: str = TSM,
 ) -> SlimViT | SlimEva:
-    """Return a copy of a timm vision transformer with a TSM after the last block of every stage but the final one.
+    """Return a copy of a timm vision transformer whose tokens are merged after the last block of every stage but the final one.
+
+    What merges them is a TSM, or another `method`. Its arguments are those that any of our models takes, and more than seven.
 
     Args:
         model: not changed; its weights are copied.
@@ -126,11 +144,12 @@ def slim(
         kept: patch tokens of every stage, in place of those that `keeping_ratio` gives.
         reverse_tsm: make the reverse TSMs that FRD trains with; never needed for inference.
         dist_token: add the distillation token of a CNN teacher and its head, where the model has none.
+        method: "tsm", or "transform" or "merge", which need no training (`models.token_reduction`).
 
     Raises:
         InputError: a model with a part that is not supported (named), stages that do not add up to its depth, an image
-            that its patches do not divide, a schedule that leaves no token or grows, or a dist token for a model of EVA's kind or
-            one whose head does not read a class token.
+            that its patches do not divide, a schedule that leaves no token or grows, blocks that a method without training cannot read
+            (named), or a dist token for a model of EVA's kind or one whose head does not read a class token.
     """
     check_supported(model, "this model")
     stage_blocks = tuple(stage_blocks)
@@ -150,10 +169,30 @@ def slim(
     slimmed.slim_after = slim_after(stage_blocks)
     if slimmed.slim_after:
         _check_rotary(slimmed)
-        slimmed.tsm = _initialised(model, [TokenSlimming(model.embed_dim, n) for n in schedule[1:]])
+        if method == TSM:
+            slimmed.tsm = _initialised(model, [TokenSlimming(model.embed_dim, n) for n in schedule[1:]])
+        else:
+            check_blocks(model, method)
+            slimmed.reduction = reductions(method, schedule)
     if reverse_tsm:
         slimmed.rtsm = _initialised(model, reverse_tsms(model.embed_dim, stage_blocks, schedule))
     return slimmed
+
+
+def check_blocks(model: nn.Module, method: str) -> None:
+    """Refuse a model whose attention a method without training cannot read, or cannot tell how many patches a token stands for.
+
+    Raises:
+        InputError: names the part, or the methods that there are.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown method '{method}'; choose from {', '.join(METHODS)}")
+    for index, block in enumerate(model.blocks):
+        if why := why_not_rewritten(block):
+            raise InputError(
+                f"--method {method} reads the attention of plain blocks, and block {index} has {why}; pass --method tsm and train it, or take "
+                "the model unslimmed"
+            )
 
 
 def _add_dist_token(model: SlimViT) -> None:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models.data_config import from_options
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.precisions import EIGHT_BITS
@@ -19,11 +20,14 @@ def rebuild_command(request: BuildRequest, engine: str, *, tuned: bool = False) 
         engine: its kind.
         tuned: its plan was chosen by measuring: it is named, and what it was held to is left out, or another might be chosen.
     """
+    # the weights of a method without training are those of the model's teacher, which has no stages of its own
+    stages = request.config.stage_blocks if request.method in TRAINING_FREE else request.stages
     options: dict[str, Any] = {
         "--model": request.config.name,
-        "--stages": request.stages and ",".join(map(str, request.stages)),
+        "--stages": stages and ",".join(map(str, stages)),
         "--keeping-ratio": request.keeping_ratio,
         "--kept": request.kept and ",".join(map(str, request.kept)),
+        "--method": request.method,
         "--precision": request.precision,
         "--checkpoint": request.fetched_from or (request.checkpoint and request.checkpoint.absolute()),
         "--checkpoint-key": request.checkpoint_key,

@@ -163,6 +163,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
         stages=request.stages,
         keeping_ratio=request.keeping_ratio,
         kept=request.kept,
+        method=request.method,
         checkpoint_key=request.checkpoint_key,
         headless=request.needs_no_head,
     )

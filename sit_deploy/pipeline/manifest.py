@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import CALIBRATION
 from sit_deploy.manifest import RANDOM, Batch, BuildFacts, EngineFacts, Model, OutputFacts, Weights
+from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models.hub import origin
 from sit_deploy.pipeline.command import rebuild_command
 from sit_deploy.pipeline.engine import BuiltEngine
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel
 
 # fields of a configuration that a manifest has in other places
-_ELSEWHERE = ("name", "aliases", "top1", "mean", "std", "crop_pct", "interpolation", "squash", "unslimmable")
+_ELSEWHERE = (
+    "name",
+    "method",
+    "aliases",
+    "top1",
+    "mean",
+    "std",
+    "crop_pct",
+    "interpolation",
+    "squash",
+    "unslimmable",
+)
 
 
 def build_facts(work: Work, lowered: LoweredGraph, built: BuiltEngine) -> BuildFacts:
@@ -129,6 +141,7 @@ def model_of(work: Work, lowered: LoweredGraph) -> Model:
         name=loaded.name,
         stages=list(model.stage_blocks),
         keeping_ratio=None if config.kept else config.keeping_ratio,
+        method=config.method if config.method in TRAINING_FREE else None,
         image_size=tuple(model.img_size),
         num_classes=model.num_classes,
         dist_token=model.has_dist_token,

@@ -10,6 +10,7 @@ from typing import Any
 import engines
 from engines.base import Progress
 from sit_deploy.errors import InputError
+from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.catalog import get_config
@@ -39,7 +40,7 @@ class BuildRequest:
             A repository or folder (`models.hub`) is its model and its weights.
         output: None for the model's name, and the precision of a bundle.
         fetched_from: the repository or folder that `checkpoint` is of, at its commit.
-        stages, keeping_ratio, kept: in place of the model's own.
+        stages, keeping_ratio, kept, method: in place of the model's own.
         pretrained: take timm's own weights of the model.
         checkpoint_key: where in the checkpoint the weights are, if it has several (`read_checkpoint`).
         outputs: of the graph (`sit_deploy.outputs`); None for logits, or features of a model without a classifier.
@@ -106,6 +107,7 @@ class BuildRequest:
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
     kept: tuple[int, ...] | None = None
+    method: str | None = None
     checkpoint_key: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -132,7 +134,7 @@ class BuildRequest:
         """
         if self.model is None:
             raise InputError("no model was named; pass --model NAME: `sit-deploy models` lists them")
-        return get_config(self.model, self.stages, self.keeping_ratio, self.kept)
+        return get_config(self.model, self.stages, self.keeping_ratio, self.kept, self.method)
 
     @property
     def card(self) -> ModelCard | None:
@@ -212,6 +214,8 @@ class BuildRequest:
                     f"checkpoint {self.checkpoint} {found}; pass {model_option} NAME with one that fits it"
                 )
             return self
+        if self.method in TRAINING_FREE:
+            return self._without_training(card, model_option)
         theirs = get_config(card.name, card.stages, card.keeping_ratio, card.kept)
         size = card.image_size if self.image_size is None else self.image_size
         name = get_config(self.model).name if self.model else theirs.name
@@ -223,13 +227,33 @@ class BuildRequest:
         if (name, stages) != (theirs.name, card.stages) or not same_tokens:
             trained = _spell(theirs.name, card.stages, card.keeping_ratio, card.tokens if kept else card.kept)
             option = "--keeping-ratio" if self.kept is None else "--kept"
+            slims = len(card.stages) == 1 < len(stages) and model_option == "--model"
+            also = ", or slim it without training: --method transform" if slims else ""
             raise InputError(
                 f"checkpoint {self.checkpoint} is a {trained} by its model card, not the {_spell(name, stages, ratio, kept)} asked for; "
-                f"leave out {model_option}{f', --stages and {option}' if model_option == '--model' else ''}"
+                f"leave out {model_option}{f', --stages and {option}' if model_option == '--model' else ''}{also}"
             )
         return replace(
             self, model=theirs.name, stages=card.stages, keeping_ratio=ratio, kept=kept, image_size=size
         )
+
+    def _without_training(self, card: ModelCard, model_option: str) -> BuildRequest:
+        """As `completed`, for an unslimmed checkpoint whose tokens are merged without training."""
+        config = get_config(self.model or card.name, self.stages, self.keeping_ratio, self.kept, self.method)
+        theirs = get_config(card.name, card.stages)
+        if len(card.stages) > 1:
+            trained = _spell(theirs.name, card.stages, card.keeping_ratio, card.kept)
+            raise InputError(
+                f"checkpoint {self.checkpoint} is a {trained} by its model card, slimmed by what was trained for it; leave out --method, or "
+                "give the checkpoint of an unslimmed model"
+            )
+        if config.name != theirs.name:
+            raise InputError(
+                f"checkpoint {self.checkpoint} is a {theirs.name} by its model card, and {self.model} is made of a {config.name}; leave out "
+                f"{model_option}, and pass --stages"
+            )
+        size = card.image_size if self.image_size is None else self.image_size
+        return replace(self, model=config.name, stages=config.stage_blocks, image_size=size)
 
     def in_high_precision(self, precision: str | None = None) -> BuildRequest:
         """Return the request for a whole graph in a float precision: that beside 8 bits, if none is named."""

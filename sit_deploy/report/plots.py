@@ -112,7 +112,7 @@ def drift(tensors: Sequence[DriftedTensor], title: str) -> str:
     shown = [(i, t.sqnr_db) for i, t in enumerate(tensors) if t.sqnr_db is not None]
     axes.plot(*zip(*shown, strict=True), marker="o", markersize=3, color=COLOURS[0], linewidth=1.5)
     for i, tensor in enumerate(tensors):
-        if tensor.tensor.startswith("tsm."):
+        if tensor.tensor.startswith(("tsm.", "reduction.")):
             axes.axvline(i, color=COLOURS[1], linewidth=0.8, linestyle=":")
     step = max(1, len(tensors) // 12)
     names = [t.tensor.removesuffix("/concat") for t in tensors]

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 
 def stream_tensors(graph: onnx.ModelProto) -> list[str]:
-    """Return the tensors of the residual stream in order: sums of two computed tensors, slimmed tokens, and the outputs."""
+    """Return the tensors of the residual stream in order: sums of two computed tensors, slimmed tokens, and the outputs.
+
+    The logits of attention, to which sizes of tokens are added, are none of it.
+    """
     constants = {tensor.name for tensor in graph.graph.initializer}
+    logits = {node.input[0] for node in graph.graph.node if node.op_type == "Softmax"}
     stream = []
     for node in graph.graph.node:
-        inner = node.op_type == "Add" and constants.isdisjoint(node.input)
-        slimmed = node.op_type == "Concat" and node.name.startswith("tsm.")
+        inner = node.op_type == "Add" and constants.isdisjoint(node.input) and node.output[0] not in logits
+        slimmed = node.op_type == "Concat" and node.name.startswith(("tsm.", "reduction."))
         if inner or slimmed:
             stream.append(node.output[0])
     outputs = [output.name for output in graph.graph.output]

@@ -60,6 +60,7 @@ def reference_model(bundle: Bundle, checkpoint: str | Path | None = None) -> Any
         stages=model.stages,
         keeping_ratio=model.keeping_ratio,
         kept=model.kept,
+        method=model.method,
         checkpoint_key=weights.key,
         headless=not bundle.manifest.has_logits,
     ).model

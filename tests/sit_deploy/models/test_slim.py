@@ -18,6 +18,7 @@ from torch import nn
 from sit_deploy.errors import InputError
 from sit_deploy.graph.deploy_form import to_deploy_form
 from sit_deploy.models import create_model, get_config
+from sit_deploy.models.forward import Passing
 from sit_deploy.models.slim import SlimDistilledViT, SlimViT, slim
 from tests.helpers import numpy_vit
 from tests.helpers.models import (
@@ -97,7 +98,7 @@ def test_a_tsm_that_averages_gives_the_mean_of_the_patches() -> None:
     nn.init.zeros_(model.tsm[0].weight[3].weight)
     x = images(model)
     first = model.blocks[0](model.embed(x))
-    slimmed, _ = model._run_block(0, model.embed(x))
+    slimmed = model._run_block(0, Passing(model.embed(x))).x
     assert slimmed.shape == (2, 5 + 8, 32)
     assert torch.equal(slimmed[:, :5], first[:, :5])
     mean = first[:, 5:].mean(dim=1, keepdim=True).expand(-1, 8, -1)
