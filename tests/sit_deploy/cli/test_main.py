@@ -27,7 +27,7 @@ def models_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]]
     """A function that puts something else in the place of `sit-deploy models`."""
     from sit_deploy.cli import models
 
-    return lambda work: monkeypatch.setattr(models.command, "callback", lambda as_json: work())
+    return lambda work: monkeypatch.setattr(models.command, "callback", lambda **_: work())
 
 
 def raiser(error: BaseException) -> Callable[[], None]:

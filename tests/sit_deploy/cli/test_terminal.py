@@ -15,7 +15,7 @@ HOSTILE = "\x1b[31mred\x07 \x9b2J \u202egnp.exe \x7f \udcff"
 
 
 def test_control_characters_are_shown(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(as_json: bool) -> None:
+    def fail(**_: object) -> None:
         raise Error(f"no {HOSTILE} here\nor there")
 
     monkeypatch.setattr("sit_deploy.cli.models.command.callback", fail)
@@ -62,7 +62,7 @@ def test_a_value_without_end_does_not_flood_the_terminal(
 ) -> None:
     """What is wrong and what to do about it are both seen."""
 
-    def fail(as_json: bool) -> None:
+    def fail(**_: object) -> None:
         raise Error(f"precision is {'x' * 100_000}; build the bundle again")
 
     monkeypatch.setattr("sit_deploy.cli.models.command.callback", fail)

@@ -67,7 +67,7 @@ def test_manifest(trained: Trained) -> None:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     parameters = sum(value.numel() for key, value in weights.items() if not key.endswith(statistics))
     assert manifest["model"] | {"macs": None} == {
-        "name": "sit_nano", "stages": [2, 2, 2, 2], "keeping_ratio": 0.5, "image_size": [112, 112], "num_classes": 7, "dist_token": False, "tokens": [49, 24, 12, 6],
+        "name": "sit_nano", "stages": [2, 2, 2, 2], "keeping_ratio": 0.5, "method": None, "image_size": [112, 112], "num_classes": 7, "dist_token": False, "tokens": [49, 24, 12, 6],
         "parameters": parameters,
         "macs": None, "published_top1": None,
         "config": {
