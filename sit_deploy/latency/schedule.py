@@ -1,0 +1,67 @@
+"""A token schedule, its parts, and schedules at random: what a latency table times and predicts."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from sit_deploy.errors import InputError
+from sit_deploy.models.config import token_schedule
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many blocks each stage has, and on how many patch tokens they compute.
+
+    Attributes:
+        stage_blocks: blocks of each stage.
+        kept: patch tokens of each stage.
+    """
+
+    stage_blocks: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    @classmethod
+    def checked(
+        cls, depth: int, patches: int, stage_blocks: tuple[int, ...], kept: tuple[int, ...]
+    ) -> Schedule:
+        """Return a schedule of a model.
+
+        Args:
+            depth: of the model, in blocks.
+            patches: of its images.
+            stage_blocks: blocks of each stage.
+            kept: patch tokens of each stage.
+
+        Raises:
+            InputError: it does not fit the model: names what does not.
+        """
+        stages = tuple(map(int, stage_blocks))
+        if sum(stages) != depth:
+            raise InputError(
+                f"stages {stages} add up to {sum(stages)} blocks, and the model has {depth}; give a block to one stage each"
+            )
+        return cls(stages, token_schedule(patches, stages, 1.0, tuple(map(int, kept))))
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.stage_blocks)
+
+
+def random_schedule(rng: random.Random, depth: int, patches: int, stages: int) -> Schedule:
+    """Return a schedule of so many stages: their ends anywhere, their token counts even on a logarithmic scale.
+
+    Args:
+        rng: that it is drawn with.
+        depth: of the model, in blocks.
+        patches: of its images.
+        stages: at most as many as blocks.
+    """
+    ends = sorted(rng.sample(range(1, depth), stages - 1))
+    blocks = tuple(after - before for before, after in zip((0, *ends), (*ends, depth), strict=True))
+    least = max(1, patches // 32)
+    kept = sorted(
+        (round(patches * (least / patches) ** rng.random()) for _ in range(stages - 1)), reverse=True
+    )
+    return Schedule(blocks, (patches, *kept))

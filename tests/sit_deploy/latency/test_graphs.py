@@ -1,0 +1,51 @@
+"""The graph of a schedule, made of a short one, is the graph that the exporter writes of the whole model but for its weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.pace import Pace
+from engines.worker import Slice
+from sit_deploy.latency.bench import ROUNDS, timed
+from sit_deploy.latency.graphs import ScheduleGraphs, lowered, random_model
+from sit_deploy.latency.schedule import Schedule
+from sit_deploy.latency.target import Target
+from sit_deploy.models.catalog import get_config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "precision", "batch"),
+    [("lvvit_nano", "int8", 2), ("eva02_tiny_patch14_224:depth=4", "fp32", 1)],
+)
+def test_a_schedules_graph_is_the_whole_models(model: str, precision: str, batch: int) -> None:
+    from benchmarks.latency_table import anatomy
+    from sit_deploy.graph import export
+    from sit_deploy.graph.deploy_form import to_deploy_form
+
+    target = Target(get_config(model), "onnxruntime", precision, image_size=112, num_classes=10, batch=batch)
+    depth, patches = target.config.depth, target.widths.patches
+    schedule = Schedule((1, depth - 2, 1), (patches, patches * 2 // 5, patches // 7))
+    made = ScheduleGraphs(target).graph(schedule)
+    whole = random_model(target, schedule.stage_blocks, schedule.kept)
+    exported = export.export_onnx(to_deploy_form(whole), whole.img_size, batch=batch)
+    assert anatomy(made) == anatomy(lowered(target, exported))
+    weights = [t.raw_data for t in made.graph.initializer if len(t.raw_data) > 10_000]
+    assert len(set(weights)) == len(weights)  # each block reads its own from memory
+
+
+def slices(*fastest: float, others: float = 0.0) -> list[Slice]:
+    return [Slice([1.3 * one, one, 2 * one], [], others, Pace(1, 1.0, 1.0), True) for one in fastest]
+
+
+def test_a_ratio_is_that_of_the_fastest_calls() -> None:
+    found = timed(slices(*[0.02] * ROUNDS), slices(0.01, 0.01, 0.0101, 0.0102, 0.018))
+    assert found.ratio == pytest.approx(0.505) and found.doubt is None
+    assert found.reference_ms == pytest.approx(26) and found.spread < 0.02
+
+
+def test_rounds_that_disagree_and_busy_cpus_say_nothing() -> None:
+    usual = slices(*[0.02] * ROUNDS)
+    assert "half of the rounds lie between" in timed(usual, slices(0.01, 0.01, 0.013, 0.015, 0.015)).doubt
+    busy = slices(*[0.01] * ROUNDS, others=0.9)
+    assert "other programs took" in timed(slices(*[0.02] * ROUNDS, others=0.9), busy).doubt
