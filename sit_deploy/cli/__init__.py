@@ -21,6 +21,7 @@ COMMANDS = {
     "quickstart": "The whole way in minutes: train, distil, build, compare.",
     "train": "Train a teacher, or distil a SiT from one (FRD).",
     "slim": "Slim a trained model in minutes, without labels.",
+    "search": "Find the token schedule for a latency, and build it.",
     "build": "Build a bundle: checkpoint to a checked engine.",
     "export": "Write the ONNX graph alone.",
     "calibrate": "Observe a graph's ranges on images, for int8 and fp8.",

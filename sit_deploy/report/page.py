@@ -109,16 +109,8 @@ def _overview(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
 def _render(
     title: str, subtitle: str, pages: Sequence[Mapping[str, Any]], overview: Mapping[str, Any] | None
 ) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("sit_deploy.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     optional = ("figures", "ledger", "latency", "elsewhere", "drift")  # of measured bundles alone
     shown = [{**dict.fromkeys(optional), **page} for page in pages]
     for page in shown:  # the plots are ours, and what they show of a bundle's is escaped in them
@@ -127,5 +119,20 @@ def _render(
                 page[part] = {**page[part], "plot": Markup(page[part]["plot"]())}
     if overview and overview["plot"]:
         overview = {**overview, "plot": Markup(overview["plot"]())}
-    template = environment.get_template("page.html.j2")
-    return template.render(title=title, subtitle=subtitle, pages=shown, overview=overview) + "\n"
+    return (
+        template("page.html.j2").render(title=title, subtitle=subtitle, pages=shown, overview=overview) + "\n"
+    )
+
+
+def template(name: str) -> Any:
+    """Return a template of this folder, whose values are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("sit_deploy.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)

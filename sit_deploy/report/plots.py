@@ -235,3 +235,67 @@ def front(points: Sequence[PlanPoint], title: str) -> str:
     axes.margins(x=0.08, y=0.15)
     _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure, title)
+
+
+_SAME = 1e-7  # nats: rounding
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """A token schedule: its precision, milliseconds a batch, and how far its model is from the unslimmed one in nats."""
+
+    name: str
+    precision: str
+    ms: float
+    divergence: float
+    measured: bool
+    front: bool
+    chosen: bool
+
+
+def trade_off(points: Sequence[TradeOff], limit_ms: float, title: str) -> str:
+    """Return divergence over latency of token schedules, their front as a line, the limit and the one that was chosen, as SVG.
+
+    Args:
+        points: the schedules; filled where an engine was measured, hollow where its latency is predicted.
+        limit_ms: that was asked for.
+        title: of the plot, for readers of the page that do not see it.
+    """
+    figure, axes = _figure(height=3.6)
+    kinds = list(dict.fromkeys(sorted(point.precision for point in points)))
+    least = min((p.divergence for p in points if p.divergence > _SAME), default=1e-3)
+    floor = least / 3  # of the unslimmed model, whose rounding has no place on the scale of the others
+
+    def height(point: TradeOff) -> float:
+        return max(point.divergence, floor)
+
+    for kind, colour in zip(kinds, _cycle(len(kinds)), strict=True):
+        for measured in (True, False):
+            mine = [p for p in points if p.precision == kind and p.measured is measured]
+            label = kind if measured else f"{kind}, predicted"
+            style = {"fillstyle": "full" if measured else "none", "color": colour, "linestyle": ""}
+            if mine:
+                axes.plot(
+                    [p.ms for p in mine], list(map(height, mine)), "o", markersize=4, label=label, **style
+                )
+    line = sorted((point.ms, height(point)) for point in points if point.front)
+    if line:
+        axes.step(*zip(*line, strict=True), where="post", color=_INK, linewidth=0.7, alpha=0.5)
+    axes.axvline(limit_ms, color=_INK, linewidth=0.8, linestyle=":", label="limit")
+    for point in points:
+        if point.chosen:
+            axes.plot(point.ms, height(point), "o", markersize=11, fillstyle="none", color=_INK)
+            axes.annotate(
+                point.name,
+                (point.ms, height(point)),
+                xytext=(8, 8),
+                textcoords="offset points",
+                fontsize=8,
+                color=_INK,
+            )
+    axes.set_yscale("log")
+    axes.set_xlabel("milliseconds a batch")
+    axes.set_ylabel("divergence, nats")
+    axes.margins(x=0.08, y=0.12)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, title)

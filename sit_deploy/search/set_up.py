@@ -1,0 +1,151 @@
+"""The beginning of a search: what is refused at once, the engine, the model, the images and the latency tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import engines
+from engines.base import Progress
+from sit_deploy.errors import InputError
+from sit_deploy.hashes import digest
+from sit_deploy.models.reduced import reduced_by
+from sit_deploy.pipeline.float_graph import load_request
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_request
+from sit_deploy.pipeline.work import Work
+from sit_deploy.precisions import EIGHT_BITS, FLOATS
+from sit_deploy.search.folder import SearchFolder, check_folder
+from sit_deploy.search.images import SearchImages, open_images
+from sit_deploy.search.judge import Judge
+from sit_deploy.search.request import AUTO, SearchRequest
+from sit_deploy.search.schedule import Space
+from sit_deploy.search.state import ScoreFile
+from sit_deploy.search.tables import Tables
+
+if TYPE_CHECKING:
+    from sit_deploy.models.load import LoadedModel
+
+JUDGING = 0.5  # share of the seconds that goes into comparing models
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search while it goes on.
+
+    Attributes:
+        request: with its weights here, and the precisions that are searched.
+        engine: that is timed.
+        loaded: the unslimmed model.
+        images: to judge on.
+        space: of schedules.
+        judge: of slimmed models.
+        tables: of latencies.
+        folder: for everything.
+        scores: the file of what was judged.
+        report: how it shows progress.
+        notes: what to tell the user.
+    """
+
+    request: SearchRequest
+    engine: engines.Engine
+    loaded: LoadedModel
+    images: SearchImages
+    space: Space
+    judge: Judge
+    tables: Tables
+    folder: SearchFolder
+    scores: ScoreFile
+    report: Progress
+    notes: list[str]
+
+
+def plan(request: SearchRequest) -> tuple[SearchRequest, engines.Engine]:
+    """Refuse what can be refused at once; return the request with its weights here, and the engine."""
+    check_folder(request.output, request.force)
+    engine = _engine(request)
+    build = request.of_model().named().completed()
+    if len(build.config.stage_blocks) > 1:
+        raise InputError(
+            f"{build.config.name} slims already: its schedule is what is searched for; take the unslimmed "
+            f"{build.config.teacher or 'model'} and its weights"
+        )
+    precisions = _precisions(request, engine, build.precision)
+    for precision in precisions:
+        check_request(_calibrated(build, precision))
+    return replace(request, build=build, precisions=precisions), engine
+
+
+def _engine(request: SearchRequest) -> engines.Engine:
+    """Return the engine asked for; by default the first that runs here, as it is timed."""
+    if request.build.engine != "auto":
+        return engines.select(request.build.engine)[0]
+    for kind in engines.KINDS:
+        answer = engines.get(kind).probe()
+        if answer.can_run and answer.can_build:
+            return engines.get(kind)
+    raise InputError("no engine runs here that could be timed; run `pip install onnxruntime`")
+
+
+def _precisions(request: SearchRequest, engine: engines.Engine, given: str) -> tuple[str, ...]:
+    """Return the precisions to search: the one given, or all that the engine has here, where they can be calibrated."""
+    if request.precisions != (AUTO,):
+        return request.precisions or (given,)
+    found = [one for one in (*FLOATS, "int8") if one in engine.precisions and not engine.lacks(one)]
+    if engine.on_cpu:  # that store 16 bits and compute in 32: no faster, and less exact
+        found = [one for one in found if one != "fp16"]
+    if request.data is None and request.build.checkpoint:
+        found = [one for one in found if one not in EIGHT_BITS]
+    return tuple(found)
+
+
+def _calibrated(build: BuildRequest, precision: str) -> BuildRequest:
+    if precision not in EIGHT_BITS:
+        return build.in_high_precision(precision)
+    return replace(build, precision=precision)
+
+
+def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder, report: Progress) -> Search:
+    """Load the model and the images, judge the unslimmed model, and measure the latency tables that are missing."""
+    work = Work(request.build, report, engine=engine)
+    with work.step(f"Loading {request.build.model}"):
+        loaded, choice, _ = load_request(work)
+    with work.step("Preparing images"):
+        images = open_images(request.unlabelled_folder, work.samples, choice.preprocessing)
+    model = loaded.model
+    if not getattr(model, "num_classes", 0):
+        raise InputError(
+            f"{loaded.name} has no classifier, and schedules are compared by its classes; give one that has"
+        )
+    space = Space.of(model.depth, model.grid_size[0] * model.grid_size[1], request.most_stages)
+    make = reduced_by(model, request.method)
+    judge = Judge(
+        lambda schedule: make(schedule.stages, schedule.kept),
+        space.unslimmed,
+        images.pixels,
+        choice.preprocessing,
+        images.labels,
+    )
+    scores = ScoreFile(folder.scores, _key(request, loaded, images))
+    judge.counts, judge.kept = scores.counts, scores.scores
+    with work.step("Running the unslimmed model"):
+        judge.prepare(JUDGING * request.seconds)
+    tables = Tables(request, loaded, engine, folder, report)
+    return Search(
+        request, engine, loaded, images, space, judge, tables, folder, scores, report, list(work.notes)
+    )
+
+
+def _key(request: SearchRequest, loaded: LoadedModel, images: SearchImages) -> str:
+    """Return what scores hold for."""
+    weights = loaded.checkpoint.sha256 if loaded.checkpoint else "random"
+    fields = {
+        "model": loaded.name,
+        "size": list(loaded.model.img_size),
+        "weights": weights,
+        "key": request.build.checkpoint_key,
+        "ema": request.build.ema,
+        "method": request.method,
+        "images": images.digest,
+    }
+    return digest(fields)

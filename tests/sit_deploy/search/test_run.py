@@ -1,0 +1,218 @@
+"""A search from end to end on a clock of its own: a real model, real engines, and times that are made up."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from sit_deploy.bundle import load_bundle
+from sit_deploy.cli.search import command
+from sit_deploy.data.synthetic import synthetic_images
+from sit_deploy.errors import GateError, InputError
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.search import finalists
+from sit_deploy.search.request import SearchRequest
+from sit_deploy.search.run import search
+from sit_deploy.search.schedule import Schedule
+from sit_deploy.search.tables import LatencyTable
+from tests.helpers.held_up import timed
+
+FIXED = 0.5  # ms of stem and head
+
+
+def milliseconds(schedule):
+    return FIXED + sum(b * n for b, n in zip(schedule.stages, schedule.kept, strict=True)) / 400
+
+
+class Table:
+    """A latency table that knows the clock."""
+
+    def __init__(self, target):
+        self.target = target
+        self.measured_on = SimpleNamespace(device="a made-up CPU", runtime="1.0")
+
+    def predict(self, stages, kept):
+        ms = milliseconds(Schedule(tuple(stages), tuple(kept)))
+        parts = (SimpleNamespace(name="stem and head", ms=FIXED), SimpleNamespace(name="stage 1", ms=0.1))
+        return SimpleNamespace(ms=ms, error=0.0, parts=parts)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Times that are made up: `clock.more` ms each time tokens are slimmed, which the table does not know of; `clock.runs` engines timed."""
+    made = SimpleNamespace(more=0.0, runs=[])
+
+    def alternate(workers, options, *_, **__):
+        results = {}
+        for name, spec in workers.items():
+            model = load_bundle(Path(spec.args[1]).parent).manifest.model
+            schedule = Schedule(tuple(model.stages), tuple(model.tokens))
+            results[name] = timed(
+                milliseconds(schedule) + made.more * (len(schedule.stages) - 1), options.rounds
+            )
+        made.runs.append(list(workers))
+        return results
+
+    monkeypatch.setattr(finalists, "alternate", alternate)
+    monkeypatch.setattr(LatencyTable, "measure", classmethod(lambda cls, target, **_: Table(target)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i, image in enumerate(synthetic_images(16, 112, seed=5)):
+        place = folder / "labelled" / str(i % 2)
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{i}.png")
+        (folder / "flat").mkdir(exist_ok=True)
+        image.save(folder / "flat" / f"{i}.png")
+    return folder
+
+
+def request(output, photos=None, **changes):
+    build = BuildRequest("lvvit_nano", None, engine="onnxruntime", num_classes=2)
+    data = str(photos / "flat") if photos else None
+    fields = {"latency": 1.0, "data": data, "seconds": 20.0, "finalists": 2, "most_stages": 3} | changes
+    return SearchRequest(build=build, output=output, **fields)
+
+
+@pytest.mark.slow
+def test_from_a_latency_to_an_engine(tmp_path, photos, clock):
+    record = search(request(tmp_path / "found", photos))
+    chosen = record.chosen
+    assert milliseconds(Schedule(tuple(chosen.stages), tuple(chosen.kept))) <= 1.0
+    assert 0.85 <= chosen.measured_ms <= 1.0  # no tokens are given away for nothing
+    bundle = load_bundle(tmp_path / "found" / "bundle")
+    assert tuple(bundle.manifest.model.tokens) == tuple(chosen.kept)
+    assert chosen.engine_score.divergence == pytest.approx(chosen.score.divergence, rel=0.5, abs=1e-6)
+    front = [point for point in record.points if point.front]
+    assert (len(front) > 2 and front == sorted(front, key=lambda point: point.ms)) or len(front) > 2
+    assert record.unslimmed_ms["fp32"] == pytest.approx(milliseconds(Schedule((8,), (49,))))
+    assert set(record.commands) == {"Fit it in two minutes, to images without labels", "Train it by FRD"}
+    line = record.commands["Train it by FRD"]
+    assert f"--stages {','.join(map(str, chosen.stages))} --kept {','.join(map(str, chosen.kept))}" in line
+    again = json.loads((tmp_path / "found" / "search.json").read_text())
+    assert again["points"] and "lvvit_nano" in (tmp_path / "found" / "search.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_the_table_does_not_know_is_learnt(tmp_path, photos, clock):
+    clock.more = 0.1
+    record = search(request(tmp_path / "found", photos))
+    chosen = record.chosen
+    schedule = Schedule(tuple(chosen.stages), tuple(chosen.kept))
+    assert chosen.measured_ms == pytest.approx(milliseconds(schedule) + 0.1 * (len(chosen.stages) - 1))
+    assert chosen.measured_ms <= 1.0
+    assert chosen.predicted_ms == pytest.approx(chosen.measured_ms)
+
+
+@pytest.mark.slow
+def test_one_that_was_stopped_goes_on(tmp_path, photos, clock, monkeypatch):
+    from sit_deploy.search.finalists import Finalists
+
+    real = Finalists.measure
+
+    def stop_at_the_last(self, scored):
+        if len(scored) > 1:
+            raise KeyboardInterrupt
+        return real(self, scored)
+
+    monkeypatch.setattr(Finalists, "measure", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        search(request(tmp_path / "found", photos))
+    assert [p.name for p in (tmp_path / "found").iterdir()] == ["scores.json"]
+    known = json.loads((tmp_path / "found" / "scores.json").read_text())["scores"]
+    monkeypatch.setattr(Finalists, "measure", real)
+    record = search(request(tmp_path / "found", photos))
+    after = json.loads((tmp_path / "found" / "scores.json").read_text())["scores"]
+    assert after[: len(known)] == known and record.chosen
+    with pytest.raises(InputError, match="finished; pass --force"):
+        search(request(tmp_path / "found", photos))
+
+
+@pytest.mark.slow
+def test_a_latency_that_nothing_keeps_names_the_fastest(tmp_path, clock):
+    with pytest.raises(
+        InputError,
+        match=r"no schedule of lvvit_nano takes 0\.1 ms .* the fastest, 1x49-.*0\.5 ms of it are its stem and head",
+    ):
+        search(request(tmp_path / "found", latency=0.1))
+    assert list(tmp_path.iterdir()) == [] or [p.name for p in (tmp_path / "found").iterdir()] == [
+        "scores.json"
+    ]
+
+
+@pytest.mark.slow
+def test_a_model_that_is_fast_enough_stays_as_it_is(tmp_path, clock):
+    record = search(request(tmp_path / "found", latency=100.0))
+    assert record.chosen.stages == [8] and record.commands == {}
+    assert any("synthetic images" in note for note in record.notes)
+
+
+@pytest.mark.slow
+def test_accuracy_that_is_lost_fails_and_leaves_what_was_found(tmp_path, photos, clock):
+    with pytest.raises(
+        GateError, match=r"loses .* points of top-1, and --max-accuracy-drop allows 0|no schedule"
+    ):
+        search(
+            request(
+                tmp_path / "found", photos, data=str(photos / "labelled"), latency=0.8, max_accuracy_drop=0.0
+            )
+        )
+        raise GateError("no schedule lost anything")  # two classes and random weights: by luck
+    assert (tmp_path / "found" / "search.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latency": None}, "pass --latency MS or --speedup X"),
+        ({"speedup": 2.0}, "not both"),
+        ({"latency": 0.0}, "above 0 ms"),
+        ({"latency": float("nan")}, "above 0 ms"),
+        ({"latency": None, "speedup": 1.0}, "asks for nothing"),
+        ({"latency": None, "speedup": 0.5}, "asks for nothing"),
+        ({"latency": None, "speedup": 1e9}, "at most 1000"),
+        ({"method": "tsm"}, "needs training"),
+        ({"method": "prune"}, "choose transform or merge"),
+        ({"max_accuracy_drop": 1.0}, "needs images with labels"),
+        ({"seconds": 0.0}, "--seconds must be 1 to"),
+        ({"finalists": 0}, "--finalists must be 1 to"),
+        ({"most_stages": 1}, "--most-stages must be 2 to"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        request(tmp_path / "found", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_are_what_is_searched_for(tmp_path):
+    with pytest.raises(InputError, match="--stages is what is searched for"):
+        SearchRequest(build=BuildRequest("lvvit_nano", None, stages=(4, 4)), output=tmp_path, latency=1.0)
+
+
+@pytest.mark.slow
+def test_a_model_that_slims_already_is_refused(tmp_path):
+    build = BuildRequest("sit_nano", None, engine="onnxruntime")
+    with pytest.raises(InputError, match="sit_nano slims already"):
+        search(SearchRequest(build=build, output=tmp_path / "found", latency=1.0))
+
+
+@pytest.mark.slow
+def test_few_images_tell_nothing(tmp_path):
+    (tmp_path / "few").mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "few" / f"{i}.png")
+    with pytest.raises(InputError, match="3 images, from which nothing can be told"):
+        search(request(tmp_path / "found", data=str(tmp_path / "few")))
+    assert not (tmp_path / "found").exists()
+
+
+def test_the_command_says_what_it_needs(tmp_path):
+    result = CliRunner().invoke(command, ["--model", "lvvit_nano", "-o", str(tmp_path / "found")])
+    assert isinstance(result.exception, InputError) and "pass --latency MS" in str(result.exception)
