@@ -73,6 +73,8 @@ def plan(request: SearchRequest) -> tuple[SearchRequest, engines.Engine]:
     precisions = _precisions(request, engine, build.precision)
     for precision in precisions:
         check_request(_calibrated(build, precision))
+    # by name: what auto means for a build need not run here
+    build = replace(build, engine=engine.kind)
     return replace(request, build=build, precisions=precisions), engine
 
 

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import engines
 from sit_deploy.bundle import load_bundle
 from sit_deploy.cli.search import command
 from sit_deploy.data.synthetic import synthetic_images
@@ -151,6 +152,14 @@ def test_a_model_that_is_fast_enough_stays_as_it_is(tmp_path, clock):
     record = search(request(tmp_path / "found", latency=100.0))
     assert record.chosen.stages == [8] and record.commands == {}
     assert any("synthetic images" in note for note in record.notes)
+
+
+@pytest.mark.slow
+def test_auto_is_an_engine_that_runs_here(tmp_path, clock):
+    build = BuildRequest("lvvit_nano", None, num_classes=2)
+    record = search(SearchRequest(build=build, output=tmp_path / "found", latency=100.0))
+    kind = load_bundle(tmp_path / "found" / "bundle").manifest.engine.kind
+    assert engines.get(kind).probe().can_run and record.engine.startswith(kind)
 
 
 @pytest.mark.slow
