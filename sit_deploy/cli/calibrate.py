@@ -23,6 +23,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import (
     key_option,
+    method_option,
     model_options,
     outputs_option,
     preprocessing_options,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     ),
 )
 @model_options(required=False)
+@method_option
 @click.option(
     "--checkpoint",
     type=path_type,

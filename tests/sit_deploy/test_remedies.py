@@ -36,6 +36,7 @@ FOREIGN = {
 # which commands a message can come from; of any other module, from some command that has the option
 COMMANDS_OF = {
     "sit_deploy/data/hub.py": (),  # opens data sets for train, validate and report
+    "training/slim": ("slim",),
     "training/": ("train",),
     "sit_deploy/cli/models.py": ("build",),  # whose models it lists
     "sit_deploy/cli/doctor.py": ("build",),  # whose engines it lists
@@ -46,6 +47,7 @@ COMMANDS_OF = {
     "sit_deploy/models/mismatch.py": ("build", "export", "calibrate"),
     "sit_deploy/validation/reference.py": ("validate", "bench", "report"),
     "sit_deploy/report/kernels_text.py": ("build",),
+    "sit_deploy/report/search_view.py": ("build", "slim", "train"),  # whose options a schedule is
     "sit_deploy/report/": ("report",),
     "sit_deploy/validation/report.py": ("report",),
     "sit_deploy/validation/validate.py": ("validate",),

@@ -215,7 +215,7 @@ def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
     report = reported(cli.folder / "b")
     low = [row for row in report["quantization"]["layers"] if row["precision"] == "int8"]
     worst = min(low, key=lambda row: row["sqnr_db"])
-    line = f"worst by itself {worst['layer']}, {worst['sqnr_db']:.1f} dB"
+    line = f"worst by itself {worst['layer']}, {worst['sqnr_db']:.1f} dB of its own outputs"
     assert f"calibrated by minmax; {line}\n" in result.out
     assert f"int8: {LAYERS} of " in result.out
     assert "calibration.json" in result.out
