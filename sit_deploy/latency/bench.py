@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engines.timing import TimingOptions
     from engines.worker import Slice, Worker
 
-# Of a timing. Others on a machine only ever make a call slower, so of each slice its fastest call is taken. Of two engines on two CPUs that
-# others used at times, five slices of 0.3 s told the ratio within 1 %; medians of eleven of 0.12 s, within 3 % (docs/latency-table.md).
+# Of a timing. Others on a machine only ever make a call slower, so of each slice its fastest call is taken: on two CPUs that others used at
+# times, seven slices of 0.3 s told a ratio within 0.6 to 1.1 %, medians of eleven of 0.12 s within 2.2 to 2.9 %. Five were not tried.
 ROUNDS, SECONDS, WARM_UP = 5, 0.3, 0.3
 WIDEST = 1.15  # times the lower quartile that the upper one may be: more says too little
 
