@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sit_deploy.latency.parts import PartTimes, Widths
-from sit_deploy.latency.schedule import Schedule, random_schedule
+from sit_deploy.latency.schedule import Schedule, halving_schedule, random_schedule
 
 STAGES = 4  # of what is timed, at most: parts add up the same way in any number of them
 _DRAWN = 300  # schedules that are chosen among, and that the choice is judged on
@@ -17,9 +17,7 @@ NOISE = 0.01  # share of a time that a measurement is off where the machine is q
 
 def reference_schedule(widths: Widths) -> Schedule:
     """Return the schedule that all others are timed against: tokens halve three times, blocks are even."""
-    stages = min(STAGES, widths.depth)
-    blocks = [widths.depth // stages + (place < widths.depth % stages) for place in range(stages)]
-    return Schedule(tuple(blocks), tuple(max(1, widths.patches >> stage) for stage in range(stages)))
+    return halving_schedule(widths.depth, widths.patches, min(STAGES, widths.depth))
 
 
 def candidates(widths: Widths) -> list[Schedule]:

@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.config import token_schedule
+from sit_deploy.models.config import schedule_name, token_schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Schedule:
     """How many blocks each stage has, and on how many patch tokens they compute.
 
@@ -47,6 +47,28 @@ class Schedule:
     def depth(self) -> int:
         """Blocks of all stages."""
         return sum(self.stage_blocks)
+
+    @property
+    def name(self) -> str:
+        """Its blocks and tokens in a few characters, as 2x49-3x24-3x12."""
+        return schedule_name(self.stage_blocks, self.kept)
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens times blocks: what all blocks together work on."""
+        return sum(blocks * kept for blocks, kept in zip(self.stage_blocks, self.kept, strict=True))
+
+
+def halving_schedule(depth: int, patches: int, stages: int) -> Schedule:
+    """Return a schedule of even blocks, whose tokens halve from stage to stage.
+
+    Args:
+        depth: of the model, in blocks.
+        patches: of its images.
+        stages: at most as many as blocks.
+    """
+    blocks = (depth // stages + (stage < depth % stages) for stage in range(stages))
+    return Schedule(tuple(blocks), tuple(max(1, patches >> stage) for stage in range(stages)))
 
 
 def random_schedule(rng: random.Random, depth: int, patches: int, stages: int) -> Schedule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -218,7 +218,3 @@ class Target:
             instructions=" ".join(cpu.instructions()),
             limit=cpu.onednn_limit() or "",
         )
-
-    def with_config(self, config: ModelConfig) -> Target:
-        """Return the same of another model."""
-        return replace(self, config=config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sit_deploy.errors import InputError, nearest
@@ -50,6 +51,11 @@ def token_schedule(
 def takes_side(side: int, patch: int, own: int | None = None) -> bool:
     """Say whether images of `side` pixels are taken: patches divide them, or they are a model's own (SigLIP's 384 of 14)."""
     return side == own or (side >= patch and side % patch == 0)
+
+
+def schedule_name(stage_blocks: Iterable[int], kept: Iterable[int]) -> str:
+    """Return blocks and patch tokens of each stage in a few characters, as 2x49-3x24-3x12."""
+    return "-".join(f"{blocks}x{tokens}" for blocks, tokens in zip(stage_blocks, kept, strict=True))
 
 
 def check_image_sides(sides: tuple[int, int], patch: int, own: int | None = None) -> None:

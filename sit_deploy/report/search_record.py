@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from sit_deploy import limits
 from sit_deploy.manifest import Count, Percent, Text
+from sit_deploy.models.config import schedule_name
 from sit_deploy.report.build_types import Images, Positive, Share
 from sit_deploy.report.json_record import JsonRecord
 
@@ -48,7 +49,7 @@ class PointRecord(Struct):
     @property
     def name(self) -> str:
         """Its blocks and tokens, as 2x49-3x24-3x12."""
-        return "-".join(f"{blocks}x{kept}" for blocks, kept in zip(self.stages, self.kept, strict=True))
+        return schedule_name(self.stages, self.kept)
 
     @property
     def ms(self) -> float:

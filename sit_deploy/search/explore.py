@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sit_deploy.errors import InputError
-from sit_deploy.search.schedule import Schedule, Space
+from sit_deploy.latency.schedule import Schedule
+from sit_deploy.search.schedule import Space
 from sit_deploy.search.scored import Score
 
 _FIRST = 48  # schedules that are tried on few images
@@ -175,5 +176,5 @@ def _sample(times: dict[Schedule, float], limit_ms: float, count: int, seed: int
 def _by_length(schedules: Iterable[Schedule]) -> list[list[Schedule]]:
     groups: dict[int, list[Schedule]] = {}
     for schedule in schedules:
-        groups.setdefault(len(schedule.stages), []).append(schedule)
+        groups.setdefault(len(schedule.stage_blocks), []).append(schedule)
     return [groups[length] for length in sorted(groups)]

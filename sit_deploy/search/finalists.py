@@ -11,15 +11,15 @@ import engines
 from engines.base import Progress
 from engines.latency import percentile
 from engines.speedup import speedup
-from engines.timing import TimingOptions, WorkerResult, alternate, engine_worker
+from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate, engine_worker
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import GateError
 from sit_deploy.inference import Classifier
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.search.judge import Judge
-from sit_deploy.search.schedule import Schedule
+from sit_deploy.search.request import in_precision
 from sit_deploy.search.scored import Score, Scored
 
 ROUNDS, SECONDS, WARM_UP = 7, 0.25, 0.5
@@ -96,14 +96,16 @@ class Finalists:
         """Time the engines of one precision, in the same rounds."""
         options = TimingOptions(ROUNDS, SECONDS, WARM_UP, threads=self._base.threads)
 
-        def worker(bundle: Bundle) -> object:
+        def worker(bundle: Bundle) -> WorkerSpec:
             batch = self._base.usual_batch
             return engine_worker(self._engine.kind, bundle.engine_path, batch, options, bundle.origin)
 
         names = {one.schedule.name: (one, bundle) for one, bundle in built}
         workers = {_UNSLIMMED: worker(reference)}
         workers |= {
-            name: worker(bundle) for name, (one, bundle) in names.items() if len(one.schedule.stages) > 1
+            name: worker(bundle)
+            for name, (one, bundle) in names.items()
+            if len(one.schedule.stage_blocks) > 1
         }
         results = alternate(workers, options, self._report)
         unslimmed = results[_UNSLIMMED]
@@ -143,10 +145,14 @@ class Finalists:
             return self._bundles[key]
         if name in self.refused:
             return None
-        request = replace(self._of_precision(precision), output=self._folder / name)
-        if len(schedule.stages) > 1:
+        request = replace(in_precision(self._base, precision), output=self._folder / name)
+        if len(schedule.stage_blocks) > 1:
             request = replace(
-                request, stages=schedule.stages, kept=schedule.kept, method=self._method, keeping_ratio=None
+                request,
+                stages=schedule.stage_blocks,
+                kept=schedule.kept,
+                method=self._method,
+                keeping_ratio=None,
             )
 
         def report(text: str, done: int, total: int) -> None:
@@ -160,13 +166,6 @@ class Finalists:
             return None
         self._bundles[key] = load_bundle(self._folder / name)
         return self._bundles[key]
-
-    def _of_precision(self, precision: str) -> BuildRequest:
-        base = self._base
-        if precision not in EIGHT_BITS:
-            return base.in_high_precision(precision)
-        # layers chosen by the clock would be others for every schedule, and no table could foretell their time
-        return replace(base, precision=precision, quantize=base.quantize or ("default",))
 
 
 def _median(result: WorkerResult) -> float:

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, replace
 
 from sit_deploy.errors import InputError
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.search.explore import LEVELS, LimitError, Tried, explore
-from sit_deploy.search.schedule import Schedule
 from sit_deploy.search.scored import Scored, pareto_front
 from sit_deploy.search.set_up import JUDGING, Search
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.search.explore import LEVELS
-from sit_deploy.search.schedule import Schedule
 from sit_deploy.search.scored import Score
 
 if TYPE_CHECKING:

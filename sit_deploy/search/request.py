@@ -12,6 +12,7 @@ from sit_deploy.data.source import is_named
 from sit_deploy.errors import InputError
 from sit_deploy.methods import TRAINING_FREE, TRANSFORM
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.schema import convert_fields
 from sit_deploy.search.schedule import MOST_STAGES
 
@@ -88,6 +89,16 @@ class SearchRequest:
     def unlabelled_folder(self) -> Path | None:
         """The folder of images, where they have no labels."""
         return Path(self.data) if self.data and not self.labelled else None
+
+
+def in_precision(build: BuildRequest, precision: str) -> BuildRequest:
+    """Return the request that builds an engine of a precision; of 8 bits with fixed groups of layers.
+
+    Layers chosen by the clock would be others for every schedule, and no table could foretell their time.
+    """
+    if precision not in EIGHT_BITS:
+        return build.in_high_precision(precision)
+    return replace(build, precision=precision, quantize=build.quantize or ("default",))
 
 
 def _check(request: SearchRequest) -> None:

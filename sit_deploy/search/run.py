@@ -16,13 +16,13 @@ from typing import Any
 from engines.base import Progress
 from engines.timing import machine
 from sit_deploy.errors import GateError
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.report.search_record import SCHEMA, SearchRecord
 from sit_deploy.schema import require_type
 from sit_deploy.search.finalists import Finalists, Timed
 from sit_deploy.search.folder import SearchFolder
 from sit_deploy.search.front import Explored, Limit, explore_limits, find_limit
 from sit_deploy.search.request import SearchRequest
-from sit_deploy.search.schedule import Schedule
 from sit_deploy.search.scored import Score, Scored, pareto_front
 from sit_deploy.search.set_up import Search, plan, set_up
 
@@ -156,7 +156,7 @@ def _point(scored: Scored, timed: Timed | None, on_front: bool, chosen: Timed | 
             "doubt": timed.doubt,
         }
     return {
-        "stages": list(scored.schedule.stages),
+        "stages": list(scored.schedule.stage_blocks),
         "kept": list(scored.schedule.kept),
         "precision": scored.precision,
         "predicted_ms": scored.predicted_ms,
@@ -200,12 +200,17 @@ def _advice(one: Search, timed: list[Timed], chosen: Timed | None, limit: Limit)
 def _commands(one: Search, scored: Scored) -> dict[str, str]:
     """Return the commands that go on from a choice."""
     build, schedule = one.request.build, scored.schedule
-    if len(schedule.stages) == 1:
+    if len(schedule.stage_blocks) == 1:
         return {}
     weights = str(
         build.fetched_from or (build.checkpoint and build.checkpoint.absolute()) or "TEACHER.safetensors"
     )
-    slimming = ["--stages", ",".join(map(str, schedule.stages)), "--kept", ",".join(map(str, schedule.kept))]
+    slimming = [
+        "--stages",
+        ",".join(map(str, schedule.stage_blocks)),
+        "--kept",
+        ",".join(map(str, schedule.kept)),
+    ]
     model = ["--model", build.config.name]
     # the images of --data chose the schedule: what is trained on them too is measured by nothing any more
     return {

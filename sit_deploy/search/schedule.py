@@ -1,4 +1,4 @@
-"""Token schedules: one, all that a model may have, and those that lie beside one."""
+"""Token schedules: all that a model may have, and those that lie beside one."""
 
 from __future__ import annotations
 
@@ -7,37 +7,16 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sit_deploy.errors import InputError
+from sit_deploy.latency.schedule import Schedule, halving_schedule
 
 MOST_STAGES = (
     4  # as in the paper; a further stage gains little, and the number of schedules grows tenfold with each
 )
 _COUNTS = 12  # token counts that a stage may keep
 _LISTED = 20_000  # schedules that are listed one by one; of more, so many are drawn
-
-
-@dataclass(frozen=True, order=True)
-class Schedule:
-    """Where a model slims, and how far.
-
-    Attributes:
-        stages: blocks of each stage; one stage is the unslimmed model.
-        kept: patch tokens of each stage, the first all of them.
-    """
-
-    stages: tuple[int, ...]
-    kept: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Its stages and tokens in a few characters, as 2x49-3x24-3x12."""
-        return "-".join(f"{blocks}x{kept}" for blocks, kept in zip(self.stages, self.kept, strict=True))
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens times blocks: what all blocks together work on."""
-        return sum(blocks * kept for blocks, kept in zip(self.stages, self.kept, strict=True))
 
 
 @dataclass(frozen=True)
@@ -77,20 +56,18 @@ class Space:
     @property
     def middle(self) -> Schedule:
         """A schedule of as many stages as may be, of even blocks, whose tokens halve each time."""
-        stages = max(self._lengths, default=1)
-        blocks = tuple(self.depth // stages + (i < self.depth % stages) for i in range(stages))
-        kept = tuple(max(1, self.patches >> i) for i in range(stages))
-        return Schedule(blocks, kept)
+        return halving_schedule(self.depth, self.patches, max(self._lengths, default=1))
 
     @property
     def size(self) -> int:
         """How many schedules slim."""
         return sum(self._size(stages) for stages in self._lengths)
 
-    def schedules(self, seed: int = 0) -> list[Schedule]:
+    @lru_cache(maxsize=4)  # noqa: B019  (of a few spaces: a search lists its own for every limit)
+    def schedules(self, seed: int = 0) -> tuple[Schedule, ...]:
         """Return all that slim; of very many, a part that is drawn, with as many of each number of stages as may be."""
         if self.size <= _LISTED:
-            return [schedule for stages in self._lengths for schedule in self._all(stages)]
+            return tuple(schedule for stages in self._lengths for schedule in self._all(stages))
         chance = random.Random(seed)
         drawn: list[Schedule] = []
         lengths = list(self._lengths)
@@ -105,11 +82,11 @@ class Space:
                 kept = sorted(chance.sample(self.counts, stages - 1), reverse=True)
                 chosen[self._schedule(tuple(cuts), tuple(kept))] = None
             drawn += chosen
-        return drawn
+        return tuple(drawn)
 
     def neighbours(self, schedule: Schedule) -> list[Schedule]:
         """Return what differs from a schedule in one place: a stage begins a block sooner or later, keeps the next count, is split or gone."""
-        cuts = tuple(itertools.accumulate(schedule.stages[:-1]))
+        cuts = tuple(itertools.accumulate(schedule.stage_blocks[:-1]))
         kept = schedule.kept[1:]
         found: dict[Schedule, None] = {}
 

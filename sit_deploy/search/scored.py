@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sit_deploy.search.schedule import Schedule
+from sit_deploy.latency.schedule import Schedule
 
 
 @dataclass(frozen=True)

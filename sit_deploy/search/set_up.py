@@ -11,14 +11,13 @@ from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest
 from sit_deploy.models.reduced import reduced_by
 from sit_deploy.pipeline.float_graph import load_request
-from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS, FLOATS
 from sit_deploy.search.folder import SearchFolder, check_folder
 from sit_deploy.search.images import SearchImages, open_images
 from sit_deploy.search.judge import Judge
-from sit_deploy.search.request import AUTO, SearchRequest
+from sit_deploy.search.request import AUTO, SearchRequest, in_precision
 from sit_deploy.search.schedule import Space
 from sit_deploy.search.state import ScoreFile
 from sit_deploy.search.tables import Tables
@@ -72,7 +71,7 @@ def plan(request: SearchRequest) -> tuple[SearchRequest, engines.Engine]:
         )
     precisions = _precisions(request, engine, build.precision)
     for precision in precisions:
-        check_request(_calibrated(build, precision))
+        check_request(in_precision(build, precision))
     # by name: what auto means for a build need not run here
     build = replace(build, engine=engine.kind)
     return replace(request, build=build, precisions=precisions), engine
@@ -101,12 +100,6 @@ def _precisions(request: SearchRequest, engine: engines.Engine, given: str) -> t
     return tuple(found)
 
 
-def _calibrated(build: BuildRequest, precision: str) -> BuildRequest:
-    if precision not in EIGHT_BITS:
-        return build.in_high_precision(precision)
-    return replace(build, precision=precision)
-
-
 def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder, report: Progress) -> Search:
     """Load the model and the images, judge the unslimmed model, and measure the latency tables that are missing."""
     work = Work(request.build, report, engine=engine)
@@ -122,7 +115,7 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
     space = Space.of(model.depth, model.grid_size[0] * model.grid_size[1], request.most_stages)
     make = reduced_by(model, request.method)
     judge = Judge(
-        lambda schedule: make(schedule.stages, schedule.kept),
+        lambda schedule: make(schedule.stage_blocks, schedule.kept),
         space.unslimmed,
         images.pixels,
         choice.preprocessing,

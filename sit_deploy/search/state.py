@@ -12,8 +12,8 @@ from msgspec import Meta, Struct, to_builtins
 from engines.files import atomic_path
 from sit_deploy import limits
 from sit_deploy.errors import InputError
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.schema import decode
-from sit_deploy.search.schedule import Schedule
 from sit_deploy.search.scored import Score
 
 SCHEMA = 1
@@ -76,7 +76,7 @@ class ScoreFile:
             engines.EngineError: it cannot be written.
         """
         rows = [
-            _Entry(list(schedule.stages), list(schedule.kept), level, *vars_of(score))
+            _Entry(list(schedule.stage_blocks), list(schedule.kept), level, *vars_of(score))
             for (schedule, level), score in scores.items()
         ]
         text = json.dumps(to_builtins(_File(SCHEMA, self._key, list(counts), rows)), allow_nan=False)

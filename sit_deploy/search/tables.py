@@ -9,13 +9,13 @@ from functools import cache
 import engines
 from engines.base import Progress
 from sit_deploy.errors import InputError
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.latency.table import LatencyTable
 from sit_deploy.latency.target import Target
 from sit_deploy.models.load import LoadedModel
 from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.search.folder import SearchFolder
 from sit_deploy.search.request import SearchRequest
-from sit_deploy.search.schedule import Schedule
 from sit_deploy.search.scored import Scored
 
 _MEASURING = 0.4  # share of the seconds
@@ -92,12 +92,12 @@ class Tables:
 
     def predict(self, precision: str, schedule: Schedule) -> float:
         """Return the milliseconds a batch of a schedule."""
-        steps = len(schedule.stages) - 1
+        steps = len(schedule.stage_blocks) - 1
         return self._predict(precision, schedule) + steps * self._more.get(precision, 0.0)
 
     @cache  # noqa: B019  (as long as a search, of which there is one)
     def _predict(self, precision: str, schedule: Schedule) -> float:
-        return self._tables[precision].predict(schedule.stages, schedule.kept).ms
+        return self._tables[precision].predict(schedule.stage_blocks, schedule.kept).ms
 
     def learn(self, timed: Iterable[Scored]) -> None:
         """Take in what engines were measured to take: what the table does not know of the method is told from them.
@@ -107,19 +107,15 @@ class Tables:
         """
         more: dict[str, list[float]] = {}
         for one in timed:
-            steps = len(one.schedule.stages) - 1
+            steps = len(one.schedule.stage_blocks) - 1
             if steps and one.measured_ms is not None:
                 apart = one.measured_ms - self._predict(one.precision, one.schedule)
                 more.setdefault(one.precision, []).append(apart / steps)
         self._more |= {precision: statistics.median(values) for precision, values in more.items()}
 
-    def error(self, precision: str, schedule: Schedule) -> float:
-        """Return the milliseconds that a prediction may be off, either way."""
-        return self._tables[precision].predict(schedule.stages, schedule.kept).error
-
     def largest_part(self, precision: str, schedule: Schedule) -> tuple[str, float]:
         """Return the largest part of a schedule's time, by name, and its milliseconds."""
-        parts = self._tables[precision].predict(schedule.stages, schedule.kept).parts
+        parts = self._tables[precision].predict(schedule.stage_blocks, schedule.kept).parts
         most = max(parts, key=lambda part: part.ms)
         return most.name, most.ms
 

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.search.explore import LEVELS, LimitError, explore
-from sit_deploy.search.schedule import Schedule, Space
+from sit_deploy.search.schedule import Space
 from sit_deploy.search.scored import Score, Scored, pareto_front
 
 SPACE = Space(8, 49, (39, 31, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3))
@@ -14,15 +15,16 @@ SPACE = Space(8, 49, (39, 31, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3))
 def milliseconds(schedule):
     """As an engine takes: attention grows with the square of the tokens, and a TSM costs something."""
     blocks = sum(
-        b * (0.05 + n * 0.004 + n * n * 2e-5) for b, n in zip(schedule.stages, schedule.kept, strict=True)
+        b * (0.05 + n * 0.004 + n * n * 2e-5)
+        for b, n in zip(schedule.stage_blocks, schedule.kept, strict=True)
     )
-    return blocks + 0.03 * (len(schedule.stages) - 1)
+    return blocks + 0.03 * (len(schedule.stage_blocks) - 1)
 
 
 def loss(schedule):
     """What is lost where tokens go early and many at once."""
     total, block = 0.0, 0
-    for blocks, before, after in zip(schedule.stages, schedule.kept, schedule.kept[1:], strict=False):
+    for blocks, before, after in zip(schedule.stage_blocks, schedule.kept, schedule.kept[1:], strict=False):
         block += blocks
         total += (before / after - 1) ** 1.3 * (9 - block) / 8 + 3 / after
     return total

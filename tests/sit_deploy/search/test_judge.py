@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.search.judge import Judge, closeness, level_counts
-from sit_deploy.search.schedule import Schedule
 
 PREPROCESSING = Preprocessing((8, 8), 8)
 UNSLIMMED, SLIM = Schedule((2,), (4,)), Schedule((1, 1), (4, 2))

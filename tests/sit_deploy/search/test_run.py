@@ -13,11 +13,11 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.cli.search import command
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.search import finalists
 from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.run import search
-from sit_deploy.search.schedule import Schedule
 from sit_deploy.search.tables import LatencyTable
 from tests.helpers.held_up import timed
 
@@ -25,7 +25,7 @@ FIXED = 0.5  # ms of stem and head
 
 
 def milliseconds(schedule):
-    return FIXED + sum(b * n for b, n in zip(schedule.stages, schedule.kept, strict=True)) / 400
+    return FIXED + sum(b * n for b, n in zip(schedule.stage_blocks, schedule.kept, strict=True)) / 400
 
 
 class Table:
@@ -52,7 +52,7 @@ def clock(monkeypatch):
             model = load_bundle(Path(spec.args[1]).parent).manifest.model
             schedule = Schedule(tuple(model.stages), tuple(model.tokens))
             results[name] = timed(
-                milliseconds(schedule) + made.more * (len(schedule.stages) - 1), options.rounds
+                milliseconds(schedule) + made.more * (len(schedule.stage_blocks) - 1), options.rounds
             )
         made.runs.append(list(workers))
         return results

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from sit_deploy.errors import InputError
-from sit_deploy.search.schedule import Schedule, Space, usual_counts
+from sit_deploy.latency.schedule import Schedule
+from sit_deploy.search.schedule import Space, usual_counts
 
 
 def brute_force(space):
@@ -36,11 +37,15 @@ def test_of_very_many_a_part_is_drawn_that_the_seed_fixes():
     drawn = space.schedules(3)
     assert len(drawn) == len(set(drawn)) == 20_000
     assert drawn == space.schedules(3) and drawn != space.schedules(4)
-    lengths = [len(one.stages) for one in drawn]
+    lengths = [len(one.stage_blocks) for one in drawn]
     assert lengths.count(2) == 15 * len(space.counts)
     assert min(lengths.count(3), lengths.count(4)) > 6_000
     for one in drawn:
-        assert sum(one.stages) == 16 and min(one.stages) > 0 and len(one.stages) == len(one.kept)
+        assert (
+            sum(one.stage_blocks) == 16
+            and min(one.stage_blocks) > 0
+            and len(one.stage_blocks) == len(one.kept)
+        )
         assert one.kept[0] == 196 and all(a > b for a, b in itertools.pairwise(one.kept))
 
 

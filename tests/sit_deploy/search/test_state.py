@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sit_deploy.errors import InputError
-from sit_deploy.search.schedule import Schedule
+from sit_deploy.latency.schedule import Schedule
 from sit_deploy.search.scored import Score
 from sit_deploy.search.state import ScoreFile
 
