@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 
 _INFORMATION = Path("/proc/cpuinfo")
 _TIMES = Path("/proc/stat")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 _SHORTEST_LOOK = 0.2  # CPU seconds: the system counts them in hundredths
 _IDLE = 0.1  # share of the CPUs that is idle where nobody had to wait
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -46,8 +49,44 @@ def usable_cpus() -> tuple[int, ...] | None:
 
 
 def cpu_count() -> int:
-    """How many CPUs this process may run on."""
-    return len(usable_cpus() or range(os.cpu_count() or 1))
+    """How many CPUs this process may keep busy: those it may run on, or fewer where a container's limit says so."""
+    count = len(usable_cpus() or range(os.cpu_count() or 1))
+    limit = quota()
+    return count if limit is None else max(1, min(count, math.ceil(limit)))
+
+
+def quota() -> float | None:
+    """How many CPUs' time the control groups of this process leave it, as containers are limited; None where they do not.
+
+    Of version 2 (cpu.max) and 1 (cpu.cfs_quota_us), here and in every group above:
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
+    """
+    try:
+        rows = [line.split(":", 2) for line in _OWN_CGROUPS.read_text().splitlines()]
+    except OSError:
+        return None
+    found: list[float] = []
+    for _, controllers, place in (row for row in rows if len(row) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # within a container a path may be the host's, and then its own group is the root
+        roots = (_CGROUPS / controllers, _CGROUPS / "cpu") if controllers else (_CGROUPS,)
+        parts = [] if ".." in place else place.strip("/").split("/")
+        folders = {root.joinpath(*parts[:depth]) for root in roots for depth in range(len(parts) + 1)}
+        found += filter(None, map(_limit_of, folders))
+    return min(found, default=None)
+
+
+def _limit_of(group: Path) -> float | None:
+    """The CPUs' time of a control group, None where it has no limit or is not there."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            share, period = " ".join((group / name).read_text() for name in names).split()
+            if share != "max" and int(share) > 0 < int(period):
+                return int(share) / int(period)
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def int8_saturates() -> bool:

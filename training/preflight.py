@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engines.cpu import cpu_count
+from engines.cpu import cpu_count, usable_cpus
 from sit_deploy.data.datasets import Data
 from sit_deploy.data.overlap import find_same_images
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
-from sit_deploy.processes import World
 from sit_deploy.text import file_size, shown
 from training.best_weights import weights_of
 from training.run_files import LAST, WEIGHTS
+
+_WORKERS_A_CPU = 2  # they wait for disks too
 
 
 def check_card(card: ModelCard) -> None:
@@ -99,15 +100,35 @@ def warn_of_training_images(data: Data) -> list[str]:
     ]
 
 
-def warn_of_threads(world: World, workers: int) -> list[str]:
-    """Return a warning where processes of training and their threads are far more than the cores they run on."""
-    cores = cpu_count()
+def warn_of_threads(device: torch.device, workers: int = 0) -> list[str]:
+    """Return a warning where what computes here is more than the CPUs that it may use, and the setting that mends it.
+
+    OpenMP's threads wait for one another, spinning, at the end of every product: where they have no CPU each, a step takes many times
+    as long. By default there are as many as CPUs, which takes no notice of a container's limit, and each process has its own.
+
+    Args:
+        device: that is computed on; on a GPU threads have little to do.
+        workers: processes that decode images, of each process of training; each of them has one thread.
+    """
+    cpus = cpu_count()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = torch.get_num_threads()
-    if world.device.type == "cpu" and processes * threads > 2 * cores:
+    of = f" of {processes} processes" if processes > 1 else ""
+    if device.type == "cpu" and processes * threads > cpus:
+        each = cpus // processes
+        remedy = f"OMP_NUM_THREADS={each} in the environment" if each else f"--nproc-per-node {cpus}"
         return [
-            f"{processes * threads} threads compute on {cores} cores, which is slow; set OMP_NUM_THREADS={max(1, cores // processes)}"
+            f"{processes * threads} threads{of} compute on {_cpus(cpus)}, which can take many times as long; start again with {remedy}"
         ]
-    if workers > 4 * cores:
-        return [f"{workers} workers an image loader on {cores} cores are slow; pass fewer --workers"]
+    if processes * workers > _WORKERS_A_CPU * cpus:
+        return [
+            f"{processes * workers} workers{of} decode images on {_cpus(cpus)}; pass --workers {max(1, cpus // processes)}"
+        ]
     return []
+
+
+def _cpus(count: int) -> str:
+    """Name the CPUs that may be used, and what keeps from more."""
+    here = len(usable_cpus() or range(os.cpu_count() or 1))
+    limit = f" (the limit of this container or control group; {here} are there)" if here > count else ""
+    return f"{count} CPU{'s' * (count > 1)}{limit}"

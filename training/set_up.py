@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from engines.cpu import cpu_count
 from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
@@ -98,7 +99,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     run.warnings += (
         *warn_of_one_class(data),
         *warn_of_training_images(data),
-        *warn_of_threads(world, workers),
+        *warn_of_threads(world.device, workers),
     )
     if states is not None:
         position.require_within(request.output / LAST, run.epochs, loaders.steps)
@@ -153,7 +154,7 @@ def _workers(request: TrainRequest, world: World) -> int:
     if request.data == "digits" and world.device.type == "cpu":
         return 0  # small pictures in memory: handing them over costs more than making them
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(0, min(16, (os.cpu_count() or 1) // here - (0 if world.device.type == "cuda" else 1)))
+    return max(0, min(16, cpu_count() // here - (0 if world.device.type == "cuda" else 1)))
 
 
 def _precision(

@@ -28,7 +28,7 @@ from sit_deploy.text import shown, utf8_text
 from training.best_weights import weights_of
 from training.loaders import HeldOut
 from training.metrics import evaluate
-from training.preflight import check_card
+from training.preflight import check_card, warn_of_threads
 from training.reporter import Reporter, Silent
 from training.sample_reader import SampleReader
 from training.seeding import FIT, permutation, seed_all
@@ -150,6 +150,8 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
         )
     model = arm(loaded.model, config, request.seed).to(world.device)
     check_card(_card(request, work, config, model, choice, classes, None))
+    for warning in warn_of_threads(world.device):
+        reporter.warn(warning)
     held = _held_out(len(files))
     readers = [
         SampleReader(Pictures([(file, 0) for file in part]), request.max_damaged)

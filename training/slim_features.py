@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from engines.cpu import cpu_count
 from sit_deploy.errors import InputError
 from sit_deploy.models import FRDOutput
 from sit_deploy.models.rotary import Rotary
@@ -105,7 +105,7 @@ class FrozenFeatures:
         self._slots = torch.full((len(self),), -1)
         self._kept: Features | None = None
         self._used = 0
-        self._threads = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1))
+        self._threads = ThreadPoolExecutor(min(_DECODERS, cpu_count()))
 
     def __enter__(self) -> FrozenFeatures:
         return self

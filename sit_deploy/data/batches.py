@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from engines.base import Progress
+from engines.cpu import cpu_count
 
 # relative: a folder of `package python` takes this file along, without the package around it
 from ..errors import InputError
@@ -50,7 +50,7 @@ def batches(
     if not samples:
         raise InputError("no images to load; pass a folder or at least one file")
     # Checked before the first batch is asked for, which is why the generator is a function of its own.
-    workers = workers or min(4, os.cpu_count() or 1)
+    workers = workers or min(4, cpu_count())
     return _batches(samples, preprocessing, batch_size, progress, workers)
 
 

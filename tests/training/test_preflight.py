@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+from engines.cpu import cpu_count, quota
 from sit_deploy.data.datasets import ArrayImages, Data, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.preprocessing import Preprocessing
-from sit_deploy.processes import World
 from tests.helpers.models import tiny_model
-from tests.helpers.train import PLAIN, log_rows, read_parts
+from tests.helpers.train import PLAIN, log_rows, read_parts, words
 from training import TrainRequest, train
 from training.loop import DivergedError
 from training.preflight import (
@@ -33,8 +36,6 @@ from training.preflight import (
 from training.reporter import Silent
 
 pytestmark = pytest.mark.usefixtures("small_nano", "no_curves")
-
-ALONE = World(0, 1, torch.device("cpu"))
 
 
 def request(pictures: Path | str, output: Any, **options: Any) -> TrainRequest:
@@ -176,17 +177,73 @@ def test_parts_of_one_class_are_said() -> None:
     assert len(warn_of_one_class(Data("d", one, one, None, 2))) == 2
 
 
+CPU = torch.device("cpu")
+
+
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("engines.cpu.quota", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert warn_of_threads(ALONE, 2) == []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    assert warn_of_threads(ALONE, 2) == [
-        "32 threads compute on 4 cores, which is slow; set OMP_NUM_THREADS=2"
+    assert warn_of_threads(CPU, 3) == []  # what one process takes by default
+    assert warn_of_threads(torch.device("cuda"), 8) == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    [warning] = warn_of_threads(CPU, 1)
+    assert warning == (
+        "8 threads of 2 processes compute on 4 CPUs, which can take many times as long; start again with OMP_NUM_THREADS=2 in the "
+        "environment"
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert warn_of_threads(CPU, 1) == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert warn_of_threads(CPU)[0].endswith("start again with --nproc-per-node 4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert warn_of_threads(torch.device("cuda"), 5) == [
+        "10 workers of 2 processes decode images on 4 CPUs; pass --workers 2"
     ]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert "pass fewer --workers" in warn_of_threads(ALONE, 100)[0]
+
+
+def test_a_limit_of_the_container_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch takes as many threads as there are CPUs, whatever the container may use of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("engines.cpu.quota", lambda: 3.5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    [warning] = warn_of_threads(CPU)
+    assert warning.startswith(
+        "64 threads compute on 4 CPUs (the limit of this container or control group; 64 are there), which"
+    )
+    assert "OMP_NUM_THREADS=4 in the environment" in warning
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert warn_of_threads(CPU) == []
+
+
+@pytest.mark.slow
+def test_the_setting_that_is_named_mends_it(pictures: Path, tmp_path: Path) -> None:
+    """Real runs: two processes with too many threads, with what the warning says, and as processes start by themselves."""
+    options = (
+        *("--model", "lvvit_nano", "--data", pictures, "--image-size", 32, "--workers", 0, "--device", "cpu"),
+        *words({**PLAIN, "epochs": 1}),
+    )
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m")
+
+    def said(name: str, launcher: tuple[object, ...] = (), **environment: str) -> str:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+        command = (sys.executable, "-m", *launcher, "training", *options, "-o", tmp_path / name)
+        done = subprocess.run(
+            [str(word) for word in command], env=clean | environment, capture_output=True, text=True, check=True
+        )  # fmt: skip
+        return done.stderr
+
+    cpus = cpu_count()
+    if cpus > 1:
+        many = said("many", torchrun, OMP_NUM_THREADS=str(cpus))
+        [setting] = re.findall(
+            r"Warning: \d+ threads of 2 processes compute on .*OMP_NUM_THREADS=(\d+) in", many
+        )
+        assert "compute on" not in said("mended", torchrun, OMP_NUM_THREADS=setting)
+        assert "compute on" not in said("default of torchrun", torchrun)
+    if quota() is None:
+        assert "compute on" not in said("default")
 
 
 # ------------------------------------------------------------------------------------------------------------- types

@@ -26,6 +26,7 @@ from sit_deploy.cli.options import (
     pretrained_option,
     val_options,
 )
+from training.cli.method import method_option
 from training.cli.terminal_reporter import reporting
 from training.slim_options import BATCH_SIZE, LR
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     ),
 )
 @model_options(required=False)
+@method_option
 @click.option(
     "--checkpoint",
     type=path_type,

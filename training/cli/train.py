@@ -25,6 +25,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import key_options, model_options
+from training.cli.method import method_option
 from training.cli.terminal_reporter import reporting
 from training.recipes import Recipe, default_text, option_name
 from training.request import KEPT_HIGH
@@ -59,6 +60,7 @@ def recipe_options(command: Callable) -> Callable:
     ),
 )
 @model_options(required=True)
+@method_option
 @click.option(
     "--data", required=True, metavar="DIR|NAME",
     help="Folder with train/ and val/, each with a folder a class; digits (built in); or timm's hfds/…, wds/…, torch/….",

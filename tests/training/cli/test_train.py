@@ -179,6 +179,20 @@ def test_the_module_is_the_same_command(cli: CommandLine) -> None:
     assert bad.returncode == 2
 
 
+@pytest.mark.parametrize("method", ["transform", "merge"])
+@pytest.mark.parametrize("name", ["train", "slim"])
+def test_methods_that_need_no_training(name: str, method: str, cli: CommandLine) -> None:
+    """Who types them is told where they are, and who asks for help too."""
+    images = "--data" if name == "train" else "--images"
+    message = cli.refuses(name, "--model", "sit_nano", images, "nowhere", "--method", method)
+    assert message.startswith(f"--method {method} slims without any training, so {name} has nothing to do")
+    assert "sit-deploy build or search" in message
+    help_text = " ".join(cli(name, "--help").out.split())
+    assert (
+        "TSMs alone are trained: transform and merge need no training, so `sit-deploy build` and" in help_text
+    )
+
+
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "sklearn", "matplotlib")
 
 
