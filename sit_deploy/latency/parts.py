@@ -95,9 +95,12 @@ class PartTimes:
         rows = np.stack([self.row(one) for one in schedules])
         spread = rows @ covariance
         inner = spread @ rows.T + np.diag((np.asarray(noise, float) * measured) ** 2)
+        off = measured - rows @ self._mean
+        #: logarithm of how likely the times were, but for a constant: noise that explains them best has the largest (op. cit., 2.30)
+        self.likelihood = -0.5 * float(off @ np.linalg.solve(inner, off) + np.linalg.slogdet(inner)[1])
         gain = np.linalg.solve(inner, spread).T
         #: of the parts' times, given what was timed
-        self._mean = self._mean + gain @ (measured - rows @ self._mean)
+        self._mean = self._mean + gain @ off
         self._covariance = covariance - gain @ spread
 
     def row(self, schedule: Schedule) -> np.ndarray:

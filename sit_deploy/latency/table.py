@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,9 @@ SECONDS = 160.0  # that measuring takes by default
 PROBES = 24  # schedules that are timed by default: more tell little that the machine's noise does not hide
 ENOUGH = 8  # below which parts cannot be told from one another
 _AT_ONCE = 4  # in memory beside the reference
-_FLOOR = 0.012  # share of a time that two processes of the same engine differ by, however long they are timed
+# share of a time that an engine differs by from process to process, however long it is timed: what the timings themselves say, of these
+_APART = (0.008, 0.01, 0.012, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 0.1)
+_USUALLY_APART = 0.012  # while there are too few of them
 _SIGMAS = 2.0  # standard deviations of an error bar: 95 of 100 are within
 
 
@@ -39,7 +42,8 @@ class Prediction:
 
     Attributes:
         ms: milliseconds a batch.
-        error: milliseconds that it may well be off, either way (two standard deviations).
+        error: milliseconds that the engine in a process of its own may well differ by, either way (two standard deviations of what is unknown
+            and of what processes differ by).
         parts: what it is the sum of.
     """
 
@@ -198,7 +202,8 @@ class LatencyTable:
         """
         widths = self.target.widths
         schedule = Schedule.checked(widths.depth, widths.patches, tuple(stage_blocks), tuple(kept))
-        ratio, deviation = self._known.predict(schedule)
+        ratio, unknown = self._known.predict(schedule)
+        deviation = math.hypot(unknown, self.processes_apart * ratio)
         scale = self.reference_ms
         parts = tuple(Part(part.name, part.ms * scale) for part in self._known.split(schedule))
         return Prediction(ratio * scale, _SIGMAS * deviation * scale, parts)
@@ -207,19 +212,30 @@ class LatencyTable:
         """Take in what was timed."""
         self._section.probes.extend(probes)
         self._section.date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        self.__dict__.pop("_known", None)
+        for told in ("_known", "processes_apart"):
+            self.__dict__.pop(told, None)
 
     @cached_property
     def _known(self) -> PartTimes:
         return PartTimes(self.target.widths, *self.timings())
 
+    @cached_property
+    def processes_apart(self) -> float:
+        """Standard deviation of an engine's time from process to process, as a share of it: that which makes the timings likeliest."""
+        if len(self._section.probes) < ENOUGH:
+            return _USUALLY_APART
+        return max(_APART, key=lambda apart: PartTimes(self.target.widths, *self._timings(apart)).likelihood)
+
     def timings(self) -> tuple[list[Schedule], list[float], list[float]]:
         """Return the schedules that were timed, their times in those of the reference, and the share that each may be off."""
+        return self._timings(self.processes_apart)
+
+    def _timings(self, apart: float) -> tuple[list[Schedule], list[float], list[float]]:
         probes = self._section.probes
         timed = [Schedule(probe.stage_blocks, probe.kept) for probe in probes]
         # the median of n rounds is off by 1.25 of their deviation over √n, and their quartiles lie 1.35 deviations apart
-        noise = [max(_FLOOR, 1.25 * probe.spread / 0.675 / self._section.rounds**0.5) for probe in probes]
-        return [self.reference, *timed], [1.0, *(probe.ratio for probe in probes)], [_FLOOR, *noise]
+        noise = [max(apart, 1.25 * probe.spread / 0.675 / self._section.rounds**0.5) for probe in probes]
+        return [self.reference, *timed], [1.0, *(probe.ratio for probe in probes)], [apart, *noise]
 
 
 def _opened(target: Target, path: Path | None) -> Section:

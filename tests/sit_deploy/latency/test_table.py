@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from engines.registry import engine_class
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.latency import LatencyTable, Schedule, Target, table
 from sit_deploy.latency.bench import Timed
+from sit_deploy.latency.table_file import Probe
 from sit_deploy.models.catalog import get_config
 from tests.sit_deploy.latency.test_parts import cost, others
 
@@ -262,3 +264,29 @@ def test_a_schedule_that_does_not_fit_is_refused(machine: Machine) -> None:
         found.predict((4, 4, 8), (196, 50, 51))
     with pytest.raises(InputError, match="add up to 4"):
         LatencyTable.measure(TARGET, bench=machine, schedules=[Schedule((2, 2), (196, 50))])
+
+
+@pytest.mark.parametrize("apart", [0.008, 0.03])
+def test_error_bars_hold_as_much_as_processes_differ(apart: float) -> None:
+    """An engine's speed is another in every process: the timings tell by how much, and bars are as wide."""
+    rng = random.Random(5)
+    found = LatencyTable(TARGET, table._opened(TARGET, None))
+    against = cost(found.reference)
+    pool = [one for one in others(60, 4) if len(one.kept) > 1]
+    found.add(
+        Probe(
+            stage_blocks=one.stage_blocks,
+            kept=one.kept,
+            ratio=cost(one) / against * (1 + rng.gauss(0, apart)),
+            spread=0.001,
+            reference_ms=against,
+        )
+        for one in pool[:24]
+    )
+    assert 0.5 * apart <= found.processes_apart <= 1.7 * apart
+    off = [
+        (cost(one) * (1 + rng.gauss(0, apart)) - said.ms) / said.error
+        for one in pool[24:]
+        for said in [found.predict(one.stage_blocks, one.kept)]
+    ]
+    assert sum(abs(one) <= 1 for one in off) >= 0.85 * len(off)
