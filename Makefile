@@ -11,7 +11,10 @@ INPUTS  := setup.cfg pyproject.toml constraints.txt
 # What Python compiles is kept, tests with their rewritten assertions too: else each of their processes takes four seconds for it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo quickstart test check lint format clean
+# What makes wheels is apart, so that a wheel does not wait for PyTorch.
+TOOLS := build/tools
+
+.PHONY: demo quickstart test check lint format wheel clean
 
 demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle
 	$(BIN)/sit-deploy build --model sit_s --precision fp16 -o build/sit_s-fp16 --force
@@ -39,6 +42,16 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+wheel: $(TOOLS)/installed    ## dist/*.whl, and the sdist that it is made of
+	rm -f dist/sit_deploy-*
+	PIP_CONSTRAINT=constraints.txt $(TOOLS)/bin/python -m build --outdir dist
+
+$(TOOLS)/installed: constraints.txt
+	$(NEED_PYTHON)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install -c constraints.txt build twine
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
@@ -52,10 +65,14 @@ $(VENV)/installed-%: $(INPUTS) | $(VENV)/installed
 	@touch $@
 
 $(BIN)/pip:
-	@command -v $(PYTHON) >/dev/null || \
-	    { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or pass PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	    { echo "error: $$($(PYTHON) -V) is too old; pass PYTHON=/path/to/python3.10 or newer" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	    { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(NEED_PYTHON)
 	$(PYTHON) -m venv $(VENV)
+
+define NEED_PYTHON
+@command -v $(PYTHON) >/dev/null || \
+	    { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or pass PYTHON=/path/to/python" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "error: $$($(PYTHON) -V) is too old; pass PYTHON=/path/to/python3.10 or newer" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+endef

@@ -7,6 +7,7 @@ import os
 from types import ModuleType
 
 from .errors import EngineLoadError, EngineNotInstalledError
+from .install import pip_install
 
 # that a runtime starts here at once: far more of them than CPUs only wait for each other, for minutes a call
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
@@ -27,7 +28,7 @@ def import_runtime(package: str, title: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise _broken(package, title, error) from error
-        raise EngineNotInstalledError(f"{title} is not installed", f"run `pip install {package}`") from None
+        raise EngineNotInstalledError(f"{title} is not installed", f"run {pip_install(package)}") from None
     except Exception as error:  # a broken library may raise anything while it loads
         raise _broken(package, title, error) from error
 
@@ -36,7 +37,7 @@ def _broken(package: str, title: str, error: Exception) -> EngineNotInstalledErr
     cause = " ".join(str(error).split()) or type(error).__name__
     return EngineNotInstalledError(
         f"{title} is installed but cannot be imported ({cause})",
-        f"run `pip install --force-reinstall {package}`",
+        f"run {pip_install(package, again=True)}",
     )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import EngineError, EngineNotInstalledError
+from engines.install import pip_install
 
 if TYPE_CHECKING:
     import numpy as np
-
-_INSTALL = "run `pip install polygraphy` (sit-deploy[tensorrt] brings it)"
 
 
 def import_polygraphy() -> None:
@@ -23,7 +22,9 @@ def import_polygraphy() -> None:
     try:
         importlib.import_module("polygraphy")
     except ImportError as error:
-        raise EngineNotInstalledError("comparing layers needs Polygraphy", _INSTALL) from error
+        raise EngineNotInstalledError(
+            "comparing layers needs Polygraphy", f"run {pip_install('polygraphy')}"
+        ) from error
 
 
 def run(runner: Any, feeds: Mapping[str, np.ndarray], title: str) -> dict[str, np.ndarray]:

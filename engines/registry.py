@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from engines.errors import EngineError, EngineNotInstalledError, NoGpuError
+from engines.install import pip_install
 
 if TYPE_CHECKING:
     from engines.base import Engine, Support
@@ -77,7 +78,7 @@ def select(kind: str = "auto") -> tuple[Engine, str]:
         refused.append(f"{candidate} was passed over: {answer.reason}")
     raise EngineNotInstalledError(
         "no inference runtime can build here",
-        "run `pip install onnxruntime` (any CPU) or `pip install tensorrt-rtx` (NVIDIA GPUs)",
+        f"run {pip_install('onnxruntime')} (any CPU) or {pip_install('tensorrt-rtx')} (NVIDIA GPUs)",
     )
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engines.install import pip_install
 from engines.strict_json import parse
 from sit_deploy.errors import InputError
 from training.run_files import BOARD, LOG
@@ -53,7 +54,7 @@ def _board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError("--tensorboard needs its package; pip install tensorboard") from None
+        raise InputError(f"--tensorboard needs its package; run {pip_install('tensorboard')}") from None
     return SummaryWriter(str(folder / BOARD))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
+from engines.install import pip_install
 from sit_deploy import limits
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.card_file import read_card
@@ -219,7 +220,7 @@ class TrainRequest:
         for package, needed in (("matplotlib", True), ("tensorboard", self.tensorboard)):
             if needed and find_spec(package) is None:
                 what = "--tensorboard" if package == "tensorboard" else "the picture of a run's curves"
-                raise InputError(f"{what} needs the package {package}; pip install {package}")
+                raise InputError(f"{what} needs the package {package}; run {pip_install(package)}")
         self.recipe.check()
         _ = self.preprocessing  # raises for values out of range
         if self.amp not in AMP:

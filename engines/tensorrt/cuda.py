@@ -16,11 +16,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.errors import EngineLoadError, EngineNotInstalledError, EngineRunError, NoGpuError
+from engines.install import pip_install
 
 if TYPE_CHECKING:
     import numpy as np
-
-_INSTALL = "run `pip install sit-deploy[tensorrt]` (pycuda is compiled and needs the CUDA toolkit's headers)"
 
 # of the CUDA driver API: CU_EVENT_DISABLE_TIMING, CUDA_ERROR_OUT_OF_MEMORY
 _DISABLE_TIMING = 2
@@ -62,7 +61,10 @@ def import_driver() -> ModuleType:
         driver = importlib.import_module("pycuda.driver")
     except Exception as error:  # a broken extension may raise anything while it loads
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "pycuda":
-            raise EngineNotInstalledError("running TensorRT engines needs PyCUDA", _INSTALL) from None
+            raise EngineNotInstalledError(
+                "running TensorRT engines needs PyCUDA",
+                f"run {pip_install('pycuda', 'cuda-bindings')} (pycuda is compiled and needs the CUDA toolkit's headers)",
+            ) from None
         raise EngineNotInstalledError(
             f"PyCUDA is installed but cannot be imported ({' '.join(str(error).split())})",
             "install the NVIDIA driver, or reinstall pycuda",

@@ -25,6 +25,7 @@ from engines.errors import (
 from engines.files import atomic_path
 from engines.gpus import Gpu, find_gpus
 from engines.graph_file import GraphNodes, check_batch
+from engines.install import pip_install
 from engines.tensorrt import config, cuda, load
 from engines.tensorrt.library import (
     TENSORRT,
@@ -77,7 +78,7 @@ class TensorRT(Engine):
             foreign = self._foreign(trt, status.gpus)
             if foreign:
                 remedy = (
-                    "use --engine tensorrt for this GPU (`pip install sit-deploy[tensorrt]`), or name the GPU to build for: "
+                    f"use --engine tensorrt for this GPU ({pip_install(*TENSORRT.packages)}), or name the GPU to build for: "
                     f"--engine {self.kind} --target sm89"
                 )
                 return Support(self.kind, True, version, True, False, foreign, remedy, foreign_gpu=True)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from engines.errors import EngineError, EngineNotInstalledError
+from engines.install import pip_install
 from engines.tensorrt.features import Features
 from engines.tensorrt.messages import Messages, builder_problems, clean, make_logger
 
@@ -19,7 +20,7 @@ class Flavour:
     kind: str
     title: str
     module: str
-    install: str
+    packages: tuple[str, ...]
     needs_gpu_to_build: bool
     has_timing_cache: bool
     has_hardware_levels: bool
@@ -30,7 +31,7 @@ TENSORRT = Flavour(
     kind="tensorrt",
     title="TensorRT",
     module="tensorrt",
-    install="run `pip install sit-deploy[tensorrt]`",
+    packages=("tensorrt", "pycuda", "cuda-bindings"),
     needs_gpu_to_build=True,
     has_timing_cache=True,
     has_hardware_levels=True,
@@ -39,7 +40,7 @@ TENSORRT_RTX = Flavour(
     kind="tensorrt-rtx",
     title="TensorRT-RTX",
     module="tensorrt_rtx",
-    install="run `pip install tensorrt-rtx`",
+    packages=("tensorrt-rtx",),
     needs_gpu_to_build=False,
     has_timing_cache=False,  # it keeps the calls and makes them do nothing
     has_hardware_levels=False,  # it keeps the setter and warns that it is unsupported
@@ -58,7 +59,9 @@ def import_module(flavour: Flavour) -> ModuleType:
         trt = importlib.import_module(flavour.module)
     except Exception as error:  # a broken library may raise anything while it loads
         if isinstance(error, ModuleNotFoundError) and error.name == flavour.module:
-            raise EngineNotInstalledError(f"{flavour.title} is not installed", flavour.install) from None
+            raise EngineNotInstalledError(
+                f"{flavour.title} is not installed", f"run {pip_install(*flavour.packages)}"
+            ) from None
         cause = " ".join(str(error).split()) or type(error).__name__
         raise EngineNotInstalledError(
             f"{flavour.title} is installed but cannot be imported ({cause})",
@@ -67,7 +70,7 @@ def import_module(flavour: Flavour) -> ModuleType:
     if not hasattr(trt, "Builder") or not hasattr(trt, "OnnxParser"):
         raise EngineNotInstalledError(
             f"the package {flavour.module} is installed but has no builder (lean runtime?)",
-            flavour.install,
+            f"run {pip_install(*flavour.packages)}",
         )
     lacks = Features.of(trt).unsupported
     if lacks:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import LayerTime
 from engines.errors import EngineInputError, EngineLoadError, EngineRunError
+from engines.install import requirement
 from engines.runner import Runner
 from engines.tensorrt import cuda
 from engines.tensorrt.bindings import read_bindings
@@ -75,7 +76,8 @@ class TensorRTRunner(Runner):
         self._graphs = cuda.import_graphs() if cuda_graph else None
         if cuda_graph and self._graphs is None:
             self.notes.append(
-                "no CUDA graphs: cuda-bindings is not installed; run `pip install cuda-bindings`"
+                # into records that leave this machine, so without this Python's path
+                f"no CUDA graphs: cuda-bindings is not installed; they need {requirement('cuda-bindings')}"
             )
         self._slots: list[ContextSlot] = []
         self._pool = SlotPool()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.install import pip_install
 from sit_deploy.data.class_names import listed
 from sit_deploy.data.hub import open_hub
 from sit_deploy.data.image_files import skipped_note
@@ -166,7 +167,7 @@ def _digits() -> Data:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise InputError("--data digits needs scikit-learn; pip install scikit-learn") from None
+        raise InputError(f"--data digits needs scikit-learn; run {pip_install('scikit-learn')}") from None
     import numpy as np
 
     digits = load_digits()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from engines.install import pip_install
 from sit_deploy.data.hub import short_reason
 from sit_deploy.data.source import DataSource
 from sit_deploy.data.splits import held_out_part, training_part
@@ -42,7 +43,7 @@ def require_package(source: DataSource) -> None:
     """
     package = _PACKAGES.get(source.prefix)
     if package and find_spec(package) is None:
-        raise InputError(f"{source.name} needs the package {package}; pip install {package}")
+        raise InputError(f"{source.name} needs the package {package}; run {pip_install(package)}")
 
 
 def open_timm(source: DataSource, split: str, training: bool) -> Any:

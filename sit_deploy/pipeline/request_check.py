@@ -7,6 +7,7 @@ from pathlib import Path
 
 import engines
 from engines.base import ATTENTION_OPSET
+from engines.install import pip_install
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
@@ -248,8 +249,9 @@ def _card_may_come(request: BuildRequest) -> bool:
 def _check_onnxruntime() -> None:
     """Refuse 8 bits with a release that runs their graphs wrongly: it fuses Q/DQ otherwise, and loads no FP8 weights."""
     found = engines.get("onnxruntime").probe().version or "none"
+    oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
     if not found[:1].isdigit() or tuple(int(part) for part in found.split(".")[:2]) < OLDEST_ONNXRUNTIME:
         raise InputError(
-            f"int8 and fp8 need ONNX Runtime {'.'.join(map(str, OLDEST_ONNXRUNTIME))} or newer to be measured with, and {found} "
-            "is installed; run `pip install -U onnxruntime` (with Python 3.11 or newer)"
+            f"int8 and fp8 need ONNX Runtime {oldest} or newer to be measured with, and {found} "
+            f"is installed; run {pip_install(f'onnxruntime>={oldest}')} (with Python 3.11 or newer)"
         )

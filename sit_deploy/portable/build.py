@@ -13,6 +13,7 @@ from engines.errors import EngineBuildError, EngineNotInstalledError, NoGpuError
 from engines.files import move_in, partial_folder, uninterrupted
 from engines.gpus import find_gpus
 from engines.graph_file import GraphNodes
+from engines.install import pip_install
 
 from ..errors import InputError
 from ..hashes import digest, sha256
@@ -33,7 +34,7 @@ def choose_kind(asked: str | None) -> str:
         import onnx  # noqa: F401
     except ImportError:
         raise EngineNotInstalledError(
-            "--build reads ONNX files, and onnx is not installed", "run `pip install onnx`"
+            "--build reads ONNX files, and onnx is not installed", f"run {pip_install('onnx')}"
         ) from None
     supports = [engines.get(kind).probe() for kind in ([asked] if asked else KINDS)]
     for support in supports:
@@ -44,7 +45,7 @@ def choose_kind(asked: str | None) -> str:
         wanted = asked or "tensorrt"
         raise EngineNotInstalledError(
             f"--build needs {engines.get(wanted).title}, which is not installed",
-            f"run `pip install {wanted} pycuda`",
+            f"run {pip_install(wanted, 'pycuda')}",
         )
     if not find_gpus():
         raise NoGpuError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import engines
 from engines.base import Progress
+from engines.install import pip_install
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest
 from sit_deploy.models.reduced import reduced_by
@@ -85,7 +86,7 @@ def _engine(request: SearchRequest) -> engines.Engine:
         answer = engines.get(kind).probe()
         if answer.can_run and answer.can_build:
             return engines.get(kind)
-    raise InputError("no engine runs here that could be timed; run `pip install onnxruntime`")
+    raise InputError(f"no engine runs here that could be timed; run {pip_install('onnxruntime')}")
 
 
 def _precisions(request: SearchRequest, engine: engines.Engine, given: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engines.install import pip_install
 from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 
@@ -78,7 +79,7 @@ def protobuf() -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"Triton's client library is needed to write its configuration ({error}); "
-            "run `pip install 'sit-deploy[triton]'`"
+            f"run {pip_install('tritonclient')}"
         ) from None
     return model_config_pb2
 

@@ -46,7 +46,7 @@ _MODELS, _ENGINES = Path(__file__).parent / "python_models", Path(engines.__file
 _PARTS_OF = {
     "onnxruntime": ("cpu.py",),
     "openvino": (
-        *("cpu.py", "errors.py", "imports.py", "runner.py"),
+        *("cpu.py", "errors.py", "imports.py", "install.py", "runner.py"),
         *(
             f"openvino/{name}.py"
             for name in ("__init__", "bfloat16", "instructions", "library", "runner", "types")

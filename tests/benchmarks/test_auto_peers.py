@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 pytest.importorskip("torch", reason="needs PyTorch for its models")
 
 from benchmarks import auto_peers

@@ -81,7 +81,7 @@ def test_without_a_gpu(make_mlp, monkeypatch: pytest.MonkeyPatch):
 
 def test_without_polygraphy(make_mlp, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "polygraphy", None)
-    with pytest.raises(EngineNotInstalledError, match="pip install polygraphy"):
+    with pytest.raises(EngineNotInstalledError, match="pip install 'polygraphy>="):
         get("onnxruntime").tensor_outputs(make_mlp(), FEEDS)
 
 

@@ -161,7 +161,7 @@ def trained_openvino(trained: Trained, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def trained_bf16(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`trained` as a bundle in BF16 for OpenVINO; skips on a CPU that has none. Do not write into it."""
-    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
     from engines.openvino.bfloat16 import has_bfloat16
 
     if not has_bfloat16(openvino):

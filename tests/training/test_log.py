@@ -75,6 +75,8 @@ def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
 
 def test_tensorboard_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"^--tensorboard needs its package; pip install tensorboard$"):
+    with pytest.raises(
+        InputError, match=r"^--tensorboard needs its package; run `.*pip install 'tensorboard>=.*'`$"
+    ):
         Log(tmp_path, tensorboard=True)
     Log(tmp_path).close()

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from engines.cpu import cpu_count, quota
+from engines.install import pip_install
 from sit_deploy.data.datasets import ArrayImages, Data, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
@@ -110,7 +111,7 @@ def test_packages_of_the_end(
     package: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.request.find_spec", lambda name: None if name == package else object())
-    assert f"needs the package {package}; pip install {package}" in refusal(
+    assert f"needs the package {package}; run {pip_install(package)}" in refusal(
         request(pictures, tmp_path / "run", tensorboard=True)
     )
 

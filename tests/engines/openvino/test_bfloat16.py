@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import BuildOptions, EngineLoadError
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
 import openvino as ov
 

@@ -16,8 +16,9 @@ from engines import (
     EngineLoadError,
     EngineNotInstalledError,
 )
+from engines.install import pip_install
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
 from engines.openvino.engine import OpenVino
 
@@ -169,7 +170,7 @@ def test_without_openvino(monkeypatch: pytest.MonkeyPatch, make_mlp, tmp_path: P
     monkeypatch.setitem(sys.modules, "openvino", None)
     answer = OpenVino().probe()
     assert (answer.installed, answer.can_build, answer.can_run) == (False, False, False)
-    assert answer.remedy == "run `pip install openvino`"
+    assert answer.remedy == f"run {pip_install('openvino')}"
     with pytest.raises(EngineNotInstalledError, match="OpenVINO is not installed"):
         OpenVino().build(make_mlp(), tmp_path / "e.xml", OPTIONS)
 

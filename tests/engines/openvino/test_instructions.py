@@ -11,7 +11,7 @@ import pytest
 
 from engines import EngineLoadError, cpu
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
 from engines.openvino import engine, instructions, runner
 from engines.openvino.engine import OpenVino

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
 from engines.kernels import Role
 from engines.openvino.engine import OpenVino

@@ -16,7 +16,7 @@ from tests.sit_deploy.conftest import Trained
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'sit-deploy[openvino]'")
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Trained
 
-pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install 'sit-deploy[triton]'")
+pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install '.[triton]'")
 
 
 def test_a_repository_of_several_bundles(nano_fp32: Path, nano_rtx: Path, cli: CommandLine) -> None:
@@ -137,7 +137,7 @@ def test_without_the_client_library(
     nano_fp32: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tritonclient.grpc", None)
-    assert "run `pip install 'sit-deploy[triton]'`" in cli.refuses(
+    assert "pip install 'tritonclient[grpc,http]>=" in cli.refuses(
         "package", "triton", nano_fp32, "-o", "models"
     )
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from engines.install import pip_install
 from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
@@ -178,7 +179,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
 def test_digits_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "sklearn")
-    assert refusal("digits") == "--data digits needs scikit-learn; pip install scikit-learn"
+    assert refusal("digits") == f"--data digits needs scikit-learn; run {pip_install('scikit-learn')}"
 
 
 # ------------------------------------------------------------------------------------------------- torchvision's sets
@@ -278,7 +279,7 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch.setattr(
         "sit_deploy.data.timm_datasets.find_spec", lambda n: None if n == package else real(n)
     )
-    assert refusal(name, num_classes=5) == f"{name} needs the package {package}; pip install {package}"
+    assert refusal(name, num_classes=5) == f"{name} needs the package {package}; run {pip_install(package)}"
     assert capsys.readouterr().out == ""  # where timm would print
 
 

@@ -20,7 +20,7 @@ from sit_deploy.manifest import digest
 from sit_deploy.triton import server
 from sit_deploy.triton.config import Serving
 
-pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install 'sit-deploy[triton]'")
+pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install '.[triton]'")
 
 
 def free_ports() -> server.Ports:
