@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engines.errors import EngineError
     from engines.timing import TimingOptions
     from sit_deploy.bundle import Bundle, load_bundle
+    from sit_deploy.embeddings import Embedded, EmbedRequest, embed
     from sit_deploy.errors import Error, GateError, InputError
     from sit_deploy.inference import Classifier, load
     from sit_deploy.pipeline.build import build, export
@@ -43,6 +44,8 @@ __all__ = [
     "CalibrationError",
     "CalibrationResult",
     "Classifier",
+    "EmbedRequest",
+    "Embedded",
     "EngineError",
     "Error",
     "GateError",
@@ -58,6 +61,7 @@ __all__ = [
     "bench",
     "build",
     "calibrate",
+    "embed",
     "export",
     "load",
     "load_bundle",
@@ -74,6 +78,8 @@ _HOMES = {
     "CalibrationError": "calibration.errors",
     "CalibrationResult": "sit_deploy.pipeline.calibration",
     "Classifier": "sit_deploy.inference",
+    "EmbedRequest": "sit_deploy.embeddings",
+    "Embedded": "sit_deploy.embeddings",
     "EngineError": "engines.errors",
     "Error": "sit_deploy.errors",
     "GateError": "sit_deploy.errors",
@@ -89,6 +95,7 @@ _HOMES = {
     "bench": "sit_deploy.validation.bench",
     "build": "sit_deploy.pipeline.build",
     "calibrate": "sit_deploy.pipeline.calibration",
+    "embed": "sit_deploy.embeddings",
     "export": "sit_deploy.pipeline.build",
     "load": "sit_deploy.inference",
     "load_bundle": "sit_deploy.bundle",

@@ -11,7 +11,16 @@ from engines.files import move_in, partial_folder, sweep, uninterrupted
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import sha256
 
-__all__ = ["check_output", "place", "recover", "scratch", "sha256", "uninterrupted", "write_whole"]
+__all__ = [
+    "check_output",
+    "place",
+    "recover",
+    "scratch",
+    "sha256",
+    "uninterrupted",
+    "whole_file",
+    "write_whole",
+]
 
 
 @contextlib.contextmanager
@@ -62,8 +71,11 @@ def recover(path: Path) -> None:
         sweep(path.absolute().parent)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Of a link, the file that it leads to is replaced.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write a file to; it takes the place of `path` when the block ends well. Of a link, the file that it leads to is replaced.
+
+    Files that are written beside it meanwhile go with the block.
 
     Raises:
         InputError: its folder cannot be written, or it is a folder, a device or a pipe.
@@ -72,9 +84,14 @@ def write_whole(path: Path, text: str) -> None:
     if real.exists() and not real.is_file():
         raise InputError(f"output {path} is not a file; choose another -o")
     with scratch(real) as folder:
-        temporary = folder / real.name
+        yield folder / real.name
+        (folder / real.name).replace(real)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; links and errors as `whole_file`."""
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(real)
 
 
 def check_output(path: Path, force: bool) -> None:

@@ -90,6 +90,8 @@ def is_warning(note: str) -> bool:
 
 def file_size(count: int) -> str:
     """Return a number of bytes as people read it."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 

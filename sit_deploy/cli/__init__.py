@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "Ship it or not: measure bundles, write one page.",
     "inspect": "Lint and summarise an ONNX graph or a bundle.",
     "predict": "Classify image files with a bundle.",
+    "embed": "Write features and tokens of image files to a file.",
     "visualize": "Draw which patches each slimmed token gathers.",
     "package": "Write a Triton repository, a C++ project, or a Python folder.",
     "serve": "Serve a bundle with Triton on this machine.",

@@ -23,7 +23,14 @@ from sit_deploy.cli.options import outputs_option
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0.0 kB"), (312, "0.3 kB"), (4_500, "4.5 kB"), (99_999, "100.0 kB"), (8_140_000, "8.1 MB")],
+    [
+        (0, "0.0 kB"),
+        (312, "0.3 kB"),
+        (4_500, "4.5 kB"),
+        (99_999, "100.0 kB"),
+        (8_140_000, "8.1 MB"),
+        (39_250_000_000, "39.2 GB"),
+    ],
 )
 def test_file_size(count: int, text: str) -> None:
     assert file_size(count) == text
