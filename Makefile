@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What makes wheels is apart, so that a wheel does not wait for PyTorch.
 TOOLS := build/tools
 
-.PHONY: demo quickstart test check lint format wheel clean
+.PHONY: demo quickstart test check lint format wheel try-wheel release-check clean
 
 demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle
 	$(BIN)/sit-deploy build --model sit_s --precision fp16 -o build/sit_s-fp16 --force
@@ -45,6 +45,14 @@ format: $(VENV)/installed-dev
 wheel: $(TOOLS)/installed    ## dist/*.whl, and the sdist that it is made of
 	rm -f dist/sit_deploy-*
 	PIP_CONSTRAINT=constraints.txt $(TOOLS)/bin/python -m build --outdir dist
+
+try-wheel: wheel $(VENV)/installed-test ## the first steps of a user, in an empty folder, with the wheel alone
+	$(BIN)/python .ci/try_wheel.py dist/*.whl
+
+release-check: wheel         ## what has to hold before a tag is pushed; installs every dependency anew (6 GB, minutes)
+	$(TOOLS)/bin/python .ci/check_release.py $(if $(TAG),--tag $(TAG))
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/python .ci/try_wheel.py --fresh dist/*.whl
 
 $(TOOLS)/installed: constraints.txt
 	$(NEED_PYTHON)

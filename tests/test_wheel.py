@@ -88,3 +88,26 @@ def test_metadata_says_what_is_so(released: tuple[Path, Path]) -> None:
     assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text(encoding="utf-8")
     assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2111.12624"]
     assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("training/cli/slim.py", "sit-deploy slim --help exited with 2"),  # the checkout's would be found
+        ("sit_deploy/report/page.html.j2", "sit-deploy build --model sit_nano --engine onnxruntime"),
+    ],
+)
+def test_trying_a_wheel_notices_a_file_that_it_lacks(
+    released: tuple[Path, Path], tmp_path: Path, lost: str, said: str
+) -> None:
+    pytest.importorskip("pip", reason="needs pip")
+    whole, poorer = released[1], tmp_path / released[1].name
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(poorer, "w") as target:
+        for name in source.namelist():
+            if name != lost:
+                target.writestr(name, source.read(name))
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci/try_wheel.py", poorer], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1, done.stdout
+    assert f"the wheel fails: {said}" in done.stderr
