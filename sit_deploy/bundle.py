@@ -173,11 +173,12 @@ class Bundle:
         """What the engine gives, in order."""
         return self.manifest.given
 
-    def require_classes(self, what: str) -> None:
+    def require_classes(self, what: str, instead: str) -> None:
         """Refuse what needs logits where the engine gives none.
 
         Args:
             what: needs them, for the start of the message.
+            instead: what a bundle without them is for, a command line.
 
         Raises:
             InputError: says what it gives instead.
@@ -185,7 +186,7 @@ class Bundle:
         if not self.manifest.has_logits:
             names = listing([output.name for output in self.outputs])
             raise InputError(
-                f"{what} needs classes, and {self.path} gives {names} and no logits; build it with --outputs logits,..."
+                f"{what} needs classes, and {self.path} gives {names} and no logits; {instead}, or build it with --outputs logits,..."
             )
 
     def golden(self) -> tuple[np.ndarray, np.ndarray]:

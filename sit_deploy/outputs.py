@@ -80,6 +80,11 @@ def outputs_of(fields: Mapping[str, Any]) -> tuple[Output, ...]:
     return tuple(Output(one["name"], tuple(one["shape"]), one["dtype"]) for one in listed)
 
 
+def has_classes(names: Iterable[str]) -> bool:
+    """Whether outputs tell classes: `sit-deploy report` and `predict` take no bundle without, and nothing sends people there with one."""
+    return LOGITS in names
+
+
 def listing(names: Sequence[str]) -> str:
     """Return names for a sentence: "a", "a and b", "a, b and c"."""
     *most, last = names

@@ -18,6 +18,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.files import place, scratch
 from sit_deploy.hashes import digest
 from sit_deploy.manifest import MANIFEST
+from sit_deploy.outputs import has_classes
 from sit_deploy.portable.bundle import BUNDLES, FOLDER, platform_of
 from sit_deploy.text import file_name, is_utf8, shown
 
@@ -103,9 +104,11 @@ and times all bundles turn about, each batch size in a process of its own. `chec
 `-o FILE` names the JSON, `--device cuda:1` picks a GPU, `--help` has the rest. Exit status: 0 good; 1 the golden outputs differ:
 do not serve it here; 2 bad usage, or a bundle does not run on this machine, with the reason in one line.
 
-`check.json` says what ran where: CPU, GPU, driver, clocks, releases; no host name and no path. Where sit-deploy is,
-`sit-deploy report BUNDLE --measured check.json` takes it in.
+`check.json` says what ran where: CPU, GPU, driver, clocks, releases; no host name and no path.{report}
 {gpu}"""
+
+_REPORT = """ Where sit-deploy is,
+`sit-deploy report BUNDLE --measured check.json` takes it in{which}."""
 
 _CLASSIFIES = """\
     with sit_bundle.load("bundles/{first}") as classify:
@@ -301,8 +304,16 @@ def _readme(names: Sequence[str], bundles: Sequence[Bundle]) -> str:
         usage=(_CLASSIFIES if bundles[0].manifest.has_logits else _EMBEDS).format(
             first=names[0], outputs=", ".join(one.name for one in bundles[0].outputs)
         ),
+        report=_report(bundles),
         gpu=_GPU_README if on_gpu else "",
     )
+
+
+def _report(bundles: Sequence[Bundle]) -> str:
+    """Return what takes check.json, of which bundles."""
+    taken = [bundle for bundle in bundles if has_classes(one.name for one in bundle.outputs)]
+    which = "" if len(taken) == len(bundles) else ", for bundles that give logits"
+    return _REPORT.format(which=which) if taken else ""
 
 
 def _cell(text: str) -> str:

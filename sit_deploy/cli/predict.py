@@ -62,7 +62,7 @@ def command(
     if search.note:
         say(console(stderr=True), f"Note: {literal(search.note)}")
     opened = load_bundle(bundle)
-    opened.require_classes("predict")
+    opened.require_classes("predict", "write what it gives with `sit-deploy embed`")
     warn(ignored_orientation_note(files, opened.preprocessing(), "build it again with"))
     with load(opened, engine, threads=threads, device=device) as classify:
         results = top_classes(classify(files), opened.classes, top)

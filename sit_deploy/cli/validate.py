@@ -39,6 +39,7 @@ _SHOWN_FEW = 5  # classes and images; --json has all
         "sit-deploy validate sit_s-fp32",
         "sit-deploy validate sit_s-fp32 --data imagenet/val --max-accuracy-drop 0.5 --min-agreement 98",
         "sit-deploy validate sit_s-fp16 --data imagenet/val --resume progress.json",
+        "sit-deploy validate dinov2-fp16 --data photos/ --min-agreement 99",
     ),
 )
 @click.argument("bundle", type=path_type)
@@ -70,7 +71,7 @@ _SHOWN_FEW = 5  # classes and images; --json has all
 def command(as_json: bool, **options: Any) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 
-    Exit status 1 if the golden outputs are out of tolerance, or a limit is not kept or would be by any engine: a model at
+    Of embeddings, images tell how alike both sides' vectors are, labels or none. Exit status 1 if the golden outputs are out of tolerance, or a limit is not kept or would be by any engine: a model at
     chance loses nothing, and images of one class, or that all get one, tell nothing apart. Started by torchrun (torchrun
     --nproc-per-node 8 -m sit_deploy validate ...), the processes share the images.
     """
@@ -120,7 +121,17 @@ def _show(result: dict[str, Any], compared: LayerComparison | None, precision: s
 
 
 def _show_neighbours(screen: Console, found: dict[str, Any]) -> None:
-    """Print how often the nearest other image has an image's label, by both sides' vectors."""
+    """Print how often the nearest other image has an image's label, by both sides' vectors, and how alike these are."""
+    cosines = (
+        f"cosine of both sides' vectors at least {found['cosine_min']:.6f} ({literal(found['farthest'])}), mean "
+        f"{found['cosine_mean']:.6f}"
+    )
+    if found["classes"] is None:
+        same = found["same_neighbour"]
+        neighbours = "" if same is None else f"the same nearest neighbour for {same:.2f} %; "
+        images = f"{found['images']} image{'s' * (found['images'] != 1)} without labels"
+        say(screen, f"{found['output']} of {images}: {neighbours}{cosines}")
+        return
     say(
         screen,
         f"Nearest neighbours by {found['output']} ({found['images']} images of {found['classes']} classes, each with the label of its "
@@ -128,8 +139,7 @@ def _show_neighbours(screen: Console, found: dict[str, Any]) -> None:
     )
     say(
         screen,
-        f"the same label for {found['same_label']:.2f} % of images, the same neighbour for {found['same_neighbour']:.2f} %; cosine of "
-        f"both sides' vectors at least {found['cosine_min']:.6f}, mean {found['cosine_mean']:.6f}",
+        f"the same label for {found['same_label']:.2f} % of images, the same neighbour for {found['same_neighbour']:.2f} %; {cosines}",
     )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.data.class_names import ClassMatch, match_names
-from sit_deploy.data.image_files import skipped_note
+from sit_deploy.data.image_files import find_images, skipped_note
 from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.samples import Samples, describe
 from sit_deploy.data.source import DataSource, is_named
-from sit_deploy.data.splits import HELD_OUT, find_part
+from sit_deploy.data.splits import HELD_OUT, find_part, has_class_folders
 from sit_deploy.errors import InputError
 from sit_deploy.text import shown
 
@@ -126,6 +126,28 @@ def open_labelled(
     matched = match_names(str(data), names, classes, count, ordered=True)
     return Labelled(
         Relabelled(opened.val, matched.labels), opened.name, matched, (*opened.notes, *matched.notes)
+    )
+
+
+def open_unlabelled(data: str | Path, split: str | None = None) -> Labelled | None:
+    """Return the images of a folder that has no class folders, all of label 0; None of anything else.
+
+    Args:
+        data: as of `open_labelled`.
+        split: likewise.
+
+    Raises:
+        InputError: several parts of a data set, or no images.
+    """
+    if not Path(data).is_dir():
+        return None
+    folder = find_part(Path(data), HELD_OUT, split)
+    if has_class_folders(folder):
+        return None
+    found = find_images(folder)
+    matched = match_names(shown(folder), ["unlabelled"], None, 1)
+    return Labelled(
+        [(path, 0) for path in found.images], shown(folder), matched, (found.note,) if found.note else ()
     )
 
 

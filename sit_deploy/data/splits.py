@@ -259,13 +259,13 @@ def _parts_below(root: Path, inside: list[str], option: str) -> dict[str, Role] 
     others = [
         name for name in inside if name not in parts and not _holds_no_part(name) and has_images(root / name)
     ]
-    nested = {name for name in parts if _has_class_folders(root / name)}
+    nested = {name for name in parts if has_class_folders(root / name)}
     if others and not nested:
         loose = {name: _role_of_longer_name(name) for name in (*parts, *others)}
         if (
             None in loose.values()
             or len({*loose.values()}) < 2
-            or not any(_has_class_folders(root / name) for name in loose)
+            or not any(has_class_folders(root / name) for name in loose)
         ):
             return None
         return {name: part_role for name, part_role in loose.items() if part_role}
@@ -279,7 +279,7 @@ def _parts_below(root: Path, inside: list[str], option: str) -> dict[str, Role] 
 
 def _choose_part(root: Path, parts: Mapping[str, Role], roles: Collection[Role], option: str) -> Path:
     where = shown(root)
-    labelled = [name for name in parts if _has_class_folders(root / name)]
+    labelled = [name for name in parts if has_class_folders(root / name)]
     for wanted in roles:
         matching = [name for name in labelled if parts[name] == wanted]
         if len(matching) > 1:
@@ -307,7 +307,7 @@ def _choose_part(root: Path, parts: Mapping[str, Role], roles: Collection[Role],
     )
 
 
-def _has_class_folders(folder: Path) -> bool:
+def has_class_folders(folder: Path) -> bool:
     """Whether the images of a folder are in folders below it."""
     return any(has_images(folder / name) for name in subfolders(folder))
 

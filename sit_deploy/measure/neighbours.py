@@ -1,7 +1,7 @@
 """Nearest neighbours of embeddings: does an engine put images beside the same ones as PyTorch does?
 
-What embeddings are used for, retrieval and k-NN classification (arXiv 2104.14294, section 4.1), on labelled images: every image is
-given the label of its nearest other, by cosine.
+What embeddings are used for: retrieval, and on labelled images k-NN classification (arXiv 2104.14294, section 4.1), where every image
+is given the label of its nearest other, by cosine.
 """
 
 from __future__ import annotations
@@ -19,54 +19,73 @@ if TYPE_CHECKING:
 
     from sit_deploy.preprocessing import Preprocessing
 
+NEEDS_LABELS = (
+    "--max-accuracy-drop of embeddings needs images of two labels at least; pass --data a folder with one subfolder a class, or "
+    "--min-agreement, of the images whose nearest neighbour stays the same"
+)
 _ROWS = 1024  # of the table of cosines that is held at once
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What labelled images say of an output's vectors.
+    """What images say of an output's vectors.
 
     Attributes:
         output: its name.
         images: how many.
-        classes: of them.
+        classes: of them; None, as all that labels tell, where these are fewer than two.
         reference: percent of images whose nearest other, by PyTorch's vectors, has their label.
         engine: by the engine's vectors.
         same_label: percent of images to which both give the same label.
-        same_neighbour: percent of images whose nearest other is the same image.
+        same_neighbour: percent of images whose nearest other is the same image; None of a single image.
         cosine_min: least cosine of an image's two vectors, and cosine_mean the mean.
+        farthest: the image that has the least.
     """
 
     output: str
     images: int
-    classes: int
-    reference: float
-    engine: float
-    same_label: float
-    same_neighbour: float
+    classes: int | None
+    reference: float | None
+    engine: float | None
+    same_label: float | None
+    same_neighbour: float | None
     cosine_min: float
     cosine_mean: float
+    farthest: str
 
     @property
-    def drop(self) -> float:
+    def drop(self) -> float | None:
         """Points that the engine lost."""
-        return self.reference - self.engine
+        return None if self.reference is None or self.engine is None else self.reference - self.engine
 
     def require(self, max_drop: float | None = None, min_agreement: float | None = None) -> None:
         """Hold the engine to limits.
 
         Raises:
-            GateError: it loses more than `max_drop` points, or gives fewer than `min_agreement` percent of images the same label.
+            GateError: it loses more than `max_drop` points, or gives fewer than `min_agreement` percent of images the same label,
+                or the same neighbour where there are no labels.
+            InputError: `max_drop`, and no labels; `min_agreement`, and a single image.
         """
+        if max_drop is not None and self.drop is None:
+            raise InputError(NEEDS_LABELS)
         if max_drop is not None and self.drop > max_drop:
             raise GateError(
                 f"the engine's nearest neighbours are right for {self.engine:.2f} % of images and PyTorch's for {self.reference:.2f} %, "
                 f"{self.drop:.2f} points more, over the {max_drop:g} allowed; try a higher precision"
             )
-        if min_agreement is not None and self.same_label < min_agreement:
+        if min_agreement is None:
+            return
+        same = self.same_neighbour if self.same_label is None else self.same_label
+        if same is None:
+            raise InputError("a single image has no neighbours to agree on; pass --data a folder of more")
+        if same < min_agreement:
+            what = (
+                "have the same nearest neighbour"
+                if self.same_label is None
+                else "get the same label by their nearest neighbours"
+            )
             raise GateError(
-                f"{self.same_label:.2f} % of images get the same label by their nearest neighbours, under the {min_agreement:g} asked "
-                "for; try a higher precision"
+                f"{same:.2f} % of images {what}, under the {min_agreement:g} asked for; try a higher precision"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,24 +102,25 @@ def measure_neighbours(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> Neighbours:
-    """Compute the vectors of labelled images with both, and compare their neighbours. Two vectors an image are held in memory.
+    """Compute the vectors of images with both, and compare them and their neighbours. Two vectors an image are held in memory.
 
     Args:
         output: what the vectors are, for people.
         reference: normalised images float32 (n, 3, H, W) → vectors (n, dim).
         engine: images as the preprocessing gives them → vectors.
-        samples: (source, label) pairs.
+        samples: (source, label) pairs; labels that are all the same are none.
         preprocessing: of the images.
         batch_size: images a call.
         progress: called with a step, how much of it is done, and of how much.
 
     Raises:
-        InputError: fewer than two images or labels, an image that cannot be read, or a reference that gives NaN or infinity.
+        InputError: no image, one that cannot be read, or a reference that gives NaN or infinity.
         GateError: an engine that does.
     """
     import numpy as np
 
     from sit_deploy.data.batches import batches
+    from sit_deploy.data.samples import describe
 
     theirs, ours, labels = [], [], []
     for images, found in batches(samples, preprocessing, batch_size):
@@ -110,25 +130,27 @@ def measure_neighbours(
         if progress:
             progress("embedding images", sum(map(len, labels)), len(samples))
     label = np.concatenate(labels)
-    if len(np.unique(label)) < 2:
-        raise InputError(
-            "nearest neighbours need images of two labels at least; pass --data a folder with one subfolder a class"
-        )
     first = _unit(np.concatenate(theirs), InputError, "the PyTorch model itself")
     second = _unit(np.concatenate(ours), GateError, "the engine")
     nearest = [nearest_other(vectors) for vectors in (first, second)]
     given = [label[indices] for indices in nearest]
-    cosine = cosines(second, first)
+    cosine, classes = cosines(second, first), len(np.unique(label))
+    told = classes > 1
     return Neighbours(
         output,
         len(label),
-        len(np.unique(label)),
-        *(float(100 * np.mean(one == label)) for one in given),
-        float(100 * np.mean(given[0] == given[1])),
-        float(100 * np.mean(nearest[0] == nearest[1])),
+        classes if told else None,
+        *(_percent(one == label) if told else None for one in given),
+        _percent(given[0] == given[1]) if told else None,
+        _percent(nearest[0] == nearest[1]) if len(label) > 1 else None,
         float(cosine.min()),
         float(cosine.mean()),
+        describe(samples, int(cosine.argmin())),
     )
+
+
+def _percent(which: np.ndarray) -> float:
+    return float(100 * which.mean())
 
 
 def nearest_other(vectors: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from engines.timing import TimingOptions
 from ..errors import InputError
 from ..hashes import digest
 from ..limits import ROUNDS, SECONDS
+from ..outputs import has_classes
 from ..text import printable, shortened
 from . import build
 from .bundle import BUNDLES, Bundle, open_bundle
@@ -96,7 +97,11 @@ def _check(root: Path, options: argparse.Namespace) -> int:
     with atomic_path(output) as temporary:
         text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    print(printable(f"{output}: take it to sit-deploy report BUNDLE --measured {output.name}"), flush=True)
+    reported = any(has_classes(one.name for one in bundle.outputs) for bundle in bundles)
+    where = (
+        f": take it to sit-deploy report BUNDLE --measured {output.name}" if reported else " has all of it"
+    )
+    print(printable(f"{output}{where}"), flush=True)
     if bad := [row["name"] for row in rows if row["golden"] and not row["golden"]["passed"]]:
         _complain(
             f"{', '.join(bad)}: the golden outputs are not the reference's on this machine; do not serve it here"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sit_deploy.outputs import has_classes
 from sit_deploy.report import speedup_text
 from sit_deploy.report.build_types import BuildReport
 from sit_deploy.report.figure import figure
@@ -36,7 +37,12 @@ def write_build_report(folder: Path, fields: Mapping[str, Any]) -> None:
 def render(report: BuildReport) -> str:
     """Return the page of a build; every value of it is escaped."""
     view = build_view(report)
-    built = f"As built, on {report.compared_on}. `sit-deploy report` measures it on a machine of yours."
+    # a build says its outputs where they are not logits alone
+    given = [one.name for one in report.hops[0].outputs] if report.hops else []
+    by = "`sit-deploy report` measures"
+    if given and not has_classes(given):
+        by = "`sit-deploy validate` checks, and `sit-deploy bench` times"
+    built = f"As built, on {report.compared_on}. {by} it on a machine of yours."
     return _render(view["name"], built, [view], None)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.bundle import GOLDEN, Bundle
-from sit_deploy.data.labelled import Labelled, open_labelled
+from sit_deploy.data.labelled import Labelled, open_labelled, open_unlabelled
 from sit_deploy.data.samples import spread_over
 from sit_deploy.measure.accuracy import ENGINE, Accuracy
 from sit_deploy.measure.baseline import Doubt, find_doubts
@@ -124,11 +124,13 @@ def check_accuracy(
 def open_labelled_for(
     bundle: Bundle, data: str | Path, images: int | None = None, **options: Any
 ) -> Labelled:
-    """Open held-out images for a bundle's classes, under their own where it has none; `images` of them, evenly spread, or all.
+    """Open held-out images for a bundle's classes, under their own or none where it has no logits; `images` of them, evenly spread, or all.
 
     options: of `open_labelled`.
     """
     manifest = bundle.manifest
     count = manifest.model.num_classes if manifest.has_logits else None
-    labelled = open_labelled(data, manifest.classes, count, **options)
+    named = options.get("image_key") or options.get("label_key")  # which no folder has, as it is told
+    flat = None if manifest.has_logits or named else open_unlabelled(data, options.get("split"))
+    labelled = flat or open_labelled(data, manifest.classes, count, **options)
     return replace(labelled, samples=spread_over(labelled.samples, images))

@@ -162,7 +162,9 @@ def write_report(
     request.check()
     bundles, measured = _open(request.sources)
     for bundle in bundles:
-        bundle.require_classes("a report")
+        bundle.require_classes(
+            "a report", "measure it with `sit-deploy validate --data` and `sit-deploy bench`"
+        )
     elsewhere = _elsewhere(request.measured, bundles)
     request.refuse_without_data()
     if request.max_student_drop is not None and bundles and (request.data is None or request.teacher is None):

@@ -119,7 +119,7 @@ class Validation:
         preprocessing: of those images, where it is not the bundle's.
         layers: the time of each, and debug: the comparison layer by layer, None where not asked for.
         main: False in the processes of torchrun but the first, which hand in their counts and judge nothing.
-        neighbours: what labelled images say of embeddings, None without them.
+        neighbours: what images say of embeddings, None without them.
     """
 
     request: ValidateRequest
@@ -274,18 +274,26 @@ def _check_neighbours(
     preprocessing: Preprocessing | None,
     progress: Progress | None,
 ) -> Neighbours:
-    """Compare the nearest neighbours of the bundle's first vector an image with those of the PyTorch model."""
-    from sit_deploy.measure.neighbours import measure_neighbours
+    """Compare the bundle's first vector an image with the PyTorch model's, and their nearest neighbours.
+
+    Raises:
+        InputError: a limit of accuracy, and no labels.
+    """
+    from sit_deploy.measure.neighbours import NEEDS_LABELS, measure_neighbours
     from sit_deploy.models.outputs import with_outputs
     from sit_deploy.validation.reference import reference_logits, reference_model
 
     name = next(one.name for one in bundle.outputs if one.name in (FEATURES, CLS))
+    samples = request.open_for(bundle)
+    assert samples is not None
+    if request.max_accuracy_drop is not None and len({label for _, label in samples.files or ()}) == 1:
+        raise InputError(NEEDS_LABELS)
     model = with_outputs(reference_model(bundle, request.checkpoint), (name,))
     return measure_neighbours(
         name,
         reference_logits(model),
         lambda images: classifier.outputs(images)[name],
-        request.open_for(bundle),
+        samples,
         preprocessing or bundle.preprocessing(),
         max(8, bundle.batch_size),
         progress,

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
+from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.neighbours import Neighbours, measure_neighbours, nearest_other
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.validation.validate import ValidateRequest, validate
+from tests.helpers.command_line import CommandLine
 
 
 def unit(count: int, dim: int = 5, seed: int = 0) -> np.ndarray:
@@ -59,7 +61,7 @@ def test_shares_are_counted_over_all_images() -> None:
         found.require(min_agreement=99)
 
 
-def test_vectors_that_have_no_direction_and_labels_that_are_all_one() -> None:
+def test_vectors_that_have_no_direction() -> None:
     vectors = unit(4, 2)
     broken = vectors.copy()
     broken[2] = np.nan
@@ -67,8 +69,57 @@ def test_vectors_that_have_no_direction_and_labels_that_are_all_one() -> None:
         compared(vectors, broken, [0, 0, 1, 1])
     with pytest.raises(InputError, match="the PyTorch model itself gives vectors"):
         compared(np.zeros_like(vectors), vectors, [0, 0, 1, 1])
-    with pytest.raises(InputError, match="need images of two labels at least"):
-        compared(vectors, vectors, [3, 3, 3, 3])
+
+
+def test_images_without_labels() -> None:
+    """Labels that are all one tell nothing: what is compared is each image's two vectors, and its nearest other."""
+    theirs = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], np.float32)
+    ours = theirs.copy()
+    ours[1] = [0.2, 1]
+    found = compared(theirs, ours, [3, 3, 3, 3])
+    assert (found.classes, found.reference, found.engine, found.same_label, found.drop) == (None,) * 5
+    alike = nearest_other(theirs / np.linalg.norm(theirs, axis=1, keepdims=True)) == nearest_other(
+        ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    )
+    assert found.same_neighbour == pytest.approx(100 * alike.mean()) and found.same_neighbour < 100
+    assert found.cosine_min == pytest.approx(0.28 / np.sqrt(0.82 * 1.04))
+    found.require(min_agreement=10)
+    with pytest.raises(
+        GateError, match="% of images have the same nearest neighbour, under the 99 asked for"
+    ):
+        found.require(min_agreement=99)
+    with pytest.raises(InputError, match="--max-accuracy-drop of embeddings needs images of two labels"):
+        found.require(max_drop=1)
+    alone = compared(theirs[:1], theirs[:1], [0])
+    assert (alone.same_neighbour, alone.images, alone.cosine_min) == (None, 1, pytest.approx(1))
+    with pytest.raises(InputError, match="a single image has no neighbours"):
+        alone.require(min_agreement=99)
+
+
+@pytest.mark.slow
+def test_a_bundle_of_embeddings_is_validated_on_any_folder(
+    nano_embeddings: Path, cli: CommandLine, make_image_folder: Any
+) -> None:
+    """Flat, in a part of a data set, and below one folder alone; the image that is farthest is named."""
+    for place in ("flat", "parts/val", "one/class"):
+        (cli.folder / place).mkdir(parents=True)
+        for index, image in enumerate(synthetic_images(3)):
+            image.save(cli.folder / place / f"{index}.png")
+    for data in ("flat", "parts", "one"):
+        found = cli("validate", nano_embeddings, "--data", data, "--min-agreement", 100, "--json").json()
+        measured = found["neighbours"]
+        assert (measured["images"], measured["classes"], measured["same_neighbour"]) == (3, None, 100)
+        assert measured["cosine_min"] > 0.99999 and measured["farthest"].endswith(".png")
+        assert measured["farthest"].startswith(data)
+    said = " ".join(cli("validate", nano_embeddings, "--data", "flat").out.split())
+    assert "features of 3 images without labels: the same nearest neighbour for 100.00 %; cosine of" in said
+    words = ("validate", nano_embeddings, "--data", "flat", "--max-accuracy-drop", 1)
+    assert "--max-accuracy-drop of embeddings needs images of two labels" in cli.refuses(*words)
+    told = cli("validate", nano_embeddings, "--data", "flat", "--image-key", "image", status=2).err
+    assert "--image-key and --label-key are for hfds" in told
+    assert cli("validate", nano_embeddings, "--data", make_image_folder(), "--json").json()["neighbours"][
+        "classes"
+    ]
 
 
 @pytest.mark.slow

@@ -93,12 +93,16 @@ def test_what_needs_classes_is_refused_in_a_line(
     nano_embeddings: Path, cli: CommandLine, make_image_folder
 ) -> None:
     images = make_image_folder()
-    for command in (
-        ("predict", nano_embeddings, images),
-        ("report", nano_embeddings),
+    for command, instead in (
+        (("predict", nano_embeddings, images), "; write what it gives with `sit-deploy embed`, or build it"),
+        (
+            ("report", nano_embeddings),
+            "; measure it with `sit-deploy validate --data` and `sit-deploy bench`, or",
+        ),
     ):
         result = cli(*command, status=2)
         assert "needs classes, and" in result.err and "gives features and patches and no logits" in result.err
+        assert instead in result.err
     result = cli("build", "--model", "sit_nano", "--outputs", "features", "--val-data", images, status=2)
     assert result.status == 2 and "--val-data needs classes, and what is built gives features" in result.err
 
@@ -122,7 +126,9 @@ def test_unknown_output(outputs: str, cli: CommandLine) -> None:
     assert "choose from logits, features, cls, patches" in result.err
 
 
-def test_the_page_and_a_packaged_folder_say_what_is_given(nano_embeddings: Path, tmp_path: Path) -> None:
+def test_the_page_and_a_packaged_folder_say_what_is_given(
+    nano_embeddings: Path, nano_fp32: Path, tmp_path: Path
+) -> None:
     page = (nano_embeddings / "report.html").read_text(encoding="utf-8")
     assert "gives features and patches" in page and "0 classes" not in page
     assert "deviations of the reference outputs" in page
@@ -130,3 +136,11 @@ def test_the_page_and_a_packaged_folder_say_what_is_given(nano_embeddings: Path,
     readme = (tmp_path / "folder/README.md").read_text(encoding="utf-8")
     assert "found = embed.all_outputs(" in readme and "# features, patches" in readme
     assert "{name: values.shape for" in readme and "top_classes(" not in readme
+    assert "sit-deploy report" not in page and "`sit-deploy validate` checks" in page
+    assert "sit-deploy report" not in readme
+    write_folder([load_bundle(nano_embeddings), load_bundle(nano_fp32)], tmp_path / "both")
+    readme = (tmp_path / "both/README.md").read_text(encoding="utf-8")
+    assert (
+        "`sit-deploy report BUNDLE --measured check.json` takes it in, for bundles that give logits."
+        in readme
+    )

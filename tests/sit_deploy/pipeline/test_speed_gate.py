@@ -23,6 +23,7 @@ from engines.latency import LatencyStats
 from engines.timing import WorkerResult
 from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.outputs import Output
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.engine import BuiltEngine
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
@@ -412,6 +413,23 @@ def test_noise_takes_no_bits_away(
     tie = noise[0] == 0.9
     assert (speed["ratio"] is None, speed["low"] is None, speed["per_round"] == []) == (not tie,) * 3
     assert len(speed["doubted_rounds"]) == (0 if tie else len(noise))
+
+
+@pytest.mark.parametrize(
+    ("output", "again"), [("logits", "run `sit-deploy report`"), ("cls", "build it again")]
+)
+def test_report_is_advised_where_it_takes_the_bundle(
+    output: str, again: str, timed: Callable[..., Any], digits: Digits, tmp_path: Path
+) -> None:
+    timed(0.5, 2.0, 0.4, 2.5, 0.6)
+    source, path = tmp_path / "int8.onnx", tmp_path / "engine.onnx"
+    source.write_bytes(digits.float_graph.graph.SerializeToString())
+    request, runtime = small(digits, tmp_path / "b"), engines.get("onnxruntime")
+    work = Work(request, lambda *_: None)
+    built = BuiltEngine(runtime, path, runtime.build(source, path, request.engine_options()))
+    compare_speed(work, built, replace(digits.float_graph, outputs=(Output(output, (10,)),)))
+    (note,) = work.notes
+    assert f"close other programs, and {again}" in note
 
 
 @pytest.mark.parametrize("noise", [(0.5, 2.0, 0.4, 2.5, 0.6), (2622.0,) * 3])

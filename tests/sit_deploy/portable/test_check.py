@@ -35,6 +35,16 @@ def test_a_good_folder(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]
 
 
 @pytest.mark.slow
+def test_report_is_named_where_it_takes_a_bundle(
+    run: Run, nano_embeddings: Path, nano_fp32: Path, folder_of: Callable[..., Path]
+) -> None:
+    status, out, _ = run(folder_of(nano_embeddings))
+    assert status == 0 and "sit-deploy report" not in out and out.endswith("check.json has all of it\n")
+    status, out, _ = run(folder_of(nano_embeddings, nano_fp32, name="both"), "--force")
+    assert status == 0 and "check.json: take it to sit-deploy report" in out
+
+
+@pytest.mark.slow
 def test_other_logits_than_the_reference(
     run: Run, nano_fp32: Path, copy_of: Callable[..., Path], folder_of: Callable[..., Path]
 ) -> None:
