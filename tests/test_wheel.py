@@ -73,7 +73,15 @@ def test_the_sdist_has_what_the_wheel_is_made_of(released: tuple[Path, Path]) ->
     beside = {name for name in names - shipped() if not name.startswith("sit_deploy.egg-info/")}
     assert names >= shipped()
     assert beside == {
-        *("CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "constraints.txt"),
+        *(
+            "CHANGELOG.md",
+            "CITATION.cff",
+            "LICENSE",
+            "MANIFEST.in",
+            "PKG-INFO",
+            "README.md",
+            "constraints.txt",
+        ),
         *("pyproject.toml", "setup.cfg"),
     }
 
