@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,31 @@ def table(
         justify = "right" if column in right else "left"
         listing.add_column(column, justify=justify, no_wrap=column not in fold, overflow="fold")
     return listing
+
+
+def show_search(screen: Console, view: Mapping[str, Any], aside: str = "") -> None:
+    """Print what a search found, as `sit_deploy.report.search_view.search_view` has it.
+
+    Args:
+        screen: to print on.
+        view: of the search.
+        aside: after what was found: the files that were written.
+    """
+    say(screen, literal(view["asked"]))
+    for note in view["notes"]:
+        say(screen, f"Note: {literal(note)}")
+    listing = table(*view["head"], right=tuple(view["head"][2:-1]), fold=("schedule",))
+    for cells in view["rows"]:
+        listing.add_row(*map(literal, cells))
+    screen.print(listing)
+    headline = view["headline"]
+    say(screen, f"[green]✓[/] {literal(headline[:1].upper() + headline[1:])}")
+    if aside:
+        say(screen, aside)
+    for text in (*view["lost"], *view["now"], *view["unknown"]):
+        say(screen, f" {literal(text)}")
+    for what, line in view["commands"]:
+        say(screen, f"{literal(what)}: {literal(line)}")
 
 
 def emit_json(value: Any) -> None:

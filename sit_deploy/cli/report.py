@@ -20,6 +20,7 @@ from sit_deploy.cli.common import (
     path_type,
     progress,
     say,
+    show_search,
     table,
     warn,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "sit-deploy report sit_s-int8 --data imagenet/val --teacher lvvit_s.pth --teacher-model lvvit_s",
         "sit-deploy report bundles/ --data imagenet/val -o bundles.html -o bundles.md",
+        "sit-deploy report found --data val",
         "sit-deploy report sit_s-fp16 -o gpu.json",
         "sit-deploy report gpu.json sit_s-fp32 -o both.html",
         "sit-deploy report sit_s-fp16 --measured check.json",
@@ -111,7 +113,7 @@ def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Measure bundles and write one page that says whether to ship them, and why.
 
     Teacher, student, deploy form, ONNX, precision and engine see the same images in one pass and are timed turn about. A
-    folder of bundles gives one page of all; a JSON file is an earlier report, perhaps of another machine, and is judged anew.
+    folder of bundles gives one page of all, the folder of `sit-deploy search` its bundle and why it was chosen; a JSON file is an earlier report, perhaps of another machine, and is judged anew.
 
     The verdict is of the whole chain: what the student lost against its teacher, what the engine lost against the student,
     and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable here now", and said
@@ -140,6 +142,7 @@ _MARKS = {"good": "✓", "unsure": "?", "bad": "✗"}
 def _show(screen: Console, judged: JudgedBundle) -> None:
     from sit_deploy.report.elsewhere_text import elsewhere_view
     from sit_deploy.report.kernels_text import census_text, lowered_note
+    from sit_deploy.report.search_view import found_view
     from sit_deploy.report.view import stages_view, verdict_view
 
     evidence, verdict = judged.evidence, verdict_view(judged.verdict)
@@ -158,6 +161,8 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
         say(screen, f"{literal(evidence.ledger.engine_stage.name)}: {literal(census)}")
     if lowered := lowered_note(evidence.build.engine.details):
         say(screen, f"{literal(evidence.ledger.engine_stage.name)}: {literal(lowered)}")
+    if found := found_view(evidence):
+        show_search(screen, found)
     for part in elsewhere_view(evidence.elsewhere):
         say(screen, f"[bold]{literal(part['name'])}[/]")
         if part["rows"]:

@@ -20,8 +20,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
-    say,
-    table,
+    show_search,
 )
 from sit_deploy.cli.options import key_option, preprocessing_options, pretrained_option, val_options
 
@@ -205,19 +204,5 @@ _MINE = (
 def _show(record: SearchRecord, folder: Path) -> None:
     from sit_deploy.report.search_view import search_view
 
-    screen = console()
-    view = search_view(record)
-    for note in record.notes:
-        say(screen, f"Note: {literal(note)}")
-    listing = table(*view["head"], right=tuple(view["head"][2:-1]), fold=("schedule",))
-    for cells in view["rows"]:
-        listing.add_row(*map(literal, cells))
-    screen.print(listing)
-    headline = view["headline"]
-    say(screen, f"[green]✓[/] {literal(headline[:1].upper() + headline[1:])}")
-    say(
-        screen,
-        f"[bold]{literal(folder)}[/]: search.html, bundle; {record.tried} schedules tried in {record.seconds:.0f} s",
-    )
-    for what, line in view["commands"]:
-        say(screen, f"{literal(what)}: {literal(line)}")
+    where = f"[bold]{literal(folder)}[/]: search.html, bundle; {record.tried} schedules tried in {record.seconds:.0f} s"
+    show_search(console(), search_view(record), where)

@@ -55,6 +55,8 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
         if part["rows"]:
             yield table(part["head"], part["rows"])
         yield from map(escaped, part["notes"])
+    if page["search"]:
+        yield from ("## How the schedule was chosen", *search_blocks(page["search"], "###"))
     if page["drift"]:
         yield from ("## Where the error comes in", escaped(page["drift"]["what"]))
     if page["layers"]:
@@ -64,6 +66,20 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
         yield from ("## How the plan was chosen", escaped(page["tuning"]["what"]))
         yield table(page["tuning"]["head"], page["tuning"]["rows"], 2)
     yield from ("## Facts", table(("", ""), page["facts"], 2))
+
+
+def search_blocks(view: Mapping[str, Any], level: str = "##") -> Iterator[str]:
+    """Return what a search says: its front, its choice, and the commands that go on from it.
+
+    Args:
+        view: of `search_view`.
+        level: of headings.
+    """
+    yield from (escaped(view["asked"]), f"**{escaped(view['headline'])}**")
+    yield from map(escaped, (*view["lost"], *view["now"], *view["unknown"], *view["notes"]))
+    yield from (f"{level} Front", escaped(view["what"]), table(view["head"], view["rows"], 2))
+    for what, command in view["commands"]:
+        yield f"{level} {escaped(what)}\n\n    {command}"
 
 
 _MARKS = {Severity.BAD.value: "✗", Severity.UNSURE.value: "?", Severity.GOOD.value: "✓"}

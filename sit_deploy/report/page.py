@@ -14,7 +14,7 @@ from sit_deploy.report.build_types import BuildReport
 from sit_deploy.report.figure import figure
 from sit_deploy.report.types import Stage
 from sit_deploy.report.verdict import JudgedBundle
-from sit_deploy.report.view import build_view, evidence_view, time_doubt, verdict_view
+from sit_deploy.report.view import build_view, evidence_view, verdict_view
 from sit_deploy.text import file_size
 
 
@@ -96,7 +96,9 @@ def _overview(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
         if accuracy and latency:
             low, high = accuracy.engine_top1_interval
             timed = (
-                f"{evidence.name} (time {speedup_text.NOT_NOW})" if time_doubt(evidence) else evidence.name
+                f"{evidence.name} (time {speedup_text.NOT_NOW})"
+                if speedup_text.time_doubt(evidence.speedups)
+                else evidence.name
             )
             points.append(plots.Point(timed, build.engine.kind, latency, accuracy.engine_top1, low, high))
     return {
@@ -117,10 +119,10 @@ def _render(
 ) -> str:
     from markupsafe import Markup
 
-    optional = ("figures", "ledger", "latency", "elsewhere", "drift")  # of measured bundles alone
+    optional = ("figures", "ledger", "latency", "elsewhere", "search", "drift")  # of measured bundles alone
     shown = [{**dict.fromkeys(optional), **page} for page in pages]
     for page in shown:  # the plots are ours, and what they show of a bundle's is escaped in them
-        for part in ("latency", "drift", "layers", "tuning"):
+        for part in ("latency", "search", "drift", "layers", "tuning"):
             if page[part] and page[part]["plot"]:
                 page[part] = {**page[part], "plot": Markup(page[part]["plot"]())}
     if overview and overview["plot"]:

@@ -5,17 +5,22 @@ Fields that are not named here are let through and kept: a newer version may wri
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
 from sit_deploy import limits
-from sit_deploy.manifest import Count, Percent, Text
+from sit_deploy.errors import InputError
+from sit_deploy.manifest import Count, Percent, Sha256, Text
 from sit_deploy.models.config import schedule_name
 from sit_deploy.report.build_types import Images, Positive, Share
 from sit_deploy.report.json_record import JsonRecord
+from sit_deploy.schema import read_json
 
 SCHEMA = 1
+RECORD, BUNDLE = "search.json", "bundle"  # in the folder of a search
+_AGAIN = "give the folder that `sit-deploy search -o` wrote"
 _Milliseconds = Annotated[float, Meta(gt=0, le=limits.REAL)]
 _Blocks = Annotated[int, Meta(ge=1, le=limits.BLOCKS)]
 _Tokens = Annotated[int, Meta(ge=1, le=limits.INTEGER)]
@@ -46,6 +51,12 @@ class PointRecord(Struct):
     engine_score: ClosenessRecord | None = None
     doubt: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.stages or len(self.stages) != len(self.kept):
+            raise ValueError(f"it keeps {len(self.kept)} counts of tokens in {len(self.stages)} stages")
+        if (self.low_ms is None) != (self.high_ms is None):
+            raise ValueError("it has one end of a range of latencies")
+
     @property
     def name(self) -> str:
         """Its blocks and tokens, as 2x49-3x24-3x12."""
@@ -70,13 +81,14 @@ class SearchRecord(JsonRecord):
         engine: kind and version.
         where: CPU or GPU that latencies are of.
         limit_ms: of a batch, that was asked for.
-        asked: the same in words: "5 ms", "2x as fast as the unslimmed model".
+        asked: the same in words: "5 ms", "2x the speed of the unslimmed model".
         method: that slims without training.
         images: where the images are from, and what labels they have.
         unslimmed_ms: of a batch, of the unslimmed model by precision.
         unslimmed_top1: percent of labelled images.
         commands: that build and train what was chosen, by what they do.
         notes: what else to know, in sentences.
+        bundle: digest of the bundle that was chosen; None where none was.
     """
 
     schema: int
@@ -92,14 +104,37 @@ class SearchRecord(JsonRecord):
     images: Text
     unslimmed_ms: dict[str, _Milliseconds]
     unslimmed_top1: Percent | None
-    points: list[PointRecord]
+    points: Annotated[list[PointRecord], Meta(min_length=1)]
     tried: Count
     finished: bool
     seconds: Positive
     commands: dict[str, str]
     notes: list[str]
+    bundle: Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema is {self.schema}, and {SCHEMA} is known here")
+        chosen = [point for point in self.points if point.chosen]
+        if len(chosen) > 1:
+            raise ValueError(f"{len(chosen)} of its points are chosen")
+        if chosen and chosen[0].precision not in self.unslimmed_ms:
+            raise ValueError(f"unslimmed_ms has no {chosen[0].precision}, which was chosen")
 
     @property
     def chosen(self) -> PointRecord | None:
         """The schedule that was chosen; None where none kept the limit when it was timed."""
         return next((point for point in self.points if point.chosen), None)
+
+
+def read_search(path: Path) -> SearchRecord:
+    """Return what a folder of a search holds, or its search.json.
+
+    Raises:
+        InputError: no such file, or one that is not as it should be.
+    """
+    file = path / RECORD if path.is_dir() else path
+    fields: Any = read_json(file, _AGAIN)
+    if not isinstance(fields, dict) or not {"schema", "points"} <= fields.keys():
+        raise InputError(f"{file} is not of a search by sit-deploy; {_AGAIN}")
+    return SearchRecord.from_dict(fields, file, _AGAIN)

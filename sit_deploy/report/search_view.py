@@ -1,14 +1,17 @@
-"""The page of a search: the schedule that was chosen, the front of latency against closeness, and what to do next."""
+"""What a page shows of a search: the schedule that was chosen, the front of latency against closeness, and what to do next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sit_deploy.report import plots
+from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.figure import figure
 from sit_deploy.report.search_record import PointRecord, SearchRecord
+
+if TYPE_CHECKING:
+    from sit_deploy.report.types import Evidence
 
 
 def search_headline(record: SearchRecord) -> str:
@@ -33,8 +36,47 @@ def schedule_words(point: PointRecord) -> str:
     return f"--stages {stages} --kept {kept}"
 
 
-def search_view(record: SearchRecord) -> dict[str, Any]:
-    """Return what the page shows, and Markdown without its picture."""
+def asked_sentence(record: SearchRecord) -> str:
+    """Say what was searched for."""
+    return (
+        f"Asked for {record.asked}: at most {record.limit_ms:.4g} ms a batch of {record.batch_size} of {record.engine} on {record.where}, "
+        f"{record.threads or 'all'} threads."
+    )
+
+
+def _lost(record: SearchRecord) -> list[str]:
+    """Say what was chosen loses on the images of the search; nothing where they have no labels."""
+    chosen, whole = record.chosen, record.unslimmed_top1
+    if chosen is None or whole is None or (top1 := chosen.closeness.top1) is None:
+        return []
+    return [
+        f"On {record.images}: top-1 {top1:.2f} %, the unslimmed model {whole:.2f} %, before any training."
+    ]
+
+
+def _unknown(record: SearchRecord) -> list[str]:
+    """Say what a search does not tell."""
+    chosen = record.chosen
+    if chosen is not None and len(chosen.stages) == 1:
+        return []
+    unknown = [
+        "Not known: which schedule is the best after training. Schedules were compared before any; whether training keeps their order was "
+        "not measured."
+    ]
+    if chosen is not None:
+        unknown.append(
+            f"Not known: how fast a trained student of this schedule is. It has TSMs in place of {record.method}: bench it."
+        )
+    return unknown
+
+
+def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
+    """Return what the page shows, and Markdown without its picture.
+
+    Args:
+        record: of the search.
+        mark: before the title of the plot, where a page has several.
+    """
     labelled = any(point.closeness.top1 is not None for point in record.points)
     rows = sorted(_shown(record.points), key=lambda point: point.ms)
     fastest = min(point.ms for point in record.points)
@@ -54,10 +96,14 @@ def search_view(record: SearchRecord) -> dict[str, Any]:
     ]
     return {
         "title": f"{record.model}: a schedule for {record.asked}",
+        "asked": asked_sentence(record),
         "headline": search_headline(record),
+        "lost": _lost(record),
+        "now": [],
+        "unknown": _unknown(record),
         "notes": record.notes,
         "plot": partial(
-            plots.trade_off, [_point(p) for p in rows], record.limit_ms, "closeness over latency"
+            plots.trade_off, [_point(p) for p in rows], record.limit_ms, mark + "closeness over latency"
         ),
         "what": "Divergence is the Kullback-Leibler divergence of the slimmed model's probabilities from the unslimmed model's, in nats, "
         "before any training; of engines that were built, it is their own. Latencies are measured where a range stands, else predicted "
@@ -71,6 +117,23 @@ def search_view(record: SearchRecord) -> dict[str, Any]:
         "commands": list(record.commands.items()),
         "facts": facts,
     }
+
+
+def found_view(evidence: Evidence, mark: str = "") -> dict[str, Any] | None:
+    """Return `search_view` of the search that built a bundle, with what its engine takes now; None where none did."""
+    record, engine = evidence.search, evidence.ledger.engine_stage
+    if record is None:
+        return None
+    ms, now = engine.latency_ms, []
+    if ms is not None and evidence.ledger.batch_size == record.batch_size:
+        verdict = "within" if ms <= record.limit_ms else "above"
+        if speedup_text.time_doubt(evidence.speedups):
+            now = [f"Whether it keeps the limit on this machine is {speedup_text.NOT_NOW}."]
+        else:
+            now = [
+                f"This report timed it at {ms:.3g} ms on {evidence.machine.cpu_model}, {verdict} the limit of {record.limit_ms:.3g} ms."
+            ]
+    return {**search_view(record, mark), "now": now}
 
 
 def _shown(points: Sequence[PointRecord]) -> list[PointRecord]:
@@ -105,24 +168,3 @@ def _point(point: PointRecord) -> plots.TradeOff:
         point.front,
         point.chosen,
     )
-
-
-def render_search(record: SearchRecord, form: str = "html") -> str:
-    """Return the page of a search, "html" or "md"; every value of it is escaped."""
-    view = search_view(record)
-    subtitle = f"Searched {record.date[:10]} on {record.where} by sit-deploy"
-    if form == "md":
-        from sit_deploy.report.markdown import escaped, table
-
-        blocks = [f"# {escaped(view['title'])}", escaped(subtitle), f"**{escaped(view['headline'])}**"]
-        blocks += map(escaped, view["notes"])
-        blocks += ["## Front", escaped(view["what"]), table(view["head"], view["rows"], 2)]
-        blocks += [f"## {escaped(what)}\n\n    {command}" for what, command in view["commands"]]
-        blocks += ["## Facts", table(("", ""), view["facts"], 2)]
-        return "\n\n".join(blocks) + "\n"
-    from markupsafe import Markup
-
-    from sit_deploy.report.page import template
-
-    shown = {**view, "plot": Markup(view["plot"]())}
-    return template("search.html.j2").render(subtitle=subtitle, view=shown) + "\n"

@@ -5,6 +5,7 @@ The figures are `engines.speedup.Speedup`, or what a report of another machine h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 NOT_NOW = "not measurable here now"
@@ -48,3 +49,12 @@ def sentence(subject: str, other: str, speedup: SpeedupFigures, remedy: str = RE
     if speedup.doubt is not None:
         return f"whether {subject} is faster than {other} is {NOT_NOW}: {speedup.doubt}; {remedy}"
     return f"{subject} is {speedup.median:.2f}× as fast as {other} ({rounds(speedup)})"
+
+
+def time_doubt(speedups: Mapping[str, SpeedupFigures]) -> str | None:
+    """Return why the times of the stages may mean little, in one sentence; None where the rounds bear them out."""
+    doubts = list(dict.fromkeys(gain.doubt for gain in speedups.values() if gain.doubt))
+    if not doubts:
+        return None
+    more = f" (and {len(doubts) - 1} more of the kind)" if len(doubts) > 1 else ""
+    return f"Take the times with care: {doubts[0]}{more}."

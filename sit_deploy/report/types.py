@@ -22,6 +22,7 @@ from sit_deploy.report.build_types import (
 )
 from sit_deploy.report.check_record import ElsewhereRecord
 from sit_deploy.report.json_record import JsonRecord
+from sit_deploy.report.search_record import SearchRecord
 from sit_deploy.report.timing_types import HistogramRecord, SpeedupRecord
 
 SCHEMA = 2  # of the JSON of a report
@@ -130,6 +131,7 @@ class Evidence(JsonRecord, kw_only=True):
 
     Attributes:
         elsewhere: what check.py of a folder of `package python` measured of it, on other machines.
+        search: that chose its token schedule, where `sit-deploy search` built it.
     """
 
     bundle: Text
@@ -148,6 +150,7 @@ class Evidence(JsonRecord, kw_only=True):
     machine: MachineRecord
     versions: dict[str, str | None]
     elsewhere: tuple[ElsewhereRecord, ...] = ()
+    search: SearchRecord | None = None
 
     def __post_init__(self) -> None:
         if self.golden is not None and self.golden.passed and self.golden.error is None:

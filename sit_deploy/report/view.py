@@ -21,6 +21,7 @@ from sit_deploy.report.elsewhere_text import elsewhere_view
 from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text, engine_text
 from sit_deploy.report.quantization_view import quantization_view
+from sit_deploy.report.search_view import found_view
 from sit_deploy.report.tuning_view import tuning_view
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
@@ -71,12 +72,15 @@ def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
         "verdict": verdict_view(judged.verdict),
         "figures": _key_figures(evidence),
         "ledger": stages_view(
-            evidence.ledger, time_doubt(evidence), engine_text(build.engine.details, build.precision)
+            evidence.ledger,
+            speedup_text.time_doubt(evidence.speedups),
+            engine_text(build.engine.details, build.precision),
         ),
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
         "latency": _latency(evidence, mark) if evidence.timing else None,
         "elsewhere": elsewhere_view(evidence.elsewhere),
+        "search": found_view(evidence, mark),
         "drift": _drift(evidence.drift, mark),
         "tuning": tuning_view(build.tuned, mark),
         "layers": _layers(evidence.layers, mark) or _engine_layers(build.engine_layers),
@@ -104,21 +108,12 @@ def _versions(versions: Mapping[str, str | None]) -> list[tuple[str, str]]:
     return [(package, version or "—") for package, version in versions.items()]
 
 
-def time_doubt(evidence: Evidence) -> str | None:
-    """Return why the times of the stages may mean little, in one sentence; None where the rounds bear them out."""
-    doubts = list(dict.fromkeys(gain.doubt for gain in evidence.speedups.values() if gain.doubt))
-    if not doubts:
-        return None
-    more = f" (and {len(doubts) - 1} more of the kind)" if len(doubts) > 1 else ""
-    return f"Take the times with care: {doubts[0]}{more}."
-
-
 def stages_view(ledger: StagesRecord, doubt: str | None = None, kernels: str | None = None) -> dict[str, Any]:
     """Return the ledger as a table: a stage a row, what it changed in brackets.
 
     Args:
         ledger: the stages.
-        doubt: of `time_doubt`.
+        doubt: of `speedup_text.time_doubt`.
         kernels: of the engine, in words.
     """
     labelled = any(stage.top1 is not None for stage in ledger.entries)
@@ -232,7 +227,7 @@ def _key_figures(evidence: Evidence) -> list[tuple[str, str]]:
     engine, batch = evidence.ledger.engine_stage, evidence.ledger.batch_size
     if engine.latency_ms is not None:
         rate = f"{1e3 * batch / engine.latency_ms:.0f} images/s"
-        speed = speedup_text.NOT_NOW if time_doubt(evidence) else rate
+        speed = speedup_text.NOT_NOW if speedup_text.time_doubt(evidence.speedups) else rate
         figures.append((f"{engine.latency_ms:.2f} ms", f"a batch of {batch}, {speed}"))
     others = (
         (Stage.STUDENT, "PyTorch"),
@@ -259,7 +254,7 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         for name, timing in evidence.timing.items()
     ]
     threads = evidence.threads or "the runtime's own number of"
-    doubt = time_doubt(evidence)
+    doubt = speedup_text.time_doubt(evidence.speedups)
     return {
         "plot": partial(plots.latency_histogram, evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING
 from engines.files import atomic_path
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch, uninterrupted
-from sit_deploy.report.search_record import SearchRecord
-from sit_deploy.report.search_view import render_search
-from sit_deploy.schema import read_json
+from sit_deploy.report.search_page import render_search
+from sit_deploy.report.search_record import BUNDLE, RECORD, SearchRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-RECORD, PAGE, MARKDOWN, BUNDLE = "search.json", "search.html", "search.md", "bundle"
+PAGE, MARKDOWN = "search.html", "search.md"
 SCORES = "scores.json"
 _TABLE = "latency-{}.json"
-_AGAIN = "give the folder that `sit-deploy search -o` wrote"
 
 
 class SearchFolder:
@@ -124,13 +122,3 @@ def check_folder(path: Path, force: bool) -> None:
         raise InputError(
             f"output folder {path} holds a search that is finished; pass --force to search anew, or choose another -o"
         )
-
-
-def read_search(path: Path) -> SearchRecord:
-    """Return what a folder of a search holds, or its search.json.
-
-    Raises:
-        InputError: no such file, or one that is not as it should be.
-    """
-    file = path / RECORD if path.is_dir() else path
-    return SearchRecord.from_dict(read_json(file, _AGAIN), file, _AGAIN)

@@ -77,7 +77,9 @@ class SearchRequest:
     @property
     def asked(self) -> str:
         """The limit in words."""
-        return f"{self.latency:g} ms" if self.latency is not None else f"{self.speedup:g}x"
+        if self.latency is not None:
+            return f"{self.latency:g} ms"
+        return f"{self.speedup:g}x the speed of the unslimmed model"
 
     def of_model(self) -> BuildRequest:
         """Return the request for the unslimmed model, with the images to compare on."""

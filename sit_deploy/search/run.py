@@ -15,6 +15,7 @@ from typing import Any
 
 from engines.base import Progress
 from engines.timing import machine
+from sit_deploy.bundle import load_bundle
 from sit_deploy.errors import GateError
 from sit_deploy.latency.schedule import Schedule
 from sit_deploy.report.search_record import SCHEMA, SearchRecord
@@ -140,6 +141,7 @@ def _record(
             "seconds": seconds,
             "commands": _commands(one, chosen.scored) if chosen else {},
             "notes": notes,
+            "bundle": load_bundle(chosen.bundle).manifest.digest if chosen else None,
         }
     )
 

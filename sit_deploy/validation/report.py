@@ -10,23 +10,19 @@ from typing import Any
 from engines.base import Progress
 from engines.timing import TimingOptions
 from sit_deploy import limits
-from sit_deploy.bundle import Bundle, is_bundle, load_bundle
+from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
 from sit_deploy.report.check_record import find_elsewhere
 from sit_deploy.report.page import render_evidence
-from sit_deploy.report.read import (
-    read_build_report,
-    read_evidence,
-    require_comparable,
-    require_same_classes,
-)
+from sit_deploy.report.read import read_build_report, require_comparable, require_same_classes
 from sit_deploy.report.types import Evidence
 from sit_deploy.report.verdict import JudgedBundle, Limits, judge
 from sit_deploy.schema import require_type
 from sit_deploy.validation.evidence import gather
 from sit_deploy.validation.labelled_options import LabelledOptions
 from sit_deploy.validation.reference import TeacherSource
+from sit_deploy.validation.report_sources import open_sources
 
 _FORMS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 
@@ -36,7 +32,7 @@ class ReportRequest(LabelledOptions):
     """What to report on; the fields are the options of `sit-deploy report`, and those of `LabelledOptions`.
 
     Attributes:
-        sources: bundles, folders of bundles, and the JSON of earlier reports.
+        sources: bundles, folders of bundles, those that `sit-deploy search` wrote, and the JSON of earlier reports.
         outputs: files to write: .html, .md or .json; none for the result alone.
         teacher: the teacher's checkpoint, or a bundle of it.
         teacher_name: of a teacher's checkpoint without a model card.
@@ -160,7 +156,10 @@ def write_report(
 
     require_type(request, ReportRequest, "a report")
     request.check()
-    bundles, measured = _open(request.sources)
+    sources = open_sources(request.sources)
+    bundles, measured = sources.bundles, sources.measured
+    for note in sources.notes if warn else ():
+        warn(note)
     for bundle in bundles:
         bundle.require_classes(
             "a report", "measure it with `sit-deploy validate --data` and `sit-deploy bench`"
@@ -175,7 +174,7 @@ def write_report(
     require_same_classes([*builds, *((str(bundle.path), read_build_report(bundle)) for bundle in bundles)])
     for bundle in bundles:
 
-        def show(text: str, done: int, total: int, name: str = bundle.path.name) -> None:
+        def show(text: str, done: int, total: int, name: str = sources.name(bundle)) -> None:
             if progress:
                 progress(f"{name}: {text}", done, total)
 
@@ -191,9 +190,12 @@ def write_report(
             timing=request.timing,
             progress=show,
         )
+        more: dict[str, Any] = {"name": sources.name(bundle)}
         if rows := elsewhere.get(bundle.manifest.digest):
-            evidence = Evidence.from_dict({**evidence.to_dict(), "elsewhere": rows})
-        measured.append(evidence)
+            more["elsewhere"] = rows
+        if found := sources.searches.get(bundle.path):
+            more["search"] = found.to_dict()
+        measured.append(Evidence.from_dict({**evidence.to_dict(), **more}))
     require_comparable(measured)
     judged = tuple(JudgedBundle(evidence, judge(evidence, request.limits)) for evidence in measured)
     for path in request.outputs:
@@ -209,22 +211,3 @@ def _elsewhere(paths: tuple[Path, ...], bundles: list[Bundle]) -> dict[str, list
         raise InputError("--measured adds to bundles that are measured here; name the bundle that it is of")
     known = [(bundle.manifest.digest, bundle.path.resolve().name, str(bundle.path)) for bundle in bundles]
     return find_elsewhere(paths, known)
-
-
-def _open(sources: tuple[Path, ...]) -> tuple[list[Bundle], list[Evidence]]:
-    """Return the bundles to measure, and what earlier reports hold."""
-    bundles: list[Bundle] = []
-    measured: list[Evidence] = []
-    for source in sources:
-        if source.suffix.lower() == ".json" and not source.is_dir():
-            measured += read_evidence(source)
-        elif source.is_dir() and not is_bundle(source):
-            paths = sorted(entry for entry in source.iterdir() if entry.is_dir() and is_bundle(entry))
-            if not paths:
-                raise InputError(
-                    f"{source} has no bundle in it; make one with `sit-deploy build -o {source / 'sit_s-fp16'}`"
-                )
-            bundles += [load_bundle(path) for path in paths]
-        else:
-            bundles.append(load_bundle(source))
-    return bundles, measured

@@ -5,42 +5,36 @@ import copy
 import pytest
 
 from sit_deploy.errors import InputError
+from sit_deploy.report.search_page import render_search
 from sit_deploy.report.search_record import SearchRecord
-from sit_deploy.report.search_view import render_search, schedule_words, search_headline, search_view
-
-
-def point(stages, kept, ms, divergence, *, chosen=False, front=True, measured=None, **more):
-    score = {"divergence": divergence, "agreement": 0.95, "images": 64, "top1": 88.0}
-    fields = {"stages": stages, "kept": kept, "precision": "fp32", "predicted_ms": ms, "score": score}
-    if measured:
-        fields |= {"measured_ms": measured, "low_ms": measured * 0.98, "high_ms": measured * 1.03}
-        fields["engine_score"] = {**score, "agreement": 0.9}
-    return {**fields, "front": front, "chosen": chosen, **more}
-
-
-RECORD = {
-    "schema": 1, "date": "2026-11-27T10:00:00+00:00", "model": "lvvit_nano", "engine": "openvino 2026.4", "where": "a CPU", "batch_size": 1,
-    "threads": 2, "limit_ms": 1.0, "asked": "1 ms", "method": "transform", "images": "64 of 100 images in photos, labelled",
-    "unslimmed_ms": {"fp32": 2.0}, "unslimmed_top1": 90.0, "tried": 130, "finished": True, "seconds": 61.5,
-    "points": [
-        point([8], [49], 2.0, 0.0, measured=2.0),
-        point([2, 3, 3], [49, 24, 12], 0.95, 0.04, chosen=True, measured=0.98),
-        point([1, 7], [49, 12], 0.8, 0.2),
-        point([1, 7], [49, 13], 0.9, 0.3, front=False),
-    ],
-    "commands": {"Train it by FRD": "sit-deploy train --model lvvit_nano --stages 2,3,3 --kept 49,24,12"},
-    "notes": ["seconds <ran> out"],
-}  # fmt: skip
+from sit_deploy.report.search_view import schedule_words, search_headline, search_view
+from tests.helpers.searches import RECORD, point, search_fields
 
 
 def record(**changes):
-    return SearchRecord.from_dict(copy.deepcopy({**RECORD, **changes}))
+    return SearchRecord.from_dict(search_fields(**changes))
 
 
 def test_the_headline_says_what_was_chosen_and_what_it_gives():
     said = search_headline(record())
     assert "--stages 2,3,3 --kept 49,24,12 takes 0.98 of 1 ms at fp32, 2.04× as fast as unslimmed" in said
     assert "90.0 % of images" in said  # the engine's own, not that of the float model
+
+
+def test_what_was_asked_what_it_costs_and_what_is_not_known_are_said():
+    view = search_view(record(asked="2x the speed of the unslimmed model"))
+    assert view["asked"] == (
+        "Asked for 2x the speed of the unslimmed model: at most 1 ms a batch of 1 of openvino 2026.4 on a CPU, 2 threads."
+    )
+    assert view["lost"] == [
+        "On 64 of 100 images in photos, labelled: top-1 88.00 %, the unslimmed model 90.00 %, before any training."
+    ]
+    assert "which schedule is the best after training" in view["unknown"][0]
+    assert "TSMs in place of transform: bench it" in view["unknown"][1]
+    for page in (render_search(record()), render_search(record(), "md")):
+        assert "Not known: which schedule" in page and "top-1 88.00 %" in page
+    whole = record(points=[point([8], [49], 0.9, 0.0, chosen=True, measured=0.9)])
+    assert search_view(whole)["unknown"] == []  # nothing was slimmed
 
 
 def test_nothing_chosen_is_said():
@@ -100,7 +94,13 @@ def test_markdown_says_the_same():
 
 @pytest.mark.parametrize(
     "change",
-    [{"limit_ms": 0}, {"points": [{}]}, {"unslimmed_ms": {"fp32": -1}}, {"tried": -1}, {"notes": "x"}],
+    [
+        *({"limit_ms": 0}, {"points": [{}]}, {"points": []}, {"unslimmed_ms": {"fp32": -1}}, {"tried": -1}),
+        *({"notes": "x"}, {"schema": 2}, {"bundle": "x"}, {"unslimmed_ms": {"int8": 1.0}}),
+        {"points": [point([8], [49, 12], 1.0, 0.1)]},
+        {"points": [point([8], [49], 1.0, 0.1, low_ms=1.0)]},
+        {"points": [point([8], [49], 1.0, 0.1, chosen=True)] * 2},
+    ],
 )
 def test_a_record_that_is_none_is_refused(change):
     with pytest.raises(InputError):

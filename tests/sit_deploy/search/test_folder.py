@@ -3,7 +3,8 @@
 import pytest
 
 from sit_deploy.errors import InputError
-from sit_deploy.search.folder import BUNDLE, MARKDOWN, PAGE, RECORD, SearchFolder, read_search
+from sit_deploy.report.search_record import BUNDLE, RECORD, read_search
+from sit_deploy.search.folder import MARKDOWN, PAGE, SearchFolder
 from tests.sit_deploy.report.test_search_view import record
 
 

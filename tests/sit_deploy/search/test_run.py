@@ -97,6 +97,7 @@ def test_from_a_latency_to_an_engine(tmp_path, photos, clock):
     line = record.commands["Train it by FRD"]
     assert f"--stages {','.join(map(str, chosen.stages))} --kept {','.join(map(str, chosen.kept))}" in line
     again = json.loads((tmp_path / "found" / "search.json").read_text())
+    assert again["bundle"] == bundle.manifest.digest
     assert again["points"] and "lvvit_nano" in (tmp_path / "found" / "search.html").read_text()
 
 

@@ -10,10 +10,12 @@ import pytest
 
 import sit_deploy
 from sit_deploy import ReportRequest, write_report
+from sit_deploy.report.search_view import found_view
 from sit_deploy.report.types import Evidence
 from tests.helpers import checked
 from tests.helpers.bundles import load_manifest
 from tests.helpers.command_line import CommandLine
+from tests.helpers.searches import search_fields
 
 
 @pytest.fixture
@@ -32,6 +34,53 @@ def test_an_earlier_report_is_judged_anew(earlier: Path, tmp_path: Path) -> None
     assert judged.verdict.headline in outputs[0].read_text()
     again = write_report(ReportRequest((outputs[2],), (tmp_path / "again.json",), max_accuracy_drop=0))
     assert again.to_dict()["bundles"] == report.to_dict()["bundles"]
+
+
+def test_a_search_is_shown_and_read_back(evidence: dict[str, Any], tmp_path: Path) -> None:
+    path, outputs = (
+        tmp_path / "found.json",
+        tuple(tmp_path / name for name in ("page.html", "page.md", "page.json")),
+    )
+    path.write_text(json.dumps({"bundles": [{**evidence, "search": search_fields()}]}))
+    write_report(ReportRequest((path,), outputs))
+    for page in (outputs[0], outputs[1]):
+        text = page.read_text()
+        assert "How the schedule was chosen" in text and "Asked for 1 ms: at most 1 ms a batch of 1" in text
+        assert (
+            "--stages 2,3,3 --kept 49,24,12" in text and "which schedule is the best after training" in text
+        )
+        assert "sit-deploy train --model lvvit" in text
+    assert "<ran>" not in outputs[0].read_text() and "closeness over latency" in outputs[0].read_text()
+    again = write_report(ReportRequest((outputs[2],), ()))
+    assert again.to_dict()["bundles"][0]["search"] == search_fields()
+    assert again.bundles[0].evidence.search.chosen.kept == [49, 24, 12]
+
+
+def test_a_search_in_a_report_is_checked(evidence: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"bundles": [{**evidence, "search": search_fields(limit_ms=-1)}]}))
+    with pytest.raises(sit_deploy.InputError, match=r"search\.limit_ms"):
+        write_report(ReportRequest((path,), ()))
+
+
+def test_what_a_report_timed_is_held_against_the_limit(evidence: dict[str, Any]) -> None:
+    ms = evidence["ledger"]["entries"][-1]["latency_ms"]
+    fields = {k: v for k, v in evidence.items() if k != "verdict"}
+    speedups = {name: {**one, "doubt": None} for name, one in fields["speedups"].items() if one["median"]}
+
+    def now(limit: float, **changes: Any) -> list[str]:
+        search = search_fields(limit_ms=limit, batch_size=evidence["ledger"]["batch_size"])
+        return found_view(Evidence.from_dict({**fields, "speedups": speedups, "search": search, **changes}))[
+            "now"
+        ]
+
+    assert ", within the limit" in now(1.01 * ms)[0]
+    assert ", above the limit" in now(0.99 * ms)[0]
+    doubted = {name: {**one, "doubt": "others took the CPUs"} for name, one in fields["speedups"].items()}
+    assert now(ms, speedups=doubted) == [
+        "Whether it keeps the limit on this machine is not measurable here now."
+    ]
+    assert found_view(Evidence.from_dict(fields)) is None
 
 
 def test_without_limits_nothing_is_required(earlier: Path, tmp_path: Path) -> None:
