@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _ON_CPUS = ("fp32", "bf16", "int8")  # what a CPU may multiply
 
 
-def packages() -> tuple[str, ...]:
-    """Every package that a build depends on, the runtimes of all engines among them."""
+def runtimes() -> tuple[str, ...]:
+    """The packages of all engines, installed or not."""
     from engines.registry import KINDS, engine_class
 
-    runtimes = sorted(engine_class(kind).package for kind in KINDS)
-    return ("sit-deploy", "torch", "timm", "onnx", "onnxscript", *runtimes, "numpy", "pillow")
+    return tuple(sorted(engine_class(kind).package for kind in KINDS))
+
+
+def packages() -> tuple[str, ...]:
+    """Every package that a build depends on, the runtimes of all engines among them."""
+    return ("sit-deploy", "torch", "timm", "onnx", "onnxscript", *runtimes(), "numpy", "pillow")
 
 
 def versions() -> dict[str, str | None]:
@@ -31,8 +37,37 @@ def versions() -> dict[str, str | None]:
     return installed
 
 
+def last_tested() -> dict[str, str]:
+    """Return the versions that the tests last passed with, of those of `packages` that they have; constraints.txt has them all."""
+    lines = (Path(__file__).parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = (line.partition(";")[0].strip().split("==") for line in lines if "==" in line)
+    return {name: version for name, version in pinned if name in packages()}
+
+
+def newer_than_tested(installed: Mapping[str, str | None], pinned: Mapping[str, str]) -> list[str]:
+    """Return the packages of which a newer release is installed than the tests passed with; a build of it (`+cu130`) is the same release.
+
+    Args:
+        installed: versions by package, None where it is not installed.
+        pinned: versions that were tested, by package.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    def release(version: str) -> Version:
+        return Version(Version(version).public)
+
+    found = []
+    for package, version in pinned.items():
+        with contextlib.suppress(InvalidVersion):  # of somebody's own build: nobody can say
+            if release(installed.get(package) or "0") > release(version):
+                found.append(package)
+    return found
+
+
 def examine() -> dict[str, Any]:
     """Return engines (what each can do here and the remedy), GPUs, versions, CPU, memory and disk, as plain types.
+
+    `tested` has the versions that the tests last passed with, and `newer_than_tested` the packages that are newer here.
 
     Of each GPU, `engine` is the first kind that runs here and serves it, in the order of `--engine auto`; None where none does. Of each
     engine that runs on this CPU, `kernels` has by precision why there are none for it here, None where there are; FP16, which CPUs
@@ -46,6 +81,7 @@ def examine() -> dict[str, Any]:
     from engines.registry import engine_class
     from engines.timing import machine
 
+    installed, pinned = versions(), last_tested()
     gpus, answers = find_gpus(), engines.support()
     running = [engines.get(answer.kind) for answer in answers if answer.can_run]
 
@@ -70,7 +106,9 @@ def examine() -> dict[str, Any]:
             "memory_bytes": _memory(),
             "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         },
-        "versions": versions(),
+        "versions": installed,
+        "tested": pinned,
+        "newer_than_tested": newer_than_tested(installed, pinned),
     }
 
 

@@ -40,7 +40,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name in tracked():
         place = folder / "tree" / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, place)
+        shutil.copyfile(ROOT / name, place, follow_symlinks=False)
     sdist = build("sdist", folder / "tree", folder)
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")

@@ -14,7 +14,7 @@ FROM nvcr.io/nvidia/tensorrt:${RELEASE}-py3
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1
-COPY setup.cfg pyproject.toml README.md LICENSE /opt/sit-deploy/
+COPY setup.cfg pyproject.toml README.md LICENSE constraints.txt /opt/sit-deploy/
 COPY sit_deploy /opt/sit-deploy/sit_deploy
 COPY training /opt/sit-deploy/training
 COPY engines /opt/sit-deploy/engines

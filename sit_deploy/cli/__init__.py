@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from sit_deploy import __version__
+from sit_deploy.cli.complete import teach
 from sit_deploy.cli.failures import TRACEBACK, explain
 from sit_deploy.errors import Error, nearest
 from sit_deploy.text import printable, shortened
@@ -51,7 +53,14 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return import_module(_ELSEWHERE.get(name, f"sit_deploy.cli.{name}")).command
+        return teach(import_module(_ELSEWHERE.get(name, f"sit_deploy.cli.{name}")).command)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete commands, without importing them for their help."""
+        found = [
+            CompletionItem(name, help=line) for name, line in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Here, because click itself would turn these into "Aborted" and into status 1."""
@@ -69,7 +78,9 @@ class _Group(click.Group):
             ctx.exit(Error.exit_status)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if (
+            args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing
+        ):  # nor while a shell completes the words after a wrong one
             raise click.UsageError(f"No such command '{args[0]}'{nearest(args[0], tuple(COMMANDS))}")
         return super().resolve_command(ctx, args)
 
@@ -78,12 +89,33 @@ class _Group(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _show_versions(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+    """Print the version of sit-deploy, then what of the rest is installed, a line each; none of it is imported."""
+    if not asked or ctx.resilient_parsing:
+        return
+    from sit_deploy.doctor import runtimes, versions
+
+    click.echo(f"sit-deploy {__version__}")
+    installed = versions()
+    for package in ("python", "torch", "timm", "onnx", *runtimes()):
+        if installed[package]:
+            click.echo(f"{package} {installed[package]}")
+    ctx.exit()
+
+
 @click.command(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Start with: sit-deploy build --model sit_s --precision fp16",
 )
-@click.version_option(__version__, package_name="sit-deploy")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of sit-deploy and of what it builds with, and exit.",
+)
 def cli() -> None:
     """From a SiT checkpoint (self-slimmed vision transformer) to an engine that serves.
 

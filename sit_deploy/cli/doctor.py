@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from engines.install import pip_install
 from sit_deploy.cli.common import console, emit_json, examples, json_option, literal, say, table
 
 
@@ -54,3 +55,10 @@ def command(as_json: bool) -> None:
             f"Instructions for products: {literal(', '.join(machine['instructions']))}{literal(kept)}",
         )
     say(screen, "Versions: " + ", ".join(f"{k} {v}" for k, v in examined["versions"].items() if v))
+    for package in examined["newer_than_tested"]:
+        version, known = examined["versions"][package], examined["tested"][package]
+        say(
+            screen,
+            f"{package} {literal(version)} is newer than {known}, the newest that the tests passed with; if something is off with it, "
+            f"run {literal(pip_install(f'{package}=={known}'))}",
+        )

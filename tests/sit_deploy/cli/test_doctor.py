@@ -75,3 +75,13 @@ def test_the_engine_that_serves_a_gpu(cli: CommandLine, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "tensorrt", trt_api.load("tensorrt-11.4.0"))
     found = cli("doctor", "--json").json()
     assert [gpu["engine"] for gpu in found["gpu"]["gpus"]] == ["tensorrt", "tensorrt"]
+
+
+def test_a_release_that_is_newer_than_the_tests(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"timm": "0.9.0", "onnxruntime": "999.0"}
+    monkeypatch.setattr("sit_deploy.doctor.last_tested", lambda: known)
+    found = cli("doctor", "--json").json()
+    assert found["newer_than_tested"] == ["timm"] and found["tested"] == known
+    (line,) = [line for line in cli("doctor").out.splitlines() if "newer than" in line]
+    assert line.startswith(f"timm {versions()['timm']} is newer than 0.9.0, the newest that the tests passed")
+    assert "pip install timm==0.9.0`" in line

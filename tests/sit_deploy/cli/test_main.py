@@ -83,13 +83,9 @@ finally:
     assert "sit-deploy" in done.stdout
 
 
-def test_version(cli: CommandLine) -> None:
-    assert cli("--version").out == f"sit-deploy, version {__version__}\n"
-
-
 def test_python_dash_m() -> None:
     done = subprocess.run([sys.executable, "-m", "sit_deploy", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"sit-deploy, version {__version__}\n")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"sit-deploy {__version__}")
 
 
 # ----------------------------------------------------------------------------------------------------------- usage
@@ -264,3 +260,20 @@ def test_a_reader_that_has_gone(words: list[str]) -> None:
 
 def test_the_group_is_the_command_itself() -> None:
     assert cli.name == "cli" and isinstance(cli, _Group)
+
+
+# ------------------------------------------------------------------------------------------------------------ versions
+
+
+def test_version_tells_what_is_installed_without_importing_it(cli: CommandLine) -> None:
+    from sit_deploy.doctor import runtimes, versions
+
+    first, *rest = cli("--version").out.splitlines()
+    assert first == f"sit-deploy {__version__}"
+    installed = versions()
+    named = [name for name in ("python", "torch", "timm", "onnx", *runtimes()) if installed[name]]
+    assert rest == [f"{name} {installed[name]}" for name in named]
+    assert {"torch", "onnxruntime"} <= set(named)
+    code = "import sys; from sit_deploy.cli import main\ntry:\n    main(['--version'])\nexcept SystemExit:\n    print({'torch', 'numpy', 'onnx', 'timm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("set()\n"), done.stderr
