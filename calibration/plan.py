@@ -203,11 +203,9 @@ def make_plan(
     chosen -= left
     if unknown := sorted(left - {f"-{name}" for name in layers}):
         raise CalibrationError(f"there is no layer '{unknown[0][1:]}'; `sit-deploy inspect` lists them")
+    check_groups(chosen)
     if "default" in chosen:
         chosen |= DEFAULT_GROUPS
-    known = (*GROUPS, "linear", "conv", "default", "all")
-    if strange := sorted(chosen - set(known)):
-        raise CalibrationError(f"no layers are called '{strange[0]}'; choose from {', '.join(known)}")
     planned = []
     for layer in layers.values():
         if f"-{layer.name}" in left:
@@ -224,6 +222,17 @@ def make_plan(
     if not plan.quantized:
         raise CalibrationError("the plan quantizes no layer; choose groups that the model has")
     return plan
+
+
+def check_groups(groups: Collection[str]) -> None:
+    """Refuse names that no group of layers has, whatever the model; a layer that is left out (`-NAME`) only a graph can tell.
+
+    Raises:
+        CalibrationError: names the first.
+    """
+    known = (*GROUPS, "linear", "conv", "default", "all")
+    if strange := sorted(name for name in groups if name not in known and not name.startswith("-")):
+        raise CalibrationError(f"no layers are called '{strange[0]}'; choose from {', '.join(known)}")
 
 
 def _falls_apart(layer: Layer, precision: str) -> bool:

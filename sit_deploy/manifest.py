@@ -19,6 +19,7 @@ import engines
 from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest, sha256
+from sit_deploy.methods import TSM
 from sit_deploy.outputs import LOGITS, OUTPUTS, Output
 from sit_deploy.precisions import TOLERANCE
 from sit_deploy.schema import check
@@ -80,6 +81,18 @@ class Model(_Fields, frozen=True, kw_only=True):
     def kept(self) -> tuple[int, ...] | None:
         """`tokens`, where no ratio gives them."""
         return tuple(self.tokens) if self.stages and self.keeping_ratio is None else None
+
+    @property
+    def slims_by(self) -> str | None:
+        """The method that merges its tokens, TSMs too; None for a model that slims nothing."""
+        return (self.method or TSM) if len(self.tokens) > 1 else None
+
+    @property
+    def slimming(self) -> dict[str, Any] | None:
+        """Blocks and patch tokens of each stage and the method, as JSON has them; None for a model that slims nothing."""
+        if (method := self.slims_by) is None:
+            return None
+        return {"method": method, "stages": self.stages, "tokens": self.tokens}
 
 
 class OutputFacts(_Fields, frozen=True, kw_only=True):

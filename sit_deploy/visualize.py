@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engines.errors import EngineError
 from engines.files import atomic_path
 from sit_deploy.errors import InputError
+from sit_deploy.methods import TSM
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +66,11 @@ def patch_shares(model: Any, images: np.ndarray) -> list[np.ndarray]:
     return [share.numpy() for share in shares]
 
 
+def merged_by(model: Any) -> str:
+    """Return the method that merges the tokens of a model that slims (`sit_deploy.methods`)."""
+    return next((reduction.method for reduction in getattr(model, "reduction", ())), TSM)
+
+
 def owners(shares: np.ndarray) -> np.ndarray:
     """Return for each patch the token that has most of it, int64 (patches,), of shares (kept, patches)."""
     return shares.argmax(axis=0)
@@ -103,13 +109,14 @@ def merged_picture(pixels: np.ndarray, owner: np.ndarray, grid: tuple[int, int])
     return painted
 
 
-def draw(pixels: np.ndarray, shares: list[np.ndarray], grid: tuple[int, int]) -> Any:
+def draw(pixels: np.ndarray, shares: list[np.ndarray], grid: tuple[int, int], title: str = "") -> Any:
     """Return a matplotlib figure: the picture, and for each stage its tokens and how much each patch counts.
 
     Args:
         pixels: uint8 (H, W, 3), the cropped picture.
         shares: of `patch_shares`, for this picture: (kept, patches) each.
         grid: patches in a column and in a row.
+        title: above all.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -120,6 +127,8 @@ def draw(pixels: np.ndarray, shares: list[np.ndarray], grid: tuple[int, int]) ->
     axes = figure.subplots(2, count, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=10)
     axes[0, 0].imshow(pixels)
     axes[0, 0].set_title(f"{rows * columns} patches", fontsize=9)
     # a few patches may count twenty times their share; the others should show too

@@ -30,6 +30,7 @@ from sit_deploy.report.kernels_text import (
     raised_note,
     told_by,
 )
+from sit_deploy.report.slimming_view import slimming_words
 from sit_deploy.report.tuning_view import tuning_sentence
 from sit_deploy.report.view import preprocessing_words
 
@@ -159,6 +160,7 @@ def command(
                 **({"estimate": _json(estimates, ASSUMPTIONS)} if estimated else {}),
                 **prepared,
                 **_passed(bundle),
+                **({"slimming": bundle.manifest.model.slimming} if bundle else {}),
             }
         )
     else:
@@ -170,6 +172,7 @@ def command(
                 screen,
                 f"preprocessing: {literal(preprocessing_words(bundle.manifest.preprocessing, bundle.manifest.preprocessing_source))}",
             )
+            say(screen, f"patch tokens: {literal(slimming_words(bundle.manifest.model))}")
             for passed in _passed(bundle).values():
                 say(screen, f"As PyTorch writes it: {literal(passed)}")
         if any(row["precision"] != "high" for row in layers):

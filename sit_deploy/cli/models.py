@@ -10,6 +10,7 @@ from sit_deploy import limits
 from sit_deploy.cli.common import Whole, console, emit_json, examples, json_option, literal, say, table
 from sit_deploy.cli.options import model_options
 from sit_deploy.errors import InputError
+from sit_deploy.methods import method_words
 from sit_deploy.models.catalog import CONFIGS, get_config
 from sit_deploy.models.config import check_class_count, check_image_sides, reschedule, token_schedule
 from sit_deploy.models.cost import cost
@@ -78,6 +79,7 @@ def _show_one(
         "stage_blocks": list(config.stage_blocks),
         "keeping_ratio": None if config.kept else config.keeping_ratio,
         "tokens": list(tokens),
+        "method": config.method if len(tokens) > 1 else None,
         "unslimmed": None,
     }
     if len(config.stage_blocks) > 1:
@@ -104,7 +106,7 @@ def _show_one(
     if unslimmed:
         say(
             screen,
-            f"{unslimmed['macs_ratio']:.2f}x fewer MACs than the unslimmed {literal(unslimmed['name'])}; its blocks see {unslimmed['token_share']:.0%} of the "
+            f"Slimmed by {method_words(config.method)}: {unslimmed['macs_ratio']:.2f}x fewer MACs than the unslimmed {literal(unslimmed['name'])}; its blocks see {unslimmed['token_share']:.0%} of the "
             "patch tokens. How much faster that is, sit-deploy build and bench measure.",
         )
 

@@ -143,6 +143,7 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
     from sit_deploy.report.elsewhere_text import elsewhere_view
     from sit_deploy.report.kernels_text import census_text, lowered_note
     from sit_deploy.report.search_view import found_view
+    from sit_deploy.report.slimming_view import slimming_words
     from sit_deploy.report.view import stages_view, verdict_view
 
     evidence, verdict = judged.evidence, verdict_view(judged.verdict)
@@ -152,6 +153,7 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
         say(screen, f" [{_COLOURS[severity]}]{_MARKS[severity]}[/] {literal(reason)}")
     for note in evidence.accuracy.notes if evidence.accuracy else ():
         say(screen, f" Note: {literal(note)}")
+    say(screen, f"Patch tokens: {literal(slimming_words(evidence.build.model))}")
     shown = stages_view(evidence.ledger)
     listing = table(*shown["head"], right=tuple(shown["head"][2:]), fold=("runs on",))
     for cells in shown["rows"]:

@@ -23,6 +23,7 @@ from sit_deploy.cli.common import (
 )
 from sit_deploy.cli.options import TOKENS, key_option, method_option
 from sit_deploy.errors import InputError
+from sit_deploy.methods import method_words
 
 
 @click.command(
@@ -140,15 +141,17 @@ def _draw(
     network: Any, preprocessing: Any, files: list[Path], targets: list[Path], report: Any
 ) -> list[dict[str, Any]]:
     from sit_deploy.preprocessing import load_image
-    from sit_deploy.visualize import draw, patch_shares, save
+    from sit_deploy.visualize import draw, merged_by, patch_shares, save
 
-    rows = []
+    rows, method = [], merged_by(network)
     for done, (path, target) in enumerate(zip(files, targets, strict=True)):
         report("Drawing", done, len(files))
         pixels = preprocessing.pixels(load_image(path))
         shares = [share[0] for share in patch_shares(network, preprocessing.normalise(pixels)[None])]
         target.parent.mkdir(parents=True, exist_ok=True)
-        save(draw(pixels, shares, network.grid_size), target)
-        rows.append({"image": str(path), "picture": str(target), "tokens": list(network.kept)})
+        save(draw(pixels, shares, network.grid_size, f"merged by {method_words(method)}"), target)
+        rows.append(
+            {"image": str(path), "picture": str(target), "tokens": list(network.kept), "method": method}
+        )
     report("Drawing", len(files), len(files))
     return rows

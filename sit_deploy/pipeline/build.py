@@ -135,10 +135,19 @@ def _plan(request: BuildRequest) -> tuple[BuildRequest, BuildRequest, engines.En
     if request.output is not None:
         check_destination(request.output, request.force)
     engine, why = engines.select(request.engine)
+    return request, fit_to_engine(request, engine), engine, why
+
+
+def fit_to_engine(request: BuildRequest, engine: engines.Engine) -> BuildRequest:
+    """Return a request, checked already, as an engine has it.
+
+    Raises:
+        InputError, engines.EngineError: this engine cannot be built so.
+    """
     fitted = fit_request(request, engine)
     check_request(fitted)
     check_engine(fitted, engine)
-    return request, fitted, engine, why
+    return fitted
 
 
 def _check_export(request: BuildRequest) -> BuildRequest:

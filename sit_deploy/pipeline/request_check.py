@@ -45,7 +45,7 @@ def check_request(request: BuildRequest) -> None:
     """Refuse what can be refused at once.
 
     Raises:
-        InputError, engines.EngineError: an option that is unknown, out of range or in need of another.
+        InputError, engines.EngineError, calibration.CalibrationError: an option that is unknown, out of range or in need of another.
     """
     from sit_deploy.models.data_config import from_options
 
@@ -122,6 +122,11 @@ def check_files(request: BuildRequest) -> None:
                 f"{published.place} is a backbone without a classifier ({kind}); build it with --outputs features, or train one: "
                 f"sit-deploy train --model {request.model} --init {published.place}"
             )
+    check_given_files(request)
+
+
+def check_given_files(request: BuildRequest) -> None:
+    """Refuse files and folders of images that are not there; arguments and errors as of `check_files`."""
     from sit_deploy.data.class_names import read_class_names
     from sit_deploy.data.image_folder import ImageFolder
     from sit_deploy.data.source import is_named
@@ -196,6 +201,10 @@ def _check_tuning(request: BuildRequest) -> None:
         raise InputError(
             f"--quantize auto chooses the groups itself; pass --quantize auto, or --quantize {others}"
         )
+    if groups and groups != AUTO:
+        from calibration.plan import check_groups
+
+        check_groups(groups)
     if groups == AUTO and request.precision != "int8":
         raise InputError(
             f"--quantize auto is for int8, which it times on an engine that runs here; pass --quantize default with {request.precision}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.methods import method_words
 from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.figure import figure
 from sit_deploy.report.search_record import PointRecord, SearchRecord
@@ -40,8 +41,12 @@ def asked_sentence(record: SearchRecord) -> str:
     """Say what was searched for."""
     return (
         f"Asked for {record.asked}: at most {record.limit_ms:.4g} ms a batch of {record.batch_size} of {record.engine} on {record.where}, "
-        f"{record.threads or 'all'} threads."
+        f"{_threads(record)}."
     )
+
+
+def _threads(record: SearchRecord) -> str:
+    return f"{record.threads or 'all'} thread{'' if record.threads == 1 else 's'}"
 
 
 def _lost(record: SearchRecord) -> list[str]:
@@ -84,8 +89,8 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
         ("model", record.model),
         ("asked for", f"{record.asked}, which is {record.limit_ms:.4g} ms a batch of {record.batch_size}"),
         ("engine", record.engine),
-        ("measured on", f"{record.where}, {record.threads or 'all'} threads"),
-        ("slimmed by", f"{record.method}, without training"),
+        ("measured on", f"{record.where}, {_threads(record)}"),
+        ("slimmed by", method_words(record.method)),
         ("images", record.images),
         (
             "schedules tried",

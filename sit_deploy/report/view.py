@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from sit_deploy.methods import method_words
 from sit_deploy.outputs import listing
 from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.build_types import (
@@ -22,6 +23,7 @@ from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text, engine_text
 from sit_deploy.report.quantization_view import quantization_view
 from sit_deploy.report.search_view import found_view
+from sit_deploy.report.slimming_view import slimming_words, token_bars
 from sit_deploy.report.tuning_view import tuning_view
 from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
@@ -47,7 +49,8 @@ def build_view(report: BuildReport) -> dict[str, Any]:
         "notes": [{"text": note, "warns": report.warns(note)} for note in report.notes],
         "accuracy": accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no --val-data was given.",
-        "tokens": _tokens(report),
+        "tokens": token_bars(report.model),
+        "slimmed": f"Merged by {method_words(method)}." if (method := report.model.slims_by) else None,
         "layers": _engine_layers(report.engine_layers),
         "compared_on": report.compared_on,
         "compared": "outputs" if _given(report) else "logits",
@@ -356,16 +359,6 @@ def _hop(hop: HopRecord, report: BuildReport) -> dict[str, Any]:
     return {"name": hop.name, "cells": cells, "state": state, "note": note}
 
 
-def _tokens(report: BuildReport) -> list[tuple[str, str, float]]:
-    stages, tokens = report.model.stages or [], report.model.tokens
-    most = max(tokens)
-    bars = []
-    for i, count in enumerate(tokens):
-        blocks = f", {stages[i]} block{'s' if stages[i] != 1 else ''}" if i < len(stages) else ""
-        bars.append((f"stage {i + 1}{blocks}", str(count), round(100 * count / most, 1)))
-    return bars
-
-
 def _given(report: BuildReport) -> str:
     """Return what a bundle gives that has others than logits: "gives features and patches"; nothing for one of logits alone."""
     names = [one.name for one in report.hops[0].outputs] if report.hops else []
@@ -381,7 +374,7 @@ def _facts(report: BuildReport) -> list[tuple[str, str]]:
             "Size",
             f"{model.parameters / 1e6:.2f} M parameters, {model.macs / 1e9:.2f} GMACs an image as deployed",
         ),
-        ("Patch tokens", " → ".join(map(str, model.tokens))),
+        ("Patch tokens", slimming_words(model)),
         *((("As PyTorch writes it", str(passed)),) if (passed := model.config.get("passed_through")) else ()),
         ("Weights", report.weights.source),
         ("Preprocessing", preprocessing_words(asdict(report.preprocessing), report.preprocessing_source)),

@@ -11,8 +11,11 @@ from engines.install import pip_install
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest
 from sit_deploy.models.reduced import reduced_by
+from sit_deploy.pipeline.build import fit_to_engine
 from sit_deploy.pipeline.float_graph import load_request
-from sit_deploy.pipeline.request_check import check_request
+from sit_deploy.pipeline.request import AUTO as AUTO_GROUPS
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_given_files, check_request
 from sit_deploy.pipeline.work import Work
 from sit_deploy.precisions import EIGHT_BITS, FLOATS
 from sit_deploy.search.folder import SearchFolder, check_folder
@@ -64,18 +67,57 @@ def plan(request: SearchRequest) -> tuple[SearchRequest, engines.Engine]:
     """Refuse what can be refused at once; return the request with its weights here, and the engine."""
     check_folder(request.output, request.force)
     engine = _engine(request)
-    build = request.of_model().named().completed()
+    named = request.of_model().named()
+    if (
+        named.awaits_weights and named.model
+    ):  # what can be refused without them is refused before they are fetched
+        _fit(request, named, engine)
+    build = named.completed()
+    build, precisions = _fit(request, build, engine)
+    return replace(request, build=build, precisions=precisions), engine
+
+
+def _fit(
+    request: SearchRequest, build: BuildRequest, engine: engines.Engine
+) -> tuple[BuildRequest, tuple[str, ...]]:
+    """Return the request of the unslimmed model with its engine, and the precisions to search; refuse what no build will take."""
     if len(build.config.stage_blocks) > 1:
         raise InputError(
             f"{build.config.name} slims already: its schedule is what is searched for; take the unslimmed "
             f"{build.config.teacher or 'model'} and its weights"
         )
     precisions = _precisions(request, engine, build.precision)
-    for precision in precisions:
-        check_request(in_precision(build, precision))
     # by name: what auto means for a build need not run here
     build = replace(build, engine=engine.kind)
-    return replace(request, build=build, precisions=precisions), engine
+    _check_builds(build, request.method, precisions, engine)
+    return build, precisions
+
+
+def _check_builds(
+    build: BuildRequest, method: str, precisions: tuple[str, ...], engine: engines.Engine
+) -> None:
+    """Refuse at once what the builds at the end of the search would refuse, with their own checks.
+
+    Raises:
+        InputError, engines.EngineError: as a build.
+    """
+    if build.quantize == AUTO_GROUPS:
+        raise InputError(
+            "--quantize auto would choose other layers for every schedule, and no latency table could foretell their time; leave it out, or "
+            "name groups, as --quantize default"
+        )
+    if not any(precision in EIGHT_BITS for precision in precisions):
+        check_request(
+            replace(build, precision=precisions[0])
+        )  # options for 8 bits, which nothing is built in
+    half = build.config.depth // 2
+    slimmed = replace(build, stages=(half, build.config.depth - half), method=method)
+    for precision in precisions:
+        for one in (build, slimmed) if half else (build,):
+            one = in_precision(one, precision)
+            check_request(one)
+            fit_to_engine(one, engine)
+    check_given_files(build)
 
 
 def _engine(request: SearchRequest) -> engines.Engine:

@@ -69,6 +69,7 @@ def gather(
         "name": bundle.path.resolve().name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "build": build.to_dict(),
+        "slimming": bundle.manifest.model.slimming,
         "bytes": bundle.manifest.bytes,
         "golden": _golden(bundle, threads, device),
         "ledger": table.to_dict(),

@@ -70,8 +70,8 @@ def _bundles_in(folder: Path) -> list[Path]:
     if (folder / RECORD).is_file():
         if read_search(folder).chosen is None:
             raise InputError(
-                f"the search in {folder} chose no schedule, so there is no bundle to report on: {folder / 'search.html'} says why; search again "
-                "with a higher --latency or a lower --speedup"
+                f"the search in {folder} chose no schedule, so there is no bundle to report on: {folder / 'search.html'} says why, and what to "
+                "search for"
             )
         raise InputError(
             f"{folder} holds a search and lacks its bundle, the folder {BUNDLE}; copy the folder whole, or run `sit-deploy search` again with "

@@ -45,7 +45,7 @@ def test_what_a_schedule_costs_before_anything_is_trained(cli: CommandLine) -> N
     teacher = cost(CONFIGS["lvvit_nano"])
     assert row == {
         "name": "sit_nano", "parameters": figures.parameters, "macs": figures.macs, "image_size": 112, "num_classes": 1000,
-        "stage_blocks": [2, 2, 2, 2], "keeping_ratio": None, "tokens": [49, 30, 18, 9],
+        "stage_blocks": [2, 2, 2, 2], "keeping_ratio": None, "tokens": [49, 30, 18, 9], "method": "tsm",
         "unslimmed": {
             "name": "lvvit_nano", "parameters": teacher.parameters, "macs": teacher.macs,
             "macs_ratio": teacher.macs / figures.macs, "token_share": (49 + 30 + 18 + 9) / (4 * 49),
@@ -53,7 +53,7 @@ def test_what_a_schedule_costs_before_anything_is_trained(cli: CommandLine) -> N
     }  # fmt: skip
     shown = cli("models", "--model", "sit_nano", "--kept", "49,30,18,9").out
     assert (
-        f"{teacher.macs / figures.macs:.2f}x fewer MACs than the unslimmed lvvit_nano; its blocks see 54% of"
+        f"Slimmed by TSMs: {teacher.macs / figures.macs:.2f}x fewer MACs than the unslimmed lvvit_nano; its blocks see 54% of"
         in shown
     )
     # what the ratio gives is the ratio's, and a model that slims nothing has nothing beside it
@@ -63,7 +63,7 @@ def test_what_a_schedule_costs_before_anything_is_trained(cli: CommandLine) -> N
     whole = cli(
         "models", "--model", "lvvit_nano", "--image-size", "128", "--num-classes", "10", "--json"
     ).json()
-    assert (whole["unslimmed"], whole["tokens"]) == (None, [64])
+    assert (whole["unslimmed"], whole["tokens"], whole["method"]) == (None, [64], None)
     assert whole["macs"] == cost(CONFIGS["lvvit_nano"], 128, 10).macs
 
 

@@ -22,7 +22,7 @@ def test_a_bundle_and_its_checkpoint_draw_the_same(trained: Trained, cli: Comman
     files = list_images(trained.images)[:2]
     rows = cli("visualize", trained.bundle, *files, "-o", "a/b", "--json").json()
     assert [row["image"] for row in rows] == [str(f) for f in files]
-    assert rows[0]["tokens"] == [49, 24, 12, 6]
+    assert (rows[0]["tokens"], rows[0]["method"]) == ([49, 24, 12, 6], "tsm")
     out = cli("visualize", trained.checkpoint, "--model", "sit_nano", *files, "-o", "c").out
     for path in files:
         name = f"{path.stem}-tokens.png"

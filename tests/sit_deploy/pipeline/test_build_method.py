@@ -38,7 +38,9 @@ def taught(cli: CommandLine) -> Path:
     return cli.folder / "teacher.safetensors"
 
 
-def test_a_teachers_checkpoint_builds_at_once(cli: CommandLine, taught: Path) -> None:
+def test_a_teachers_checkpoint_builds_at_once(
+    cli: CommandLine, taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--checkpoint", taught.name, "--method", TRANSFORM, *STAGES, *QUICK[:2], "--calib-images", "2")
     cli("build", "--model", "lvvit_nano", *options, "--dynamic-batch", "1:2:3", "-o", "b")
     facts = json.loads((cli.folder / "b" / "manifest.json").read_text(encoding="utf-8"))
@@ -52,7 +54,16 @@ def test_a_teachers_checkpoint_builds_at_once(cli: CommandLine, taught: Path) ->
     picture = cli.folder / "picture.png"
     _write_picture(picture)
     seen = cli("visualize", "b", picture.name, "-o", "seen", "--json").json()
-    assert seen[0]["tokens"] == [9, 4, 2, 1]
+    assert (seen[0]["tokens"], seen[0]["method"]) == ([9, 4, 2, 1], TRANSFORM)
+    told = "9 → 4 → 2 → 1, by transform, without training"
+    assert f"patch tokens: {told}" in cli("inspect", "b").out
+    slimming = {"method": TRANSFORM, "stages": [2, 2, 2, 2], "tokens": [9, 4, 2, 1]}
+    assert cli("inspect", "b", "--json").json()["slimming"] == slimming
+    assert told in (cli.folder / "b" / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("sit_deploy.validation.stages.SYNTHETIC", 4)
+    assert f"Patch tokens: {told}" in cli("report", "b", "--rounds", 0, "-o", "r.md", "-o", "r.json").out
+    assert told in (cli.folder / "r.md").read_text(encoding="utf-8")
+    assert json.loads((cli.folder / "r.json").read_text())["bundles"][0]["slimming"] == slimming
     cli("validate", "b", "--json")
 
 
