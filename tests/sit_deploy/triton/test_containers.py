@@ -107,7 +107,7 @@ def test_every_file_is_on_the_page_and_names_a_release_that_is_known() -> None:
 def test_what_the_build_container_copies_is_there() -> None:
     text = (FILES / "build.Dockerfile").read_text()
     copied = [word for line in re.findall(r"^COPY (.+)$", text, re.M) for word in line.split()[:-1]]
-    assert {"sit_deploy", "training", "engines", "calibration", "setup.cfg"} <= set(copied)
+    assert {"sit_deploy", "training", "engines", "calibration", "setup.cfg", "constraints.txt"} <= set(copied)
     assert all((ROOT / name).exists() for name in copied)
 
 
