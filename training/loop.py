@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sit_deploy.data.ignored_orientation import ignored_orientation_note
 from sit_deploy.errors import Error, InputError
+from sit_deploy.models.catalog import title
 from sit_deploy.models.data_config import describe
 from sit_deploy.processes import join_world
 from training.best_weights import keep_best
@@ -195,7 +196,7 @@ def _say_preprocessing(run: Run) -> None:
 
 def _record_start(run: Run, stop: StopSignal) -> None:
     """Say what is trained and how good it is before the first step."""
-    start = f"Training {run.models.config.name} from {run.models.start}"
+    start = f"Training {title(run.models.config)} from {run.models.start}"
     row: dict[str, Any] = {"epoch": 0}
     if run.request.qat:
         with in_float(run.evaluated()):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.files import write_whole
+from sit_deploy.models.catalog import title
 from sit_deploy.models.count import count_macs
 from sit_deploy.text import utf8_text
 from training.best_weights import save_best
@@ -20,13 +21,18 @@ from training.run_files import CURVES, SUMMARY, WEIGHTS
 
 @dataclass(frozen=True)
 class Side:
-    """One model of the summary: macs of one image; tokens of each stage; top1, top5 in percent."""
+    """One model of the summary: macs of one image; tokens of each stage; top1, top5 in percent.
+
+    Attributes:
+        title: its name and, where that alone does not say how it slims, its stages: a student may have its teacher's name.
+    """
 
     name: str
     macs: int
     tokens: tuple[int, ...]
     top1: float
     top5: float
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ class Summary:
 
 def _draw(run: Run, teacher_top1: float | None) -> None:
     """Draw the curves; that they cannot be drawn takes nothing from what was trained."""
-    title = f"{run.models.config.name} on {utf8_text(run.data.name)}"
+    heading = f"{title(run.models.config)} on {utf8_text(run.data.name)}"
     try:
-        draw_curves(run.request.output, title, teacher_top1)
+        draw_curves(run.request.output, heading, teacher_top1)
     except Exception as error:  # of any type: of fonts, of a folder for them, of a full disk
         run.reporter.warn(f"the curves could not be drawn ({' '.join(str(error).split())[:200]})")
 
@@ -99,6 +105,7 @@ def finish(run: Run) -> Summary:
             tuple(m.kept),
             scores.top1,
             scores.top5,
+            title(c),
         )
         for c, m, scores in (
             (models.config, model, metrics),

@@ -25,6 +25,8 @@ from sit_deploy.cli.options import TOKENS, key_option, method_option
 from sit_deploy.errors import InputError
 from sit_deploy.methods import method_words
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf", ".webp")
+
 
 @click.command(
     "visualize",
@@ -89,6 +91,11 @@ def command(
     targets = [output / f"{path.stem}-tokens.png" for path in files]
     if there := [path for path in targets if path.exists() and not force]:
         raise InputError(f"{there[0]} exists; pass --force to replace it, or choose another folder with -o")
+    if output.suffix.lower() in _PICTURES and not output.is_dir():
+        raise InputError(
+            f"-o names the folder of the pictures, which are called NAME-tokens.png, and {output} is called as a picture; pass another, as -o "
+            f"{output.with_suffix('')}"
+        )
     if output.exists() and not output.is_dir():
         raise InputError(f"output {output} is not a folder; choose another with -o")
     with progress() as report:

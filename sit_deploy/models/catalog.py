@@ -107,7 +107,7 @@ def get_config(
                 )
             raise InputError(
                 f"unknown model '{name}'{_nearest_model(name, (*_ALIASES, *timm_names())) or ';'} `sit-deploy models` lists ours, "
-                "and timm's plain vision transformers will do too"
+                "and timm's vision transformers will do too (docs/models.md)"
             )
         config = timm_config(name)
     if method in TRAINING_FREE and config.teacher:

@@ -18,6 +18,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
 from sit_deploy.models.file_kind import file_kind, find_file
 from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, split_riders
+from sit_deploy.models.float8 import check_float8
 from sit_deploy.models.torch_file import DamagedFileError, OtherPickleError, Stored, read_archive, read_stream
 from sit_deploy.models.unpickle import HostilePickle, full_name
 
@@ -88,9 +89,11 @@ def read_checkpoint(
         raise InputError(f"{where} {_object_words(objects[0])}")
     weights = find_weights(content, where, ema, key, key_is_shared, names, fits)
     stored, riders = split_riders(weights, where, chosen=key in (weights.address, weights.prefix.rstrip(".")))
-    notes = tuple(filter(None, (*weights.notes, left_out_words(riders))))
+    values = _read_values(stored, path)
+    low = check_float8(values, [*weights.names, *weights.beside], where)
+    notes = tuple(filter(None, (*weights.notes, left_out_words(riders), low)))
     source = weights.entry or "state_dict"
-    return Checkpoint(path, _read_values(stored, path), source, digest, weights.prefix, notes)
+    return Checkpoint(path, values, source, digest, weights.prefix, notes)
 
 
 def _objects(content: Any) -> list[str]:

@@ -40,7 +40,7 @@ _UNFINISHED = (
      "make them plain before saving: torch.nn.utils.parametrize.remove_parametrizations"),
     (r".*\.weight_(orig|mask)$", "pruned weights with their masks",
      "make them plain before saving: torch.nn.utils.prune.remove"),
-    (r".*\.(SCB|qweight|absmax|weight_scale|_packed_params)\b", "quantized weights", "save the float model"),
+    (r".*\.(SCB|qweight|absmax|weight_scale\w*|_packed_params)\b", "quantized weights", "save the float model"),
 )  # fmt: skip
 
 

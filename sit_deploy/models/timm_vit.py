@@ -55,6 +55,9 @@ MODULES = (
 )
 # what timm's constructors raise for arguments that they cannot take, sizes of zero among them
 NOT_MADE = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError)
+# of a model that is made with arguments; timm's largest has 7 billion parameters, and 16,384 tokens are an image of 2048 pixels
+_MOST_PARAMETERS = 20_000_000_000
+_MOST_TOKENS = 20_000
 _BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 _ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 # norms by root mean square, of the channels or of what they are off their mean
@@ -80,6 +83,10 @@ def timm_config(name: str) -> ModelConfig:
         InputError: another kind of model; names it.
     """
     base, arguments = split(name)
+    if base.endswith("."):
+        raise InputError(
+            f"'{name}' has a dot at the end of timm's name, behind which nothing is; leave it out"
+        )
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parts without elements, which another argument asks for
@@ -93,6 +100,8 @@ def timm_config(name: str) -> ModelConfig:
         # an unknown tag; timm says which
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"timm cannot make '{name}' ({reason}); leave out what follows the dot") from None
+    if arguments:
+        _check_made(model, name)
     obstacle = why_whole(model, name)
     data = resolve_model_data_config(model)
     block = model.blocks[0]
@@ -115,6 +124,25 @@ def timm_config(name: str) -> ModelConfig:
         squash=data["crop_mode"] == "squash",
         unslimmable=obstacle,
     )
+
+
+def _check_made(model: nn.Module, name: str) -> None:
+    """Refuse what arguments made too large to be made with weights, or run, and parts that are made and never read.
+
+    Raises:
+        InputError: names what it would have.
+    """
+    if isinstance(model, VisionTransformerDistilled):
+        for part in _distilled_obstacles(model):
+            raise InputError(f"'{name}' has {part}; check what follows the colon")
+    parameters = sum(value.numel() for value in model.parameters())
+    patches = getattr(getattr(model, "patch_embed", None), "num_patches", 0) or 0
+    tokens = patches + getattr(model, "num_prefix_tokens", 0)
+    for count, most, what in ((parameters, _MOST_PARAMETERS, "parameters"), (tokens, _MOST_TOKENS, "tokens")):
+        if count > most:
+            raise InputError(
+                f"'{name}' would have {count:,} {what}, and at most {most:,} are made; check what follows the colon"
+            )
 
 
 def patch_side(model: nn.Module) -> int:

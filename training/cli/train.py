@@ -259,7 +259,7 @@ def show_summary(screen: Console, summary: Any) -> None:
             tokens = "/".join(map(str, side.tokens))
             top5 = "—" if few else f"{side.top5:.2f}"
             figures = (f"{side.macs / 1e9:.3f}", f"{side.top1:.2f}", top5)
-            listing.add_row(role, side.name, *figures, tokens)
+            listing.add_row(role, side.title or side.name, *figures, tokens)
     screen.print(listing)
     if summary.teacher:
         ratio = summary.teacher.macs / summary.student.macs

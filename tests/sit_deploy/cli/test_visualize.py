@@ -56,6 +56,9 @@ def test_bad_input(trained: Trained, cli: CommandLine) -> None:
     cli("visualize", trained.bundle, image)
     assert "exists; pass --force to replace it" in cli.refuses("visualize", trained.bundle, image)
     cli("visualize", trained.bundle, image, "--force")
+    assert "-o names the folder of the pictures, which are called NAME-tokens.png, and x.png" in cli.refuses(
+        "visualize", trained.bundle, image, "-o", "x.png"
+    )
     (cli.folder / "file").write_text("")
     assert "output file is not a folder" in cli.refuses("visualize", trained.bundle, image, "-o", "file")
 

@@ -317,7 +317,10 @@ def test_image_sizes(size: int, state: State, save: Save) -> None:
 
 
 def test_unknown_model(state: State, save: Save) -> None:
-    with pytest.raises(InputError, match="unknown model 'sit_nana'; did you mean 'sit_nano'"):
+    with pytest.raises(
+        InputError,
+        match=r"unknown model 'sit_nana'; did you mean 'sit_nano'.* timm's vision transformers will do too",
+    ):
         load_model("sit_nana", save(state))
 
 

@@ -77,6 +77,34 @@ def test_names_that_make_no_model(rest: str, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ("reg_tokens=100000", "would have 100,197 tokens, and at most 20,000 are made"),
+        ("patch_size=1", "would have 50,177 tokens"),
+        ("embed_dim=99999", "parameters, and at most 20,000,000,000 are made; check what follows the colon"),
+        ("mlp_ratio=100000", "parameters, and at most"),
+    ],
+)
+def test_a_model_that_nobody_could_run_is_not_made(rest: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        get_config(f"{TINY}:{rest}")
+    distilled = "deit_tiny_distilled_patch16_224:reg_tokens=2"
+    with pytest.raises(
+        InputError, match="register tokens, which a distilled DeiT of timm does not read; check what"
+    ):
+        get_config(distilled)
+    assert get_config(f"{TINY}:reg_tokens=16,patch_size=8").base == f"{TINY}:reg_tokens=16,patch_size=8"
+
+
+@pytest.mark.parametrize("name", [f"{TINY}.", f"{TINY}.:reg_tokens=4", "test_vit."])
+def test_a_dot_with_nothing_behind_it(name: str) -> None:
+    with pytest.raises(
+        InputError, match="has a dot at the end of timm's name, behind which nothing is; leave it out"
+    ):
+        get_config(name)
+
+
 def test_a_model_is_made_with_them() -> None:
     name = f"{TINY}:depth=3,embed_dim=48,reg_tokens=2"
     config = get_config(name, stages=(1, 2))

@@ -17,7 +17,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from sit_deploy.models import get_config
 from sit_deploy.models.card_file import read_card
+from sit_deploy.models.catalog import title
 from tests.helpers.command_line import CommandLine, Result, snapshot
 from tests.helpers.shared import shared
 from tests.helpers.train import CLASSES, PLAIN, log_rows, start, start_server, words, write_pictures
@@ -484,6 +486,17 @@ def test_interrupted_before_the_first_step(
 
     monkeypatch.setattr("training.set_up.make_optimiser", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert cli.refuses(*line(pictures)) == "interrupted; nothing was left half-written"
+
+
+def test_a_student_that_has_its_teachers_name_is_told_by_its_stages() -> None:
+    name = "deit_tiny_patch16_224"
+    teacher = Side(name, 84_000_000, (196,), 75.0, 100.0, title(get_config(name)))
+    student = Side(name, 42_000_000, (196, 98), 74.0, 100.0, title(get_config(name, stages=(6, 6))))
+    summary = Summary(Path("w"), Path("c"), 40, 1, 1, 1.0, 0, student, teacher=teacher, agreement=99, kl=0.1)
+    with StringIO() as out:
+        show_summary(Console(file=out, width=120), summary)
+        assert re.search(rf"teacher +{name} +0\.084", out.getvalue())
+        assert re.search(rf"student +{name} of stages 6,6 +0\.042", out.getvalue())
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(5, "—"), (6, "100.00"), (None, "100.00")])
