@@ -15,6 +15,7 @@ __all__ = [
     "check_output",
     "place",
     "recover",
+    "remove_empty",
     "scratch",
     "sha256",
     "uninterrupted",
@@ -33,7 +34,7 @@ def scratch(path: Path) -> Iterator[Path]:
     path = path.absolute()
     missing = [p for p in path.parents if not p.exists()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, missing)  # those that something was put into stay
+        stack.callback(remove_empty, missing)  # those that something was put into stay
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(partial_folder(path))
@@ -43,7 +44,8 @@ def scratch(path: Path) -> Iterator[Path]:
         yield folder
 
 
-def _remove_empty(folders: list[Path]) -> None:
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of some folders that nothing is in, the innermost first."""
     with uninterrupted():
         for folder in folders:
             with contextlib.suppress(OSError):

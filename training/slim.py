@@ -64,10 +64,12 @@ class Agreement:
     Attributes:
         same: images of the same class, in percent.
         kl: KL divergence of its probabilities from the unslimmed model's, in nats.
+        classes: that the unslimmed model puts the images into. Where that is one, any model agrees with it that always says the same.
     """
 
     same: float
     kl: float
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,18 @@ class Slimmed:
     teacher_top1: float | None = None
     top1: float | None = None
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the agreement says nothing, as a sentence without capital and full stop; None where it does."""
+        if self.start.classes > 1:
+            return None
+        return (
+            f"the unslimmed model gives all {self.held_out} images that were kept apart one class, so that agreement says nothing; check the "
+            "weights, the preprocessing (--mean, --std), and that --images are like those it was trained on"
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "weights": str(self.weights)}
+        return {**asdict(self), "weights": str(self.weights), "doubt": self.doubt}
 
 
 def slim(request: SlimRequest, reporter: Reporter | None = None) -> Slimmed:
@@ -144,9 +156,11 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
     loaded, choice, classes = load_request(work)
     for note in work.notes:
         reporter.note(note)
-    if not loaded.model.num_classes:
+    if loaded.model.num_classes < 2:  # the probability of one class is 1, whatever the model
+        found = "one class alone" if loaded.model.num_classes else "no classifier"
         raise InputError(
-            f"{loaded.name} has no classifier, and a slimmed model is compared with it by classes; give a checkpoint that has one"
+            f"{loaded.name} has {found}, and a slimmed model is compared with it by the probabilities of classes; give a checkpoint that has two "
+            "or more"
         )
     model = arm(loaded.model, config, request.seed).to(world.device)
     check_card(_card(request, work, config, model, choice, classes, None))
@@ -217,14 +231,15 @@ def arm(teacher: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
 @torch.no_grad()
 def agreement(model: nn.Module, features: FrozenFeatures) -> Agreement:
     """Compare a slimmed model with itself unslimmed on all images of `features`."""
-    same, kl = 0, 0.0
+    same, kl, given = 0, 0.0, set()
     for indices in torch.arange(len(features)).split(BATCH_SIZE):
         batch = features.of(indices)
         logits = mean_logits(model.forward_from(features.block, batch.tokens, features.rotary))
         same += int((logits.argmax(1) == batch.logits.argmax(1)).sum())
+        given.update(batch.logits.argmax(1).tolist())
         theirs = batch.logits.log_softmax(1)
         kl += float(F.kl_div(logits.log_softmax(1), theirs, reduction="sum", log_target=True))
-    return Agreement(100 * same / len(features), kl / len(features))
+    return Agreement(100 * same / len(features), kl / len(features), len(given))
 
 
 def _accuracy(

@@ -21,6 +21,8 @@ from training.slim_options import FitOptions
 
 _WARM_UP = 0.05  # share of the fit over which the learning rate grows
 _CLIP = 1.0  # norm of the gradient
+_COMPARED = 64  # images, at least, that tell how much they differ
+_LEAST = 1e-6  # of their size: by which summaries differ at least, or those of equal images would be all that is fitted to
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,11 @@ def fit_tsms(
 
     def loss(batch: Features) -> Tensor:
         nonlocal variance
-        variance = _variance(batch.summaries) if variance is None else variance
+        if variance is None:
+            some = (
+                batch if len(batch.tokens) >= _COMPARED else features.of(range(min(_COMPARED, len(features))))
+            )
+            variance = _variance(some.summaries)
         return fit_loss(model, batch, features.block, features.rotary, variance)
 
     return _fit(model, model.tsm, loss, features, options, show)
@@ -162,4 +168,5 @@ def _schedule(done: float) -> float:
 
 def _variance(summaries: Tensor) -> Tensor:
     """Return how much each row of each block differs between images, a mean over the channels: (blocks, rows, 1)."""
-    return summaries.var(0, unbiased=False).mean(-1, keepdim=True).clamp_min(1e-12)
+    floor = _LEAST * summaries.square().mean((0, -1)).unsqueeze(-1)
+    return summaries.var(0, unbiased=False).mean(-1, keepdim=True).maximum(floor).clamp_min(1e-12)

@@ -117,7 +117,8 @@ def show_search(screen: Console, view: Mapping[str, Any], aside: str = "") -> No
         listing.add_row(*map(literal, cells))
     screen.print(listing)
     headline = view["headline"]
-    say(screen, f"[green]✓[/] {literal(headline[:1].upper() + headline[1:])}")
+    mark = "[green]✓[/]" if view["kept"] else "[red]✗[/]"
+    say(screen, f"{mark} {literal(headline[:1].upper() + headline[1:])}")
     if aside:
         say(screen, aside)
     for text in (*view["lost"], *view["now"], *view["unknown"]):

@@ -167,7 +167,8 @@ def command(
 
     Measures a latency table of the engine, compares the schedules that keep the limit by slimming without training, builds and times
     the best few, and writes the front (search.html, search.md, search.json), the bundle, and the commands that fit or train it. A
-    search that was stopped goes on where it was.
+    search that was stopped goes on where it was. Exit status 1 if no engine keeps the latency, or loses more than
+    --max-accuracy-drop; everything is written all the same.
     """
     from sit_deploy.pipeline.request import BuildRequest
     from sit_deploy.search.request import AUTO, SearchRequest
@@ -183,6 +184,7 @@ def command(
         emit_json({"folder": str(request.output.absolute()), **record.to_dict()})
     else:
         _show(record, request.output)
+    record.require()
 
 
 _MINE = (
@@ -204,5 +206,5 @@ _MINE = (
 def _show(record: SearchRecord, folder: Path) -> None:
     from sit_deploy.report.search_view import search_view
 
-    where = f"[bold]{literal(folder)}[/]: search.html, bundle; {record.tried} schedules tried in {record.seconds:.0f} s"
+    where = f"[bold]{literal(folder)}[/]: search.html{', bundle' if record.chosen else ''}; {record.tried} schedules tried in {record.seconds:.0f} s"
     show_search(console(), search_view(record), where)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.latency.bench import ROUNDS, ScheduleBench, Timed
-from sit_deploy.latency.parts import Part, PartTimes
+from sit_deploy.latency.parts import Part, PartTimes, Widths
 from sit_deploy.latency.probes import candidates, next_probes, reference_schedule
 from sit_deploy.latency.schedule import Schedule
-from sit_deploy.latency.table_file import Probe, Section, read_sections, write_section
+from sit_deploy.latency.table_file import MEASURE_AGAIN, Probe, Section, read_sections, write_section
 from sit_deploy.latency.target import Target, Where
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _AT_ONCE = 4  # in memory beside the reference
 # share of a time that an engine differs by from process to process, however long it is timed: what the timings themselves say, of these
 _APART = (0.008, 0.01, 0.012, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 0.1)
 _USUALLY_APART = 0.012  # while there are too few of them
+_ANOTHER = "give a latency-PRECISION.json of a folder that `sit-deploy search` wrote"
 _SIGMAS = 2.0  # standard deviations of an error bar: 95 of 100 are within
 
 
@@ -133,8 +134,10 @@ class LatencyTable:
                 says what differs.
         """
         target.check()
-        tables, what = read_sections(path), target.what
-        fitting = [one for one in tables if one.what == what and len(one.probes) >= ENOUGH]
+        tables, what = read_sections(path, _ANOTHER), target.what
+        fitting = [one for one in tables if one.what == what and len(one.probes) >= _enough(target)]
+        for one in fitting:
+            _check_probes(one, target, path, _ANOTHER)
         if not fitting:
             nearest = min((what.differences(one.what) for one in tables), key=len, default=[])
             why = (
@@ -244,8 +247,33 @@ def _opened(target: Target, path: Path | None) -> Section:
     if path is not None and path.exists():
         for one in read_sections(path):
             if (one.what, one.where, one.rounds) == (what, where, ROUNDS):
+                _check_probes(one, target, path, MEASURE_AGAIN)
                 return one
     return Section(what=what, where=where, date="", rounds=ROUNDS, probes=[])
+
+
+def _check_probes(section: Section, target: Target, path: Path, remedy: str) -> None:
+    """Refuse a table that says something of schedules that the model cannot have, of which nothing can be told.
+
+    Raises:
+        InputError: names the schedule.
+    """
+    widths = target.widths
+    for probe in section.probes:
+        try:
+            Schedule.checked(widths.depth, widths.patches, probe.stage_blocks, probe.kept)
+        except InputError as error:
+            raise InputError(f"{path} is damaged: {error}; {remedy}") from None
+
+
+def _pool(widths: Widths) -> list[Schedule]:
+    """Return the schedules that may be timed beside the reference, always the same ones."""
+    return [one for one in candidates(widths) if one != reference_schedule(widths)]
+
+
+def _enough(target: Target) -> int:
+    """Return how many timings a table needs; a model of few blocks and patches has no more schedules."""
+    return min(ENOUGH, len(_pool(target.widths)))
 
 
 class _Measuring:
@@ -259,7 +287,8 @@ class _Measuring:
         widths = self._table.target.widths
         for one in wanted:
             Schedule.checked(widths.depth, widths.patches, one.stage_blocks, one.kept)
-        pool = list(dict.fromkeys((*wanted, *candidates(widths))))
+        reference = self._table.reference
+        pool = [one for one in dict.fromkeys((*wanted, *_pool(widths))) if one != reference]
         most = min(PROBES, len(pool))
         while (done := len(self._table.probes)) < most:
             self._report("Timing schedules on the engine", done, most)

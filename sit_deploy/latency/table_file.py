@@ -19,7 +19,7 @@ _Ms = Annotated[float, Meta(gt=0, le=_MOST)]
 _Ratio = Annotated[float, Meta(gt=0, le=1000)]
 _Share = Annotated[float, Meta(ge=0, le=10)]
 _Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-_REMEDY = "delete it, and what it held is measured again"
+MEASURE_AGAIN = "delete it, and what it held is measured again"
 
 
 class Probe(Struct, frozen=True, kw_only=True):
@@ -67,16 +67,20 @@ class _File(Struct):
     tables: list[Section]
 
 
-def read_sections(path: Path) -> list[Section]:
+def read_sections(path: Path, remedy: str = MEASURE_AGAIN) -> list[Section]:
     """Return the tables of a file.
+
+    Args:
+        path: of the file.
+        remedy: what to do about a wrong one, for the end of a message.
 
     Raises:
         InputError: it is damaged, no such file, or of another release.
     """
-    found = decode(path, _File, _REMEDY)
+    found = decode(path, _File, remedy)
     if found.schema != SCHEMA:
         raise InputError(
-            f"{path} is no file of latency tables that this release reads (schema {found.schema}); {_REMEDY}"
+            f"{path} is no file of latency tables that this release reads (schema {found.schema}); {remedy}"
         )
     return found.tables
 

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sit_deploy.errors import GateError
-from sit_deploy.manifest import Model, Weights
+from sit_deploy.manifest import Weights
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.label_order import Guesses, Order, better_order, confirmed
 
 FAR = 2.0  # points below what it had, beyond chance, that are worth a warning
 FEWEST = 50  # images that say something of a share
+
+
+class Known(Protocol):
+    """What is known of a model before anything is measured, as `sit_deploy.manifest.Model` has it."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def published_top1(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Doubt:
             raise GateError(f"{option} cannot be judged here: {self.unsound}")
 
 
-def expected_top1(weights: Weights, model: Model) -> tuple[float, str] | None:
+def expected_top1(weights: Weights, model: Known) -> tuple[float, str] | None:
     """Return the top-1 in percent that a bundle's weights were known to have, and by whom; None where nobody measured it."""
     if weights.is_random:
         return None
@@ -54,7 +63,7 @@ def expected_top1(weights: Weights, model: Model) -> tuple[float, str] | None:
 def find_doubts(
     accuracy: Accuracy,
     weights: Weights,
-    model: Model,
+    model: Known,
     guesses: Guesses,
     samples: Sequence[tuple[Any, int]] = (),
 ) -> Doubt:
@@ -63,7 +72,7 @@ def find_doubts(
     Args:
         accuracy: as measured.
         weights: of the bundle, as its model.
-        model: of the bundle.
+        model: of the bundle, or what is known of one.
         guesses: images by (label, class the reference took them for).
         samples: the images, a `Labelled` where how they were matched is known.
     """

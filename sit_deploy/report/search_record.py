@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from sit_deploy import limits
-from sit_deploy.errors import InputError
+from sit_deploy.errors import GateError, InputError
 from sit_deploy.manifest import Count, Percent, Sha256, Text
 from sit_deploy.models.config import schedule_name
 from sit_deploy.report.build_types import Images, Positive, Share
@@ -86,6 +86,8 @@ class SearchRecord(JsonRecord):
         images: where the images are from, and what labels they have.
         unslimmed_ms: of a batch, of the unslimmed model by precision.
         unslimmed_top1: percent of labelled images.
+        max_accuracy_drop: points of it that the engine may lose; None where nothing was said.
+        unsound: why no such limit can be judged on these images; None where one can.
         commands: that build and train what was chosen, by what they do.
         notes: what else to know, in sentences.
         bundle: digest of the bundle that was chosen; None where none was.
@@ -111,6 +113,8 @@ class SearchRecord(JsonRecord):
     commands: dict[str, str]
     notes: list[str]
     bundle: Sha256 | None = None
+    max_accuracy_drop: float | None = None
+    unsound: str | None = None
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -125,6 +129,41 @@ class SearchRecord(JsonRecord):
     def chosen(self) -> PointRecord | None:
         """The schedule that was chosen; None where none kept the limit when it was timed."""
         return next((point for point in self.points if point.chosen), None)
+
+    @property
+    def drop(self) -> float | None:
+        """Points of top-1 that the chosen engine loses; None of images without labels."""
+        chosen = self.chosen
+        if chosen is None or chosen.closeness.top1 is None or self.unslimmed_top1 is None:
+            return None
+        return self.unslimmed_top1 - chosen.closeness.top1
+
+    @property
+    def failure(self) -> str | None:
+        """What was asked for and not found, as a sentence without capital and full stop; None where all was."""
+        if self.chosen is None:
+            return (
+                self.notes[-1] if self.notes else f"no schedule that was built takes {self.limit_ms:.3g} ms"
+            )
+        if self.max_accuracy_drop is not None and self.unsound is not None:
+            return f"--max-accuracy-drop cannot be judged here: {self.unsound}"
+        # "not <=", so that a figure that is missing or NaN refuses rather than passes
+        if self.max_accuracy_drop is None or (self.drop is not None and self.drop <= self.max_accuracy_drop):
+            return None
+        lost = "an unknown number of" if self.drop is None else f"{self.drop:.2f}"
+        return (
+            f"{self.chosen.name} loses {lost} points of top-1, and --max-accuracy-drop allows {self.max_accuracy_drop:g}; ask for a higher "
+            "latency, or fit or train it, by the commands that go with it"
+        )
+
+    def require(self) -> None:
+        """Hold what was found to what was asked for.
+
+        Raises:
+            GateError: no engine keeps the latency, or the one that was chosen loses more of the accuracy than allowed.
+        """
+        if self.failure is not None:
+            raise GateError(self.failure)
 
 
 def read_search(path: Path) -> SearchRecord:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def search_headline(record: SearchRecord) -> str:
-    """Say in a sentence what was found."""
+    """Say in a sentence what was found, and what of it is not as asked for."""
+    missed = record.failure if record.chosen else None
+    return f"{_found(record)}; but {missed}" if missed else _found(record)
+
+
+def _found(record: SearchRecord) -> str:
     chosen = record.chosen
     if chosen is None:
         return f"no schedule that was built takes {record.limit_ms:.3g} ms"
@@ -83,6 +88,7 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
         mark: before the title of the plot, where a page has several.
     """
     labelled = any(point.closeness.top1 is not None for point in record.points)
+    counted = len({point.closeness.images for point in _shown(record.points)}) > 1
     rows = sorted(_shown(record.points), key=lambda point: point.ms)
     fastest = min(point.ms for point in record.points)
     facts = [
@@ -103,6 +109,7 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
         "title": f"{record.model}: a schedule for {record.asked}",
         "asked": asked_sentence(record),
         "headline": search_headline(record),
+        "kept": record.failure is None,
         "lost": _lost(record),
         "now": [],
         "unknown": _unknown(record),
@@ -112,13 +119,19 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
         ),
         "what": "Divergence is the Kullback-Leibler divergence of the slimmed model's probabilities from the unslimmed model's, in nats, "
         "before any training; of engines that were built, it is their own. Latencies are measured where a range stands, else predicted "
-        "from the latency table.",
+        "from the latency table."
+        + (
+            " Not all were compared on the same images: the time was up; where their numbers differ, small differences say nothing."
+            if counted
+            else ""
+        ),
         "head": (
             *("schedule", "precision", "ms", "over unslimmed", "divergence", "agree %"),
             *(("top-1 %",) if labelled else ()),
+            *(("images",) if counted else ()),
             "",
         ),
-        "rows": [_row(point, record, labelled) for point in rows],
+        "rows": [_row(point, record, labelled, counted) for point in rows],
         "commands": list(record.commands.items()),
         "facts": facts,
     }
@@ -146,7 +159,7 @@ def _shown(points: Sequence[PointRecord]) -> list[PointRecord]:
     return [point for point in points if point.front or point.chosen or point.measured_ms is not None]
 
 
-def _row(point: PointRecord, record: SearchRecord, labelled: bool) -> tuple[str, ...]:
+def _row(point: PointRecord, record: SearchRecord, labelled: bool, counted: bool) -> tuple[str, ...]:
     close = point.closeness
     spread = "" if point.low_ms is None else f" ({point.low_ms:.3g}–{point.high_ms:.3g})"
     state = "chosen" if point.chosen else "front" if point.front else "built"
@@ -159,6 +172,7 @@ def _row(point: PointRecord, record: SearchRecord, labelled: bool) -> tuple[str,
         f"{close.divergence:.3g}",
         f"{100 * close.agreement:.1f}",
         *((figure(close.top1, ".2f"),) if labelled else ()),
+        *((str(close.images),) if counted else ()),
         f"not measurable: {point.doubt}" if point.doubt else state,
     )
 

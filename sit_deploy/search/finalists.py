@@ -117,14 +117,22 @@ class Finalists:
                 if result is unslimmed
                 else speedup(unslimmed, result, (_UNSLIMMED, "the slimmed one")).doubt
             )
-            rounds = sorted(result.round_medians_ms)
-            low, high = percentile(rounds, 25), percentile(rounds, 75)
             score = self._score(one.schedule, precision, bundle)
-            timed.append(Timed(one.timed(_median(result), score), bundle.path, low, high, doubt))
+            timed.append(
+                Timed(one.timed(_median(result), score), bundle.path, *_quartiles(result), doubt=doubt)
+            )
         own = Scored(self._judge.unslimmed, precision, _median(unslimmed), self._judge.own)
         if not any(one.schedule == own.schedule for one, _ in built):
             score = self._score(own.schedule, precision, reference)
-            timed.append(Timed(own.timed(_median(unslimmed), score), reference.path))
+            doubts = [one.doubt for one in timed]
+            timed.append(
+                Timed(
+                    own.timed(_median(unslimmed), score),
+                    reference.path,
+                    *_quartiles(unslimmed),
+                    doubt=doubts[0] if doubts and all(doubts) else None,
+                )
+            )
         return timed
 
     def _score(self, schedule: Schedule, precision: str, bundle: Bundle) -> Score:
@@ -166,6 +174,11 @@ class Finalists:
             return None
         self._bundles[key] = load_bundle(self._folder / name)
         return self._bundles[key]
+
+
+def _quartiles(result: WorkerResult) -> tuple[float, float]:
+    rounds = sorted(result.round_medians_ms)
+    return percentile(rounds, 25), percentile(rounds, 75)
 
 
 def _median(result: WorkerResult) -> float:

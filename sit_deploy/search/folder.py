@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.files import atomic_path
 from sit_deploy.errors import InputError
-from sit_deploy.files import scratch, uninterrupted
+from sit_deploy.files import remove_empty, scratch, uninterrupted
 from sit_deploy.report.search_page import render_search
 from sit_deploy.report.search_record import BUNDLE, RECORD, SearchRecord
 
@@ -41,26 +41,24 @@ class SearchFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, force: bool) -> Iterator[Self]:
-        """Give the folder of a search, to be begun or to go on; what it has found before is removed by `force`.
+    def open(cls, path: Path, force: bool, given: Collection[Path] = ()) -> Iterator[Self]:
+        """Give the folder of a search, to be begun or to go on.
+
+        Args:
+            path: of the folder.
+            force: remove what a search in it has found and measured before.
+            given: tables that are read, and so stay, wherever they lie.
 
         Raises:
             InputError: it holds a finished search, or something else; or it cannot be written.
         """
         path = path.absolute()
         check_folder(path, force)
+        made = [place for place in (path, *path.parents) if not place.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if force:
-                for name in (
-                    RECORD,
-                    PAGE,
-                    MARKDOWN,
-                    SCORES,
-                    *(p.name for p in path.glob(_TABLE.format("*"))),
-                ):
-                    (path / name).unlink(missing_ok=True)
-                shutil.rmtree(path / BUNDLE, ignore_errors=True)
+            if force and _holds_a_search(path):
+                _clear(path, {place.resolve() for place in given})
             with scratch(path / BUNDLE) as work:
                 yield cls(path, work)
         except OSError as error:
@@ -70,8 +68,7 @@ class SearchFolder:
                 f"cannot write to {path} ({error.strerror or error}); choose another -o"
             ) from None
         finally:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # nothing was done yet
+            remove_empty(made)  # nothing was done yet
 
     @property
     def scores(self) -> Path:
@@ -102,6 +99,25 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _tables(path: Path) -> list[Path]:
+    return list(path.glob(_TABLE.format("*")))
+
+
+def _holds_a_search(path: Path) -> bool:
+    """Whether a search was begun or finished in a folder: it writes its scores before anything else but tables."""
+    return (path / SCORES).exists() or (path / RECORD).exists()
+
+
+def _clear(path: Path, given: set[Path]) -> None:
+    """Remove what a search has left in its folder, but for tables that were given."""
+    for name in (RECORD, PAGE, MARKDOWN, SCORES):
+        (path / name).unlink(missing_ok=True)
+    for table in _tables(path):
+        if table.resolve() not in given:
+            table.unlink(missing_ok=True)
+    shutil.rmtree(path / BUNDLE, ignore_errors=True)
+
+
 def check_folder(path: Path, force: bool) -> None:
     """Refuse, before any work, a folder that a search cannot be written to.
 
@@ -112,7 +128,9 @@ def check_folder(path: Path, force: bool) -> None:
         return
     if not path.is_dir():
         raise InputError(f"output {path} is not a folder; choose another with -o")
-    ours = {RECORD, PAGE, MARKDOWN, BUNDLE, SCORES, *(p.name for p in path.glob(_TABLE.format("*")))}
+    # a folder called bundle may well be that of `build -o bundle`
+    known = (RECORD, PAGE, MARKDOWN, BUNDLE, SCORES) if _holds_a_search(path) else ()
+    ours = {*known, *(table.name for table in _tables(path))}
     others = sorted(p.name for p in path.iterdir() if p.name not in ours and not p.name.startswith("."))
     if others:
         raise InputError(

@@ -112,7 +112,7 @@ def explore_limits(one: Search, limit: Limit) -> Explored:
         try:
             tried = try_at(precision, limit.ms, judging * _MAIN * i / count, _FIRST)
         except LimitError as error:
-            refused.append(error)
+            refused.append((precision, error))
             continue
         best += keep(precision, tried)
         finished = finished and tried.finished
@@ -149,23 +149,28 @@ def _on_all_images(one: Search, everything: dict[tuple[str, Schedule], Scored], 
 
 
 def _other_limits(one: Search, precision: str, limit: Limit) -> list[float]:
-    """Return limits between the fastest schedule and the unslimmed model, of equal factors, but for one that is near the limit asked for."""
+    """Return limits between the fastest schedule and the unslimmed model, of equal factors, but for one that is near the limit asked for.
+
+    None where every schedule takes longer than the unslimmed model, as in a model so small that slimming costs more than it saves.
+    """
     slowest = limit.unslimmed_ms[precision]
     fastest = min(
         one.tables.predict(precision, schedule) for schedule in one.space.schedules(one.request.seed)
     )
+    if fastest >= slowest:
+        return []
     steps = [fastest * (slowest / fastest) ** ((i + 0.5) / _BESIDE) for i in range(_BESIDE)]
     return [ms for ms in steps if not 1 / _NEAR < ms / limit.ms < _NEAR]
 
 
-def _unreachable(one: Search, limit: Limit, refused: list[LimitError]) -> InputError:
+def _unreachable(one: Search, limit: Limit, refused: list[tuple[str, LimitError]]) -> InputError:
     """Return the error of a latency that nothing keeps, with what does come nearest and why that is so."""
-    error = min(refused, key=lambda e: e.ms)
+    precision, error = min(refused, key=lambda one: one[1].ms)
     schedule = error.fastest
-    what, ms = one.tables.largest_part(one.request.precisions[0], schedule)
+    what, ms = one.tables.largest_part(precision, schedule)
     floor = f"; {ms:.3g} ms of it are its {what}"
     return InputError(
         f"no schedule of {one.loaded.name} takes {limit.ms:.3g} ms on {one.engine.kind} here: the fastest, {schedule.name}, is predicted to take "
-        f"{error.ms:.3g} ms, and the unslimmed model {min(limit.unslimmed_ms.values()):.3g}{floor}; ask for more, take a smaller model, "
+        f"{error.ms:.3g} ms at {precision}, and the unslimmed model {min(limit.unslimmed_ms.values()):.3g}{floor}; ask for more, take a smaller model, "
         f"or another --precision or --engine"
     )

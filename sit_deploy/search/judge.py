@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sit_deploy.errors import InputError
 from sit_deploy.latency.schedule import Schedule
 from sit_deploy.search.explore import LEVELS
 from sit_deploy.search.scored import Score
@@ -74,13 +75,27 @@ class Judge:
         self.own = Score(0.0, 1.0, len(self.pixels))
 
     def prepare(self, seconds: float) -> None:
-        """Run the unslimmed model on all images, and choose how many each level takes, so that judging keeps about so many seconds."""
+        """Run the unslimmed model on all images, and choose how many each level takes, so that judging keeps about so many seconds.
+
+        Raises:
+            InputError: it gives logits that are no numbers.
+        """
         began = time.perf_counter()
         self._reference = self._run(self.make(self.unslimmed), len(self.pixels))
         pace = (time.perf_counter() - began) / len(self.pixels)
         if not self.counts:
             self.counts = level_counts(len(self.pixels), pace, seconds)
+        if not np.isfinite(self._reference).all():
+            raise InputError(
+                "the unslimmed model itself gives NaN or infinite logits; look at the checkpoint, and at --mean and --std"
+            )
         self.own = closeness(self._reference, self._reference, self._labels(len(self.pixels)))
+
+    @property
+    def reference(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The unslimmed model's logits (n, classes) of all images, and their labels, in the order that images are judged in."""
+        labels = self._labels(len(self.pixels))
+        return self._reference, None if labels is None else np.asarray(labels)
 
     def __call__(self, schedule: Schedule, level: int) -> Score:
         """Judge a schedule on as many images as a level has."""

@@ -142,9 +142,12 @@ def _check(request: SearchRequest) -> None:
         request,
         seconds=(1, limits.SECONDS),
         finalists=(1, _MOST_FINALISTS),
-        most_stages=(2, _MOST_STAGES),
         seed=(0, limits.SEED),
     )
+    if not 2 <= request.most_stages <= _MOST_STAGES:
+        raise InputError(
+            f"--max-stages must be 2 to {_MOST_STAGES}, got {request.most_stages}; a schedule of one stage slims nothing"
+        )
     build = request.build
     if build.stages and len(build.stages) > 1:
         raise InputError(

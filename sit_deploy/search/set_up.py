@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import engines
 from engines.base import Progress
 from engines.install import pip_install
+from sit_deploy import __version__
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest
 from sit_deploy.models.reduced import reduced_by
@@ -23,11 +24,13 @@ from sit_deploy.search.images import SearchImages, open_images
 from sit_deploy.search.judge import Judge
 from sit_deploy.search.request import AUTO, SearchRequest, in_precision
 from sit_deploy.search.schedule import Space
+from sit_deploy.search.soundness import soundness
 from sit_deploy.search.state import ScoreFile
 from sit_deploy.search.tables import Tables
 
 if TYPE_CHECKING:
     from sit_deploy.models.load import LoadedModel
+    from sit_deploy.preprocessing import Preprocessing
 
 JUDGING = 0.5  # share of the seconds that goes into comparing models
 
@@ -48,6 +51,7 @@ class Search:
         scores: the file of what was judged.
         report: how it shows progress.
         notes: what to tell the user.
+        unsound: why no limit of accuracy can be judged on these images; None where one can.
     """
 
     request: SearchRequest
@@ -61,6 +65,7 @@ class Search:
     scores: ScoreFile
     report: Progress
     notes: list[str]
+    unsound: str | None = None
 
 
 def plan(request: SearchRequest) -> tuple[SearchRequest, engines.Engine]:
@@ -151,9 +156,11 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
     with work.step("Preparing images"):
         images = open_images(request.unlabelled_folder, work.samples, choice.preprocessing)
     model = loaded.model
-    if not getattr(model, "num_classes", 0):
+    classes = getattr(model, "num_classes", 0)
+    if classes < 2:  # the probability of one class is 1, whatever the model
+        found = "one class alone" if classes else "no classifier"
         raise InputError(
-            f"{loaded.name} has no classifier, and schedules are compared by its classes; give one that has"
+            f"{loaded.name} has {found}, and schedules are compared by the probabilities of classes; give one that has two or more"
         )
     space = Space.of(model.depth, model.grid_size[0] * model.grid_size[1], request.most_stages)
     make = reduced_by(model, request.method)
@@ -164,22 +171,40 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
         choice.preprocessing,
         images.labels,
     )
-    scores = ScoreFile(folder.scores, _key(request, loaded, images))
+    scores = ScoreFile(folder.scores, _key(request, loaded, images, choice.preprocessing))
     judge.counts, judge.kept = scores.counts, scores.scores
     with work.step("Running the unslimmed model"):
         judge.prepare(JUDGING * request.seconds)
+    scores.save(judge.counts, judge.kept)  # which says whose folder it is, however soon the search is stopped
+    sound = soundness(*judge.reference, work.samples, loaded, request.build)
     tables = Tables(request, loaded, engine, folder, report)
     return Search(
-        request, engine, loaded, images, space, judge, tables, folder, scores, report, list(work.notes)
+        request,
+        engine,
+        loaded,
+        images,
+        space,
+        judge,
+        tables,
+        folder,
+        scores,
+        report,
+        [*work.notes, *sound.notes],
+        sound.unsound,
     )
 
 
-def _key(request: SearchRequest, loaded: LoadedModel, images: SearchImages) -> str:
+def _key(
+    request: SearchRequest, loaded: LoadedModel, images: SearchImages, preprocessing: Preprocessing
+) -> str:
     """Return what scores hold for."""
     weights = loaded.checkpoint.sha256 if loaded.checkpoint else "random"
     fields = {
         "model": loaded.name,
         "size": list(loaded.model.img_size),
+        "classes": loaded.model.num_classes,
+        "preprocessing": repr(preprocessing),
+        "tool": __version__,
         "weights": weights,
         "key": request.build.checkpoint_key,
         "ema": request.build.ema,

@@ -14,6 +14,7 @@ from sit_deploy import limits
 from sit_deploy.errors import InputError
 from sit_deploy.latency.schedule import Schedule
 from sit_deploy.schema import decode
+from sit_deploy.search.explore import LEVELS
 from sit_deploy.search.scored import Score
 
 SCHEMA = 1
@@ -25,7 +26,7 @@ _Images = Annotated[int, Meta(ge=1, le=limits.IMAGES)]
 class _Entry(Struct):
     stages: list[_Blocks]
     kept: list[_Tokens]
-    level: Annotated[int, Meta(ge=0, le=10)]
+    level: Annotated[int, Meta(ge=0, lt=LEVELS)]
     divergence: Annotated[float, Meta(ge=0)]
     agreement: Annotated[float, Meta(ge=0, le=1)]
     images: _Images
@@ -35,7 +36,7 @@ class _Entry(Struct):
 class _File(Struct):
     schema: int
     key: str
-    counts: list[_Images]
+    counts: Annotated[list[_Images], Meta(min_length=LEVELS, max_length=LEVELS)]
     scores: list[_Entry]
 
 

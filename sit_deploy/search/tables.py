@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 
 import engines
 from engines.base import Progress
@@ -19,6 +20,7 @@ from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.scored import Scored
 
 _MEASURING = 0.4  # share of the seconds
+_LEAST = 0.01  # of the unslimmed model's time: noise may foretell less than nothing for a schedule
 
 
 class Tables:
@@ -47,12 +49,15 @@ class Tables:
         build, model = request.build, loaded.model
         seconds = _MEASURING * request.seconds / len(request.precisions)
         self._tables: dict[str, LatencyTable] = {}
+        #: times as long as the table says that engines take, by precision: told from the unslimmed model's
+        self._pace: dict[str, float] = {}
         #: milliseconds that the method takes more than a TSM, each time tokens are slimmed, by precision: tables are of TSMs
         self._more: dict[str, float] = {}
+        targets = {}
         for precision in request.precisions:
             low = precision in EIGHT_BITS
             groups = build.quantize if low and build.quantize and "default" not in build.quantize else None
-            target = Target(
+            targets[precision] = Target(
                 loaded.config,
                 engine.kind,
                 precision,
@@ -64,19 +69,32 @@ class Tables:
                 model.num_classes,
                 model.has_dist_token,
             )
-            self._tables[precision] = self._table(target, request, folder, seconds, report)
+        self._take(request.tables, targets)
+        for precision, target in targets.items():
+            if precision not in self._tables:
+                self._tables[precision] = self._measured(target, folder, seconds, report)
 
-    def _table(
-        self, target: Target, request: SearchRequest, folder: SearchFolder, seconds: float, report: Progress
+    def _take(self, paths: Iterable[Path], targets: Mapping[str, Target]) -> None:
+        """Take given tables, each of which is of one of the precisions at least.
+
+        Raises:
+            InputError: one is of none of them.
+        """
+        for path in paths:
+            reasons = []
+            for precision, target in targets.items():
+                try:
+                    found = LatencyTable.load(path, target)
+                except InputError as error:
+                    reasons.append(error)
+                    continue
+                self._tables.setdefault(precision, found)
+            if len(reasons) == len(targets):
+                raise reasons[0]
+
+    def _measured(
+        self, target: Target, folder: SearchFolder, seconds: float, report: Progress
     ) -> LatencyTable:
-        reasons = []
-        for path in request.tables:
-            try:
-                return LatencyTable.load(path, target)
-            except InputError as error:
-                reasons.append(str(error))
-        if reasons and len(request.tables) >= len(request.precisions):
-            raise InputError(reasons[0])
         if not target.runs_here:
             raise InputError(
                 f"{target.runtime.title} does not run here, so nothing can be timed on it; pass --table with one that was measured where it "
@@ -93,23 +111,33 @@ class Tables:
     def predict(self, precision: str, schedule: Schedule) -> float:
         """Return the milliseconds a batch of a schedule."""
         steps = len(schedule.stage_blocks) - 1
-        return self._predict(precision, schedule) + steps * self._more.get(precision, 0.0)
+        told = self._paced(precision, schedule) + steps * self._more.get(precision, 0.0)
+        if not steps:
+            return told
+        unslimmed = Schedule((schedule.depth,), schedule.kept[:1])
+        return max(told, _LEAST * self._paced(precision, unslimmed))
+
+    def _paced(self, precision: str, schedule: Schedule) -> float:
+        return self._pace.get(precision, 1.0) * self._predict(precision, schedule)
 
     @cache  # noqa: B019  (as long as a search, of which there is one)
     def _predict(self, precision: str, schedule: Schedule) -> float:
         return self._tables[precision].predict(schedule.stage_blocks, schedule.kept).ms
 
     def learn(self, timed: Iterable[Scored]) -> None:
-        """Take in what engines were measured to take: what the table does not know of the method is told from them.
+        """Take in what engines were measured to take: how fast they are today, and what the table does not know of the method.
 
         Args:
-            timed: measured ones of any precisions.
+            timed: measured ones of any precisions, the unslimmed model's among them.
         """
+        measured = [one for one in timed if one.measured_ms is not None]
+        for one in measured:
+            if len(one.schedule.stage_blocks) == 1:
+                self._pace[one.precision] = one.measured_ms / self._predict(one.precision, one.schedule)
         more: dict[str, list[float]] = {}
-        for one in timed:
-            steps = len(one.schedule.stage_blocks) - 1
-            if steps and one.measured_ms is not None:
-                apart = one.measured_ms - self._predict(one.precision, one.schedule)
+        for one in measured:
+            if steps := len(one.schedule.stage_blocks) - 1:
+                apart = one.measured_ms - self._paced(one.precision, one.schedule)
                 more.setdefault(one.precision, []).append(apart / steps)
         self._more |= {precision: statistics.median(values) for precision, values in more.items()}
 
@@ -117,7 +145,7 @@ class Tables:
         """Return the largest part of a schedule's time, by name, and its milliseconds."""
         parts = self._tables[precision].predict(schedule.stage_blocks, schedule.kept).parts
         most = max(parts, key=lambda part: part.ms)
-        return most.name, most.ms
+        return most.name, most.ms * self._pace.get(precision, 1.0)
 
     @property
     def engine_words(self) -> str:

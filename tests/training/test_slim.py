@@ -233,6 +233,20 @@ def test_a_learning_rate_that_breaks_it_is_said() -> None:
         fit_tsms(model, features, FitOptions(None, 5, batch_size=8))
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_step_of_one_image_is_fitted_to_what_many_differ_by(alike: bool) -> None:
+    """One image does not differ from itself: over that variance, the loss would be of nothing else, and in the billions."""
+    losses: dict[int, list[float]] = {1: [], 8: []}
+    for batch, shown in losses.items():
+        model, samples = tiny_model(), Noise(8)
+        if alike:
+            samples.pixels[:] = samples.pixels[:1].clone()
+        with features_of(model, samples) as features:
+            fit = fit_tsms(model, features, FitOptions(None, 2, batch, lr=1e-5))
+        shown += fit.first_loss, fit.last_loss
+    assert max(losses[1]) < 3 * max(losses[8]) < 1e8
+
+
 def test_fewer_images_than_a_step() -> None:
     model = tiny_model()
     with (
@@ -301,6 +315,23 @@ def test_the_same_request_gives_the_same_file(wide_pictures: Path, teacher: Path
     slim(replace(wanted, force=True))
     again = load_model("sit_nano", tmp_path / "a.safetensors", 48).model.state_dict()
     assert differences(first, again) == []
+
+
+@pytest.mark.slow
+@pytest_nano
+def test_agreement_of_a_model_that_always_says_the_same_is_in_doubt(
+    wide_pictures: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """The student agrees with it whatever it does."""
+    (tmp_path / "train").mkdir()
+    for i in range(40):
+        Image.new("RGB", (48, 48), (200, 30, 30)).save(tmp_path / "train" / f"{i}.png")
+    result = slim(request(teacher, tmp_path, tmp_path / "a.safetensors", steps=1))
+    assert result.end.same == 100.0 and result.start.classes == 1
+    assert "agreement says nothing; check the weights, the preprocessing (--mean, --std)" in str(result.doubt)
+    assert result.to_dict()["doubt"] == result.doubt
+    sound = slim(request(teacher, wide_pictures, tmp_path / "b.safetensors", steps=1))
+    assert sound.start.classes > 1 and sound.doubt is None
 
 
 @pytest.mark.slow

@@ -153,6 +153,8 @@ def show(screen: Console, result: Slimmed) -> None:
     for row, top1 in zip(rows, accuracy, strict=True):
         listing.add_row(*row, *((top1,) if result.labelled else ()))
     screen.print(listing)
+    if result.doubt is not None:
+        say(screen, f"[bold yellow]Warning:[/] {literal(result.doubt)}")
     fit = result.fit
     say(
         screen,

@@ -222,7 +222,7 @@ def test_an_engine_that_does_not_run_here_takes_a_table_from_where_it_does(
     [
         ("{", "cannot be read"),
         ("{}", "lacks"),
-        ('{"schema": 2, "tables": []}', "schema 2.*measured again"),
+        ('{"schema": 2, "tables": []}', r"schema 2.*(measured again|give a latency-PRECISION\.json)"),
         ('{"schema": 1, "tables": []}', "it is empty"),
         ('{"schema": 1, "tables": [{"what": 3}]}', "what"),
     ],
@@ -290,3 +290,47 @@ def test_error_bars_hold_as_much_as_processes_differ(apart: float) -> None:
         for said in [found.predict(one.stage_blocks, one.kept)]
     ]
     assert sum(abs(one) <= 1 for one in off) >= 0.85 * len(off)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"kept": [196, 5000]}, "grows"),
+        ({"kept": [100, 50]}, "does not fit the 196 patches"),
+        ({"stage_blocks": [8, 7]}, "add up to 15 blocks"),
+        ({"ratio": 0}, "ratio"),
+        ({"ratio": -1}, "ratio"),
+        ({"reference_ms": float("nan")}, "cannot be read"),
+        ({"reference_ms": 1e300}, "reference_ms"),
+    ],
+)
+def test_a_table_that_tells_of_no_schedule_of_the_model_is_refused(
+    machine: Machine, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "t.json"
+    LatencyTable.measure(TARGET, path=path, bench=machine, seconds=1)
+    probe = {"stage_blocks": [8, 8], "kept": [196, 98]}
+    moved(path, lambda one: one["probes"][3].update(probe | change))
+    text = path.read_text()
+    with pytest.raises(InputError, match=rf"{says}.*give a latency-PRECISION\.json"):
+        LatencyTable.load(path, TARGET)
+    with pytest.raises(InputError, match=f"{says}.*measured again"):
+        LatencyTable.measure(TARGET, path=path, bench=Machine())
+    assert path.read_text() == text
+
+
+def test_what_is_given_for_a_table_is_not_to_be_deleted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be read .*; give a latency-PRECISION\.json of a folder"):
+        LatencyTable.load(tmp_path, TARGET)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_model_of_few_schedules_is_timed_in_all_of_them_and_then_it_ends(
+    machine: Machine, tmp_path: Path, depth: int
+) -> None:
+    config = replace(get_config("lvvit_nano"), stage_blocks=(depth,))
+    few, path = replace(TARGET, config=config, image_size=32), tmp_path / "t.json"
+    machine.fails_after = 100  # which one that never ends comes to
+    found = LatencyTable.measure(few, path=path, bench=machine, seconds=1e9)
+    assert len(found.probes) == len(set(machine.timed)) > 2
+    assert LatencyTable.load(path, few).probes == found.probes

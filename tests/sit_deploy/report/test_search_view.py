@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from sit_deploy.errors import InputError
+from sit_deploy.errors import GateError, InputError
 from sit_deploy.report.search_page import render_search
 from sit_deploy.report.search_record import SearchRecord
 from sit_deploy.report.search_view import schedule_words, search_headline, search_view
@@ -105,3 +105,36 @@ def test_markdown_says_the_same():
 def test_a_record_that_is_none_is_refused(change):
     with pytest.raises(InputError):
         record(**change)
+
+
+def test_what_was_compared_on_other_images_says_on_how_many():
+    assert "images" not in search_view(record())["head"]
+    points = copy.deepcopy(RECORD["points"])
+    points[2]["score"] |= {"images": 20, "top1": 75.0}
+    view = search_view(record(points=points))
+    place = view["head"].index("images")
+    assert [row[place] for row in view["rows"]] == ["20", "64", "64"]
+    assert "where their numbers differ" in view["what"]
+    assert {len(row) for row in view["rows"]} == {len(view["head"])}
+
+
+def test_accuracy_is_held_to_what_was_allowed():
+    assert record().drop == 2.0 and record().failure is None
+    record(max_accuracy_drop=2.0).require()
+    said = record(max_accuracy_drop=1.5)
+    assert said.failure.startswith(
+        "2x49-3x24-3x12 loses 2.00 points of top-1, and --max-accuracy-drop allows 1.5"
+    )
+    assert said.failure in search_headline(said)
+    with pytest.raises(GateError, match="cannot be judged here: the labels are another's"):
+        record(max_accuracy_drop=2.0, unsound="the labels are another's").require()
+    unknown = copy.deepcopy(RECORD["points"])
+    unknown[1]["engine_score"].pop("top1")
+    with pytest.raises(GateError, match="an unknown number of points"):
+        record(max_accuracy_drop=2.0, points=unknown).require()
+
+
+def test_nothing_that_keeps_the_limit_is_a_failure_with_what_to_do():
+    points = [p | {"chosen": False} for p in RECORD["points"]]
+    with pytest.raises(GateError, match=r"ask for 1\.2 ms"):
+        record(points=points, notes=["no photos", "all are slower: ask for 1.2 ms"]).require()

@@ -74,3 +74,39 @@ def test_a_file_in_its_place_is_said(tmp_path):
 def test_no_search_is_said(tmp_path):
     with pytest.raises(InputError, match="sit-deploy search -o"):
         read_search(tmp_path)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_bundle_that_no_search_has_made_stays(tmp_path, force):
+    """As `sit-deploy build -o bundle` leaves it."""
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "engine").write_text("mine")
+    with (
+        pytest.raises(InputError, match=r"other files in it \(bundle\)"),
+        SearchFolder.open(tmp_path, force),
+    ):
+        pass
+    assert (tmp_path / "bundle" / "engine").read_text() == "mine"
+
+
+def test_tables_that_no_search_has_measured_there_stay(tmp_path):
+    (tmp_path / "latency-fp16.json").write_text("of a machine with a GPU")
+    finish(tmp_path, force=True)
+    assert (tmp_path / "latency-fp16.json").exists()
+
+
+def test_a_table_that_is_given_outlives_what_it_was_measured_for(tmp_path):
+    finish(tmp_path / "found")
+    given, other = (tmp_path / "found" / f"latency-{name}.json" for name in ("fp32", "int8"))
+    for table in (given, other):
+        table.write_text("{}")
+    with SearchFolder.open(tmp_path / "found", True, [tmp_path / "found" / ".." / "found" / given.name]):
+        assert given.exists() and not other.exists()
+
+
+def test_an_empty_folder_that_was_there_stays_and_those_made_go(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for place in (tmp_path / "mine", tmp_path / "a" / "b" / "found"):
+        with pytest.raises(InputError, match="no images"), SearchFolder.open(place, False):
+            raise InputError("no images")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]

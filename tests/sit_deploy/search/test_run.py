@@ -1,25 +1,33 @@
 """A search from end to end on a clock of its own: a real model, real engines, and times that are made up."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import engines
 from sit_deploy.bundle import load_bundle
+from sit_deploy.cli import main
 from sit_deploy.cli.search import command
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.latency.schedule import Schedule
+from sit_deploy.models import create_model
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.search import finalists
+from sit_deploy.report.search_record import SearchRecord, read_search
+from sit_deploy.search import finalists, run
 from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.run import search
 from sit_deploy.search.tables import LatencyTable
 from tests.helpers.held_up import timed
+from training.cli.slim import command as slim_command
+from training.slim_request import SlimRequest
 
 FIXED = 0.5  # ms of stem and head
 
@@ -43,8 +51,9 @@ class Table:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Times that are made up: `clock.more` ms each time tokens are slimmed, which the table does not know of; `clock.runs` engines timed."""
-    made = SimpleNamespace(more=0.0, runs=[])
+    """Times that are made up: `clock.more` ms each time tokens are slimmed and `clock.pace` times all
+    else, which the table does not know of; `clock.runs` engines timed."""
+    made = SimpleNamespace(more=0.0, pace=1.0, runs=[])
 
     def alternate(workers, options, *_, **__):
         results = {}
@@ -52,7 +61,8 @@ def clock(monkeypatch):
             model = load_bundle(Path(spec.args[1]).parent).manifest.model
             schedule = Schedule(tuple(model.stages), tuple(model.tokens))
             results[name] = timed(
-                milliseconds(schedule) + made.more * (len(schedule.stage_blocks) - 1), options.rounds
+                made.pace * milliseconds(schedule) + made.more * (len(schedule.stage_blocks) - 1),
+                options.rounds,
             )
         made.runs.append(list(workers))
         return results
@@ -74,11 +84,20 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint with several entries, of images of 112 pixels."""
+    path = tmp_path_factory.mktemp("trained") / "teacher.pth"
+    state = create_model("lvvit_nano", num_classes=2).state_dict()
+    torch.save({"model": state, "other": {name: 2 * value for name, value in state.items()}}, path)
+    return path
+
+
 def request(output, photos=None, **changes):
     build = BuildRequest("lvvit_nano", None, engine="onnxruntime", num_classes=2)
     data = str(photos / "flat") if photos else None
     fields = {"latency": 1.0, "data": data, "seconds": 20.0, "finalists": 2, "most_stages": 3} | changes
-    return SearchRequest(build=build, output=output, **fields)
+    return SearchRequest(**{"build": build, "output": output, **fields})
 
 
 @pytest.mark.slow
@@ -165,16 +184,122 @@ def test_auto_is_an_engine_that_runs_here(tmp_path, clock):
 
 @pytest.mark.slow
 def test_accuracy_that_is_lost_fails_and_leaves_what_was_found(tmp_path, photos, clock):
-    with pytest.raises(
-        GateError, match=r"loses .* points of top-1, and --max-accuracy-drop allows 0|no schedule"
+    labelled = str(photos / "labelled")
+    record = search(request(tmp_path / "found", photos, data=labelled, latency=0.8, max_accuracy_drop=0.0))
+    assert record.drop == record.unslimmed_top1 - record.chosen.closeness.top1
+    again = read_search(tmp_path / "found")
+    assert again.max_accuracy_drop == 0.0 and again.failure == record.failure
+    lost = SearchRecord.from_dict({**record.to_dict(), "unslimmed_top1": 100.0, "max_accuracy_drop": -1.0})
+    with pytest.raises(GateError, match=r"loses .* points of top-1, and --max-accuracy-drop allows"):
+        lost.require()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_misses_its_limit_is_shown_and_fails(tmp_path, photos, clock, monkeypatch, capsys, as_json):
+    """In a document of JSON too: it is the only one on standard output, and the status says the rest."""
+    monkeypatch.setattr(SearchRecord, "failure", "top-1 is gone")
+    words = [
+        "search",
+        "--model",
+        "lvvit_nano",
+        "--num-classes",
+        "2",
+        "--engine",
+        "onnxruntime",
+        "--latency",
+        "1",
+    ]
+    words += [
+        "--seconds",
+        "3",
+        "--finalists",
+        "1",
+        "--data",
+        str(photos / "flat"),
+        "-o",
+        str(tmp_path / "found"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *(["--json"] if as_json else [])])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 1 and "Error: top-1 is gone" in err
+    if as_json:
+        assert json.loads(out)["points"]
+    else:
+        assert "--stages" in out and "✗" in out and "✓" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pace", [0.8, 1.25])
+def test_a_speedup_is_over_what_the_unslimmed_model_takes_and_not_over_what_was_foretold(
+    tmp_path, photos, clock, pace
+):
+    """A table is off by a tenth and more at times: then all engines are faster or slower than it says."""
+    clock.pace = pace
+    record = search(request(tmp_path / "found", photos, latency=None, speedup=1.25))
+    unslimmed = pace * milliseconds(Schedule((8,), (49,)))
+    assert record.unslimmed_ms["fp32"] == pytest.approx(unslimmed)
+    assert record.limit_ms == pytest.approx(unslimmed / 1.25)
+    assert len(record.chosen.stages) > 1
+    assert 1.25 <= record.unslimmed_ms["fp32"] / record.chosen.measured_ms < 1.5
+    assert record.chosen.predicted_ms == pytest.approx(record.chosen.measured_ms)
+
+
+@pytest.mark.slow
+def test_a_model_so_small_that_slimming_makes_it_slower_stays_as_it_is(tmp_path, photos, clock):
+    clock.more = 10.0
+    record = search(request(tmp_path / "found", photos, latency=20.0))
+    assert record.chosen.stages == [8]
+
+
+@pytest.mark.slow
+def test_scores_by_another_preprocessing_are_of_something_else(tmp_path, photos, clock, monkeypatch):
+    monkeypatch.setattr(run, "_learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    asked = request(tmp_path / "found", photos)
+    with pytest.raises(KeyboardInterrupt):
+        search(asked)
+    assert [p.name for p in (tmp_path / "found").iterdir()] == ["scores.json"]
+    with pytest.raises(KeyboardInterrupt):  # the same goes on
+        search(asked)
+    for change in ({"mean": (0.1, 0.2, 0.3)}, {"std": (1.0, 1.0, 1.0)}, {"num_classes": 3}):
+        with pytest.raises(InputError, match="scores of other weights, images or options"):
+            search(replace(asked, build=replace(asked.build, **change)))
+
+
+@pytest.mark.slow
+def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched(
+    tmp_path, photos, clock, trained
+):
+    build = BuildRequest(
+        "lvvit_nano",
+        None,
+        checkpoint=trained,
+        engine="onnxruntime",
+        image_size=96,
+        mean=(0.5, 0.5, 0.5),
+        ema=False,
+        checkpoint_key="model",
+    )
+    record = search(request(tmp_path / "found", photos, build=build, seconds=3.0, finalists=1))
+    (line,) = record.commands.values()  # train takes the averaged weights: there is no command for it
+    words = shlex.split(line)
+    for pair in (
+        ("--checkpoint", str(trained)),
+        ("--image-size", "96"),
+        ("--mean", "0.5,0.5,0.5"),
+        ("--checkpoint-key", "model"),
     ):
-        search(
-            request(
-                tmp_path / "found", photos, data=str(photos / "labelled"), latency=0.8, max_accuracy_drop=0.0
-            )
-        )
-        raise GateError("no schedule lost anything")  # two classes and random weights: by luck
-    assert (tmp_path / "found" / "search.json").exists()
+        assert words[words.index(pair[0]) + 1] == pair[1]
+    assert "--no-ema" in words and record.chosen.kept[0] == 36
+    asked = slim_command.make_context(
+        "slim", [*words[2:-3], str(photos / "flat"), "-o", "s.safetensors"]
+    ).params
+    asked = SlimRequest(
+        ema=not asked.pop("no_ema"), **{k: v for k, v in asked.items() if k != "as_json"}
+    ).check()
+    config = asked.config(asked.teacher())
+    assert (list(config.stage_blocks), list(config.kept_at(96))) == (record.chosen.stages, record.chosen.kept)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +317,8 @@ def test_accuracy_that_is_lost_fails_and_leaves_what_was_found(tmp_path, photos,
         ({"max_accuracy_drop": 1.0}, "needs images with labels"),
         ({"seconds": 0.0}, "--seconds must be 1 to"),
         ({"finalists": 0}, "--finalists must be 1 to"),
-        ({"most_stages": 1}, "--most-stages must be 2 to"),
+        ({"most_stages": 1}, "--max-stages must be 2 to"),
+        ({"most_stages": 9}, "--max-stages must be 2 to 8, got 9"),
     ],
 )
 def test_what_contradicts_itself_is_refused(tmp_path, changes, words):

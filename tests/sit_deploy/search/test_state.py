@@ -39,6 +39,8 @@ def test_scores_of_something_else_are_refused(tmp_path):
     [
         {"schema": 99},
         {"counts": [0]},
+        {"counts": []},
+        {"counts": [16, 32]},
         {"scores": [{"stages": [1], "kept": [4], "level": 0}]},
         {"scores": [{"stages": [1], "kept": [-4], "level": 0, "divergence": 0, "agreement": 1, "images": 3}]},
         {"scores": [{"stages": [1], "kept": [4], "level": 0, "divergence": 0, "agreement": 2, "images": 3}]},
