@@ -47,7 +47,7 @@ MODEL, COUNT, SEED = "lvvit_s", 40, 20
 CELLS = (("onnxruntime", "fp32"), ("openvino", "int8"), ("onnxruntime", "int8"), ("openvino", "fp32"))
 EXPORTED = 20
 CLOSE = 0.05  # that a prediction is to be within
-AT_ONCE = 8  # engines that are timed in the same rounds, beside the reference
+AT_ONCE = 4  # engines that are timed in the same rounds, beside the reference
 
 
 def schedules() -> list[Schedule]:

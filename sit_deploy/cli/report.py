@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +128,6 @@ def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     if as_json:
         emit_json(report.to_dict())
     else:
-        if len(report.bundles) > 1:
-            _recommend(console(), report.bundles)
         for bundle in report.bundles:
             _show(console(), bundle)
         for path in report.files:
@@ -140,14 +137,6 @@ def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 _COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}  # of severities
 _MARKS = {"good": "✓", "unsure": "?", "bad": "✗"}
-
-
-def _recommend(screen: Console, bundles: Sequence[JudgedBundle]) -> None:
-    from sit_deploy.report.recommend import headline, reason, recommend
-
-    found = recommend(bundles)
-    said = f"[bold]{literal(headline(found, bundles))}[/] {literal(reason(found, bundles))}"
-    say(screen, said.rstrip())
 
 
 def _show(screen: Console, judged: JudgedBundle) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from engines.timing import TimingOptions
     from engines.worker import Slice, Worker
 
-# Of a timing. Others on a machine only ever make a call slower, so of each slice its fastest call is taken: on two CPUs that others used at
-# times, seven slices of 0.3 s told a ratio within 0.6 to 1.1 %, medians of eleven of 0.12 s within 2.2 to 2.9 %. Five were not tried.
-ROUNDS, SECONDS, WARM_UP = 5, 0.3, 0.3
+# Of a timing. Others on a machine only ever make a call slower, so of each slice its fastest call is taken; a machine's pace changes within
+# seconds, so slices are short and many.
+ROUNDS, SECONDS, WARM_UP = 9, 0.15, 0.3
 WIDEST = 1.15  # times the lower quartile that the upper one may be: more says too little
 
 
@@ -49,14 +49,15 @@ class ScheduleBench:
 
     Args:
         target: model and engine, which runs here.
-        reference: the schedule that the others are timed against; its process stays up.
+        reference: the schedule that the others are timed against. It runs in two processes beside every few, started before and after them: of
+            several of the same engine those that started first were slower, by up to 7 %.
         folder: for files; made, and removed at the end.
     """
 
     def __init__(self, target: Target, reference: Schedule, folder: Path) -> None:
         self._target, self._reference, self._folder = target, reference, folder
         self._graphs = ScheduleGraphs(target)
-        self._against: Worker | None = None
+        self._against: tuple[Path, EngineOrigin | None] | None = None
 
     def __enter__(self) -> Self:
         self._folder.mkdir()
@@ -65,8 +66,6 @@ class ScheduleBench:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._against is not None:
-            self._against.stop(gently=kind is None)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def time(self, schedules: Sequence[Schedule]) -> list[Timed]:
@@ -85,18 +84,19 @@ class ScheduleBench:
 
     def _time(self, made: Sequence[tuple[Path, EngineOrigin | None]]) -> list[Timed]:
         if self._against is None:
-            self._against = self._start(*self._build(self._reference, self._folder / "reference"))
+            self._against = self._build(self._reference, self._folder / "reference")
         workers: list[Worker] = []
         finished = False
         try:
-            for path, origin in made:
+            for path, origin in (self._against, *made, self._against):
                 workers.append(self._start(path, origin))
-            turns = take_turns((self._against, *workers))
+            turns = take_turns(workers)
             finished = True
         finally:
             for worker in workers:
                 worker.stop(gently=finished)
-        return [timed(turns[0], slices) for slices in turns[1:]]
+        before, *ours, after = turns
+        return [timed(before, after, slices) for slices in ours]
 
     def _build(self, schedule: Schedule, folder: Path) -> tuple[Path, EngineOrigin]:
         import engines
@@ -132,19 +132,25 @@ def take_turns(workers: Sequence[Worker]) -> list[list[Slice]]:
     return turns
 
 
-def timed(reference: Sequence[Slice], schedule: Sequence[Slice]) -> Timed:
-    """Return what a schedule took of the time of the reference, in rounds that both were in."""
+def timed(before: Sequence[Slice], after: Sequence[Slice], schedule: Sequence[Slice]) -> Timed:
+    """Return what a schedule took of the time of the reference, in rounds that both were in.
+
+    Args:
+        before: slices of the reference, in each round before the schedule's.
+        after: slices of its other process, behind them.
+        schedule: its slices.
+    """
     from engines.latency import percentile
     from engines.speedup import BUSY
 
-    pairs = list(zip(reference, schedule, strict=True))
-    ratios = sorted(min(ours.seconds) / min(theirs.seconds) for theirs, ours in pairs)
+    rounds = list(zip(before, after, schedule, strict=True))
+    ratios = sorted(2 * min(c.seconds) / (min(a.seconds) + min(b.seconds)) for a, b, c in rounds)
     low, middle, high = (percentile(ratios, percent) for percent in (25, 50, 75))
-    taken = [share for pair in pairs for one in pair if (share := one.others) is not None]
+    taken = [share for some in rounds for one in some if (share := one.others) is not None]
     doubt = None
     if taken and (busy := statistics.median(taken)) > BUSY:
         doubt = f"other programs took {busy:.0%} of the CPUs while engines were timed"
     elif high > WIDEST * low:
         doubt = f"half of the rounds lie between {low:.2f} and {high:.2f} times the reference"
-    usual = 1e3 * statistics.median(statistics.median(theirs.seconds) for theirs in reference)
+    usual = 1e3 * statistics.median(statistics.median(theirs.seconds) for theirs in (*before, *after))
     return Timed(middle, (high - low) / 2 / middle, usual, doubt)

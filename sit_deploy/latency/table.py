@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SECONDS = 160.0  # that measuring takes by default
 PROBES = 24  # schedules that are timed by default: more tell little that the machine's noise does not hide
 ENOUGH = 8  # below which parts cannot be told from one another
-_AT_ONCE = 4  # in memory beside the reference
+_AT_ONCE = 4  # in memory beside two of the reference
 # share of a time that an engine differs by from process to process, however long it is timed: what the timings themselves say, of these
 _APART = (0.008, 0.01, 0.012, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 0.1)
 _USUALLY_APART = 0.012  # while there are too few of them

@@ -15,14 +15,9 @@ def render(
     """Return the Markdown of what `view` and the overview say."""
     blocks = [f"# {escaped(title)}", escaped(subtitle)]
     if overview:
-        blocks += [f"**{escaped(overview['headline'])}** {escaped(overview['why'])}".strip()]
-        blocks += ["## Side by side", *filter(None, [escaped(overview["common"])])]
-        blocks += [table(overview["head"], overview["table"], len(overview["head"]) - 6), "## Verdicts"]
-        for group in overview["verdicts"]:
-            blocks += [f"### {escaped(group['headline'])}", escaped(", ".join(group["names"]))]
-            blocks += _reasons(group["shared"])
-            for name, own in group["own"]:
-                blocks += [f"{escaped(name)}:", *_reasons(own)]
+        for bundle in overview["bundles"]:
+            blocks += [f"## {escaped(bundle['name'])}", *_verdict(bundle["verdict"])]
+        blocks += ["## Side by side", table(overview["head"], overview["table"], 4)]
     for page in pages:
         blocks += [f"# {escaped(page['name'])}"] if overview else _verdict(page["verdict"])
         blocks += _page(page)
@@ -92,11 +87,7 @@ _MARKS = {Severity.BAD.value: "✗", Severity.UNSURE.value: "?", Severity.GOOD.v
 
 def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     yield f"**{escaped(verdict['headline'])}**"
-    yield from _reasons(verdict["reasons"])
-
-
-def _reasons(reasons: Sequence[tuple[str, str]]) -> Iterator[str]:
-    if lines := [f"- {_MARKS[severity]} {escaped(reason)}" for severity, reason in reasons]:
+    if lines := [f"- {_MARKS[severity]} {escaped(reason)}" for severity, reason in verdict["reasons"]]:
         yield "\n".join(lines)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sit_deploy.outputs import has_classes
+from sit_deploy.report import speedup_text
 from sit_deploy.report.build_types import BuildReport
-from sit_deploy.report.overview import overview
-from sit_deploy.report.recommend import recommend
+from sit_deploy.report.figure import figure
+from sit_deploy.report.types import Stage
 from sit_deploy.report.verdict import JudgedBundle
-from sit_deploy.report.view import build_view, evidence_view
+from sit_deploy.report.view import build_view, evidence_view, verdict_view
+from sit_deploy.text import file_size
 
 
 def write_build_report(folder: Path, fields: Mapping[str, Any]) -> None:
@@ -43,15 +46,6 @@ def render(report: BuildReport) -> str:
     return _render(view["name"], built, [view], None)
 
 
-def evidence_fields(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
-    """Return measured bundles as JSON has them, which `read_evidence` reads; of several, which to take, or None."""
-    fields: dict[str, Any] = {"bundles": [judged.to_dict() for judged in bundles]}
-    if len(bundles) > 1:
-        found = recommend(bundles)
-        fields["recommended"] = found and found.to_dict()
-    return fields
-
-
 def render_evidence(bundles: Sequence[JudgedBundle], form: str = "html") -> str:
     """Return the page of measured bundles.
 
@@ -60,20 +54,64 @@ def render_evidence(bundles: Sequence[JudgedBundle], form: str = "html") -> str:
         form: "html", one file that loads nothing; "md"; or "json", which `read_evidence` reads.
     """
     if form == "json":
-        return json.dumps(evidence_fields(bundles), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        rows = [judged.to_dict() for judged in bundles]
+        return json.dumps({"bundles": rows}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     pages = [evidence_view(judged) for judged in bundles]
     dates = sorted({judged.evidence.date[:10] for judged in bundles})
     machines = sorted({judged.evidence.machine.cpu_model for judged in bundles})
     subtitle = f"Measured {' and '.join(dates)} on {' and '.join(machines)} by sit-deploy"
-    title, shared = f"{len(bundles)} bundles", overview(bundles) if len(bundles) > 1 else None
-    if shared is None:
+    title, overview = f"{len(bundles)} bundles", _overview(bundles) if len(bundles) > 1 else None
+    if overview is None:
         title = pages[0]["name"]
         subtitle = f"{build_view(bundles[0].evidence.build)['name']}. {subtitle}"
     if form == "md":
         from sit_deploy.report import markdown
 
-        return markdown.render(title, subtitle, pages, shared)
-    return _render(title, subtitle, pages, shared)
+        return markdown.render(title, subtitle, pages, overview)
+    return _render(title, subtitle, pages, overview)
+
+
+def _overview(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
+    from sit_deploy.report import plots
+
+    table, points = [], []
+    for judged in bundles:
+        evidence, verdict = judged.evidence, judged.verdict
+        accuracy, engine, build = evidence.accuracy, evidence.ledger.engine_stage, evidence.build
+        latency = engine.latency_ms and engine.latency_ms / evidence.ledger.batch_size
+        table.append(
+            (
+                evidence.name,
+                build.model.name,
+                build.precision,
+                build.engine.kind,
+                figure(accuracy.engine_top1 if accuracy else None, ".2f"),
+                figure(accuracy.drop if accuracy else None, ".2f"),
+                figure(latency, ".2f"),
+                speedup_text.factor(evidence.speedups.get(Stage.STUDENT.value)),
+                file_size(engine.size),
+                verdict.outcome.value + ("" if verdict.speed_is_known else f"; speed {speedup_text.NOT_NOW}"),
+            )
+        )
+        if accuracy and latency:
+            low, high = accuracy.engine_top1_interval
+            timed = (
+                f"{evidence.name} (time {speedup_text.NOT_NOW})"
+                if speedup_text.time_doubt(evidence.speedups)
+                else evidence.name
+            )
+            points.append(plots.Point(timed, build.engine.kind, latency, accuracy.engine_top1, low, high))
+    return {
+        "bundles": [
+            {"name": judged.evidence.name, "verdict": verdict_view(judged.verdict)} for judged in bundles
+        ],
+        "plot": partial(plots.scatter, points, "accuracy over latency") if points else None,
+        "head": (
+            *("bundle", "model", "precision", "engine", "top-1 %", "drop"),
+            *("ms an image", "over PyTorch", "size", "verdict"),
+        ),
+        "table": table,
+    }
 
 
 def _render(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from sit_deploy.report.types import DriftedTensor, TimingRecord
 
 # stands for the page's text colour, light or dark, until the SVG is written
 _INK = "#010203"
-_LONGEST = 40  # characters of a name
 # Okabe and Ito's, which the colour-blind tell apart, less the black; all show on white and on near-black
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def _figure(width: float = 5.4, height: float = 2.6) -> tuple[Any, Any]:
+def _figure(width: float = 7.0, height: float = 2.8) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -57,14 +55,8 @@ def _svg(figure: Any, title: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
-def _legend(axes: Any) -> None:
-    """Write what the colours mean below a plot, which gets higher by it: beside, it would take the width that a phone has not."""
-    figure = axes.get_figure()
-    handles, labels = axes.get_legend_handles_labels()
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.17 * math.ceil(len(labels) / 2))
-    figure.legend(
-        handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=8, labelcolor=_INK
-    )
+def _legend(axes: Any, **options: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK, **options)
 
 
 def latency_histogram(timing: Mapping[str, TimingRecord], title: str) -> str:
@@ -93,7 +85,7 @@ def latency_histogram(timing: Mapping[str, TimingRecord], title: str) -> str:
         _plain_ticks(axes.xaxis)
     axes.set_xlabel("milliseconds a batch")
     axes.set_ylabel("% of calls")
-    _legend(axes)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure, title)
 
 
@@ -175,53 +167,22 @@ def scatter(points: Sequence[Point], title: str) -> str:
         x, y = [p.latency_ms for p in mine], [p.top1 for p in mine]
         bars = [[p.top1 - p.low for p in mine], [p.high - p.top1 for p in mine]]
         axes.errorbar(x, y, bars, fmt="o", color=colour, elinewidth=0.8, capsize=2, label=kind)
+    for point in points:
+        axes.annotate(
+            point.name,
+            (point.latency_ms, point.top1),
+            xytext=(6, 4),
+            textcoords="offset points",
+            fontsize=8,
+            color=_INK,
+            parse_math=False,  # a name may hold a dollar
+        )
     axes.set_xlabel("milliseconds an image, median")
     axes.set_ylabel("top-1, %")
     axes.margins(x=0.15, y=0.2)
     if len(kinds) > 1:
-        _legend(axes)
-    _label(figure, axes, [(point.name, (point.latency_ms, point.top1)) for point in points])
+        _legend(axes, loc="best")
     return _svg(figure, title)
-
-
-def _label(figure: Any, axes: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """Write names beside points, each at the nearest place where no earlier one is: to the right, else to the left, and up or down from there."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Text
-    from matplotlib.transforms import Bbox
-
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw_without_rendering()  # the layout, which the places depend on
-    frame = axes.get_window_extent(renderer)
-    dots = {place: axes.transData.transform(place) for _, place in labels}
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots.values()]
-    for name, place in sorted(labels, key=lambda label: label[1]):
-        line = {"arrowstyle": "-", "color": _INK, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
-        # a name may hold a dollar
-        look = {"fontsize": 8, "color": _INK, "parse_math": False, "arrowprops": line}
-        text = axes.annotate(_short(name), place, xytext=(6, 4), textcoords="offset points", **look)
-        text.set_in_layout(False)  # the axes need not give way: it stays inside them
-        best: tuple[float, tuple[float, float], str, Bbox] | None = None
-        for step in range(12):
-            for side in ("left", "right"):
-                up = 4 + 11 * ((step + 1) // 2) * (1 if step % 2 else -1)
-                text.set(position=(6 if side == "left" else -6, up), horizontalalignment=side)
-                text.update_positions(renderer)
-                box = Text.get_window_extent(text, renderer).padded(2)  # without the line to its point
-                over = sum(box.overlaps(other) for other in taken)
-                beyond = max(0.0, frame.x0 - box.x0) + max(0.0, box.x1 - frame.x1)
-                beyond += max(0.0, frame.y0 - box.y0) + max(0.0, box.y1 - frame.y1)
-                cost = 1e4 * over + 10 * beyond + step + (3 if side == "right" else 0)
-                if best is None or cost < best[0]:
-                    best = (cost, text.get_position(), side, box)
-        assert best
-        text.set(position=best[1], horizontalalignment=best[2])
-        taken.append(best[3])
-
-
-def _short(name: str) -> str:
-    """Return a name without its middle, where it is longer than half of a plot is wide."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}"
 
 
 @dataclass(frozen=True)
@@ -272,7 +233,7 @@ def front(points: Sequence[PlanPoint], title: str) -> str:
     axes.set_xlabel("times as fast as fp32 (dotted)")
     axes.set_ylabel("SQNR of the logits, dB")
     axes.margins(x=0.08, y=0.15)
-    _legend(axes)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure, title)
 
 
@@ -336,5 +297,5 @@ def trade_off(points: Sequence[TradeOff], limit_ms: float, title: str) -> str:
     axes.set_xlabel("milliseconds a batch")
     axes.set_ylabel("divergence, nats")
     axes.margins(x=0.08, y=0.12)
-    _legend(axes)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure, title)

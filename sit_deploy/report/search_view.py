@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from sit_deploy.methods import method_words
 from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.figure import figure
-from sit_deploy.report.recommend import is_timed
 from sit_deploy.report.search_record import PointRecord, SearchRecord
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def found_view(evidence: Evidence, mark: str = "") -> dict[str, Any] | None:
     ms, now = engine.latency_ms, []
     if ms is not None and evidence.ledger.batch_size == record.batch_size:
         verdict = "within" if ms <= record.limit_ms else "above"
-        if not is_timed(evidence):
+        if speedup_text.time_doubt(evidence.speedups):
             now = [f"Whether it keeps the limit on this machine is {speedup_text.NOT_NOW}."]
         else:
             now = [

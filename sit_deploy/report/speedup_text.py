@@ -36,13 +36,6 @@ def factor(speedup: SpeedupFigures | None) -> str:
     return "?" if speedup.doubt is not None else f"{speedup.median:.2f}×"
 
 
-def ranged(speedup: SpeedupFigures | None) -> str:
-    """Return the figure with the range of half of the rounds, for a table: "3.44× (3.31–3.52)"; without one as `factor`."""
-    if speedup is None or speedup.doubt is not None:
-        return factor(speedup)
-    return f"{factor(speedup)} ({speedup.low:.2f}–{speedup.high:.2f})"
-
-
 def rounds(speedup: SpeedupFigures) -> str:
     """Return what stands behind the figure: "half of the rounds 3.31 to 3.52; 27.55 over 8.01 ms"."""
     return (

@@ -22,7 +22,6 @@ from sit_deploy.report.elsewhere_text import elsewhere_view
 from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text, engine_text
 from sit_deploy.report.quantization_view import quantization_view
-from sit_deploy.report.recommend import is_timed
 from sit_deploy.report.search_view import found_view
 from sit_deploy.report.slimming_view import slimming_words, token_bars
 from sit_deploy.report.tuning_view import tuning_view
@@ -231,7 +230,7 @@ def _key_figures(evidence: Evidence) -> list[tuple[str, str]]:
     engine, batch = evidence.ledger.engine_stage, evidence.ledger.batch_size
     if engine.latency_ms is not None:
         rate = f"{1e3 * batch / engine.latency_ms:.0f} images/s"
-        speed = rate if is_timed(evidence) else speedup_text.NOT_NOW
+        speed = speedup_text.NOT_NOW if speedup_text.time_doubt(evidence.speedups) else rate
         figures.append((f"{engine.latency_ms:.2f} ms", f"a batch of {batch}, {speed}"))
     others = (
         (Stage.STUDENT, "PyTorch"),
@@ -257,14 +256,13 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         )
         for name, timing in evidence.timing.items()
     ]
-    count = evidence.threads or "the runtime's own number of"
-    threads = f"{count} thread{'' if count == 1 else 's'}"
+    threads = evidence.threads or "the runtime's own number of"
     doubt = speedup_text.time_doubt(evidence.speedups)
     return {
         "plot": partial(plots.latency_histogram, evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
         "rows": rows,
-        "around": f"Each in a process of its own, in turn, {threads}, not pinned, on {host.cpu_model} "
+        "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host.cpu_model} "
         f"({host.usable_cpus} CPUs). Around the engine, for one image ({around.image}) on one thread: decoding "
         f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms, classes from logits "
         f"{around.classes_ms:.2f} ms." + (f" {doubt}" if doubt else ""),

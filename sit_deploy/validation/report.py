@@ -14,7 +14,7 @@ from sit_deploy.bundle import Bundle
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
 from sit_deploy.report.check_record import find_elsewhere
-from sit_deploy.report.page import evidence_fields, render_evidence
+from sit_deploy.report.page import render_evidence
 from sit_deploy.report.read import read_build_report, require_comparable, require_same_classes
 from sit_deploy.report.types import Evidence
 from sit_deploy.report.verdict import JudgedBundle, Limits, judge
@@ -129,7 +129,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
-        return {**evidence_fields(self.bundles), "reports": [str(path) for path in self.files]}
+        rows = [bundle.to_dict() for bundle in self.bundles]
+        return {"bundles": rows, "reports": [str(path) for path in self.files]}
 
 
 def write_report(

@@ -39,13 +39,26 @@ def slices(*fastest: float, others: float = 0.0) -> list[Slice]:
 
 
 def test_a_ratio_is_that_of_the_fastest_calls() -> None:
-    found = timed(slices(*[0.02] * ROUNDS), slices(0.01, 0.01, 0.0101, 0.0102, 0.018))
+    against = slices(*[0.02] * ROUNDS)
+    found = timed(against, against, slices(*[0.01] * 4, *[0.0101] * 2, 0.0102, 0.0102, 0.018))
     assert found.ratio == pytest.approx(0.505) and found.doubt is None
     assert found.reference_ms == pytest.approx(26) and found.spread < 0.02
 
 
+def test_a_machine_that_slows_down_divides_out() -> None:
+    """Of each round the reference is timed before and after: what a clock that drifts does between them is the same for both."""
+    before = [0.02 * 1.1**place for place in range(ROUNDS)]
+    after = [1.04 * one for one in before]
+    found = timed(slices(*before), slices(*after), slices(*(0.7 * 1.02 * one for one in before)))
+    assert found.ratio == pytest.approx(0.7) and found.spread < 1e-9 and found.doubt is None
+
+
 def test_rounds_that_disagree_and_busy_cpus_say_nothing() -> None:
     usual = slices(*[0.02] * ROUNDS)
-    assert "half of the rounds lie between" in timed(usual, slices(0.01, 0.01, 0.013, 0.015, 0.015)).doubt
+    assert (
+        "half of the rounds lie between"
+        in timed(usual, usual, slices(*[0.01] * 3, *[0.013] * 2, *[0.015] * 4)).doubt
+    )
     busy = slices(*[0.01] * ROUNDS, others=0.9)
-    assert "other programs took" in timed(slices(*[0.02] * ROUNDS, others=0.9), busy).doubt
+    taken = slices(*[0.02] * ROUNDS, others=0.9)
+    assert "other programs took" in timed(taken, taken, busy).doubt

@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 
-from sit_deploy.report.search_page import render_search
-from tests.helpers.searches import search_fields
 from tests.sit_deploy.report.conftest import flipped, page_of
-from tests.sit_deploy.report.test_search_view import record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
@@ -39,23 +36,17 @@ const found = {
   plots: [...document.querySelectorAll("svg")].map(e => [e.getBoundingClientRect().width, e.getBoundingClientRect().height]),
   pictures: [...document.images].map(e => e.getBoundingClientRect().width),
   dark: matchMedia("(prefers-color-scheme: dark)").matches,
-  clipped: [...document.querySelectorAll("div, p, td, th, pre, table, figure")].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth)
-    .map(e => e.tagName + "." + e.className + ": " + e.textContent.slice(0, 60)),
-  outside: [...document.querySelectorAll("td, th, p, li, h1, h2, h3, svg, pre, span")].filter(e => e.getClientRects().length)
-    .filter(e => e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < 0).map(e => e.textContent.slice(0, 60)),
 };
-top.document.body.innerHTML = "<pre>" + JSON.stringify(found) + "</pre>";
+document.body.innerHTML = "<pre>" + JSON.stringify(found) + "</pre>";
 </script>
 """
 
 
 def measure(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
-    """Return what a reader of the page would stumble over, in a frame as wide as asked: headless Chromium makes no window below 500 pixels."""
-    path, inner = folder / "page.html", html.escape(page.replace("</body>", MEASURE + "</body>"), quote=True)
-    frame = f'<iframe srcdoc="{inner}" style="width: {width}px; height: 900px; border: 0"></iframe>'
-    path.write_text(f'<!doctype html><body style="margin: 0">{frame}</body>', encoding="utf-8")
+    path = folder / "page.html"
+    path.write_text(page.replace("</body>", MEASURE + "</body>"), encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    options += [f"--window-size={max(width, 500) + 40},940", "--dump-dom", "--virtual-time-budget=2000"]
+    options += [f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=2000"]
     if dark:
         options.append("--blink-settings=preferredColorScheme=0")
     done = subprocess.run(
@@ -65,29 +56,26 @@ def measure(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pages(measured: dict[str, Any]) -> tuple[str, ...]:
-    """The page of a bundle with an image whose class changed, that of two bundles, one of them of a search, and that of a search."""
-    long = "a-bundle-of-a-rather-long-name-" * 3
-    other = {**measured, "name": long, "bundle": "elsewhere", "search": search_fields()}
-    return page_of(flipped(measured)), page_of(measured, other), render_search(record())
+def pages(measured: dict[str, Any]) -> tuple[str, str]:
+    """The page of a bundle with an image whose class changed, and that of two bundles."""
+    other = {**measured, "name": "a-bundle-of-a-rather-long-name-" * 3, "bundle": "elsewhere"}
+    return page_of(flipped(measured)), page_of(measured, other)
 
 
+# headless Chromium makes no window narrower than 500 pixels
 @pytest.mark.parametrize(
-    ("width", "dark"),
-    [(390, True), (768, False), (1280, False)],
-    ids=["phone, dark", "tablet, light", "desktop, light"],
+    ("width", "dark"), [(500, True), (1200, False)], ids=["phone, dark", "desktop, light"]
 )
-def test_it_looks_right(width: int, dark: bool, pages: tuple[str, ...], tmp_path: Path) -> None:
+def test_it_looks_right(width: int, dark: bool, pages: tuple[str, str], tmp_path: Path) -> None:
     for number, page in enumerate(pages):
         folder = tmp_path / str(number)
         folder.mkdir()
         found = measure(page, folder, width, dark)
         assert found["dark"] is dark
-        assert found["window"] == width and found["wide"] <= width, "the page scrolls sideways"
-        assert found["clipped"] == [] and found["outside"] == [], "something is cut off"
+        assert found["wide"] <= found["window"], "the page scrolls sideways"
         assert found["contrast"] >= 4.5 and found["ink"] >= 4.5, (
             "text does not stand out (WCAG AA asks for 4.5)"
         )
-        assert len(found["plots"]) == (3, 8, 1)[number]
-        assert all(w >= 340 and h >= 40 for w, h in found["plots"])
-        assert bool(found["pictures"]) is (number < 2) and all(100 <= w <= 300 for w in found["pictures"])
+        assert len(found["plots"]) == (3, 7)[number]
+        assert all(w >= 400 and h >= 60 for w, h in found["plots"])
+        assert found["pictures"] and all(100 <= w <= 300 for w in found["pictures"])
