@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from training.request import TrainRequest
     from training.summary import Summary
     from training.task import ClassificationTask, FRDTask
+    from training.terminal_reporter import reporting
 
 _LAZY = {
     "ClassificationTask": "task",
@@ -24,6 +25,7 @@ _LAZY = {
     "Summary": "summary",
     "TrainRequest": "request",
     "frd_loss": "frd",
+    "reporting": "terminal_reporter",
     "train": "loop",
 }
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Summary",
     "TrainRequest",
     "frd_loss",
+    "reporting",
     "train",
 ]
 

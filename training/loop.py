@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from sit_deploy.data.ignored_orientation import ignored_orientation_note
 from sit_deploy.errors import Error, InputError
 from sit_deploy.models.catalog import title
-from sit_deploy.models.data_config import describe
 from sit_deploy.processes import join_world
+from training.announce import where
 from training.best_weights import keep_best
 from training.loaders import gather_damaged
-from training.loss_meter import DivergedError, LossMeter, last_good, learning_rate
+from training.loss_meter import FEW, DivergedError, LossMeter, last_good, learning_rate
 from training.metrics import Metrics, evaluate
 from training.optimizer import set_learning_rate
 from training.qat import in_float
@@ -29,7 +28,6 @@ from training.run import Run
 from training.run_files import locked_run_folder
 from training.seeding import STEP, seed_all
 from training.set_up import set_up
-from training.state import Position
 from training.stop_signal import StopSignal
 from training.summary import Summary, finish
 from training.task import FRDTask
@@ -59,12 +57,13 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
             if no_lock:
                 run.reporter.warn(no_lock)
             with StopSignal() as stop:
-                _say_plan(run)
                 if run.position.epoch == run.position.step == 0:
                     _record_start(run, stop)
                 for epoch in range(run.position.epoch, run.epochs):
+                    started = time.perf_counter()
                     trained = _train_epoch(run, epoch, stop)
                     metrics = _validate(run, stop)
+                    trained["seconds"] = time.perf_counter() - started
                     _close_epoch(run, epoch, trained, metrics)
             return finish(run)
         except BaseException as error:
@@ -89,7 +88,9 @@ def _train_epoch(run: Run, epoch: int, stop: StopSignal) -> dict[str, float]:
         run.position.step, run.position.sums = 0, {}
     batches = _batches(run, epoch)
     meter = LossMeter(run, epoch)
-    # On a GPU, reading a loss waits for all that is queued; with several processes, so does asking them all to stop.
+    first = run.position.step
+    # On a GPU, reading a loss waits for all that is queued; with several processes, so does asking them all to stop. The first few
+    # steps are looked at anyway: they show that it works, and how long it will take.
     check_every = 1 if world.device.type == "cpu" and world.size == 1 else request.log_every
     for step in range(run.position.step, run.loaders.steps):
         set_learning_rate(run.schedule, recipe, epoch, step, run.loaders.steps)
@@ -112,7 +113,7 @@ def _train_epoch(run: Run, epoch: int, stop: StopSignal) -> dict[str, float]:
 
         done = step + 1
         at_end = done == run.loaders.steps
-        if done % check_every == 0 or done % request.save_every == 0 or at_end:
+        if done - first <= FEW or done % check_every == 0 or done % request.save_every == 0 or at_end:
             run.position.epoch, run.position.step = epoch, done
             meter.check(done)
             if done % request.log_every == 0 or at_end:
@@ -140,10 +141,6 @@ def _batches(run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         )
 
 
-def _where(position: Position) -> str:
-    return f"after step {position.step} of epoch {position.epoch + 1}"
-
-
 def _validate(run: Run, stop: StopSignal) -> Metrics:
     """Measure the model on the held-out images."""
     total = len(run.loaders.val)
@@ -158,40 +155,10 @@ def _validate(run: Run, stop: StopSignal) -> Metrics:
     run.pace.validated(time.perf_counter() - started)
     if not math.isfinite(metrics.loss):
         raise DivergedError(
-            f"the loss on held-out images is not finite {_where(run.position)}; {last_good(run)}; start again with a smaller "
+            f"the loss on held-out images is not finite {where(run.position)}; {last_good(run)}; start again with a smaller "
             "--lr, or with --clip-grad 1"
         )
     return metrics
-
-
-def _say_plan(run: Run) -> None:
-    """Say what is going to be done, before it is: nothing can be refused any more."""
-    if not run.world.is_main:
-        return
-    for note in run.data.notes:
-        run.reporter.note(note)
-    _say_preprocessing(run)
-    run.reporter.note(run.plan.text())
-    if warning := run.plan.warning():
-        run.reporter.warn(warning)
-    for text in run.notes:
-        run.reporter.note(text)
-    for text in run.warnings:
-        run.reporter.warn(text)
-    if run.position.epoch or run.position.step:
-        going_on = f"Going on {_where(run.position)} of {run.epochs}"
-        run.reporter.note("The run is finished" if run.position.epoch == run.epochs else going_on)
-
-
-def _say_preprocessing(run: Run) -> None:
-    """Say how pictures are prepared, who says so, and what of it is doubtful."""
-    choice, data = run.models.choice, run.data
-    run.reporter.note(f"Preprocessing: {describe(choice.preprocessing.to_dict(), choice.sources)}")
-    for note in choice.notes:
-        run.reporter.warn(note)
-    files = [sample for part in (data.train, data.val) for sample in getattr(part, "samples", ())]
-    if lying := ignored_orientation_note(files, choice.preprocessing, "train it with"):
-        run.reporter.warn(lying)
 
 
 def _record_start(run: Run, stop: StopSignal) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from sit_deploy.errors import Error, InputError
 from training.run import Run
 
+FEW = 5  # steps of which a time can be told, and that are looked at one by one
+
 
 class DivergedError(Error):
     """The loss or a weight is no finite number any more; the last good state is on disk."""
@@ -25,7 +27,7 @@ class LossMeter:
         self.pending: list[dict[str, Tensor]] = []  # since the last check
         self.first = run.position.step
         self.waited = 0.0
-        self.started = self.logged = time.perf_counter()
+        self.started = self.looked = time.perf_counter()
         self.paced = self.first  # steps of the epoch that the run's pace knows of
 
     def waiting(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,21 @@ class LossMeter:
                 for sums in (position.sums, position.window):
                     sums[name] = sums.get(name, 0.0) + value / accumulate
         position.window_steps += len(values) // accumulate
+        self._show(done)
+
+    def _show(self, done: int) -> None:
+        """Take note of the time, and show where the run is."""
+        run, position, now = self.run, self.run.position, time.perf_counter()
+        position.seconds += now - self.looked
+        run.pace.trained(done - self.paced, now - self.looked)
+        self.looked, self.paced = now, done
+        if not run.world.is_main:
+            return
+        progress = run.progress(self.epoch, done, self.rate(done), self.waited / (now - self.started))
+        run.reporter.steps(progress, position.window["loss"] / position.window_steps)
+        if not run.told_time and (run.pace.steps >= FEW or done == run.loaders.steps):
+            run.told_time = True
+            run.reporter.note(run.expected(self.epoch, done))
 
     def require_finite_weights(self, done: int) -> None:
         """Refuse to save what a resumed run could not use.
@@ -76,30 +93,25 @@ class LossMeter:
         good = last_good(self.run)
         raise DivergedError(f"{where}; {good}; start again with a smaller --lr, or with --clip-grad 1")
 
-    def rate(self) -> float:
+    def rate(self, done: int) -> float:
         """Images a second over all processes since the start of the epoch, or of the resumed rest of it."""
-        taken = self.run.position.step - self.first
-        return taken * self.run.total_batch / (time.perf_counter() - self.started)
+        return (done - self.first) * self.run.total_batch / (time.perf_counter() - self.started)
 
     def log(self, done: int) -> None:
         """Write a row with the mean losses since the last one."""
-        run, position, now = self.run, self.run.position, time.perf_counter()
+        run, position = self.run, self.run.position
         means = {name: value / position.window_steps for name, value in position.window.items()}
         position.window, position.window_steps = {}, 0
-        position.seconds += now - self.logged
-        run.pace.trained(done - self.paced, now - self.logged)
-        self.logged, self.paced = now, done
         if run.log is not None:
             step = self.epoch * run.loaders.steps + done
             run.log.write("step", step, **means, lr=learning_rate(run))
-            run.reporter.steps(run.progress(self.epoch, done), means["loss"], self.rate())
 
     def means(self) -> dict[str, float]:
         """Mean losses of the epoch, images a second, and the share of time spent waiting for images."""
         position = self.run.position
         losses = {f"train_{name}": value / position.step for name, value in position.sums.items()}
         waited = self.waited / (time.perf_counter() - self.started)
-        return {**losses, "images_per_second": self.rate(), "waiting_for_data": waited}
+        return {**losses, "images_per_second": self.rate(position.step), "waiting_for_data": waited}
 
 
 def last_good(run: Run) -> str:

@@ -11,6 +11,8 @@ class Progress:
 
     Attributes:
         left: seconds to go, None where it cannot be told yet.
+        rate: images a second, over all processes, of this epoch; None before its first step.
+        waiting: share of its time that was spent waiting for images.
     """
 
     epoch: int
@@ -18,6 +20,8 @@ class Progress:
     step: int
     steps: int
     left: float | None
+    rate: float | None = None
+    waiting: float = 0.0
 
     @property
     def text(self) -> str:
@@ -31,23 +35,39 @@ class Progress:
 
 
 class Pace:
-    """How long a step and a pass over the held-out images take, measured in this process."""
+    """How long a step and a pass over the held-out images take, measured in this process.
+
+    What is measured first has the start of workers, compilers and memory in it, and counts until there is more.
+    """
 
     def __init__(self) -> None:
         self.steps = self.passes = 0
         self.training = self.validating = 0.0
+        self._first: tuple[int, float] | None = None
 
     def trained(self, steps: int, seconds: float) -> None:
-        self.steps, self.training = self.steps + steps, self.training + seconds
+        if self._first is None:
+            self._first = (steps, seconds)
+        else:
+            self.steps, self.training = self.steps + steps, self.training + seconds
 
     def validated(self, seconds: float) -> None:
         self.passes, self.validating = self.passes + 1, self.validating + seconds
 
+    @property
+    def step(self) -> float | None:
+        """Seconds of a step; None before any."""
+        steps, seconds = (self.steps, self.training) if self.steps else self._first or (0, 0.0)
+        return seconds / steps if steps else None
+
+    @property
+    def validation(self) -> float | None:
+        """Seconds of a pass over the held-out images; None before any."""
+        return self.validating / self.passes if self.passes else None
+
     def left(self, steps: int, passes: int) -> float | None:
         """Return the seconds that so many steps and passes will take; None before any step."""
-        if not self.steps:
-            return None
-        return steps * self.training / self.steps + passes * self.validating / max(self.passes, 1)
+        return None if self.step is None else steps * self.step + passes * (self.validation or 0.0)
 
 
 def duration(seconds: float) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from training.progress import Progress
+
+if TYPE_CHECKING:
+    from training.slim_fit import Fit
 
 
 class Reporter(Protocol):
@@ -16,7 +19,7 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Say what should be looked at."""
 
-    def steps(self, progress: Progress, loss: float, images_per_second: float) -> None:
+    def steps(self, progress: Progress, loss: float) -> None:
         """Show the steps that are done."""
 
     def calibrating(self, done: int, total: int) -> None:
@@ -24,6 +27,9 @@ class Reporter(Protocol):
 
     def fitting(self, share: float, step: int, loss: float) -> None:
         """Show the share that is done of fitting TSMs, the steps taken, and the loss of the last."""
+
+    def fitted(self, fit: Fit) -> None:
+        """Show what fitting TSMs did, at its end."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Show the batches of held-out images that are done."""
@@ -37,8 +43,9 @@ class Silent:
 
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
-    def steps(self, progress: Progress, loss: float, images_per_second: float) -> None: ...
+    def steps(self, progress: Progress, loss: float) -> None: ...
     def calibrating(self, done: int, total: int) -> None: ...
     def fitting(self, share: float, step: int, loss: float) -> None: ...
+    def fitted(self, fit: Fit) -> None: ...
     def evaluating(self, done: int, total: int) -> None: ...
     def epoch(self, row: dict[str, Any], progress: Progress) -> None: ...

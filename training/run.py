@@ -12,12 +12,13 @@ import torch
 from torch.optim import Optimizer
 
 from sit_deploy.data.datasets import Data
+from sit_deploy.models.comparison import Comparison
 from sit_deploy.processes import World
 from training.loaders import Loaders, gather_damaged
 from training.log import Log
 from training.make_models import Models
 from training.plan import Plan
-from training.progress import Pace, Progress
+from training.progress import Pace, Progress, duration
 from training.recipes import Recipe
 from training.reporter import Reporter
 from training.request import TrainRequest
@@ -56,8 +57,10 @@ class Run:
     scaler: torch.amp.GradScaler
     autocast: Callable[[], AbstractContextManager]
     identity: dict[str, Any]
+    cost: Comparison
     position: Position = field(default_factory=Position)
     pace: Pace = field(default_factory=Pace)
+    told_time: bool = False  # whether it has been said how long the run is likely to take
     log: Log | None = None
     names_damaged: bool = True  # until one has been named
     notes: list[str] = field(default_factory=list)  # to be said before the first step
@@ -76,12 +79,24 @@ class Run:
     def plan(self) -> Plan:
         return Plan.of(self.recipe, len(self.data.train), self.total_batch, self.loaders.steps)
 
-    def progress(self, epoch: int, step: int) -> Progress:
-        """Return where the run is after `step` steps of `epoch`, counted from 0."""
-        steps = self.loaders.steps
-        passes = self.epochs - epoch + (1 if self.models.teacher is None else 2)  # those of the end too
-        left = self.pace.left((self.epochs - epoch) * steps - step, passes)
-        return Progress(epoch + 1, self.epochs, step, steps, left)
+    def progress(self, epoch: int, step: int, rate: float | None = None, waiting: float = 0.0) -> Progress:
+        """Return where the run is after `step` steps of `epoch`, counted from 0; see `Progress` for the others."""
+        left = self.pace.left(*self._left(epoch, step))
+        return Progress(epoch + 1, self.epochs, step, self.loaders.steps, left, rate, waiting)
+
+    def _left(self, epoch: int, step: int) -> tuple[int, int]:
+        """Return the steps, and the passes over the held-out images, that are left; those of the end too."""
+        passes = self.epochs - epoch + (1 if self.models.teacher is None else 2)
+        return (self.epochs - epoch) * self.loaders.steps - step, passes
+
+    def expected(self, epoch: int, step: int) -> str:
+        """Say how long the rest of the run is likely to take, and what makes it up."""
+        steps, passes = self._left(epoch, step)
+        each, look = self.pace.step, self.pace.validation
+        assert each is not None
+        text = f"{steps} steps of {each:.2g} s" if steps else ""
+        looks = f"{passes} validations" + (f" of {look:.2g} s" if look is not None else ", not timed yet")
+        return f"Expected: {duration(self.pace.left(steps, passes) or 0)} from here, for {' and '.join(filter(None, (text, looks)))}"
 
     @property
     def last(self) -> Path:

@@ -15,6 +15,7 @@ from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
+from training.announce import announce, compare
 from training.augment import make_mixing
 from training.best_weights import card_of
 from training.loaders import LoaderOptions, Loaders, make_loaders, restore_damaged
@@ -42,7 +43,7 @@ from training.warm_start import WarmStart, warm_start
 
 
 def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
-    """Open the data, make the models, and go to where the run was left if it is to be resumed.
+    """Open the data, make the models, say what comes of it, fit a student's TSMs, and go to where the run was left if it is resumed.
 
     Raises:
         InputError: bad input of any kind, before the first step is taken.
@@ -64,6 +65,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     # weights last: nobody waits for them to learn that a folder is missing
     request = request.fetched(lambda step, _, total: None if total else reporter.note(step))
     models = make_models(request, recipe, data)
+    cost = compare(models)
     workers = _workers(request, world)
     options = LoaderOptions(request.accumulate, workers, request.seed, request.max_damaged)
     loaders = make_loaders(data, recipe, models.preprocessing, world, options)
@@ -75,13 +77,6 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
         position, states = read_state(request.output / LAST, identity)
     if request.qat:
         _quantize(request, models, data, loaders, world, reporter, resumed=states is not None)
-    start = WarmStart.of(request, recipe, data)
-    if states is None and start.steps:
-        warm_start(start, request, models, data, loaders, world, reporter)
-        position.fitted = start.steps
-    if position.fitted:
-        words = f"{models.start}; TSMs fitted in {position.fitted} steps (--warm-start)"
-        models = replace(models, start=words)
     task = _make_task(request, recipe, models, world)
     optimiser = make_optimiser(task.model, recipe, total_batch)
     schedule = make_schedule(optimiser, recipe, loaders.steps, total_batch)
@@ -89,11 +84,12 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     mix = make_mixing(recipe, data.num_classes, world.device)
     run = Run(
         request, recipe, world, reporter, data, models, loaders, mix, task,
-        optimiser, schedule, scaler, autocast, identity, position,
+        optimiser, schedule, scaler, autocast, identity, cost, position,
     )  # fmt: skip
     check_card(card_of(run, {}))
     check_space(request.output, models.model, bool(recipe.ema_decay))
     run.notes += models.notes
+    start = WarmStart.of(request, recipe, data)
     if start.why_not and states is None:
         run.notes.append(f"No warm start: {start.why_not}")
     run.warnings += (
@@ -103,6 +99,15 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     )
     if states is not None:
         position.require_within(request.output / LAST, run.epochs, loaders.steps)
+    if world.is_main:
+        announce(run)
+    if states is None and start.steps:
+        position.fitted, position.fit = start.steps, warm_start(run, start)
+    if position.fitted:
+        words = f"{models.start}; TSMs fitted in {position.fitted} steps (--warm-start)"
+        run.models = replace(models, start=words)
+    _finish_task(run)
+    if states is not None:
         restore(run.parts(), states, request.output / LAST)
         if DAMAGED in states:  # not in a state of an older version
             restore_damaged(loaders, list(states[DAMAGED].values()), world)
@@ -198,8 +203,12 @@ def _make_task(request: TrainRequest, recipe: Recipe, models: Models, world: Wor
         for model in (models.model, models.teacher, models.cnn):
             if model is not None:
                 model.to(memory_format=torch.channels_last)
-    if recipe.ema_decay:
-        task.setup_ema(recipe.ema_decay, use_warmup=True)
-    if request.compile:
-        task.compile()
     return task
+
+
+def _finish_task(run: Run) -> None:
+    """Average the weights that the run starts from, and compile, where that is asked for."""
+    if run.recipe.ema_decay:
+        run.task.setup_ema(run.recipe.ema_decay, use_warmup=True)
+    if run.request.compile:
+        run.task.compile()

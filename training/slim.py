@@ -178,6 +178,7 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
         start = agreement(model, checked)
         options = FitOptions(request.seconds, request.steps, request.batch_size, request.lr, request.seed)
         fit = fit_tsms(model, fitted, options, reporter.fitting)
+        reporter.fitted(fit)
         end = agreement(model, checked)
     labelled = _accuracy(model, work, choice.preprocessing, request.max_damaged, world, reporter)
     result = Slimmed(

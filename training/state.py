@@ -37,6 +37,7 @@ class Position:
         log_bytes: length of the log that belongs to it.
         seconds: spent training.
         fitted: steps that the TSMs were fitted for before the first one (`training.warm_start`).
+        fit: what that did (`training.slim_fit.Fit`); empty in states of older versions.
     """
 
     epoch: _Step = 0
@@ -48,6 +49,7 @@ class Position:
     log_bytes: Annotated[int, Meta(ge=0, le=limits.INTEGER)] = 0
     seconds: Annotated[float, Meta(ge=0, le=limits.INTEGER)] = 0.0
     fitted: _Step = 0
+    fit: dict[str, _Sum] = field(default_factory=dict)
 
     def require_within(self, path: Path, epochs: int, steps: int) -> None:
         """Refuse a position that a run cannot have come to.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sit_deploy.files import write_whole
 from sit_deploy.models.catalog import title
-from sit_deploy.models.count import count_macs
 from sit_deploy.text import utf8_text
 from training.best_weights import save_best
 from training.curves import draw_curves
@@ -21,9 +21,13 @@ from training.run_files import CURVES, SUMMARY, WEIGHTS
 
 @dataclass(frozen=True)
 class Side:
-    """One model of the summary: macs of one image; tokens of each stage; top1, top5 in percent.
+    """One model of the summary.
 
     Attributes:
+        macs: of one image.
+        tokens: of each stage.
+        top1, top5: in percent.
+        parameters: without reverse TSMs.
         title: its name and, where that alone does not say how it slims, its stages: a student may have its teacher's name.
     """
 
@@ -32,6 +36,7 @@ class Side:
     tokens: tuple[int, ...]
     top1: float
     top5: float
+    parameters: int
     title: str = ""
 
 
@@ -43,6 +48,11 @@ class Summary:
         agreement, kl: of the student with its teacher (see `Metrics`).
         retained: percent of its top-1.
         int8: whether the student's figures are those of its fake-quantized form.
+        seconds: of the steps of training, without validation.
+        warm_start: steps, seconds and losses of fitting the TSMs before the first step (`training.slim_fit.Fit`); None where there was none.
+        macs_ratio: how many times fewer multiply-accumulates than its teacher's, or than the model's without slimming; None of a model that
+            slims nothing.
+        train_folder, val_folder: of the images, where they are folders.
         plan, recipe: what was done, as plain values.
     """
 
@@ -59,6 +69,10 @@ class Summary:
     agreement: float | None = None
     kl: float | None = None
     num_classes: int | None = None
+    macs_ratio: float | None = None
+    warm_start: dict[str, float] | None = None
+    train_folder: Path | None = None
+    val_folder: Path | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -84,7 +98,7 @@ def finish(run: Run) -> Summary:
     """Measure the best weights and the teacher on the held-out images; write summary, card and curves."""
     from safetensors.torch import load
 
-    best, models = run.position.best, run.models
+    best = run.position.best
     run.world.barrier()
     path = run.request.output / WEIGHTS
     model = run.task.model
@@ -93,26 +107,23 @@ def finish(run: Run) -> Summary:
     model.to(run.world.device)
 
     teacher = run.models.teacher
-    metrics = evaluate(model, run.loaders.val, run.world, teacher, run.autocast)
+    batches = len(run.loaders.val)
+    passes = 1 if teacher is None else 2
+
+    def showing(part: int) -> Callable[[int], None]:
+        return lambda done: run.reporter.evaluating(part * batches + done, passes * batches)
+
+    metrics = evaluate(model, run.loaders.val, run.world, teacher, run.autocast, showing(0))
     teacher_metrics = None
     if teacher is not None:
-        teacher_metrics = evaluate(teacher, run.loaders.val, run.world, autocast=run.autocast)
+        teacher_metrics = evaluate(teacher, run.loaders.val, run.world, None, run.autocast, showing(1))
     damaged = count_damaged(run.loaders, run.world)
+    costs = [run.cost.model, *([run.cost.unslimmed] if run.cost.unslimmed and teacher is not None else [])]
     sides = [
-        Side(
-            c.name,
-            count_macs(c, m),
-            tuple(m.kept),
-            scores.top1,
-            scores.top5,
-            title(c),
-        )
-        for c, m, scores in (
-            (models.config, model, metrics),
-            (models.teacher_config, teacher, teacher_metrics),
-        )
-        if scores is not None
+        Side(cost.name, cost.macs, cost.tokens, scores.top1, scores.top5, cost.parameters, cost.title)
+        for cost, scores in zip(costs, filter(None, (metrics, teacher_metrics)), strict=True)
     ]
+    folders = run.data.folders or (None, None)
     summary = Summary(
         weights=path,
         curves=run.request.output / CURVES,
@@ -127,6 +138,10 @@ def finish(run: Run) -> Summary:
         teacher=sides[1] if len(sides) > 1 else None,
         agreement=metrics.agreement,
         kl=metrics.kl,
+        macs_ratio=run.cost.macs_ratio,
+        warm_start=run.position.fit or None,
+        train_folder=folders[0],
+        val_folder=folders[1],
         plan=run.plan.to_dict(),
         recipe=asdict(run.recipe),
     )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sit_deploy.data.datasets import Data
-from sit_deploy.processes import World
-from training.loaders import Loaders
-from training.make_models import Models
 from training.recipes import Recipe
-from training.reporter import Reporter
 from training.request import TrainRequest
+from training.run import Run
 from training.sample_reader import SampleReader
 from training.slim_features import FrozenFeatures
-from training.slim_fit import fit_tsms
+from training.slim_fit import Fit, fit_tsms
 from training.slim_options import BATCH_SIZE, FitOptions
 
 MOST_IMAGES = 25_600  # that are looked at, however large the run: 400 steps
@@ -50,31 +47,38 @@ class WarmStart:
         return cls(steps if steps >= _LEAST_STEPS else 0, batch)
 
 
-def warm_start(
-    start: WarmStart,
-    request: TrainRequest,
-    models: Models,
-    data: Data,
-    loaders: Loaders,
-    world: World,
-    reporter: Reporter,
-) -> None:
+def warm_start(run: Run, start: WarmStart) -> dict[str, float]:
     """Fit the TSMs of a student, in place, on its training images without augmentation.
 
     Every process has the weights that the first one fits.
 
+    Returns:
+        What fitting did (`training.slim_fit.Fit`); of other processes than the first, nothing.
+
     Raises:
         InputError: too many images that cannot be read.
     """
-    model = models.model.to(world.device)
+    model, request, world, reporter = (
+        run.models.model.to(run.world.device),
+        run.request,
+        run.world,
+        run.reporter,
+    )
     training = model.training
     model.eval()
+    fit: Fit | None = None
     if world.is_main:
-        reader = SampleReader(data.train, request.max_damaged, loaders.damaged[0])
+        reporter.note(
+            f"Warm start: TSMs are fitted in {start.steps} steps of {start.batch_size} images, before the first one of the recipe "
+            "(--no-warm-start leaves it out)"
+        )
+        reader = SampleReader(run.data.train, request.max_damaged, run.loaders.damaged[0])
         options = FitOptions(None, start.steps, start.batch_size, seed=request.seed)
-        with FrozenFeatures(model, reader, models.preprocessing) as features:
-            fit_tsms(model, features, options, reporter.fitting)
+        with FrozenFeatures(model, reader, run.models.preprocessing) as features:
+            fit = fit_tsms(model, features, options, reporter.fitting)
+        reporter.fitted(fit)
     if world.size > 1:
         shared = world.gather(model.tsm.state_dict() if world.is_main else None)[0]
         model.tsm.load_state_dict(shared)
     model.train(training)
+    return asdict(fit) if fit is not None else {}

@@ -21,6 +21,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
     table,
 )
@@ -101,6 +102,7 @@ _REMEDY = "close other programs, pin both with --cpus, give fewer --threads than
     help="Write the figures as CSV too, and their plot beside it as FILE.png.",
 )
 @click.option("--force", is_flag=True, help="Replace a CSV and a plot that are there.")
+@quiet_option
 @json_option
 def command(
     bundle: Path,

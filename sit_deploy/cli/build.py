@@ -24,6 +24,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
     table,
 )
@@ -139,6 +140,7 @@ ENGINES = ("auto", *KINDS)
     "-o", "--output", type=path_type, metavar="DIR", help="Folder of the bundle.  [default: MODEL-PRECISION]"
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@quiet_option
 @json_option
 def command(precision: str, output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Build a bundle: a checked engine with its graph, its proof and its papers.

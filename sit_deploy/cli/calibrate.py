@@ -18,6 +18,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress_of_first,
+    quiet_option,
     say,
     table,
 )
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
 @preprocessing_options
 @click.option("-o", "--output", type=path_type, required=True, metavar="FILE", help="The calibration, JSON.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@quiet_option
 @json_option
 def command(no_ema: bool, as_json: bool, **options: Any) -> None:
     """Observe the ranges of a model's activations on images, in constant memory, and write them down.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,22 @@ import click
 
 from engines.base import Progress
 from sit_deploy import limits
+from sit_deploy.display import Display
 from sit_deploy.outputs import in_order
+from sit_deploy.terminal import console as console
+from sit_deploy.terminal import literal as literal
+from sit_deploy.terminal import say as say
 from sit_deploy.text import file_size as file_size
-from sit_deploy.text import json_printable, printable
+from sit_deploy.text import json_printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from sit_deploy.advice import NextCommand
+
 _MOST_OF_A_LIST = 1000  # numbers in one option
+_QUIET = "sit_deploy.quiet"  # of a command's context
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."
@@ -40,49 +47,17 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def console(stderr: bool = False) -> Console:
-    """Return what writes to standard output, or to standard error."""
-    from rich.console import Console
-    from rich.segment import Segment
-
-    class Screen(Console):
-        """A console that shows control characters in a text, whoever wrote it; those of styles are its own."""
-
-        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-            for segment in super().render(renderable, options):
-                text, style, control = segment
-                yield segment if control else Segment(printable(text), style)
-
-    plain = {"stderr": stderr, "highlight": False, "emoji": False}
-    screen = Screen(**plain)
-    if not screen.is_terminal:
-        # a pipe has no width of its own; 80 columns would fold the tables
-        screen = Screen(**plain, width=120)
-    screen.on_broken_pipe = _reader_gone  # type: ignore[method-assign]
-    return screen
-
-
-def _reader_gone() -> None:
-    """Rich would exit with status 1, which says that a check failed; `cli.main` knows better."""
-    raise BrokenPipeError
-
-
-def say(screen: Console, text: str) -> None:
-    """Print a line with markup: wrapped between words on a terminal, left whole in a pipe."""
-    screen.print(text, soft_wrap=not screen.is_terminal)
-
-
 def warn(text: str | None) -> None:
     """Say on standard error what a user must not miss, if there is something."""
     if text:
         say(console(stderr=True), f"[bold yellow]Warning:[/] {literal(text)}")
 
 
-def literal(value: Any) -> str:
-    """Return a value's text such that markup shows it as it is, brackets and all."""
-    from rich.markup import escape
-
-    return escape(printable(str(value)))
+def say_next(screen: Console, commands: Iterable[NextCommand]) -> None:
+    """Print commands, each on a line of its own that nothing breaks, so that it can be pasted."""
+    for word, command in zip(itertools.chain(("Next",), itertools.repeat("And")), commands, strict=False):
+        say(screen, f"{word}, {literal(command.what)}:")
+        screen.print(f"  {literal(command.line)}", soft_wrap=True)
 
 
 def table(
@@ -132,6 +107,26 @@ def emit_json(value: Any) -> None:
     click.echo(json_printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)))
 
 
+def _hush(ctx: click.Context, _option: click.Parameter, quiet: bool) -> None:
+    ctx.meta[_QUIET] = quiet
+
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_hush,
+    help="Show nothing on the way but warnings.",
+)
+
+
+def display() -> Display:
+    """Return what shows long work on standard error (a context); with --quiet, warnings alone."""
+    context = click.get_current_context(silent=True)
+    return Display(quiet=context is not None and context.meta.get(_QUIET, False))
+
+
 def progress_of_first() -> contextlib.AbstractContextManager[Progress | None]:
     """Give `progress` in the first process of torchrun's, and none in the others, which say nothing."""
     return progress() if int(os.environ.get("RANK", 0)) == 0 else contextlib.nullcontext(None)
@@ -139,37 +134,9 @@ def progress_of_first() -> contextlib.AbstractContextManager[Progress | None]:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """Give a callback (text, done, total) that shows every text as a step on standard error.
-
-    On a terminal: a spinner, or a bar where there is a total. Elsewhere: one line for each finished step.
-    """
-    screen = console(stderr=True)
-    started: dict[str, float] = {}
-    if not screen.is_terminal:
-
-        def line(text: str, done: int, total: int) -> None:
-            since = started.setdefault(text, time.perf_counter())
-            if total and done >= total:
-                del started[text]
-                click.echo(f"{printable(text)} ({time.perf_counter() - since:.1f} s)", err=True)
-
-        yield line
-        return
-
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-
-    tasks: dict[str, TaskID] = {}
-    columns = (
-        SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=screen) as bars:
-
-        def update(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bars.add_task(literal(text), total=None)
-            bars.update(tasks[text], completed=done, total=total or None)
-
-        yield update
+    """Give a callback (text, done, total) that shows every text as a step on standard error (`sit_deploy.display.Display.step`)."""
+    with display() as shown:
+        yield shown.step
 
 
 class Whole(click.ParamType):

@@ -19,6 +19,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
     warn,
 )
@@ -47,6 +48,7 @@ from sit_deploy.text import is_warning
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads.")
 @device_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@quiet_option
 @json_option
 def command(as_json: bool, **options: Any) -> None:
     """Write what a bundle gives for image files, or all images below folders: features, tokens, logits.

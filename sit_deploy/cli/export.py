@@ -15,6 +15,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
 )
 from sit_deploy.cli.options import graph_options
@@ -30,6 +31,7 @@ from sit_deploy.cli.options import graph_options
 @graph_options
 @click.option("-o", "--output", type=path_type, metavar="FILE", help="The .onnx file.  [default: MODEL.onnx]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@quiet_option
 @json_option
 def command(output: Path | None, no_ema: bool, as_json: bool, **options: Any) -> None:
     """Write the ONNX graph alone: static, standard operators, linted and compared with PyTorch."""

@@ -18,6 +18,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
     table,
 )
@@ -81,6 +82,7 @@ _REPORTED = ("group", "reason", "sqnr_db", "noise", "alone_db", "alone_drop", "m
     metavar="NAME",
     help="Estimate for one GPU, and each kernel: a100, a100-40gb, h100, l4, rtx4090, rtx5090.",
 )
+@quiet_option
 @json_option
 def command(
     target: Path,

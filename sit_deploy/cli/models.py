@@ -12,7 +12,7 @@ from sit_deploy.cli.options import model_options
 from sit_deploy.errors import InputError
 from sit_deploy.methods import method_words
 from sit_deploy.models.catalog import CONFIGS, get_config
-from sit_deploy.models.config import check_class_count, check_image_sides, reschedule, token_schedule
+from sit_deploy.models.config import check_class_count, check_image_sides, token_schedule
 from sit_deploy.models.cost import cost
 
 
@@ -67,32 +67,20 @@ def _show_one(
     config = config.at(size)
     tokens = config.tokens(size)
     token_schedule(tokens[0], config.stage_blocks, config.keeping_ratio, config.kept)
-    from sit_deploy.models.count import count_cost
+    from sit_deploy.models.comparison import Comparison
 
-    figures = count_cost(config, size, classes)
+    compared = Comparison.of(config, size, classes)
     row: dict[str, Any] = {
-        "name": config.name,
-        "parameters": figures.parameters,
-        "macs": figures.macs,
-        "image_size": size,
-        "num_classes": classes,
+        **{
+            name: getattr(compared.model, name)
+            for name in ("name", "parameters", "macs", "image_size", "num_classes")
+        },
         "stage_blocks": list(config.stage_blocks),
         "keeping_ratio": None if config.kept else config.keeping_ratio,
         "tokens": list(tokens),
         "method": config.method if len(tokens) > 1 else None,
-        "unslimmed": None,
+        **compared.to_dict(),
     }
-    if len(config.stage_blocks) > 1:
-        whole = reschedule(config, (config.depth,), None)
-        theirs = count_cost(whole, size, classes)
-        passed = sum(b * n for b, n in zip(config.stage_blocks, tokens, strict=True))
-        row["unslimmed"] = {
-            "name": config.teacher or config.name,
-            "parameters": theirs.parameters,
-            "macs": theirs.macs,
-            "macs_ratio": theirs.macs / figures.macs,
-            "token_share": passed / (config.depth * tokens[0]),
-        }
     if as_json:
         emit_json(row)
         return
@@ -103,12 +91,9 @@ def _show_one(
     if unslimmed := row["unslimmed"]:
         _add_row(listing, {**row, **unslimmed, "stage_blocks": [config.depth], "tokens": tokens[:1]})
     screen.print(listing)
-    if unslimmed:
-        say(
-            screen,
-            f"Slimmed by {method_words(config.method)}: {unslimmed['macs_ratio']:.2f}x fewer MACs than the unslimmed {literal(unslimmed['name'])}; its blocks see {unslimmed['token_share']:.0%} of the "
-            "patch tokens. How much faster that is, sit-deploy build and bench measure.",
-        )
+    if saving := compared.saving():
+        way = f"Slimmed by {method_words(config.method)}: {saving}"
+        say(screen, f"{literal(way)}. How much faster that is, sit-deploy build and bench measure.")
 
 
 def _add_row(listing: Any, row: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
     show_search,
     table,
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     help="What check.py of `package python` wrote about the bundles elsewhere; may repeat.",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there.")
+@quiet_option
 @json_option
 def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Measure bundles and write one page that says whether to ship them, and why.

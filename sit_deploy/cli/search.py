@@ -20,6 +20,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     show_search,
 )
 from sit_deploy.cli.options import key_option, preprocessing_options, pretrained_option, val_options
@@ -156,6 +157,7 @@ if TYPE_CHECKING:
     help="Folder of the front, the choice and its bundle.",
 )
 @click.option("--force", is_flag=True, help="Replace a search that is there.")
+@quiet_option
 @json_option
 def command(
     precision: str,

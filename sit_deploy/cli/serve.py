@@ -17,6 +17,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
 )
 from sit_deploy.cli.options import serving_options
@@ -54,6 +55,7 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--grpc-port", default=8001, show_default=True, type=_PORT, metavar="P", help="For gRPC.")
 @click.option("--metrics-port", default=8002, show_default=True, type=_PORT, metavar="P", help="For metrics.")
 @serving_options
+@quiet_option
 @json_option
 def command(
     bundle: Path | None,

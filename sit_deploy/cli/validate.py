@@ -18,6 +18,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress_of_first,
+    quiet_option,
     say,
     table,
 )
@@ -67,6 +68,7 @@ _SHOWN_FEW = 5  # classes and images; --json has all
     is_flag=True,
     help="Which layer drifts first? TensorRT against its graph, or a CPU engine's graph against FP32.",
 )
+@quiet_option
 @json_option
 def command(as_json: bool, **options: Any) -> None:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.

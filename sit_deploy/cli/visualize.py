@@ -18,6 +18,7 @@ from sit_deploy.cli.common import (
     literal,
     path_type,
     progress,
+    quiet_option,
     say,
     warn,
 )
@@ -59,6 +60,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf", ".webp")
 )
 @key_option
 @click.option("--force", is_flag=True, help="Replace pictures that are there.")
+@quiet_option
 @json_option
 def command(
     source: Path,

@@ -45,6 +45,7 @@ class Data:
         streamed: its samples come one after another, without numbers.
         notes: what to know of it, in sentences.
         ordered: its labels are its own, and not the order its classes sort in.
+        folders: of both parts, where they are folders with one for each class.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Data:
     streamed: bool = False
     notes: tuple[str, ...] = ()
     ordered: bool = True
+    folders: tuple[Path, Path] | None = None
 
 
 class FolderImages(Sequence[Sample]):
@@ -199,7 +201,10 @@ def _folder(root: Path, train_split: str | None, val_split: str | None) -> Data:
     notes = [f"training on {shown(train_root)}, held out: {shown(val_root)}"]
     notes += [note for note in (skipped_note(train.skipped + val.skipped),) if note]
     images = FolderImages(train), FolderImages(val)
-    return Data(shown(root), *images, train.classes, len(train.classes), notes=tuple(notes), ordered=False)
+    classes, folders = train.classes, (train_root, val_root)
+    return Data(
+        shown(root), *images, classes, len(classes), notes=tuple(notes), ordered=False, folders=folders
+    )
 
 
 def _hub_data(source: DataSource) -> Data:

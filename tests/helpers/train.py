@@ -25,7 +25,7 @@ from training.reporter import Silent
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 # rows of a log that differ from run to run
-TIMES = ("images_per_second", "waiting_for_data")
+TIMES = ("images_per_second", "waiting_for_data", "seconds")
 # everything that draws random numbers, that averages or that changes from step to step
 RICH: dict[str, Any] = {
     "epochs": 2,

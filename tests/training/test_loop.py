@@ -299,7 +299,7 @@ def test_signals(number: signal.Signals, workers: int, pictures: Path, tmp_path:
     """To the whole process group, as from a terminal or from torchrun: the workers must not go before the state is saved."""
     line = (*LINE[:-1], workers, "--data", pictures, *words({**RICH, "epochs": 500}), "-o", tmp_path / "run")
     child = start(tmp_path / "streams", *line)
-    child.wait_for("epoch 2/501, ")
+    child.wait_for("epoch 2/501  ")
     child.signal_group(number)
     result = child.wait()
     *_, last = result.err.splitlines()
@@ -422,7 +422,7 @@ def test_a_worker_that_is_killed(pictures: Path, tmp_path: Path) -> None:
     """As the kernel does where memory runs out."""
     line = (*LINE[:-1], 1, "--data", pictures, *words({**RICH, "epochs": 500}), "-o", tmp_path / "run")
     child = start(tmp_path / "streams", *line)
-    child.wait_for("epoch 2/501, ")
+    child.wait_for("epoch 2/501  ")
     os.kill(children_of(child.process.pid)[-1], signal.SIGKILL)
     result = child.wait()
     assert (result.status, result.out) == (2, "")

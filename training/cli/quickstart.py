@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from sit_deploy import limits
+from sit_deploy.advice import NewWeights, NextCommand, next_builds
 from sit_deploy.cli.common import (
     Whole,
     console,
+    display,
     emit_json,
     examples,
     file_size,
     json_option,
     literal,
     path_type,
-    progress,
+    quiet_option,
     say,
+    say_next,
     table,
 )
+from training.progress import duration
 
 
 @click.command(
@@ -42,17 +47,18 @@ from sit_deploy.cli.common import (
     metavar="N",
     help="Of all random numbers.",
 )
+@quiet_option
 @json_option
 def command(output: Path, seed: int, as_json: bool) -> None:
     """Train a small teacher on handwritten digits, distil a SiT from it, build its FP16 engine, and compare them.
 
     Minutes on two CPU cores; nothing is downloaded. Started again, it goes on where it was interrupted.
     """
-    from training.cli.terminal_reporter import reporting
     from training.quickstart import quickstart
+    from training.terminal_reporter import TerminalReporter
 
-    with reporting() as reporter, progress() as report:
-        result = quickstart(output, seed, reporter, report)
+    with display() as shown:
+        result = quickstart(output, seed, TerminalReporter(shown), shown.step)
     if as_json:
         emit_json(result.to_dict())
         return
@@ -67,8 +73,24 @@ def command(output: Path, seed: int, as_json: bool) -> None:
     screen.print(listing)
     curves = " and ".join(map(str, result.curves))
     say(screen, f"Curves: {literal(curves)}")
-    say(
-        screen,
-        f"[green]✓[/] [bold]{literal(result.bundle)}[/] in {result.seconds:.0f} s. Next: "
-        f"sit-deploy bench {literal(result.bundle)} --engine onnxruntime",
+    say(screen, f"[green]✓[/] [bold]{literal(result.bundle)}[/] in {duration(result.seconds)}")
+    bench = [
+        "sit-deploy",
+        "bench",
+        str(result.bundle),
+        *(() if _runs_here(result.bundle) else ("--engine", "onnxruntime")),
+    ]
+    compare = NextCommand("time it against PyTorch", shlex.join(bench))
+    digits = output / "digits"
+    student = NewWeights(
+        output / "student" / "model.safetensors", False, digits / "calibration", digits / "val"
     )
+    say_next(screen, (compare, *next_builds(student)))
+
+
+def _runs_here(path: Path) -> bool:
+    """Whether the engine of a bundle runs on this machine; else its graph does."""
+    import engines
+    from sit_deploy.bundle import load_bundle
+
+    return engines.get(load_bundle(path).manifest.engine.kind).probe().can_run

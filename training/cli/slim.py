@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sit_deploy import limits
+from sit_deploy.advice import NewWeights, next_builds
 from sit_deploy.cli.common import (
     Real,
     Whole,
     console,
+    display,
     emit_json,
     examples,
     json_option,
     literal,
     path_type,
+    quiet_option,
     say,
+    say_next,
     table,
 )
 from sit_deploy.cli.options import (
@@ -27,7 +32,7 @@ from sit_deploy.cli.options import (
     val_options,
 )
 from training.cli.method import method_option
-from training.cli.terminal_reporter import reporting
+from training.progress import duration
 from training.slim_options import BATCH_SIZE, LR
 
 if TYPE_CHECKING:
@@ -118,6 +123,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Unreadable images to skip before giving up.",
 )
+@quiet_option
 @json_option
 def command(no_ema: bool, as_json: bool, **options: Any) -> None:
     """Slim a trained model in minutes, without labels.
@@ -131,17 +137,19 @@ def command(no_ema: bool, as_json: bool, **options: Any) -> None:
     request = SlimRequest(ema=not no_ema, **options)
     request.check()  # before PyTorch is imported, which takes seconds
     from training.slim import slim
+    from training.terminal_reporter import TerminalReporter
 
-    with reporting() as reporter:
-        result = slim(request, reporter)
+    with display() as shown:
+        result = slim(request, TerminalReporter(shown))
     if as_json:
         emit_json(result.to_dict())
     else:
-        show(console(), result)
+        plain = request.val_data is not None and request.split is None and Path(request.val_data).is_dir()
+        show(console(), result, (request.images, Path(request.val_data) if plain else None))
 
 
-def show(screen: Console, result: Slimmed) -> None:
-    """Print what slimming gave, and what to do next."""
+def show(screen: Console, result: Slimmed, folders: tuple[Path | None, Path | None] = (None, None)) -> None:
+    """Print what slimming gave, and what to do next with the folders of images and of labelled ones."""
     measured = (f"top-1 % of {result.labelled}",) if result.labelled else ()
     right = ("same class %", "KL", *measured)
     listing = table("", *right, title=f"On {result.held_out} images kept apart", right=right)
@@ -158,10 +166,8 @@ def show(screen: Console, result: Slimmed) -> None:
     fit = result.fit
     say(
         screen,
-        f"{fit.steps} steps in {fit.seconds:.0f} s, loss {fit.first_loss:.3f} → {fit.last_loss:.4f}; {result.images} images, "
+        f"{fit.steps} steps in {duration(fit.seconds)}, loss {fit.first_loss:.3f} → {fit.last_loss:.4f}; {result.images} images, "
         f"tokens {'/'.join(map(str, result.tokens))}",
     )
-    say(
-        screen,
-        f"[green]✓[/] [bold]{literal(result.weights)}[/]. Next: sit-deploy build --checkpoint {literal(result.weights)}",
-    )
+    say(screen, f"[green]✓[/] [bold]{literal(result.weights)}[/]")
+    say_next(screen, next_builds(NewWeights(result.weights, False, *folders)))

@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sit_deploy import limits
+from sit_deploy.advice import NewWeights, next_builds
 from sit_deploy.cli.common import (
     Channels,
     Real,
     Whole,
     console,
+    display,
     emit_json,
     examples,
     json_option,
     literal,
     path_type,
+    quiet_option,
     say,
+    say_next,
     table,
 )
 from sit_deploy.cli.options import key_options, model_options
 from training.cli.method import method_option
-from training.cli.terminal_reporter import reporting
+from training.progress import duration
 from training.recipes import Recipe, default_text, option_name
 from training.request import KEPT_HIGH
 
@@ -209,6 +213,7 @@ def recipe_options(command: Callable) -> Callable:
 )
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @recipe_options
+@quiet_option
 @json_option
 def command(model: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Train a teacher, or distil a SiT from one.
@@ -234,12 +239,13 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     request = request.named()
     request.check()  # before PyTorch is imported, which takes seconds
     from training.loop import train
+    from training.terminal_reporter import TerminalReporter
 
     if int(os.environ.get("RANK", 0)):
         train(request)
         return
-    with reporting() as reporter:
-        summary = train(request, reporter)
+    with display() as shown:
+        summary = train(request, TerminalReporter(shown))
     if as_json:
         emit_json(summary.to_dict())
     else:
@@ -273,10 +279,11 @@ def show_summary(screen: Console, summary: Any) -> None:
             screen,
             f"[yellow]{summary.damaged_images} images could not be read or augmented and were skipped.[/]",
         )
+    warm = f"{duration(summary.warm_start['seconds'])} of warm start, " if summary.warm_start else ""
     say(
         screen,
         f"[green]✓[/] [bold]{literal(summary.weights)}[/]: epoch {summary.best_epoch} of {summary.epochs}, "
-        f"{summary.seconds:.0f} s of training; curves in {literal(summary.curves)}",
+        f"{warm}{duration(summary.seconds)} of training; curves in {literal(summary.curves)}",
     )
-    precision = "int8" if summary.int8 else "fp16"
-    say(screen, f"Next: sit-deploy build --checkpoint {literal(summary.weights)} --precision {precision}")
+    folders = (summary.train_folder, summary.val_folder)
+    say_next(screen, next_builds(NewWeights(summary.weights, summary.int8, *folders)))

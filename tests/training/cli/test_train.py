@@ -60,6 +60,10 @@ def test_teacher_student_bundle(pictures: Path, teacher: Path, cli: CommandLine)
     summary = result.json()
     assert "Training sit_nano from the teacher's weights" in result.err and "Error" not in result.err
     assert 25 < summary["student"]["top1"] < 100 and summary["images"] == 24
+    assert [summary[f"{part}_folder"] for part in ("train", "val")] == [
+        str(pictures / "train"),
+        str(pictures / "val"),
+    ]
 
     weights, options = "new/run/model.safetensors", ("--engine", "onnxruntime", "--batch-size", 3)
     built = cli("build", "--checkpoint", weights, *options, "-o", "bundle", "--json").json()
@@ -88,22 +92,30 @@ def test_what_is_said(pictures: Path, cli: CommandLine, monkeypatch: pytest.Monk
         "Preprocessing: mean 0.485 0.456 0.406, std 0.229 0.224 0.225, shorter side to"
     )
     assert prepared.endswith("turned by EXIF (from the default of sit-deploy train)")
-    assert said[0] == (
+    assert re.fullmatch(
+        r"Makes lvvit_nano: 0\.\d\d M parameters, 0\.002 GMACs an image of 48 pixels, tokens 9", said[0]
+    )
+    assert said[1] == (
         "48 images to train on, 8 a step: 6 steps an epoch; 2 epochs: 12 steps in all; learning rate 0.00156 to 1.56e-07"
     )
-    assert said[1].startswith("Warning: 12 steps in all will hardly train anything: pass more --epochs")
-    assert said[2] == "Training lvvit_nano from scratch"
-    assert said[3].startswith("epoch 0/2  top-1 ")
+    assert said[2].startswith("Warning: 12 steps in all will hardly train anything: pass more --epochs")
+    assert said[3] == "Training lvvit_nano from scratch"
+    assert re.fullmatch(r"epoch 0/2  top-1 \d+\.\d\d %", said[4])
     assert re.fullmatch(
-        r"epoch 1/2, step 6/6, \d+ s left  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s.*", said[4]
+        r"Expected: \d+ s from here, for 6 steps of \S+ s and 3 validations of \S+ s", said[5]
     )
-    assert re.fullmatch(r"epoch 2/2, step 6/6  loss \d\.\d{3}  top-1 \d+\.\d\d %  \d+ images/s.*", said[5])
+    kept = r"loss \d\.\d{3}  top-1 \d+\.\d\d %  lr \S+  \d+ images/s  \d+ s"
+    assert re.fullmatch(rf"epoch 1/2  {kept}  \d+ s left.*", said[6])
+    assert re.fullmatch(rf"epoch 2/2  {kept}.*", said[7]) and len(said) == 8
+    assert all(character.isprintable() or character == "\n" for character in result.err)
     assert re.search(r"^ +lvvit_nano +0\.002 +\d+\.\d\d +\d+\.\d\d +9\s*$", result.out, re.MULTILINE)
     assert (
         "✓ new/run/model.safetensors: epoch " in result.out and "curves in new/run/curves.png" in result.out
     )
-    assert result.out.endswith(
-        "Next: sit-deploy build --checkpoint new/run/model.safetensors --precision fp16\n"
+    assert re.search(
+        r"^Next, on this CPU, in (BF16|FP32):\n  sit-deploy build --checkpoint new/run/model.safe",
+        result.out,
+        re.M,
     )
     found = {path.name for path in Path("new/run").iterdir()}
     assert found == {"model.safetensors", "model.json", "last.pt", "log.jsonl", "summary.json", "curves.png"}
@@ -111,10 +123,40 @@ def test_what_is_said(pictures: Path, cli: CommandLine, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+def test_quiet(pictures: Path, cli: CommandLine) -> None:
+    """Nothing on the way but warnings; the result is there."""
+    result = cli(*line(pictures, "--epochs", 2, "--quiet"))
+    assert result.err.startswith("Warning: 12 steps in all") and len(result.err.splitlines()) == 1
+    assert "✓ new/run/model.safetensors" in result.out
+
+
+@pytest.mark.slow
+def test_what_is_made_is_said_first_and_the_warm_start_is_a_phase(
+    pictures: Path, teacher: Path, cli: CommandLine
+) -> None:
+    options = ("--teacher", teacher, "--epochs", 20, "--batch-size", 48)
+    result = cli(*line(pictures, *options, "--json", model="sit_nano"))
+    summary, said = result.json(), result.err.splitlines()
+    starts = ("Makes sit_nano: ", "48 images to train on", "Warm start: TSMs are fitted in 20 steps of 48 images",
+              "TSMs fitted: 20 steps  loss ", "Training sit_nano from the teacher's weights", "epoch 0/20  top-1 ", "Expected: ")  # fmt: skip
+    found = [next(i for i, text in enumerate(said) if text.startswith(start)) for start in starts]
+    assert found == sorted(found)
+    ratio = summary["teacher"]["macs"] / summary["student"]["macs"]
+    assert f"; {ratio:.2f}x fewer MACs than its teacher lvvit_nano; its blocks see " in said[found[0]]
+    fit = summary["warm_start"]
+    assert fit["steps"] == 20 and fit["seconds"] > 0 and fit["last_loss"] < fit["first_loss"]
+    assert json.loads(Path("new/run/summary.json").read_text(encoding="utf-8")) == summary
+    again = cli(*line(pictures, *options, "--resume", model="sit_nano"))
+    assert "TSMs are fitted in" not in again.err and " of warm start, " in again.out
+
+
+@pytest.mark.slow
 def test_what_is_said_of_a_student(pictures: Path, teacher: Path, cli: CommandLine) -> None:
     summary = cli(*line(pictures, "--teacher", teacher, "--epochs", 1, "--json", model="sit_nano")).json()
     out = cli(*line(pictures, "--teacher", teacher, "--epochs", 1, "--resume", model="sit_nano")).out
     ours, theirs = summary["student"], summary["teacher"]
+    assert summary["macs_ratio"] == pytest.approx(theirs["macs"] / ours["macs"])
+    assert theirs["parameters"] < ours["parameters"]
     for role, side, tokens in (("teacher", theirs, "9"), ("student", ours, "9/4/2/1")):
         figures = rf"{side['macs'] / 1e9:.3f} +{side['top1']:.2f} +{side['top5']:.2f} +{tokens}"
         assert re.search(rf"^ *{role} +{side['name']} +{figures}\s*$", out, re.MULTILINE)
@@ -490,8 +532,8 @@ def test_interrupted_before_the_first_step(
 
 def test_a_student_that_has_its_teachers_name_is_told_by_its_stages() -> None:
     name = "deit_tiny_patch16_224"
-    teacher = Side(name, 84_000_000, (196,), 75.0, 100.0, title(get_config(name)))
-    student = Side(name, 42_000_000, (196, 98), 74.0, 100.0, title(get_config(name, stages=(6, 6))))
+    teacher = Side(name, 84_000_000, (196,), 75.0, 100.0, 0, title(get_config(name)))
+    student = Side(name, 42_000_000, (196, 98), 74.0, 100.0, 0, title(get_config(name, stages=(6, 6))))
     summary = Summary(Path("w"), Path("c"), 40, 1, 1, 1.0, 0, student, teacher=teacher, agreement=99, kl=0.1)
     with StringIO() as out:
         show_summary(Console(file=out, width=120), summary)
@@ -501,7 +543,7 @@ def test_a_student_that_has_its_teachers_name_is_told_by_its_stages() -> None:
 
 @pytest.mark.parametrize(("classes", "shown"), [(5, "—"), (6, "100.00"), (None, "100.00")])
 def test_the_first_five_of_five_classes_are_no_figure(classes: int | None, shown: str) -> None:
-    side = Side("lvvit_nano", 84_000_000, (49,), 75.0, 100.0)
+    side = Side("lvvit_nano", 84_000_000, (49,), 75.0, 100.0, 1_430_000)
     summary = Summary(Path("w"), Path("c"), 40, 1, 1, 1.0, 0, student=side, num_classes=classes)
     with StringIO() as out:
         show_summary(Console(file=out, width=100), summary)
