@@ -422,7 +422,7 @@ def refused_late(result: Result) -> str:
     assert "Traceback" not in result.err and last.startswith("Error: ")
     assert all(
         re.match(
-            r"[Tt]raining |Preprocessing: |Some images |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all",
+            r"[Tt]raining |Preprocessing: |Makes |Expected: |Some images |Going on |epoch |\d+ images to train on, |Warning: \d+ steps in all",
             text,
         )
         for text in before
