@@ -26,6 +26,7 @@ except ImportError:  # a system without: nothing is swept there
 from engines.errors import EngineError
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})[0-9a-f]{8}\.partial(?P<old>\.old)?")
+_LITTLE = 1 << 20  # bytes left of a disk that is full
 _LONGEST = 200  # bytes of a name that fits with the rest into the 255 of a file system
 _ELSEWHERE_SECONDS = (
     24 * 3600
@@ -48,11 +49,27 @@ def atomic_path(target: Path) -> Iterator[Path]:
         what = "a folder" if place.is_dir() else "a device or a pipe"
         raise EngineError(f"cannot write {target}: it is {what}, not a file")
     try:
-        with partial_folder(place) as folder:
+        with partial_folder(place) as folder, _full_disk_told(folder, target):
             yield folder / place.name
             (folder / place.name).replace(place)
     except OSError as error:
         raise EngineError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: Path, target: Path) -> Iterator[None]:
+    """Say that the disk is full where it is: runtimes that write files themselves say that "Protobuf serialization failed".
+
+    Raises:
+        EngineError: whatever else failed, with a folder that has been written to and no space left.
+    """
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            if any(folder.iterdir()) and shutil.disk_usage(folder).free < _LITTLE:
+                raise EngineError(f"cannot write {target}: {os.strerror(errno.ENOSPC)}") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -76,4 +77,10 @@ def _save(ov: ModuleType, model: Any, engine_path: Path) -> None:
             ov.save_model(model, str(temporary), compress_to_fp16=False)
             temporary.with_suffix(".bin").replace(engine_path.with_suffix(".bin"))
     except RuntimeError as error:  # a full disk, in its words
-        raise EngineError(f"cannot write {engine_path}: {one_line(error)}") from error
+        reason = one_line(error)
+        if (
+            "iostream" in reason
+        ):  # what it wrote has gone by now, so that the space which is left does not tell
+            left = shutil.disk_usage(engine_path.parent).free / 1e6
+            reason = f"the disk is full or fails; {left:.1f} MB are free there without the engine"
+        raise EngineError(f"cannot write {engine_path}: {reason}") from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,6 +168,28 @@ def test_exchange_says_where_it_is_not_offered(tmp_path: Path, monkeypatch: pyte
         exchange(one, tmp_path / "gone")
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
     assert not exchange(one, two) and not content(one)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Protobuf serialization failed"), OSError("iostream error")])
+def test_a_full_disk_is_said_whatever_the_runtime_says(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runtimes that write files themselves say that they failed, and not why."""
+
+    def write(left: int, text: str) -> None:
+        usage = SimpleNamespace(free=left)
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+        with atomic_path(tmp_path / "engine.onnx") as temporary:
+            if text:
+                temporary.write_text(text)
+            raise error
+
+    with pytest.raises(EngineError, match=r"^cannot write .*engine\.onnx: No space left on device$"):
+        write(4096, "half of it")
+    for left, text in ((4096, ""), (1 << 30, "all of it")):  # nothing was written, or there is room
+        with pytest.raises((RuntimeError, EngineError), match=str(error)):
+            write(left, text)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.helpers.shared import shared
 from tests.sit_deploy.conftest import (
     Trained,
     copy_of,
+    nano_embeddings,
     nano_fp32,
     nano_rtx,
     trained,
@@ -30,6 +31,7 @@ from tests.sit_deploy.conftest import (
 
 __all__ = [
     "copy_of",
+    "nano_embeddings",
     "nano_fp32",
     "nano_rtx",
     "trained",

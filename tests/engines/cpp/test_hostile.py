@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from sit_deploy.bundle import load_bundle
+from sit_deploy.errors import InputError
+from sit_deploy.inference import load
 from sit_deploy.preprocessing import load_image
 from tests.engines.cpp.conftest import Programs
 from tests.engines.cpp.manifests import npy, rewrite
@@ -78,6 +80,66 @@ def test_numbers_that_cannot_be_right(checked: Programs, light: Path, copy_of: C
         (folder / "manifest.json").write_bytes(good)
         rewrite(folder, lambda m, name=name: m["files"].update({name: m["files"]["model.onnx"]}))
         assert "lacks its file" in checked.refusal("sit_probe", "open", folder), name
+
+
+def of_outputs(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[dict[str, Any]], object]:
+    """A change of the outputs of a manifest."""
+    return lambda manifest: change(manifest["outputs"])
+
+
+# features (n, 128) and patches (n, 6, 128), changed so that no engine gives them
+WRONG_OUTPUTS: list[Callable[[dict[str, Any]], object]] = [
+    *(at("outputs", value) for value in ([], {}, 7, "features", None)),
+    lambda manifest: manifest.pop("outputs"),
+    lambda manifest: manifest.update(outputs=manifest["outputs"][:1] * 100_000),
+    of_outputs(lambda outputs: outputs.append(dict(outputs[0]))),
+    of_outputs(lambda outputs: outputs.append({"name": "logits", "dtype": "float32", "shape": [1000]})),
+    *(
+        of_outputs(lambda outputs, shape=shape: outputs[0].update(shape=shape))
+        for shape in (None, [], 128, [128, 1], [0], [-5], [128.5], ["128"], [10**9], [2**64], [64], [[128]])
+    ),
+    of_outputs(lambda outputs: outputs[1].update(shape=[10**9, 10**9])),
+    of_outputs(lambda outputs: outputs[1].update(shape=[8192**2, 8192**2])),
+    of_outputs(lambda outputs: outputs[1].update(shape=[128, 6])),
+    *(
+        of_outputs(lambda outputs, name=name: outputs[0].update(name=name))
+        for name in ("tokens", "", ["features"], None, "fea\x1b[31mtures", "patches")
+    ),
+    of_outputs(lambda outputs: outputs[0].update(dtype="float64")),
+    of_outputs(lambda outputs: outputs[0].pop("shape")),
+]
+
+
+def test_outputs_that_cannot_be_right(
+    checked: Programs, nano_embeddings: Path, copy_of: Callable[..., Path]
+) -> None:
+    """Refused by the C++ library and by the Python side alike, before anything is made of their sizes."""
+    folder = copy_of(nano_embeddings)
+    good = (folder / "manifest.json").read_bytes()
+    for number, change in enumerate(WRONG_OUTPUTS):
+        (folder / "manifest.json").write_bytes(good)
+        rewrite(folder, change)
+        line = checked.refusal("sit_probe", "open", folder)
+        assert line.startswith(str(folder)) and len(line) < 1000, number
+        with pytest.raises(InputError) as caught:
+            load_bundle(folder)
+        assert "\n" not in str(caught.value), number
+
+
+def test_an_engine_that_gives_more_than_its_manifest_says(
+    checked: Programs, nano_embeddings: Path, copy_of: Callable[..., Path]
+) -> None:
+    folder = copy_of(nano_embeddings)
+    images = load_bundle(folder).golden()[0]
+    rewrite(folder, of_outputs(lambda outputs: outputs.pop()))
+    assert "must have one input and one output" in checked.refusal("sit_check", folder)
+    with (
+        load(folder) as classifier,
+        pytest.raises(
+            InputError, match=r"the engine gives features .*, patches .*, and the manifest says features"
+        ),
+    ):
+        classifier.outputs(images)
 
 
 def test_text_that_is_no_manifest(checked: Programs, light: Path, copy_of: Callable[..., Path]) -> None:

@@ -133,6 +133,19 @@ def test_a_folder_that_is_not_there(make_mlp, tmp_path: Path):
         OpenVino().build(make_mlp(), tmp_path / "gone/e.xml", OPTIONS)
 
 
+def test_a_stream_that_fails_is_said_in_words(make_mlp, tmp_path: Path, monkeypatch):
+    import openvino
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Exception from src/core.cpp:1:\nbasic_ios::clear: iostream error\n")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(
+        EngineError, match=r"e\.xml: the disk is full or fails; [\d.]+ MB are free there without"
+    ):
+        OpenVino().build(make_mlp(), tmp_path / "e.xml", OPTIONS)
+
+
 def test_a_build_that_fails_while_saving_leaves_nothing(make_mlp, tmp_path: Path, monkeypatch):
     import openvino
 
