@@ -70,7 +70,7 @@ def _cpu(here: Iterable[Engine], weights: NewWeights) -> list[NextCommand]:
     commands = [_build(f"on this CPU, in {precision.upper()}", weights, best, precision)]
     int8 = best if _has(best, "int8") else _first(engines_of, ("int8",))
     if weights.calibration is not None and int8 is not None:
-        commands.append(_build("or in INT8, as much of it as is faster", weights, int8, "int8"))
+        commands.append(_build("on this CPU, in as much INT8 as is faster", weights, int8, "int8"))
     return commands
 
 

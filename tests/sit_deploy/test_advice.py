@@ -88,7 +88,9 @@ def test_commands_are_whole_lines(
     assert [shlex.split(text)[3] for text in said if text.startswith("sit-deploy build")] == [
         "my [red] weights.safetensors"
     ] * 2
-    assert said[0].startswith("Next, on this CPU, in FP32:") and said[2].startswith("And, or in INT8")
+    assert said[0].startswith("Next, on this CPU, in FP32:") and said[2].startswith(
+        "And, on this CPU, in as much INT8"
+    )
 
 
 @pytest.mark.slow
