@@ -20,7 +20,7 @@ from sit_deploy.schema import read_json
 
 SCHEMA = 1
 RECORD, BUNDLE = "search.json", "bundle"  # in the folder of a search
-_AGAIN = "give the folder that `sit-deploy search -o` wrote"
+_AGAIN = "copy the folder that `sit-deploy search -o` wrote again"
 _Milliseconds = Annotated[float, Meta(gt=0, le=limits.REAL)]
 _Blocks = Annotated[int, Meta(ge=1, le=limits.BLOCKS)]
 _Tokens = Annotated[int, Meta(ge=1, le=limits.INTEGER)]
