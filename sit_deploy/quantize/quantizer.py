@@ -221,10 +221,7 @@ def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
         InputError: thresholds of layers that the graph does not have.
     """
     layers = find_layers(graph)
-    if unknown := sorted(thresholds.keys() - layers.keys()):
-        raise InputError(
-            f"the model card has a threshold for '{unknown[0]}', which the deployed graph does not have; train it again"
-        )
+    thresholds = _of_layers(thresholds, layers)
     planned = tuple(
         PlannedLayer(
             layer.name,
@@ -239,3 +236,25 @@ def trained_quantizer(graph: onnx.ModelProto, thresholds: Mapping[str, float]) -
     for name, limit in thresholds.items():
         activations[layers[name].inputs[0]] = float(float16_scale(limit / INT8.largest))
     return Quantizer(graph, QuantPlan("int8", planned), Scales(activations), {}, False, "trained")
+
+
+def _of_layers(thresholds: Mapping[str, float], layers: Collection[str]) -> dict[str, float]:
+    """Return trained thresholds by the layers of a graph, whose outputs may be others than those that were trained.
+
+    Where all tokens of the last block are read, its q and kv are one layer, of the one input that they have; a graph without logits has
+    no head.
+
+    Raises:
+        InputError: a threshold of another layer that the graph has not.
+    """
+    found: dict[str, float] = {}
+    for name, limit in sorted(thresholds.items()):
+        block, _, part = name.rpartition("/")
+        joined = {"q": ("qkv",), "kv": ("qkv",), "qkv": ("q", "kv")}.get(part, ())
+        names = [name] if name in layers else [f"{block}/{other}" for other in joined]
+        if name != "head" and not (names and all(one in layers for one in names)):
+            raise InputError(
+                f"the model card has a threshold for '{name}', which the deployed graph does not have; train it again"
+            )
+        found |= {one: limit for one in names}
+    return found

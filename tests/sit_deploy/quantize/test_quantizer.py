@@ -12,6 +12,8 @@ from calibration.cache import Calibration
 from calibration.formats import GRIDS, broadcast_along, float16_scale, weight_scale
 from calibration.plan import make_plan
 from sit_deploy.errors import InputError
+from sit_deploy.graph.deploy_form import to_deploy_form
+from sit_deploy.graph.export import export_onnx
 from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import run_logits
@@ -174,3 +176,17 @@ def test_trained_thresholds_of_unknown_layers(digits: Digits) -> None:
         InputError, match=r"has a threshold for 'blocks\.9/mlp/fc1', which the deployed graph does not have"
     ):
         trained_quantizer(digits.float_graph.graph, {"blocks.9/mlp/fc1": 1.0})
+
+
+def test_trained_thresholds_of_other_outputs(digits: Digits) -> None:
+    """q and kv of the last block are one layer where all its tokens are read, of the same input; and there is no head then."""
+    model = digits.float_graph.loaded.model
+    graph = export_onnx(to_deploy_form(model, ("features", "patches")), model.img_size)
+    last = f"blocks.{model.depth - 1}"
+    thresholds = {f"{last}/attn/q": 3.4, f"{last}/attn/kv": 3.4, f"{last}/mlp/fc1": 2.0, "head": 20.0}
+    made = trained_quantizer(graph, thresholds)
+    assert made.plan.quantized == (f"{last}/attn/qkv", f"{last}/mlp/fc1")
+    (source,) = made.layers[f"{last}/attn/qkv"].inputs
+    assert made.scales.activations[source] == float16_scale(3.4 / 127)
+    again = trained_quantizer(digits.float_graph.graph, {f"{last}/attn/qkv": 3.4})
+    assert set(again.plan.quantized) == {f"{last}/attn/q", f"{last}/attn/kv"}
