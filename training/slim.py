@@ -38,6 +38,7 @@ from training.slim_options import BATCH_SIZE, VIEWS, FitOptions
 from training.slim_request import SlimRequest
 
 _MOST_HELD_OUT = 500  # images that agreement is measured on
+_FEW_HELD_OUT = 8  # that say nothing
 
 
 class Pictures(Sequence):
@@ -101,6 +102,9 @@ class Slimmed:
     @property
     def doubt(self) -> str | None:
         """Why the agreement says nothing, as a sentence without capital and full stop; None where it does."""
+        if self.held_out < _FEW_HELD_OUT:
+            few = f"{self.held_out} image{'s' * (self.held_out > 1)}"
+            return f"agreement is that of {few} kept apart, from which nothing can be told; add images to --images"
         if self.start.classes > 1:
             return None
         return (

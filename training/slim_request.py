@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ _LARGEST = {
     "seed": limits.SEED,
     "max_damaged": limits.IMAGES,
     "image_size": limits.PIXELS,
+    "num_classes": limits.CLASSES,
 }
 # what is loaded as `sit-deploy build` loads it
 _LOADED = (
-    "checkpoint", "pretrained", "checkpoint_key", "ema", "image_size", "mean", "std", "crop_pct", "interpolation", "orientation",
+    "checkpoint", "pretrained", "checkpoint_key", "ema", "image_size", "num_classes", "mean", "std", "crop_pct", "interpolation", "orientation",
     "val_data", "data_dir", "split", "image_key", "label_key",
 )  # fmt: skip
 
@@ -41,7 +43,7 @@ class SlimRequest:
         images: folder of images, or a file, without labels.
         output: the file of the weights; None for MODEL-slim.safetensors.
         checkpoint: weights of the unslimmed model.
-        pretrained, checkpoint_key, ema, image_size: see `sit_deploy.pipeline.request.BuildRequest`; the preprocessing and the labelled images
+        pretrained, checkpoint_key, ema, image_size, num_classes: see `sit_deploy.pipeline.request.BuildRequest`; the preprocessing and the labelled images
             too (`val_data` and those after it).
         stages, keeping_ratio, kept: in place of the model's own.
         seconds: that fitting may take, the features of images included; SECONDS if None.
@@ -63,6 +65,7 @@ class SlimRequest:
     checkpoint_key: str | None = None
     ema: bool = True
     image_size: int | None = None
+    num_classes: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     crop_pct: float | None = None
@@ -97,6 +100,7 @@ class SlimRequest:
             ("steps", 1),
             ("batch_size", 1),
             ("image_size", 1),
+            ("num_classes", 1),
             ("seed", 0),
             ("max_damaged", 0),
         ):
@@ -179,6 +183,9 @@ class SlimRequest:
             raise InputError(f"output {path} is the checkpoint itself; choose another -o")
         if path.exists() and not self.force:
             raise InputError(f"output {path} exists; pass --force to replace it, or choose another -o")
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"folder {path.absolute().parent} does not exist; make it, or choose another -o")
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise InputError(f"folder {folder} does not exist; make it, or choose another -o")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"folder {folder} cannot be written to; choose another -o")
         return path

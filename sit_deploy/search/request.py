@@ -129,6 +129,11 @@ def _check(request: SearchRequest) -> None:
             f"--method {request.method} is not offered: it needs training before anything can be told of it; choose "
             f"{' or '.join(TRAINING_FREE)}"
         )
+    for name in ("data_dir", "split", "image_key", "label_key"):
+        if getattr(request.build, name) is not None and not request.labelled:
+            raise InputError(
+                f"--{name.replace('_', '-')} says which labelled images to take, and there are none; pass --data with some, or leave it out"
+            )
     if request.max_accuracy_drop is not None:
         if not 0 <= request.max_accuracy_drop <= 100:
             raise InputError(

@@ -222,7 +222,8 @@ def _commands(one: Search, scored: Scored) -> dict[str, str]:
     more = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
     model = ["--model", build.config.name]
     # the images of --data chose the schedule: what is trained on them too is measured by nothing any more
-    slim = ["slim", *model, "--checkpoint", str(weights), *more, *([] if build.ema else ["--no-ema"])]
+    heads = ["--num-classes", str(build.num_classes)] if build.num_classes and build.checkpoint else []
+    slim = ["slim", *model, "--checkpoint", str(weights), *more, *heads, *([] if build.ema else ["--no-ema"])]
     found = {
         "Fit it in two minutes, to images without labels": f"{_line(slim)} --images DIR -o student.safetensors"
     }

@@ -111,6 +111,12 @@ if TYPE_CHECKING:
     metavar="N",
     help="Pixels of the square input.  [default: the checkpoint's]",
 )
+@click.option(
+    "--num-classes",
+    type=Whole(limits.CLASSES),
+    metavar="N",
+    help="2 makes two outputs of a checkpoint's one, exactly.  [default: the checkpoint's]",
+)
 @preprocessing_options
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to compute on."

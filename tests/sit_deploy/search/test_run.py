@@ -279,6 +279,7 @@ def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched
         image_size=96,
         mean=(0.5, 0.5, 0.5),
         ema=False,
+        num_classes=2,
         checkpoint_key="model",
     )
     record = search(request(tmp_path / "found", photos, build=build, seconds=3.0, finalists=1))
@@ -289,6 +290,7 @@ def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched
         ("--image-size", "96"),
         ("--mean", "0.5,0.5,0.5"),
         ("--checkpoint-key", "model"),
+        ("--num-classes", "2"),
     ):
         assert words[words.index(pair[0]) + 1] == pair[1]
     assert "--no-ema" in words and record.chosen.kept[0] == 36
@@ -325,6 +327,15 @@ def test_what_contradicts_itself_is_refused(tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
         request(tmp_path / "found", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["split", "image_key", "label_key"])
+def test_what_is_said_of_labels_needs_some(tmp_path, photos, option):
+    build = BuildRequest("lvvit_nano", None, **{option: "val"})
+    with pytest.raises(
+        InputError, match=f"--{option.replace('_', '-')} says which labelled images.*pass --data"
+    ):
+        request(tmp_path / "found", photos, build=build)
 
 
 def test_stages_are_what_is_searched_for(tmp_path):
