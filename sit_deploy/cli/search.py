@@ -172,6 +172,7 @@ def command(
     search that was stopped goes on where it was. Exit status 1 if no engine keeps the latency, or loses more than
     --max-accuracy-drop; everything is written all the same.
     """
+    from sit_deploy.errors import Error
     from sit_deploy.pipeline.request import BuildRequest
     from sit_deploy.search.request import AUTO, SearchRequest
     from sit_deploy.search.run import search
@@ -181,7 +182,14 @@ def command(
     build = BuildRequest(output=None, precision="fp32" if auto else precision, ema=not no_ema, **options)
     request = SearchRequest(build=build, precisions=(AUTO,) if auto else (precision,), **mine)
     with progress() as report:
-        record = search(request, report)
+        try:
+            record = search(request, report)
+        except KeyboardInterrupt:
+            if not request.output.is_dir():
+                raise
+            raise Error(
+                f"interrupted; {request.output} keeps what was measured and tried: the same command goes on from there"
+            ) from None
     if as_json:
         emit_json({"folder": str(request.output.absolute()), **record.to_dict()})
     else:

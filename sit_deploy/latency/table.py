@@ -184,6 +184,11 @@ class LatencyTable:
         return tuple(self._section.probes)
 
     @property
+    def wanted(self) -> int:
+        """How many schedules are timed where the seconds suffice."""
+        return min(PROBES, len(candidates(self.target.widths)))
+
+    @property
     def reference(self) -> Schedule:
         """The schedule that all others were timed against."""
         return reference_schedule(self.target.widths)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sit_deploy.report.types import Evidence
 
 
+_ROUNDING = 1e-9  # divergence of a model from itself, in nats
+
+
 def search_headline(record: SearchRecord) -> str:
     """Say in a sentence what was found, and what of it is not as asked for."""
     missed = record.failure if record.chosen else None
@@ -90,7 +93,7 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
     labelled = any(point.closeness.top1 is not None for point in record.points)
     counted = len({point.closeness.images for point in _shown(record.points)}) > 1
     rows = sorted(_shown(record.points), key=lambda point: point.ms)
-    fastest = min(point.ms for point in record.points)
+    fastest = min(record.points, key=lambda point: point.ms)
     facts = [
         ("model", record.model),
         ("asked for", f"{record.asked}, which is {record.limit_ms:.4g} ms a batch of {record.batch_size}"),
@@ -102,7 +105,11 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
             "schedules tried",
             f"{record.tried}{'' if record.finished else ', until the seconds given were used up'}",
         ),
-        ("fastest of them", f"{fastest:.3g} ms"),
+        (
+            "fastest of them",
+            f"{fastest.ms:.3g} ms, {'predicted' if fastest.measured_ms is None else 'measured'}",
+        ),
+        ("built and timed", str(sum(point.measured_ms is not None for point in record.points))),
         ("seconds", f"{record.seconds:.0f}"),
     ]
     return {
@@ -169,7 +176,7 @@ def _row(point: PointRecord, record: SearchRecord, labelled: bool, counted: bool
         point.precision,
         f"{point.ms:.3g}{spread}",
         "—" if before is None else f"{before / point.ms:.2f}×",
-        f"{close.divergence:.3g}",
+        f"{close.divergence:.3g}" if close.divergence > _ROUNDING else "0",
         f"{100 * close.agreement:.1f}",
         *((figure(close.top1, ".2f"),) if labelled else ()),
         *((str(close.images),) if counted else ()),

@@ -189,7 +189,7 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
         folder,
         scores,
         report,
-        [*work.notes, *sound.notes],
+        [*work.notes, *sound.notes, *tables.notes],
         sound.unsound,
     )
 

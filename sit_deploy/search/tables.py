@@ -69,6 +69,8 @@ class Tables:
                 model.num_classes,
                 model.has_dist_token,
             )
+        #: what a user should know of them
+        self.notes: list[str] = []
         self._take(request.tables, targets)
         for precision, target in targets.items():
             if precision not in self._tables:
@@ -104,9 +106,15 @@ class Tables:
         def told(text: str, done: int, total: int) -> None:
             report(f"{text} ({target.precision})", done, total)
 
-        return LatencyTable.measure(
+        table = LatencyTable.measure(
             target, path=folder.table(target.precision), seconds=seconds, progress=told
         )
+        if (done := len(table.probes)) < table.wanted:
+            self.notes.append(
+                f"{done} of {table.wanted} schedules were timed for the latency table at {target.precision} when its share of the seconds was used up: "
+                "predictions are rough; pass more --seconds, with --force"
+            )
+        return table
 
     def predict(self, precision: str, schedule: Schedule) -> float:
         """Return the milliseconds a batch of a schedule."""

@@ -37,7 +37,9 @@ def milliseconds(schedule):
 
 
 class Table:
-    """A latency table that knows the clock."""
+    """A latency table that knows the clock, begun and not finished."""
+
+    probes, wanted = range(8), 24
 
     def __init__(self, target):
         self.target = target
@@ -172,6 +174,7 @@ def test_a_model_that_is_fast_enough_stays_as_it_is(tmp_path, clock):
     record = search(request(tmp_path / "found", latency=100.0))
     assert record.chosen.stages == [8] and record.commands == {}
     assert any("synthetic images" in note for note in record.notes)
+    assert any(note.startswith("8 of 24 schedules were timed for the latency table") for note in record.notes)
 
 
 @pytest.mark.slow
@@ -363,3 +366,14 @@ def test_few_images_tell_nothing(tmp_path):
 def test_the_command_says_what_it_needs(tmp_path):
     result = CliRunner().invoke(command, ["--model", "lvvit_nano", "-o", str(tmp_path / "found")])
     assert isinstance(result.exception, InputError) and "pass --latency MS" in str(result.exception)
+
+
+def test_what_is_interrupted_says_that_it_goes_on(tmp_path, monkeypatch):
+    def stopped(request, _):
+        request.output.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sit_deploy.search.run.search", stopped)
+    words = ["--model", "lvvit_nano", "--latency", "1", "-o", str(tmp_path / "found")]
+    error = CliRunner().invoke(command, words).exception
+    assert str(error).endswith("found keeps what was measured and tried: the same command goes on from there")
