@@ -39,6 +39,7 @@ from training.slim_request import SlimRequest
 
 _MOST_HELD_OUT = 500  # images that agreement is measured on
 _FEW_HELD_OUT = 8  # that say nothing
+_FEW_STEPS = 10  # that fit nothing
 
 
 class Pictures(Sequence):
@@ -182,6 +183,11 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
         start = agreement(model, checked)
         options = FitOptions(request.seconds, request.steps, request.batch_size, request.lr, request.seed)
         fit = fit_tsms(model, fitted, options, reporter.fitting)
+        if request.steps is None and fit.steps < _FEW_STEPS:
+            reporter.note(
+                f"{fit.steps} step{'s' * (fit.steps > 1)} in {fit.seconds:.0f} s fit next to nothing: what an image is at first costs more than a "
+                "step; pass more --seconds, or --steps"
+            )
         reporter.fitted(fit)
         end = agreement(model, checked)
     labelled = _accuracy(model, work, choice.preprocessing, request.max_damaged, world, reporter)

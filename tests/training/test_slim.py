@@ -22,6 +22,7 @@ from sit_deploy.models.load import load_model
 from sit_deploy.preprocessing import load_image
 from tests.helpers.models import images, tiny_eva, tiny_model, tiny_vit
 from tests.helpers.train import differences
+from training.reporter import Silent
 from training.sample_reader import SampleReader
 from training.slim import Pictures, slim
 from training.slim_features import Features, FrozenFeatures, part_of, summaries_of, unslimmed
@@ -379,6 +380,23 @@ def test_one_output_is_slimmed_as_two_and_few_images_tell_nothing(
     result = slim(replace(wanted, num_classes=2))
     assert load_model("sit_nano", result.weights, 48).model.num_classes == 2
     assert "agreement is that of 4 images kept apart" in str(result.doubt)
+
+
+@pytest.mark.slow
+@pytest_nano
+def test_seconds_that_suffice_for_nothing_are_said(
+    wide_pictures: Path, teacher: Path, tmp_path: Path
+) -> None:
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    slim(request(teacher, wide_pictures, tmp_path / "a.safetensors", seconds=1e-6, steps=None), Notes())
+    assert any("1 step in" in note and "pass more --seconds" in note for note in notes)
+    notes.clear()
+    slim(request(teacher, wide_pictures, tmp_path / "b.safetensors", steps=1), Notes())
+    assert not any("fit next to nothing" in note for note in notes)
 
 
 def test_pictures_are_decoded_when_they_are_asked_for(wide_pictures: Path) -> None:
