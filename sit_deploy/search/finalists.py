@@ -80,7 +80,10 @@ class Finalists:
         """
         built = [(one, bundle) for one in scored if (bundle := self._build(one.schedule, one.precision))]
         if not self._engine.probe().can_run:
-            return [Timed(one, bundle.path) for one, bundle in built]
+            # what stands for the engine is compared on the images that the engine would be, as the unslimmed model was
+            return [
+                Timed(replace(one, score=self._on_all(one.schedule)), bundle.path) for one, bundle in built
+            ]
         references = {
             precision: bundle
             for precision in dict.fromkeys(one.precision for one, _ in built)
@@ -144,6 +147,12 @@ class Finalists:
                 self._scores[key] = self._judge.of_outputs(classifier.logits)
             self._report("Running the images through an engine", 1, 1)
         return self._scores[key]
+
+    def _on_all(self, schedule: Schedule) -> Score:
+        self._report(f"{schedule.name}: running all images through PyTorch", 0, 0)
+        score = self._judge.on_all(schedule)
+        self._report(f"{schedule.name}: running all images through PyTorch", 1, 1)
+        return score
 
     def _build(self, schedule: Schedule, precision: str) -> Bundle | None:
         """Return the bundle of a schedule; None where it cannot be built to its tolerances."""

@@ -105,6 +105,11 @@ class Judge:
             self.kept[schedule, level] = closeness(self._reference[:count], logits, self._labels(count))
         return self.kept[schedule, level]
 
+    def on_all(self, schedule: Schedule) -> Score:
+        """Judge a schedule on all images, however few the time allowed for the last level."""
+        logits = self._run(self.make(schedule), len(self.pixels))
+        return closeness(self._reference, logits, self._labels(len(self.pixels)))
+
     def of_outputs(self, run: Callable[[np.ndarray], np.ndarray]) -> Score:
         """Judge what gives logits (n, classes) for images float32 (n, 3, H, W), as an engine does, on all images."""
         parts = [run(images) for images in self._batches(len(self.pixels))]

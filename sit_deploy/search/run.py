@@ -191,7 +191,8 @@ def _advice(one: Search, timed: list[Timed], chosen: Timed | None, limit: Limit)
     doubts = [t.doubt for t in timed if t.doubt]
     if not one.engine.probe().can_run:
         advice.append(
-            f"{one.engine.title} does not run here: latencies are those of the table, and nothing was timed; bench the bundle where it runs"
+            f"{one.engine.title} does not run here: latencies are those of the table, nothing was timed, and closeness and accuracy are those of the slimmed model "
+            "in PyTorch, without what the engine rounds; bench and validate the bundle where it runs"
         )
     if doubts:
         advice.append(

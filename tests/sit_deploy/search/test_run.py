@@ -18,10 +18,12 @@ from sit_deploy.cli.search import command
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.latency.schedule import Schedule
+from sit_deploy.latency.target import Target
 from sit_deploy.models import create_model
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.report.search_record import SearchRecord, read_search
 from sit_deploy.search import finalists, run
+from sit_deploy.search.judge import Judge
 from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.run import search
 from sit_deploy.search.tables import LatencyTable
@@ -175,6 +177,28 @@ def test_a_model_that_is_fast_enough_stays_as_it_is(tmp_path, clock):
     assert record.chosen.stages == [8] and record.commands == {}
     assert any("synthetic images" in note for note in record.notes)
     assert any(note.startswith("8 of 24 schedules were timed for the latency table") for note in record.notes)
+
+
+@pytest.mark.slow
+def test_what_an_engine_that_does_not_run_here_loses_is_told_on_all_images(
+    tmp_path, photos, clock, monkeypatch
+):
+    """The unslimmed model's accuracy is: on other images, a schedule would lose less than nothing."""
+    kind = type(engines.get("onnxruntime"))
+    real = kind.probe
+    monkeypatch.setattr(kind, "probe", lambda self: replace(real(self), can_run=False))
+    monkeypatch.setattr(Target, "runs_here", True)  # as a table that is given stands for it
+    monkeypatch.setattr(
+        Judge,
+        "prepare",
+        lambda self, seconds, real=Judge.prepare: (real(self, seconds), setattr(self, "counts", (2, 3, 4))),
+    )
+    record = search(request(tmp_path / "found", photos, data=str(photos / "labelled"), seconds=5.0))
+    assert record.chosen.measured_ms is None and len(record.chosen.stages) > 1
+    assert record.chosen.closeness.images == 16
+    assert any(
+        "closeness and accuracy are those of the slimmed model in PyTorch" in note for note in record.notes
+    )
 
 
 @pytest.mark.slow
