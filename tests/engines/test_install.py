@@ -1,5 +1,6 @@
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -124,6 +125,7 @@ def test_pip_takes_the_command_for_this_python():
         shell=True,
         capture_output=True,
         text=True,
+        env={**os.environ, "PIP_QUIET": "0"},  # .ci/run quiets pip
     )
     assert done.returncode == 0, done.stderr
     for name in ("onnxruntime", "ml_dtypes", "scikit-learn"):
