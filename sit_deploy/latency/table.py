@@ -186,7 +186,7 @@ class LatencyTable:
     @property
     def wanted(self) -> int:
         """How many schedules are timed where the seconds suffice."""
-        return min(PROBES, len(candidates(self.target.widths)))
+        return min(PROBES, len(_pool(self.target.widths)))
 
     @property
     def reference(self) -> Schedule:
@@ -271,9 +271,10 @@ def _check_probes(section: Section, target: Target, path: Path, remedy: str) -> 
             raise InputError(f"{path} is damaged: {error}; {remedy}") from None
 
 
-def _pool(widths: Widths) -> list[Schedule]:
-    """Return the schedules that may be timed beside the reference, always the same ones."""
-    return [one for one in candidates(widths) if one != reference_schedule(widths)]
+def _pool(widths: Widths, wanted: Iterable[Schedule] = ()) -> list[Schedule]:
+    """Return the schedules that may be timed beside the reference: those wanted, and others, always the same ones."""
+    reference = reference_schedule(widths)
+    return [one for one in dict.fromkeys((*wanted, *candidates(widths))) if one != reference]
 
 
 def _enough(target: Target) -> int:
@@ -292,8 +293,7 @@ class _Measuring:
         widths = self._table.target.widths
         for one in wanted:
             Schedule.checked(widths.depth, widths.patches, one.stage_blocks, one.kept)
-        reference = self._table.reference
-        pool = [one for one in dict.fromkeys((*wanted, *_pool(widths))) if one != reference]
+        pool = _pool(widths, wanted)
         most = min(PROBES, len(pool))
         while (done := len(self._table.probes)) < most:
             self._report("Timing schedules on the engine", done, most)

@@ -332,5 +332,5 @@ def test_a_model_of_few_schedules_is_timed_in_all_of_them_and_then_it_ends(
     few, path = replace(TARGET, config=config, image_size=32), tmp_path / "t.json"
     machine.fails_after = 100  # which one that never ends comes to
     found = LatencyTable.measure(few, path=path, bench=machine, seconds=1e9)
-    assert len(found.probes) == len(set(machine.timed)) > 2
+    assert found.wanted == len(found.probes) == len(set(machine.timed)) > 2
     assert LatencyTable.load(path, few).probes == found.probes
