@@ -64,18 +64,18 @@ def _cpu(here: Iterable[Engine], weights: NewWeights) -> list[NextCommand]:
     if not engines_of:
         return []
     if weights.rounded:
-        return [_build("on this CPU", weights, _first(engines_of, ("int8",)) or engines_of[0], "int8")]
-    precision = next(one for one in _FASTEST_FIRST if _first(engines_of, (one,)))
+        return [_build("on this CPU", weights, _first(engines_of, "int8") or engines_of[0], "int8")]
+    precision = next(one for one in _FASTEST_FIRST if _first(engines_of, one))
     best = max((e for e in engines_of if _has(e, precision)), key=lambda engine: len(engine.precisions))
     commands = [_build(f"on this CPU, in {precision.upper()}", weights, best, precision)]
-    int8 = best if _has(best, "int8") else _first(engines_of, ("int8",))
+    int8 = best if _has(best, "int8") else _first(engines_of, "int8")
     if weights.calibration is not None and int8 is not None:
         commands.append(_build("on this CPU, in as much INT8 as is faster", weights, int8, "int8"))
     return commands
 
 
-def _first(some: Iterable[Engine], precisions: tuple[str, ...]) -> Engine | None:
-    return next((engine for engine in some if all(_has(engine, one) for one in precisions)), None)
+def _first(some: Iterable[Engine], precision: str) -> Engine | None:
+    return next((engine for engine in some if _has(engine, precision)), None)
 
 
 def _has(engine: Engine, precision: str) -> bool:

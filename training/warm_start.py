@@ -58,12 +58,8 @@ def warm_start(run: Run, start: WarmStart) -> dict[str, float]:
     Raises:
         InputError: too many images that cannot be read.
     """
-    model, request, world, reporter = (
-        run.models.model.to(run.world.device),
-        run.request,
-        run.world,
-        run.reporter,
-    )
+    request, world, reporter = run.request, run.world, run.reporter
+    model = run.models.model.to(world.device)
     training = model.training
     model.eval()
     fit: Fit | None = None

@@ -20,6 +20,7 @@ from sit_deploy.cli.common import (
     progress_of_first,
     quiet_option,
     say,
+    say_note,
     table,
 )
 from sit_deploy.cli.options import (
@@ -30,7 +31,6 @@ from sit_deploy.cli.options import (
     preprocessing_options,
     pretrained_option,
 )
-from sit_deploy.text import is_warning
 
 if TYPE_CHECKING:
     from sit_deploy.pipeline.calibration import CalibrationResult
@@ -125,8 +125,7 @@ def command(no_ema: bool, as_json: bool, **options: Any) -> None:
 def _show(result: CalibrationResult) -> None:
     screen = console()
     for note in result.notes:
-        kind = "[bold yellow]Warning:[/]" if is_warning(note) else "Note:"
-        say(screen, f"{kind} {literal(note)}")
+        say_note(screen, note)
     calibration = result.calibration
     methods = list(next(iter(calibration.tensors.values())).thresholds)
     listing = table("tensor", "smallest", "largest", *methods, right=("smallest", "largest", *methods))

@@ -21,7 +21,7 @@ from sit_deploy.terminal import console as console
 from sit_deploy.terminal import literal as literal
 from sit_deploy.terminal import say as say
 from sit_deploy.text import file_size as file_size
-from sit_deploy.text import json_printable
+from sit_deploy.text import is_warning, json_printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,12 @@ def warn(text: str | None) -> None:
     """Say on standard error what a user must not miss, if there is something."""
     if text:
         say(console(stderr=True), f"[bold yellow]Warning:[/] {literal(text)}")
+
+
+def say_note(screen: Console, note: str) -> None:
+    """Say a note of the work, as a warning where it is one (`sit_deploy.text.is_warning`)."""
+    kind = "[bold yellow]Warning:[/]" if is_warning(note) else "Note:"
+    say(screen, f"{kind} {literal(note)}")
 
 
 def say_next(screen: Console, commands: Iterable[NextCommand]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -21,9 +22,8 @@ from sit_deploy.cli.common import (
     progress,
     quiet_option,
     say,
-    warn,
+    say_note,
 )
-from sit_deploy.text import is_warning
 
 
 @click.command(
@@ -59,14 +59,8 @@ def command(as_json: bool, **options: Any) -> None:
     """
     from sit_deploy.embeddings import EmbedRequest, embed
 
-    def tell(note: str) -> None:
-        if is_warning(note):
-            warn(note)
-        else:
-            say(console(stderr=True), f"Note: {literal(note)}")
-
     with progress() as report:
-        result = embed(EmbedRequest(**options), report, tell)
+        result = embed(EmbedRequest(**options), report, partial(say_note, console(stderr=True)))
     if as_json:
         emit_json(result.to_dict())
         return

@@ -100,15 +100,16 @@ class Judge:
     def __call__(self, schedule: Schedule, level: int) -> Score:
         """Judge a schedule on as many images as a level has."""
         if (schedule, level) not in self.kept:
-            count = self.counts[level]
-            logits = self._run(self.make(schedule), count)
-            self.kept[schedule, level] = closeness(self._reference[:count], logits, self._labels(count))
+            self.kept[schedule, level] = self._on(schedule, self.counts[level])
         return self.kept[schedule, level]
 
     def on_all(self, schedule: Schedule) -> Score:
         """Judge a schedule on all images, however few the time allowed for the last level."""
-        logits = self._run(self.make(schedule), len(self.pixels))
-        return closeness(self._reference, logits, self._labels(len(self.pixels)))
+        return self._on(schedule, len(self.pixels))
+
+    def _on(self, schedule: Schedule, count: int) -> Score:
+        logits = self._run(self.make(schedule), count)
+        return closeness(self._reference[:count], logits, self._labels(count))
 
     def of_outputs(self, run: Callable[[np.ndarray], np.ndarray]) -> Score:
         """Judge what gives logits (n, classes) for images float32 (n, 3, H, W), as an engine does, on all images."""
