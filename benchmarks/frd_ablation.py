@@ -44,18 +44,9 @@ PICTURES = {
 def train(output: Path, threads: int, start: str = "--no-warm-start", **options: Any) -> dict[str, Any]:
     """Run `sit-deploy train` in a process of its own, unless it has finished before; return its summary. A student starts from new TSMs."""
     if not (output / "summary.json").exists():
+        options = {"device": "cpu", "workers": 0, **options}
         words = [str(w) for k, v in options.items() for w in (f"--{k.replace('_', '-')}", v)]
-        switches = [
-            start,
-            "--lr-per-step",
-            "--resume",
-            "-o",
-            str(output),
-            "--device",
-            "cpu",
-            "--workers",
-            "0",
-        ]
+        switches = [start, "--lr-per-step", "--resume", "-o", str(output)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-m", "training", *words, *switches],
@@ -177,9 +168,11 @@ FRD over the classification loss, seed by seed, in points of top-1: {listed}; me
     help="Also both arms for as many, with one seed; 0: not.",
 )
 @click.option("--teacher-only", is_flag=True, help="Stop once the teacher is trained.")
+@click.option("--device", default="cpu", show_default=True, help="What to train on, as `train` takes it.")
+@click.option("--workers", default=0, show_default=True, help="Processes that decode images, of each run.")
 def main(
     work: Path, teacher_model: str, model: str, train_images: int, val_images: int, teacher_epochs: int, teacher_lr: float,
-    epochs: int, grid: str, seeds: int, jobs: int, long_epochs: int, teacher_only: bool,
+    epochs: int, grid: str, seeds: int, jobs: int, long_epochs: int, teacher_only: bool, device: str, workers: int,
 ) -> None:  # fmt: skip
     """Run what has not been run, and write the results."""
     from sit_deploy.models.card_file import read_card
@@ -190,8 +183,9 @@ def main(
         script = str(ROOT / "benchmarks" / "cluttered_digits.py")
         counts = ["--train", str(train_images), "--val", str(val_images)]
         subprocess.run([sys.executable, script, str(data), *counts], check=True)
-    plain = train(work / "plain", jobs, model=teacher_model, data="digits", seed=0)
-    scratch = {"model": teacher_model, "data": data, "init": plain["weights"], **PICTURES}
+    where = {"device": device, "workers": workers}
+    plain = train(work / "plain", jobs, model=teacher_model, data="digits", seed=0, **where)
+    scratch = {"model": teacher_model, "data": data, "init": plain["weights"], **PICTURES, **where}
     taught = train(
         work / "teacher",
         jobs,
@@ -210,7 +204,7 @@ def main(
         run = work / (f"{arm}-long" if longer else f"{arm}-lr{lr:g}-seed{seed}")
         source = {"teacher": teacher} if arm == "frd" else {"init": teacher}
         schedule = {"epochs": longer or epochs, "lr": lr, "min_lr": 1.6e-4, "seed": seed}
-        train(run, 1, model=model, data=data, **source, **PICTURES, **schedule)
+        train(run, 1, model=model, data=data, **source, **PICTURES, **schedule, **where)
         return arm, lr, seed, run
 
     rates = [float(lr) for lr in grid.split(",")]

@@ -9,7 +9,12 @@ processes of its own and ends before the limit. The folder $OUT, or ~/gpu/out, g
     smoke    whether TensorRT-RTX runs on this GPU; if so, a bundle built, validated and timed with it
     tests    pytest -m gpu, the small models first
     bench    benchmarks/gpu.py
-    trt86    full TensorRT 8.6 in a Python 3.10 of its own
+    trt86    full TensorRT 8.6 in a Python 3.10 of its own: a model, its tests, a bundle
+    exports  graphs for the next, begun in the background
+    trt86_table  its engines beside PyTorch, eager and compiled
+    portable a folder of `package python`, whose check.py --build uses TensorRT 8.6
+    commands train, slim, build and validate on the GPU, as a user does
+    teachers of benchmarks/frd_ablation.py
     ortcuda  ONNX Runtime with CUDA
     keep     nothing more than every call does: packs that came along are kept, and unpacked once they are complete
 """

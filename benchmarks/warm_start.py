@@ -58,7 +58,18 @@ def curve(run: Path) -> list[float]:
 @click.option("--warm-epochs", default=3, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time, a thread each.")
-def main(work: Path, per_class: int, cold_epochs: int, warm_epochs: int, seeds: int, jobs: int) -> None:
+@click.option("--device", default="cpu", show_default=True, help="What to train on, as `train` takes it.")
+@click.option("--workers", default=0, show_default=True, help="Processes that decode images, of each run.")
+def main(
+    work: Path,
+    per_class: int,
+    cold_epochs: int,
+    warm_epochs: int,
+    seeds: int,
+    jobs: int,
+    device: str,
+    workers: int,
+) -> None:
     """Run what has not been run, and write the results."""
     teacher = json.loads((work / "teacher" / "model.json").read_text(encoding="utf-8"))
     student = STUDENTS[teacher["model"]["name"]]
@@ -70,7 +81,10 @@ def main(work: Path, per_class: int, cold_epochs: int, warm_epochs: int, seeds: 
         weights = work / "teacher" / "model.safetensors"
         schedule = {"epochs": epochs, "lr": LR, "min_lr": 1.6e-4, "seed": seed}
         switch = "--warm-start" if arm == "warm" else "--no-warm-start"
-        summary = train(folder, 1, switch, model=student, data=data, teacher=weights, **PICTURES, **schedule)
+        where = {"device": device, "workers": workers}
+        summary = train(
+            folder, 1, switch, model=student, data=data, teacher=weights, **PICTURES, **schedule, **where
+        )
         return {
             "arm": arm,
             "epochs": epochs,

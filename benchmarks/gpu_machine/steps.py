@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_machine.packs import require
-from benchmarks.gpu_machine.session import GRACE, Session, StepFailed, error_line, is_missing, kill_group
+from benchmarks.gpu_machine.product_steps import PRODUCT_STEPS, old_python, product
+from benchmarks.gpu_machine.session import GRACE, Session, StepFailed, error_line, is_missing
 
 Result = dict[str, Any]
 
@@ -69,11 +70,6 @@ OPSET_17 = [
     "17",
 ]  # the newest that TensorRT 8.6 reads
 LOOP_RESULT = "training_step_sit_s_cuda.json"
-
-
-def product(*words: object) -> list[object]:
-    """Return the command line that runs sit-deploy from this tree."""
-    return [sys.executable, "-m", "sit_deploy", *words]
 
 
 def job(name: str, *words: object, python: object = sys.executable) -> list[object]:
@@ -226,70 +222,25 @@ def bench(session: Session) -> Result:
 
 
 def trt86(session: Session) -> Result:
-    """Full TensorRT 8.6, in a Python without PyTorch; graphs for it are exported by this machine's PyTorch meanwhile."""
-    python, env = require(session, "trt86") / "python3.10", session.environment()
-    own = {**env, "PYTHONPATH": str(session.root)}
-    exports = {
-        (name, batch): _Export(session, name, batch, env) for name, batch in (("sit_s", 1), ("sit_s", 64))
-    }
-    result: Result = {}
-    try:
-        small = session.home / "nano17"
-        if not small.is_dir():
-            session.run(product("build", "--model", "sit_nano", *OPSET_17, "-o", small, "--force"), 120, env)
-        result["sit_nano"] = session.ask(job("probe", "tensorrt", small, python=python), 120, own)
-        words = [ENGINE_TESTS, *PYTEST, "-v", "-k", "not rtx and not thousand"]
-        result["tests"] = session.pytest(python, words, "trt86", min(150.0, session.left() - 60), own)
-        bundle = session.ask(job("bundle", "tensorrt", small, python=python), 60, own)
-        if "failed" not in bundle:
-            command = [python, "-m", "sit_deploy", "validate", bundle["folder"]]
-            status, text = session.run(command, 60, own)
-            bundle = {"validate": "passed" if status == 0 else error_line(text)}
-        result["bundle"] = bundle
-        for (name, batch), export in exports.items():
-            result[f"{name} b{batch}"] = export.probe(python, own)
-            if session.left() > 60:
-                words = job("pytorch", name, batch)
-                result[f"{name} b{batch} pytorch"] = session.ask(words, session.left() - GRACE, env)
-    finally:
-        for export in exports.values():
-            kill_group(export.process)
-    if session.left() > 150:
+    """Full TensorRT 8.6, in a Python without PyTorch: a small model, the engines' tests, and a bundle that is validated."""
+    python, own = old_python(session)
+    env, result = session.environment(), {}
+    small = session.home / "nano17"
+    if not small.is_dir():
+        session.run(product("build", "--model", "sit_nano", *OPSET_17, "-o", small, "--force"), 120, env)
+    result["sit_nano"] = session.ask(job("probe", "tensorrt", small, python=python), 120, own)
+    words = [ENGINE_TESTS, *PYTEST, "-v", "-k", "not rtx and not thousand"]
+    result["tests"] = session.pytest(python, words, "trt86", min(200.0, session.left() - 60), own)
+    bundle = session.ask(job("bundle", "tensorrt", small, python=python), 60, own)
+    if "failed" not in bundle:
+        command = [python, "-m", "sit_deploy", "validate", bundle["folder"], "--layers"]
+        status, text = session.run(command, 60, own)
+        bundle = {"validate": "passed" if status == 0 else error_line(text)}
+    result["bundle"] = bundle
+    if session.left() > 60:
         words = [ENGINE_TESTS, *PYTEST, "-v", "-k", "thousand and not rtx"]
         result["leaks"] = session.pytest(python, words, "leaks", session.left() - 2 * GRACE, own)
     return result
-
-
-class _Export:
-    """A bundle that is being built in the background, for its graph."""
-
-    def __init__(self, session: Session, model: str, batch: int, env: dict[str, str]) -> None:
-        self.session, self.folder = session, session.home / f"{model}-b{batch}"
-        self.log = Path(f"{self.folder}.txt")
-        words = product(
-            "build", "--model", model, *OPSET_17, "--batch-size", batch, "-o", self.folder, "--force"
-        )
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                list(map(str, words)),
-                cwd=session.root,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=env,
-                start_new_session=True,
-            )
-
-    def probe(self, python: Path, env: dict[str, str]) -> Result:
-        """Wait for the graph, and try it with TensorRT."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(max(1.0, self.session.left() - 150))
-        if not self.folder.is_dir():
-            return {"failed": f"no graph: {error_line(self.log.read_text(errors='replace'))}"}
-        if self.session.left() < 90:
-            return {"failed": "no time left"}
-        return self.session.ask(
-            job("probe", "tensorrt", self.folder, python=python), self.session.left() - 60, env
-        )
 
 
 def ortcuda(session: Session) -> Result:
@@ -301,5 +252,5 @@ def ortcuda(session: Session) -> Result:
 
 STEPS: dict[str, Callable[[Session], Result]] = {
     step.__name__: step for step in (facts, keep, train, smoke, tests, bench, trt86, ortcuda)
-}
+} | PRODUCT_STEPS
 __all__ = ["STEPS", "StepFailed", "world_of_one"]
