@@ -15,6 +15,7 @@ processes of its own and ends before the limit. The folder $OUT, or ~/gpu/out, g
     portable a folder of `package python`, whose check.py --build uses TensorRT 8.6
     commands train, slim, build and validate on the GPU, as a user does
     teachers of benchmarks/frd_ablation.py
+    starts   benchmarks/warm_start.py with them, begun in the background
     ortcuda  ONNX Runtime with CUDA
     keep     nothing more than every call does: packs that came along are kept, and unpacked once they are complete
 """

@@ -45,6 +45,13 @@ def few_images(data: Path, place: Path, per_class: int) -> Path:
     return place
 
 
+def gpu_name() -> str:
+    """Return what PyTorch calls the first GPU."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
 def curve(run: Path) -> list[float]:
     """Return the top-1 before the first epoch and after each, in percent."""
     rows = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
@@ -60,6 +67,7 @@ def curve(run: Path) -> list[float]:
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time, a thread each.")
 @click.option("--device", default="cpu", show_default=True, help="What to train on, as `train` takes it.")
 @click.option("--workers", default=0, show_default=True, help="Processes that decode images, of each run.")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="The results.")
 def main(
     work: Path,
     per_class: int,
@@ -69,6 +77,7 @@ def main(
     jobs: int,
     device: str,
     workers: int,
+    output: Path,
 ) -> None:
     """Run what has not been run, and write the results."""
     teacher = json.loads((work / "teacher" / "model.json").read_text(encoding="utf-8"))
@@ -104,11 +113,12 @@ def main(
         "train_images": per_class * len(list((data / "train").iterdir())),
         "teacher_top1": teacher["metrics"]["top1"],
         "lr": LR,
+        "device": gpu_name() if device == "cuda" else "cpu",
         "runs": runs,
         "versions": {name: version(name) for name in ("torch", "timm")},
         "machine": dataclasses.asdict(machine()),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for entry in runs:
         print(entry)
 

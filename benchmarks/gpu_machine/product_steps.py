@@ -220,6 +220,27 @@ def teachers(session: Session) -> Result:
     return result
 
 
+def starts(session: Session) -> Result:
+    """benchmarks/warm_start.py on all images, of both teachers, begun in the background; a later call brings what is ready."""
+    result: Result = {}
+    for teacher in TEACHERS:
+        work, log = session.home / teacher, session.home / f"starts-{teacher}.txt"
+        output = session.home / f"warm_start_{teacher}.json"
+        if output.is_file():
+            shutil.copy(output, session.out)
+            result[teacher] = "done"
+        elif log.exists():
+            result[teacher] = f"goes on: {log.read_text(errors='replace')[-300:]}"
+        elif not (work / "teacher" / "model.json").is_file():
+            result[teacher] = {"failed": "there is no teacher; run the step teachers first"}
+        else:
+            words = [sys.executable, "benchmarks/warm_start.py", work, "--per-class", "500", "--jobs", "6"]
+            words += ["--device", device(), "--workers", "1", "--output", output]
+            _background(session, words, log)
+            result[teacher] = "begun"
+    return result
+
+
 def _bring_back(session: Session, teacher: str) -> None:
     """Put a folder's weights and records into the results, as one archive."""
     work = session.home / teacher
