@@ -250,4 +250,4 @@ def _bring_back(session: Session, teacher: str) -> None:
                 archive.add(path, path.relative_to(session.home))
 
 
-PRODUCT_STEPS = {step.__name__: step for step in (exports, trt86_table, portable, commands, teachers)}
+PRODUCT_STEPS = {step.__name__: step for step in (exports, trt86_table, portable, commands, teachers, starts)}
