@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.gpu_machine import jobs, steps
+from benchmarks.gpu_machine import jobs, make_packs, steps
 from benchmarks.gpu_machine.packs import require, unpack_complete
 from benchmarks.gpu_machine.session import Session, StepFailed
 from sit_deploy.bundle import load_bundle
@@ -131,6 +131,44 @@ def test_a_damaged_part_is_dropped(session: Session) -> None:
     with pytest.raises(StepFailed, match=r"rtx\.1 came damaged and was dropped; carry it again"):
         unpack_complete(session)
     assert [path.name for path in (session.home / "parts").iterdir()] == ["rtx.0"]
+
+
+def test_packs_are_cut_to_fill_calls_and_come_together_again(session: Session) -> None:
+    archives = {}
+    for name, size in (("first", 100), ("second", 3000)):
+        site = session.home.parent / name / "site"
+        site.mkdir(parents=True)
+        (site / "data").write_bytes(np.random.default_rng(size).bytes(size))
+        archives[name] = session.home.parent / f"{name}.tar.xz"
+        with tarfile.open(archives[name], "w:xz") as tar:
+            tar.add(site, arcname="site")
+    carried, room = session.kit.parent, 1500
+    calls, listing = make_packs.cut(archives, carried, room)
+    (session.kit / "parts.json").write_text(json.dumps(listing))
+    assert len(calls) > 2 and calls[0][0] == "first.0"
+    assert all(sum((carried / part).stat().st_size for part in call) <= room for call in calls)
+    unpack_complete(session)
+    assert (require(session, "second") / "site" / "data").read_bytes() == np.random.default_rng(3000).bytes(
+        3000
+    )
+    assert (require(session, "first") / "site" / "data").stat().st_size == 100
+
+
+def test_what_is_packed_has_the_release_of_the_constraints_and_replaces_nothing_of_others(
+    tmp_path: Path,
+) -> None:
+    assert make_packs.pinned("msgspec").startswith("msgspec==") and make_packs.pinned("unknown") == "unknown"
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "benchmarks.gpu_machine.make_packs", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    (tmp_path / "photographs").mkdir()
+    done = run(str(tmp_path / "photographs"), "--packages", "")
+    assert done.returncode == 2 and "was not made by this" in done.stderr
+    assert (
+        run(str(tmp_path / "new"), "rtx=nothing.tar.xz").returncode == 2 and not (tmp_path / "new").exists()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- commands
