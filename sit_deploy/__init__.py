@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sit_deploy.pipeline.build import build, export
     from sit_deploy.pipeline.calibration import CalibrationResult, calibrate
     from sit_deploy.pipeline.request import BuildRequest
+    from sit_deploy.predictions import ClassProbability, Prediction
     from sit_deploy.report.build_types import GraphReport
     from sit_deploy.validation.bench import BenchResult, bench
     from sit_deploy.validation.report import Report, ReportRequest, write_report
@@ -43,6 +44,7 @@ __all__ = [
     "Bundle",
     "CalibrationError",
     "CalibrationResult",
+    "ClassProbability",
     "Classifier",
     "EmbedRequest",
     "Embedded",
@@ -51,6 +53,7 @@ __all__ = [
     "GateError",
     "GraphReport",
     "InputError",
+    "Prediction",
     "Report",
     "ReportRequest",
     "Summary",
@@ -77,6 +80,7 @@ _HOMES = {
     "Bundle": "sit_deploy.bundle",
     "CalibrationError": "calibration.errors",
     "CalibrationResult": "sit_deploy.pipeline.calibration",
+    "ClassProbability": "sit_deploy.predictions",
     "Classifier": "sit_deploy.inference",
     "EmbedRequest": "sit_deploy.embeddings",
     "Embedded": "sit_deploy.embeddings",
@@ -85,6 +89,7 @@ _HOMES = {
     "GateError": "sit_deploy.errors",
     "GraphReport": "sit_deploy.report.build_types",
     "InputError": "sit_deploy.errors",
+    "Prediction": "sit_deploy.predictions",
     "Report": "sit_deploy.validation.report",
     "ReportRequest": "sit_deploy.validation.report",
     "Summary": "training.summary",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 # relative: a folder of `package python` takes this file along, without the package around it
-from .errors import GateError, InputError
+from .errors import InputError
 from .outputs import LOGITS, OUTPUTS, Output, listing
+from .predictions import ClassProbability, Prediction, predictions, top_classes
 
 if TYPE_CHECKING:
+    import os
+    from typing import BinaryIO
+
     import numpy as np
+    from PIL import Image
 
     from engines import Runner
 
+    from .data.given import Given
     from .preprocessing import Preprocessing
+
+__all__ = ["ClassProbability", "Classifier", "Prediction", "Prepared", "top_classes"]
 
 
 class Prepared(Protocol):
@@ -114,27 +123,72 @@ class Classifier:
         found = self.runner.infer({self.runner.inputs[0].name: images})
         return {name: values[: len(images) - short] for name, values in found.items()}
 
-    def __call__(self, images: Any) -> np.ndarray:
+    @overload
+    def predict(
+        self, images: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, top: int = 5
+    ) -> Prediction: ...
+
+    @overload  # one or several by its dimensions, which no type checker sees
+    def predict(self, images: np.ndarray, top: int = 5) -> Any: ...
+
+    @overload
+    def predict(self, images: Iterable[Given], top: int = 5) -> list[Prediction]: ...
+
+    @overload  # last: where Pillow is unknown to a type checker, this takes anything
+    def predict(self, images: Image.Image, top: int = 5) -> Prediction: ...
+
+    def predict(self, images: Any, top: int = 5) -> Any:
+        """Return the most probable classes: of one image a `Prediction`, of several a list of them in their order.
+
+            classify.predict("cat.jpg").name
+            for found in classify.predict(["cat.jpg", "dog.jpg"]):
+                print(found.name, found.probability, found.index)
+
+        The figures are those of `sit-deploy predict`.
+
+        Args:
+            images: as of a call. An array of four dimensions is several, even if of one.
+            top: classes of each image, the most probable first; all where there are fewer.
+
+        Raises:
+            InputError: as of a call; an engine that gives no logits, or `top` below 1.
+            GateError: logits that are NaN or infinite.
+        """
+        from .data.given import is_one
+
+        if not isinstance(top, Integral) or isinstance(top, bool) or top < 1:
+            raise InputError(f"top must be a whole number of classes, at least 1, got {top!r}")
+        if self.bundle is None:
+            raise InputError("this classifier has no bundle to name classes; call logits()")
+        if not (classes := self.bundle.classes):
+            given = listing([output.name for output in self.bundle.outputs])
+            raise InputError(f"this engine gives {given} and no logits; call all_outputs()")
+        found = predictions(self.all_outputs(images)[LOGITS], classes, int(top))
+        return found[0] if is_one(images) else found
+
+    def __call__(self, images: Given | Iterable[Given]) -> np.ndarray:
         """Return the first output of images, preprocessed as the bundle says: logits float32 (n, classes), where it gives them.
 
         Args:
-            images: one image or several: paths, bytes of image files, Pillow images, or uint8 arrays (height, width, 3);
-                several may also be one array of four dimensions.
+            images: one image or several: paths, bytes of image files, open files, Pillow images, or uint8 arrays: (height, width, 3)
+                of R, G, B, (height, width, 4), whose transparency is dropped, or grey (height, width). Several may also be one
+                array of four dimensions.
 
         Raises:
             InputError: no image, one that cannot be read, or something else than images.
         """
         return next(iter(self.all_outputs(images).values()))
 
-    def all_outputs(self, images: Any) -> dict[str, np.ndarray]:
+    def all_outputs(self, images: Given | Iterable[Given]) -> dict[str, np.ndarray]:
         """Return every output by name, float32 (n, ...), of images, preprocessed as the bundle says; arguments as of a call."""
         import numpy as np
 
         from .data.batches import batches
+        from .data.given import sources_of
 
         if self.bundle is None:
             raise InputError("this classifier has no bundle to say how images are prepared; call logits()")
-        sources = _sources(images)
+        sources = sources_of(images)
         prepared = batches(sources, self.bundle.preprocessing(), self.batch[1] * self.runner.at_once)
         found = [self.outputs(batch) for batch, _ in prepared]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
@@ -151,45 +205,3 @@ class Classifier:
 
 def _shapes(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} (n, {', '.join(map(str, shape))})" for name, shape in shapes.items())
-
-
-def _sources(images: Any) -> list[Any]:
-    """Return the images of one or several, in a list; what each is, is checked where it is opened."""
-    import numpy as np
-
-    single = str | bytes | bytearray | memoryview | os.PathLike
-    if isinstance(images, single) or hasattr(images, "convert"):
-        return [images]
-    if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    try:
-        sources = list(images)
-    except TypeError:
-        raise InputError(
-            f"images must be one or several paths, bytes, Pillow images or arrays, got {type(images).__name__}"
-        ) from None
-    if any(isinstance(source, tuple) for source in sources):
-        raise InputError("images come without labels here; pass the first of each pair")
-    return sources
-
-
-def top_classes(logits: np.ndarray, classes: list[str], count: int = 5) -> list[list[dict[str, Any]]]:
-    """Return for each row of logits (n, classes) its `count` most probable classes: index, name and probability.
-
-    Raises:
-        GateError: logits that are NaN or infinite.
-    """
-    import numpy as np
-
-    if not np.isfinite(logits).all():
-        bad = int((~np.isfinite(logits).all(axis=1)).sum())
-        raise GateError(
-            f"the engine gives NaN or infinite logits for {bad} of {len(logits)} images; check it with sit-deploy validate"
-        )
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-    return [
-        [{"index": int(i), "name": classes[i], "probability": float(row[i])} for i in order]
-        for row, order in zip(probabilities, best, strict=True)
-    ]

@@ -27,7 +27,7 @@ def load(
     performance: str = "latency",
     streams: int | None = None,
 ) -> Classifier:
-    """Open a bundle for inference: `sit_deploy.load("sit_s-fp32")(images)` gives logits.
+    """Open a bundle for inference: `sit_deploy.load("sit_s-fp32")(images)` gives logits, and `.predict("cat.jpg")` classes.
 
     Args:
         bundle: its folder, or an open one.

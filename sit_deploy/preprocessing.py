@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -258,33 +257,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError:
         raise InputError(f"an image of mode {image.mode} cannot be turned into RGB; convert it") from None
-
-
-def open_source(source: Any) -> Image.Image:
-    """Return the RGB image of whatever a program has at hand: the one door for what the Python interface is given.
-
-    Args:
-        source: path of an image file; the bytes of one; a Pillow image; or pixels in R, G, B, uint8 (height, width, 3).
-
-    Raises:
-        InputError: anything else, or a file or bytes that cannot be decoded.
-    """
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return decode_image(bytes(source))
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise InputError(
-                f"an image as an array must be R, G, B in uint8 of shape (height, width, 3), got {source.dtype} of shape "
-                f"{source.shape}; convert it, or pass the path of its file"
-            )
-        return Image.fromarray(np.ascontiguousarray(source))
-    if isinstance(source, str | os.PathLike):
-        return load_image(Path(os.fsdecode(source)))
-    raise InputError(
-        f"an image must be a path, the bytes of a file, a Pillow image or a uint8 array, got {type(source).__name__}"
-    )
 
 
 def load_image(path: str | Path) -> Image.Image:

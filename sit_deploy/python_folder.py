@@ -30,13 +30,14 @@ MODULES = (
         "classifier.py",
         "data/__init__.py",
         "data/batches.py",
+        "data/given.py",
         "errors.py",
         "golden.py",
         "hashes.py",
         "limits.py",
     ),
     *("measure/__init__.py", "measure/layers.py", "measure/parity.py", "outputs.py", "precisions.py"),
-    *("preprocessing.py", "resampling.py", "text.py"),
+    *("predictions.py", "preprocessing.py", "resampling.py", "text.py"),
     *(
         f"portable/{name}.py"
         for name in ("__init__", "build", "bundle", "check", "examine", "form", "record", "table")
@@ -62,16 +63,18 @@ if _SPEC is None or _SPEC.origin is None or Path(_SPEC.origin).resolve().parent.
 
 from engines.timing import TimingOptions  # noqa: E402
 
-from .classifier import Classifier, top_classes  # noqa: E402
+from .classifier import Classifier, ClassProbability, Prediction, top_classes  # noqa: E402
 from .errors import Error, GateError, InputError  # noqa: E402
 from .portable.bundle import Bundle, load, open_bundle  # noqa: E402
 
 __all__ = [
     "Bundle",
+    "ClassProbability",
     "Classifier",
     "Error",
     "GateError",
     "InputError",
+    "Prediction",
     "TimingOptions",
     "load",
     "open_bundle",
@@ -112,14 +115,15 @@ _REPORT = """ Where sit-deploy is,
 
 _CLASSIFIES = """\
     with sit_bundle.load("bundles/{first}") as classify:
-        logits = classify(["cat.jpg", "dog.jpg"])  # paths, bytes, Pillow images or uint8 arrays; any number of them
-        print(sit_bundle.top_classes(logits, classify.bundle.classes))
+        for found in classify.predict(["cat.jpg", "dog.jpg"], top=3):  # paths, bytes, open files, Pillow images or uint8 arrays
+            print(found.name, found.probability, found.index)  # of the best; `found` lists all three
+        logits = classify(["cat.jpg", "dog.jpg"])  # float32, a row an image
 
-`classify.logits(array)` takes images that are prepared already."""
+One image gives one result, a list a list. `classify.logits(array)` takes images that are prepared already."""
 
 _EMBEDS = """\
     with sit_bundle.load("bundles/{first}") as embed:
-        found = embed.all_outputs(["cat.jpg", "dog.jpg"])  # paths, bytes, Pillow images or uint8 arrays; any number of them
+        found = embed.all_outputs(["cat.jpg", "dog.jpg"])  # paths, bytes, open files, Pillow images or uint8 arrays
         print({{name: values.shape for name, values in found.items()}})  # {outputs}
 
 `embed.outputs(array)` takes images that are prepared already."""

@@ -55,7 +55,7 @@ def command(
     from sit_deploy.bundle import load_bundle
     from sit_deploy.data.ignored_orientation import ignored_orientation_note
     from sit_deploy.data.image_files import find_images
-    from sit_deploy.inference import load, top_classes
+    from sit_deploy.inference import load
 
     search = find_images(images)
     files = search.images
@@ -65,15 +65,15 @@ def command(
     opened.require_classes("predict", "write what it gives with `sit-deploy embed`")
     warn(ignored_orientation_note(files, opened.preprocessing(), "build it again with"))
     with load(opened, engine, threads=threads, device=device) as classify:
-        results = top_classes(classify(files), opened.classes, top)
+        results = classify.predict(files, top)
     if as_json:
         emit_json(
-            [{"image": str(path), "classes": classes} for path, classes in zip(files, results, strict=True)]
+            [{"image": str(path), **found.to_dict()} for path, found in zip(files, results, strict=True)]
         )
         return
     listing = table("image", "class", "probability", right=("probability",), fold=("image",))
-    for path, classes in zip(files, results, strict=True):
-        for place, best in enumerate(classes):
+    for path, found in zip(files, results, strict=True):
+        for place, best in enumerate(found):
             image = literal(path) if place == 0 else ""
-            listing.add_row(image, literal(best["name"]), f"{best['probability']:.1%}")
+            listing.add_row(image, literal(best.name), f"{best.probability:.1%}")
     console().print(listing)

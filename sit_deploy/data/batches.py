@@ -16,9 +16,10 @@ from engines.cpu import cpu_count
 
 # relative: a folder of `package python` takes this file along, without the package around it
 from ..errors import InputError
-from ..preprocessing import Preprocessing, open_source
+from ..preprocessing import Preprocessing
+from .given import open_source
 
-Source = str | Path | Image.Image
+Source = str | Path | Image.Image | bytes | np.ndarray
 
 
 def batches(
@@ -32,7 +33,7 @@ def batches(
     """Decode and preprocess in a few threads, in order, holding at most two batches and one image a thread.
 
     Args:
-        samples: paths or Pillow images, or pairs of one with its label (`ImageFolder.samples`); any sequence, whose items are
+        samples: what `open_source` takes, or pairs of one with its label (`ImageFolder.samples`); any sequence, whose items are
             fetched by several threads.
         preprocessing: of the images.
         batch_size: images a batch; the last one may be short.
@@ -67,8 +68,7 @@ def _batches(
         # fetched here: a data set that is no list of files decodes its image when it is asked for it
         sample = samples[index]
         source, label = sample if labelled else (sample, sample)
-        image = source if isinstance(source, Image.Image) else open_source(source)
-        return preprocessing(image), label
+        return preprocessing(_opened(source, index, len(samples))), label
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
     pending: deque[Future[tuple[np.ndarray, Any]]] = deque()
@@ -90,3 +90,13 @@ def _batches(
             yield images, np.array(labels, np.int64) if labelled else labels
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _opened(source: Source, index: int, count: int) -> Image.Image:
+    """Open an image; one of several without a name of its own is named by its place."""
+    try:
+        return open_source(source)
+    except InputError as error:
+        if count == 1 or isinstance(source, str | Path):
+            raise
+        raise InputError(f"image {index + 1} of {count}: {error}") from None

@@ -215,7 +215,7 @@ def verify(folder: Path, hashes: Mapping[str, str], remedy: str) -> None:
 
 
 def load(path: str | Path, *, threads: int | None = None, device: str | None = None) -> Classifier:
-    """Open a bundle for inference: `load("bundles/sit_s-fp32")(images)` gives logits.
+    """Open a bundle for inference: `load("bundles/sit_s-fp32")(images)` gives logits, and `.predict("cat.jpg")` classes.
 
     Args:
         path: its folder.

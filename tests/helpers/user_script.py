@@ -19,6 +19,13 @@ def main(images: list[str]) -> int:
             assert_type(classify, sit_deploy.Classifier)
             logits: np.ndarray = classify(images)
             print(logits.argmax(1))
+            best = classify.predict(images[0], top=3)
+            assert_type(best, sit_deploy.Prediction)
+            assert_type(best.name, str)
+            assert_type([one.probability for one in best], list[float])
+            assert_type(classify.predict(images), list[sit_deploy.Prediction])
+            with Path(images[0]).open("rb") as stream:
+                assert_type(classify.predict(stream), sit_deploy.Prediction)
         checked = sit_deploy.validate(
             sit_deploy.ValidateRequest(bundle.path, data="photos/val", min_agreement=99)
         )

@@ -119,13 +119,13 @@ def test_a_users_program_is_typed(cache: Path) -> None:
 def test_the_programs_of_the_docs_are_typed(cache: Path) -> None:
     text = (ROOT / "docs/python.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    program, part = (
+    program, *parts = (
         text for text in programs if "import sit_bundle" not in text
     )  # that is run: test_python_folder
+    assert len(parts) > 1
+    lines = "import numpy as np\nimages = np.zeros((1, 3, 224, 224), np.float32)\n"
     script = cache / "documented.py"
-    script.write_text(
-        f"{program}\nimport numpy as np\nimages = np.zeros((1, 3, 224, 224), np.float32)\n{part}"
-    )
+    script.write_text("\n".join((program, lines, *parts)))
     done = mypy(script, cache)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,9 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import Classifier, load, top_classes
+from sit_deploy.predictions import Prediction
 from sit_deploy.preprocessing import load_image
+from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import CLASSES, Trained
 
 
@@ -205,6 +209,84 @@ def test_logits_that_are_no_numbers(bad: float) -> None:
         top_classes(logits, ["a", "b"])
 
 
+# --------------------------------------------------------------------------------------------------- predictions
+
+
+@pytest.fixture
+def photographs() -> list[Path]:
+    """Those that scikit-learn brings: 427 x 640, JPEG."""
+    from sklearn.datasets import load_sample_images
+
+    folder = Path(sys.modules[load_sample_images.__module__].__file__ or "").parent / "images"
+    found = sorted(folder.glob("*.jpg"))
+    assert len(found) == 2
+    return found
+
+
+def test_predictions_are_those_of_the_command(
+    trained: Trained, photographs: list[Path], tmp_path: Path, cli: CommandLine
+) -> None:
+    """To the last bit, in whichever form the same picture comes."""
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photographs[0]).save(turned, exif=exif, quality=95)
+    grey, clear = tmp_path / "grey.png", tmp_path / "clear.png"
+    Image.open(photographs[1]).convert("L").save(grey)
+    Image.open(photographs[1]).convert("RGBA").rotate(20, expand=True).save(clear)
+    with load(trained.bundle, threads=1) as classify:
+        for path in (*photographs, turned, grey, clear):
+            (expected,) = cli("predict", trained.bundle, path, "--json", "--threads", 1, "--top", 3).json()
+            assert len(expected["classes"]) == 3
+            with path.open("rb") as stream, Image.open(path) as picture:
+                pixels = [] if path == turned else [np.asarray(picture)]  # which have no EXIF to turn by
+                for source in (path, str(path), path.read_bytes(), stream, picture, *pixels):
+                    found = classify.predict(source, top=3)
+                    assert {"image": expected["image"], **found.to_dict()} == expected
+                    assert classify.predict([source] if source is not stream else [path], top=3) == [found]
+        several = cli("predict", trained.bundle, *photographs, "--json", "--threads", 1).json()
+        assert [found.to_dict()["classes"] for found in classify.predict(photographs)] == [
+            row["classes"] for row in several
+        ]
+
+
+def test_one_image_gives_one_prediction_and_several_a_list(trained: Trained, photographs: list[Path]) -> None:
+    pixels = np.asarray(Image.open(photographs[0]))
+    with load(trained.bundle, threads=1) as classify:
+        one = classify.predict(photographs[0])
+        assert isinstance(one, Prediction) and len(one) == 5
+        best = one.classes[0]
+        assert (one.name, one.index, one.probability) == (best.name, best.index, best.probability)
+        assert one[0] == best and list(one) == list(one.classes) and one[1:] == one.classes[1:]
+        assert CLASSES[one.index] == one.name and 0 < one.probability < 1
+        assert str(one).startswith(f"{best.name} {best.probability:.1%}, ")
+        assert sum(place.probability for place in classify.predict(pixels, top=1000)) == pytest.approx(1)
+        assert len(classify.predict(pixels, top=1000)) == len(CLASSES)
+        assert len(classify.predict(pixels, top=1)) == 1
+        for several in (photographs, tuple(photographs), iter(photographs), np.stack([pixels, pixels])):
+            found = classify.predict(several)
+            assert isinstance(found, list) and len(found) == 2
+            assert found[0] == one
+        assert classify.predict(pixels[None]) == classify.predict(photographs[:1]) == [one]
+        assert pickle.loads(pickle.dumps(one)) == one
+
+
+@pytest.mark.parametrize("top", [0, -1, 2.0, "5", None, True])
+def test_top_that_is_no_number_of_classes(top: Any, opened: Classifier) -> None:
+    with pytest.raises(InputError, match=r"^top must be a whole number of classes, at least 1, got "):
+        opened.predict(np.zeros((4, 4), np.uint8), top)
+
+
+def test_predictions_need_a_bundle_with_classes(nano_embeddings: Path) -> None:
+    with pytest.raises(InputError, match=r"no bundle to name classes; call logits\(\)"):
+        Classifier(Adder(None), (1, 4)).predict(np.zeros((4, 4), np.uint8))
+    with (
+        load(nano_embeddings) as embeds,
+        pytest.raises(InputError, match=r"gives features and patches and no logits; call all_outputs\(\)"),
+    ):
+        embeds.predict(np.zeros((4, 4), np.uint8))
+
+
 # ------------------------------------------------------------------------------------- what a program has at hand
 
 
@@ -233,6 +315,11 @@ def test_every_natural_way_to_give_an_image(opened: Classifier, tmp_path: Path) 
     for source in one:
         for images in (source, [source], (x for x in [source])):
             assert np.array_equal(opened(images), expected), type(source)
+    with file.open("rb") as stream:
+        assert np.array_equal(opened(stream), expected)
+        stream.seek(0)
+        assert np.array_equal(opened([io.BytesIO(data), stream]), opened([file, file]))
+    assert np.array_equal(opened(np.array([str(file)])), expected)
     assert np.array_equal(opened(pixels[None]), expected)
     assert len(opened(np.stack([pixels, pixels]))) == len(opened([file, pixels])) == 2
     bundle = opened.bundle
@@ -245,7 +332,7 @@ def test_every_natural_way_to_give_an_image(opened: Classifier, tmp_path: Path) 
     "images",
     [
         None, 3, 2.5, [], (), {}, [None], [3], object, [["a.png"]], "nowhere.png", Path(), b"", b"no picture", "", "\0",
-        np.zeros(()), np.zeros(3), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8),
+        np.zeros(()), np.zeros(3), np.zeros((4, 4, 5), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4), np.float32),
         np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8), np.zeros((1, 3, 112, 112), np.float32),
         [np.zeros((2, 4, 4, 3), np.uint8)], np.array(["a"]), [(Path("a.png"), 0)],
     ],

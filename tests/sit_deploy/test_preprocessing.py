@@ -22,7 +22,6 @@ from sit_deploy.preprocessing import (
     decode_image,
     is_image,
     load_image,
-    open_source,
     turn_of,
 )
 from sit_deploy.resampling import resized_box
@@ -244,27 +243,6 @@ def test_before_there_was_an_orientation_pixels_were_as_stored() -> None:
     assert fields.pop("orientation") == "exif"
     assert Preprocessing.from_dict(fields) == replace(ours, orientation="stored")
     assert ours.at(112).orientation == ours.raw.orientation == "exif"
-
-
-def test_whatever_a_program_has_is_the_same_image(tmp_path: Path) -> None:
-    path, image = tmp_path / "image.png", picture(40, 30)
-    image.save(path)
-    data = path.read_bytes()
-    for source in (path, str(path), data, bytearray(data), memoryview(data), image, np.asarray(image)):
-        assert np.array_equal(open_source(source), image)
-    assert open_source(image.convert("L")).mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        None, 7, [1], io.BytesIO(), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),
-        np.zeros((3, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), b"", b"no image", "", "gone.jpg",
-    ],
-)  # fmt: skip
-def test_whatever_is_no_image_is_refused(source: object) -> None:
-    with pytest.raises(InputError):
-        open_source(source)
 
 
 @pytest.mark.parametrize("cut", [10, 300, 1000])

@@ -86,3 +86,14 @@ def test_batches_refuse_bad_arguments_at_once() -> None:
         batches([picture(8, 8)], SMALL, 0)
     with pytest.raises(InputError, match="no images"):
         batches([], SMALL, 1)
+
+
+def test_one_of_several_without_a_name_is_told_by_its_place(make_image_folder) -> None:
+    prepare = Preprocessing.for_model(32)
+    file = next(make_image_folder().rglob("*.jpg"))
+    with pytest.raises(InputError, match=r"^image 3 of 3: not an image that can be read"):
+        list(batches([file, file.read_bytes(), b"none"], prepare, 2))
+    with pytest.raises(InputError, match=r"^not an image"):
+        list(batches([b"none"], prepare, 2))
+    with pytest.raises(InputError, match=r"^gone\.jpg: no such"):
+        list(batches([file, "gone.jpg"], prepare, 2))
