@@ -28,6 +28,19 @@ std::vector<Prediction> best(const float* row, const std::vector<std::string>& c
     return found;
 }
 
+/// Do something with each; of several, an error says with which.
+template <class Item, class Work>
+void for_each_named(const std::vector<Item>& items, Work work) {
+    for (std::size_t i = 0; i < items.size(); ++i) {
+        try {
+            work(items[i], i);
+        } catch (const Error& error) {
+            if (items.size() == 1) throw;
+            throw Error("image " + std::to_string(i + 1) + " of " + std::to_string(items.size()) + ": " + error.what());
+        }
+    }
+}
+
 bool same(const std::vector<Output>& one, const std::vector<Output>& other) {
     return std::equal(one.begin(), one.end(), other.begin(), other.end(),
                       [](const Output& a, const Output& b) { return a.name == b.name && a.shape == b.shape; });
@@ -89,23 +102,33 @@ std::map<std::string, std::vector<float>> Classifier::outputs(const void* images
     });
 }
 
-std::vector<std::vector<Prediction>> Classifier::classify(const std::vector<Image>& images, std::size_t top) const {
+std::vector<std::vector<Prediction>> Classifier::classify(const std::vector<Pixels>& pixels, std::size_t top) const {
     return at_boundary("classifying", [&] {
-        if (images.empty()) throw Error("no images to classify; pass at least one");
+        if (pixels.empty()) throw Error("no images to classify; pass at least one");
         const std::size_t bytes = engine_->image_bytes(), classes = engine_->classes();
-        std::vector<std::uint8_t> prepared(checked_product("bytes of so many images", {images.size(), bytes}));
-        for (std::size_t i = 0; i < images.size(); ++i) prepare(images[i], bundle_.preprocessing, prepared.data() + i * bytes);
-        const std::vector<float> logits = infer(prepared.data(), images.size());
+        std::vector<std::uint8_t> prepared(checked_product("bytes of so many images", {pixels.size(), bytes}));
+        for_each_named(pixels, [&](const Pixels& each, std::size_t i) { prepare(each, bundle_.preprocessing, prepared.data() + i * bytes); });
+        const std::vector<float> logits = infer(prepared.data(), pixels.size());
         if (!std::all_of(logits.begin(), logits.end(), [](float v) { return std::isfinite(v); }))
             throw Error("the engine gives NaN or infinite logits; check it with sit_check");
         std::vector<std::vector<Prediction>> found;
-        for (std::size_t i = 0; i < images.size(); ++i) found.push_back(best(logits.data() + i * classes, bundle_.classes, top));
+        for (std::size_t i = 0; i < pixels.size(); ++i) found.push_back(best(logits.data() + i * classes, bundle_.classes, top));
         return found;
     });
 }
 
-std::vector<Prediction> Classifier::classify(const Image& image, std::size_t top) const {
-    return classify(std::vector<Image>{image}, top).front();
+std::vector<Prediction> Classifier::classify(const Pixels& pixels, std::size_t top) const {
+    return classify(std::vector<Pixels>{pixels}, top).front();
 }
+
+std::vector<std::vector<Prediction>> Classifier::classify(const std::vector<Image>& images, std::size_t top) const {
+    return at_boundary("classifying", [&] {
+        std::vector<Pixels> views(images.size());
+        for_each_named(images, [&](const Image& each, std::size_t i) { views[i] = view(each); });
+        return classify(views, top);
+    });
+}
+
+std::vector<Prediction> Classifier::classify(const Image& image, std::size_t top) const { return classify(view(image), top); }
 
 }  // namespace sit_deploy

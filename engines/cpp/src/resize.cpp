@@ -103,27 +103,45 @@ std::uint8_t clip(std::int32_t sum) {
     return static_cast<std::uint8_t>(std::clamp(sum >> precision_bits, 0, 255));
 }
 
-Image empty_image(std::size_t width, std::size_t height) {
-    return {width, height, std::vector<std::uint8_t>(checked_product("bytes of an image", {3, width, height}))};
-}
+/// What a pass gives: `channels` bytes a pixel, rows without a gap.
+struct Pass {
+    std::size_t width, height, channels;
+    std::vector<std::uint8_t> bytes;
+
+    Pass(std::size_t wide, std::size_t high, std::size_t deep)
+        : width(wide), height(high), channels(deep), bytes(checked_product("bytes of an image", {deep, wide, high})) {}
+};
 
 /// A part of a source image, which is `x`, `y` into the image that the axes speak of.
 struct Part {
-    const Image& image;
-    std::size_t x, y;
+    const std::uint8_t* data;
+    std::size_t stride, channels, x, y;
+
+    Part(const Pixels& pixels, std::size_t deep) : data(pixels.data), stride(pixels.stride), channels(deep), x(0), y(0) {}
+    Part(const Pass& pass, std::size_t left, std::size_t top)
+        : data(pass.bytes.data()), stride(pass.channels * pass.width), channels(pass.channels), x(left), y(top) {}
 
     [[nodiscard]] const std::uint8_t* pixel(std::size_t column, std::size_t row) const {
-        return image.rgb.data() + 3 * ((row - y) * image.width + (column - x));
+        return data + (row - y) * stride + (column - x) * channels;
     }
 };
 
-/// Columns of the window, from the given rows.
-Image horizontally(const Part& source, const Axis& axis, Reach rows) {
+/// Columns of the window, from the given rows, as RGB. R, G, B, N: the Channels of the source, which are known when this is
+/// compiled, as it is where the time goes.
+template <std::size_t R, std::size_t G, std::size_t B, std::size_t N>
+Pass horizontally(const Part& source, const Axis& axis, Reach rows) {
     const std::size_t width = axis.end() - axis.begin();
-    Image out = empty_image(width, rows.last - rows.first);
+    Pass out(width, rows.last - rows.first, 3);
     if (axis.is_copy()) {
-        for (std::size_t y = 0; y < out.height; ++y)
-            std::memcpy(out.rgb.data() + 3 * y * width, source.pixel(axis.begin(), rows.first + y), 3 * width);
+        for (std::size_t y = 0; y < out.height; ++y) {
+            std::uint8_t* target = out.bytes.data() + 3 * y * width;
+            const std::uint8_t* in = source.pixel(axis.begin(), rows.first + y);
+            for (std::size_t x = 0; x < width; ++x, target += 3, in += N) {
+                target[0] = in[R];
+                target[1] = in[G];
+                target[2] = in[B];
+            }
+        }
         return out;
     }
     // some columns at a time: for all, an image that is long and thin would ask for more weights than it has pixels
@@ -139,15 +157,15 @@ Image horizontally(const Part& source, const Axis& axis, Reach rows) {
             axis.weigh(position, reaches[x], exact, weights[x]);
         }
         for (std::size_t y = 0; y < out.height; ++y) {
-            std::uint8_t* target = out.rgb.data() + 3 * (y * width + first);
+            std::uint8_t* target = out.bytes.data() + 3 * (y * width + first);
             for (std::size_t x = 0; x < count; ++x, target += 3) {
                 const std::uint8_t* in = source.pixel(reaches[x].first, rows.first + y);
                 std::int32_t r = 1 << (precision_bits - 1), g = r, b = r;
                 for (const std::int32_t w : weights[x]) {
-                    r += in[0] * w;
-                    g += in[1] * w;
-                    b += in[2] * w;
-                    in += 3;
+                    r += in[R] * w;
+                    g += in[G] * w;
+                    b += in[B] * w;
+                    in += N;
                 }
                 target[0] = clip(r);
                 target[1] = clip(g);
@@ -158,14 +176,25 @@ Image horizontally(const Part& source, const Axis& axis, Reach rows) {
     return out;
 }
 
-/// Rows of the window, from the given columns.
-Image vertically(const Part& source, const Axis& axis, Reach columns) {
-    Image out = empty_image(columns.last - columns.first, axis.end() - axis.begin());
-    const std::size_t row = 3 * out.width;
+Pass horizontally(const Part& source, PixelFormat format, const Axis& axis, Reach rows) {
+    switch (format) {
+        case PixelFormat::rgb: return horizontally<0, 1, 2, 3>(source, axis, rows);
+        case PixelFormat::bgr: return horizontally<2, 1, 0, 3>(source, axis, rows);
+        case PixelFormat::grey: return horizontally<0, 0, 0, 1>(source, axis, rows);
+        case PixelFormat::rgba: return horizontally<0, 1, 2, 4>(source, axis, rows);
+        case PixelFormat::bgra: return horizontally<2, 1, 0, 4>(source, axis, rows);
+    }
+    throw Error("no such pixel format");  // channels_of() has refused it
+}
+
+/// Rows of the window, from the given columns, in the channels of the source.
+Pass vertically(const Part& source, const Axis& axis, Reach columns) {
+    Pass out(columns.last - columns.first, axis.end() - axis.begin(), source.channels);
+    const std::size_t row = out.channels * out.width;
     std::vector<std::int32_t> sums(row), weights;
     std::vector<double> exact;
     for (std::size_t y = 0; y < out.height; ++y) {
-        std::uint8_t* target = out.rgb.data() + y * row;
+        std::uint8_t* target = out.bytes.data() + y * row;
         if (axis.is_copy()) {
             std::memcpy(target, source.pixel(columns.first, axis.begin() + y), row);
             continue;
@@ -195,27 +224,60 @@ void check(const Image& image) {
         throw Error("an image's orientation is 1 to 8, not " + std::to_string(image.orientation));
 }
 
-Image resize_window(const Image& image, const Span& across, const Span& down, const std::string& filter) {
+Channels channels_of(PixelFormat format) {
+    switch (format) {
+        case PixelFormat::rgb: return {0, 1, 2, 3};
+        case PixelFormat::bgr: return {2, 1, 0, 3};
+        case PixelFormat::grey: return {0, 0, 0, 1};
+        case PixelFormat::rgba: return {0, 1, 2, 4};
+        case PixelFormat::bgra: return {2, 1, 0, 4};
+    }
+    throw Error("the pixel format " + std::to_string(static_cast<int>(format)) + " is unknown here; it must be rgb, bgr, grey, rgba or bgra");
+}
+
+void check(const Pixels& pixels) {
+    const std::size_t deep = channels_of(pixels.format).count;
+    const std::string size = std::to_string(pixels.width) + " x " + std::to_string(pixels.height) + " pixels";
+    if (!pixels.data) throw Error("the pixels are at a null pointer; was the frame read?");
+    if (pixels.width < 1 || pixels.height < 1) throw Error("an image of " + size + " has nothing to see; pass its width and height");
+    const auto width = static_cast<std::uint64_t>(pixels.width), height = static_cast<std::uint64_t>(pixels.height);
+    if (width > limits::pixels / height) throw Error("an image of " + size + " is too large to trust; are width and height right?");
+    const std::size_t row = deep * width;
+    if (pixels.stride < row)
+        throw Error("a stride of " + std::to_string(pixels.stride) + " bytes is less than the " + std::to_string(row) + " of a row of " +
+                    std::to_string(width) + " pixels of " + std::to_string(deep) + "; pass the bytes from the start of a row to the next");
+    // all rows but the last have a stride: what fills it up need not be there behind the last
+    const auto before = product({height - 1, pixels.stride});
+    if (!before || pixels.size < row || pixels.size - row < *before)
+        throw Error("an image of " + size + " with a stride of " + std::to_string(pixels.stride) + " bytes does not fit into " +
+                    std::to_string(pixels.size) + " bytes; pass the size of its whole memory, and its true stride");
+    if (pixels.orientation < 1 || pixels.orientation > 8)
+        throw Error("an image's orientation is 1 to 8, not " + std::to_string(pixels.orientation));
+}
+
+Image resize_window(const Pixels& pixels, const Span& across, const Span& down, const std::string& filter) {
     const Filter how = filter_named(filter);
     const Axis x(across, how), y(down, how);
+    const Part source(pixels, channels_of(pixels.format).count);
+    const auto image = [](Pass pass) { return Image{pass.width, pass.height, std::move(pass.bytes)}; };
     // Each pass rounds, so their order shows. Pillow's, from 13.0 on: down first where the height loses more than twice
     // as many pixels as the width; before, across first always.
     const auto lost = [](const Span& span) { return static_cast<double>(span.from) - static_cast<double>(span.to); };
     const bool down_first = down.from > down.to && lost(down) > 2 * lost(across);
     if (down_first) {
         const Reach columns = x.reach();
-        return horizontally({vertically({image, 0, 0}, y, columns), columns.first, y.begin()}, x, {y.begin(), y.end()});
+        return image(horizontally({vertically(source, y, columns), columns.first, y.begin()}, pixels.format, x, {y.begin(), y.end()}));
     }
     const Reach rows = y.reach();
-    return vertically({horizontally({image, 0, 0}, x, rows), x.begin(), rows.first}, y, {x.begin(), x.end()});
+    return image(vertically({horizontally(source, pixels.format, x, rows), x.begin(), rows.first}, y, {x.begin(), x.end()}));
 }
 
 Image resize(const Image& image, std::size_t width, std::size_t height, const std::string& filter) {
     return at_boundary("resizing an image", [&] {
-        check(image);
+        const Pixels pixels = view(image);
         if (width == 0 || height == 0 || width > limits::pixels / height)
             throw Error("an image cannot be resized to " + std::to_string(width) + " x " + std::to_string(height) + " pixels");
-        Image out = resize_window(image, {image.width, width, 0, width}, {image.height, height, 0, height}, filter);
+        Image out = resize_window(pixels, {image.width, width, 0, width}, {image.height, height, 0, height}, filter);
         out.orientation = image.orientation;
         return out;
     });

@@ -114,6 +114,35 @@ void preparing(const std::uint8_t* data, std::size_t size) {
     prepare(image(in), how, out.data());
 }
 
+/// Pixels that say of themselves what is not so; the memory has what they say, and no byte more.
+void raw_pixels(const std::uint8_t* data, std::size_t size) {
+    Input in(data, size);
+    Preprocessing how = preprocessing(in);
+    if (how.height > 64 || how.width > 64 || how.resize > 512) return;  // preparing() has these
+    Pixels pixels;
+    pixels.width = static_cast<std::int64_t>(in.size());
+    pixels.height = static_cast<std::int64_t>(in.size());
+    pixels.stride = in.size();
+    pixels.format = static_cast<PixelFormat>(in.byte() % 6);
+    pixels.orientation = static_cast<std::uint8_t>(in.byte() % 10);
+    const bool honest = in.byte() < 224 && pixels.width < 256 && pixels.height >= 0 && pixels.height < 256 && pixels.stride < 1024;
+    std::vector<std::uint8_t> memory = in.rest();
+    if (honest) memory.resize(pixels.stride * static_cast<std::size_t>(pixels.height), 77);
+    pixels.data = memory.data();
+    pixels.size = memory.size();
+    std::vector<std::uint8_t> out(how.bytes());
+    prepare(pixels, how, out.data());
+    Image same = upright(pixels);
+    if (!how.upright) {
+        Pixels stored = pixels;
+        stored.orientation = 1;
+        same = upright(stored);
+    }
+    std::vector<std::uint8_t> expected(how.bytes());
+    prepare(same, how, expected.data());
+    expect(out == expected, "pixels are prepared as the image that they are");
+}
+
 void resizing(const std::uint8_t* data, std::size_t size) {
     static const char* const filters[] = {"bilinear", "bicubic", "lanczos", ""};
     Input in(data, size);
@@ -212,7 +241,8 @@ void classifying(const std::uint8_t* data, std::size_t size) {
 }
 
 constexpr Target targets[] = {{"json", json_text},   {"npz", npz},           {"picture", picture}, {"exif", exif},
-                              {"bundle", bundle},    {"prepare", preparing}, {"resize", resizing}, {"classify", classifying}};
+                              {"bundle", bundle},    {"prepare", preparing}, {"resize", resizing}, {"classify", classifying},
+                              {"pixels", raw_pixels}};
 
 }  // namespace
 

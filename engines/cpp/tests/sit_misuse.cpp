@@ -91,6 +91,54 @@ void images(const Preprocessing& how) {
     refused("bytes", [&] { (void)with(how, [](Preprocessing& p) { p.height = p.width = huge / 2; }).bytes(); });
 }
 
+/// Two good rows of two pixels in 16 bytes, changed.
+Pixels with(const std::vector<std::uint8_t>& memory, const std::function<void(Pixels&)>& change) {
+    Pixels pixels{memory.data(), memory.size(), 2, 2, 8, PixelFormat::rgb};
+    change(pixels);
+    return pixels;
+}
+
+void raw_pixels(const Classifier& classifier) {
+    const Preprocessing& how = classifier.bundle().preprocessing;
+    constexpr std::int64_t far = std::numeric_limits<std::int64_t>::max(), wraps = std::int64_t{1} << 32;
+    const std::vector<std::uint8_t> memory(14);  // the last row is not filled up
+    const Pixels bad[] = {
+        with(memory, [](Pixels& p) { p.data = nullptr; }),
+        Pixels{},
+        with(memory, [](Pixels& p) { p.size = 13; }),
+        with(memory, [](Pixels& p) { p.size = 0; }),
+        with(memory, [](Pixels& p) { p.format = PixelFormat::bgra; }),  // a byte too few for the last pixels
+        with(memory, [](Pixels& p) { p.stride = 5; }),
+        with(memory, [](Pixels& p) { p.stride = 0; }),
+        with(memory, [](Pixels& p) { p.stride = huge - 7; }),
+        with(memory, [](Pixels& p) { p.stride = huge / 2 + 1, p.height = 3; }),  // twice it wraps to 0
+        with(memory, [](Pixels& p) { p.width = 0; }),
+        with(memory, [](Pixels& p) { p.height = 0; }),
+        with(memory, [](Pixels& p) { p.width = -2; }),
+        with(memory, [](Pixels& p) { p.height = -2; }),
+        with(memory, [](Pixels& p) { p.width = far; }),
+        with(memory, [](Pixels& p) { p.height = far; }),
+        with(memory, [](Pixels& p) { p.width = p.height = wraps; }),
+        with(memory, [](Pixels& p) { p.width = -1, p.height = -1; }),
+        with(memory, [](Pixels& p) { p.format = static_cast<PixelFormat>(5); }),
+        with(memory, [](Pixels& p) { p.format = static_cast<PixelFormat>(-1); }),
+        with(memory, [](Pixels& p) { p.orientation = 0; }),
+    };
+    const Pixels good = with(memory, [](Pixels&) {});
+    std::vector<std::uint8_t> out(how.bytes());
+    prepare(good, how, out.data());
+    for (const Pixels& each : bad) {
+        refused("prepare pixels", [&] { prepare(each, how, out.data()); });
+        refused("crop pixels", [&] { (void)crop_pixels(each, how); });
+        refused("upright pixels", [&] { (void)upright(each); });
+        refused("classify pixels", [&] { (void)classifier.classify(each); });
+        refused("classify several", [&] { (void)classifier.classify(std::vector<Pixels>{good, each}); });
+    }
+    refused("no memory", [&] { prepare(good, how, nullptr); });
+    refused("classify none", [&] { (void)classifier.classify(std::vector<Pixels>{}); });
+    refused("view", [] { (void)view(Image{100, 100, std::vector<std::uint8_t>(10)}); });
+}
+
 void engines(const Bundle& bundle) {
     for (const Bundle& each : {with(bundle, [](Bundle& b) { b.classes.clear(); }), with(bundle, [](Bundle& b) { b.batch_min = 0; }),
                                with(bundle, [](Bundle& b) { b.batch_max = huge; }), with(bundle, [](Bundle& b) { b.batch_min = b.batch_max + 1; }),
@@ -119,6 +167,7 @@ void engines(const Bundle& bundle) {
     refused("no engine", [&] { const Classifier none(bundle, nullptr); });
     const Classifier classifier(bundle, std::make_unique<Still>(bundle));
     const std::vector<std::uint8_t> pixels(bundle.preprocessing.bytes());
+    raw_pixels(classifier);
     refused("infer none", [&] { (void)classifier.infer(pixels.data(), 0); });
     refused("infer", [&] { (void)classifier.infer(nullptr, 1); });
     for (const std::size_t count : {huge, huge / bundle.preprocessing.bytes() + 2, (huge >> 2) / bundle.classes.size() + 2})

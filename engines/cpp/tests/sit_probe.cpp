@@ -1,5 +1,6 @@
 // What the Python tests ask the library: one verb a process, raw bytes on standard output.
-//   decode IMAGE | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT... | hammer BUNDLE THREADS CONTEXTS
+//   decode IMAGE | classify BUNDLE IMAGE... | resize FILTER WIDTH HEIGHT IMAGE | prepare BUNDLE IMAGE | infer BUNDLE RAW COUNT... | hammer BUNDLE THREADS CONTEXTS
+//   pixels BUNDLE RAW VIEW... | look BUNDLE RAW VIEW..., where VIEW is OFFSET,SIZE,WIDTH,HEIGHT,STRIDE,FORMAT,ORIENTATION into RAW
 //   outputs BUNDLE RAW COUNT | open BUNDLE | tensorrt BUNDLE | orientation IMAGE... | refuse BUNDLE THREADS
 #include <algorithm>
 #include <atomic>
@@ -22,6 +23,52 @@ void put(const void* data, std::size_t size) { std::fwrite(data, 1, size, stdout
 void put(const Image& image) {
     std::printf("%zu %zu\n", image.width, image.height);
     put(image.rgb.data(), image.rgb.size());
+}
+
+std::vector<std::uint8_t> raw_bytes(const char* path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// Pixels in memory of their own that has no byte more than they say: a read beyond it is found.
+struct Frame {
+    std::vector<std::uint8_t> bytes;
+    Pixels pixels;
+
+    Frame(const std::vector<std::uint8_t>& raw, const char* words) {
+        std::size_t at = 0;
+        int format = 0, orientation = 0;
+        long long width = 0, height = 0;
+        if (std::sscanf(words, "%zu,%zu,%lld,%lld,%zu,%d,%d", &at, &pixels.size, &width, &height, &pixels.stride, &format, &orientation) != 7 ||
+            at + pixels.size > raw.size())
+            throw std::runtime_error("no such view");
+        bytes.assign(raw.data() + at, raw.data() + at + pixels.size);
+        pixels.data = bytes.data();
+        pixels.width = width;
+        pixels.height = height;
+        pixels.format = static_cast<PixelFormat>(format);
+        pixels.orientation = static_cast<std::uint8_t>(orientation);
+    }
+};
+
+/// Prepare each on its own, or classify all at once.
+void frames(bool prepared, int argc, char** argv) {
+    const std::vector<std::uint8_t> raw = raw_bytes(argv[3]);
+    std::vector<Frame> kept;
+    std::vector<Pixels> views;
+    for (int i = 4; i < argc; ++i) kept.emplace_back(raw, argv[i]);
+    for (const Frame& each : kept) views.push_back(each.pixels);
+    if (prepared) {
+        const Bundle bundle = Bundle::open(argv[2]);
+        std::vector<char> out(bundle.preprocessing.bytes());
+        for (const Pixels& each : views) {
+            prepare(each, bundle.preprocessing, out.data());
+            put(out.data(), out.size());
+        }
+        return;
+    }
+    for (const auto& found : Classifier(argv[2]).classify(views, 3))
+        for (const Prediction& each : found) std::printf("%zu %a\n", each.index, static_cast<double>(each.probability));
 }
 
 /// Every thread runs the golden images one by one and must get what the first run gave.
@@ -81,6 +128,13 @@ int run(int argc, char** argv) {
         std::vector<char> out(bundle.preprocessing.bytes());
         prepare(load_image(argv[3]), bundle.preprocessing, out.data());
         put(out.data(), out.size());
+    } else if ((verb == "pixels" || verb == "look") && argc >= 5) {
+        frames(verb == "pixels", argc, argv);
+    } else if (verb == "classify" && argc >= 4) {
+        std::vector<Image> images;
+        for (int i = 3; i < argc; ++i) images.push_back(load_image(argv[i]));
+        for (const auto& found : Classifier(argv[2]).classify(images, 3))
+            for (const Prediction& each : found) std::printf("%zu %a\n", each.index, static_cast<double>(each.probability));
     } else if (verb == "infer" && argc >= 5) {
         const Classifier classifier(argv[2]);
         std::ifstream file(argv[3], std::ios::binary);

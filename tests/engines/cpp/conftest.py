@@ -42,7 +42,7 @@ __all__ = [
 
 SOURCES = Path(__file__).parents[3] / "engines/cpp"
 # verbs of sit_probe that open no runtime, whose leaks would not be ours: these are searched for leaks too
-_OURS_ALONE = {"decode", "resize", "prepare", "open", "orientation"}
+_OURS_ALONE = {"decode", "resize", "prepare", "pixels", "open", "orientation"}
 _SANITIZERS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TBB_ENABLE_SANITIZERS": "1",  # else TBB loads a library in a way that AddressSanitizer refuses

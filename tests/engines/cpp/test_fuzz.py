@@ -22,6 +22,7 @@ MUTATIONS = {
     "json": 10_000,
     "npz": 20_000,
     "picture": 10_000,
+    "pixels": 7_000,
     "prepare": 7_000,
     "resize": 3_000,
 }

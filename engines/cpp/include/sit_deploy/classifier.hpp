@@ -44,6 +44,10 @@ public:
                                                                 std::size_t top = 5) const;
     [[nodiscard]] std::vector<Prediction> classify(const Image& image, std::size_t top = 5) const;
 
+    /// The same of pixels in memory of yours; of several, the error says which is wrong.
+    [[nodiscard]] std::vector<std::vector<Prediction>> classify(const std::vector<Pixels>& pixels, std::size_t top = 5) const;
+    [[nodiscard]] std::vector<Prediction> classify(const Pixels& pixels, std::size_t top = 5) const;
+
 private:
     Bundle bundle_;
     std::unique_ptr<Engine> engine_;

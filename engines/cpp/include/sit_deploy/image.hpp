@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sit_deploy/bundle.hpp"
+#include "sit_deploy/pixels.hpp"
 
 namespace sit_deploy {
 
@@ -32,10 +33,18 @@ Image resize(const Image& image, std::size_t width, std::size_t height, const st
 /// The image as it was seen: turned as its orientation says, equal to Pillow's ImageOps.exif_transpose.
 Image upright(const Image& image);
 
+Image upright(const Pixels& pixels);
+
+/// An image as pixels: a view, which ends with the image. Throws Error where the image is not as large as it says.
+Pixels view(const Image& image);
+
 /// The turned, resized and cropped image: 3 * H * W bytes, (H, W, 3). Of the resized image no more is made than the crop.
 std::vector<std::uint8_t> crop_pixels(const Image& image, const Preprocessing& how);
+std::vector<std::uint8_t> crop_pixels(const Pixels& pixels, const Preprocessing& how);
 
 /// Write what the network takes of an image: how.bytes() bytes at `out`, equal to the Python preprocessing to the bit.
+/// Pixels of any format are read where they are, and copied only where they have to be turned.
 void prepare(const Image& image, const Preprocessing& how, void* out);
+void prepare(const Pixels& pixels, const Preprocessing& how, void* out);
 
 }  // namespace sit_deploy
