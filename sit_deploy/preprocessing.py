@@ -186,7 +186,23 @@ class Preprocessing:
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The turned, resized and cropped image, uint8 (H, W, 3): the stage before any floating point."""
         image = self.upright(to_rgb(image))
-        width, height = image.size
+        target, box = self._placed(*image.size)
+        if target[0] * target[1] > _STRIP * self.size[0] * self.size[1]:
+            return resized_box(image, target, box, self.interpolation)
+        if image.size != target:
+            image = image.resize(target, _RESAMPLING[self.interpolation])
+        return np.asarray(image.crop(box))
+
+    def seen(self, image: Image.Image) -> Image.Image:
+        """The part of the turned image that the crop takes, at the image's own resolution, to whole pixels: RGB."""
+        image = self.upright(to_rgb(image))
+        target, box = self._placed(*image.size)
+        sides = [round(edge * image.size[i % 2] / target[i % 2]) for i, edge in enumerate(box)]
+        left, top = (min(sides[i], image.size[i] - 1) for i in range(2))
+        return image.crop((left, top, max(sides[2], left + 1), max(sides[3], top + 1)))
+
+    def _placed(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """Return the (width, height) that an image is resized to, and the crop in it: left, top, right, bottom."""
         shorter, longer = min(width, height), max(width, height)
         if not shorter:
             raise InputError(f"an image of {width} x {height} pixels has nothing to see; remove it")
@@ -196,12 +212,7 @@ class Preprocessing:
         crop_height, crop_width = self.size
         left = round((target[0] - crop_width) / 2)
         top = round((target[1] - crop_height) / 2)
-        box = (left, top, left + crop_width, top + crop_height)
-        if target[0] * target[1] > _STRIP * crop_width * crop_height:
-            return resized_box(image, target, box, self.interpolation)
-        if image.size != target:
-            image = image.resize(target, _RESAMPLING[self.interpolation])
-        return np.asarray(image.crop(box))
+        return target, (left, top, left + crop_width, top + crop_height)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (..., H, W, 3), scaled to [0, 1] and normalised: float32 (..., 3, H, W), contiguous."""

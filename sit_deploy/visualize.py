@@ -8,19 +8,15 @@ them on the way.
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import EngineError
-from engines.files import atomic_path
 from sit_deploy.errors import InputError
 from sit_deploy.methods import TSM
 
 if TYPE_CHECKING:
     import numpy as np
 
-_PANEL_INCHES = 2.4
-_DPI = 200
+_ALIKE = 0.9  # of all patches: a token that gathers so many takes hardly more of one than of another
 
 
 def patch_shares(model: Any, images: np.ndarray) -> list[np.ndarray]:
@@ -82,16 +78,63 @@ def weights(shares: np.ndarray) -> np.ndarray:
     return shares.sum(axis=0) * (patches / kept)
 
 
-def merged_picture(pixels: np.ndarray, owner: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Paint every patch in the mean colour of all patches of its token, with lines where the token changes.
+def gathered(shares: np.ndarray) -> np.ndarray:
+    """Return how many patches each token is made of, float32 (kept,), from 1 to all.
+
+    It is the effective number: the exponential of the entropy of a token's shares, which is N where N patches have equal
+    shares and the others none.
+
+    Args:
+        shares: (kept, patches), rows sum to 1.
+    """
+    import numpy as np
+
+    some = np.where(shares > 0, shares, 1)
+    return np.exp(-(shares * np.log(some)).sum(axis=1)).astype(np.float32)
+
+
+def alike_note(shares: list[np.ndarray]) -> str | None:
+    """Return what to say where tokens gather nearly all patches alike, so that outlines tell next to nothing; None where not.
+
+    Args:
+        shares: of each stage, (kept, patches).
+    """
+    import numpy as np
+
+    for stage, share in enumerate(shares, 2):
+        typical, patches = float(np.median(gathered(share))), share.shape[1]
+        if typical > _ALIKE * patches:
+            return (
+                f"from stage {stage} on a token gathers nearly all patches alike ({typical:.0f} of {patches}, by the entropy of its shares), as TSMs do "
+                "that were not trained: which token has most of a patch says little"
+            )
+    return None
+
+
+def boundaries(owner: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the lines between neighbouring patches of different tokens, float32 (lines, 2, 2): two ends (x, y), in patches.
+
+    Args:
+        owner: the token of each patch, (patches,).
+        grid: patches in a column and in a row.
+    """
+    import numpy as np
+
+    field = owner.reshape(grid)
+    down, across = np.nonzero(field[:, 1:] != field[:, :-1])
+    upright = np.stack([np.stack([across + 1, down], 1), np.stack([across + 1, down + 1], 1)], 1)
+    down, across = np.nonzero(field[1:] != field[:-1])
+    level = np.stack([np.stack([across, down + 1], 1), np.stack([across + 1, down + 1], 1)], 1)
+    return np.concatenate([upright, level]).astype(np.float32)
+
+
+def mean_colours(pixels: np.ndarray, owner: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return for every patch the mean colour of all patches of its token, uint8 (rows, columns, 3).
 
     Args:
         pixels: uint8 (H, W, 3).
         owner: the token of each patch, (patches,).
         grid: patches in a column and in a row.
-
-    Returns:
-        uint8 (H, W, 3).
     """
     import numpy as np
 
@@ -101,63 +144,4 @@ def merged_picture(pixels: np.ndarray, owner: np.ndarray, grid: tuple[int, int])
     colour = patches.mean(axis=(1, 3)).reshape(-1, 3)
     for token in np.unique(owner):
         colour[owner == token] = colour[owner == token].mean(axis=0)
-    painted = colour.reshape(rows, columns, 3).round().astype(np.uint8)
-    painted = painted.repeat(height, axis=0).repeat(width, axis=1)
-    field = owner.reshape(rows, columns).repeat(height, axis=0).repeat(width, axis=1)
-    painted[1:][field[1:] != field[:-1]] = 255
-    painted[:, 1:][field[:, 1:] != field[:, :-1]] = 255
-    return painted
-
-
-def draw(pixels: np.ndarray, shares: list[np.ndarray], grid: tuple[int, int], title: str = "") -> Any:
-    """Return a matplotlib figure: the picture, and for each stage its tokens and how much each patch counts.
-
-    Args:
-        pixels: uint8 (H, W, 3), the cropped picture.
-        shares: of `patch_shares`, for this picture: (kept, patches) each.
-        grid: patches in a column and in a row.
-        title: above all.
-    """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
-    rows, columns = grid
-    count = 1 + len(shares)
-    figure = Figure(figsize=(_PANEL_INCHES * count + 0.6, 2 * _PANEL_INCHES + 0.6), layout="constrained")
-    axes = figure.subplots(2, count, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    if title:
-        figure.suptitle(title, fontsize=10)
-    axes[0, 0].imshow(pixels)
-    axes[0, 0].set_title(f"{rows * columns} patches", fontsize=9)
-    # a few patches may count twenty times their share; the others should show too
-    scale = PowerNorm(0.5, vmin=0, vmax=max(float(weights(share).max()) for share in shares))
-    for index, share in enumerate(shares, 1):
-        axes[0, index].imshow(merged_picture(pixels, owners(share), grid))
-        axes[0, index].set_title(f"stage {index + 1}: {len(share)} tokens", fontsize=9)
-        shown = axes[1, index].imshow(weights(share).reshape(grid), cmap="magma", norm=scale)
-    axes[1, 0].text(
-        0.5,
-        0.5,
-        "Above: each patch in the colour\nof the token that has most of it.\n\nRight: how much each patch\ncounts; 1 is an equal share.",
-        ha="center",
-        va="center",
-        fontsize=8,
-        transform=axes[1, 0].transAxes,
-    )
-    figure.colorbar(shown, ax=axes[1, :].tolist(), fraction=0.03)
-    return figure
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=_DPI, format="png")
-    except EngineError as error:
-        raise InputError(f"{error}; choose another place with -o") from None
+    return colour.reshape(rows, columns, 3).round().astype(np.uint8)

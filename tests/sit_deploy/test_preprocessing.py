@@ -355,6 +355,29 @@ def test_a_small_crop_of_a_large_resize_asks_for_no_memory() -> None:
     assert (pixels == (1, 2, 3)).all()
 
 
+@pytest.mark.parametrize("shape", [(427, 640), (640, 427), (1000, 1000), (57, 91)])
+def test_what_is_seen_is_the_crop_at_the_images_own_resolution(shape: tuple[int, int]) -> None:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    smooth = np.stack([x * 255 / shape[1], y * 255 / shape[0], (x + y) * 255 / sum(shape)], -1).astype(
+        np.uint8
+    )
+    for turn in (None, 6):
+        preprocessing = Preprocessing.for_model(112, orientation="exif" if turn else "stored")
+        image = Image.fromarray(smooth)
+        if turn:
+            image.getexif()[0x0112] = turn
+        seen = preprocessing.seen(image)
+        share = 112 / preprocessing.resize * min(shape)
+        assert max(abs(side - share) for side in seen.size) < 2  # each edge to a whole pixel
+        again = np.asarray(seen.resize((112, 112)), np.int16)
+        assert np.abs(again - preprocessing.pixels(image)).max() <= 6  # half a pixel to any side
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
+def test_something_is_seen_of_every_image(size: tuple[int, int]) -> None:
+    assert min(Preprocessing.for_model(112).seen(Image.new("RGB", size)).size) >= 1
+
+
 def test_an_image_without_pixels() -> None:
     with pytest.raises(InputError, match="0 x 5 pixels"):
         Preprocessing.for_model(224).pixels(Image.new("RGB", (0, 5)))

@@ -1,17 +1,31 @@
 from __future__ import annotations
 
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from sit_deploy.errors import InputError
-from sit_deploy.visualize import draw, merged_picture, owners, patch_shares, save, weights
+from sit_deploy.token_pictures import FORMATS, ROWS, draw, save, shown
+from sit_deploy.visualize import (
+    alike_note,
+    boundaries,
+    gathered,
+    mean_colours,
+    owners,
+    patch_shares,
+    weights,
+)
 from tests.helpers.models import named_model
 
+HREF = "{http://www.w3.org/1999/xlink}href"
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 112, 112), np.float32)
 
 
@@ -77,32 +91,80 @@ def test_owners_and_weights() -> None:
     np.testing.assert_allclose(weights(np.full((3, 12), 1 / 12)), 1)
 
 
-def test_patches_of_a_token_share_a_colour_and_lines_part_them() -> None:
+def test_a_token_is_made_of_as_many_patches_as_have_a_share() -> None:
+    shares = np.array([[1, 0, 0, 0], [0.5, 0, 0.5, 0], [0.25] * 4, [0.97, 0.01, 0.01, 0.01]], np.float32)
+    np.testing.assert_allclose(gathered(shares)[:3], [1, 2, 4], rtol=1e-6)
+    assert 1 < gathered(shares)[3] < 1.3
+
+
+def test_tokens_that_gather_everything_alike_are_told_of() -> None:
+    sharp, rng = np.eye(8, 16, dtype=np.float32), np.random.default_rng(0)
+    flat = rng.uniform(0.9, 1.1, (4, 16)).astype(np.float32)
+    flat /= flat.sum(axis=1, keepdims=True)
+    assert alike_note([sharp]) is None
+    note = alike_note([sharp, flat])
+    assert note is not None and note.startswith("from stage 3 on") and "(16 of 16" in note
+
+
+def test_lines_stand_where_the_token_changes() -> None:
+    owner = np.array([0, 0, 1, 0, 2, 1])  # 0 0 1 / 0 2 1
+    lines = {tuple(map(tuple, line.tolist())) for line in boundaries(owner, (2, 3))}
+    assert lines == {((2, 0), (2, 1)), ((1, 1), (1, 2)), ((2, 1), (2, 2)), ((1, 1), (2, 1))}
+    assert boundaries(np.zeros(6, int), (2, 3)).shape == (0, 2, 2)
+
+
+def test_patches_of_a_token_share_a_colour() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4, :4], pixels[:4, 4:] = 100, 200  # two patches of one token; the lower two are another's
-    painted = merged_picture(pixels, np.array([5, 5, 2, 2]), (2, 2))
-    assert painted.shape == pixels.shape
-    assert (painted[:4] == 150).all()
-    assert (painted[4] == 255).all() and (painted[5:] == 0).all()
+    colours = mean_colours(pixels, np.array([5, 5, 2, 2]), (2, 2))
+    assert colours.shape == (2, 2, 3) and (colours[0] == 150).all() and (colours[1] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def photograph() -> np.ndarray:
+    return load_sample_image("china.jpg")
 
 
 @pytest.mark.slow
-def test_a_figure_is_a_picture(tmp_path: Path, model: Any) -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8)
+def test_a_figure_is_a_picture_in_each_format(tmp_path: Path, model: Any, photograph: np.ndarray) -> None:
     shares = [share[0] for share in patch_shares(model, IMAGES[:1])]
-    save(draw(pixels, shares, model.grid_size), tmp_path / "tokens.png")
-    with Image.open(tmp_path / "tokens.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 800
-        assert np.asarray(picture.convert("RGB")).std() > 10
-    assert [path.name for path in tmp_path.iterdir()] == ["tokens.png"]
+    picture = photograph[:400, :400]
+    figure = draw(picture, shares, model.grid_size, tuple(ROWS))
+    # of each row a panel for the patches and for each stage, and two colour bars
+    assert len(figure.axes) == 4 * 4 + 2
+    for kind in FORMATS:
+        save(figure, tmp_path / f"tokens.{kind}", 400)
+    with Image.open(tmp_path / "tokens.png") as drawn:
+        assert drawn.format == "PNG" and min(drawn.size) > 1500
+        assert np.asarray(drawn.convert("RGB")).std() > 10
+    vector = ElementTree.parse(tmp_path / "tokens.svg")
+    images = [e for e in vector.iter("{http://www.w3.org/2000/svg}image")]
+    # the photograph and each stage's outlines over it have the photograph's own pixels, and are not blurred
+    embedded = [Image.open(BytesIO(b64decode(e.attrib[HREF].split(",", 1)[1]))) for e in images]
+    assert [image.size for image in embedded].count((400, 400)) == 4
+    whole = next(image for image in embedded if image.size == (400, 400))
+    assert (np.asarray(whole.convert("RGB")) == picture).all()
+    assert (tmp_path / "tokens.pdf").read_bytes().startswith(b"%PDF")
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(first) == {f"tokens.{kind}" for kind in FORMATS}
+    for kind in ("png", "svg"):
+        save(figure, tmp_path / f"tokens.{kind}", 400)
+        assert (tmp_path / f"tokens.{kind}").read_bytes() == first[f"tokens.{kind}"]
+
+
+def test_a_large_photograph_is_drawn_smaller() -> None:
+    assert shown(Image.new("RGB", (5000, 2500))).shape == (1024, 2048, 3)
+    assert shown(Image.new("RGB", (300, 200))).shape == (200, 300, 3)
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     class Full:
+        axes = ()
+
         def savefig(self, path: Path, **_: object) -> None:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
     with pytest.raises(InputError, match=r"cannot write .*tokens\.png: No space left on device; choose"):
-        save(Full(), tmp_path / "tokens.png")
+        save(Full(), tmp_path / "tokens.png", 100)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dots are few, since writing many takes longer than all else."""
-    monkeypatch.setattr("sit_deploy.visualize._DPI", 40)
+    for name in ("_LEAST_DPI", "_MOST_DPI"):
+        monkeypatch.setattr(f"sit_deploy.token_pictures.{name}", 40)
 
 
 def test_a_bundle_and_its_checkpoint_draw_the_same(trained: Trained, cli: CommandLine) -> None:
@@ -67,3 +68,39 @@ def test_a_teacher_has_nothing_to_draw(trained: Trained, teacher_bundle: Path, c
     message = cli("visualize", teacher_bundle, list_images(trained.images)[0], status=2).the_error()
     assert "does not slim its tokens" in message
     assert not list(Path(cli.folder).glob("*.png"))
+
+
+def test_formats_and_rows(trained: Trained, cli: CommandLine) -> None:
+    image = list_images(trained.images)[0]
+    words = ("visualize", trained.bundle, image, "--format", "svg, png", "--rows", "gathered")
+    (row,) = cli(*words, "-o", "a", "--json").json()
+    names = [f"a/{image.stem}-tokens.{kind}" for kind in ("svg", "png")]
+    assert row["pictures"] == names and row["picture"] == names[0]
+    assert sorted(path.name for path in (cli.folder / "a").iterdir()) == sorted(Path(n).name for n in names)
+    assert [stage["tokens"] for stage in row["stages"]] == row["tokens"][1:]
+    for stage in row["stages"]:
+        assert (
+            1
+            <= stage["gathered_least"]
+            <= stage["gathered_median"]
+            <= stage["gathered_most"]
+            <= row["tokens"][0]
+        )
+        assert 1 <= stage["lead"] <= stage["tokens"] and 0 < stage["largest_share"] <= 1
+    (cli.folder / names[0]).unlink()  # one of the two is there
+    assert "tokens.png exists" in cli.refuses(*words, "-o", "a")
+    gif = cli("visualize", trained.bundle, image, "--format", "gif", status=2).usage_error()
+    assert "'gif' is none of png, svg, pdf" in gif
+    assert "'' is none of" in cli(*words, "--rows", "outlines,", status=2).usage_error()
+
+
+def test_tokens_that_were_not_trained_are_told_of(cli: CommandLine, trained: Trained) -> None:
+    import torch
+
+    from sit_deploy.models import create_model
+
+    torch.manual_seed(0)
+    torch.save(create_model("sit_nano").state_dict(), cli.folder / "new.pth")
+    image = list_images(trained.images)[0]
+    done = cli("visualize", "new.pth", "--model", "sit_nano", image, "-o", "a")
+    assert "gathers nearly all patches alike" in done.err
