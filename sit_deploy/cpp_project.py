@@ -51,7 +51,7 @@ _README = """\
     build/{program} bundle photo.jpg{more}
 
 Needs a C++17 compiler, CMake 3.18, and libjpeg, libpng and OpenSSL with their headers (on Debian or Ubuntu: apt-get install
-g++ cmake libjpeg-dev libpng-dev libssl-dev). `main.cpp` is yours to change; `sit_deploy/include` has the interface.
+g++ cmake libjpeg-dev libpng-dev libssl-dev), and libwebp-dev to decode WebP. `main.cpp` is yours to change; `sit_deploy/include` has the interface.
 Made by sit-deploy from bundle {digest}.
 """
 

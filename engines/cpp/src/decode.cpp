@@ -1,4 +1,4 @@
-// JPEG by libjpeg and PNG by libpng. Both report errors by longjmp, so what they run in holds nothing with a destructor;
+// JPEG by libjpeg and PNG by libpng; WebP is in webp.cpp. Both report errors by longjmp, so what they run in holds nothing with a destructor;
 // memory and library state belong to objects outside.
 #include <algorithm>
 #include <charconv>
@@ -21,6 +21,7 @@
 #include "limits.hpp"
 #include "sit_deploy/error.hpp"
 #include "sit_deploy/image.hpp"
+#include "webp.hpp"
 
 namespace sit_deploy {
 namespace {
@@ -30,9 +31,26 @@ constexpr std::uint64_t deflate_ratio = 1032;  // nothing compressed by deflate 
 constexpr std::size_t pixels_a_byte = 2048;
 constexpr int most_scans = 100;               // of a progressive JPEG; encoders write about ten, and each goes over all pixels
 
-void check_size(std::size_t width, std::size_t height) {
-    if (width == 0 || height == 0 || width > limits::pixels / height)
-        throw Error("the image is " + std::to_string(width) + " x " + std::to_string(height) + " pixels: too large to trust");
+/// The names of what files begin with, for those that are not decoded here: Pillow, and with it the Python side, takes most.
+std::string_view foreign_kind(std::string_view start) {
+    const auto begins = [&](std::string_view with, std::size_t at = 0) { return start.size() >= at && start.substr(at, with.size()) == with; };
+    if (begins("GIF8")) return "GIF";
+    if (begins("BM")) return "BMP";
+    if (begins({"II*\0", 4}) || begins({"MM\0*", 4})) return "TIFF";
+    if (begins("ftypavi", 4)) return "AVIF";
+    if (begins("ftyphei", 4) || begins("ftypmif1", 4)) return "HEIF";
+    if (begins("P") && start.size() > 2 && start[1] >= '1' && start[1] <= '6' && std::string_view(" \t\r\n#").find(start[2]) != std::string_view::npos)
+        return "PPM";
+    return {};
+}
+
+/// Ink as Adobe writes it, 255 for none, into RGB as Pillow turns it; `pixels` of four bytes each.
+void rgb_of_ink(const std::uint8_t* ink, std::size_t pixels, std::uint8_t* rgb) {
+    for (std::size_t i = 0; i < pixels; ++i, ink += 4)
+        for (std::size_t c = 0; c < 3; ++c) {
+            const int light = ink[3], product = (255 - ink[c]) * light + 128;
+            *rgb++ = static_cast<std::uint8_t>(std::max(light - ((product >> 8) + product) / 256, 0));
+        }
 }
 
 class Jpeg {
@@ -70,14 +88,15 @@ public:
         // libjpeg takes memory for all pixels at once, and makes what is missing grey
         if (static_cast<std::size_t>(info_.image_width) * info_.image_height / pixels_a_byte > size_)
             throw Error("cannot decode the image (" + std::to_string(size_) + " bytes are too few for its pixels: it is truncated)");
-        if (info_.num_components == 4) throw Error("a CMYK image; convert it to RGB");
         Image image{info_.image_width, info_.image_height, {}, orientation()};
         guarded([&] {
-            info_.out_color_space = JCS_RGB;  // of grey too
+            info_.out_color_space = info_.num_components == 4 ? JCS_CMYK : JCS_RGB;  // RGB of grey too
             jpeg_start_decompress(&info_);
         });
         // memory becomes real as rows come: a header of a few bytes may promise any number of them
         const std::size_t row = 3 * image.width;
+        std::vector<std::uint8_t> ink(info_.num_components == 4 ? 4 * image.width : 0);
+        std::uint8_t* const inked = ink.empty() ? nullptr : ink.data();
         image.rgb.reserve(row * image.height);
         while (info_.output_scanline < info_.output_height) {
             const std::size_t before = row * info_.output_scanline, more = std::min<std::size_t>(16, info_.output_height - info_.output_scanline);
@@ -85,8 +104,9 @@ public:
             std::uint8_t* rgb = image.rgb.data() + before;
             guarded([&] {
                 for (std::size_t i = 0; i < more; ++i, rgb += row) {
-                    JSAMPROW target = rgb;
+                    JSAMPROW target = inked ? inked : rgb;
                     jpeg_read_scanlines(&info_, &target, 1);  // from memory it never comes back without a row
+                    if (inked) rgb_of_ink(inked, image.width, rgb);
                 }
             });
         }
@@ -273,6 +293,11 @@ private:
 
 }  // namespace
 
+void check_size(std::size_t width, std::size_t height) {
+    if (width == 0 || height == 0 || width > limits::pixels / height)
+        throw Error("the image is " + std::to_string(width) + " x " + std::to_string(height) + " pixels: too large to trust");
+}
+
 Image decode(const std::uint8_t* data, std::size_t size) {
     return at_boundary("decoding an image", [&] {
         constexpr std::uint8_t jpeg[] = {0xFF, 0xD8, 0xFF}, png[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
@@ -280,7 +305,10 @@ Image decode(const std::uint8_t* data, std::size_t size) {
         if (size > limits::image_bytes) throw Error("the file is larger than " + std::to_string(limits::image_bytes) + " bytes: too large to trust");
         if (size > sizeof jpeg && std::memcmp(data, jpeg, sizeof jpeg) == 0) return Jpeg(data, size).read();
         if (size > sizeof png && std::memcmp(data, png, sizeof png) == 0) return Png(data, size).read();
-        throw Error("neither JPEG nor PNG; convert it");
+        const std::string_view start(reinterpret_cast<const char*>(data), std::min<std::size_t>(size, 16));
+        if (start.substr(0, 4) == "RIFF" && start.size() > 8 && start.substr(8, 4) == "WEBP") return decode_webp(data, size);
+        const std::string kind(foreign_kind(start));
+        throw Error("no JPEG, PNG or WebP" + (kind.empty() ? "" : " but " + kind) + "; convert it to PNG, or decode it yourself and pass its Pixels");
     });
 }
 

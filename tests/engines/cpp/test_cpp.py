@@ -133,10 +133,10 @@ def encoded(form: str, mode: str = "RGB", **options: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "neither JPEG nor PNG; convert it"),
-        (b"no image", "neither JPEG nor PNG; convert it"),
-        (encoded("bmp"), "neither JPEG nor PNG; convert it"),
-        (encoded("jpeg", "CMYK"), "a CMYK image; convert it to RGB"),
+        (b"", "no JPEG, PNG or WebP; convert it to PNG"),
+        (b"no image", "no JPEG, PNG or WebP; convert it to PNG"),
+        (b"P and no picture", "no JPEG, PNG or WebP; convert it to PNG"),
+        (b"RIFF\0\0\0\0WEBP", ""),
         (b"\xff\xd8\xff\xe0" + b"\0" * 50, "cannot decode the image ("),
         (encoded("png").replace(b"IHDR\0\0\0", b"IHDR\x7f\xff\0", 1), "cannot decode the image ("),
     ],

@@ -1,4 +1,4 @@
-// Images: decoded from JPEG and PNG, and prepared exactly as the training did it.
+// Images: decoded from JPEG, PNG and WebP, and prepared exactly as the training did it.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,9 @@ struct Image {
     std::uint8_t orientation = 1;  ///< by EXIF, 1 to 8: how the stored pixels stand; prepare() turns where the bundle asks
 };
 
-/// Decode a JPEG or PNG. Grey becomes RGB, 16 bits their high byte, transparency is dropped; the pixels are as stored.
-/// Throws Error: damaged, truncated, of another format, CMYK, or too large to trust.
+/// Decode a JPEG, PNG or, where the library was built with libwebp, WebP. Grey and CMYK become RGB, 16 bits their high byte,
+/// transparency is dropped; of an animation it is the first frame; the pixels are as stored.
+/// Throws Error: damaged, truncated, of another format, or too large to trust.
 Image decode(const std::uint8_t* data, std::size_t size);
 
 /// Decode a file; the error names it.
