@@ -6,11 +6,11 @@ All requests that Triton batched are one run. An engine of fixed batch gets its 
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from sit_deploy_parts.cpu import cpu_count, quota
 from sit_deploy_parts.session import Session
 
 
@@ -31,12 +31,14 @@ def _copies(config: dict) -> int:
 
 
 def _threads(config: dict) -> int:
-    """Return the threads of this copy; copies that nobody gave threads share the CPUs, which each would take whole."""
+    """Return the threads of this copy; where nobody gave any, copies share what CPUs there are, a container's limit heeded.
+
+    A runtime would take all CPUs that it sees, for every copy, and more than a limit of their time leaves.
+    """
     threads, copies = _number(config, "threads", 0, 4096), _copies(config)
-    if threads or copies < 2:
+    if threads or (copies < 2 and quota() is None):
         return threads  # 0: the runtime's choice
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // copies)
+    return max(1, cpu_count() // max(1, copies))
 
 
 class TritonPythonModel:

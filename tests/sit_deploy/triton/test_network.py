@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import sit_deploy.triton.python_models as models
+from engines import cpu
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
     monkeypatch.setitem(sys.modules, "sit_deploy_parts", ModuleType("sit_deploy_parts"))
     monkeypatch.setitem(sys.modules, "sit_deploy_parts.session", session)
+    monkeypatch.setitem(sys.modules, "sit_deploy_parts.cpu", cpu)  # which lies beside it as it is
     spec = importlib.util.spec_from_file_location(
         "network_of_test", Path(models.__file__).with_name("network.py")
     )
@@ -33,12 +35,42 @@ def network(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [(0, [1], 0), (0, [], 0), (3, [4], 3), (0, [2], 4), (0, [2, 2], 2), (0, [3], 2), (0, [100], 1)],
 )
 def test_copies_share_the_cpus(
-    threads: int, counts: list[int], found: int, network: ModuleType, monkeypatch: pytest.MonkeyPatch
+    threads: int,
+    counts: list[int],
+    found: int,
+    network: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Each would take all of them, and wait for the others."""
-    monkeypatch.setattr(network.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    config = {
+    monkeypatch.setattr(cpu, "usable_cpus", lambda: tuple(range(8)))
+    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "none")
+    assert network._threads(config(threads, counts)) == found
+
+
+@pytest.mark.parametrize(
+    ("threads", "counts", "found"),
+    [(0, [1], 3), (0, [], 3), (5, [4], 5), (0, [2], 1), (0, [3], 1), (0, [100], 1)],
+)
+def test_a_containers_limit_is_heeded(
+    threads: int,
+    counts: list[int],
+    found: int,
+    network: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of eight CPUs that it sees, a container has the time of three at most: a runtime would start eight threads."""
+    monkeypatch.setattr(cpu, "usable_cpus", lambda: tuple(range(8)))
+    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(cpu, "_CGROUPS", tmp_path)
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert network._threads(config(threads, counts)) == found
+
+
+def config(threads: int, counts: list[int]) -> dict:
+    return {
         "parameters": {"threads": {"string_value": str(threads)}},
         "instance_group": [{"count": count} for count in counts],
     }
-    assert network._threads(config) == found
