@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = "sit_deploy|engines|calibration|training|benchmarks|tests|docs"
 # a path with an ending or a closing slash; <sit_deploy/x.hpp> is an include, and capitals are for the reader to fill in
 PATH = re.compile(rf"(?<![\w/.<-])((?:{FOLDERS})/(?:[a-z_0-9]+/)*(?:[a-z_0-9]+\.\w+)?)(?![\w*/<])")
