@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engines.errors import EngineError
     from engines.timing import TimingOptions
     from sit_deploy.bundle import Bundle, load_bundle
+    from sit_deploy.calls import show_progress
     from sit_deploy.embeddings import Embedded, EmbedRequest, embed
     from sit_deploy.errors import Error, GateError, InputError
     from sit_deploy.inference import Classifier, load
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sit_deploy.validation.validate import ValidateRequest, Validation, validate
     from training.loop import train
     from training.request import TrainRequest
+    from training.slim import Slimmed, slim
+    from training.slim_request import SlimRequest
     from training.summary import Summary
 
 import_check.check()
@@ -56,6 +59,8 @@ __all__ = [
     "Prediction",
     "Report",
     "ReportRequest",
+    "SlimRequest",
+    "Slimmed",
     "Summary",
     "TimingOptions",
     "TrainRequest",
@@ -68,6 +73,8 @@ __all__ = [
     "export",
     "load",
     "load_bundle",
+    "show_progress",
+    "slim",
     "train",
     "validate",
     "write_report",
@@ -92,6 +99,8 @@ _HOMES = {
     "Prediction": "sit_deploy.predictions",
     "Report": "sit_deploy.validation.report",
     "ReportRequest": "sit_deploy.validation.report",
+    "SlimRequest": "training.slim_request",
+    "Slimmed": "training.slim",
     "Summary": "training.summary",
     "TimingOptions": "engines.timing",
     "TrainRequest": "training.request",
@@ -104,6 +113,8 @@ _HOMES = {
     "export": "sit_deploy.pipeline.build",
     "load": "sit_deploy.inference",
     "load_bundle": "sit_deploy.bundle",
+    "show_progress": "sit_deploy.calls",
+    "slim": "training.slim",
     "train": "training.loop",
     "validate": "sit_deploy.validation.validate",
     "write_report": "sit_deploy.validation.report",

@@ -129,6 +129,10 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def __fspath__(self) -> str:
+        """Its folder: a bundle stands wherever a path of one does."""
+        return str(self.path)
+
     @property
     def model_path(self) -> Path:
         return self.path / MODEL

@@ -123,8 +123,8 @@ class Classifier:
         found = self.runner.infer({self.runner.inputs[0].name: images})
         return {name: values[: len(images) - short] for name, values in found.items()}
 
-    @overload
-    def predict(
+    @overload  # text and bytes could be several too, and are one
+    def predict(  # type: ignore[overload-overlap]
         self, images: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, top: int = 5
     ) -> Prediction: ...
 

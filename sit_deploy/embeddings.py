@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
 from sit_deploy import limits
+from sit_deploy.calls import takes_options
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.files import check_output, whole_file
 from sit_deploy.outputs import in_order, listing
@@ -124,6 +125,7 @@ class Embedded:
         }
 
 
+@takes_options(EmbedRequest, progress=lambda shown: shown.step, tell=lambda shown: shown.note)
 def embed(
     request: EmbedRequest, progress: Progress | None = None, tell: Callable[[str], None] | None = None
 ) -> Embedded:

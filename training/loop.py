@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from sit_deploy.calls import takes_options
 from sit_deploy.errors import Error, InputError
 from sit_deploy.models.catalog import title
 from sit_deploy.processes import join_world
@@ -31,6 +32,7 @@ from training.set_up import set_up
 from training.stop_signal import StopSignal
 from training.summary import Summary, finish
 from training.task import FRDTask
+from training.terminal_reporter import TerminalReporter
 from training.worker_errors import as_raised_in_worker
 
 
@@ -38,6 +40,7 @@ class StoppedError(Error):
     """The run was told to stop; its state is saved."""
 
 
+@takes_options(TrainRequest, reporter=TerminalReporter)
 def train(request: TrainRequest, reporter: Reporter | None = None) -> Summary:
     """Train as the request says; under torchrun, every process calls this.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,7 @@ class TrainRequest:
         init: checkpoint to start from, its head replaced where the classes are others; a student starts from its teacher by
             default.
         checkpoint_key: where the weights are, in whichever of the two has several (`read_checkpoint`).
-        overrides: fields of the recipe that the user set.
+        overrides: fields of the recipe (`training.recipes.Recipe`) that the user set, by name.
         accumulate: passes a step.
         grad_checkpointing: keep no activations within blocks and compute them again; None: as the model was published.
         warm_start: fit a student's TSMs before its first step (`training.warm_start`).
@@ -61,7 +62,7 @@ class TrainRequest:
 
     model: str
     data: str
-    output: Path | None
+    output: Path | None = None
     stages: tuple[int, ...] | None = None
     keeping_ratio: float | None = None
     kept: tuple[int, ...] | None = None
@@ -84,7 +85,7 @@ class TrainRequest:
     qat: bool = False
     qat_images: int = 256
     qat_skip: tuple[str, ...] = KEPT_HIGH
-    overrides: tuple[tuple[str, Any], ...] = ()
+    overrides: tuple[tuple[str, Any], ...] | Mapping[str, Any] = ()
     accumulate: int = 1
     seed: int = 0
     device: str = "auto"
@@ -103,7 +104,16 @@ class TrainRequest:
     pretrained: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.overrides, Mapping):
+            object.__setattr__(self, "overrides", tuple(self.overrides.items()))
         convert_fields(self)
+
+    @staticmethod
+    def of_unknown(name: str) -> str:
+        """Return what to do about a field that there is not: a value of the recipe has its place."""
+        if name not in Recipe.__dataclass_fields__:
+            return ""
+        return f", which is a value of the recipe; pass overrides={{{name!r}: VALUE}}"
 
     def named(self) -> TrainRequest:
         """Return the request with its model's name and its output; of repositories, only config.json is fetched.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sit_deploy.calls import takes_options
 from sit_deploy.data.image_files import find_images
 from sit_deploy.data.samples import describe
 from sit_deploy.errors import InputError
@@ -36,6 +37,7 @@ from training.slim_features import FrozenFeatures, mean_logits, unslimmed
 from training.slim_fit import Fit, fit_tsms
 from training.slim_options import BATCH_SIZE, VIEWS, FitOptions
 from training.slim_request import SlimRequest
+from training.terminal_reporter import TerminalReporter
 
 _MOST_HELD_OUT = 500  # images that agreement is measured on
 _FEW_HELD_OUT = 8  # that say nothing
@@ -117,6 +119,7 @@ class Slimmed:
         return {**asdict(self), "weights": str(self.weights), "doubt": self.doubt}
 
 
+@takes_options(SlimRequest, reporter=TerminalReporter)
 def slim(request: SlimRequest, reporter: Reporter | None = None) -> Slimmed:
     """Fit the TSMs of a model to images, and write its weights with their model card.
 

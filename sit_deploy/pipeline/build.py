@@ -21,6 +21,7 @@ from sit_deploy.bundle import (
     load_bundle,
     staging,
 )
+from sit_deploy.calls import takes_options
 from sit_deploy.errors import InputError
 from sit_deploy.files import scratch
 from sit_deploy.manifest import write_manifest
@@ -55,6 +56,7 @@ __all__ = ["BuildRequest", "build", "export"]
 GOLDEN_IMAGES = 4
 
 
+@takes_options(BuildRequest, progress=lambda shown: shown.step)
 def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     """Build a bundle, checked hop by hop, and move it into place whole.
 
@@ -94,6 +96,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     return load_bundle(request.output)
 
 
+@takes_options(BuildRequest, progress=lambda shown: shown.step)
 def export(request: BuildRequest, progress: Progress | None = None) -> GraphReport:
     """Write the ONNX graph alone to the file `request.output`, MODEL.onnx if that is None.
 

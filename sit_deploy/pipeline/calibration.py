@@ -7,6 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.calls import takes_options
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, scratch
 from sit_deploy.pipeline.float_graph import FloatGraph, make_float_graph
@@ -129,6 +130,7 @@ class CalibrationResult:
         }
 
 
+@takes_options(BuildRequest, progress=lambda shown: shown.step)
 def calibrate(request: BuildRequest, progress: Progress | None = None) -> CalibrationResult:
     """Observe the ranges of a model's activations on images, and write them to the file `request.output`.
 

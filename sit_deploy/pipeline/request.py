@@ -63,8 +63,8 @@ class BuildRequest:
             (`models.data_config`).
     """
 
-    model: str | None
-    output: Path | None
+    model: str | None = None
+    output: Path | None = None
     precision: str = "fp32"
     checkpoint: Path | None = None
     ema: bool = True

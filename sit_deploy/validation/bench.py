@@ -30,6 +30,7 @@ from engines.timing import (
     throughput_worker,
 )
 from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.calls import shows
 from sit_deploy.doctor import versions
 from sit_deploy.errors import InputError
 from sit_deploy.models.hub import local_file
@@ -146,6 +147,7 @@ class BenchResult:
         }
 
 
+@shows(progress=lambda shown: shown.step)
 def bench(  # noqa: PLR0913
     bundle: Bundle | str | Path,
     *,

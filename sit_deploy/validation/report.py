@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from engines.base import Progress
 from engines.timing import TimingOptions
 from sit_deploy import limits
 from sit_deploy.bundle import Bundle
+from sit_deploy.calls import takes_options
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
 from sit_deploy.report.check_record import find_elsewhere
@@ -62,6 +64,12 @@ class ReportRequest(LabelledOptions):
     device: str | None = None
     force: bool = False
     measured: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("sources", "outputs", "measured"):
+            if isinstance(getattr(self, name), str | os.PathLike):
+                object.__setattr__(self, name, (getattr(self, name),))
+        super().__post_init__()
 
     @property
     def limits(self) -> Limits:
@@ -133,6 +141,7 @@ class Report:
         return {"bundles": rows, "reports": [str(path) for path in self.files]}
 
 
+@takes_options(ReportRequest, progress=lambda shown: shown.step, warn=lambda shown: shown.warn)
 def write_report(
     request: ReportRequest,
     progress: Progress | None = None,

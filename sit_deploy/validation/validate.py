@@ -12,6 +12,7 @@ import engines
 from engines.base import Progress
 from sit_deploy import limits
 from sit_deploy.bundle import Bundle, load_bundle
+from sit_deploy.calls import takes_options
 from sit_deploy.errors import InputError
 from sit_deploy.measure.evaluate import run_key
 from sit_deploy.measure.parity import Hop, require
@@ -200,6 +201,7 @@ class Validation:
         }
 
 
+@takes_options(ValidateRequest, progress=lambda shown: shown.step)
 def validate(request: ValidateRequest, progress: Progress | None = None) -> Validation:
     """Check a bundle on this machine: hashes, golden outputs and, given labelled images, accuracy.
 

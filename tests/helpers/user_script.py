@@ -41,6 +41,12 @@ def main(images: list[str]) -> int:
         print([judged.verdict.headline for judged in report.bundles])
         trained = sit_deploy.train(sit_deploy.TrainRequest("lvvit_nano", "digits", Path("run")))
         assert_type(trained, sit_deploy.Summary)
+        with sit_deploy.show_progress():  # the same with options as keywords
+            assert_type(sit_deploy.build("sit_s", Path("b"), threads=2), sit_deploy.Bundle)
+            assert_type(sit_deploy.validate(bundle.path, data="photos/val"), sit_deploy.Validation)
+            assert_type(sit_deploy.write_report((bundle.path,), rounds=0), sit_deploy.Report)
+            assert_type(sit_deploy.train("sit_nano", "digits", overrides={"epochs": 1}), sit_deploy.Summary)
+            assert_type(sit_deploy.slim("sit_s", Path("photos"), seconds=60), sit_deploy.Slimmed)
     except sit_deploy.GateError as error:
         print(f"not good enough: {error}")
         return error.exit_status

@@ -138,6 +138,8 @@ def test_the_programs_of_the_docs_are_typed(cache: Path) -> None:
         ("assert_type(bundle, sit_deploy.Bundle)", "assert_type(bundle, str)"),
         ("error.exit_status", "error.exit_code"),
         ("sit_deploy.train(", "sit_deploy.trian("),
+        ("threads=2), sit_deploy.Bundle", "treads=2), sit_deploy.Bundle"),
+        ("rounds=0", 'rounds="0"'),
     ],
 )
 def test_a_wrong_program_is_refused(right: str, wrong: str, cache: Path) -> None:
