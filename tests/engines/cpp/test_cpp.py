@@ -280,37 +280,9 @@ int main(int, char** argv) {
     std::printf("%zu\\n", classifier.bundle().classes.size());
 }
 """
-FOUND = "find_package(SitDeploy REQUIRED)"
 FETCHED = (
     f"include(FetchContent)\nFetchContent_Declare(sit SOURCE_DIR {SOURCES})\nFetchContent_MakeAvailable(sit)"
 )
-
-
-def test_an_installed_library_is_found_by_cmake(project: Path, trained: Trained, tmp_path: Path) -> None:
-    subprocess.run(
-        ["cmake", "--install", str(project / "build/sit_deploy"), "--prefix", str(tmp_path / "prefix")],
-        check=True,
-        capture_output=True,
-    )
-    user = tmp_path / "user"
-    user.mkdir()
-    (user / "main.cpp").write_text(MAIN)
-    (user / "CMakeLists.txt").write_text(
-        f"cmake_minimum_required(VERSION 3.18)\nproject(user CXX)\n{FOUND}\nadd_executable(user main.cpp)\n"
-        "target_link_libraries(user sit_deploy::sit_deploy)\n"
-    )
-    for command in (
-        [
-            *("cmake", "-S", user, "-B", user / "build"),
-            f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}",
-            *cmake_arguments(),
-        ],
-        ["cmake", "--build", user / "build"],
-    ):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    out = subprocess.run([user / "build/user", trained.bundle], capture_output=True, text=True)
-    assert out.stdout == f"{len(CLASSES)}\n", out.stderr
 
 
 @pytest.mark.slow
