@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What makes wheels is apart, so that a wheel does not wait for PyTorch.
 TOOLS := build/tools
 
-.PHONY: demo quickstart test check lint format wheel try-wheel release-check clean
+.PHONY: demo quickstart test check lint format site wheel try-wheel release-check clean
 
 demo: $(VENV)/installed      ## build an FP16 engine of sit_s, compare it with PyTorch, write a bundle
 	$(BIN)/sit-deploy build --model sit_s --precision fp16 -o build/sit_s-fp16 --force
@@ -41,6 +41,9 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: $(VENV)/installed-docs  ## the pages as a site, in build/site; a broken link or anchor ends it (--quiet would let them pass)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(TOOLS)/installed    ## dist/*.whl, and the sdist that it is made of
 	rm -f dist/sit_deploy-*
