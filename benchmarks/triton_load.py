@@ -140,26 +140,24 @@ def measure(
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table."""
+    """The report as a Markdown table: a row for each model and input, a column for so many requests at a time."""
+    counts = [row["concurrency"] for row in report["runs"][0]["triton"]]
+    titles = [f"{count} request{'s' * (count > 1)} at a time" for count in counts]
     lines = [
-        "| model | input | MB a request | requests at a time | images/s | of bare ONNX Runtime | p50 ms | p99 ms |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| model | input | MB a request | bare ONNX Runtime | {' | '.join(titles)} |",
+        f"|---|---|---|---|{'---|' * len(titles)}",
     ]
     for run in report["runs"]:
         bare = run["bare"]
-        lines.append(
-            f"| {run['model']} | {run['input']} | | bare | {bare['images_per_second']:.1f} | 1 | {bare['p50_ms']:.1f} | "
-            f"{bare['p99_ms']:.1f} |"
-        )
+        cells = [f"**{bare['images_per_second']:.1f}**, 1, {bare['p50_ms']:.0f} / {bare['p99_ms']:.0f} ms"]
         for row in run["triton"]:
             of_bare = gains.NONE
             if row["of_bare"] is not None:
                 of_bare = f"{row['of_bare']:.2f} ({min(row['per_round']):.2f}–{max(row['per_round']):.2f})"
-            lines.append(
-                f"| {run['model']} | {run['input']} | {run['megabytes_per_request']:.1f} | {row['concurrency']} | "
-                f"{row['images_per_second']:.1f} | {of_bare} | "
-                f"{row['request_p50_ms']:.1f} | {row['request_p99_ms']:.1f} |"
-            )
+            took = f"{row['request_p50_ms']:.0f} / {row['request_p99_ms']:.0f} ms"
+            cells.append(f"**{row['images_per_second']:.1f}**, {of_bare}, {took}")
+        size = f"{run['megabytes_per_request']:.1f}"
+        lines.append(f"| {run['model']} | {run['input']} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

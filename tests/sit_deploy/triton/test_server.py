@@ -7,9 +7,13 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +43,7 @@ from tests.sit_deploy.conftest import CLASSES, Trained
 from tests.sit_deploy.triton.conftest import Running, as_tensorrt, free_ports, serving
 
 PROTOCOLS = ["http", "grpc"]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -467,3 +472,35 @@ def test_a_host_that_is_no_address() -> None:
         server.Ports(
             *(getattr(free_ports(), n) for n in ("http", "grpc", "metrics")), "nowhere.invalid"
         ).check()
+
+
+def test_the_client_and_the_questions_of_the_page(triton: Running, trained: Trained, tmp_path: Path) -> None:
+    """docs/serving.md: client.py as it stands there, and every address that its table asks."""
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    (client,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "tritonclient" in code]
+    (tmp_path / "client.py").write_text(client)
+    pictures = list_images(trained.images)[:2]
+    command = [sys.executable, "client.py", "net_images", f"localhost:{triton.ports.http}", *pictures]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10 and all(str(picture) in done.stdout for picture in pictures)
+    with load(load_bundle(trained.bundle)) as classify:
+        best = CLASSES[int(classify(pictures[:1])[0].argmax())]
+    assert lines[0].endswith(f":{best}")
+
+    asked = re.findall(r"`curl (-f |-X POST )?localhost:(8000|8002)(/\S+?)`", page)
+    assert len(asked) == 8
+    for how, port, address in asked:
+        place = triton.ports.http if port == "8000" else triton.ports.metrics
+        request = urllib.request.Request(
+            f"http://localhost:{place}{address.replace('sit_s_fp16', 'half')}",
+            method="POST" if "POST" in how else "GET",
+        )
+        if "POST" in how:  # this server was not started to be changed, and knows what it is asked
+            with pytest.raises(urllib.error.HTTPError, match=r"400|503") as refused:
+                urllib.request.urlopen(request)
+            assert "explicit model load / unload is not allowed" in refused.value.read().decode()
+        else:
+            with urllib.request.urlopen(request) as answer:
+                assert answer.status == 200
