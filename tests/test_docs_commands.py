@@ -144,10 +144,13 @@ def test_what_a_page_tells_to_type_runs(
     """In an empty folder, with files of the names on the page."""
     stand_ins = StandIns(cli.folder, trained, teacher, tmp_path_factory)
     for line in run_lines(block):
-        (command,) = commands(line, block.name)  # what else is typed there has to be marked as not run
-        words = stand_ins.take(command.words)
-        found, rest = find(words)
-        stand_ins.provide(found.make_context(found.name, rest).params)
+        found = list(commands(line, block.name))
+        assert len(found) == 1, (
+            f"{block.name}: only lines of one sit-deploy are run, not {line!r}: say before the fence why it is not, <!-- not run: … -->"
+        )
+        words = stand_ins.take(found[0].words)
+        command, rest = find(words)
+        stand_ins.provide(command.make_context(command.name, rest).params)
         cli(*words)
 
 

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sit_deploy.models.card import ModelCard
+from sit_deploy.models.card_file import save_weights
 from sit_deploy.pipeline.build import build
+from sit_deploy.preprocessing import Preprocessing
+from tests.helpers.models import named_model
 from tests.helpers.shared import shared
-from tests.sit_deploy.conftest import Trained
+from tests.sit_deploy.conftest import CLASSES, Trained
 
 # what a page calls a model, and what is taken for it
 _MODELS = {
@@ -51,7 +55,21 @@ class StandIns:
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name in ("checkpoint", "teacher"):
+        if (
+            name == "source" and path.suffix == ".safetensors"
+        ):  # it names its model, as what `slim` and `train` write does
+            model = named_model("sit_nano", num_classes=len(CLASSES))
+            card = ModelCard(
+                "sit_nano",
+                (5, 1, 1, 1),
+                0.5,
+                (49, 24, 12, 6),
+                112,
+                len(CLASSES),
+                Preprocessing.for_model(112),
+            )
+            save_weights(path, model.state_dict(), card)
+        elif name in ("checkpoint", "teacher"):
             shutil.copy(self._teacher if _TEACHER.search(path.name) else self._trained.checkpoint, path)
         elif name == "labels":
             shutil.copy(self._trained.labels, path)
@@ -59,6 +77,8 @@ class StandIns:
             shutil.copytree(self._trained.images, path)
         elif path.suffix == ".onnx":
             shutil.copy(self._bundle() / "model.onnx", path)
+        elif name == "images" and not path.suffix:
+            shutil.copytree(self._trained.images, path)
         elif path.suffix == ".jpg":
             Image.effect_mandelbrot((160, 120), (-2, -1.2, 1, 1.2), 60).convert("RGB").save(path)
         elif name in ("bundle", "bundles", "source", "sources", "target"):
