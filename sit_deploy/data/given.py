@@ -57,18 +57,36 @@ def sources_of(images: Any) -> list[Any]:
         raise InputError(f"a {kind} of images says not which result is whose; pass a list of them")
     if not isinstance(images, Iterable):
         raise InputError(f"images must be one or a list of {_KINDS}, got {type(images).__name__}")
+    held = isinstance(images, list | tuple)
     sources, seen = [], set()
     for image in images:
         if isinstance(image, tuple):
             raise InputError("images come without labels here; pass the first of each pair")
-        if isinstance(image, Image.Image):
-            if id(image) in seen:  # two threads would decode it at once, from one file
-                open_source(image)
-            seen.add(id(image))
-        sources.append(_read(image))
+        source = _decoded_here(image, seen) if isinstance(image, Image.Image) else _read(image)
+        # whoever makes images one by one may make the next in the same memory
+        sources.append(source if held else _kept(source))
     if not sources:
         raise InputError("no images were given; pass at least one")
     return sources
+
+
+def _decoded_here(image: Image.Image, seen: set[int]) -> Image.Image:
+    """Return a Pillow image that threads may decode: one that was opened by its path, once; what else reads from a file is decoded here."""
+    if id(image) in seen or not getattr(image, "filename", ""):
+        open_source(
+            image
+        )  # two threads would decode it at once, or move the place in the file that another reads
+    seen.add(id(image))
+    return image
+
+
+def _kept(source: Any) -> Any:
+    """Return a source as it is now, whatever its memory is used for next: frames of an animation are one Pillow image."""
+    if isinstance(source, Image.Image):
+        return open_source(source).copy()
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    return source.copy() if isinstance(source, np.ndarray) else source
 
 
 def _read(image: Any) -> Any:

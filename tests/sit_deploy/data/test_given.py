@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from sit_deploy.data.given import is_one, open_source, sources_of
 from sit_deploy.errors import InputError
@@ -74,6 +76,47 @@ def test_a_picture_that_is_there_twice_is_decoded_once(tmp_path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             for found in pool.map(open_source, sources):
                 assert np.array_equal(np.asarray(found), expected)
+
+
+def test_pillow_images_of_one_file_are_decoded_in_order_by_one_thread(tmp_path: Path) -> None:
+    """Members of a tar file share it, and its place, which Pillow reads from when the pixels are asked for."""
+    rng, expected = np.random.default_rng(2), []
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for name in map(str, range(6)):
+            expected.append(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8))
+            Image.fromarray(expected[-1]).save(tmp_path / name, "png")
+            archive.add(tmp_path / name, name)
+    with tarfile.open(tmp_path / "all.tar") as archive:
+        sources = sources_of([Image.open(archive.extractfile(name)) for name in archive.getnames()])  # type: ignore[arg-type]
+    for source, pixels in zip(sources, expected, strict=True):  # the archive is closed
+        assert np.array_equal(np.asarray(open_source(source)), pixels)
+
+
+def test_frames_that_come_one_by_one_in_the_same_memory(tmp_path: Path) -> None:
+    """Pillow's iterator gives one image at each of its frames; a camera's buffer is filled again and again."""
+    frames = [np.full((8, 9, 3), value, np.uint8) for value in (10, 120, 240)]
+    first, *others = map(Image.fromarray, frames)
+    first.save(tmp_path / "all.webp", save_all=True, append_images=others, lossless=True)
+    first.save(tmp_path / "all.gif", save_all=True, append_images=others)
+
+    def camera() -> Iterator[np.ndarray]:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    def socket() -> Iterator[bytearray]:
+        buffer = bytearray()
+        for frame in frames:
+            file = io.BytesIO()
+            Image.fromarray(frame).save(file, "bmp")  # of the same length each
+            buffer[:] = file.getvalue()
+            yield buffer
+
+    animations = [ImageSequence.Iterator(Image.open(tmp_path / name)) for name in ("all.webp", "all.gif")]
+    for given in (*animations, camera(), socket()):
+        found = opened(given)
+        assert [int(one[0, 0, 0]) for one in found] == [10, 120, 240], given
 
 
 class Tensor:
