@@ -100,13 +100,14 @@ def trained(tmp_path_factory):
 def request(output, photos=None, **changes):
     build = BuildRequest("lvvit_nano", None, engine="onnxruntime", num_classes=2)
     data = str(photos / "flat") if photos else None
-    fields = {"latency": 1.0, "data": data, "seconds": 20.0, "finalists": 2, "most_stages": 3} | changes
+    # few schedules, so that searches end by themselves, choose the same ones, and share their exports, which are what takes time
+    fields = {"latency": 1.0, "data": data, "seconds": 20.0, "finalists": 1, "most_stages": 2} | changes
     return SearchRequest(**{"build": build, "output": output, **fields})
 
 
 @pytest.mark.slow
 def test_from_a_latency_to_an_engine(tmp_path, photos, clock):
-    record = search(request(tmp_path / "found", photos))
+    record = search(request(tmp_path / "found", photos, finalists=2, most_stages=3))
     chosen = record.chosen
     assert milliseconds(Schedule(tuple(chosen.stages), tuple(chosen.kept))) <= 1.0
     assert 0.85 <= chosen.measured_ms <= 1.0  # no tokens are given away for nothing
@@ -147,16 +148,17 @@ def test_one_that_was_stopped_goes_on(tmp_path, photos, clock, monkeypatch):
         return real(self, scored)
 
     monkeypatch.setattr(Finalists, "measure", stop_at_the_last)
+    asked = request(tmp_path / "found", photos, finalists=2)
     with pytest.raises(KeyboardInterrupt):
-        search(request(tmp_path / "found", photos))
+        search(asked)
     assert [p.name for p in (tmp_path / "found").iterdir()] == ["scores.json"]
     known = json.loads((tmp_path / "found" / "scores.json").read_text())["scores"]
     monkeypatch.setattr(Finalists, "measure", real)
-    record = search(request(tmp_path / "found", photos))
+    record = search(asked)
     after = json.loads((tmp_path / "found" / "scores.json").read_text())["scores"]
     assert after[: len(known)] == known and record.chosen
     with pytest.raises(InputError, match="finished; pass --force"):
-        search(request(tmp_path / "found", photos))
+        search(asked)
 
 
 @pytest.mark.slow
@@ -173,7 +175,7 @@ def test_a_latency_that_nothing_keeps_names_the_fastest(tmp_path, clock):
 
 @pytest.mark.slow
 def test_a_model_that_is_fast_enough_stays_as_it_is(tmp_path, clock):
-    record = search(request(tmp_path / "found", latency=100.0))
+    record = search(request(tmp_path / "found", latency=100.0, seconds=5.0))
     assert record.chosen.stages == [8] and record.commands == {}
     assert any("synthetic images" in note for note in record.notes)
     assert any(note.startswith("8 of 24 schedules were timed for the latency table") for note in record.notes)
@@ -202,9 +204,9 @@ def test_what_an_engine_that_does_not_run_here_loses_is_told_on_all_images(
 
 
 @pytest.mark.slow
-def test_auto_is_an_engine_that_runs_here(tmp_path, clock):
+def test_auto_is_an_engine_that_runs_here(tmp_path, photos, clock):
     build = BuildRequest("lvvit_nano", None, num_classes=2)
-    record = search(SearchRequest(build=build, output=tmp_path / "found", latency=100.0))
+    record = search(request(tmp_path / "found", photos, build=build, latency=100.0, seconds=5.0))
     kind = load_bundle(tmp_path / "found" / "bundle").manifest.engine.kind
     assert engines.get(kind).probe().can_run and record.engine.startswith(kind)
 
