@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -194,12 +195,23 @@ class Preprocessing:
         return np.asarray(image.crop(box))
 
     def seen(self, image: Image.Image) -> Image.Image:
-        """The part of the turned image that the crop takes, at the image's own resolution, to whole pixels: RGB."""
+        """The part of the turned image that the crop takes, to half a pixel of the crop, RGB: at the image's own resolution.
+
+        One that is smaller than what it is resized to has each of its pixels several times.
+        """
         image = self.upright(to_rgb(image))
         target, box = self._placed(*image.size)
-        sides = [round(edge * image.size[i % 2] / target[i % 2]) for i, edge in enumerate(box)]
-        left, top = (min(sides[i], image.size[i] - 1) for i in range(2))
-        return image.crop((left, top, max(sides[2], left + 1), max(sides[3], top + 1)))
+        edges = [edge * image.size[i % 2] / target[i % 2] for i, edge in enumerate(box)]
+        corner = [math.floor(edge) for edge in edges[:2]]
+        times = math.ceil(self.resize / min(image.size))
+        # cut to whole pixels first: a long strip, enlarged, could take any memory
+        part = image.crop((*corner, *(math.ceil(edge) for edge in edges[2:])))
+        if times > 1:
+            part = part.resize((part.width * times, part.height * times), Image.Resampling.NEAREST)
+        left, top, right, bottom = (
+            math.floor((edge - corner[i % 2]) * times + 0.5) for i, edge in enumerate(edges)
+        )
+        return part.crop((left, top, right, bottom))
 
     def _placed(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
         """Return the (width, height) that an image is resized to, and the crop in it: left, top, right, bottom."""

@@ -139,9 +139,19 @@ def mean_colours(pixels: np.ndarray, owner: np.ndarray, grid: tuple[int, int]) -
     import numpy as np
 
     rows, columns = grid
-    height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
-    patches = pixels[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
-    colour = patches.mean(axis=(1, 3)).reshape(-1, 3)
+    height, width = pixels.shape[:2]
+    mixed = _shares_of_parts(height, rows) @ pixels.reshape(height, -1).astype(np.float32)
+    colour = _shares_of_parts(width, columns) @ mixed.reshape(rows, width, 3)
+    colour = colour.reshape(-1, 3)
     for token in np.unique(owner):
         colour[owner == token] = colour[owner == token].mean(axis=0)
     return colour.reshape(rows, columns, 3).round().astype(np.uint8)
+
+
+def _shares_of_parts(length: int, parts: int) -> np.ndarray:
+    """Return what each of `length` pixels weighs in the mean of each of as many equal parts, whose edges may cut pixels, float32 (parts, length)."""
+    import numpy as np
+
+    edges, pixels = np.arange(parts + 1)[:, None] * (length / parts), np.arange(length)
+    inside = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return (inside.clip(0) * (parts / length)).astype(np.float32)

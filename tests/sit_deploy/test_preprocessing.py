@@ -373,6 +373,26 @@ def test_what_is_seen_is_the_crop_at_the_images_own_resolution(shape: tuple[int,
         assert np.abs(again - preprocessing.pixels(image)).max() <= 6  # half a pixel to any side
 
 
+@pytest.mark.parametrize(
+    "size", [(1, 1), (7, 5), (10, 10), (28, 28), (32, 37), (100, 61), (3, 500), (127, 128), (427, 640)]
+)
+def test_what_is_seen_is_in_its_place_to_half_a_pixel_of_the_models(size: tuple[int, int]) -> None:
+    """Of a picture that is enlarged, an edge to a whole pixel of its own would be patches away."""
+    numbers = np.mgrid[: size[1], : size[0]][::-1]
+    preprocessing = Preprocessing.for_model(112)
+    target, box = preprocessing._placed(*size)
+    for axis, number in enumerate(numbers):
+        picture = Image.fromarray(np.stack([number // 256, number % 256, 0 * number], -1).astype(np.uint8))
+        seen = np.asarray(preprocessing.seen(picture), int)
+        line = seen[0] if axis == 0 else seen[:, 0]
+        own = size[axis] / target[axis]  # pixels of the picture in one of the model's
+        for pixel in range(112):
+            place = (box[axis] + pixel + 0.5) * own
+            high, low, _ = line[int((pixel + 0.5) / 112 * len(line))]
+            column = 256 * high + low
+            assert column - own / 2 - 1e-6 <= place <= column + 1 + own / 2 + 1e-6, (axis, pixel)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
 def test_something_is_seen_of_every_image(size: tuple[int, int]) -> None:
     assert min(Preprocessing.for_model(112).seen(Image.new("RGB", size)).size) >= 1
