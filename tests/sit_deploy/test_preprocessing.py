@@ -367,7 +367,8 @@ def test_what_is_seen_is_the_crop_at_the_images_own_resolution(shape: tuple[int,
         if turn:
             image.getexif()[0x0112] = turn
         seen = preprocessing.seen(image)
-        share = 112 / preprocessing.resize * min(shape)
+        times = -(-preprocessing.resize // min(shape))  # of a picture that is enlarged
+        share = 112 / preprocessing.resize * min(shape) * times
         assert max(abs(side - share) for side in seen.size) < 2  # each edge to a whole pixel
         again = np.asarray(seen.resize((112, 112)), np.int16)
         assert np.abs(again - preprocessing.pixels(image)).max() <= 6  # half a pixel to any side
