@@ -48,6 +48,9 @@ class _Before(AbstractContextManager[None]):
     def __init__(self, before: bool) -> None:
         self.before = before
 
+    def __repr__(self) -> str:  # what a notebook prints of a cell that ends with the call
+        return f"progress is {'shown' if _Shown.on else 'not shown'}"
+
     def __exit__(self, *_: object) -> None:
         _Shown.on = self.before
 

@@ -11,16 +11,14 @@ from training.run_files import CURVES, LOG
 
 def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> Path:
     """Draw the loss of the steps and the accuracy of the epochs of a folder's log; return the PNG's path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # no pyplot, whose state and backend are the caller's
 
     rows = read_log(folder / LOG)
     steps = [r for r in rows if r["kind"] == "step"]
     epochs = [r for r in rows if r["kind"] == "epoch" and has_numbers(r, "epoch", "top1")]
     per_epoch = max((r["step"] / r["epoch"] for r in epochs if r["epoch"]), default=1) or 1
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     losses = ("loss", "classification", "tokens", "logits", "hard", "hard_label")
     for name in (n for n in losses if any(has_numbers(r, n) for r in steps)):
         having = [r for r in steps if has_numbers(r, name)]
@@ -39,9 +37,6 @@ def draw_curves(folder: Path, title: str, teacher_top1: float | None = None) -> 
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     path = folder / CURVES
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-    finally:
-        pyplot.close(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return path

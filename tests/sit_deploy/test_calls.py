@@ -103,6 +103,9 @@ def test_a_value_of_the_recipe_is_told_its_place() -> None:
 def test_progress_is_shown_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert cook("soup")[1:] == [False, False] and serve(1) is False
     assert capsys.readouterr().err == ""
+    assert (
+        repr(show_progress()) == "progress is shown" and repr(show_progress(False)) == "progress is not shown"
+    )
     with show_progress():
         assert cook("soup")[1:] == [True, False]  # what it calls says nothing of its own
         assert cook(Order("tea"))[1:] == [True, False]

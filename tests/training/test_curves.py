@@ -42,6 +42,24 @@ def test_curves_are_a_picture_that_follows_the_figures(tmp_path: Path) -> None:
     assert np.split(drawn(other) != plain, 2, axis=1)[0].any()
 
 
+def test_the_programs_own_plots_are_left_alone(tmp_path: Path) -> None:
+    """In a notebook a backend that was changed shows no figure from there on, and says nothing."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    write_run(tmp_path, loss=2.0)
+    before = matplotlib.rcParams["backend"]
+    pyplot.switch_backend("svg")
+    try:
+        mine = pyplot.figure()
+        drawn(tmp_path)
+        assert matplotlib.get_backend() == "svg"
+        assert pyplot.get_fignums() == [mine.number] and pyplot.gcf() is mine
+    finally:
+        pyplot.close("all")
+        pyplot.switch_backend(before)
+
+
 def test_curves_of_a_log_without_a_step(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     log = Log(tmp_path)
     log.write("epoch", 0, epoch=0, top1=10.0)
