@@ -276,6 +276,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise InputError(
             f"image has 32-bit samples (mode {image.mode}), whose range is unknown; convert it to 8 or 16 bits"
         )
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert(
+            "RGBA"
+        )  # the same colours; Pillow warns of every picture that is turned at once
     try:
         return image.convert("RGB")
     except ValueError:

@@ -188,6 +188,15 @@ def test_16_bit_grey_keeps_its_range(suffix: str, tmp_path: Path) -> None:
     assert got[0, :, 1].tolist() == [0, 0, 1, 127, 128, 255]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_warns_of_nothing_and_keeps_its_colours(tmp_path: Path) -> None:
+    image = picture(40, 30).quantize(16)
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "seen through.png", transparency=bytes(range(0, 256, 16)))
+    plain, seen = (np.asarray(load_image(tmp_path / f"{name}.png")) for name in ("plain", "seen through"))
+    assert np.array_equal(plain, seen)
+
+
 def test_32_bit_samples_are_refused_by_file_name(tmp_path: Path) -> None:
     path = tmp_path / "float.tif"
     Image.fromarray(np.ones((4, 4), np.float32)).save(path)

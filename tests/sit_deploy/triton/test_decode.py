@@ -3,66 +3,27 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
-import json
-import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import sit_deploy
 from sit_deploy.preprocessing import Preprocessing, decode_image
+from tests.helpers.triton_decoding import decoding_model
 from tests.sit_deploy.test_preprocessing import picture, turned
 
 SEEN = Preprocessing((8, 8), 10, orientation="exif")
 
 
-@dataclass
-class Answer:
-    """What Triton would send: tensors, or an error with its code."""
-
-    tensors: Any = None
-    error: Any = None
-
-
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model with its own copies of our files, beside a stand-in for the module that Triton gives it."""
-    backend = ModuleType("triton_python_backend_utils")
-    error = type(
-        "TritonError",
-        (),
-        {"INVALID_ARG": 400, "INTERNAL": 500, "__init__": lambda self, *a: setattr(self, "args", a)},
-    )
-    backend.TritonError = error
-    backend.Tensor = lambda name, array: array
-    backend.InferenceResponse = Answer
-    backend.get_input_tensor_by_name = lambda request, _: SimpleNamespace(as_numpy=lambda: request)
-    package = Path(sit_deploy.__file__).parent
-    parts = ModuleType("sit_deploy_parts")
-    parts.__path__ = [str(package)]
-    for name, module in (("triton_python_backend_utils", backend), ("sit_deploy_parts", parts)):
-        monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("decode_model", package / "triton/python_models/decode.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    made = loaded.TritonPythonModel()
-    config = {
-        "input": [{"name": "image"}],
-        "output": [{"name": "images"}],
-        "parameters": {"preprocessing": {"string_value": json.dumps(SEEN.to_dict())}},
-    }
-    made.initialize({"model_config": json.dumps(config)})
-    yield made
-    made.finalize()
-    for name in [name for name in sys.modules if name.startswith("sit_deploy_parts.")]:
-        del sys.modules[name]
+def model() -> Iterator[Any]:
+    with decoding_model(SEEN) as made:
+        yield made
 
 
 def request(*data: bytes) -> np.ndarray:
