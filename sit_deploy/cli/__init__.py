@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -38,6 +42,8 @@ COMMANDS = {
     "serve": "Serve a bundle with Triton on this machine.",
     "doctor": "Say what each engine can do on this machine.",
 }
+
+_MOMENT = 0.05  # seconds, in which a destructor ends
 
 _ELSEWHERE = {
     "train": "training.cli.train",
@@ -131,7 +137,8 @@ def main(args: list[str] | None = None) -> None:
             signal.signal(number, _interrupt)
     try:
         # with standalone_mode off, click returns a command's result, and the status of Context.exit as an integer
-        status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
+        with _heeded():
+            status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
     except click.ClickException as error:
         error.message = printable(shortened(error.message))
         error.show()
@@ -147,6 +154,28 @@ def main(args: list[str] | None = None) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _heeded() -> Iterator[None]:
+    """Have an interrupt that meets a destructor, where Python drops it, come again a moment later."""
+    before = sys.unraisablehook
+
+    def look(dropped: Any) -> None:
+        if dropped.exc_type is not KeyboardInterrupt or sys.is_finalizing():
+            before(dropped)
+            return
+        # started in the background, a command has Ctrl-C ignored, and SIGTERM not
+        number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+        again = threading.Timer(_MOMENT, _thread.interrupt_main, (number,))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,36 @@ def test_signals_end_a_command_in_one_line(
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     models_does(lambda: signal.raise_signal(getattr(signal, name)))
     assert cli("models", status=2).the_error() == "interrupted; nothing was left half-written"
+
+
+@pytest.mark.parametrize(("name", "background"), [("SIGINT", False), ("SIGTERM", True)])
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_that_meets_a_destructor_ends_a_command_too(
+    name: str,
+    background: bool,
+    cli: CommandLine,
+    models_does: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python prints what a destructor or a callback of a weak reference raises, and goes on."""
+    if background:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fixture puts it back
+
+    class Gone:
+        def __del__(self) -> None:
+            signal.raise_signal(getattr(signal, name))
+
+    def work() -> None:
+        gone = Gone()
+        del gone
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(sys, "unraisablehook", before := lambda _: pytest.fail("Python printed it"))
+    models_does(work)
+    assert cli("models", status=2).the_error() == "interrupted; nothing was left half-written"
+    assert sys.unraisablehook is before
 
 
 def test_a_signal_that_is_ignored_stays_ignored(cli: CommandLine) -> None:
