@@ -55,6 +55,14 @@ def cpu_count() -> int:
     return count if limit is None else max(1, min(count, math.ceil(limit)))
 
 
+def limited() -> bool:
+    """Whether this process may keep fewer CPUs busy than the machine has: by affinity, cpusets or the time that a container has.
+
+    A runtime that counts the machine's would start more threads than can run, and they wait for one another.
+    """
+    return quota() is not None or cpu_count() < (os.cpu_count() or 1)
+
+
 def quota() -> float | None:
     """How many CPUs' time the control groups of this process leave it, as containers are limited; None where they do not.
 

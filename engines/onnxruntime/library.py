@@ -40,8 +40,9 @@ def session_options(ort: ModuleType, threads: int | None) -> Any:
 
 
 def running_options(ort: ModuleType, threads: int | None) -> Any:
-    """The session options that an engine runs with, on this machine."""
-    options = session_options(ort, threads)
+    """The session options that an engine runs with, on this machine: where nobody said how many threads, no more than may run at a time."""
+    # by itself it starts one for each core of the machine, whatever is left to this process
+    options = session_options(ort, cpu.cpu_count() if threads is None and cpu.limited() else threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     if cpu.int8_saturates():
         # Exact and slower INT8 kernels; decided here, as the engine may come from another CPU.

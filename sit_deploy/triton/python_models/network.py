@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from sit_deploy_parts.cpu import cpu_count, quota
+from sit_deploy_parts.cpu import cpu_count, limited
 from sit_deploy_parts.session import Session
 
 
@@ -36,7 +36,7 @@ def _threads(config: dict) -> int:
     A runtime would take all CPUs that it sees, for every copy, and more than a limit of their time leaves.
     """
     threads, copies = _number(config, "threads", 0, 4096), _copies(config)
-    if threads or (copies < 2 and quota() is None):
+    if threads or (copies < 2 and not limited()):
         return threads  # 0: the runtime's choice
     return max(1, cpu_count() // max(1, copies))
 

@@ -310,3 +310,21 @@ def test_several_calls_of_one_session(
 def test_more_calls_than_threads(make_mlp, tmp_path: Path):
     with pytest.raises(EngineLoadError, match="streams must be 1 to 2, got 3"):
         OnnxRuntime().load_for_throughput(tmp_path / "engine.onnx", threads=2, streams=3)
+
+
+@pytest.mark.parametrize(
+    ("usable", "threads", "found"), [((0, 1), None, 2), ((0, 1), 3, 3), (tuple(range(8)), None, 0)]
+)
+def test_no_more_threads_than_may_run(
+    usable: tuple[int, ...], threads: int | None, found: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By itself ONNX Runtime starts a thread for each core of the machine, two of eight left to the process or not; 0 is its choice."""
+    import onnxruntime
+
+    from engines import cpu
+    from engines.onnxruntime.library import running_options
+
+    monkeypatch.setattr(cpu, "usable_cpus", lambda: usable)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "none")
+    assert running_options(onnxruntime, threads).intra_op_num_threads == found

@@ -44,6 +44,7 @@ def test_copies_share_the_cpus(
 ) -> None:
     """Each would take all of them, and wait for the others."""
     monkeypatch.setattr(cpu, "usable_cpus", lambda: tuple(range(8)))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "none")
     assert network._threads(config(threads, counts)) == found
 
@@ -66,6 +67,22 @@ def test_a_containers_limit_is_heeded(
     monkeypatch.setattr(cpu, "_CGROUPS", tmp_path)
     (tmp_path / "own").write_text("0::/\n")
     (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert network._threads(config(threads, counts)) == found
+
+
+@pytest.mark.parametrize(("threads", "counts", "found"), [(0, [1], 3), (0, [], 3), (5, [4], 5), (0, [2], 1)])
+def test_a_containers_cpus_are_heeded(
+    threads: int,
+    counts: list[int],
+    found: int,
+    network: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """`docker run --cpuset-cpus 0-2` of eight: ONNX Runtime would start eight threads."""
+    monkeypatch.setattr(cpu, "usable_cpus", lambda: (0, 1, 2))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "none")
     assert network._threads(config(threads, counts)) == found
 
 
