@@ -52,6 +52,14 @@ def sources_of(images: Any) -> list[Any]:
         return list(images)
     if _is_tensor(images):
         raise InputError(_tensor(images))
+    if getattr(images, "ndim", None) in (
+        2,
+        3,
+    ):  # h5py's and zarr's would be taken apart into rows, and a table into its columns' names
+        kind = type(images).__name__
+        raise InputError(
+            f"a {kind} of {images.ndim} dimensions is taken for no picture; pass numpy.asarray of it, or one column of a table"
+        )
     if isinstance(images, Set | Mapping):
         kind = type(images).__name__
         raise InputError(f"a {kind} of images says not which result is whose; pass a list of them")

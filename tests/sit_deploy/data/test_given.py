@@ -125,6 +125,15 @@ class Tensor:
     def __dlpack__(self) -> None: ...
 
 
+class Stored:
+    """One picture in a file of arrays, as those of h5py: its rows come one by one."""
+
+    ndim = 3
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(RGB)
+
+
 class Pipe(io.BytesIO):
     def read(self, *_: Any) -> bytes:
         raise OSError("it broke")
@@ -160,6 +169,7 @@ def text(path: str) -> Any:
         (text("x"), "is open as text; open it with 'rb'"),
         (Pipe(), r"cannot be read \(it broke\); open it again"),
         (Tensor(), r"a Tensor is taken for no picture.*; pass its pixels as a NumPy array.*logits\(\)"),
+        (Stored(), r"a Stored of 3 dimensions is taken for no picture; pass numpy\.asarray of it"),
         ([Tensor()], r"a Tensor is taken for no picture"),
         ({"a.jpg"}, "a set of images says not which result is whose; pass a list"),
         ({"a": "a.jpg"}, "a dict of images says not which"),
