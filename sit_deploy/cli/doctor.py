@@ -45,7 +45,7 @@ def command(as_json: bool) -> None:
     say(
         screen,
         f"CPU: {literal(machine['cpu_model'])}, {machine['usable_cpus']} of {machine['logical_cpus']} CPUs usable"
-        f"{memory}, {machine['free_disk_bytes'] / 2**30:.0f} GiB free here",
+        f"{memory}, {machine['free_disk_bytes'] / 2**30:.0f} GiB of disk free here",
     )
     if machine["instructions"]:
         limit = machine["instructions_limit"]

@@ -198,13 +198,24 @@ def _by_number(where: str, dataset_classes: Sequence[str], num_classes: int) -> 
     return ClassMatch(values, notes, doubt, names)
 
 
+def _or_of_some(
+    dataset_classes: Sequence[str], classes: Sequence[str] | None, num_classes: int, ordered: bool
+) -> str:
+    """Return how folders are to be called that are some of the model's classes alone; nothing where they cannot be."""
+    if ordered or len(dataset_classes) > num_classes:
+        return ""
+    names = f"as the model's classes ({listed(classes)}) or " if classes else ""
+    numbers = f"by their numbers (0 to {num_classes - 1})"
+    return f"; of some of them alone: name the folders {names}{numbers}"
+
+
 def _by_order(
     where: str, dataset_classes: Sequence[str], classes: Sequence[str] | None, num_classes: int, ordered: bool
 ) -> ClassMatch:
     if len(dataset_classes) != num_classes:
         raise InputError(
             f"{where} has {len(dataset_classes)} class folders, the model {num_classes} classes; "
-            "give a validation set of the same classes"
+            f"give a validation set of the same classes{_or_of_some(dataset_classes, classes, num_classes, ordered)}"
         )
     doubt = None
     natural = sorted(dataset_classes, key=natural_key)

@@ -125,7 +125,7 @@ def census_text(details: Mapping[str, Any]) -> str | None:
         counts = [
             f"{count} in {printable(kind) or 'an unknown type'}" for kind, count in census.products.items()
         ]
-        parts.append(f"products: {', '.join(counts)}")
+        parts.append(f"kernels of products: {', '.join(counts)}")
     if census.widened:
         parts.append(f"{len(census.widened)} weights widened from 8 bits at every run")
     return "; ".join(parts)

@@ -12,6 +12,8 @@ from sit_deploy.report import plots
 from sit_deploy.report.build_types import TunedPlan, TuningRecord
 from sit_deploy.report.tuning_text import range_text
 
+_NOISE = "times differed too much to tell plans apart"
+
 
 def tuning_sentence(tuning: TuningRecord) -> str:
     """Say in a sentence, without a full stop, which plan was chosen and by what."""
@@ -22,7 +24,7 @@ def tuning_sentence(tuning: TuningRecord) -> str:
         why = (
             "the seconds were used up first"
             if tuning.verdict == "no time"
-            else "times differed too much to tell plans apart"
+            else next((plan.doubt for plan in tuning.candidates if plan.doubt), _NOISE)
         )
         return f"not tuned, the default groups are in 8 bits: {why} ({tried})"
     chosen = tuning.chosen

@@ -156,14 +156,16 @@ def command(no_ema: bool, as_json: bool, **options: Any) -> None:
 
 def show(screen: Console, result: Slimmed, folders: tuple[Path | None, Path | None] = (None, None)) -> None:
     """Print what slimming gave, and what to do next with the folders of images and of labelled ones."""
+    from sit_deploy.measure.accuracy import interval
+
     measured = (f"top-1 % of {result.labelled}",) if result.labelled else ()
-    right = ("same class %", "KL", *measured)
+    right = ("same class %", "95 %", "KL", *measured)
     listing = table("", *right, title=f"On {result.held_out} images kept apart", right=right)
     accuracy = (f"{result.teacher_top1:.2f}", "", f"{result.top1:.2f}") if result.labelled else ("", "", "")
-    rows = (
-        ("unslimmed", "100.00", "0"),
-        *((n, f"{a.same:.2f}", f"{a.kl:.4f}") for n, a in (("start", result.start), ("fitted", result.end))),
-    )
+    rows = [("unslimmed", "100.00", "", "0")]
+    for name, found in (("start", result.start), ("fitted", result.end)):
+        low, high = interval(found.same, result.held_out)
+        rows.append((name, f"{found.same:.2f}", f"{low:.1f} to {high:.1f}", f"{found.kl:.4f}"))
     for row, top1 in zip(rows, accuracy, strict=True):
         listing.add_row(*row, *((top1,) if result.labelled else ()))
     screen.print(listing)

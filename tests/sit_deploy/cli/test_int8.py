@@ -150,7 +150,7 @@ def test_for_tensorrt(precision: str, request: pytest.FixtureRequest, cli: Comma
     for block in range(3):
         path_of = f"blocks.{block}/attn"
         assert order[f"{path_of}/softmax"] - order[f"{path_of}/qkv"] == (1 if precision == "int8" else 2)
-    said = f"{len(rows)} kernels by its builder's log; attention in one kernel in 4 of 4 places; products: "
+    said = f"{len(rows)} kernels by its builder's log; attention in one kernel in 4 of 4 places; kernels of products: "
     assert said in cli("inspect", path, "--kernels").out
     assert said in html.unescape((path / "report.html").read_text(encoding="utf-8"))
     golden = cli("validate", path, "--engine", "onnxruntime", "--json").json()["golden"]

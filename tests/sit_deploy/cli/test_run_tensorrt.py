@@ -96,7 +96,7 @@ def told_layers(kind: str) -> str:
     return json.dumps({"Layers": layers, "Bindings": ["images", "logits"]})
 
 
-TOLD = "2 kernels by its engine inspector; attention in one kernel in 1 of 8 places; products: 1 in float32"
+TOLD = "2 kernels by its engine inspector; attention in one kernel in 1 of 8 places; kernels of products: 1 in float32"
 
 
 def test_kernels_are_told(rig: Rig, bundle: Path, cli: CommandLine):

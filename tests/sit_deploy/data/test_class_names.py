@@ -50,6 +50,23 @@ def test_numbers_that_are_no_labels() -> None:
         match_names("data", as_sorted(*range(13)), None, 12)
     with pytest.raises(InputError, match="2 class folders, the model 12 classes"):
         match_names("data", ["0", "12"], None, 12)
+
+
+def test_fewer_folders_than_classes_say_how_they_are_to_be_called() -> None:
+    with pytest.raises(
+        InputError, match=r"; of some of them alone: name the folders by their numbers \(0 to 11\)$"
+    ):
+        match_names("data", ["cat", "dog"], None, 12)
+    with pytest.raises(
+        InputError, match=r"the model's classes \(a, b, c, \.\.\.\) or by their numbers \(0 to 3\)$"
+    ):
+        match_names("data", ["cat", "dog"], ["a", "b", "c", "d"], 4)
+    for names, count, ordered in ((["cat", "dog", "cow"], 2, False), (["cat", "dog"], 12, True)):
+        with pytest.raises(InputError, match=r"a validation set of the same classes$"):
+            match_names("data", names, None, count, ordered=ordered)
+
+
+def test_the_same_number_twice() -> None:
     with pytest.raises(InputError, match="01 and 1, which are the same number"):
         match_names("data", ["01", "1"], None, 2)
 

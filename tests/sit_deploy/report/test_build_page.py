@@ -128,5 +128,5 @@ def test_the_hop_of_the_engine_says_what_its_kernels_are(report: dict[str, Any])
     }
     report["engine"]["details"] = {"kernels": census}
     views = {hop["name"]: hop for hop in build_view(BuildReport.from_dict(report))["hops"]}
-    told = "9 kernels by its builder's log; products: 3 in int8"
+    told = "9 kernels by its builder's log; kernels of products: 3 in int8"
     assert views["onnxruntime engine"]["note"] == told and not views["ONNX fp32"]["note"]

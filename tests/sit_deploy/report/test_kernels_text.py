@@ -56,10 +56,10 @@ CENSUS = {
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        ({}, "137 kernels by its builder's log; attention in one kernel in 16 of 16 places; products: 60 in float16"),
+        ({}, "137 kernels by its builder's log; attention in one kernel in 16 of 16 places; kernels of products: 60 in float16"),
         (
             {"products": {"": 1, "int8": 5}, "widened": ["a/qkv", "b/qkv"], "attentions": 0, "attention": 0},
-            "137 kernels by its builder's log; 16 of them attention; products: 1 in an unknown type, 5 in int8; 2 weights widened from 8 bits at "
+            "137 kernels by its builder's log; 16 of them attention; kernels of products: 1 in an unknown type, 5 in int8; 2 weights widened from 8 bits at "
             "every run",
         ),
     ],

@@ -121,7 +121,7 @@ def test_markup_in_evidence_is_shown(evidence: dict[str, Any], tmp_path: Path, c
     evidence["build"]["engine"]["details"] = {"kernels": census}
     path = whole(tmp_path, json.dumps({"bundles": [evidence]}))
     out = cli("report", path, "-o", "x.html", "-o", "x.md").out
-    kernels = "onnxruntime engine: 9 kernels by its builder's log; products: 3 in int8"
+    kernels = "onnxruntime engine: 9 kernels by its builder's log; kernels of products: 3 in int8"
     assert kernels in out and kernels in Path("x.md").read_text()
     assert r"[/x] [bold]<script>\x1b[2J" in out and "\x1b" not in out
     assert "<script>" not in Path("x.html").read_text() and "<script>" not in Path("x.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def test_a_bundle_needs_no_more_than_the_file(wide_pictures: Path, teacher: Path
     )
     assert result.status == 0 and "top-1 % of 29" in result.out and "10 steps in" in result.out
     assert "sit-deploy build --checkpoint s.safetensors" in result.out
+    fitted = re.search(r"fitted +([0-9.]+) +([0-9.]+) to ([0-9.]+) ", result.out)
+    same, low, high = map(float, fitted.groups())
+    assert 0 <= low <= same <= high <= 100 and high - low > 10  # of a handful of images
     kept = ("--kept", "9,7,3,3", "--json")
     told = cli(*line(teacher, wide_pictures / "train", "--steps", 2, "-o", "t.safetensors", *kept)).json()
     assert (told["fit"]["steps"], told["top1"], told["weights"]) == (2, None, "t.safetensors")
