@@ -105,6 +105,7 @@ std::map<std::string, std::vector<float>> Classifier::outputs(const void* images
 std::vector<std::vector<Prediction>> Classifier::classify(const std::vector<Pixels>& pixels, std::size_t top) const {
     return at_boundary("classifying", [&] {
         if (pixels.empty()) throw Error("no images to classify; pass at least one");
+        if (top == 0) throw Error("top, the classes of each image, is 0; pass at least 1");
         const std::size_t bytes = engine_->image_bytes(), classes = engine_->classes();
         std::vector<std::uint8_t> prepared(checked_product("bytes of so many images", {pixels.size(), bytes}));
         for_each_named(pixels, [&](const Pixels& each, std::size_t i) { prepare(each, bundle_.preprocessing, prepared.data() + i * bytes); });

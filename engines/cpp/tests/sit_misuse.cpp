@@ -136,6 +136,8 @@ void raw_pixels(const Classifier& classifier) {
     }
     refused("no memory", [&] { prepare(good, how, nullptr); });
     refused("classify none", [&] { (void)classifier.classify(std::vector<Pixels>{}); });
+    refused("no class", [&] { (void)classifier.classify(good, 0); });
+    refused("no class", [&] { (void)classifier.classify(Image{2, 2, std::vector<std::uint8_t>(12)}, 0); });
     refused("view", [] { (void)view(Image{100, 100, std::vector<std::uint8_t>(10)}); });
 }
 

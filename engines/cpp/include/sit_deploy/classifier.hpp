@@ -39,7 +39,7 @@ public:
     /// Every output by name of any number of prepared images, (count, values) each; as infer(), which gives the logits among them.
     [[nodiscard]] std::map<std::string, std::vector<float>> outputs(const void* images, std::size_t count) const;
 
-    /// The best `top` classes of each image. Throws Error as infer(), and for logits that are NaN or infinite.
+    /// The best `top` classes of each image. Throws Error as infer(), for logits that are NaN or infinite, and for a `top` of 0.
     [[nodiscard]] std::vector<std::vector<Prediction>> classify(const std::vector<Image>& images,
                                                                 std::size_t top = 5) const;
     [[nodiscard]] std::vector<Prediction> classify(const Image& image, std::size_t top = 5) const;
