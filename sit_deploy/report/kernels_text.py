@@ -162,8 +162,9 @@ def kernels_note(products: Products, precision: str, by: str = LOG) -> str:
         )
     if products.all_kept:
         return f"by its {by} the engine multiplies all {products.count} products in {precision} in 8 bits"
+    doubt = "" if products.widened else ", perhaps"  # what is not told may well be in 8 bits
     parts = [
-        f"{_NOT_ALL}: by its {by} the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
+        f"{_NOT_ALL}{doubt}: by its {by} the engine multiplies {len(products.kept)} of {products.count} products in {precision} so"
     ]
     if widened := products.widened:
         parts.append(

@@ -74,6 +74,9 @@ def compare_stream(
 
 def debug_on_cpu(bundle: Bundle, checkpoint: Path | None = None) -> layer_comparison.LayerComparison:
     """Export the float32 graph of a bundle's weights again, and compare the bundle's with it on the golden images."""
+    from engines.polygraphy_runs import import_polygraphy
+
+    import_polygraphy()  # before the export, which takes half a minute
     from sit_deploy.graph.deploy_form import to_deploy_form
 
     names = [one.name for one in bundle.outputs]

@@ -29,7 +29,10 @@ def details(kept: int, widened: int = 0, unknown: int = 0) -> dict:
             "not all in 8 bits: by its builder's log the engine multiplies 3 of 4 products in int8 so; for 1 it widens",
         ),
         (details(0, 5), "to multiply in 16 bits (widened.0, widened.1, widened.2, ...)"),
-        (details(3, 0, 2), "3 of 5 products in int8 so; of 2 the log does not tell"),
+        (
+            details(3, 0, 2),
+            "not all in 8 bits, perhaps: by its builder's log the engine multiplies 3 of 5 products in int8 so; of 2 the log does not tell",
+        ),
         (details(0, 0, 5), "which of 5 products in int8 the engine multiplies so is unknown"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import engines
 from sit_deploy.bundle import load_bundle
 from sit_deploy.validation.drift import compare_stream, debug_on_cpu, stream_tensors
 from tests.helpers.command_line import CommandLine
@@ -31,6 +33,19 @@ def test_a_bundle_in_fp32_is_its_graph(nano_fp32: Path) -> None:
     found = debug_on_cpu(load_bundle(nano_fp32))
     assert found.first_bad is None and found.missing == ()
     assert max(row.error for row in found.tensors) < 1e-5
+
+
+def test_a_missing_package_is_said_before_anything_is_exported(
+    nano_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    monkeypatch.setattr(
+        "sit_deploy.validation.drift.reference_model", lambda *_: pytest.fail("it was loaded")
+    )
+    with pytest.raises(
+        engines.EngineNotInstalledError, match=r"comparing layers needs Polygraphy; run .*pip"
+    ):
+        debug_on_cpu(load_bundle(nano_fp32))
 
 
 def test_int8_drifts_as_it_goes_on(nano_int8: Path, digits: Digits) -> None:
