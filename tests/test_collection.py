@@ -15,8 +15,8 @@ from benchmarks.gpu_machine.steps import NEEDED
 
 ROOT = Path(__file__).parents[1]
 OURS = {"benchmarks", "calibration", "engines", "sit_deploy", "tests", "training"}
-# what NEEDED brings along: ONNX protobuf, pytest packaging, timm PyYAML
-BROUGHT = {"google", "packaging", "typing_extensions", "yaml"}
+# what NEEDED brings along: ONNX protobuf, pytest packaging, rich markdown-it-py, timm PyYAML
+BROUGHT = {"google", "markdown_it", "packaging", "typing_extensions", "yaml"}
 THERE = {name.partition(".")[0] for name in NEEDED} | set(sys.stdlib_module_names) | OURS | BROUGHT
 
 

@@ -19,7 +19,7 @@ import pytest
 from engines import cpu
 from sit_deploy.bundle import load_bundle
 from sit_deploy.cli import cli
-from tests.helpers.command_line import CommandLine
+from tests.helpers.command_line import CommandLine, context_of
 from tests.helpers.pages import PAGES, ROOT, Block, Command, blocks, commands, inline, lines, run_lines
 
 pytest.importorskip("torch", reason="needs PyTorch for its models")
@@ -65,7 +65,7 @@ def check(command: Command) -> None:
         if unknown := [option for option in options if option not in known]:
             raise click.UsageError(f"no such option: {unknown[0]}")
         return
-    context = found.make_context(found.name, rest)
+    context = context_of(found, rest)
     if found.name in OF_A_MODEL and not context.params["model"] and not context.params["checkpoint"]:
         raise click.UsageError("neither --model nor --checkpoint")
     for option in found.params:
@@ -150,7 +150,7 @@ def test_what_a_page_tells_to_type_runs(
         )
         words = stand_ins.take(found[0].words)
         command, rest = find(words)
-        stand_ins.provide(command.make_context(command.name, rest).params)
+        stand_ins.provide(context_of(command, rest).params)
         cli(*words)
 
 

@@ -18,8 +18,10 @@ from markdown_it import MarkdownIt
 from tests.helpers.pages import PAGES, ROOT
 from tests.helpers.shared import shared
 
-for module in ("mkdocs", "material", "mkdocstrings_handlers.python"):
-    pytest.importorskip(module, reason="needs mkdocs and what it takes along: pip install '.[docs]'")
+_MISSING = "needs mkdocs and what it takes along: pip install '.[docs]'"
+pytest.importorskip("mkdocs", reason=_MISSING)
+pytest.importorskip("material", reason=_MISSING)
+pytest.importorskip("mkdocstrings_handlers.python", reason=_MISSING)
 pytestmark = pytest.mark.slow
 
 # Python-Markdown, which makes the site, and CommonMark, by which GitHub shows the tree, part ways where these do not agree

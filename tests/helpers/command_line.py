@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from sit_deploy.cli.failures import DEFECT
@@ -112,3 +113,13 @@ class CommandLine:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         return Result(done.returncode, done.stdout, done.stderr)
+
+
+def context_of(command: click.Command, words: list[str]) -> click.Context:
+    """Return a command's context for the words behind its name, made as below `sit-deploy`.
+
+    A command keeps the help option of its first context: made without the group's settings, it would lose -h for all that follow.
+    """
+    from sit_deploy.cli import cli
+
+    return command.make_context(command.name, words, **cli.context_settings)

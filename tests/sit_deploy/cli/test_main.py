@@ -20,7 +20,7 @@ from sit_deploy import __version__
 from sit_deploy.cli import COMMANDS, _Group, cli, main
 from sit_deploy.cli.failures import DEFECT, TRACEBACK, explain
 from sit_deploy.errors import GateError
-from tests.helpers.command_line import CommandLine
+from tests.helpers.command_line import CommandLine, context_of
 
 
 @pytest.fixture
@@ -59,9 +59,7 @@ def test_help_of_a_command_has_examples_that_parse(name: str, cli: CommandLine) 
     for line in lines:
         assert line.startswith(f"sit-deploy {name}")
         words = line.partition(" > ")[0].split()[2:]
-        command.make_context(
-            name, words, resilient_parsing=False
-        )  # raises for an unknown or malformed option
+        context_of(command, words)  # raises for an unknown or malformed option
     assert all(len(line) <= 110 for line in out.splitlines())
     assert "x<=" not in out.replace("17<=x<=20", "").replace("1<=x<=65535", "")  # limits that nobody meets
 

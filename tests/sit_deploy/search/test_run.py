@@ -27,6 +27,7 @@ from sit_deploy.search.judge import Judge
 from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.run import search
 from sit_deploy.search.tables import LatencyTable
+from tests.helpers.command_line import context_of
 from tests.helpers.held_up import timed
 from training.cli.slim import command as slim_command
 from training.slim_request import SlimRequest
@@ -323,9 +324,7 @@ def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched
     ):
         assert words[words.index(pair[0]) + 1] == pair[1]
     assert "--no-ema" in words and record.chosen.kept[0] == 36
-    asked = slim_command.make_context(
-        "slim", [*words[2:-3], str(photos / "flat"), "-o", "s.safetensors"]
-    ).params
+    asked = context_of(slim_command, [*words[2:-3], str(photos / "flat"), "-o", "s.safetensors"]).params
     asked = SlimRequest(
         ema=not asked.pop("no_ema"), **{k: v for k, v in asked.items() if k != "as_json"}
     ).check()
