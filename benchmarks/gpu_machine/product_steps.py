@@ -81,10 +81,11 @@ def exports(session: Session) -> Result:
     return {"started": started}
 
 
-def _background(session: Session, words: list[object], log: Path) -> None:
+def _background(session: Session, words: list[object], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command that outlives this call; its output is in the log."""
     env = {**torch_environment(session), "OMP_NUM_THREADS": FEW_THREADS}
     with log.open("w") as file:
-        subprocess.Popen(
+        return subprocess.Popen(
             list(map(str, words)),
             cwd=session.root,
             env=env,
@@ -191,7 +192,7 @@ def commands(session: Session) -> Result:
 
 def teachers(session: Session) -> Result:
     """The teachers of benchmarks/frd_ablation.py, both at once; their weights come back."""
-    env, running = session.environment(), {}
+    running = {}
     for teacher, student in TEACHERS.items():
         work, log = session.home / teacher, session.home / f"{teacher}.txt"
         words = [
@@ -204,10 +205,7 @@ def teachers(session: Session) -> Result:
             student,
         ]
         words += ["--teacher-only", "--device", device(), "--workers", "5"]
-        with log.open("w") as file:
-            running[teacher] = subprocess.Popen(
-                list(map(str, words)), cwd=session.root, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )  # fmt: skip
+        running[teacher] = _background(session, words, log)
     result: Result = {}
     for teacher, process in running.items():
         try:

@@ -26,10 +26,9 @@ from sit_deploy.cli.common import (
 from sit_deploy.cli.options import TOKENS, key_option, method_option
 from sit_deploy.errors import InputError
 from sit_deploy.methods import method_words
+from sit_deploy.token_pictures import FORMATS, ROWS
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf", ".webp")
-_FORMATS = ("png", "svg", "pdf")
-_ROWS = ("outlines", "colours", "gathered", "counted")
 
 
 class _Names(click.ParamType):
@@ -52,7 +51,7 @@ class _Names(click.ParamType):
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What is drawn of each image, and as what: `rows` of token_pictures.ROWS, `formats` of its FORMATS."""
+    """What is drawn of each image, and as what: `rows` of ROWS, `formats` of FORMATS."""
 
     rows: tuple[str, ...]
     formats: tuple[str, ...]
@@ -83,14 +82,14 @@ class _Drawing:
 @click.option(
     "--format",
     "formats",
-    type=_Names(_FORMATS),
+    type=_Names(FORMATS),
     default="png",
     show_default=True,
     help="One or several: NAME-tokens.png, .svg or .pdf.",
 )
 @click.option(
     "--rows",
-    type=_Names(_ROWS),
+    type=_Names(tuple(ROWS)),
     default="outlines,colours,gathered",
     show_default=True,
     help="What is shown of the tokens: their outlines over the picture, their mean colours, of how many patches they are made, how much each patch counts.",

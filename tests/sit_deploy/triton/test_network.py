@@ -30,60 +30,32 @@ def network(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(
-    ("threads", "counts", "found"),
-    [(0, [1], 0), (0, [], 0), (3, [4], 3), (0, [2], 4), (0, [2, 2], 2), (0, [3], 2), (0, [100], 1)],
-)
-def test_copies_share_the_cpus(
-    threads: int,
-    counts: list[int],
-    found: int,
-    network: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+# CPUs that it may run on, of eight; microseconds of CPU time in each 100,000; threads, copies of each group, and what each gets
+ALL, SOME = range(8), range(3)
+CASES = {
+    # each would take all of them, and wait for the others
+    "copies share the CPUs": (ALL, None, [(0, [1], 0), (0, [], 0), (3, [4], 3), (0, [2], 4), (0, [2, 2], 2), (0, [3], 2), (0, [100], 1)]),
+    # it sees eight and has the time of three at most: a runtime would start eight threads
+    "a container's limit": (ALL, 250000, [(0, [1], 3), (0, [], 3), (5, [4], 5), (0, [2], 1), (0, [3], 1), (0, [100], 1)]),
+    # `docker run --cpuset-cpus 0-2`: ONNX Runtime would start eight threads
+    "a container's CPUs": (SOME, None, [(0, [1], 3), (0, [], 3), (5, [4], 5), (0, [2], 1)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_threads_are_those_that_can_run(
+    case: str, network: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each would take all of them, and wait for the others."""
-    monkeypatch.setattr(cpu, "usable_cpus", lambda: tuple(range(8)))
+    usable, limit, wanted = CASES[case]
+    monkeypatch.setattr(cpu, "usable_cpus", lambda: tuple(usable))
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "none")
-    assert network._threads(config(threads, counts)) == found
-
-
-@pytest.mark.parametrize(
-    ("threads", "counts", "found"),
-    [(0, [1], 3), (0, [], 3), (5, [4], 5), (0, [2], 1), (0, [3], 1), (0, [100], 1)],
-)
-def test_a_containers_limit_is_heeded(
-    threads: int,
-    counts: list[int],
-    found: int,
-    network: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """Of eight CPUs that it sees, a container has the time of three at most: a runtime would start eight threads."""
-    monkeypatch.setattr(cpu, "usable_cpus", lambda: tuple(range(8)))
     monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(cpu, "_CGROUPS", tmp_path)
-    (tmp_path / "own").write_text("0::/\n")
-    (tmp_path / "cpu.max").write_text("250000 100000\n")
-    assert network._threads(config(threads, counts)) == found
-
-
-@pytest.mark.parametrize(("threads", "counts", "found"), [(0, [1], 3), (0, [], 3), (5, [4], 5), (0, [2], 1)])
-def test_a_containers_cpus_are_heeded(
-    threads: int,
-    counts: list[int],
-    found: int,
-    network: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """`docker run --cpuset-cpus 0-2` of eight: ONNX Runtime would start eight threads."""
-    monkeypatch.setattr(cpu, "usable_cpus", lambda: (0, 1, 2))
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr(cpu, "_OWN_CGROUPS", tmp_path / "none")
-    assert network._threads(config(threads, counts)) == found
+    if limit:
+        (tmp_path / "own").write_text("0::/\n")
+        (tmp_path / "cpu.max").write_text(f"{limit} 100000\n")
+    for threads, counts, found in wanted:
+        assert network._threads(config(threads, counts)) == found, (threads, counts)
 
 
 def config(threads: int, counts: list[int]) -> dict:
