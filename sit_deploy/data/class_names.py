@@ -129,7 +129,7 @@ def _by_name(where: str, dataset_classes: Sequence[str], classes: Sequence[str])
     strange = sorted(set(dataset_classes) - set(known))
     if strange:
         raise InputError(
-            f"{where} has class folders that the model has no name for ({listed(strange)}) beside some that it has; "
+            f"{where} has classes that the model has no name for ({listed(strange)}) beside some that it has; "
             "rename or remove them"
         )
     if all(name in exact for name in dataset_classes):
@@ -176,11 +176,11 @@ def _by_number(where: str, dataset_classes: Sequence[str], num_classes: int) -> 
         same = next(value for value, count in Counter(values).items() if count > 1)
         pair = [name for name, value in zip(dataset_classes, values, strict=True) if value == same]
         raise InputError(
-            f"{where} has the class folders {' and '.join(pair)}, which are the same number; merge them, or rename one"
+            f"{where} has the classes {' and '.join(pair)}, which are the same number; merge them, or rename one"
         )
     low, high, names = min(values), max(values), tuple(map(str, range(num_classes)))
     if low >= 1 and high == num_classes:
-        note = f"the class folders count from 1, so {low} is taken for the model's class {low - 1}, and so on"
+        note = f"the classes count from 1, so {low} is taken for the model's class {low - 1}, and so on"
         return ClassMatch(
             [value - 1 for value in values], (note, *_left_out(len(values), num_classes)), None, names
         )
@@ -190,11 +190,11 @@ def _by_number(where: str, dataset_classes: Sequence[str], num_classes: int) -> 
     doubt = None
     if low > 0:
         doubt = (
-            f"the class folders {low} to {high} are taken as the model's classes of these numbers, counted from 0, and they may "
+            f"the classes {low} to {high} are taken as the model's classes of these numbers, counted from 0, and they may "
             "count from 1; name the folders as the model's classes"
         )
     elif [dataset_classes[values.index(value)] for value in sorted(values)] != list(dataset_classes):
-        notes = ("the class folders are taken by number (2 before 10), not as text", *notes)
+        notes = ("the classes are taken by number (2 before 10), not as text", *notes)
     return ClassMatch(values, notes, doubt, names)
 
 
@@ -231,8 +231,8 @@ def _by_order(
         and not all(_SYNSET.match(name) or _DIGITS.match(name) for name in dataset_classes)
     ):
         doubt = (
-            f"no class folder bears a name of the model's ({listed(sorted(dataset_classes))} and {listed(list(classes))}), so they are taken "
-            "in sorted order; name the folders as the model's classes, or pass their names in label order with --labels when "
+            f"no class bears a name of the model's ({listed(sorted(dataset_classes))} and {listed(list(classes))}), so they are taken "
+            "in sorted order; name them as the model's classes, or pass their names in label order with --labels when "
             "building"
         )
     return ClassMatch(list(range(num_classes)), (), doubt, tuple(dataset_classes))

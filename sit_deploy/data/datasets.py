@@ -45,6 +45,7 @@ class Data:
         streamed: its samples come one after another, without numbers.
         notes: what to know of it, in sentences.
         ordered: its labels are its own, and not the order its classes sort in.
+        values: of one without names of classes, the labels that there are, rising, where that is known.
         folders: of both parts, where they are folders with one for each class.
     """
 
@@ -56,6 +57,7 @@ class Data:
     streamed: bool = False
     notes: tuple[str, ...] = ()
     ordered: bool = True
+    values: tuple[int, ...] | None = None
     folders: tuple[Path, Path] | None = None
 
 
@@ -151,10 +153,13 @@ def open_held_out(source: DataSource) -> Data:
         require_package(source)
         images, part = open_hub(source, source.val_split, HELD_OUT)
         classes = images.classes
-        count = len(classes) if classes else max(images.rows.unique(images.columns.label)) + 1
+        values = None if classes else tuple(sorted(map(int, images.rows.unique(images.columns.label))))
+        count = len(classes) if classes else max(values or ()) + 1
         note = f"taken from split '{part}', columns {images.columns.image} and {images.columns.label}"
+        # texts are merely sorted, and numbers may count from 1
+        ordered = classes is not None and not images.columns.texts
         return Data(
-            f"{name}, {part}", images, images, classes, count, notes=(note,), ordered=classes is not None
+            f"{name}, {part}", images, images, classes, count, notes=(note,), ordered=ordered, values=values
         )
     opened = open_timm(source, source.val_split or "validation", training=False)
     classes = class_names_of(opened)

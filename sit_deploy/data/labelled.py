@@ -121,12 +121,14 @@ def open_labelled(
     opened = open_held_out(
         DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key)
     )
-    names = opened.classes or [str(label) for label in range(opened.num_classes)]
+    values = opened.values or range(opened.num_classes)
+    names = opened.classes or list(map(str, values))
     count = len(names) if num_classes is None else num_classes
-    matched = match_names(str(data), names, classes, count, ordered=True)
-    return Labelled(
-        Relabelled(opened.val, matched.labels), opened.name, matched, (*opened.notes, *matched.notes)
-    )
+    matched = match_names(str(data), names, classes, count, ordered=opened.ordered)
+    labels = [-1] * opened.num_classes  # of numbers that no image has
+    for value, label in zip(values, matched.labels, strict=True):
+        labels[value] = label
+    return Labelled(Relabelled(opened.val, labels), opened.name, matched, (*opened.notes, *matched.notes))
 
 
 def open_unlabelled(data: str | Path, split: str | None = None) -> Labelled | None:

@@ -48,6 +48,7 @@ class DataConfig:
         crop_pct: share of the resized shorter side that the centre crop keeps.
         interpolation: of the resize.
         orientation: whether pictures are turned as their EXIF says.
+        fit: how an image comes to be a square: "center", cropped as is done here; "squash", squeezed; "border", padded.
         title: the source's own name, for messages: the file and entry, or the model.
         like: the preprocessing whose resize `crop_pct` stands for, where that is exact.
     """
@@ -58,11 +59,12 @@ class DataConfig:
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None
+    fit: str | None = None
     title: str = ""
     like: Preprocessing | None = None
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) is not None for name in FIELDS)
+        return any(getattr(self, name) is not None for name in (*FIELDS, "fit"))
 
     @property
     def words(self) -> str:
@@ -129,11 +131,13 @@ class Choice:
         preprocessing: what was chosen.
         deciding: whose word each part is, by `FIELDS`.
         notes: where another source says otherwise, a sentence each.
+        fit: whose word it is that images came to be squares in another way than here, None where nobody says so.
     """
 
     preprocessing: Preprocessing
     deciding: dict[str, DataConfig]
     notes: list[str] = field(default_factory=list)
+    fit: DataConfig | None = None
 
     @property
     def sources(self) -> dict[str, str]:
@@ -154,7 +158,8 @@ def from_card(card: ModelCard) -> DataConfig:
     """Return what a model card says."""
     ours = card.preprocessing
     crop = max(ours.size) / ours.resize
-    return DataConfig(Source.CARD, ours.mean, ours.std, crop, ours.interpolation, ours.orientation, like=ours)
+    values = (ours.mean, ours.std, crop, ours.interpolation, ours.orientation)
+    return DataConfig(Source.CARD, *values, fit="center", like=ours)
 
 
 def from_name(config: ModelConfig) -> DataConfig:
@@ -162,7 +167,7 @@ def from_name(config: ModelConfig) -> DataConfig:
     whose = "timm's configuration" if config.base else Source.MODEL_NAME.value
     title = f"{whose} of {config.base or config.name}"
     values = (config.mean, config.std, config.crop_pct, config.interpolation)
-    return DataConfig(Source.MODEL_NAME, *values, title=title)
+    return DataConfig(Source.MODEL_NAME, *values, fit="squash" if config.squash else "center", title=title)
 
 
 def override(preprocessing: Preprocessing, options: DataConfig) -> Preprocessing:
@@ -216,7 +221,21 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
         taken["std"].std,
         orientation=taken["orientation"].orientation,
     )
-    return Choice(preprocessing, taken, notes)
+    told = next((config for config in (*configs, named) if config.fit), None)
+    return Choice(preprocessing, taken, notes, told if told and told.fit in _OTHER_FITS else None)
+
+
+_OTHER_FITS = {"squash": "squeezed into a square", "border": "padded to a square"}
+
+
+def fit_note(choice: Choice) -> str | None:
+    """Return in a sentence that images came to be squares in another way than here, None where nobody says so."""
+    if choice.fit is None:
+        return None
+    return WarningText(
+        f"preprocessing: by {choice.fit.words} images are {_OTHER_FITS[choice.fit.fit or '']}; here they are cropped at the centre, "
+        "which is the same for square pictures alone"
+    )
 
 
 def _disagreement(name: str, taken: DataConfig, other: DataConfig) -> WarningText:

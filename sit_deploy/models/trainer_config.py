@@ -19,9 +19,12 @@ from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, Confi
 from sit_deploy.models.data_config import FIELDS, DataConfig, Source, from_name
 from sit_deploy.models.file_kind import file_kind, find_file
 
+Channels = tuple[float, float, float]
+
 # where trainers keep what they were started with
 _ENTRIES = ("args", "hyper_parameters", "hparams", "data_config", "pretrained_cfg", "config", "cfg")
 _NAMES = ("model", "model_name", "arch", "architecture")  # what they call the name of a model
+_FITS = ("center", "squash", "border")  # timm's crop_mode
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by number, as transformers writes them
 
 
@@ -62,20 +65,21 @@ def _of_arguments(entry: Any, title: str) -> DataConfig | None:
     from sit_deploy.preprocessing import INTERPOLATIONS
 
     mean, std, crop = _three(fields.get("mean")), _three(fields.get("std")), fields.get("crop_pct")
-    interpolation = fields.get("interpolation")
+    interpolation, fit = fields.get("interpolation"), fields.get("crop_mode")
     plain = DataConfig(
         Source.TRAINER,
         mean,
         std,
         float(crop) if _is_number(crop) and 0 < crop <= 1 else None,
         interpolation if interpolation in INTERPOLATIONS else None,
+        fit=fit if fit in _FITS else None,
         title=title,
     )
     name = next((fields[key] for key in _NAMES if isinstance(fields.get(key), str)), None)
     trained = _config_of(name)
     if trained is None:
         return plain
-    parts = {key: value for key in FIELDS if (value := getattr(plain, key)) is not None}
+    parts = {key: value for key in (*FIELDS, "fit") if (value := getattr(plain, key)) is not None}
     return replace(from_name(trained), source=Source.TRAINER, title=f"{title}, trained as {name}", **parts)
 
 
@@ -88,36 +92,80 @@ def _config_of(name: str | None) -> ModelConfig | None:
 
 def _of_transformers(fields: Mapping[str, Any]) -> DataConfig | None:
     """Return what the image processor of Hugging Face's transformers says."""
-    normalises, scale = fields.get("do_normalize", True), fields.get("rescale_factor", 1 / 255)
-    mean, std = _three(fields.get("image_mean")), _three(fields.get("image_std"))
-    if normalises is False:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if not _is_number(scale) or abs(scale * 255 - 1) > 1e-3 or fields.get("do_rescale", True) is False:
-        mean = std = None  # of values in another range than ours
-    size, crop = (fields.get(key) for key in ("size", "crop_size"))
-    share = fields.get("crop_pct")
-    shorter = size.get("shortest_edge") if isinstance(size, Mapping) else None
-    cropped = crop.get("height") if isinstance(crop, Mapping) else crop
-    if fields.get("do_center_crop") is True and _is_number(shorter) and _is_number(cropped) and shorter:
-        share = cropped / shorter
+    mean, std = _values_of_transformers(fields)
+    share, fit = _crop_of_transformers(fields)
     config = DataConfig(
         Source.TRAINER,
         mean,
         std,
-        float(share) if _is_number(share) and 0 < share <= 1 else None,
+        share,
         _PILLOW_FILTERS.get(fields.get("resample")) if isinstance(fields.get("resample"), int) else None,
+        fit=fit,
         title=f"{PREPROCESSOR} beside the checkpoint",
     )
     return config if config else None
 
 
-def _three(value: Any) -> tuple[float, float, float] | None:
+def _values_of_transformers(fields: Mapping[str, Any]) -> tuple[Channels | None, Channels | None]:
+    """Return mean and std of values from 0 to 1, whatever range the image processor itself brings pixels to."""
+    normalises, scale = fields.get("do_normalize", True), fields.get("rescale_factor", 1 / 255)
+    means, stds = fields.get("image_mean"), fields.get("image_std")
+    if normalises is False:
+        means, stds = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if fields.get("do_rescale", True) is False:
+        # of pixels as they are, or of values from 0 to 1 that somebody made before: nothing tells, unless the mean does
+        rescaled = normalises is not False and _is_row(means) and max(means) > 1
+        scale, offset = (1.0 if rescaled else None), 0.0
+    else:
+        offset = 1.0 if fields.get("rescale_offset") is True else 0.0
+    if not _is_number(scale) or not 0 < scale <= 1:
+        return None, None
+    top = 255 * scale  # what white becomes
+    top = 1.0 if abs(top - 1) < 1e-3 else top  # 0.00392 for 1 / 255
+
+    def of_one(row: Any, shift: float) -> Channels | None:
+        return _three([(value + shift) / top for value in row]) if _is_row(row) else None
+
+    return of_one(means, offset), of_one(stds, 0.0)
+
+
+def _crop_of_transformers(fields: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    """Return the share that the centre crop keeps, and how images come to be squares (`DataConfig.fit`)."""
+    size, crop, share = (fields.get(key) for key in ("size", "crop_size", "crop_pct"))
+    if _is_number(share) and 0 < share <= 1:  # of ConvNeXt's
+        return float(share), "center"
+    if fields.get("do_resize", True) is False:
+        return None, None
+    shorter = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    # both sides, or one number in files of old releases, which is both sides but of CLIP's
+    side = size.get("height") if isinstance(size, Mapping) else size
+    if isinstance(size, Mapping) and size.get("width") != side:
+        side = None
+    kind = str(fields.get("image_processor_type") or fields.get("feature_extractor_type") or "")
+    if not isinstance(size, Mapping) and kind.startswith(("CLIP", "ChineseCLIP")):
+        shorter, side = size, None
+    fit = "center" if _is_number(shorter) else "squash" if _is_number(side) else None
+    resized = shorter if fit == "center" else side
+    if not fit or not resized > 0:
+        return None, None
+    if fields.get("do_center_crop") is not True:
+        return (1.0, fit) if fit == "squash" else (None, None)
+    cropped = crop.get("height") if isinstance(crop, Mapping) else crop
+    share = cropped / resized if _is_number(cropped) else 0.0
+    return (float(share), fit) if 0 < share <= 1 else (None, fit)
+
+
+def _three(value: Any) -> Channels | None:
     """Return a mean or std in [0, 1] of three channels, None where it is anything else."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         values = list(value)
         if len(values) == 3 and all(_is_number(v) and 0 <= v <= 1 for v in values):
             return tuple(map(float, values))
     return None
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
 
 
 def _is_number(value: Any) -> bool:

@@ -122,9 +122,7 @@ def test_an_order_that_all_agree_on(found: list[str]) -> None:
 
 def test_words_beside_other_words() -> None:
     matched = match_names("data", ["auto", "haus", "hund"], ["car", "dog", "house"], 3)
-    assert (
-        "no class folder bears a name of the model's (auto, haus, hund and car, dog, house)" in matched.doubt
-    )
+    assert "no class bears a name of the model's (auto, haus, hund and car, dog, house)" in matched.doubt
     assert match_names("data", ["n01440764", "n01443537"], ["tench", "goldfish"], 2).doubt is None
 
 

@@ -111,6 +111,33 @@ def test_labels_of_bare_values(
     assert data.num_classes == 2 and [label for _, label in data.train] == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "classes_of_model", "expected", "doubtful"),
+    [
+        ([str(i) for i in range(12)], "string", None, list(range(12)), False),
+        ([str(i) for i in range(1, 13)], "string", None, list(range(12)), False),
+        (list(range(1, 13)), "int64", None, list(range(12)), False),
+        ([0, 3, 7], "int64", None, [0, 3, 7], False),
+        ([1, 3, 7], "int64", None, [1, 3, 7], True),
+        ([f"kind {i:02d}" for i in range(12)], "string", [f"art {i:02d}" for i in range(12)], list(range(12)), True),
+        ([f"kind {i}" for i in range(12)], "string", None, [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3], True),
+    ],
+)  # fmt: skip
+def test_values_without_an_order_are_matched_as_folders_are(
+    values: list[Any],
+    kind: str,
+    classes_of_model: list[str] | None,
+    expected: list[int],
+    doubtful: bool,
+    make: Make,
+) -> None:
+    """Texts are sorted, and numbers count from 0 or from 1: no data set has said an order."""
+    name = make(["test"], image=images(len(values)), label=(values, hub().Value(kind)))
+    found = open_labelled(name, classes_of_model, 12)
+    assert [label for _, label in found] == expected
+    assert bool(found.matched.doubt) == doubtful
+
+
 @pytest.mark.parametrize("as_what", ["bytes", "path", "struct"])
 def test_images_without_their_type(as_what: str, make: Make, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sit_deploy.models.catalog import get_config
-from sit_deploy.models.data_config import DataConfig, Source, choose, from_name
+from sit_deploy.models.data_config import DataConfig, Source, choose, fit_note, from_name
 from sit_deploy.models.trainer_config import from_checkpoint
 from sit_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
@@ -85,7 +86,7 @@ def test_what_a_trainer_does_not_say_plainly_is_left(args: Any, tmp_path: Path) 
         (
             "preprocessor_config.json",
             {"image_mean": HALF, "image_std": HALF, "do_normalize": False, "size": {"height": 224, "width": 224}},
-            Preprocessing.for_model(224, 0.9, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            Preprocessing.for_model(224, 1.0, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         ),
         (
             "config.json",
@@ -105,8 +106,9 @@ def test_what_stands_beside_the_file_is_taken_and_said(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", "[" * 100_000, "{}", '{"image_mean": [0.5]}', '{"image_mean": [0.1, 0.1, 0.1], "rescale_factor": 0.0078}',
-     '{"pretrained_cfg": 3}', '{"resample": "x", "size": 3, "crop_size": [], "do_center_crop": true}', "\ud800"],
+    ["", "[]", "{", "[" * 100_000, "{}", '{"image_mean": [0.5]}', '{"image_mean": [0.1, 0.1, 0.1], "rescale_factor": "x"}',
+     '{"do_rescale": false, "image_mean": [0.1, 0.1, 0.1], "image_std": [0.1, 0.1, 0.1], "rescale_factor": 0.1}',
+     '{"do_rescale": false, "do_normalize": false}', '{"image_mean": [0, 0, 0], "rescale_factor": -1}', '{"pretrained_cfg": 3}', '{"resample": "x", "size": 3, "crop_size": [], "do_center_crop": true}', "\ud800"],
 )  # fmt: skip
 def test_a_file_beside_that_says_nothing_of_it_is_left(text: str, tmp_path: Path) -> None:
     for name in ("preprocessor_config.json", "config.json"):
@@ -122,3 +124,71 @@ def test_two_that_disagree_are_named(tmp_path: Path) -> None:
         "of args in m.pth is taken, not 0.5 0.5 0.5 of preprocessor_config.json beside" in n
         for n in found.notes
     )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rescale_factor": 1 / 255},
+        {"rescale_factor": 0.00392156862745098},
+        {"rescale_factor": 1 / 127.5},
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True},
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False},
+        {"do_rescale": False, "image_mean": [123.675, 116.28, 103.53], "image_std": [58.395, 57.12, 57.375]},
+        {"do_normalize": False},
+    ],
+)
+def test_values_are_those_that_the_image_processor_makes(fields: dict, tmp_path: Path) -> None:
+    """The right side is what transformers computes, step by step: rescale, offset, normalise."""
+    fields = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], **fields}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    ours = chosen(saved(tmp_path)).preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    theirs = pixels.astype(np.float64)
+    if fields.get("do_rescale", True):
+        theirs = theirs * fields.get("rescale_factor", 1 / 255) - fields.get("rescale_offset", False)
+    if fields.get("do_normalize", True):
+        theirs = (theirs - fields["image_mean"]) / fields["image_std"]
+    np.testing.assert_allclose(ours.normalise(pixels), theirs.transpose(2, 0, 1), atol=1e-5)
+
+
+HW = {"height": 224, "width": 224}
+
+
+@pytest.mark.parametrize(
+    ("fields", "resize", "squeezed"),
+    [
+        ({"size": HW}, 224, True),
+        ({"size": HW, "do_center_crop": None, "crop_size": None}, 224, True),
+        ({"size": 224, "feature_extractor_type": "ViTFeatureExtractor"}, 224, True),
+        ({"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": HW}, 256, True),
+        ({"size": 256, "do_center_crop": True, "crop_size": 224, "feature_extractor_type": "DeiTFeatureExtractor"}, 256, True),
+        ({"size": 256, "do_center_crop": True, "crop_size": 224, "feature_extractor_type": "CLIPFeatureExtractor"}, 256, False),
+        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": HW}, 256, False),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 256, False),
+        ({"size": {"shortest_edge": 256}}, 248, False),
+        ({"size": HW, "do_resize": False}, 248, False),
+        ({"size": {"height": 224, "width": 288}}, 248, False),
+        ({"size": {"height": 0, "width": 0}}, 248, False),
+    ],
+)  # fmt: skip
+def test_how_the_image_processor_comes_to_a_square(
+    fields: dict, resize: int, squeezed: bool, tmp_path: Path
+) -> None:
+    """A square picture is seen as transformers sees it, and of others it is said that they are not."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    found = chosen(saved(tmp_path))
+    assert found.preprocessing.resize == resize
+    note = fit_note(found) or ""
+    assert (
+        "preprocessor_config.json beside the checkpoint images are squeezed into a square" in note
+    ) == squeezed
+
+
+@pytest.mark.parametrize(("mode", "said"), [("squash", "squeezed"), ("border", "padded"), ("center", None)])
+def test_timms_other_crops_are_told_of(mode: str, said: str | None, tmp_path: Path) -> None:
+    cfg = {**OURS, "crop_pct": 1.0, "crop_mode": mode}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": VIT, "pretrained_cfg": cfg}))
+    for path in (saved(tmp_path), saved(tmp_path, args={"crop_mode": mode})):
+        note = fit_note(chosen(path)) or ""
+        assert bool(note) == bool(said) and (said or "") in note

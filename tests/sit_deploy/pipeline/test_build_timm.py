@@ -201,7 +201,7 @@ def test_images_that_were_squeezed_are_told_of(tmp_path: Path) -> None:
 
     work = Work(BuildRequest("vit_medium_patch16_gap_384", tmp_path, image_size=32), lambda *_: None)
     load_request(work)
-    assert "published for images squeezed into a square; here they are cropped" in work.notes[1]
+    assert "images are squeezed into a square; here they are cropped" in work.notes[1]
 
 
 def test_a_models_own_size_need_not_be_a_multiple_of_its_patches(cli: CommandLine) -> None:
