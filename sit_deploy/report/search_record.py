@@ -36,7 +36,10 @@ class ClosenessRecord(Struct):
 
 
 class PointRecord(Struct):
-    """A schedule that was tried; of one that was built, what its engine was measured to do."""
+    """A schedule that was tried; of one that was built, what its engine was measured to do.
+
+    `student_ms` is foretold, of a student with TSMs in place of the method without training; records of older releases have none.
+    """
 
     stages: list[_Blocks]
     kept: list[_Tokens]
@@ -50,6 +53,7 @@ class PointRecord(Struct):
     high_ms: _Milliseconds | None = None
     engine_score: ClosenessRecord | None = None
     doubt: str | None = None
+    student_ms: _Milliseconds | None = None
 
     def __post_init__(self) -> None:
         if not self.stages or len(self.stages) != len(self.kept):

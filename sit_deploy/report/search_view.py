@@ -77,8 +77,11 @@ def _unknown(record: SearchRecord) -> list[str]:
         "not measured."
     ]
     if chosen is not None:
+        foretold = (
+            "" if chosen.student_ms is None else f" The latency table foretells {chosen.student_ms:.3g} ms."
+        )
         unknown.append(
-            f"Not known: how fast a trained student of this schedule is. It has TSMs in place of {record.method}: bench it."
+            f"Not known: how fast a trained student of this schedule is. It has TSMs in place of {record.method}: bench it.{foretold}"
         )
     return unknown
 

@@ -141,7 +141,11 @@ def _record(
             "unslimmed_ms": unslimmed,
             "unslimmed_top1": one.judge.own.top1,
             "points": [
-                _point(scored, measured.get(key), scored in front, chosen) for key, scored in known.items()
+                {
+                    **_point(scored, measured.get(key), scored in front, chosen),
+                    "student_ms": one.tables.predict_student(scored.precision, scored.schedule),
+                }
+                for key, scored in known.items()
             ],
             "tried": len({schedule for schedule, _ in one.judge.kept}),
             "finished": explored.finished,

@@ -125,6 +125,11 @@ class Tables:
         unslimmed = Schedule((schedule.depth,), schedule.kept[:1])
         return max(told, _LEAST * self._paced(precision, unslimmed))
 
+    def predict_student(self, precision: str, schedule: Schedule) -> float:
+        """Return the milliseconds a batch of a student of a schedule, which has TSMs in place of the method: tables are of these."""
+        unslimmed = Schedule((schedule.depth,), schedule.kept[:1])
+        return max(self._paced(precision, schedule), _LEAST * self._paced(precision, unslimmed))
+
     def _paced(self, precision: str, schedule: Schedule) -> float:
         return self._pace.get(precision, 1.0) * self._predict(precision, schedule)
 

@@ -31,6 +31,10 @@ def test_what_was_asked_what_it_costs_and_what_is_not_known_are_said():
     ]
     assert "which schedule is the best after training" in view["unknown"][0]
     assert "TSMs in place of transform: bench it" in view["unknown"][1]
+    points = [p | {"student_ms": 0.8} if p["chosen"] else p for p in RECORD["points"]]
+    assert search_view(record(points=points))["unknown"][1].endswith(
+        "bench it. The latency table foretells 0.8 ms."
+    )
     for page in (render_search(record()), render_search(record(), "md")):
         assert "Not known: which schedule" in page and "top-1 88.00 %" in page
     whole = record(points=[point([8], [49], 0.9, 0.0, chosen=True, measured=0.9)])

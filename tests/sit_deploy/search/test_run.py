@@ -135,6 +135,7 @@ def test_what_the_table_does_not_know_is_learnt(tmp_path, photos, clock):
     assert chosen.measured_ms == pytest.approx(milliseconds(schedule) + 0.1 * (len(chosen.stages) - 1))
     assert chosen.measured_ms <= 1.0
     assert chosen.predicted_ms == pytest.approx(chosen.measured_ms)
+    assert chosen.student_ms == pytest.approx(milliseconds(schedule))  # whose TSMs are what the table knows
 
 
 @pytest.mark.slow
