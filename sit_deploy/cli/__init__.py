@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -88,11 +89,30 @@ class _Group(click.Group):
             args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing
         ):  # nor while a shell completes the words after a wrong one
             raise click.UsageError(f"No such command '{args[0]}'{nearest(args[0], tuple(COMMANDS))}")
+        if not ctx.resilient_parsing:
+            _refuse_empty_words(args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _refuse_empty_words(words: Sequence[str]) -> None:
+    """Refuse an empty word, as a variable of the shell gives that is not set: as a path it would be the folder one is in.
+
+    Raises:
+        click.UsageError: says where it stands.
+    """
+    for before, word in pairwise(words):
+        option, equals, value = word.partition("=")
+        if equals and not value and option.startswith("--"):
+            before, word = option, ""
+        if not word:
+            place = f"what follows {before}" if before.startswith("-") else f"the argument after {before}"
+            raise click.UsageError(
+                f"{place} is empty, as of a variable that is not set; give a value, or leave it out"
+            )
 
 
 def _show_versions(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
