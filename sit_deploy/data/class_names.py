@@ -16,6 +16,10 @@ from sit_deploy.text import shown
 _DIGITS = re.compile(r"[0-9]+")
 _SHOWN = 3  # names in a message
 _SYNSET = re.compile(r"n[0-9]{8}")
+_NUMBERED = re.compile(
+    r"(n[0-9]{8}|[0-9]+)[\s._-]+(?=.)"
+)  # before a name: 001.albatross, 3_cat, n01440764_tench
+_OF_IMAGENET = 1000  # classes, which every model of them has in the order of their synsets
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def match_names(
 ) -> ClassMatch:
     """Match the classes of a data set with the model's.
 
-    Classes called as the model's are matched by name, spelling of case, spaces, underscores and hyphens apart, and some may
-    be missing. Where none bears a name of the model's (ImageNet's folders are numbers), numbers from 0 (or from 1, up to
+    Classes called as the model's are matched by name, spelling of case, spaces, underscores and hyphens apart, and a number or
+    synset before the name (001.albatross, n01440764_tench); some may be missing. Where none bears a name of the model's (ImageNet's folders are numbers), numbers from 0 (or from 1, up to
     the number of classes) are labels, and any other names are the model's classes in order, and must be as many.
 
     Args:
@@ -62,7 +66,9 @@ def match_names(
     twice = [name for name, count in Counter(dataset_classes).items() if count > 1]
     if twice and not classes:
         classes = None  # a data set's own labels tell them apart
-    matched = _by_name(where, dataset_classes, classes) if classes else None
+    matched = None
+    if classes:
+        matched = _by_name(where, dataset_classes, classes) or _by_part(where, dataset_classes, classes)
     matched = matched or (None if ordered else _by_number(where, dataset_classes, num_classes))
     return matched or _by_order(where, dataset_classes, classes, num_classes, ordered)
 
@@ -167,6 +173,31 @@ def _by_name(where: str, dataset_classes: Sequence[str], classes: Sequence[str])
     return ClassMatch(labels, (note, *_left_out(len(dataset_classes), len(classes))), None, tuple(classes))
 
 
+def _by_part(where: str, dataset_classes: Sequence[str], classes: Sequence[str]) -> ClassMatch | None:
+    """Match by what follows a number or synset in the names, or by the synset alone; None where that does not find every class."""
+    for part in (_behind_number, _synset_of):
+        theirs, ours = [part(name) for name in dataset_classes], [part(name) for name in classes]
+        unique = all(len(set(map(plain, names))) == len(names) for names in (theirs, ours))
+        if not unique or not set(map(plain, theirs)) <= set(map(plain, ours)):
+            continue
+        matched = _by_name(where, theirs, ours)
+        if matched is None:
+            continue
+        pairs = [f"{name} is {classes[i]}" for name, i in zip(dataset_classes, matched.labels, strict=True)]
+        note = f"matched {len(pairs)} class names but for the number before them ({listed(pairs)})"
+        return ClassMatch(matched.labels, (note, *_left_out(len(pairs), len(classes))), None, tuple(classes))
+    return None
+
+
+def _behind_number(name: str) -> str:
+    return _NUMBERED.sub("", name, count=1) if _NUMBERED.match(name) else name
+
+
+def _synset_of(name: str) -> str:
+    found = _SYNSET.match(name)
+    return found[0] if found else name
+
+
 def _by_number(where: str, dataset_classes: Sequence[str], num_classes: int) -> ClassMatch | None:
     """Take names that are numbers as labels; None where they cannot be."""
     if not all(_DIGITS.fullmatch(name) for name in dataset_classes):
@@ -228,7 +259,7 @@ def _by_order(
     elif (
         classes
         and not ordered
-        and not all(_SYNSET.match(name) or _DIGITS.match(name) for name in dataset_classes)
+        and not (num_classes == _OF_IMAGENET and all(map(_SYNSET.fullmatch, dataset_classes)))
     ):
         doubt = (
             f"no class bears a name of the model's ({listed(sorted(dataset_classes))} and {listed(list(classes))}), so they are taken "

@@ -123,7 +123,47 @@ def test_an_order_that_all_agree_on(found: list[str]) -> None:
 def test_words_beside_other_words() -> None:
     matched = match_names("data", ["auto", "haus", "hund"], ["car", "dog", "house"], 3)
     assert "no class bears a name of the model's (auto, haus, hund and car, dog, house)" in matched.doubt
-    assert match_names("data", ["n01440764", "n01443537"], ["tench", "goldfish"], 2).doubt is None
+
+
+@pytest.mark.parametrize(
+    ("found", "classes", "expected"),
+    [
+        (["001.Cat", "002.Dog", "003.Red_fox"], ["red fox", "dog", "cat"], [2, 1, 0]),
+        (["0_cat", "10_dog", "2_fox"], ["dog", "cat", "fox"], [1, 0, 2]),
+        (["1 - cat", "2 - dog"], ["dog", "cat", "fox"], [1, 0]),
+        (["n01440764_tench", "n01443537-goldfish"], ["goldfish", "tench"], [1, 0]),
+        (["n01440764_tench", "n01443537_goldfish"], ["n01443537", "n01440764"], [1, 0]),
+        (["n01440764", "n01443537"], ["n01443537 goldfish", "n01440764 tench"], [1, 0]),
+        (["cat", "dog"], ["1_dog", "2_cat"], [1, 0]),
+    ],
+)
+def test_a_number_before_a_name_does_not_hide_it(
+    found: list[str], classes: list[str], expected: list[int]
+) -> None:
+    """The order of the folders is not the model's, and the names say so."""
+    matched = match_names("data", found, classes, len(classes))
+    assert matched.labels == expected and matched.doubt is None
+    assert "but for the number before them" in matched.notes[0] and matched.names == tuple(classes)
+
+
+@pytest.mark.parametrize(
+    ("found", "classes"),
+    [
+        (["001.auto", "002.hund"], ["car", "dog"]),
+        (["001.cat", "002.hund"], ["dog", "cat"]),  # half of them is no name for all
+        (["1_cat", "2_cat"], ["dog", "cat"]),
+        (["101", "102"], ["dog", "cat"]),
+        (["n01440764", "n01443537"], ["goldfish", "tench"]),
+    ],
+)
+def test_numbers_say_nothing_of_a_models_names(found: list[str], classes: list[str]) -> None:
+    matched = match_names("data", found, classes, 2)
+    assert matched.labels == [0, 1] and "no class bears a name of the model's" in (matched.doubt or "")
+
+
+def test_imagenets_synsets_are_in_the_order_of_its_classes() -> None:
+    found = [f"n{i:08}" for i in range(1000)]
+    assert match_names("data", found, [f"word {i} of it" for i in range(1000)], 1000).doubt is None
 
 
 def test_a_data_set_s_own_labels() -> None:
