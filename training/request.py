@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import Progress
 from engines.install import pip_install
 from sit_deploy import limits
+from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.hub import local_file, pinned, resolve
@@ -166,6 +167,20 @@ class TrainRequest:
         return replace(self, **files)
 
     @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return DataSource(
+            self.data,
+            self.data_dir,
+            self.train_split,
+            self.val_split,
+            self.num_classes,
+            self.seed,
+            self.image_key,
+            self.label_key,
+        )
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe of this run, the user's own values in it."""
         from sit_deploy.models import get_config
@@ -254,6 +269,16 @@ class TrainRequest:
             raise InputError("--cnn-teacher and --cnn-checkpoint go together; pass both or neither")
         if self.qat and not self.init:
             raise InputError("--qat starts from a trained model; pass its weights with --init")
+
+    def check_data(self) -> None:
+        """Refuse data that cannot be, as far as can be told without PyTorch.
+
+        Raises:
+            InputError: as `sit_deploy.data.datasets.check_data`.
+        """
+        from sit_deploy.data.datasets import check_data
+
+        check_data(self.source)
 
     def identity(self, total_batch: int) -> dict[str, Any]:
         """Return what must be the same for a run to be resumed, as JSON values.

@@ -12,7 +12,6 @@ import torch
 
 from engines.cpu import cpu_count
 from sit_deploy.data.datasets import Data, open_data
-from sit_deploy.data.source import DataSource
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
 from training.announce import announce, compare
@@ -50,12 +49,7 @@ def set_up(request: TrainRequest, world: World, reporter: Reporter) -> Run:
     """
     recipe = request.recipe
     resuming = _is_resumed(request, world)
-    data = open_data(
-        DataSource(
-            request.data, request.data_dir, request.train_split, request.val_split, request.num_classes,
-            request.seed, request.image_key, request.label_key,
-        )
-    )  # fmt: skip
+    data = open_data(request.source)
     if recipe.repeats > 1 and data.streamed:
         raise InputError("streamed data cannot be repeated in a batch; pass --repeats 1")
     if request.qat and data.streamed:

@@ -35,11 +35,10 @@ from training.sample_reader import SampleReader
 from training.seeding import FIT, permutation, seed_all
 from training.slim_features import FrozenFeatures, mean_logits, unslimmed
 from training.slim_fit import Fit, fit_tsms
-from training.slim_options import BATCH_SIZE, VIEWS, FitOptions
+from training.slim_options import BATCH_SIZE, VIEWS, FitOptions, held_out
 from training.slim_request import SlimRequest
 from training.terminal_reporter import TerminalReporter
 
-_MOST_HELD_OUT = 500  # images that agreement is measured on
 _FEW_HELD_OUT = 8  # that say nothing
 _FEW_STEPS = 10  # that fit nothing
 
@@ -144,17 +143,7 @@ def _find(request: SlimRequest, reporter: Reporter) -> list[Path]:
     listed = find_images(request.images)
     if listed.note:
         reporter.note(listed.note)
-    count = len(listed.images)
-    if count - _held_out(count) < request.batch_size:
-        raise InputError(
-            f"{count} image{'s' * (count > 1)} are fewer than the {request.batch_size} of one step and {_held_out(count)} to check on; add some, "
-            "or pass a smaller --batch-size"
-        )
-    return [listed.images[i] for i in permutation(count, FIT, request.seed)]
-
-
-def _held_out(images: int) -> int:
-    return max(1, min(_MOST_HELD_OUT, images // 10))
+    return [listed.images[i] for i in permutation(len(listed.images), FIT, request.seed)]
 
 
 def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, reporter: Reporter) -> Slimmed:
@@ -174,7 +163,7 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
     check_card(_card(request, work, config, model, choice, classes, None))
     for warning in warn_of_threads(world.device):
         reporter.warn(warning)
-    held = _held_out(len(files))
+    held = held_out(len(files))
     readers = [
         SampleReader(Pictures([(file, 0) for file in part]), request.max_damaged)
         for part in (files[:held], files[held:])

@@ -8,6 +8,12 @@ SECONDS = 120.0
 BATCH_SIZE = 64
 VIEWS = 4  # of each image: itself, and parts of it
 LR = 1e-2
+_MOST_HELD_OUT = 500  # images that agreement is measured on
+
+
+def held_out(images: int) -> int:
+    """Return how many of some images are kept apart, to measure agreement on."""
+    return max(1, min(_MOST_HELD_OUT, images // 10))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy import limits
+from sit_deploy.data.image_files import find_images
 from sit_deploy.errors import InputError
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.catalog import get_config
@@ -15,9 +16,10 @@ from sit_deploy.models.config import ModelConfig, example_stages
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.models.hub import is_place
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.request_check import check_given_files
 from sit_deploy.schema import convert_fields
 from sit_deploy.text import file_name, require_utf8
-from training.slim_options import BATCH_SIZE, LR, SECONDS
+from training.slim_options import BATCH_SIZE, LR, SECONDS, held_out
 
 _LARGEST = {
     "steps": limits.STEPS,
@@ -118,7 +120,26 @@ class SlimRequest:
                 "what is slimmed is a trained model; pass its weights with --checkpoint, or --pretrained for timm's own"
             )
         seconds = SECONDS if self.seconds is None and self.steps is None else self.seconds
+        self._check_files()
         return replace(self, seconds=seconds)
+
+    def _check_files(self) -> None:
+        """Refuse images, labelled ones and a place for the weights that cannot be, as far as can be told without PyTorch and the network."""
+        count = len(find_images(self.images).images)
+        if count - held_out(count) < self.batch_size:
+            raise InputError(
+                f"{count} image{'s' * (count > 1)} are fewer than the {self.batch_size} of one step and {held_out(count)} to check on; add some, "
+                "or pass a smaller --batch-size"
+            )
+        check_given_files(self._loads(None))
+        if not (self.pretrained or is_place(self.model) or is_place(self.checkpoint)):
+            teacher = self.teacher()
+            self.destination(self.config(teacher).name)
+
+    def _loads(self, model: str | None) -> BuildRequest:
+        """Return what loads the unslimmed model of a name."""
+        values: dict[str, Any] = {field: getattr(self, field) for field in _LOADED}
+        return BuildRequest(model, None, **values)
 
     def teacher(self) -> BuildRequest:
         """Return what loads the unslimmed model; of repositories, nothing but a config.json is fetched.
@@ -132,8 +153,7 @@ class SlimRequest:
         if name is not None and not is_place(name):
             config = self._config(name)
             name = config.teacher or config.name
-        values: dict[str, Any] = {field: getattr(self, field) for field in _LOADED}
-        return BuildRequest(name, None, **values).named()
+        return self._loads(name).named()
 
     def config(self, teacher: BuildRequest) -> ModelConfig:
         """Return the configuration of the slimmed model.

@@ -175,12 +175,13 @@ def command(
     from sit_deploy.errors import Error
     from sit_deploy.pipeline.request import BuildRequest
     from sit_deploy.search.request import AUTO, SearchRequest
-    from sit_deploy.search.run import search
 
     auto = precision == AUTO
     mine = {name: options.pop(name) for name in _MINE}
     build = BuildRequest(output=None, precision="fp32" if auto else precision, ema=not no_ema, **options)
     request = SearchRequest(build=build, precisions=(AUTO,) if auto else (precision,), **mine)
+    from sit_deploy.search.run import search  # which takes a while
+
     with progress() as report:
         try:
             record = search(request, report)

@@ -132,6 +132,7 @@ def command(
     """
     from sit_deploy.data.ignored_orientation import ignored_orientation_note
     from sit_deploy.data.image_files import find_images
+    from sit_deploy.files import scratch
 
     listed = find_images(images)
     files = listed.images
@@ -151,7 +152,10 @@ def command(
         )
     if output.exists() and not output.is_dir():
         raise InputError(f"output {output} is not a folder; choose another with -o")
-    with progress() as report:
+    with (
+        progress() as report,
+        scratch(output / "pictures"),
+    ):  # tried before the work, as nothing else tells for certain
         report("Loading the model", 0, 0)
         network, preprocessing = _load(source, model, stages, kept, method, checkpoint, checkpoint_key)
         report("Loading the model", 1, 1)
@@ -213,7 +217,6 @@ def _draw(
         shares = [share[0] for share in patch_shares(network, pixels[None])]
         picture, targets = shown(preprocessing.seen(image)), drawing.files(output, path)
         figure = draw(picture, shares, network.grid_size, drawing.rows, f"merged by {method_words(method)}")
-        output.mkdir(parents=True, exist_ok=True)
         for target in targets:
             save(figure, target, picture.shape[1])
         note = alike_note(shares)

@@ -24,6 +24,7 @@ from sit_deploy.data.timm_datasets import (
     class_names_of,
     highest_label,
     open_timm,
+    require_known,
     require_package,
 )
 from sit_deploy.errors import InputError
@@ -31,6 +32,7 @@ from sit_deploy.preprocessing import load_image
 from sit_deploy.text import shown
 
 Sample = tuple[Any, int]
+DIGITS = tuple(map(str, range(10)))  # names of their classes
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def open_data(source: DataSource | str) -> Data:
     """
     if isinstance(source, str):
         source = DataSource(source)
-    source.check_columns()
+    check_data(source)
     if source.name == "digits":
         data = _digits()
     elif source.is_folder:
@@ -135,6 +137,21 @@ def open_data(source: DataSource | str) -> Data:
     return data
 
 
+def check_held_out(source: DataSource) -> None:
+    """Refuse a named data set whose held-out images cannot be had, as far as can be told without opening it.
+
+    Raises:
+        InputError: columns of what has none, one that can only be streamed, a package that is not there, or an unknown name.
+    """
+    source.check_columns()
+    if source.streamed:
+        raise InputError(
+            f"{source.name} can only be streamed, and accuracy is measured image by image; pass a folder, or torch/… or hfds/…"
+        )
+    require_package(source)
+    require_known(source)
+
+
 def open_held_out(source: DataSource) -> Data:
     """Open the held-out images of a named data set alone, to measure on: `val` of what it returns; `train` is the same.
 
@@ -142,15 +159,10 @@ def open_held_out(source: DataSource) -> Data:
         InputError: as `open_data`, and one that can only be streamed.
     """
     name = source.name
-    source.check_columns()
+    check_held_out(source)
     if name == "digits":
         return _digits()
-    if source.streamed:
-        raise InputError(
-            f"{name} can only be streamed, and accuracy is measured image by image; pass a folder, or torch/… or hfds/…"
-        )
     if source.prefix == "hfds":
-        require_package(source)
         images, part = open_hub(source, source.val_split, HELD_OUT)
         classes = images.classes
         values = None if classes else tuple(sorted(map(int, images.rows.unique(images.columns.label))))
@@ -181,11 +193,30 @@ def _digits() -> Data:
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     parts = train_test_split(pixels, digits.target, test_size=360, stratify=digits.target, random_state=0)
     train, val, train_labels, val_labels = parts
-    classes = [str(i) for i in range(10)]
-    return Data("digits", ArrayImages(train, train_labels), ArrayImages(val, val_labels), classes, 10)
+    classes = list(DIGITS)
+    return Data(
+        "digits", ArrayImages(train, train_labels), ArrayImages(val, val_labels), classes, len(classes)
+    )
 
 
-def _folder(root: Path, train_split: str | None, val_split: str | None) -> Data:
+def check_data(source: DataSource) -> None:
+    """Refuse a data set to train on that cannot be, as far as can be told without opening it.
+
+    Raises:
+        InputError: as `open_data`.
+    """
+    source.check_columns()
+    if source.is_folder:
+        _parts(Path(source.name), source.train_split, source.val_split)
+    elif source.name != "digits":
+        if source.streamed and source.num_classes is None:
+            raise InputError(f"{source.name} is streamed and does not tell its classes; pass --num-classes")
+        require_package(source)
+        require_known(source)
+
+
+def _parts(root: Path, train_split: str | None, val_split: str | None) -> tuple[Path, Path]:
+    """Return the folders of class folders to train on and to hold out."""
     if root.exists() and not root.is_dir():
         raise InputError(f"{shown(root)}: {explain_no_folder(root)}")
     if not root.is_dir():
@@ -193,7 +224,11 @@ def _folder(root: Path, train_split: str | None, val_split: str | None) -> Data:
         raise InputError(
             f"{root}: no such folder; pass --data with a folder, digits, or a data set of timm ({known})"
         )
-    train_root, val_root = training_part(root, train_split), held_out_part(root, val_split)
+    return training_part(root, train_split), held_out_part(root, val_split)
+
+
+def _folder(root: Path, train_split: str | None, val_split: str | None) -> Data:
+    train_root, val_root = _parts(root, train_split, val_split)
     train, val = ImageFolder(train_root), ImageFolder(val_root)
     if train.classes != val.classes:
         only = [sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train))]
@@ -235,8 +270,6 @@ def _hub_data(source: DataSource) -> Data:
 
 def _timm_data(source: DataSource) -> Data:
     name, streamed, num_classes = source.name, source.streamed, source.num_classes
-    if streamed and num_classes is None:
-        raise InputError(f"{name} is streamed and does not tell its classes; pass --num-classes")
     train = open_timm(source, source.train_split or "train", training=True)
     val = open_timm(source, source.val_split or "validation", training=False)
     if streamed:

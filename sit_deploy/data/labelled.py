@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sit_deploy.data.class_names import ClassMatch, match_names
-from sit_deploy.data.image_files import find_images, skipped_note
+from sit_deploy.data.image_files import find_images, has_images, skipped_note, subfolders
 from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.samples import Samples, describe
 from sit_deploy.data.source import DataSource, is_named
@@ -129,6 +129,36 @@ def open_labelled(
     for value, label in zip(values, matched.labels, strict=True):
         labels[value] = label
     return Labelled(Relabelled(opened.val, labels), opened.name, matched, (*opened.notes, *matched.notes))
+
+
+def check_labelled(
+    data: str | Path,
+    classes: Sequence[str] | None,
+    num_classes: int | None,
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> None:
+    """Refuse what `open_labelled` refuses, as far as can be told without opening a data set of timm.
+
+    Arguments and errors as of `open_labelled`, but that classes and their number are None where the weights have to tell: then a
+    folder has to have class folders with images, whatever they are called.
+    """
+    from sit_deploy.data.datasets import DIGITS, check_held_out
+
+    path = Path(data)
+    if path.is_dir() or not is_named(str(data)):
+        if num_classes is not None or not path.is_dir():
+            options = {"image_key": image_key, "label_key": label_key}
+            open_labelled(data, classes, num_classes, split=split, **options)
+        elif not (subfolders(path) and has_images(path)):
+            ImageFolder(path)  # which says what is wrong
+        return
+    check_held_out(DataSource(str(data), root, val_split=split, image_key=image_key, label_key=label_key))
+    if str(data) == "digits" and num_classes is not None:
+        match_names(str(data), DIGITS, classes, num_classes, ordered=True)
 
 
 def open_unlabelled(data: str | Path, split: str | None = None) -> Labelled | None:

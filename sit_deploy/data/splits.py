@@ -149,6 +149,17 @@ def find_training_images(root: Path) -> tuple[Path, ImageFiles]:
     return where, find_images(where)
 
 
+def check_training_images(root: Path) -> None:
+    """Refuse what `find_training_images` refuses, without listing all images.
+
+    Raises:
+        InputError: as `find_training_images`.
+    """
+    where = _calibration_part(root)
+    if not (where.is_dir() and has_images(where)):
+        find_images(where)  # which says what is wrong
+
+
 def _calibration_part(root: Path) -> Path:
     if not root.is_dir():
         return root

@@ -10,11 +10,27 @@ from engines.install import pip_install
 from sit_deploy.data.hub import short_reason
 from sit_deploy.data.source import DataSource
 from sit_deploy.data.splits import held_out_part, training_part
-from sit_deploy.errors import InputError
+from sit_deploy.errors import InputError, nearest
 from sit_deploy.preprocessing import to_rgb
 from sit_deploy.text import shown
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
+# that timm.data.create_dataset makes after "torch/"
+TORCHVISION = (
+    *(
+        "cifar10",
+        "cifar100",
+        "mnist",
+        "kmnist",
+        "fashion_mnist",
+        "qmnist",
+        "inaturalist",
+        "inat",
+        "places365",
+        "imagenet",
+    ),
+    *("image_folder", "folder"),
+)
 OWN_FOLDERS = ("torch/image_folder", "torch/folder")  # torchvision's reader of class folders
 
 
@@ -46,6 +62,23 @@ def require_package(source: DataSource) -> None:
         raise InputError(f"{source.name} needs the package {package}; run {pip_install(package)}")
 
 
+def require_known(source: DataSource) -> None:
+    """Refuse a name of torchvision's that timm does not open, without importing either.
+
+    Raises:
+        InputError: names the nearest.
+    """
+    if source.prefix != "torch":
+        return
+    name = source.name.split("/", 2)[-1].lower()  # as timm takes it
+    if name not in TORCHVISION:
+        listing = ", ".join(f"torch/{known}" for known in TORCHVISION)
+        raise InputError(
+            f"{source.name} is no data set of torchvision that timm opens{nearest(name, TORCHVISION)} ({listing}); pass a folder of class folders for "
+            "another"
+        )
+
+
 def open_timm(source: DataSource, split: str, training: bool) -> Any:
     """Open a part of a data set as timm reads it.
 
@@ -58,6 +91,7 @@ def open_timm(source: DataSource, split: str, training: bool) -> Any:
         InputError: a package that is not there, or a data set or part that cannot be opened.
     """
     require_package(source)
+    require_known(source)
     from timm.data import create_dataset
 
     name, root = source.name, source.root

@@ -6,6 +6,7 @@ The card is the text of one key of the file's metadata, `sit_deploy`, as JSON; a
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "sit_deploy"
+# ours and timm's, transformers', torchvision's, under whatever prefix
+_HEAD = re.compile(r"(^|\.)(head|head\.fc|classifier)\.weight$")
 
 
 def read_card(path: str | Path) -> ModelCard | None:
@@ -71,6 +74,17 @@ def save_weights(path: str | Path, state_dict: dict[str, Tensor], card: ModelCar
     with atomic_path(path.with_suffix(".json")) as temporary:
         text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def head_outputs(path: Path) -> int | None:
+    """Return how many outputs the head of a safetensors file has; None where its header does not tell: no head, heads that differ, another file."""
+    shapes = (
+        entry.get("shape")
+        for name, entry in _header(path).items()
+        if _HEAD.search(name) and isinstance(entry, dict)
+    )
+    found = {shape[0] for shape in shapes if isinstance(shape, list) and len(shape) == 2}
+    return found.pop() if len(found) == 1 else None
 
 
 def _header(path: Path) -> dict[str, Any]:

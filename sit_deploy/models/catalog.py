@@ -115,6 +115,11 @@ def get_config(
     return reschedule(config, stages, keeping_ratio, kept, method)
 
 
+def our_config(name: str) -> ModelConfig | None:
+    """Return the configuration of one of our models by its name or an official alias, None for another; timm is not imported."""
+    return CONFIGS[_ALIASES[name]] if name in _ALIASES else None
+
+
 def _nearest_model(name: str, known: tuple[str, ...]) -> str:
     """Return as `nearest` does, a model of the same family first: a sit_tiny is no lvvit_tiny, which is its teacher."""
     family = [other for other in known if other.partition("_")[0] == name.lower().partition("_")[0]]

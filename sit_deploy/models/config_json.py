@@ -112,6 +112,16 @@ class ConfigJson:
         shape = self.image_shape
         return shape[0] if shape and shape[0] == shape[1] else None
 
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the head, None where it does not say."""
+        by_index = self.fields.get("id2label") if self.model_type else None
+        count = len(by_index) if isinstance(by_index, dict) else self.fields.get("num_classes")
+        known = self.architecture or isinstance(by_index, dict)
+        return (
+            count if known and isinstance(count, int) and not isinstance(count, bool) and count > 0 else None
+        )
+
     def class_names(self, count: int) -> list[str] | None:
         """Return the names of `count` classes in label order, None where it has not one for each."""
         names: Any = self.fields.get("label_names")

@@ -41,7 +41,7 @@ from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.lower import LoweredGraph, make_lowered_graph
 from sit_deploy.pipeline.manifest import build_facts, graph_report, quantization_report
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.pipeline.request_check import check_files, check_request
+from sit_deploy.pipeline.request_check import check_files, check_given_files, check_request
 from sit_deploy.pipeline.sensitivity import Sensitivity
 from sit_deploy.pipeline.speed_gate import compare_speed
 from sit_deploy.pipeline.timings import check_timings
@@ -73,6 +73,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         engines.EngineError: the engine is missing, or cannot be built.
     """
     require_type(request, BuildRequest, "a build")
+    check_given_files(request)
     request = request.named()
     if request.awaits_weights:  # whatever can be refused without them is refused before they are fetched
         _plan(request)
@@ -123,6 +124,7 @@ def export(request: BuildRequest, progress: Progress | None = None) -> GraphRepo
 
 def ready_to_export(request: BuildRequest, progress: Progress | None = None) -> BuildRequest:
     """Return a request to export, checked, its output named and its weights here; arguments and errors as of `export`."""
+    check_given_files(request)
     request = request.named()
     if request.awaits_weights:
         _check_export(request)

@@ -144,10 +144,11 @@ def calibrate(request: BuildRequest, progress: Progress | None = None) -> Calibr
         InputError: no images, a precision without 8 bits, fewer images than processes, a file that cannot be written; and as
             `sit_deploy.pipeline.build.build`.
     """
-    from sit_deploy.pipeline.request_check import check_files, check_request
+    from sit_deploy.pipeline.request_check import check_files, check_given_files, check_request
     from sit_deploy.processes import join_world
 
     require_type(request, BuildRequest, "a calibration")
+    check_given_files(request)
     request = request.named()
     if request.calib_data is None:
         raise InputError("a calibration needs images; pass --calib-data DIR")

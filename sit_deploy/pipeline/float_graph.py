@@ -11,6 +11,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.graph.write import write_graph
 from sit_deploy.measure.parity import agreement_note, compare, reference_fault, require
 from sit_deploy.outputs import DEFAULT, LOGITS, Output, listing
+from sit_deploy.pipeline.classes import class_names
 from sit_deploy.pipeline.logits import graph_outputs, torch_outputs
 from sit_deploy.pipeline.request import CALIBRATION_IMAGES, COMPARED_IMAGES, BuildRequest
 from sit_deploy.pipeline.work import Work
@@ -137,20 +138,13 @@ def _output_names(work: Work, loaded: LoadedModel) -> tuple[str, ...]:
     check_outputs(loaded.model, names)
     if request.outputs is None and names != DEFAULT:
         work.note(f"{loaded.name} has no classifier: what is built gives {listing(names)} (--outputs)")
-    if LOGITS not in names and (
-        given := "--val-data" if request.val_data else "--labels" if request.labels else None
-    ):
-        raise InputError(
-            f"{given} needs classes, and what is built gives {listing(names)} and no logits; leave it out"
-        )
+    request.require_logits(names)
     return names
 
 
 def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
     """Return the model, its preprocessing and who says it, and its classes; opens the labelled images."""
-    from sit_deploy.data.class_names import read_class_names
     from sit_deploy.data.labelled import open_labelled
-    from sit_deploy.models.config_json import ConfigJson
     from sit_deploy.models.load import load_model
 
     request = work.request
@@ -168,15 +162,8 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
         headless=request.needs_no_head,
     )
     work.note(*loaded.notes)
-    card = request.card
-    classes = list(card.classes) if card and card.classes else None
-    if classes and len(classes) == 1:  # of one output, which is two now
-        classes = None
-    if card is None and loaded.checkpoint and loaded.model.num_classes:
-        classes = ConfigJson.beside(loaded.checkpoint.path).class_names(loaded.model.num_classes)
     work.outputs = _output_names(work, loaded)
-    if request.labels:
-        classes = read_class_names(request.labels, loaded.model.num_classes)
+    classes = class_names(request, loaded.model.num_classes)
     if request.val_data:
         work.samples = open_labelled(
             request.val_data, classes, loaded.model.num_classes, **request.val_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sit_deploy.models.config_json import ConfigJson
 from sit_deploy.models.file_kind import find_file
 from sit_deploy.models.hub import is_place, open_published, origin, place_of, resolve
 from sit_deploy.models.timm_name import timm_architecture
-from sit_deploy.outputs import LOGITS, in_order
+from sit_deploy.outputs import LOGITS, in_order, listing
 from sit_deploy.schema import convert_fields
 
 INPUTS = ("float32", "uint8")
@@ -275,6 +276,21 @@ class BuildRequest:
     def needs_no_head(self) -> bool:
         """Whether outputs were asked for, and no logits among them."""
         return self.outputs is not None and LOGITS not in self.outputs
+
+    def require_logits(self, names: Sequence[str]) -> None:
+        """Refuse what needs classes of a graph that has none.
+
+        Args:
+            names: of the graph's outputs.
+
+        Raises:
+            InputError: labelled images, or names of classes.
+        """
+        given = "--val-data" if self.val_data else "--labels" if self.labels else None
+        if given and LOGITS not in names:
+            raise InputError(
+                f"{given} needs classes, and what is built gives {listing(names)} and no logits; leave it out"
+            )
 
     @property
     def val_options(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.limits import check_numbers
 from sit_deploy.models.config import check_class_count, takes_side
 from sit_deploy.models.hub import open_published
+from sit_deploy.pipeline.classes import known_classes, published_classes
 from sit_deploy.pipeline.request import (
     AUTO,
     CALIBRATION_PERCENTILE,
@@ -112,7 +113,7 @@ def check_files(request: BuildRequest) -> None:
     """Refuse what weights that are yet to be fetched cannot be, and files and folders of images that are not there.
 
     Raises:
-        InputError: a classifier is asked for, and they are of a backbone; a file that is not there or cannot be read; a folder of labelled images and a data set of timm are not opened.
+        InputError: a classifier is asked for, and they are of a backbone; and as `check_given_files`.
     """
     if not request.needs_no_head and request.model and request.config.num_classes:
         published = open_published(request.checkpoint)
@@ -122,22 +123,32 @@ def check_files(request: BuildRequest) -> None:
                 f"{published.place} is a backbone without a classifier ({kind}); build it with --outputs features, or train one: "
                 f"sit-deploy train --model {request.model} --init {published.place}"
             )
-    check_given_files(request)
+    _check_files(request, *published_classes(request))
 
 
 def check_given_files(request: BuildRequest) -> None:
-    """Refuse files and folders of images that are not there; arguments and errors as of `check_files`."""
-    from sit_deploy.data.class_names import read_class_names
-    from sit_deploy.data.image_folder import ImageFolder
-    from sit_deploy.data.source import is_named
-    from sit_deploy.data.splits import find_training_images
+    """Refuse files, folders of images and data sets that are not there, or not of the model's classes.
 
-    if request.labels:
-        read_class_names(request.labels)
+    The one way in which every command refuses them before PyTorch is imported, weights are fetched or loaded, and anything is
+    exported: what it cannot tell yet, whoever opens them says.
+
+    Raises:
+        InputError: names what is wrong, and what mends it.
+    """
+    if request.outputs is not None:
+        request.require_logits(request.outputs)
+    _check_files(request, *known_classes(request))
+
+
+def _check_files(request: BuildRequest, classes: list[str] | None, count: int | None) -> None:
     if request.calib_data:
-        find_training_images(request.calib_data)
-    if request.val_data and not is_named(request.val_data) and not Path(request.val_data).is_dir():
-        ImageFolder(Path(request.val_data))
+        from sit_deploy.data.splits import check_training_images
+
+        check_training_images(request.calib_data)
+    if request.val_data:
+        from sit_deploy.data.labelled import check_labelled
+
+        check_labelled(request.val_data, classes, count, **request.val_options)
 
 
 def _held_images(request: BuildRequest) -> int:

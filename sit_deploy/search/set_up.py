@@ -9,9 +9,9 @@ import engines
 from engines.base import Progress
 from engines.install import pip_install
 from sit_deploy import __version__
+from sit_deploy.data.splits import check_training_images
 from sit_deploy.errors import InputError
 from sit_deploy.hashes import digest
-from sit_deploy.models.reduced import reduced_by
 from sit_deploy.pipeline.build import fit_to_engine
 from sit_deploy.pipeline.float_graph import load_request
 from sit_deploy.pipeline.request import AUTO as AUTO_GROUPS
@@ -71,8 +71,12 @@ class Search:
 def plan(request: SearchRequest) -> tuple[SearchRequest, engines.Engine]:
     """Refuse what can be refused at once; return the request with its weights here, and the engine."""
     check_folder(request.output, request.force)
+    asked = request.of_model()
+    check_given_files(asked)
+    if request.unlabelled_folder:
+        check_training_images(request.unlabelled_folder)
     engine = _engine(request)
-    named = request.of_model().named()
+    named = asked.named()
     if (
         named.awaits_weights and named.model
     ):  # what can be refused without them is refused before they are fetched
@@ -162,6 +166,8 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
         raise InputError(
             f"{loaded.name} has {found}, and schedules are compared by the probabilities of classes; give one that has two or more"
         )
+    from sit_deploy.models.reduced import reduced_by
+
     space = Space.of(model.depth, model.grid_size[0] * model.grid_size[1], request.most_stages)
     make = reduced_by(model, request.method)
     judge = Judge(

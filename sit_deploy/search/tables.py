@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import engines
 from engines.base import Progress
@@ -13,11 +14,13 @@ from sit_deploy.errors import InputError
 from sit_deploy.latency.schedule import Schedule
 from sit_deploy.latency.table import LatencyTable
 from sit_deploy.latency.target import Target
-from sit_deploy.models.load import LoadedModel
 from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.search.folder import SearchFolder
 from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.scored import Scored
+
+if TYPE_CHECKING:
+    from sit_deploy.models.load import LoadedModel
 
 _MEASURING = 0.4  # share of the seconds
 _LEAST = 0.01  # of the unslimmed model's time: noise may foretell less than nothing for a schedule

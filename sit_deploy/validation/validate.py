@@ -234,6 +234,7 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
     if request.layers and kind != own:
         raise InputError("--layers is of the bundle's own engine; leave --engine out")
     preprocessing = request.preprocessing(bundle)
+    samples = request.open_for(bundle)  # before anything is loaded: a wrong folder is told at once
     debug = compare_layers(bundle, kind, request.checkpoint) if request.debug else None
     device, layers = request.device, None
     with _world(request) as world:
@@ -244,10 +245,10 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
             golden = check_golden(bundle, classifier)
             checked = neighbours = None
             report = progress if main else None
-            if embeds:
-                neighbours = _check_neighbours(request, bundle, classifier, preprocessing, report)
-            elif request.data is not None:
-                checked = _check_accuracy(request, bundle, classifier, preprocessing, world, report)
+            if embeds and samples is not None:
+                neighbours = _check_neighbours(request, bundle, samples, classifier, preprocessing, report)
+            elif samples is not None:
+                checked = _check_accuracy(request, bundle, samples, classifier, preprocessing, world, report)
         if request.layers and main:
             layers = bundle_layers(bundle, request.threads, device)
     return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours)
@@ -272,6 +273,7 @@ def _check_embedding(request: ValidateRequest, bundle: Bundle) -> None:
 def _check_neighbours(
     request: ValidateRequest,
     bundle: Bundle,
+    samples: Labelled,
     classifier: Classifier,
     preprocessing: Preprocessing | None,
     progress: Progress | None,
@@ -286,8 +288,6 @@ def _check_neighbours(
     from sit_deploy.validation.reference import reference_logits, reference_model
 
     name = next(one.name for one in bundle.outputs if one.name in (FEATURES, CLS))
-    samples = request.open_for(bundle)
-    assert samples is not None
     if request.max_accuracy_drop is not None and len({label for _, label in samples.files or ()}) == 1:
         raise InputError(NEEDS_LABELS)
     model = with_outputs(reference_model(bundle, request.checkpoint), (name,))
@@ -314,6 +314,7 @@ def _world(request: ValidateRequest) -> contextlib.AbstractContextManager[World 
 def _check_accuracy(
     request: ValidateRequest,
     bundle: Bundle,
+    samples: Labelled,
     classifier: Classifier,
     preprocessing: Preprocessing | None,
     world: World | None,
@@ -326,7 +327,6 @@ def _check_accuracy(
     kind = request.engine or bundle.manifest.engine.kind
     device = request.device or ("cpu" if engines.get(kind).on_cpu else "cuda")
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    samples = request.open_for(bundle)
     shard = world.shard if world else WHOLE
     notebook = _notebook(request, bundle, classifier, samples, shard) if request.resume else None
     reference = ReferenceOptions(request.checkpoint, device if on_gpu else "cpu", preprocessing)

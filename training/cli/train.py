@@ -238,6 +238,7 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     request = TrainRequest(model=model, output=output, overrides=overrides, **rest)
     request = request.named()
     request.check()  # before PyTorch is imported, which takes seconds
+    request.check_data()
     from training.loop import train
     from training.terminal_reporter import TerminalReporter
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import inspect
 import io
 import json
+import re
 import shutil
 import struct
 import tarfile
@@ -23,6 +25,7 @@ from PIL import Image
 from engines.install import pip_install
 from sit_deploy.data.datasets import Data, open_data
 from sit_deploy.data.source import DataSource
+from sit_deploy.data.timm_datasets import TORCHVISION
 from sit_deploy.errors import InputError
 from sit_deploy.processes import World
 from training.loaders import LoaderOptions, Loaders, make_loaders
@@ -220,7 +223,14 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
     assert "torch/mnist, split 'train', cannot be opened" in message and "--data-dir" in message
     assert list(tmp_path.iterdir()) == []
     assert "cannot be opened" in refusal("torch/mnist")
-    assert "cannot be opened" in refusal("torch/no_such_set", root=tmp_path)
+    assert "torch/no_such_set is no data set of torchvision that timm opens" in refusal("torch/no_such_set")
+
+
+def test_the_names_of_torchvision_are_those_that_timm_opens(tmp_path: Path) -> None:
+    from timm.data import create_dataset, dataset_factory
+
+    written = set(re.findall(r"name == '(\w+)'", inspect.getsource(create_dataset)))
+    assert {*dataset_factory._TORCH_BASIC_DS, *written} == set(TORCHVISION)
 
 
 def test_torchvision_s_folder(make_tree: Callable[..., Path]) -> None:
