@@ -34,6 +34,7 @@ MODULES = (
         "errors.py",
         "golden.py",
         "hashes.py",
+        "interrupts.py",
         "limits.py",
     ),
     *("measure/__init__.py", "measure/layers.py", "measure/parity.py", "outputs.py", "precisions.py"),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
-import contextlib
+import errno
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -18,8 +15,10 @@ from click.shell_completion import CompletionItem
 
 from sit_deploy import __version__
 from sit_deploy.cli.complete import teach
-from sit_deploy.cli.failures import TRACEBACK, explain
+from sit_deploy.cli.failures import TRACEBACK, explain, unwritten
+from sit_deploy.cli.streams import PipeBrokeError, Stream, told_apart, watched
 from sit_deploy.errors import Error, nearest
+from sit_deploy.interrupts import heed_signals, heeded
 from sit_deploy.text import printable, shortened
 
 # name → one line of help; the module sit_deploy.cli.NAME has the click command `command`, if _ELSEWHERE names no other
@@ -44,8 +43,6 @@ COMMANDS = {
     "doctor": "Say what each engine can do on this machine.",
 }
 
-_MOMENT = 0.05  # seconds, in which a destructor ends
-
 _ELSEWHERE = {
     "train": "training.cli.train",
     "quickstart": "training.cli.quickstart",
@@ -69,20 +66,20 @@ class _Group(click.Group):
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the words, which prints help and versions too."""
+        with told_apart():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Here, because click itself would turn these into "Aborted" and into status 1."""
         try:
-            return super().invoke(ctx)
+            with told_apart():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Error("interrupted; nothing was left half-written") from None
         except EOFError as error:  # of a file; click takes it for the end of what somebody types
             raise RuntimeError(f"a file ended too early ({error})") from error
-        except (
-            BrokenPipeError
-        ):  # the reader of our output has gone, as with `| head`: nobody is there to tell
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            ctx.exit(Error.exit_status)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         if (
@@ -151,54 +148,53 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit. Every error is one line; one that nobody foresaw says that it is a defect."""
-    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal; not where `nohup` or a supervisor has it ignored
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    heed_signals()
+    with watched() as streams:
+        status = _run(args, *streams)
+    sys.exit(status)
+
+
+def _run(args: list[str] | None, out: Stream | None, err: Stream | None) -> int:
+    """Run a command, say what ended it, and return the exit status."""
     try:
         # with standalone_mode off, click returns a command's result, and the status of Context.exit as an integer
-        with _heeded():
+        with heeded():
             status = cli.main(args, prog_name="sit-deploy", standalone_mode=False)
     except click.ClickException as error:
         error.message = printable(shortened(error.message))
-        error.show()
-        sys.exit(error.exit_code)
+        return _tell(err, error.show, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was left half-written")
+        return _fail(err, "interrupted; nothing was left half-written")
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        _fail(*explain(error, sys.argv[1:] if args is None else args))
-    sys.exit(status if isinstance(status, int) else 0)
+        lost = [stream for stream in (out, err) if stream is not None and stream.error is not None]
+        for stream in lost:
+            stream.drop()
+        gone = isinstance(error, PipeBrokeError)
+        if gone and any(stream.error.errno == errno.EPIPE for stream in lost):
+            return (
+                Error.exit_status
+            )  # the reader of our output has gone, as with `| head`: nobody is there to tell
+        if out in lost:
+            return _fail(err, unwritten(out.error))
+        return _fail(
+            err, *explain(error.__cause__ if gone else error, sys.argv[1:] if args is None else args)
+        )
+    return status if isinstance(status, int) else 0
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _fail(err: Stream | None, message: str, status: int = Error.exit_status) -> int:
+    """Say what went wrong, and return the exit status."""
+    line = f"{click.style('Error:', fg='red', bold=True)} {printable(shortened(' '.join(message.split())))}"
+    return _tell(err, lambda: click.echo(line, err=True), status)
 
 
-@contextlib.contextmanager
-def _heeded() -> Iterator[None]:
-    """Have an interrupt that meets a destructor, where Python drops it, come again a moment later."""
-    before = sys.unraisablehook
-
-    def look(dropped: Any) -> None:
-        if dropped.exc_type is not KeyboardInterrupt or sys.is_finalizing():
-            before(dropped)
-            return
-        # started in the background, a command has Ctrl-C ignored, and SIGTERM not
-        number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
-        again = threading.Timer(_MOMENT, _thread.interrupt_main, (number,))
-        again.daemon = True
-        again.start()
-
-    sys.unraisablehook = look
+def _tell(err: Stream | None, say: Callable[[], None], status: int) -> int:
+    """Say something on standard error, if anybody is there to read it, and return the exit status."""
     try:
-        yield
-    finally:
-        sys.unraisablehook = before
-
-
-def _fail(message: str, status: int = 2) -> None:
-    line = printable(shortened(" ".join(message.split())))
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
-    sys.exit(status)
+        say()
+    except OSError:
+        if err is not None:
+            err.drop()
+    return status

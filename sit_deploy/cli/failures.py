@@ -38,6 +38,15 @@ def explain(error: BaseException, args: Iterable[str]) -> tuple[str, int]:
     return f"{DEFECT}: {_name(error)}; please report it, with what {TRACEBACK}=1 shows", 2
 
 
+def unwritten(error: OSError) -> str:
+    """Return the line for standard output that could not be written."""
+    remedy = ", or free some space there" if _is_full(error) else ""
+    return (
+        f"standard output could not be written ({error.strerror or error}), and what was written to files is whole; send the output "
+        f"elsewhere{remedy}"
+    )
+
+
 def _is_full(error: BaseException) -> bool:
     """Whether it tells of a full disk. PyTorch's writer of archives never says why it fails."""
     message = str(error)
@@ -85,5 +94,6 @@ def _os_error(error: OSError, args: Iterable[str]) -> str:
         errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another output folder",
         errno.EACCES: "check its permissions or choose another folder",
         errno.EROFS: "choose a folder on a writable file system",
+        errno.EPIPE: "a process that it had started has gone, perhaps for lack of memory; run it again",
     }.get(error.errno or 0, "check the path")
     return f"{error.strerror or error}{where}; {remedy}"

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from engines.timing import TimingOptions
 
 from ..errors import InputError
 from ..hashes import digest
+from ..interrupts import heed_signals, heeded
 from ..limits import ROUNDS, SECONDS
 from ..outputs import has_classes
 from ..text import printable, shortened
@@ -44,12 +44,10 @@ def main(root: Path, args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    heed_signals()
     try:
-        status = _check(root, _parse(args))
+        with heeded():
+            status = _check(root, _parse(args))
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written")
     except Error as error:
@@ -232,10 +230,6 @@ def _seconds(text: str) -> float:
 def _say(text: str) -> None:
     if sys.stderr.isatty():
         print(printable(text), file=sys.stderr, flush=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str) -> None:

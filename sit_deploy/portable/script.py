@@ -12,6 +12,9 @@ if __name__ == "__main__":
         sys.exit(2)
     try:
         from sit_bundle.portable.check import main
+    except KeyboardInterrupt:  # NumPy takes a while
+        sys.stderr.write("Error: interrupted; nothing was written\n")
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if error.name not in ("numpy", "PIL"):
             raise

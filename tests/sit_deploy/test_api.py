@@ -16,18 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import engines
 import sit_deploy
+from sit_deploy.cli import cli
+from training.recipes import Recipe
 
 ROOT = Path(sit_deploy.__file__).parents[1]
 SCRIPT = ROOT / "tests/helpers/user_script.py"
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt_rtx", "numpy", "PIL", "matplotlib")
 
-# Never leave the module that raises them: signals from one of its functions to another.
+# Never leave the module that raises them, or the command line: signals from one of its functions to another.
 _SIGNALS = {
-    "DamagedFileError", "DoubleNameError", "GraphError", "HostilePickle", "OtherPickleError", "RefusedError", "_StopSearchError",
+    "DamagedFileError", "DoubleNameError", "GraphError", "HostilePickle", "OtherPickleError", "PipeBrokeError", "RefusedError",
+    "_StopSearchError",
 }  # fmt: skip
 
 

@@ -275,7 +275,10 @@ def test_a_signal_that_is_ignored_stays_ignored(cli: CommandLine) -> None:
     assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
 
 
-@pytest.mark.parametrize("words", [["models"], ["models", "--json"], ["doctor"]], ids=" ".join)
+PRINTING = [["models"], ["models", "--json"], ["doctor"], ["--help"], ["build", "--help"], ["--version"]]
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
 def test_a_reader_that_has_gone(words: list[str]) -> None:
     """As with `| head -1`: silent, and not status 1, which says that a check failed."""
     reader, writer = os.pipe()
@@ -285,6 +288,51 @@ def test_a_reader_that_has_gone(words: list[str]) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_standard_output_that_cannot_be_written_is_named(words: list[str]) -> None:
+    """No other disk is full: neither the folder for temporary files nor the one that the command is in."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sit_deploy", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "Error: standard output could not be written (No space left on device), and what was written to files is whole; send the "
+        "output elsewhere, or free some space there\n",
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize(("words", "status"), [(["models"], 0), (["build"], 2), (["biuld"], 2)], ids=str)
+def test_standard_error_that_cannot_be_written_ends_no_work(words: list[str], status: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sit_deploy", *words], stdout=subprocess.PIPE, stderr=full, text=True
+        )
+    assert done.returncode == status
+    assert ("sit_nano" in done.stdout) == (status == 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_progress_that_cannot_be_shown_ends_no_work() -> None:
+    code = (
+        "import sys\nfrom sit_deploy.cli import main, models\n"
+        "models.command.callback = lambda **_: (sys.stderr.write('at it'), sys.stderr.flush(), print('done'))\nmain(['models'])"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_another_pipe_that_breaks_is_told(cli: CommandLine, models_does: Callable[..., None]) -> None:
+    """Of a process that was started; the reader of our output is there, and must not be left without a word."""
+    models_does(raiser(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert (
+        cli("models", status=2).the_error().startswith("Broken pipe; a process that it had started has gone")
+    )
 
 
 def test_the_group_is_the_command_itself() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,37 @@ def test_ctrl_c_writes_nothing(
     monkeypatch.setattr("sit_deploy.portable.check.measure", interrupt)
     assert run(folder) == (2, "", "Error: interrupted; nothing was written\n")
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_that_meets_a_destructor_writes_nothing_too(
+    run: Run, nano_fp32: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python prints what a destructor raises, and goes on."""
+
+    class Gone:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work(*_: Any) -> Any:
+        gone = Gone()
+        del gone
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    folder = folder_of(nano_fp32)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: pytest.fail("Python printed it"))
+    monkeypatch.setattr("sit_deploy.portable.check.measure", work)
+    assert run(folder) == (2, "", "Error: interrupted; nothing was written\n")
+    assert list(Path().iterdir()) == []
+
+
+def test_ctrl_c_while_numpy_is_imported(nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    folder = folder_of(nano_fp32)
+    (folder / "numpy.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run([sys.executable, folder / "check.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "Error: interrupted; nothing was written\n")
 
 
 def _python(python: Path, *words: object, cwd: Path, **environment: str) -> Any:
