@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from engines.cpu import cpu_count
 from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing, is_turned, turn_of
@@ -37,7 +37,7 @@ def ignored_orientation_note(
             picture for i in spread(range(len(sources)), _DECODED) if (picture := _fetched(sources, i))
         ]
     pictures = [source[0] if isinstance(source, tuple) else source for source in sources]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cpu_count())) as pool:
         count = sum(pool.map(_ignores_orientation, pictures))
     if not count:
         return None

@@ -54,7 +54,7 @@ def compare_speed(
         GateError: an accuracy budget was given, and on this machine it cannot be measured now, not in a second attempt
             either. Without a budget what was asked for stays then, and a note says so.
     """
-    from engines.cpu import usable_cpus
+    from engines.cpu import cpu_count
     from engines.timing import TimingOptions, engine_worker
 
     request, engine = work.request, built.runtime
@@ -92,9 +92,7 @@ def compare_speed(
         reported = engine.kind == "onnxruntime" and has_classes(one.name for one in float_graph.outputs)
         again = "run `sit-deploy report` on the bundle" if reported else "build it again"
         if not gain.measurable and request.has_limit:
-            raise GateError(
-                sentence(low, high, gain, _REMEDY.format(threads=max(1, len(usable_cpus() or (0, 0)) - 1)))
-            )
+            raise GateError(sentence(low, high, gain, _REMEDY.format(threads=max(1, cpu_count() - 1))))
         work.note(sentence(low, high, gain, f"close other programs, and {again}"))
     if gain.slower:
         slower = (

@@ -321,6 +321,7 @@ def _write_models(bundle: Bundle, serving: Serving, folder: Path) -> list[str]:
             "decode.py",
             {
                 **{name: _package(name) for name in ("preprocessing.py", "resampling.py")},
+                "cpu.py": _ENGINES / "cpu.py",
                 "errors.py": _MODELS / "errors.py",
             },
         )

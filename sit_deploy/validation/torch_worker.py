@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from engines.cpu import cpu_count
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.validation.reference import reference_model, teacher_model
 
@@ -43,8 +44,8 @@ class TorchCall:
     ) -> None:
         import torch
 
-        if threads:
-            torch.set_num_threads(threads)
+        # PyTorch would start as many as it sees CPUs, and they wait for one another where a container has the time of fewer
+        torch.set_num_threads(threads or min(torch.get_num_threads(), cpu_count()))
         self._device, self._dtype = torch.device(device), getattr(torch, dtype)
         opened = load_bundle(bundle)
         self._model = self.make_model(opened, checkpoint).to(self._device, self._dtype)

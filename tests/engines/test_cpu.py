@@ -68,3 +68,26 @@ def test_version_1(group: Path) -> None:
 def test_what_cannot_be_read_limits_nothing(text: str, group: Path) -> None:
     put(group, "0::/../..\nnonsense\n", cpu_max=text)
     assert cpu.quota() is None
+
+
+def test_whoever_counts_cpus_asks_here() -> None:
+    """The system's own counts know nothing of a container's limit."""
+    root = Path(cpu.__file__).parents[1]
+    # a bound on what may be asked for; what the machine has; whose use is looked at; what a limit keeps from
+    known = {
+        "engines/cpu.py",
+        "engines/imports.py",
+        "engines/timing.py",
+        "engines/worker.py",
+        "training/preflight.py",
+    }
+    counting = {
+        str(path.relative_to(root))
+        for package in ("engines", "calibration", "sit_deploy", "training")
+        for path in (root / package).rglob("*.py")
+        if any(
+            word in path.read_text()
+            for word in ("os.cpu_count", "sched_getaffinity", "multiprocessing.cpu_count")
+        )
+    }
+    assert counting == known

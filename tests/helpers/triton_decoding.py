@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import sit_deploy
+from engines import cpu
 from sit_deploy.preprocessing import Preprocessing
 
 
@@ -43,7 +44,12 @@ def decoding_model(preprocessing: Preprocessing) -> Iterator[Any]:
     parts = ModuleType("sit_deploy_parts")
     parts.__path__ = [str(package)]
     with pytest.MonkeyPatch.context() as patch:
-        for name, module in (("triton_python_backend_utils", backend), ("sit_deploy_parts", parts)):
+        # of `engines` one file lies beside the others as it is
+        for name, module in (
+            ("triton_python_backend_utils", backend),
+            ("sit_deploy_parts", parts),
+            ("sit_deploy_parts.cpu", cpu),
+        ):
             patch.setitem(sys.modules, name, module)
         spec = importlib.util.spec_from_file_location(
             "decode_model", package / "triton/python_models/decode.py"

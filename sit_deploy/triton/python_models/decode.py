@@ -8,11 +8,11 @@ An image that cannot be decoded fails its own request, as an invalid argument, a
 import base64
 import binascii
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from sit_deploy_parts.cpu import cpu_count
 from sit_deploy_parts.errors import InputError
 from sit_deploy_parts.preprocessing import Preprocessing, decode_image
 
@@ -26,7 +26,7 @@ class TritonPythonModel:
         fields = config["parameters"]["preprocessing"]["string_value"]
         self._preprocessing = Preprocessing.from_dict(json.loads(fields))
         # Pillow decodes and resizes outside of Python's lock
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(min(4, cpu_count()), thread_name_prefix="decode")
 
     def execute(self, requests: list) -> list:
         """Answer requests of (n, 1) encoded images with (n, ...) prepared ones each."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines import cpu
 from sit_deploy.preprocessing import Preprocessing, decode_image
 from tests.helpers.triton_decoding import decoding_model
 from tests.sit_deploy.test_preprocessing import picture, turned
@@ -68,6 +69,15 @@ def test_a_fault_of_ours_fails_its_own_request_alone(model: Any, monkeypatch: py
     bad, good = model.execute([request(png(picture(7, 9))), request(png(picture(9, 9)))])
     assert bad.error.args == ("cannot be prepared (MemoryError: too much)", 500)
     assert good.error is None
+
+
+def test_threads_that_decode_are_no_more_than_a_container_has_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    with decoding_model(SEEN) as model:
+        assert model._pool._max_workers == 2
 
 
 def test_pictures_are_turned_and_strips_cost_nothing(model: Any, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_the_python_backend_needs_nothing_but_the_repository(bundle: Bundle, tmp
         "net_decode/1/model.py",
         "net_decode/1/sit_deploy_parts/__init__.py",
         "net_decode/1/sit_deploy_parts/__pycache__",
+        "net_decode/1/sit_deploy_parts/cpu.py",
         "net_decode/1/sit_deploy_parts/errors.py",
         "net_decode/1/sit_deploy_parts/preprocessing.py",
         "net_decode/1/sit_deploy_parts/resampling.py",
