@@ -125,7 +125,6 @@ def command(
     of 1), it says so instead. With --performance throughput the engine runs several batches at a time, and is held against
     itself with one at a time too; ms are then a batch's share of the time. On a GPU there are two times: end to end with transfers, and the GPU's own without them.
     """
-    from engines.timing import TimingOptions
     from sit_deploy.bundle import load_bundle
     from sit_deploy.validation.bench import bench, require_batch
 
@@ -144,7 +143,7 @@ def command(
         "performance": performance,
         "streams": streams,
         "teacher": against,
-        "timing": TimingOptions(**timing),
+        **timing,
     }
     results = []
     with progress() as report:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from engines.timing import (
     machine,
     throughput_worker,
 )
+from sit_deploy import limits
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.calls import shows
 from sit_deploy.doctor import versions
@@ -153,6 +154,11 @@ def bench(  # noqa: PLR0913
     *,
     engine: str | None = None,
     batch_size: int | None = None,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    cpus: Sequence[int] | None = None,
     timing: TimingOptions | None = None,
     checkpoint: str | Path | None = None,
     teacher: Bundle | str | Path | None = None,
@@ -170,8 +176,12 @@ def bench(  # noqa: PLR0913
         bundle: its folder, or an open one.
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU instead of its engine.
         batch_size: images a run, within what the engine takes; what it is tuned for by default.
-        timing: the turns, and what both sides run on; by default ten rounds, where the engine is for, on the threads that it
-            was built for.
+        rounds: turns of each side; ten by default.
+        seconds: length of a turn; one by default.
+        threads: CPU threads of both sides; those that the engine was built for by default.
+        device: "cpu", "cuda" or "cuda:N"; what the engine is for by default.
+        cpus: to pin every side to.
+        timing: in place of these five, for who has one, or another `warmup_seconds`.
         checkpoint: where the reference's weights are now.
         teacher: a bundle for the same engine to be timed too, for the realised speed-up over it.
         performance: "throughput" times the engine, and the teacher's, with several batches at a time, beside one at a time.
@@ -179,7 +189,7 @@ def bench(  # noqa: PLR0913
         progress: called with a step, how much of it is done, and of how much.
 
     Raises:
-        InputError: a batch that an engine does not take, a teacher of another engine, reference weights that are not there,
+        InputError: a number out of range, a timing beside its parts, a batch that an engine does not take, a teacher of another engine, reference weights that are not there,
             or throughput of an engine that has no such mode.
         engines.NoGpuError: an engine that needs a GPU, without one.
         engines.EngineError: arguments out of range, or a worker that failed.
@@ -188,16 +198,15 @@ def bench(  # noqa: PLR0913
     if teacher is not None and not isinstance(teacher, Bundle):
         teacher = load_bundle(teacher)
     batch = bundle.batch_size if batch_size is None else batch_size
-    timing = timing or TimingOptions(rounds=ROUNDS)
-    require_type(timing, TimingOptions, "bench")
+    timing = _timing(timing, rounds=rounds, seconds=seconds, threads=threads, device=device, cpus=cpus)
     require_type(batch, int, "bench, as batch size,")
     require_batch(bundle, batch)
     require_cpus(timing.cpus)
     mode = read_performance(performance, streams, timing.device)
     kind = engine or bundle.manifest.engine.kind
-    threads = Threads.of(bundle, timing.threads)
+    run_on = Threads.of(bundle, timing.threads)
     if engines.get(kind).on_cpu:
-        timing = replace(timing, threads=threads.count)
+        timing = replace(timing, threads=run_on.count)
     if mode is Performance.THROUGHPUT:
         require_several_at_once(bundle, kind)
     if teacher is not None:
@@ -281,8 +290,31 @@ def bench(  # noqa: PLR0913
         side=side,
         performance=mode.value,
         over_latency=speedup(results[kind], results[side], (kind, side)) if many else None,
-        notes=tuple(filter(None, (threads.note, batch_note(bundle, batch)))),
+        notes=tuple(filter(None, (run_on.note, batch_note(bundle, batch)))),
     )
+
+
+def _timing(given: TimingOptions | None, **parts: Any) -> TimingOptions:
+    """Return the turns, and what both sides run on, of which a timing or its parts are given.
+
+    Raises:
+        InputError: both of them, or a number out of range.
+    """
+    said = {name: value for name, value in parts.items() if value is not None}
+    if given is not None:
+        require_type(given, TimingOptions, "bench")
+        if said:
+            raise InputError(
+                f"bench has {next(iter(said))} and a timing, which says it too; leave one of them out"
+            )
+        return given
+    if "cpus" in said:
+        said["cpus"] = tuple(said["cpus"])
+    timing = TimingOptions(**{"rounds": ROUNDS, **said})
+    limits.check_ranges(
+        timing, rounds=(1, limits.ROUNDS), seconds=(1e-9, limits.SECONDS), threads=(1, limits.THREADS)
+    )
+    return timing
 
 
 AROUND_SIZE = (

@@ -45,6 +45,7 @@ def main(images: list[str]) -> int:
             assert_type(sit_deploy.build("sit_s", Path("b"), threads=2), sit_deploy.Bundle)
             assert_type(sit_deploy.validate(bundle.path, data="photos/val"), sit_deploy.Validation)
             assert_type(sit_deploy.write_report((bundle.path,), rounds=0), sit_deploy.Report)
+            assert_type(sit_deploy.bench(bundle, rounds=1, seconds=0.5, threads=2), sit_deploy.BenchResult)
             assert_type(sit_deploy.train("sit_nano", "digits", overrides={"epochs": 1}), sit_deploy.Summary)
             assert_type(sit_deploy.slim("sit_s", Path("photos"), seconds=60), sit_deploy.Slimmed)
     except sit_deploy.GateError as error:

@@ -164,6 +164,39 @@ def test_the_types_are_packaged(tmp_path: Path) -> None:
     assert (tmp_path / "engines/cpp/CMakeLists.txt").is_file()
 
 
+_FOR_A_TERMINAL = {
+    "csv_path",
+    "force",
+    "batch_sizes",
+}  # of bench: a program writes the figures as it likes, and calls it several times
+_OTHERWISE = {"no_ema": "ema"}
+
+
+@pytest.mark.parametrize(
+    ("command", "functions"),
+    [
+        ("build", [sit_deploy.build]),
+        ("export", [sit_deploy.export]),
+        ("calibrate", [sit_deploy.calibrate]),
+        ("validate", [sit_deploy.validate]),
+        ("bench", [sit_deploy.bench]),
+        ("report", [sit_deploy.write_report]),
+        ("embed", [sit_deploy.embed]),
+        ("slim", [sit_deploy.slim]),
+        ("train", [sit_deploy.train, Recipe]),
+        ("predict", [sit_deploy.load, sit_deploy.Classifier.predict]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_option_of_a_command_is_a_keyword(command: str, functions: list[Callable[..., Any]]) -> None:
+    """Who knows the command knows the function."""
+    found = cli.get_command(click.Context(cli), command)
+    options = {one.name for one in found.params if one.expose_value} - {"as_json"}
+    options -= _FOR_A_TERMINAL if command == "bench" else set()
+    keywords = {name for function in functions for name in inspect.signature(function).parameters}
+    assert {_OTHERWISE.get(name, name) for name in options} <= keywords
+
+
 def test_arguments_of_another_type_are_refused(nano_fp32: Path) -> None:
     """What a type checker finds, for programs that have none."""
     calls: list[Callable[[], object]] = [
@@ -172,6 +205,11 @@ def test_arguments_of_another_type_are_refused(nano_fp32: Path) -> None:
           for value in (None, 5, {"bundle": "x"})),
         lambda: sit_deploy.bench(nano_fp32, timing={"rounds": 1}),
         lambda: sit_deploy.bench(nano_fp32, batch_size="1"),
+        lambda: sit_deploy.bench(nano_fp32, rounds="1"),
+        lambda: sit_deploy.bench(nano_fp32, rounds=0),
+        lambda: sit_deploy.bench(nano_fp32, seconds=float("nan")),
+        lambda: sit_deploy.bench(nano_fp32, threads=0),
+        lambda: sit_deploy.bench(nano_fp32, rounds=1, timing=sit_deploy.TimingOptions()),
         lambda: sit_deploy.bench(nano_fp32, checkpoint="gone.pth"),
         lambda: sit_deploy.bench(nano_fp32, teacher="nowhere"),
         lambda: sit_deploy.TimingOptions(rounds="1"),

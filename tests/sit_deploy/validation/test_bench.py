@@ -55,6 +55,28 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     assert result.versions == versions()  # of what was timed, not of what built the bundle
 
 
+def test_options_as_keywords(trained: Trained, asked: dict[str, Any]) -> None:
+    """Those of the command, with its defaults; a timing in their place."""
+    bundle = load_bundle(trained.bundle)
+    bench(bundle, rounds=3, seconds=0.25, threads=1)
+    assert asked["timing"] == TimingOptions(3, 0.25, threads=1)
+    bench(bundle)
+    assert asked["timing"] == TimingOptions(10)
+    bench(bundle, rounds=1, timing=None)
+    assert asked["timing"].rounds == 1
+    for words, message in (
+        ({"rounds": 0}, "--rounds must be 1 to 100,000, got 0"),
+        ({"seconds": 0}, "--seconds must be"),
+        ({"cpus": [10**6]}, "CPU 1000000 cannot be used here"),
+        (
+            {"rounds": 2, "timing": TimingOptions()},
+            "rounds and a timing, which says it too; leave one of them out",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            bench(bundle, **words)
+
+
 @pytest.mark.parametrize("batch", [0, 1, 5])
 def test_a_batch_that_the_engine_does_not_take(batch: int, trained: Trained, asked: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"takes batches of 2 to 4, not {batch}; pass such a --batch-size"):
