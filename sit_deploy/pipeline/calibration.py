@@ -62,7 +62,7 @@ def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
             f"calibrated on images that accuracy is measured on ({shared} of {len(stream.sources)}): it may be better than on "
             "others; pass --calib-data with images of training"
         )
-    with work.step("Calibrating") as report:
+    with work.step("Calibrating", passes=True) as report:
         calibration = _calibrate(work, graph, stream, preprocessing, report)
     method = None if request.calib_method == "auto" else request.calib_method
     with work.step("Rounding and measuring layers") as report:
@@ -178,7 +178,7 @@ def _calibrate_share(
     stream = calibration_stream(request, float_graph.preprocessing)
     if len(stream.sources) < shard.size:
         raise InputError(f"{len(stream.sources)} calibration images for {shard.size} processes; start fewer")
-    with work.step("Calibrating") as report:
+    with work.step("Calibrating", passes=True) as report:
         calibration, oddities = _observe(
             work,
             float_graph.graph,

@@ -231,9 +231,9 @@ def _ranges(
     from sit_deploy.quantize.image_stream import calibration_images
 
     request, images = work.request, float_graph.compared.normalised
-    ranges = observe_float16_ranges(observed, images, request.batch_range[1], report)
     if request.calib_data is None:
-        return ranges
+        return observe_float16_ranges(observed, images, request.batch_range[1], report)
+    ranges = observe_float16_ranges(observed, images, request.batch_range[1])  # a few; the bar is of the many
     many = request.calib_images or CALIBRATION_IMAGES
     stream = calibration_images(request.calib_data, None, many, float_graph.preprocessing)
     more = observe_ranges(observed, stream, progress=report)

@@ -47,12 +47,20 @@ class Work:
     tuning: Tuning | None = None
 
     @contextlib.contextmanager
-    def step(self, text: str) -> Iterator[Progress]:
-        """Show a step, time it, and give it a progress callback of its own."""
+    def step(self, text: str, *, passes: bool = False) -> Iterator[Progress]:
+        """Show a step, time it, and give it a progress callback of its own.
+
+        Args:
+            text: its name.
+            passes: what it does comes back to its beginning: what the callback is told of each pass is shown by itself.
+        """
         started = time.perf_counter()
         self.progress(text, 0, 0)
-        # one more than the inner total: the step ends with its block, not with the inner work
-        yield lambda _, done, total: self.progress(text, done if total else 0, total + 1 if total else 0)
+        if passes:
+            yield lambda what, done, total: self.progress(f"{text}: {what}", done, total)
+        else:
+            # one more than the inner total: the step ends with its block, not with the inner work
+            yield lambda _, done, total: self.progress(text, done if total else 0, total + 1 if total else 0)
         self.progress(text, 1, 1)
         seconds = time.perf_counter() - started
         self.seconds[text] = round(self.seconds.get(text, 0.0) + seconds, 2)  # a step may be taken again

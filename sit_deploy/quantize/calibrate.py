@@ -94,18 +94,23 @@ def calibrate(  # noqa: PLR0913
         also: names of further layers whose ranges are observed.
         gather: merges what all processes observed; each of them gets the same back.
         shard: the share of the images that this process observes.
-        progress: called as progress(text, done, in all).
+        progress: called as progress(text, done, in all); the text says which of the passes over the images it is.
 
     Raises:
         calibration.CalibrationError: NaN or infinite activations, or a graph that does not run.
         InputError: an unknown method, or an image that cannot be read.
     """
     method.check()
-    report = progress or (lambda *_: None)
+    passes = 3 if method.name == AUTO else 2
+
+    def shown(number: int, what: str) -> Progress:
+        report = progress or (lambda *_: None)
+        return lambda _, done, total: report(f"pass {number} of {passes}, {what}", done, total)
+
     sites = find_smoothing_sites(graph)
     few = stream.spread(max(SMOOTHING_IMAGES, shard.size)).part(shard)
     channels = gather(
-        collect_observations(graph, few, [], {site.tensor: -1 for site in sites}, report)
+        collect_observations(graph, few, [], {site.tensor: -1 for site in sites}, shown(1, "channels"))
     ).channels
     exponents = {site: smoothing_exponents(graph, site, channels[site.tensor].absmax) for site in sites}
     smoothed = smooth(graph, exponents)
@@ -115,7 +120,7 @@ def calibrate(  # noqa: PLR0913
         if layer.weight is not None or name in layers or name in also
     ]
     names = list(dict.fromkeys(name for layer in observed for name in layer.inputs))
-    observations = gather(collect_observations(smoothed, stream.part(shard), names, None, report))
+    observations = gather(collect_observations(smoothed, stream.part(shard), names, None, shown(2, "ranges")))
     digests = stream.digests()
     calibration = Calibration(
         tool=f"sit-deploy {__version__}",
@@ -135,7 +140,7 @@ def calibrate(  # noqa: PLR0913
     )
     if method.name == AUTO:
         few = stream.spread(METHOD_IMAGES)
-        calibration.method = _best_method(smoothed, calibration, few, layers, report)
+        calibration.method = _best_method(smoothed, calibration, few, layers, shown(3, "methods"))
     return calibration, _doubts(calibration, digests, stream)
 
 

@@ -13,6 +13,8 @@ from calibration import CalibrationError
 from calibration.collect import Observations
 from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.pipeline.work import Work
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard
 from sit_deploy.quantize import calibrate as module
@@ -51,6 +53,27 @@ def test_the_key_of_a_graph(digits: Digits) -> None:
 
 def run(digits: Digits, images: Any, method: CalibrationMethod = MINMAX, **options: Any) -> Any:
     return calibrate(digits.float_graph.graph, stream_of(images), method, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "passes"), [("minmax", 2), ("auto", 3)])
+def test_progress_says_which_pass_it_is_in(method: str, passes: int, digits: Digits) -> None:
+    """Through all of `build`'s step, which would show one bar that comes back to its beginning."""
+    told: list[tuple[str, int, int]] = []
+    work = Work(BuildRequest("sit_nano"), lambda *step: told.append(step))
+    with work.step("Calibrating", passes=True) as report:
+        run(digits, noise(9), CalibrationMethod(name=method), progress=report)
+    first, *between, last = told
+    assert (first, last) == (("Calibrating", 0, 0), ("Calibrating", 1, 1))
+    names = [
+        f"Calibrating: pass {i} of {passes}, {what}"
+        for i, what in enumerate(("channels", "ranges", "methods")[:passes], 1)
+    ]
+    assert list(dict.fromkeys(text for text, _, _ in between)) == names
+    for name in names:
+        steps = [(done, total) for text, done, total in between if text == name]
+        assert steps == sorted(steps) and steps[-1][0] == steps[-1][1] > 1
+    assert list(work.seconds) == ["Calibrating"]
 
 
 @pytest.mark.slow
