@@ -9,6 +9,8 @@ from sit_deploy.triton.config import Serving, python_runtime, runs_own_engine
 from sit_deploy.triton.containers import SUPPORT_MATRIX, image_for, lowest_for_graph
 from sit_deploy.triton.openvino import requirement
 
+_PORTS = (8000, 8001, 8002)  # HTTP, gRPC, metrics
+
 
 def container_for(bundle: Bundle, backend: str) -> str | None:
     """Return the container that serves a bundle: of TensorRT the one with its release, of ONNX Runtime the oldest that reads its graph.
@@ -69,6 +71,15 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         lines += [_onnxruntime_line(bundle), ""]
     for note in notes(bundle, serving):
         lines += [note, ""]
+    if image := container_for(bundle, serving.backend):
+        lines += [
+            "In the folder of the repository, where this model is a folder:",
+            "",
+            "```sh",
+            _docker_line(image, serving),
+            "```",
+            "",
+        ]
     shape = ", ".join(map(str, preprocessing.shape))
     lines += [
         f"- `{serving.name}`: `images` {preprocessing.dtype} (n, {shape}), prepared as the bundle's manifest says "
@@ -81,6 +92,19 @@ def readme(bundle: Bundle, serving: Serving) -> str:
         lines += ["", "Ask for `classification` of `logits` to get the names of the best classes."]
     lines += [""]
     return "\n".join(lines)
+
+
+def _docker_line(image: str, serving: Serving) -> str:
+    """Return the command that serves a repository from its folder, to this machine alone; docs/serving.md explains its options."""
+    gpus = ["--gpus all"] if serving.backend == "tensorrt" or serving.gpus else []
+    ports = [f"-p 127.0.0.1:{port}:{port}" for port in _PORTS]
+    server = "tritonserver --model-repository=/models --model-control-mode=explicit '--load-model=*'"
+    packages = []
+    if serving.ensemble:  # whose decoder is a Python model, and the image has no Pillow
+        packages = ["-e PIP_BREAK_SYSTEM_PACKAGES=1"]
+        server = f'sh -c "python3 -m pip install numpy pillow && exec {server}"'
+    options = [*gpus, "--shm-size 1g", "--ulimit stack=1073741824", *ports, '-v "$PWD:/models:ro"', *packages]
+    return " ".join(("docker run --rm", *options, image, server))
 
 
 def _python_line(bundle: Bundle, serving: Serving) -> str:
