@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "sit-deploy report sit_s-int8 --data imagenet/val --teacher lvvit_s.pth --teacher-model lvvit_s",
         "sit-deploy report bundles/ --data imagenet/val -o bundles.html -o bundles.md",
+        "sit-deploy report sit_s-int8 --data imagenet/val --gate",
         "sit-deploy report found --data val",
         "sit-deploy report sit_s-fp16 -o gpu.json",
         "sit-deploy report gpu.json sit_s-fp32 -o both.html",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     metavar="PTS",
     help="Top-1 that the student may lose against its teacher, likewise.  [default: 3, without that]",
 )
+@click.option("--gate", is_flag=True, help="Exit status 1 unless every bundle is to be shipped.")
 @click.option(
     "--rounds",
     type=Whole(limits.ROUNDS, 0),
@@ -120,6 +122,9 @@ def command(outputs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     The verdict is of the whole chain: what the student lost against its teacher, what the engine lost against the student,
     and whether any of them is better than guessing. A speed that the rounds do not bear out is "not measurable here now", and said
     so beside "Ship it", and breaks no limit; what 8 bits gain must be known, for limits too.
+
+    Exit status 0 whatever the verdict, "Do not ship" too, unless --gate or a limit (--max-accuracy-drop, --min-agreement,
+    --max-student-drop) is given: then 1 for anything but "Ship it". The files are written all the same.
     """
     from sit_deploy.validation.report import ReportRequest, write_report
 

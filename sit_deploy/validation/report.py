@@ -46,6 +46,7 @@ class ReportRequest(LabelledOptions):
         seconds: length of a turn.
         threads: CPU threads of every side.
         device: where both sides run; where the engine is for by default.
+        gate: `Report.require` asks for "Ship it", with limits or without.
         force: replace files that are there.
         measured: what check.py of a folder of `package python` wrote about these bundles, on other machines.
     """
@@ -62,6 +63,7 @@ class ReportRequest(LabelledOptions):
     seconds: float = 1.0
     threads: int | None = None
     device: str | None = None
+    gate: bool = False
     force: bool = False
     measured: tuple[Path, ...] = ()
 
@@ -119,19 +121,21 @@ class Report:
         bundles: measured and judged.
         files: that were written.
         limits: that they were judged by.
+        gate: whether anything but "Ship it" is an error, with limits or without.
     """
 
     bundles: tuple[JudgedBundle, ...]
     files: tuple[Path, ...]
     limits: Limits
+    gate: bool = False
 
     def require(self) -> None:
-        """Hold every bundle to the limits, where any was set.
+        """Hold every bundle to the limits, where any was set, or to "Ship it", where that was asked for.
 
         Raises:
-            GateError: names the first bundle that does not keep one, and why.
+            GateError: names the first bundle that is not to be shipped, and why.
         """
-        if self.limits.given:
+        if self.limits.given or self.gate:
             for bundle in self.bundles:
                 bundle.require()
 
@@ -209,7 +213,7 @@ def write_report(
     judged = tuple(JudgedBundle(evidence, judge(evidence, request.limits)) for evidence in measured)
     for path in request.outputs:
         write_whole(path, render_evidence(judged, _FORMS[path.suffix.lower()]))
-    return Report(judged, request.outputs, request.limits)
+    return Report(judged, request.outputs, request.limits, request.gate)
 
 
 def _elsewhere(paths: tuple[Path, ...], bundles: list[Bundle]) -> dict[str, list[dict[str, Any]]]:

@@ -87,6 +87,12 @@ def test_without_limits_nothing_is_required(earlier: Path, tmp_path: Path) -> No
     write_report(ReportRequest((earlier,), (tmp_path / "page.md",))).require()
     with pytest.raises(sit_deploy.GateError):
         write_report(ReportRequest((earlier,), (tmp_path / "two.md",), min_agreement=100)).require()
+    pages = ReportRequest(
+        (earlier,), (tmp_path / "three.md",), gate=True
+    )  # the default limits are held to then
+    with pytest.raises(sit_deploy.GateError, match=r"not enough evidence|do not ship"):
+        write_report(pages).require()
+    assert (tmp_path / "three.md").exists()
 
 
 @pytest.mark.parametrize(
