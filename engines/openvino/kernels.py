@@ -6,7 +6,7 @@ What was asked for is a wish: a CPU without kernels for a type computes in anoth
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engines.kernels import COMPILED, Kernel, Operand, Role, kernel_details
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _NO_KERNEL = {"Const", "Input", "Output", "Reshape"}  # a Reshape only names the same values otherwise
 _MULTIPLY = {"FullyConnected", "MatMul", "Convolution"}
 _FUSED = {"Subgraph", "ScaledDotProductAttention"}
+_WEIGHTS = "/transpose_b"  # what OpenVINO appends to a product for its weights, perhaps with a type behind
 # what OpenVINO, and our cut of a product in three, append to the name of a node
 _SUFFIX = re.compile(r"(/DequantizationMultiply|/WithoutBiases|/fq_\w+)$|/\d$")
 
@@ -52,6 +53,8 @@ def read_kernels(compiled: Any, graph: onnx.ModelProto, known: GraphNodes) -> tu
         named = tuple(dict.fromkeys(_known(_text(operator, "originalLayersNames"), nodes)))
         if kind in _MULTIPLY and not products.intersection(named):
             named = (*(summed[name] for name in named if name in summed), *named)
+            if not products.intersection(named):
+                named = (*_by_weights(sources, nodes), *named)
         role = Role.OTHER
         if kind in _MULTIPLY or (kind in _FUSED and products.intersection(named)):
             fused = kind in _FUSED and attention.intersection(named)
@@ -121,6 +124,17 @@ def _known(text: str, nodes: Mapping[str, str]) -> Iterator[str]:
             bare = shorter
         if bare in nodes:
             yield nodes[bare]
+
+
+def _by_weights(sources: Iterable[str], nodes: Mapping[str, str]) -> Iterator[str]:
+    """Return the product whose weights a kernel reads: they are called after it, where the kernel itself has no name of the graph's.
+
+    A product in 8 bits without a bias, or with one of zeros, that is summed up by the next node is such a kernel.
+    """
+    for source in sources:
+        product, found, _ = source.partition(_WEIGHTS)
+        if found:
+            yield from _known(product, nodes)
 
 
 def _operand(value: Any, constant: bool = False) -> Operand:
