@@ -32,6 +32,8 @@ FOREIGN = {
     "--parallel",
     "--help",
     "--revision",
+    *("--rm", "--shm-size", "--ulimit"),
+    *("--load-model", "--model-control-mode"),
 }
 # which commands a message can come from; of any other module, from some command that has the option
 COMMANDS_OF = {

@@ -325,7 +325,9 @@ def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched
     ):
         assert words[words.index(pair[0]) + 1] == pair[1]
     assert "--no-ema" in words and record.chosen.kept[0] == 36
-    asked = context_of(slim_command, [*words[2:-3], str(photos / "flat"), "-o", "s.safetensors"]).params
+    asked = context_of(
+        slim_command, [*words[2:-3], str(photos / "flat"), "--batch-size", "8", "-o", "s.safetensors"]
+    ).params
     asked = SlimRequest(
         ema=not asked.pop("no_ema"), **{k: v for k, v in asked.items() if k != "as_json"}
     ).check()
