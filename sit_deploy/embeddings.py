@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import Progress
 from sit_deploy import limits
 from sit_deploy.calls import takes_options
+from sit_deploy.data.damaged import USUAL_LIMIT, DamagedImage, DamagedImages
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.files import check_output, whole_file
 from sit_deploy.outputs import in_order, listing
@@ -41,6 +42,7 @@ class EmbedRequest:
         outputs: which of the bundle's to write; all by default.
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU.
         force: replace a file that is there.
+        max_damaged: images that may be unreadable; they are left out.
     """
 
     bundle: Path
@@ -51,6 +53,7 @@ class EmbedRequest:
     threads: int | None = None
     device: str | None = None
     force: bool = False
+    max_damaged: int = USUAL_LIMIT
 
     def __post_init__(self) -> None:
         if isinstance(self.images, str | os.PathLike):
@@ -70,7 +73,7 @@ class EmbedRequest:
                 f"output {self.output} must end in .npz (paths and outputs) or .npy (one output); pass for example -o features.npz"
             )
         check_output(self.output, self.force)
-        limits.check_ranges(self, threads=(1, limits.THREADS))
+        limits.check_ranges(self, threads=(1, limits.THREADS), max_damaged=(0, limits.IMAGES))
 
     def names(self, bundle: Bundle) -> tuple[str, ...]:
         """Return the outputs to write, in order.
@@ -99,10 +102,11 @@ class Embedded:
     Attributes:
         file: where it is.
         outputs: shape of each array, (images, ...), by name.
-        images: how many.
+        images: how many have a row.
         engine: the kind that ran.
         seconds: from the first image to the last.
         paths: of the images in the order of the rows, where the file has no room for them (.npy), else None.
+        damaged: images that could not be read; they have no row.
     """
 
     file: Path
@@ -111,6 +115,7 @@ class Embedded:
     engine: str
     seconds: float
     paths: tuple[Path, ...] | None = None
+    damaged: tuple[DamagedImage, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -122,6 +127,7 @@ class Embedded:
             "engine": self.engine,
             "seconds": self.seconds,
             "paths": None if self.paths is None else [str(path) for path in self.paths],
+            "damaged": [one.to_dict() for one in self.damaged],
         }
 
 
@@ -131,7 +137,8 @@ def embed(
 ) -> Embedded:
     """Run a bundle on image files and write what it gives, a batch at a time: neither images nor outputs are held in memory.
 
-    The file is moved into place whole. An .npz has `paths`, text (n,), and each output under its name, float32 (n, ...).
+    The file is moved into place whole. An .npz has `paths`, text (n,), and each output under its name, float32 (n, ...). An image that
+    cannot be read has no row and no path.
 
     Args:
         request: what, and where to.
@@ -139,7 +146,7 @@ def embed(
         tell: called with what a user should know before the work: what was passed over, and how large the file will be.
 
     Raises:
-        InputError: a path without images, an image that cannot be read, outputs that the bundle does not give, or a file that
+        InputError: a path without images, more images that cannot be read than may be, or all of them, outputs that the bundle does not give, or a file that
             cannot be written or would not fit on its disk.
         engines.EngineError: the engine is missing, or does not run here.
         GateError: an engine that gives NaN or infinity.
@@ -164,29 +171,31 @@ def embed(
         if note and tell:
             tell(note)
     single = request.output.suffix.lower() == _SINGLE
-    done = 0
+    damaged, embedded = DamagedImages(request.max_damaged), list[Path]()
     with (
         load(bundle, request.engine, threads=request.threads, device=request.device) as classifier,
         whole_file(request.output) as temporary,
-        _writer(temporary, shapes, None if single else found.images) as write,
+        _writer(temporary, shapes, None if single else embedded) as write,
     ):
         started = time.perf_counter()
-        for images, sources in batches(found.images, preprocessing, bundle.batch_size):
+        for images, sources in batches(found.images, preprocessing, bundle.batch_size, damaged=damaged):
             outputs = classifier.outputs(images)
             rows = {name: outputs[name] for name in names}
             _require_finite(rows, sources)
             write(rows)
-            done += len(images)
+            embedded += sources
             if progress:
-                progress("embedding images", done, len(found.images))
+                progress("embedding images", len(embedded) + len(damaged.found), len(found.images))
+        damaged.require_any(len(embedded), len(found.images))
         seconds = time.perf_counter() - started
-    kind = request.engine or bundle.manifest.engine.kind
-    return Embedded(request.output, shapes, done, kind, seconds, tuple(found.images) if single else None)
+    kind, paths = request.engine or bundle.manifest.engine.kind, tuple(embedded) if single else None
+    written = {name: (len(embedded), *shape[1:]) for name, shape in shapes.items()}
+    return Embedded(request.output, written, len(embedded), kind, seconds, paths, damaged.found)
 
 
 @contextlib.contextmanager
 def _writer(path: Path, shapes: Shapes, paths: Sequence[Path] | None) -> Iterator[Write]:
-    """Give what takes the rows of a file: an archive with these paths, or one array where there are none."""
+    """Give what takes the rows of a file: an archive with the paths that are there when all is written, or one array without."""
     import numpy as np
 
     from sit_deploy.array_files import archive, single
@@ -196,7 +205,7 @@ def _writer(path: Path, shapes: Shapes, paths: Sequence[Path] | None) -> Iterato
         with single(path, name, shape) as write:
             yield write
     else:
-        with archive(path, shapes, {PATHS: np.array([str(one) for one in paths])}) as write:
+        with archive(path, shapes, lambda: {PATHS: np.array([str(one) for one in paths])}) as write:
             yield write
 
 

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from sit_deploy.data.damaged import USUAL_LIMIT, too_many
 from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard, World
 from training.augment import train_transform
 from training.recipes import Recipe
-from training.sample_reader import SampleReader, short_reason
+from training.sample_reader import SampleReader
 from training.seeding import ORDER, SAMPLE, permutation, seed_all
 
 Key = tuple[int, int, int]  # epoch, place in the epoch, index of the image
@@ -145,7 +146,7 @@ class LoaderOptions:
     accumulate: int = 1
     workers: int = 0
     seed: int = 0
-    max_damaged: int = 100
+    max_damaged: int = USUAL_LIMIT
 
 
 def make_loaders(
@@ -264,10 +265,7 @@ class _Guarded:
         except Exception as error:  # of any type, from a decoder or an operation
             self.count += 1
             if int(self.count) > self.limit:
-                raise InputError(
-                    f"{int(self.count)} images cannot be read or augmented, more than --max-damaged {self.limit}; the last: "
-                    f"{short_reason(error)}; mend or remove them, or raise the limit"
-                ) from None
+                raise too_many(int(self.count), "read or augmented", self.limit, "", error) from None
             return self.instead(image)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sit_deploy.data.damaged import short_reason, too_many
 from sit_deploy.errors import InputError
 
 
@@ -62,13 +63,4 @@ class SampleReader:
         self.damaged[index] = True
         count = int(self.damaged.sum())
         if count > self.limit:
-            raise InputError(
-                f"{count} images cannot be {fault}, more than --max-damaged {self.limit}; the last: "
-                f"{self.samples.describe(index)} ({short_reason(error)}); mend or remove them, or raise the limit"
-            ) from None
-
-
-def short_reason(error: Exception) -> str:
-    """Return what an error says, on one line, with its type where it is not our own."""
-    text = " ".join(str(error).split())[:150]
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".rstrip(": ")
+            raise too_many(count, fault, self.limit, self.samples.describe(index), error) from None

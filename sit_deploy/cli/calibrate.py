@@ -24,6 +24,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import (
+    damaged_option,
     key_option,
     method_option,
     model_options,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 @click.option(
     "--calib-images", type=Whole(limits.STREAMED), metavar="N", help="How many of them.  [default: up to 256]"
 )
+@damaged_option
 @click.option(
     "--calib-method",
     default="auto",

@@ -24,6 +24,7 @@ from sit_deploy.cli.common import (
     say,
     say_note,
 )
+from sit_deploy.cli.options import damaged_option
 
 
 @click.command(
@@ -47,6 +48,7 @@ from sit_deploy.cli.common import (
 @click.option("--engine", metavar="onnxruntime", help="Run a TensorRT bundle's graph on this CPU instead.")
 @click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads.")
 @device_option
+@damaged_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @quiet_option
 @json_option
@@ -55,8 +57,10 @@ def command(as_json: bool, **options: Any) -> None:
 
     The .npz file has paths, and each output under its name, float32: features (n, dim), cls (n, dim), patches (n, patches,
     dim), logits (n, classes). Row i of each is of image i of paths. Nothing is held in memory but a few batches; what would
-    not fit on the disk is refused before any work, and an image that cannot be read ends it with nothing written.
+    not fit on the disk is refused before any work. Images that cannot be read are left out and named; too many of them end it with
+    nothing written.
     """
+    from sit_deploy.data.damaged import left_out_words
     from sit_deploy.embeddings import EmbedRequest, embed
 
     with progress() as report:
@@ -70,5 +74,7 @@ def command(as_json: bool, **options: Any) -> None:
         f"[green]✓[/] [bold]{literal(result.file)}[/]: {arrays}; {file_size(result.to_dict()['bytes'])}, {result.images} "
         f"image{'s' * (result.images != 1)} in {result.seconds:.1f} s",
     )
+    if left_out := left_out_words(result.damaged):
+        say(console(), f"[yellow]{literal(left_out)}[/]")
     if result.paths is not None:
         say(console(), "Rows are in the order of the images as they were found; --json lists them.")

@@ -18,6 +18,7 @@ from sit_deploy.cli.common import (
     Whole,
     path_type,
 )
+from sit_deploy.data.damaged import USUAL_LIMIT
 from sit_deploy.methods import METHODS
 from sit_deploy.outputs import in_order
 
@@ -33,6 +34,15 @@ key_option = click.option(
     "--checkpoint-key",
     metavar="KEY",
     help="Where in the checkpoint the weights are, if it has several: an entry, a prefix of names, or ENTRY.PREFIX.",
+)
+
+damaged_option = click.option(
+    "--max-damaged",
+    type=Whole(limits.IMAGES),
+    default=USUAL_LIMIT,
+    show_default=True,
+    metavar="N",
+    help="Unreadable images to leave out before giving up.",
 )
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model.")
@@ -123,6 +133,7 @@ _GRAPH_OPTIONS = (
         metavar="N",
         help="How many of them.  [default: 8; for int8 and fp8 up to 256]",
     ),
+    damaged_option,
     click.option(
         "--calib-method",
         default="auto",

@@ -23,7 +23,13 @@ from sit_deploy.cli.common import (
     quiet_option,
     show_search,
 )
-from sit_deploy.cli.options import key_option, preprocessing_options, pretrained_option, val_options
+from sit_deploy.cli.options import (
+    damaged_option,
+    key_option,
+    preprocessing_options,
+    pretrained_option,
+    val_options,
+)
 
 if TYPE_CHECKING:
     from sit_deploy.report.search_record import SearchRecord
@@ -102,6 +108,7 @@ if TYPE_CHECKING:
     help="Images to calibrate int8 and fp8 on.  [default: --data]",
 )
 @click.option("--calib-images", type=Whole(limits.STREAMED), metavar="N", help="How many of them.")
+@damaged_option
 @click.option("--quantize", type=Groups(), metavar="GROUPS", help="Layers for 8 bits.  [default: default]")
 @click.option("--rest", metavar="fp32|fp16|bf16", help="What an int8 or fp8 graph holds besides.")
 @preprocessing_options

@@ -12,6 +12,7 @@ from sit_deploy.measure.evaluate import Logits, Progress, evaluate
 from sit_deploy.measure.tally import Flip, Tally
 
 if TYPE_CHECKING:
+    from sit_deploy.data.damaged import DamagedImages
     from sit_deploy.preprocessing import Preprocessing
 
 ENGINE = "the engine"  # as messages call it
@@ -210,7 +211,10 @@ def measure(
     preprocessing: Preprocessing,
     batch_size: int = 8,
     progress: Progress | None = None,
+    damaged: DamagedImages | None = None,
 ) -> Accuracy:
     """Classify labelled images with a reference and an engine; arguments and errors as `evaluate`."""
-    evaluation = evaluate(reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress)
+    evaluation = evaluate(
+        reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress, damaged=damaged
+    )
     return Accuracy.of(evaluation.tallies[ENGINE])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
-from sit_deploy.data.samples import Subset, describe
+from sit_deploy.data.samples import describe
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
@@ -20,6 +20,7 @@ from sit_deploy.processes import WHOLE, Shard
 if TYPE_CHECKING:
     import numpy as np
 
+    from sit_deploy.data.damaged import DamagedImages
     from sit_deploy.preprocessing import Preprocessing
 
 Logits = Callable[["np.ndarray"], "np.ndarray"]
@@ -61,6 +62,24 @@ class Evaluation:
         )
 
 
+class _Placed(Sequence):
+    """Some of a data set's samples, with their labels and their places in it."""
+
+    def __init__(self, samples: Sequence[tuple[Any, int]], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, at: Any) -> tuple[Any, tuple[int, int]]:
+        index = self._indices[at]
+        source, label = self._samples[index]
+        return source, (label, index)
+
+    def describe(self, at: int) -> str:
+        return describe(self._samples, self._indices[at])
+
+
 def run_key(*parts: Any) -> str:
     """Return what a `Notebook` knows a run by: SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -76,6 +95,7 @@ def evaluate(  # noqa: PLR0913
     *,
     notebook: Notebook | None = None,
     shard: Shard = WHOLE,
+    damaged: DamagedImages | None = None,
 ) -> Evaluation:
     """Classify labelled images with the reference and every candidate. Memory does not grow with their number.
 
@@ -90,9 +110,10 @@ def evaluate(  # noqa: PLR0913
         progress: called with a step, how much of it is done, and of how much.
         notebook: how far an earlier run came, to go on from; noted every 20 seconds and at the end.
         shard: the share of the images that this process takes.
+        damaged: takes note of images that cannot be read, which are left out; without, the first ends it.
 
     Raises:
-        InputError: no sample, an image that cannot be read, or a reference that gives NaN or infinity.
+        InputError: no sample, an image that cannot be read or more than may be so, or a reference that gives NaN or infinity.
         GateError: a candidate gives NaN or infinite logits; the image is named.
     """
     from sit_deploy.data.batches import batches
@@ -101,11 +122,12 @@ def evaluate(  # noqa: PLR0913
     noted = notebook.read(set(candidates), len(mine)) if notebook else None
     evaluation = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
     last = time.monotonic()
-    part = samples if (evaluation.done, shard) == (0, WHOLE) else Subset(samples, mine[evaluation.done :])
+    part = _Placed(samples, mine[evaluation.done :])
     if evaluation.done and not len(part):
         return evaluation
-    for images, labels in batches(part, preprocessing, batch_size):
-        indices = mine[evaluation.done : evaluation.done + len(images)]
+    measured = 0
+    for images, placed in batches(part, preprocessing, batch_size, damaged=damaged):
+        labels, indices = placed[:, 0], placed[:, 1].tolist()
         names = [describe(samples, index) for index in indices]
         normalised = preprocessing.normalise(images) if preprocessing.takes_pixels else images
         theirs = reference(normalised)
@@ -116,13 +138,17 @@ def evaluate(  # noqa: PLR0913
         for name, logits in ours.items():
             evaluation.tallies[name].add(theirs, logits, labels, names, indices)
         evaluation.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
-        evaluation.done += len(images)
+        measured += len(images)
+        evaluation.done = mine.index(indices[-1]) + 1
         if progress:
             progress("measuring accuracy", evaluation.done, len(mine))
         # only here is every image counted whole or not at all; a run that is stopped loses what came after the last note
         if notebook and (time.monotonic() - last > SAVE_SECONDS or evaluation.done == len(mine)):
             notebook.write(evaluation.to_dict())
             last = time.monotonic()
+    if damaged:
+        damaged.require_any(measured, len(part))
+    evaluation.done = len(mine)
     return evaluation
 
 

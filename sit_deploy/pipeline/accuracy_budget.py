@@ -172,4 +172,5 @@ class _MeasuredPlans:
                 self.lowered.preprocessing,
                 REFERENCE_BATCH,
                 report,
+                work.damaged,
             )

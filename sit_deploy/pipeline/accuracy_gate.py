@@ -52,6 +52,7 @@ def measure_accuracy(
             lowered.preprocessing,
             REFERENCE_BATCH,
             report,
+            damaged=work.damaged,
         )
     accuracy = Accuracy.of(evaluation.tallies[ENGINE])
     weights = weights_of(request, loaded)

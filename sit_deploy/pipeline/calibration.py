@@ -15,11 +15,13 @@ from sit_deploy.pipeline.request import CALIBRATION_IMAGES, BuildRequest
 from sit_deploy.pipeline.work import Progress, Work
 from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.schema import require_type
+from sit_deploy.text import WarningText
 
 if TYPE_CHECKING:
     import onnx
 
     from calibration.cache import Calibration
+    from sit_deploy.data.damaged import DamagedImages
     from sit_deploy.preprocessing import Preprocessing
     from sit_deploy.processes import World
     from sit_deploy.quantize.image_stream import ImageStream
@@ -55,7 +57,7 @@ def make_quantization(work: Work, float_graph: FloatGraph) -> Quantization:
     if request.trained_thresholds:
         work.note("the model was trained in int8 (--qat): its own thresholds are used")
         return Quantization(trained_quantizer(graph, request.trained_thresholds))
-    stream = calibration_stream(request, preprocessing)
+    stream = calibration_stream(request, preprocessing, work.damaged)
     shared = count_same_files(stream.sources, work.samples.files or ()) if stream and work.samples else 0
     if shared:
         work.warn(
@@ -175,7 +177,7 @@ def _calibrate_share(
     work, shard = Work(request, progress), world.shard
     with scratch(request.output) as folder:
         float_graph = make_float_graph(work, folder)
-    stream = calibration_stream(request, float_graph.preprocessing)
+    stream = calibration_stream(request, float_graph.preprocessing, work.damaged)
     if len(stream.sources) < shard.size:
         raise InputError(f"{len(stream.sources)} calibration images for {shard.size} processes; start fewer")
     with work.step("Calibrating", passes=True) as report:
@@ -190,16 +192,21 @@ def _calibrate_share(
         if world.is_main:
             calibration.save(request.output)
     prepared = describe(float_graph.preprocessing.to_dict(), float_graph.sources)
-    return calibration, [f"the images' preprocessing: {prepared}", *work.notes, *oddities]
+    left_out = [WarningText(words)] if (words := work.damaged.words) else []
+    return calibration, [f"the images' preprocessing: {prepared}", *work.notes, *oddities, *left_out]
 
 
-def calibration_stream(request: BuildRequest, preprocessing: Preprocessing) -> ImageStream | None:
+def calibration_stream(
+    request: BuildRequest, preprocessing: Preprocessing, damaged: DamagedImages | None = None
+) -> ImageStream | None:
     """Return the images to calibrate on; synthetic ones for random weights; None where a cache has to do."""
     from sit_deploy.data.synthetic import synthetic_images
     from sit_deploy.quantize.image_stream import ImageStream, calibration_images
 
     if request.calib_data:
-        return calibration_images(request.calib_data, request.calib_images, CALIBRATION_IMAGES, preprocessing)
+        return calibration_images(
+            request.calib_data, request.calib_images, CALIBRATION_IMAGES, preprocessing, damaged
+        )
     if request.checkpoint or request.calib_cache:
         return None
     count = request.calib_images or 32

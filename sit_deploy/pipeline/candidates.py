@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from calibration.plan import QuantPlan
     from engines.timing import TimingOptions, WorkerResult
     from engines.worker import Worker
+    from sit_deploy.data.damaged import DamagedImages
     from sit_deploy.data.labelled import Labelled
     from sit_deploy.quantize.image_stream import ImageStream
     from sit_deploy.quantize.quantizer import Quantizer
@@ -51,6 +52,7 @@ class Material:
         stream: of calibration images.
         samples: the labelled images, where there are any.
         engine: that candidates are for.
+        damaged: takes note of labelled images that cannot be read.
     """
 
     request: BuildRequest
@@ -59,6 +61,7 @@ class Material:
     stream: ImageStream
     samples: Labelled | None = None
     engine: engines.Engine | None = None
+    damaged: DamagedImages | None = None
 
     @cached_property
     def _float(self) -> onnx.ModelProto:
@@ -158,6 +161,7 @@ class CandidateBench:
                 material.float_graph.preprocessing,
                 REFERENCE_BATCH,
                 report,
+                material.damaged,
             ).drop
 
     @cached_property

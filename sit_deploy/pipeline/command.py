@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from sit_deploy.data.damaged import USUAL_LIMIT
 from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models.data_config import from_options
 from sit_deploy.pipeline.request import BuildRequest
@@ -39,6 +40,7 @@ def rebuild_command(request: BuildRequest, engine: str, *, tuned: bool = False) 
         **from_options(request).options(),
         "--calib-data": request.calib_data and request.calib_data.absolute(),
         "--calib-images": request.calib_images,
+        "--max-damaged": request.max_damaged if request.max_damaged != USUAL_LIMIT else None,
         **(_eight_bit_options(request) if request.precision in EIGHT_BITS else {}),
         "--val-data": request.val_data and _absolute(request.val_data),
         "--data-dir": request.data_dir and request.data_dir.absolute(),

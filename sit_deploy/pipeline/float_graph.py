@@ -215,7 +215,7 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     used = [path for path, _ in getattr(labelled, "files", None) or ()]
     if request.calib_data:
         where, found = find_training_images(request.calib_data)
-        sources: list[Any] = spread(found.images, count)
+        sources: list[Any] = work.damaged.whole(found.images, count, preprocessing)
         origin = f"{len(sources)} of {len(found.images)} images in {shown(where)}"
         work.note(*([f"--calib-data: {found.note}"] if found.note else []))
         many = request.calib_images or CALIBRATION_IMAGES

@@ -235,7 +235,7 @@ def _ranges(
         return observe_float16_ranges(observed, images, request.batch_range[1], report)
     ranges = observe_float16_ranges(observed, images, request.batch_range[1])  # a few; the bar is of the many
     many = request.calib_images or CALIBRATION_IMAGES
-    stream = calibration_images(request.calib_data, None, many, float_graph.preprocessing)
+    stream = calibration_images(request.calib_data, None, many, float_graph.preprocessing, work.damaged)
     more = observe_ranges(observed, stream, progress=report)
     return {name: seen.merge(more[name]) for name, seen in ranges.items()}
 

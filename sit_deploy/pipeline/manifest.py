@@ -71,6 +71,8 @@ def graph_report(work: Work, lowered: LoweredGraph) -> dict[str, Any]:
     """Return what there is to say of the graph and of how it was checked, as plain types."""
     from sit_deploy.graph.inspect import summarize
 
+    if left_out := work.damaged.words:
+        work.warn(left_out)
     notes = list(dict.fromkeys(work.notes))
     return {
         "weights": weights_of(work.request, lowered.float_graph.loaded).to_dict(),

@@ -10,6 +10,7 @@ from typing import Any
 
 import engines
 from engines.base import Progress
+from sit_deploy.data.damaged import USUAL_LIMIT
 from sit_deploy.errors import InputError
 from sit_deploy.methods import TRAINING_FREE
 from sit_deploy.models.card import ModelCard
@@ -59,6 +60,7 @@ class BuildRequest:
         rest: what an int8 or fp8 graph holds beside, "fp32", "fp16" or "bf16"; None for what the engine likes.
         input: "uint8" for a graph that takes pixels and normalises by itself.
         sensitivity: measure every layer alone.
+        max_damaged: images of calib_data and val_data that may be unreadable; they are left out.
         allow_wider_kernels: keep an engine whose kernels multiply in more bits than was asked for.
         mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it
             (`models.data_config`).
@@ -117,6 +119,7 @@ class BuildRequest:
     orientation: str | None = None
     pretrained: bool = False
     outputs: tuple[str, ...] | None = None
+    max_damaged: int = USUAL_LIMIT
     fetched_from: str | None = None
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ _LARGEST = {
     "image_size": limits.PIXELS,
     "num_classes": limits.CLASSES,
     "calib_images": limits.STREAMED,
+    "max_damaged": limits.IMAGES,
     "workspace": limits.MEBIBYTES,
     "threads": limits.THREADS,
     "keeping_ratio": 1,

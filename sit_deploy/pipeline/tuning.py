@@ -105,7 +105,13 @@ class _Tuner:
             frozenset(small) - default,
         )
         self.material = Material(
-            work.request, float_graph, quantizer, quantization.stream, work.samples, work.engine
+            work.request,
+            float_graph,
+            quantizer,
+            quantization.stream,
+            work.samples,
+            work.engine,
+            work.damaged,
         )
         self._bench = CandidateBench(work.engine, self.material, folder / "tuning")
         self._timings = open_timings(work, quantization)

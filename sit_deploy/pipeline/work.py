@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engines.base import Engine, Progress
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.measure.parity import Hop
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.text import WarningText
@@ -32,6 +33,7 @@ class Work:
         engine: that it is for; None for a graph alone.
         outputs: names of what the graph is to give; none before the model is loaded.
         of_8_bits: those of the notes that hold for what is in 8 bits alone.
+        damaged: images that cannot be read, which are left out.
         tuning: how a plan for 8 bits was chosen by measuring; where they were given up for a float engine, still.
     """
 
@@ -45,6 +47,10 @@ class Work:
     outputs: tuple[str, ...] = ()
     of_8_bits: list[str] = field(default_factory=list)
     tuning: Tuning | None = None
+    damaged: DamagedImages = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.damaged = DamagedImages(self.request.max_damaged)
 
     @contextlib.contextmanager
     def step(self, text: str, *, passes: bool = False) -> Iterator[Progress]:

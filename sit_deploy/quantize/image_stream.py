@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
 from sit_deploy.processes import Shard
@@ -63,7 +64,11 @@ class ImageStream:
 
 
 def calibration_images(
-    folder: Path, count: int | None, default: int, preprocessing: Preprocessing
+    folder: Path,
+    count: int | None,
+    default: int,
+    preprocessing: Preprocessing,
+    damaged: DamagedImages | None = None,
 ) -> ImageStream:
     """Return the stream of the images of a folder that calibration is to see.
 
@@ -72,9 +77,10 @@ def calibration_images(
         count: how many, which then have to be there; None for `default`, or all where there are fewer.
         default: see `count`.
         preprocessing: that they pass through.
+        damaged: takes note of those that cannot be read, in whose place others are taken; as many as usual without it.
 
     Raises:
-        InputError: no images, fewer than asked for, or one that cannot be read.
+        InputError: no images, fewer than asked for, or too many that cannot be read.
     """
     from sit_deploy.data.splits import find_training_images
 
@@ -84,7 +90,14 @@ def calibration_images(
         raise InputError(
             f"{shown(folder)} has {len(images)} images and --calib-images asks for {count}; add images or ask for fewer"
         )
-    chosen = spread(images, default if count is None else count)
+    damaged = damaged or DamagedImages()
+    wanted = default if count is None else count
+    chosen = damaged.whole(images, wanted, preprocessing)
+    if count is not None and len(chosen) < count:
+        raise InputError(
+            f"{shown(folder)} has {len(chosen)} images that can be read and --calib-images asks for {count}; mend or add images, or ask for "
+            "fewer"
+        )
     return ImageStream(chosen, preprocessing, f"{len(chosen)} of {len(images)} images in {shown(folder)}")
 
 

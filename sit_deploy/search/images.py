@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sit_deploy.data.batches import batches
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.ignored_orientation import ignored_orientation_note
 from sit_deploy.data.labelled import Labelled
 from sit_deploy.data.samples import spread_over
@@ -47,16 +48,19 @@ class SearchImages:
         return hashlib.sha256(self.pixels.tobytes() + labels.encode()).hexdigest()
 
 
-def open_images(folder: Path | None, labelled: Labelled | None, preprocessing: Preprocessing) -> SearchImages:
+def open_images(
+    folder: Path | None, labelled: Labelled | None, preprocessing: Preprocessing, damaged: DamagedImages
+) -> SearchImages:
     """Return up to `MOST` of the images, evenly spread.
 
     Args:
         folder: of images without labels.
         labelled: those with labels, in its place.
         preprocessing: that they pass through.
+        damaged: takes note of those that cannot be read, which are left out.
 
     Raises:
-        InputError: no images, fewer than `LEAST`, or one that cannot be read.
+        InputError: no images, fewer than `LEAST`, or too many that cannot be read.
     """
     notes = []
     if labelled is not None:
@@ -72,19 +76,26 @@ def open_images(folder: Path | None, labelled: Labelled | None, preprocessing: P
             "no --data: schedules were compared on synthetic images, which are no photographs; the order of schedules may be another on "
             "yours"
         )
-    count = len(sources)
-    if count < LEAST:
-        raise InputError(
-            f"{words.partition(',')[0]} has {count} images, from which nothing can be told; give at least {LEAST}, better some hundred"
-        )
+    count, where = len(sources), words.partition(",")[0]
+    _require_enough(count, where)
     chosen = spread_over(sources, MOST)
+    read = list(batches(chosen, preprocessing.raw, len(chosen), damaged=damaged))
+    damaged.require_any(len(read), len(chosen))
+    ((pixels, labels),) = read
+    _require_enough(len(pixels), where, " that can be read" if len(pixels) < len(chosen) else "")
     if folder is not None or labelled is not None:
         words = (
-            f"{len(chosen)} of {count} images in {words}"
-            if len(chosen) < count
+            f"{len(pixels)} of {count} images in {words}"
+            if len(pixels) < count
             else f"{count} images in {words}"
         )
         note = ignored_orientation_note(chosen, preprocessing, "search with")
         notes += [note] if note else []
-    ((pixels, labels),) = batches(chosen, preprocessing.raw, len(chosen))
     return SearchImages(pixels, list(map(int, labels)) if labelled is not None else None, words, tuple(notes))
+
+
+def _require_enough(count: int, where: str, which: str = "") -> None:
+    if count < LEAST:
+        raise InputError(
+            f"{where} has {count} images{which}, from which nothing can be told; give at least {LEAST}, better some hundred"
+        )

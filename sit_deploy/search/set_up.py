@@ -158,7 +158,7 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
     with work.step(f"Loading {request.build.model}"):
         loaded, choice, _ = load_request(work)
     with work.step("Preparing images"):
-        images = open_images(request.unlabelled_folder, work.samples, choice.preprocessing)
+        images = open_images(request.unlabelled_folder, work.samples, choice.preprocessing, work.damaged)
     model = loaded.model
     classes = getattr(model, "num_classes", 0)
     if classes < 2:  # the probability of one class is 1, whatever the model
@@ -195,7 +195,7 @@ def set_up(request: SearchRequest, engine: engines.Engine, folder: SearchFolder,
         folder,
         scores,
         report,
-        [*work.notes, *sound.notes, *tables.notes],
+        [*work.notes, *([work.damaged.words] if work.damaged.words else []), *sound.notes, *tables.notes],
         sound.unsound,
     )
 

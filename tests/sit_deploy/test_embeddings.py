@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import load
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
+from tests.helpers.damaged import NAMES, add_damaged
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +166,12 @@ def test_a_file_that_is_there(nano_embeddings: Path, pictures: Path, tmp_path: P
     shutil.copytree(pictures, tmp_path / "pictures")
     damaged = tmp_path / "pictures/4.png"
     damaged.write_bytes(damaged.read_bytes()[:900])
-    with pytest.raises(InputError, match=r"4\.png: "):
-        embed(EmbedRequest(nano_embeddings, (tmp_path / "pictures",), tmp_path / "f.npz", force=True))
+    with pytest.raises(InputError, match=r"more than --max-damaged 0; the last: .*4\.png: "):
+        embed(
+            EmbedRequest(
+                nano_embeddings, (tmp_path / "pictures",), tmp_path / "f.npz", force=True, max_damaged=0
+            )
+        )
     assert (tmp_path / "old.npz").read_text() == "old"
     embed(EmbedRequest(nano_embeddings, (pictures,), tmp_path / "f.npz", force=True))
     assert (tmp_path / "f.npz").is_symlink() and "features" in np.load(tmp_path / "old.npz")
@@ -221,3 +228,47 @@ def test_it_is_offered_to_programs(nano_embeddings: Path, pictures: Path, tmp_pa
         InputError, match=r"^embed\(\): missing a required argument: 'images'; .* or one EmbedRequest"
     ):
         sit_deploy.embed("photos")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["f.npz", "f.npy"])
+def test_damaged_images_have_no_row(name: str, nano_embeddings: Path, pictures: Path, tmp_path: Path) -> None:
+    """Whatever is wrong with them and wherever they stand among the others, every row is of the image that its path names."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    add_damaged(tmp_path / "pictures")
+    (tmp_path / "pictures/größer/zzz.png").write_bytes(b"\x89PNG\r\n\x1a\n")  # the last of all
+    outputs = ("features",) if name.endswith("npy") else None
+    result = embed(EmbedRequest(nano_embeddings, (tmp_path / "pictures",), tmp_path / name, outputs=outputs))
+    assert sorted(Path(one.image).name for one in result.damaged) == sorted([*NAMES, "zzz.png"])
+    assert all(one.image in one.reason for one in result.damaged)
+    if outputs:
+        paths, found = result.paths, {"features": np.load(result.file, mmap_mode="r")}
+    else:
+        with np.load(result.file) as file:
+            paths = tuple(map(Path, file["paths"]))
+            found = {one: file[one] for one in ("features", "patches")}
+        assert zipfile.ZipFile(result.file).testzip() is None
+    assert sorted(path.name for path in paths) == [f"{i}.png" for i in range(5)] and result.images == 5
+    with load(nano_embeddings) as classifier:
+        for row, path in enumerate(paths):
+            alone = classifier.all_outputs([path])
+            for output, values in found.items():
+                np.testing.assert_allclose(values[row], alone[output][0], rtol=0, atol=1e-5 * values.std())
+    assert {one: values.shape for one, values in found.items()} == result.outputs
+
+
+def test_too_many_damaged_images(nano_embeddings: Path, pictures: Path, tmp_path: Path) -> None:
+    """Their number is a limit; and with none left there is nothing to write."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    add_damaged(tmp_path / "pictures")
+    request = EmbedRequest(nano_embeddings, (tmp_path / "pictures",), tmp_path / "f.npz", max_damaged=5)
+    with pytest.raises(
+        InputError, match=r"^6 images cannot be read, more than --max-damaged 5; the last: .*pictures/t"
+    ):
+        embed(request)
+    assert len(embed(replace(request, max_damaged=6)).damaged) == 6
+    with pytest.raises(InputError, match=r"^none of the 2 images can be read: .*text\.jpg: not an image"):
+        broken = tuple(tmp_path / f"pictures/{name}" for name in ("empty.jpg", "text.jpg"))
+        embed(replace(request, images=broken, output=tmp_path / "g.npz"))
+    with pytest.raises(InputError, match="--max-damaged must be"):
+        embed(replace(request, output=tmp_path / "g.npz", max_damaged=-1))
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "f.npz"}

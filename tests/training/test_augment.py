@@ -154,7 +154,7 @@ def test_too_many_of_them_end_the_run_by_name(photographs: Path) -> None:
     with pytest.raises(InputError) as error:
         [samples[0, 0, i] for i in range(len(images))]
     message = str(error.value)
-    assert message.startswith("1 images cannot be read or augmented, more than --max-damaged 0; the last: ")
+    assert message.startswith("1 image cannot be read or augmented, more than --max-damaged 0; the last: ")
     assert "BrokenError: too dark to work in" in message and str(photographs) in message
 
 

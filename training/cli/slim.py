@@ -25,6 +25,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import (
+    damaged_option,
     key_option,
     model_options,
     preprocessing_options,
@@ -121,14 +122,7 @@ if TYPE_CHECKING:
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="What to compute on."
 )
-@click.option(
-    "--max-damaged",
-    type=Whole(limits.IMAGES),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="Unreadable images to skip before giving up.",
-)
+@damaged_option
 @quiet_option
 @json_option
 def command(no_ema: bool, as_json: bool, **options: Any) -> None:

@@ -28,7 +28,7 @@ from sit_deploy.cli.common import (
     say_next,
     table,
 )
-from sit_deploy.cli.options import key_options, model_options
+from sit_deploy.cli.options import damaged_option, key_options, model_options
 from training.cli.method import method_option
 from training.progress import duration
 from training.recipes import Recipe, default_text, option_name
@@ -187,14 +187,7 @@ def recipe_options(command: Callable) -> Callable:
     metavar="N",
     help="Processes that decode images.  [default: by cores]",
 )
-@click.option(
-    "--max-damaged",
-    type=Whole(limits.IMAGES),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="Unreadable images to skip before giving up.",
-)
+@damaged_option
 @click.option(
     "--save-every",
     type=Whole(limits.STEPS),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sit_deploy.data import batches as module
 from sit_deploy.data.batches import batches
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.image_files import list_images
 from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import InputError
@@ -97,3 +98,48 @@ def test_one_of_several_without_a_name_is_told_by_its_place(make_image_folder) -
         list(batches([b"none"], prepare, 2))
     with pytest.raises(InputError, match=r"^gone\.jpg: no such"):
         list(batches([file, "gone.jpg"], prepare, 2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_damaged_images_leave_no_hole(batch_size: int, make_image_folder) -> None:
+    """Every image keeps its own label, whichever are left out: the first, the last, a whole batch of them."""
+    samples = ImageFolder(make_image_folder(classes=("a", "b", "c"), per_class=3)).samples
+    for index in (0, 3, 4, 5, 8):
+        samples[index][0].write_bytes(b"no picture")
+    damaged, steps = DamagedImages(), []
+    got = list(
+        batches(samples, SMALL, batch_size, lambda _, done, of: steps.append((done, of)), damaged=damaged)
+    )
+    assert all(len(images) == len(labels) > 0 for images, labels in got)
+    whole = [samples[index] for index in (1, 2, 6, 7)]
+    np.testing.assert_array_equal(
+        np.concatenate([images for images, _ in got]), [SMALL(load_image(path)) for path, _ in whole]
+    )
+    assert np.concatenate([labels for _, labels in got]).tolist() == [label for _, label in whole]
+    assert [one.image for one in damaged.found] == [str(samples[index][0]) for index in (0, 3, 4, 5, 8)]
+    assert steps[-1] == (9, 9)
+
+
+def test_a_data_set_whose_first_image_is_damaged() -> None:
+    """Its images come with it when they are asked for, and what it says of them names them."""
+
+    class Data:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            if index in (0, 2):
+                raise OSError("broken data stream")
+            return picture(40, 50), index
+
+        def describe(self, index: int) -> str:
+            return f"image {index} of the data set"
+
+    damaged = DamagedImages()
+    ((images, labels),) = batches(Data(), SMALL, 4, damaged=damaged)
+    assert len(images) == 2 and labels.tolist() == [1, 3]
+    assert [one.reason for one in damaged.found] == [
+        "image 0 of the data set: OSError: broken data stream", "image 2 of the data set: OSError: broken data stream",
+    ]  # fmt: skip
+    with pytest.raises(OSError, match="broken data stream"):
+        list(batches(Data(), SMALL, 4))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from calibration import CalibrationError
 from calibration.collect import Observations
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.image_files import list_images
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.request import BuildRequest
@@ -20,6 +21,7 @@ from sit_deploy.processes import Shard
 from sit_deploy.quantize import calibrate as module
 from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate, graph_key
 from sit_deploy.quantize.image_stream import ImageStream, calibration_images
+from tests.helpers.damaged import NAMES, add_damaged
 from tests.sit_deploy.conftest import Digits
 
 PREPARE = Preprocessing.for_model(112)
@@ -234,11 +236,26 @@ def test_images_of_every_kind(digits: Digits, tmp_path: Path) -> None:
     assert all(np.isfinite([seen.min, seen.max]).all() for seen in found.tensors.values())
 
 
-def test_an_image_that_cannot_be_read_is_named(
+def test_images_that_cannot_be_read_give_way_to_others(
     digits: Digits, make_image_folder: Callable[..., Path]
 ) -> None:
-    folder = make_image_folder(per_class=1, suffixes=(".png",))
-    broken = folder / "dog" / "000.png"
-    broken.write_bytes(broken.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"dog/000\.png: cannot decode the image"):
-        calibrate(digits.float_graph.graph, calibration_images(folder, None, 9, PREPARE), MINMAX)
+    """As many as were asked for, where there are so many; the ranges are those of the whole ones alone."""
+    folder = make_image_folder(per_class=4, suffixes=(".png",))
+    whole = list_images(folder)
+    add_damaged(folder / "dog")
+    damaged = DamagedImages()
+    stream = calibration_images(folder, 8, 256, PREPARE, damaged)
+    assert stream.sources == whole and len(whole) == 8
+    assert {"empty.jpg", "text.jpg"} <= {Path(one.image).name for one in damaged.found} <= set(NAMES)
+    few = calibration_images(folder, 5, 256, PREPARE)
+    assert len(few.sources) == 5 and set(few.sources) < set(whole)
+    graph = digits.float_graph.graph
+    found, _ = calibrate(graph, stream, MINMAX)
+    wanted, _ = calibrate(graph, ImageStream(whole, PREPARE, "whole"), MINMAX)
+    assert found.tensors == wanted.tensors and found.images.count == 8
+    with pytest.raises(InputError, match="has 8 images that can be read and --calib-images asks for 9"):
+        calibration_images(folder, 9, 256, PREPARE)
+    with pytest.raises(
+        InputError, match=r"1 image cannot be read, more than --max-damaged 0; the last: .*/dog/"
+    ):
+        calibration_images(folder, 8, 256, PREPARE, DamagedImages(0))

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +16,23 @@ import engines
 from sit_deploy.bundle import load_bundle
 from sit_deploy.cli import main
 from sit_deploy.cli.search import command
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.latency.schedule import Schedule
 from sit_deploy.latency.target import Target
 from sit_deploy.models import create_model
 from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.report.search_record import SearchRecord, read_search
 from sit_deploy.search import finalists, run
+from sit_deploy.search.images import open_images
 from sit_deploy.search.judge import Judge
 from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.run import search
 from sit_deploy.search.tables import LatencyTable
 from tests.helpers.command_line import context_of
+from tests.helpers.damaged import add_damaged
 from tests.helpers.held_up import timed
 from training.cli.slim import command as slim_command
 from training.slim_request import SlimRequest
@@ -405,3 +410,32 @@ def test_what_is_interrupted_says_that_it_goes_on(tmp_path, monkeypatch):
     words = ["--model", "lvvit_nano", "--latency", "1", "-o", str(tmp_path / "found")]
     error = CliRunner().invoke(command, words).exception
     assert str(error).endswith("found keeps what was measured and tried: the same command goes on from there")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flat", "labelled"])
+def test_damaged_images_end_no_search(kind, tmp_path, photos, clock):
+    """They are left out of what schedules are compared on and of what its builds calibrate and measure on, and named."""
+    data = tmp_path / "photos"
+    shutil.copytree(photos / kind, data)
+    add_damaged(data if kind == "flat" else data / "1")
+    one = request(tmp_path / "found", data=str(data), unlabelled=kind == "flat")
+    record = search(one)
+    assert record.images.startswith("16 of 22 images in ")
+    (note,) = [note for note in record.notes if "cannot be read" in note]
+    assert note.startswith("6 images cannot be read and were left out: ") and "bomb.png: the image" in note
+    report = json.loads((tmp_path / "found/bundle/report.json").read_text())
+    assert any("cannot be read and were left out" in warning for warning in report["warnings"])
+    assert (report["accuracy"]["images"] == 16) if kind == "labelled" else report["accuracy"] is None
+    few = replace(one, output=tmp_path / "few", build=replace(one.build, max_damaged=5))
+    with pytest.raises(InputError, match="6 images cannot be read, more than --max-damaged 5; the last: "):
+        search(few)
+    assert not (tmp_path / "few").exists() or not list((tmp_path / "few").glob("bundle"))
+
+
+def test_too_few_images_are_left(tmp_path):
+    for i, image in enumerate(synthetic_images(7, 32)):
+        image.save(tmp_path / f"{i}.png")
+    add_damaged(tmp_path)
+    with pytest.raises(InputError, match=r"has 7 images that can be read, from which nothing can be told"):
+        open_images(tmp_path, None, Preprocessing.for_model(32), DamagedImages())

@@ -447,7 +447,7 @@ def test_too_many_damaged_images(
 ) -> None:
     data = damaged_copy(pictures, cli.folder / "data", train, val)
     result, left = in_a_process(cli, *line(data, "--max-damaged", 3, "--workers", workers, "--log-every", 1))
-    expected = r"4 images cannot be read, more than --max-damaged 3; the last: .*\.png \(.*\); mend or"
+    expected = r"4 images cannot be read, more than --max-damaged 3; the last: .*\.png: .*; mend or"
     assert re.match(expected, refused_late(result))
     assert left == []
 

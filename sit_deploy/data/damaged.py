@@ -1,0 +1,154 @@
+"""Images that cannot be used: one must not end the work on a large folder, and too many of them must."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sit_deploy.data.samples import spread
+from sit_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from sit_deploy.preprocessing import Preprocessing
+
+USUAL_LIMIT = 100  # images that may be damaged, where nobody says otherwise
+_SHOWN = 3  # of them, in a sentence
+
+
+@dataclass(frozen=True)
+class DamagedImage:
+    """An image that was left out.
+
+    Attributes:
+        image: its path, or what a data set calls it.
+        reason: what came of reading it, on one line.
+    """
+
+    image: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return plain types, for JSON."""
+        return asdict(self)
+
+
+class DamagedImages:
+    """Takes note of images that are left out, each once, and ends the work at the one that is too many.
+
+    Attributes:
+        limit: how many may be.
+        found: those that are, in the order that they were come upon.
+    """
+
+    def __init__(self, limit: int = USUAL_LIMIT) -> None:
+        self.limit = limit
+        self._found: dict[str, DamagedImage] = {}
+        self._whole: set[Path] = set()
+
+    @property
+    def found(self) -> tuple[DamagedImage, ...]:
+        return tuple(self._found.values())
+
+    def note(self, image: str, error: Exception) -> None:
+        """Take note that an image cannot be read.
+
+        Raises:
+            InputError: it is one too many.
+        """
+        self._found.setdefault(image, DamagedImage(image, _line(image, error)))
+        if len(self._found) > self.limit:
+            raise too_many(len(self._found), "read", self.limit, image, error)
+
+    def require_any(self, left: int, of: int) -> None:
+        """Refuse to go on with nothing.
+
+        Args:
+            left: images that can be read.
+            of: of so many.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not left:
+            last = self.found[-1]
+            what = "the image cannot" if of == 1 else f"none of the {of} images can"
+            raise InputError(f"{what} be read: {last.reason}")
+
+    def whole(self, files: Sequence[Path], count: int, preprocessing: Preprocessing) -> list[Path]:
+        """Return `count` of the files, or all, evenly spread, that can be read; others stand in for those that cannot.
+
+        Args:
+            files: images.
+            count: how many.
+            preprocessing: that they are to pass through.
+
+        Raises:
+            InputError: too many cannot be read, or all.
+        """
+        place = {file: index for index, file in enumerate(files)}
+        left, chosen = list(files), []
+        while left and len(chosen) < count:
+            part = spread(left, count - len(chosen))
+            taken = set(part)
+            left = [file for file in left if file not in taken]
+            chosen += self._readable(part, preprocessing)
+        self.require_any(len(chosen), len(files))
+        return sorted(chosen, key=place.__getitem__)
+
+    def _readable(self, files: Sequence[Path], preprocessing: Preprocessing) -> list[Path]:
+        from sit_deploy.data.batches import batches
+
+        unknown = [file for file in files if file not in self._whole and str(file) not in self._found]
+        if unknown:
+            for _, sources in batches(unknown, preprocessing.raw, 8, damaged=self):
+                self._whole.update(sources)
+        return [file for file in files if file in self._whole]
+
+    @property
+    def words(self) -> str | None:
+        """What was left out, as a sentence; None for nothing."""
+        return left_out_words(self.found)
+
+
+def left_out_words(found: Sequence[DamagedImage], shown: int = _SHOWN) -> str | None:
+    """Return which images were left out, as a sentence that names some of them; None for none."""
+    if not found:
+        return None
+    named = "; ".join(one.reason for one in found[:shown])
+    more = f"; and {len(found) - shown} more" if len(found) > shown else ""
+    return f"{counted(len(found))} cannot be read and {'was' if len(found) == 1 else 'were'} left out: {named}{more}"
+
+
+def counted(count: int) -> str:
+    """Return "1 image", "2 images"."""
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def too_many(count: int, fault: str, limit: int, image: str, error: Exception) -> InputError:
+    """Return what ends the work on a data set.
+
+    Args:
+        count: images that cannot be used.
+        fault: what they cannot be: "read".
+        limit: how many may be so.
+        image: the last of them.
+        error: what came of it.
+    """
+    return InputError(
+        f"{counted(count)} cannot be {fault}, more than --max-damaged {limit}; the last: {_line(image, error)}; mend or remove "
+        f"{'it' if count == 1 else 'them'}, or raise the limit"
+    )
+
+
+def _line(image: str, error: Exception) -> str:
+    """Return what is wrong with an image, which most errors name."""
+    reason = short_reason(error)
+    return reason if image in reason else f"{image}: {reason}"
+
+
+def short_reason(error: Exception) -> str:
+    """Return what an error says, on one line, with its type where it is not our own."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".rstrip(": ")
