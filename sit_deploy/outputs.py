@@ -81,8 +81,20 @@ def outputs_of(fields: Mapping[str, Any]) -> tuple[Output, ...]:
 
 
 def has_classes(names: Iterable[str]) -> bool:
-    """Whether outputs tell classes: `sit-deploy report` and `predict` take no bundle without, and nothing sends people there with one."""
+    """Whether outputs tell classes, which `predict` needs."""
     return LOGITS in names
+
+
+def vector_of(names: Iterable[str]) -> str | None:
+    """Return the output that is one vector an image, by which embeddings are compared: features before cls; None of patches alone."""
+    given = set(names)
+    return next((name for name in (FEATURES, CLS) if name in given), None)
+
+
+def can_be_reported(names: Iterable[str]) -> bool:
+    """Whether `sit-deploy report` takes a bundle of these outputs: nothing sends people there with another."""
+    given = tuple(names)
+    return has_classes(given) or vector_of(given) is not None
 
 
 def listing(names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.files import place, scratch
 from sit_deploy.hashes import digest
 from sit_deploy.manifest import MANIFEST
-from sit_deploy.outputs import has_classes
+from sit_deploy.outputs import can_be_reported
 from sit_deploy.portable.bundle import BUNDLES, FOLDER, platform_of
 from sit_deploy.text import file_name, is_utf8, shown
 
@@ -316,8 +316,8 @@ def _readme(names: Sequence[str], bundles: Sequence[Bundle]) -> str:
 
 def _report(bundles: Sequence[Bundle]) -> str:
     """Return what takes check.json, of which bundles."""
-    taken = [bundle for bundle in bundles if has_classes(one.name for one in bundle.outputs)]
-    which = "" if len(taken) == len(bundles) else ", for bundles that give logits"
+    taken = [bundle for bundle in bundles if can_be_reported(one.name for one in bundle.outputs)]
+    which = "" if len(taken) == len(bundles) else ", for bundles that give more than patches"
     return _REPORT.format(which=which) if taken else ""
 
 

@@ -151,17 +151,19 @@ def _show(screen: Console, judged: JudgedBundle) -> None:
     from sit_deploy.report.kernels_text import census_text, lowered_note
     from sit_deploy.report.search_view import found_view
     from sit_deploy.report.slimming_view import slimming_words
-    from sit_deploy.report.view import stages_view, verdict_view
+    from sit_deploy.report.stages_view import stages_view
+    from sit_deploy.report.view import verdict_view
 
     evidence, verdict = judged.evidence, verdict_view(judged.verdict)
     colour = _COLOURS[verdict["severity"]]
     say(screen, f"[bold]{literal(evidence.name)}[/]: [bold {colour}]{literal(verdict['headline'])}[/]")
     for severity, reason in verdict["reasons"]:
         say(screen, f" [{_COLOURS[severity]}]{_MARKS[severity]}[/] {literal(reason)}")
-    for note in evidence.accuracy.notes if evidence.accuracy else ():
+    measured = evidence.accuracy or evidence.embedding
+    for note in measured.notes if measured else ():
         say(screen, f" Note: {literal(note)}")
     say(screen, f"Patch tokens: {literal(slimming_words(evidence.build.model))}")
-    shown = stages_view(evidence.ledger)
+    shown = stages_view(evidence.ledger, data=evidence.embedding is not None and evidence.embedding.is_data)
     listing = table(*shown["head"], right=tuple(shown["head"][2:]), fold=("runs on",))
     for cells in shown["rows"]:
         listing.add_row(*map(literal, cells))

@@ -6,7 +6,7 @@ is given the label of its nearest other, by cosine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ NEEDS_LABELS = (
     "--max-accuracy-drop of embeddings needs images of two labels at least; pass --data a folder with one subfolder a class, or "
     "--min-agreement, of the images whose nearest neighbour stays the same"
 )
+Vectors = Callable[["np.ndarray"], "np.ndarray"]
+THE_ENGINE = "the engine"  # as messages call it
 _ROWS = 1024  # of the table of cosines that is held at once
 
 
@@ -40,6 +42,8 @@ class Neighbours:
         same_neighbour: percent of images whose nearest other is the same image; None of a single image.
         cosine_min: least cosine of an image's two vectors, and cosine_mean the mean.
         farthest: the image that has the least.
+        lost, gained: images whose nearest other has their label by PyTorch's vectors alone, and by the engine's alone.
+        majority: percent of images that have the commonest label.
     """
 
     output: str
@@ -52,6 +56,9 @@ class Neighbours:
     cosine_min: float
     cosine_mean: float
     farthest: str
+    lost: int | None = None
+    gained: int | None = None
+    majority: float | None = None
 
     @property
     def drop(self) -> float | None:
@@ -95,8 +102,8 @@ class Neighbours:
 
 def measure_neighbours(
     output: str,
-    reference: Callable[[np.ndarray], np.ndarray],
-    engine: Callable[[np.ndarray], np.ndarray],
+    reference: Vectors,
+    engine: Vectors,
     samples: Sequence[tuple[Any, int]],
     preprocessing: Preprocessing,
     batch_size: int = 8,
@@ -117,35 +124,92 @@ def measure_neighbours(
         InputError: no image, one that cannot be read, or a reference that gives NaN or infinity.
         GateError: an engine that does.
     """
+    candidates = {THE_ENGINE: engine}
+    return compare_neighbours(output, reference, candidates, samples, preprocessing, batch_size, progress)[
+        THE_ENGINE
+    ]
+
+
+def compare_neighbours(
+    output: str,
+    reference: Vectors,
+    candidates: Mapping[str, Vectors],
+    samples: Sequence[tuple[Any, int]],
+    preprocessing: Preprocessing,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> dict[str, Neighbours]:
+    """Compare several candidates with the reference, on the same images in one pass; a vector an image of each is held in memory.
+
+    Args:
+        output: what the vectors are, for people.
+        reference: normalised images float32 (n, 3, H, W) → vectors (n, dim).
+        candidates: images as the preprocessing gives them → vectors; by name, which messages use.
+        samples: (source, label) pairs; labels that are all the same are none.
+        preprocessing: of the images.
+        batch_size: images a call.
+        progress: called with a step, how much of it is done, and of how much.
+
+    Raises:
+        InputError: no image, one that cannot be read, or a reference that gives NaN or infinity.
+        GateError: a candidate that does.
+    """
     import numpy as np
 
     from sit_deploy.data.batches import batches
-    from sit_deploy.data.samples import describe
 
-    theirs, ours, labels = [], [], []
+    theirs: list[np.ndarray] = []
+    ours: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
+    labels: list[np.ndarray] = []
     for images, found in batches(samples, preprocessing, batch_size):
         theirs.append(reference(preprocessing.normalise(images) if preprocessing.takes_pixels else images))
-        ours.append(engine(images))
+        for name, vectors in candidates.items():
+            ours[name].append(vectors(images))
         labels.append(found)
         if progress:
             progress("embedding images", sum(map(len, labels)), len(samples))
     label = np.concatenate(labels)
     first = _unit(np.concatenate(theirs), InputError, "the PyTorch model itself")
-    second = _unit(np.concatenate(ours), GateError, "the engine")
-    nearest = [nearest_other(vectors) for vectors in (first, second)]
+    nearest = nearest_other(first)
+    return {
+        name: _neighbours(
+            output, (first, nearest), _unit(np.concatenate(parts), GateError, name), label, samples
+        )
+        for name, parts in ours.items()
+    }
+
+
+def _neighbours(
+    output: str,
+    reference: tuple[np.ndarray, np.ndarray],
+    second: np.ndarray,
+    label: np.ndarray,
+    samples: Sequence[tuple[Any, int]],
+) -> Neighbours:
+    """Compare unit vectors with the reference's, which come with the index of the nearest other of each."""
+    import numpy as np
+
+    from sit_deploy.data.samples import describe
+
+    first, theirs = reference
+    nearest = [theirs, nearest_other(second)]
     given = [label[indices] for indices in nearest]
+    right = [one == label for one in given]
     cosine, classes = cosines(second, first), len(np.unique(label))
     told = classes > 1
     return Neighbours(
         output,
         len(label),
         classes if told else None,
-        *(_percent(one == label) if told else None for one in given),
+        *(_percent(one) if told else None for one in right),
         _percent(given[0] == given[1]) if told else None,
         _percent(nearest[0] == nearest[1]) if len(label) > 1 else None,
         float(cosine.min()),
         float(cosine.mean()),
         describe(samples, int(cosine.argmin())),
+        lost=int((right[0] & ~right[1]).sum()) if told else None,
+        gained=int((right[1] & ~right[0]).sum()) if told else None,
+        majority=100 * float(np.unique(label, return_counts=True)[1].max()) / len(label) if told else None,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
 from sit_deploy.errors import GateError
-from sit_deploy.outputs import has_classes
+from sit_deploy.outputs import can_be_reported
 from sit_deploy.pipeline.candidates import float_precisions
 from sit_deploy.pipeline.engine import BuiltEngine
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
@@ -89,7 +89,7 @@ def compare_speed(
     }
     if gain.doubt:
         # a report times the bundle's own graph in both types on ONNX Runtime alone
-        reported = engine.kind == "onnxruntime" and has_classes(one.name for one in float_graph.outputs)
+        reported = engine.kind == "onnxruntime" and can_be_reported(one.name for one in float_graph.outputs)
         again = "run `sit-deploy report` on the bundle" if reported else "build it again"
         if not gain.measurable and request.has_limit:
             raise GateError(sentence(low, high, gain, _REMEDY.format(threads=max(1, cpu_count() - 1))))

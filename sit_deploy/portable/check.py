@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..hashes import digest
 from ..interrupts import heed_signals, heeded
 from ..limits import ROUNDS, SECONDS
-from ..outputs import has_classes
+from ..outputs import can_be_reported
 from ..text import printable, shortened
 from . import build
 from .bundle import BUNDLES, Bundle, open_bundle
@@ -95,7 +95,7 @@ def _check(root: Path, options: argparse.Namespace) -> int:
     with atomic_path(output) as temporary:
         text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    reported = any(has_classes(one.name for one in bundle.outputs) for bundle in bundles)
+    reported = any(can_be_reported(one.name for one in bundle.outputs) for bundle in bundles)
     where = (
         f": take it to sit-deploy report BUNDLE --measured {output.name}" if reported else " has all of it"
     )

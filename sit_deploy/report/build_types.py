@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from engines.speedup import Speedup, of_ratios
 from sit_deploy import limits
 from sit_deploy.manifest import RANDOM, Count, Model, Percent, Text
+from sit_deploy.outputs import has_classes
 from sit_deploy.report.json_record import JsonRecord
 from sit_deploy.report.tuning_text import plan_text
 from sit_deploy.schema import check
@@ -362,6 +363,12 @@ class BuildReport(GraphReport, kw_only=True):
     command: str
     engine_layers: EngineLayersRecord | None = None
     tuning: TuningRecord | UnsetType = UNSET
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the bundle gives no logits."""
+        given = [one.name for one in self.hops[0].outputs] if self.hops else []
+        return bool(given) and not has_classes(given)
 
     @property
     def tuned(self) -> TuningRecord | None:

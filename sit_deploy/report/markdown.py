@@ -30,7 +30,7 @@ def _page(page: Mapping[str, Any]) -> Iterator[str]:
     ledger, accuracy, latency = page["ledger"], page["accuracy"], page["latency"]
     yield from ("## Ledger", escaped(ledger["what"]), table(ledger["head"], ledger["rows"], 2))
     yield from map(escaped, ledger["notes"])
-    yield "## Accuracy"
+    yield f"## {accuracy['heading'] if accuracy else 'Accuracy'}"
     if accuracy:
         yield from (escaped(accuracy["what"]), table(accuracy["head"], accuracy["rows"]))
         yield escaped(accuracy["difference"])

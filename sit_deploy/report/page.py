@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sit_deploy.outputs import has_classes
 from sit_deploy.report import speedup_text
 from sit_deploy.report.build_types import BuildReport
 from sit_deploy.report.figure import figure
-from sit_deploy.report.types import Stage
+from sit_deploy.report.types import Evidence, Stage
 from sit_deploy.report.verdict import JudgedBundle
 from sit_deploy.report.view import build_view, evidence_view, verdict_view
 from sit_deploy.text import file_size
@@ -37,12 +36,7 @@ def write_build_report(folder: Path, fields: Mapping[str, Any]) -> None:
 def render(report: BuildReport) -> str:
     """Return the page of a build; every value of it is escaped."""
     view = build_view(report)
-    # a build says its outputs where they are not logits alone
-    given = [one.name for one in report.hops[0].outputs] if report.hops else []
-    by = "`sit-deploy report` measures"
-    if given and not has_classes(given):
-        by = "`sit-deploy validate` checks, and `sit-deploy bench` times"
-    built = f"As built, on {report.compared_on}. {by} it on a machine of yours."
+    built = f"As built, on {report.compared_on}. `sit-deploy report` measures it on a machine of yours."
     return _render(view["name"], built, [view], None)
 
 
@@ -75,9 +69,10 @@ def _overview(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
     from sit_deploy.report import plots
 
     table, points = [], []
+    embeds = bundles[0].evidence.embedding is not None
     for judged in bundles:
         evidence, verdict = judged.evidence, judged.verdict
-        accuracy, engine, build = evidence.accuracy, evidence.ledger.engine_stage, evidence.build
+        engine, build = evidence.ledger.engine_stage, evidence.build
         latency = engine.latency_ms and engine.latency_ms / evidence.ledger.batch_size
         table.append(
             (
@@ -85,33 +80,58 @@ def _overview(bundles: Sequence[JudgedBundle]) -> dict[str, Any]:
                 build.model.name,
                 build.precision,
                 build.engine.kind,
-                figure(accuracy.engine_top1 if accuracy else None, ".2f"),
-                figure(accuracy.drop if accuracy else None, ".2f"),
+                *_gives(evidence),
                 figure(latency, ".2f"),
                 speedup_text.factor(evidence.speedups.get(Stage.STUDENT.value)),
                 file_size(engine.size),
                 verdict.outcome.value + ("" if verdict.speed_is_known else f"; speed {speedup_text.NOT_NOW}"),
             )
         )
-        if accuracy and latency:
-            low, high = accuracy.engine_top1_interval
+        if latency and (share := _share(evidence)):
             timed = (
                 f"{evidence.name} (time {speedup_text.NOT_NOW})"
                 if speedup_text.time_doubt(evidence.speedups)
                 else evidence.name
             )
-            points.append(plots.Point(timed, build.engine.kind, latency, accuracy.engine_top1, low, high))
+            points.append(plots.Point(timed, build.engine.kind, latency, *share))
     return {
         "bundles": [
             {"name": judged.evidence.name, "verdict": verdict_view(judged.verdict)} for judged in bundles
         ],
-        "plot": partial(plots.scatter, points, "accuracy over latency") if points else None,
+        "plot": partial(
+            plots.scatter, points, "accuracy over latency", "nearest right" if embeds else "top-1"
+        )
+        if points
+        else None,
         "head": (
-            *("bundle", "model", "precision", "engine", "top-1 %", "drop"),
+            *("bundle", "model", "precision", "engine"),
+            *(("nearest right %", "drop", "least cosine") if embeds else ("top-1 %", "drop")),
             *("ms an image", "over PyTorch", "size", "verdict"),
         ),
         "table": table,
     }
+
+
+def _gives(evidence: Evidence) -> list[str]:
+    """Return what a bundle's engine is worth: its top-1 and what it lost; of vectors, that of neighbours, and the least cosine."""
+    found, accuracy = evidence.embedding, evidence.accuracy
+    if found is None:
+        return [
+            figure(accuracy.engine_top1 if accuracy else None, ".2f"),
+            figure(accuracy.drop if accuracy else None, ".2f"),
+        ]
+    drop = found.paired.drop if found.paired else None
+    return [figure(found.engine, ".2f"), figure(drop, ".2f"), f"{found.cosine_min:.6f}"]
+
+
+def _share(evidence: Evidence) -> tuple[float, float, float] | None:
+    """Return the share of images that the engine is right on, in percent, and its interval."""
+    found, accuracy = evidence.embedding, evidence.accuracy
+    if accuracy is not None:
+        return accuracy.engine_top1, *accuracy.engine_top1_interval
+    if found is not None and found.engine is not None and found.engine_interval is not None:
+        return found.engine, *found.engine_interval
+    return None
 
 
 def _render(

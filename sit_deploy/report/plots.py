@@ -153,12 +153,13 @@ class Point:
     high: float
 
 
-def scatter(points: Sequence[Point], title: str) -> str:
+def scatter(points: Sequence[Point], title: str, what: str = "top-1") -> str:
     """Return accuracy over latency of several bundles, as SVG.
 
     Args:
         points: the bundles.
         title: of the plot, for readers of the page that do not see it.
+        what: their shares of right images are of.
     """
     figure, axes = _figure(height=3.4)
     kinds = list(dict.fromkeys(point.engine for point in points))
@@ -178,7 +179,7 @@ def scatter(points: Sequence[Point], title: str) -> str:
             parse_math=False,  # a name may hold a dollar
         )
     axes.set_xlabel("milliseconds an image, median")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(f"{what}, %")
     axes.margins(x=0.15, y=0.2)
     if len(kinds) > 1:
         _legend(axes, loc="best")

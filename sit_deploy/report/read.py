@@ -62,6 +62,11 @@ def require_same_classes(builds: Sequence[tuple[str, BuildReport]]) -> None:
     """
     first, a = builds[0]
     for other, b in builds[1:]:
+        if a.embeds != b.embeds:
+            one, two = (first, other) if a.embeds else (other, first)
+            raise InputError(f"{one} gives embeddings and {two} tells classes apart; report them one by one")
+        if a.embeds:
+            continue
         if a.model.num_classes != b.model.num_classes or a.classes != b.classes:
             raise InputError(
                 f"{first} and {other} tell other classes apart ({a.model.num_classes} and "
@@ -78,7 +83,7 @@ def require_comparable(rows: Sequence[Evidence]) -> None:
     require_same_classes([(row.bundle, row.build) for row in rows])
     first = rows[0]
     for other in rows[1:]:
-        ours, theirs = first.accuracy, other.accuracy
+        ours, theirs = (row.accuracy or row.embedding for row in (first, other))
         if ours and theirs and (ours.data, ours.images) != (theirs.data, theirs.images):
             raise InputError(
                 f"{first.bundle} was measured on {ours.images} images of {ours.data}, {other.bundle} on "

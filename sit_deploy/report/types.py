@@ -18,6 +18,7 @@ from sit_deploy.report.build_types import (
     HopRecord,
     LayerRecord,
     Number,
+    PairedRecord,
     Positive,
 )
 from sit_deploy.report.check_record import ElsewhereRecord
@@ -25,6 +26,7 @@ from sit_deploy.report.json_record import JsonRecord
 from sit_deploy.report.search_record import SearchRecord
 from sit_deploy.report.timing_types import HistogramRecord, SpeedupRecord
 
+Cosine = Annotated[float, Meta(ge=-1.001, le=1.001)]
 SCHEMA = 2  # of the JSON of a report
 
 
@@ -59,6 +61,9 @@ class StageRecord(Struct):
     agreement: Percent | None
     sqnr_db: Number | None
     latency_ms: Annotated[float, Meta(gt=0, le=limits.REAL)] | None
+    nearest: Percent | None = None
+    cosine: Cosine | None = None
+    lowest_cosine: Cosine | None = None
 
 
 class StagesRecord(Struct):
@@ -96,7 +101,7 @@ class AroundRecord(Struct):
     image: str
     decode_ms: Positive
     prepare_ms: Positive
-    classes_ms: Positive
+    classes_ms: Positive | None
 
 
 class DriftedTensor(Struct):
@@ -119,6 +124,54 @@ class DriftRecord(Struct):
             raise ValueError("it has tensors, and no tolerance or no first_bad")
 
 
+class EmbeddingRecord(Struct, kw_only=True):
+    """The vectors of reference and engine on the same images (`sit_deploy.measure.neighbours.Neighbours`).
+
+    Attributes:
+        output: which vectors.
+        measured_on: the stage whose they are.
+        data: which images; None for synthetic ones.
+        classes: of the images, None where they have no labels; then `reference`, `engine`, `same_label` and `paired` are None too.
+        paired: images whose nearest other has their label by one side's vectors alone.
+        majority: percent of the images that have the commonest label.
+    """
+
+    output: Text
+    measured_on: Text
+    data: Text | None
+    images: Annotated[int, Meta(ge=1, le=limits.IMAGES)]
+    classes: Count | None
+    reference: Percent | None
+    engine: Percent | None
+    reference_interval: tuple[Percent, Percent] | None
+    engine_interval: tuple[Percent, Percent] | None
+    same_label: Percent | None
+    same_neighbour: Percent | None
+    cosine_min: Cosine
+    cosine_mean: Cosine
+    farthest: str
+    paired: PairedRecord | None
+    majority: Percent | None
+    notes: list[str] = []
+
+    def __post_init__(self) -> None:
+        told = {self.classes is None, self.reference is None, self.engine is None, self.paired is None}
+        if len(told) != 1:
+            raise ValueError("it has labels in part")
+        if self.cosine_min > self.cosine_mean + 1e-9:
+            raise ValueError("cosine_min is above cosine_mean")
+
+    @property
+    def is_data(self) -> bool:
+        """Whether they are images of the user's."""
+        return self.data is not None
+
+    @property
+    def agreement(self) -> float | None:
+        """Percent of images that get the same label, or have the same neighbour where there are no labels."""
+        return self.same_neighbour if self.same_label is None else self.same_label
+
+
 class MachineRecord(Struct):
     """Where it was measured."""
 
@@ -131,6 +184,7 @@ class Evidence(JsonRecord, kw_only=True):
 
     Attributes:
         elsewhere: what check.py of a folder of `package python` measured of it, on other machines.
+        embedding: what its vectors are, of a bundle without logits, which has no accuracy.
         search: that chose its token schedule, where `sit-deploy search` built it.
     """
 
@@ -151,10 +205,13 @@ class Evidence(JsonRecord, kw_only=True):
     versions: dict[str, str | None]
     elsewhere: tuple[ElsewhereRecord, ...] = ()
     search: SearchRecord | None = None
+    embedding: EmbeddingRecord | None = None
 
     def __post_init__(self) -> None:
         if self.golden is not None and self.golden.passed and self.golden.error is None:
             raise ValueError("golden passed without an error that was measured")
+        if self.embedding is not None and self.accuracy is not None:
+            raise ValueError("it has an accuracy and vectors")
         names = {entry.name for entry in self.ledger.entries}
         if missing := sorted(self.speedups.keys() - names):
             raise ValueError(f"speedups has {missing[0]!r}, which ledger.entries has not")

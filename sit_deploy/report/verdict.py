@@ -1,7 +1,7 @@
 """Ship it or not: what the evidence of a bundle comes to, as an outcome with its reasons.
 
-The whole chain that was measured is judged: the teacher, the student against it, and the engine against the student. What a
-reason weighs and what it is about are values here; its sentence is written by `verdict_text`.
+The whole chain that was measured is judged: the teacher, the student against it, and the engine against the student; of a bundle that gives
+embeddings, by `embedding_verdict`. What a reason weighs and what it is about are values; its sentence is written by `verdict_text`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 from engines.speedup import Speedup
@@ -19,96 +18,24 @@ from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.report import elsewhere_text, verdict_text
 from sit_deploy.report.build_types import AccuracyRecord, HopRecord, TeacherRecord
 from sit_deploy.report.check_record import ElsewhereRecord
+from sit_deploy.report.embedding_verdict import judge_embedding
 from sit_deploy.report.kernels_text import lacking_text
 from sit_deploy.report.paired import interval_half, largest_drop, paired_drop
+from sit_deploy.report.reasons import (
+    MAX_DROP,
+    MAX_STUDENT_DROP,
+    Limits,
+    Outcome,
+    Reason,
+    Reasons,
+    Severity,
+    Topic,
+    Weight,
+)
 from sit_deploy.report.types import Evidence, SpeedupRecord, Stage
 
-MAX_DROP = 1.0  # points of top-1 that an engine may lose, where nobody says otherwise
-MAX_STUDENT_DROP = 3.0  # that a student may lose against its teacher: the published ones lose up to 1.9
 # Logits as near as this are the same but for the rounding of float32, which gives 105 to 135 dB (16 bits give 70 at most): no image tells the two apart.
 EQUAL_DB, EQUAL_COSINE = 90.0, 1 - 1e-8
-
-
-class Outcome(Enum):
-    """What to do with a bundle, by its name in a report."""
-
-    SHIP = "ship"
-    UNSURE = "not enough evidence"
-    DO_NOT_SHIP = "do not ship"
-
-
-class Severity(Enum):
-    """How an outcome or a reason is to be taken."""
-
-    GOOD = "good"
-    UNSURE = "unsure"
-    BAD = "bad"
-
-
-class Weight(Enum):
-    """What a reason does to the verdict, by its name in a report.
-
-    It forbids shipping, asks for more evidence, says that a speed cannot be told now (which breaks no limit), or is in favour.
-    """
-
-    AGAINST = "against"
-    MISSING = "missing"
-    UNMEASURED = "unmeasured"
-    FAVOUR = "favour"
-
-    @property
-    def severity(self) -> Severity:
-        return {Weight.AGAINST: Severity.BAD, Weight.FAVOUR: Severity.GOOD}.get(self, Severity.UNSURE)
-
-
-class Topic(Enum):
-    """What a reason is about."""
-
-    BUILD = "a step of the build"
-    WEIGHTS = "where the weights come from"
-    GOLDEN = "the golden outputs on this machine"
-    BASIS = "whether the figures say anything"
-    STUDENT = "top-1 against the teacher"
-    ACCURACY = "top-1 against PyTorch"
-    AGREEMENT = "classes against PyTorch"
-    EIGHT_BITS = "what 8 bits gain"
-    KERNELS = "the precision of its kernels"
-    SPEED = "speed against PyTorch or the teacher"
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a bundle is to be shipped or not.
-
-    Attributes:
-        weight: what it does to the verdict.
-        topic: what it is about.
-        text: the whole sentence.
-    """
-
-    weight: Weight
-    topic: Topic
-    text: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may be lost; None where nobody set a limit.
-
-    Attributes:
-        max_drop: points of top-1 that the engine may lose against the student, `MAX_DROP` by default.
-        min_agreement: percent of the images that must get the same class.
-        max_student_drop: points that the student may lose against its teacher, `MAX_STUDENT_DROP` by default.
-    """
-
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    max_student_drop: float | None = None
-
-    @property
-    def given(self) -> bool:
-        """Whether anybody set one."""
-        return (self.max_drop, self.min_agreement, self.max_student_drop) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -220,22 +147,14 @@ class BuildVerdict:
         return verdict_text.build(self.compared, self.skipped, self.passed)
 
 
-class _Reasons:
-    """The reasons as they come up."""
-
-    def __init__(self) -> None:
-        self.all: list[Reason] = []
-
-    def add(self, weight: Weight, topic: Topic, text: str) -> None:
-        self.all.append(Reason(weight, topic, text))
-
-
 def judge(evidence: Evidence, limits: Limits | None = None) -> Verdict:
     """Judge one bundle by its evidence."""
-    limits, why = limits or Limits(), _Reasons()
+    limits, why = limits or Limits(), Reasons()
     _judge_build(evidence, why)
     accuracy = evidence.accuracy
-    if accuracy is None:
+    if evidence.embedding is not None:
+        judge_embedding(evidence.embedding, evidence.build.precision, limits, why)
+    elif accuracy is None:
         why.add(Weight.MISSING, Topic.ACCURACY, verdict_text.NO_ACCURACY)
     else:
         _judge_basis(accuracy, why)
@@ -251,7 +170,7 @@ def judge(evidence: Evidence, limits: Limits | None = None) -> Verdict:
     return Verdict(tuple(why.all))
 
 
-def _judge_build(evidence: Evidence, why: _Reasons) -> None:
+def _judge_build(evidence: Evidence, why: Reasons) -> None:
     build, golden = evidence.build, evidence.golden
     for hop in build.hops:
         if not hop.passed:
@@ -274,7 +193,7 @@ def _ran(row: ElsewhereRecord) -> bool:
     return row.bundle.golden is not None and not row.bundle.engine.built_here
 
 
-def _judge_basis(accuracy: AccuracyRecord, why: _Reasons) -> None:
+def _judge_basis(accuracy: AccuracyRecord, why: Reasons) -> None:
     """Say what makes the figures worthless: a model at chance, images that tell nothing, a reference in doubt."""
     doubted, teacher = doubts(accuracy), accuracy.teacher
     if teacher and accuracy.classes:
@@ -288,7 +207,7 @@ def _judge_basis(accuracy: AccuracyRecord, why: _Reasons) -> None:
         why.add(Weight.MISSING, Topic.BASIS, verdict_text.sentence(accuracy.warning))
 
 
-def _judge_student(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float, why: _Reasons) -> None:
+def _judge_student(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float, why: Reasons) -> None:
     # few images do not decide: what chance may explain asks for more of them
     if paired_drop(teacher) - interval_half(teacher) > limit or not math.isfinite(teacher.drop):
         weight = Weight.AGAINST
@@ -304,7 +223,7 @@ def _judge_student(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: floa
     why.add(weight, Topic.STUDENT, texts[weight](accuracy, teacher, limit))
 
 
-def _judge_accuracy(accuracy: AccuracyRecord, limit: float, why: _Reasons) -> None:
+def _judge_accuracy(accuracy: AccuracyRecord, limit: float, why: Reasons) -> None:
     if equal_logits(accuracy):
         why.add(Weight.FAVOUR, Topic.ACCURACY, verdict_text.equal_logits(accuracy))
     elif not accuracy.drop <= limit:
@@ -337,7 +256,7 @@ class _Timed(Protocol):
     def doubt(self) -> str | None: ...
 
 
-def _judge_kernels(evidence: Evidence, why: _Reasons) -> None:
+def _judge_kernels(evidence: Evidence, why: Reasons) -> None:
     """Say where the engine multiplies in more bits than was asked for; of 8 bits that were measured to gain, only what they gain."""
     build = evidence.build
     lacking = lacking_text(build.engine.details, build.precision)
@@ -346,7 +265,7 @@ def _judge_kernels(evidence: Evidence, why: _Reasons) -> None:
         why.add(Weight.AGAINST, Topic.KERNELS, verdict_text.sentence(lacking))
 
 
-def _judge_speed(evidence: Evidence, why: _Reasons) -> None:
+def _judge_speed(evidence: Evidence, why: Reasons) -> None:
     quantization, speedups = evidence.build.quantization, evidence.speedups
     if quantization and quantization.speed:
         speed, low = quantization.speed, _eight_bits_gain(evidence)
@@ -364,7 +283,7 @@ def _judge_speed(evidence: Evidence, why: _Reasons) -> None:
         why.add(_weight(gain), Topic.SPEED, verdict_text.gain(gain, "its teacher in PyTorch"))
 
 
-def _judge_eight_bits_elsewhere(evidence: Evidence, why: _Reasons) -> None:
+def _judge_eight_bits_elsewhere(evidence: Evidence, why: Reasons) -> None:
     """Judge what 8 bits gained where check.py ran; where nothing tells, that is missing."""
     precision, quantization = evidence.build.precision, evidence.build.quantization
     known = quantization is not None and quantization.speed is not None

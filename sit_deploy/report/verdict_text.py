@@ -56,7 +56,7 @@ def student_lost(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float)
 
 def student_may_have_lost(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
     """Return that the student may have lost too much, on so few images."""
-    return sentence(f"{_student(accuracy, teacher)}; {_by_chance(teacher, limit)} (--max-student-drop)")
+    return sentence(f"{_student(accuracy, teacher)}; {by_chance_words(teacher, limit)} (--max-student-drop)")
 
 
 def student_kept(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
@@ -71,7 +71,7 @@ def lost(accuracy: AccuracyRecord, limit: float) -> str:
 
 def may_have_lost(accuracy: AccuracyRecord, limit: float) -> str:
     """Return that the engine may have lost too much, on so few images."""
-    return sentence(f"{_engine(accuracy)}; {_by_chance(accuracy, limit)}")
+    return sentence(f"{_engine(accuracy)}; {by_chance_words(accuracy, limit)}")
 
 
 def kept(accuracy: AccuracyRecord, limit: float) -> str:
@@ -121,14 +121,14 @@ def gain_over_teacher(speedup: SpeedupFigures, macs_ratio: float) -> str:
 
 def _engine(accuracy: AccuracyRecord) -> str:
     return (
-        f"top-1 {_change(accuracy.drop)}, from {accuracy.reference_top1:.2f} to {accuracy.engine_top1:.2f} %, on "
+        f"top-1 {change(accuracy.drop)}, from {accuracy.reference_top1:.2f} to {accuracy.engine_top1:.2f} %, on "
         f"{_images(accuracy)}"
     )
 
 
 def _student(accuracy: AccuracyRecord, teacher: TeacherRecord) -> str:
     return (
-        f"the student's top-1 {_change(teacher.drop)} against its teacher's, from {teacher.top1:.2f} to "
+        f"the student's top-1 {change(teacher.drop)} against its teacher's, from {teacher.top1:.2f} to "
         f"{accuracy.reference_top1:.2f} %, on {teacher.images} images"
     )
 
@@ -140,13 +140,14 @@ def _images(accuracy: AccuracyRecord) -> str:
     return f"{accuracy.images} images{of}"
 
 
-def _change(drop: float) -> str:
+def change(drop: float) -> str:
+    """Return "falls by 0.50 points"."""
     if not drop:
         return "does not fall"
     return f"falls by {drop:.2f} points" if drop > 0 else f"rises by {-drop:.2f}"
 
 
-def _by_chance(counts: PairedRecord, limit: float) -> str:
+def by_chance_words(counts: PairedRecord, limit: float) -> str:
     """Say that a limit may be broken by chance, and how many images would show that it is not."""
     needed = images_needed(counts, limit)
     more = f"about {needed} images like these would tell" if needed else "it is at the limit, or beyond"

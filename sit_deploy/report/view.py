@@ -19,13 +19,15 @@ from sit_deploy.report.build_types import (
     LayerRecord,
 )
 from sit_deploy.report.elsewhere_text import elsewhere_view
+from sit_deploy.report.embedding_text import embedding_view, key_figures
 from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text, engine_text
 from sit_deploy.report.quantization_view import quantization_view
 from sit_deploy.report.search_view import found_view
 from sit_deploy.report.slimming_view import slimming_words, token_bars
+from sit_deploy.report.stages_view import stages_view
 from sit_deploy.report.tuning_view import tuning_view
-from sit_deploy.report.types import DriftRecord, Evidence, Stage, StageRecord, StagesRecord
+from sit_deploy.report.types import DriftRecord, Evidence, Stage
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
 from sit_deploy.text import file_size
 
@@ -78,8 +80,11 @@ def evidence_view(judged: JudgedBundle) -> dict[str, Any]:
             evidence.ledger,
             speedup_text.time_doubt(evidence.speedups),
             engine_text(build.engine.details, build.precision),
+            data=evidence.embedding is not None and evidence.embedding.is_data,
         ),
-        "accuracy": accuracy and accuracy_view(accuracy),
+        "accuracy": embedding_view(evidence.embedding)
+        if evidence.embedding
+        else accuracy and accuracy_view(accuracy),
         "no_accuracy": "Not measured: no labelled images were given (--data).",
         "latency": _latency(evidence, mark) if evidence.timing else None,
         "elsewhere": elsewhere_view(evidence.elsewhere),
@@ -111,57 +116,6 @@ def _versions(versions: Mapping[str, str | None]) -> list[tuple[str, str]]:
     return [(package, version or "—") for package, version in versions.items()]
 
 
-def stages_view(ledger: StagesRecord, doubt: str | None = None, kernels: str | None = None) -> dict[str, Any]:
-    """Return the ledger as a table: a stage a row, what it changed in brackets.
-
-    Args:
-        ledger: the stages.
-        doubt: of `speedup_text.time_doubt`.
-        kernels: of the engine, in words.
-    """
-    labelled = any(stage.top1 is not None for stage in ledger.entries)
-    head = ["hop", "runs on", "top-1 %", "agree %", "SQNR dB", "GMACs", "size", "ms"]
-    if not labelled:
-        head.remove("top-1 %")
-    rows, before = [], None
-    for stage in ledger.entries:
-        top1 = figure(stage.top1, ".2f")
-        if stage.top1 is not None and before is not None:
-            top1 += f" ({stage.top1 - before:+.2f})"
-        before = stage.top1 if stage.top1 is not None else before
-        row = [
-            stage.name,
-            stage.runtime,
-            *([top1] if labelled else []),
-            figure(stage.agreement, ".2f"),
-            _nearness(stage),
-            f"{stage.macs / 1e9:.2f}" if stage.macs >= 1e8 else f"{stage.macs / 1e9:.3f}",
-            file_size(stage.size),
-            figure(stage.latency_ms, ".2f"),
-        ]
-        rows.append(row)
-    images = f"{ledger.images} {'labelled' if labelled else 'synthetic'} images"
-    return {
-        "what": f"Every hop on the same {images}; agreement and SQNR are with the student in PyTorch, ms the median of a "
-        f"batch of {ledger.batch_size} over the rounds, the hops timed turn about."
-        + (" All images get one class: their agreement says nothing." if ledger.given == 1 else ""),
-        "head": head,
-        "rows": rows,
-        "notes": [
-            *([doubt] if doubt else []),
-            *(f"{stage.name}: {stage.note}." for stage in ledger.entries if stage.note),
-            *([f"{ledger.engine_stage.name}: {kernels}."] if kernels else []),
-        ],
-    }
-
-
-def _nearness(stage: StageRecord) -> str:
-    """Return how near the logits of a stage are to the student's."""
-    if stage.agreement != 100 or stage.sqnr_db is not None:
-        return figure(stage.sqnr_db, ".1f")
-    return "reference" if stage.name == Stage.STUDENT.value else "exact"
-
-
 def accuracy_rows(accuracy: AccuracyRecord) -> list[tuple[str, str, str, str, str]]:
     """Return the figures of both sides: who, top-1, its interval, top-5, agreement."""
     a = accuracy
@@ -178,6 +132,7 @@ def accuracy_rows(accuracy: AccuracyRecord) -> list[tuple[str, str, str, str, st
 def accuracy_view(accuracy: AccuracyRecord) -> dict[str, Any]:
     """Return what a page says of an accuracy."""
     return {
+        "heading": "Accuracy",
         "what": f"{accuracy.images} images of {accuracy.data}",
         "head": ("", "top-1 %", "95 %", "top-5 %", "agreement %"),
         "rows": accuracy_rows(accuracy),
@@ -227,6 +182,8 @@ def _key_figures(evidence: Evidence) -> list[tuple[str, str]]:
     if accuracy:
         figures.append((f"{accuracy.engine_top1:.2f} %", f"top-1, PyTorch {accuracy.reference_top1:.2f} %"))
         figures.append((f"{accuracy.agreement:.2f} %", "of images get the reference's class"))
+    if found := evidence.embedding:
+        figures += key_figures(found)
     engine, batch = evidence.ledger.engine_stage, evidence.ledger.batch_size
     if engine.latency_ms is not None:
         rate = f"{1e3 * batch / engine.latency_ms:.0f} images/s"
@@ -264,8 +221,9 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         "rows": rows,
         "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host.cpu_model} "
         f"({host.usable_cpus} CPUs). Around the engine, for one image ({around.image}) on one thread: decoding "
-        f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms, classes from logits "
-        f"{around.classes_ms:.2f} ms." + (f" {doubt}" if doubt else ""),
+        f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms"
+        + (f", classes from logits {around.classes_ms:.2f} ms." if around.classes_ms is not None else ".")
+        + (f" {doubt}" if doubt else ""),
     }
 
 

@@ -16,7 +16,7 @@ from engines.timing import TimingOptions, machine
 from sit_deploy.bundle import Bundle
 from sit_deploy.data.labelled import Labelled
 from sit_deploy.doctor import versions
-from sit_deploy.measure.accuracy import Accuracy
+from sit_deploy.measure.accuracy import Accuracy, interval
 from sit_deploy.measure.baseline import find_doubts
 from sit_deploy.report.read import read_build_report
 from sit_deploy.report.types import SCHEMA, Evidence, Stage
@@ -74,6 +74,7 @@ def gather(
         "golden": _golden(bundle, threads, device),
         "ledger": table.to_dict(),
         "accuracy": _accuracy(bundle, table, samples),
+        **({} if table.neighbours is None else {"embedding": _embedding(table, samples)}),
         "timing": {
             name: {**asdict(result.stats), "histogram": asdict(result.histogram)}
             for name, result in table.timing.items()
@@ -105,7 +106,7 @@ def _golden(bundle: Bundle, threads: int | None, device: str | None) -> dict[str
 
 
 def _accuracy(bundle: Bundle, table: StageTable, samples: Labelled | None) -> dict[str, Any] | None:
-    if table.accuracy is None or samples is None:
+    if table.accuracy is None or table.evaluation is None or samples is None:
         return None
     accuracy = table.accuracy
     manifest = bundle.manifest
@@ -123,11 +124,41 @@ def _accuracy(bundle: Bundle, table: StageTable, samples: Labelled | None) -> di
     }
 
 
+def _embedding(table: StageTable, samples: Labelled | None) -> dict[str, Any]:
+    """Return the figures of vectors, with the 95 % interval of each share."""
+    found = table.neighbours
+    assert found is not None
+    paired, intervals = None, (None, None)
+    if found.reference is not None and found.engine is not None:
+        paired = {"images": found.images, "lost": found.lost, "gained": found.gained, "drop": found.drop}
+        intervals = tuple(list(interval(share, found.images)) for share in (found.reference, found.engine))
+    return {
+        "output": found.output,
+        "measured_on": table.engine,
+        "data": samples.name if samples is not None else None,
+        "images": found.images,
+        "classes": found.classes,
+        "reference": found.reference,
+        "engine": found.engine,
+        "reference_interval": intervals[0],
+        "engine_interval": intervals[1],
+        "same_label": found.same_label,
+        "same_neighbour": found.same_neighbour,
+        "cosine_min": found.cosine_min,
+        "cosine_mean": found.cosine_mean,
+        "farthest": found.farthest,
+        "paired": paired,
+        "majority": found.majority,
+        "notes": list(samples.notes) if samples is not None else [],
+    }
+
+
 def _teacher(table: StageTable) -> dict[str, Any] | None:
     """Return the teacher's accuracy beside the student's, where it was measured.
 
     Lost and gained are images that only the teacher, and only the student, classifies right.
     """
+    assert table.evaluation is not None
     tally = table.evaluation.tallies.get(Stage.TEACHER.value)
     if tally is None:
         return None

@@ -166,3 +166,17 @@ def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], 
             return model(torch.from_numpy(images).to(device)).cpu().numpy()
 
     return run
+
+
+def reference_output(model: Any, device: str, index: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from normalised images float32 (n, 3, H, W) to one of several outputs (n, ...) in float32, on a device."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = model.to(device)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).to(device))[index].cpu().numpy()
+
+    return run

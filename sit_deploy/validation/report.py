@@ -15,6 +15,7 @@ from sit_deploy.bundle import Bundle
 from sit_deploy.calls import takes_options
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
+from sit_deploy.outputs import listing, vector_of
 from sit_deploy.report.check_record import find_elsewhere
 from sit_deploy.report.page import render_evidence
 from sit_deploy.report.read import read_build_report, require_comparable, require_same_classes
@@ -174,9 +175,7 @@ def write_report(
     for note in sources.notes if warn else ():
         warn(note)
     for bundle in bundles:
-        bundle.require_classes(
-            "a report", "measure it with `sit-deploy validate --data` and `sit-deploy bench`"
-        )
+        _check_outputs(bundle, request)
     elsewhere = _elsewhere(request.measured, bundles)
     request.refuse_without_data()
     if request.max_student_drop is not None and bundles and (request.data is None or request.teacher is None):
@@ -214,6 +213,27 @@ def write_report(
     for path in request.outputs:
         write_whole(path, render_evidence(judged, _FORMS[path.suffix.lower()]))
     return Report(judged, request.outputs, request.limits, request.gate)
+
+
+def _check_outputs(bundle: Bundle, request: ReportRequest) -> None:
+    """Refuse what is not told of a bundle without logits.
+
+    Raises:
+        InputError: patches alone, which have no neighbours; a limit for, or a teacher of, a model that classifies.
+    """
+    if bundle.manifest.has_logits:
+        return
+    names = [one.name for one in bundle.outputs]
+    if vector_of(names) is None:
+        raise InputError(
+            f"{bundle.path} gives patches alone, and a report compares images by one vector each; build it with --outputs features,patches"
+        )
+    if request.teacher is not None or request.max_student_drop is not None:
+        option = "--teacher" if request.teacher is not None else "--max-student-drop"
+        raise InputError(
+            f"{option} is for bundles that classify, and {bundle.path} gives {listing(names)}; leave it out, or build it with --outputs "
+            f"logits,{','.join(names)}"
+        )
 
 
 def _elsewhere(paths: tuple[Path, ...], bundles: list[Bundle]) -> dict[str, list[dict[str, Any]]]:

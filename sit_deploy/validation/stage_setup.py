@@ -13,6 +13,7 @@ from engines.timing import TimingOptions, WorkerSpec, engine_worker
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.inference import Classifier, graph_on_onnxruntime, is_low_precision, load
 from sit_deploy.measure.evaluate import Logits
+from sit_deploy.outputs import vector_of
 from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.report.types import Stage
 from sit_deploy.validation.reference import (
@@ -20,6 +21,7 @@ from sit_deploy.validation.reference import (
     export_again,
     reference_logits,
     reference_model,
+    reference_output,
     teacher_model,
 )
 from sit_deploy.validation.torch_worker import DeployCall, TeacherCall, TorchCall
@@ -37,7 +39,8 @@ class StageSetup:
         runtime: what it runs on.
         size: bytes of its weights.
         macs: multiply-accumulates of an image.
-        logits: of images as the bundle's preprocessing gives them, None where it does not run here.
+        run: from images as the bundle's preprocessing gives them to logits, or to vectors of a bundle without them; None where it does
+            not run here.
         worker: how to time it, None where `note` says why not.
         is_reference: whether it is the student in PyTorch, which the others are compared with.
     """
@@ -46,7 +49,7 @@ class StageSetup:
     runtime: str
     size: int
     macs: int
-    logits: Logits | None
+    run: Logits | None
     worker: WorkerSpec | None = None
     note: str = ""
     is_reference: bool = False
@@ -57,7 +60,7 @@ class BundleStages:
     """All stages of a bundle, in order.
 
     Attributes:
-        student: logits of normalised images, of the student in PyTorch.
+        student: what `StageSetup.run` gives, of normalised images, by the student in PyTorch.
         stages: from the teacher to the engine.
         float_graph: the FP32 graph, exported again.
     """
@@ -90,6 +93,7 @@ class StageBuilder:
     def build(self, teacher: TeacherSource | None) -> BundleStages:
         """Return every stage; of a teacher's bundle its engine is one too. Its path is absolute (`TeacherSource.fetched`)."""
         from sit_deploy.graph.deploy_form import to_deploy_form
+        from sit_deploy.models.outputs import with_outputs
 
         bundle, weights = self.bundle, self.checkpoint and self.checkpoint.absolute()
         stages = []
@@ -99,15 +103,33 @@ class StageBuilder:
             if teacher.is_bundle:
                 other = replace(self, bundle=load_bundle(teacher.source))
                 stages.append(other._engine_stage(Stage.TEACHER_ENGINE.value))
+        names = [one.name for one in bundle.outputs]
         model = reference_model(bundle, weights)
-        deploy = to_deploy_form(model)
+        deploy = to_deploy_form(model, names)
         graph = export_again(bundle, deploy)
-        student = self._torch_stage(Stage.STUDENT, model, TorchCall, weights)
+        student = self._torch_stage(Stage.STUDENT, with_outputs(model, names), TorchCall, weights)
         stages.append(replace(student, is_reference=True))
         stages.append(self._torch_stage(Stage.DEPLOY_FORM, deploy, DeployCall, weights))
         stages += [self._graph_stage(precision, path) for precision, path in self._graphs(graph)]
         stages.append(self._engine_stage(Stage.of_engine(bundle.manifest.engine.kind)))
-        return BundleStages(reference_logits(model, self.torch_on[0]), stages, graph)
+        return BundleStages(self._of_torch(with_outputs(model, names)), stages, graph)
+
+    @property
+    def _vector(self) -> str | None:
+        """The output that stages are compared by; None for logits."""
+        return None if self.bundle.manifest.has_logits else vector_of(one.name for one in self.bundle.outputs)
+
+    def _of_torch(self, model: Any) -> Logits:
+        """Return what a model in PyTorch gives of normalised images: logits, or vectors."""
+        given, vector, device = [one.name for one in self.bundle.outputs], self._vector, self.torch_on[0]
+        if vector is None or len(given) == 1:
+            return reference_logits(model, device)
+        return reference_output(model, device, given.index(vector))
+
+    def _of_runtime(self, classifier: Classifier) -> Logits:
+        """Return what an open graph or engine gives of the images that it takes: logits, or vectors."""
+        vector = self._vector
+        return classifier.logits if vector is None else lambda images: classifier.outputs(images)[vector]
 
     def _normalised(self, logits: Logits) -> Logits:
         """Return the logits of images as the bundle's engine takes them, of a function of normalised ones."""
@@ -126,7 +148,7 @@ class StageBuilder:
             "PyTorch" if device == "cpu" else f"PyTorch, {dtype} on the GPU",
             sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
             _count_macs_of_model(model, bundle.manifest.model.image_size),
-            self._normalised(reference_logits(model, device)),
+            self._normalised(self._of_torch(model)),
             WorkerSpec(call, job, batch),
         )
 
@@ -168,10 +190,11 @@ class StageBuilder:
             runner = runtime.load(engine, threads=threads)
             classifier = self.opened.enter_context(Classifier(runner, bundle.batch_range))
             worker, note = engine_worker("onnxruntime", engine, batch, replace(self.timing, device=None)), ""
-        logits = classifier.logits if path == bundle.model_path else self._normalised(classifier.logits)
+        run = self._of_runtime(classifier)
+        run = run if path == bundle.model_path else self._normalised(run)
         macs = count_macs(onnx.load(path)) // (1 if bundle.manifest.batch.is_dynamic else batch)
         name, size = Stage.of_graph(precision), path.stat().st_size
-        return StageSetup(name, "ONNX Runtime", size, macs, logits, worker, note)
+        return StageSetup(name, "ONNX Runtime", size, macs, run, worker, note)
 
     def _engine_stage(self, name: str) -> StageSetup:
         bundle, timing = self.bundle, self.timing
@@ -182,7 +205,7 @@ class StageBuilder:
             return StageSetup(name, engine.title, size, macs, None, note="needs a GPU: not run here")
         classifier = self.opened.enter_context(load(bundle, threads=timing.threads, device=timing.device))
         worker = engine_worker(kind, bundle.engine_path, bundle.batch_size, timing, bundle.origin)
-        return StageSetup(name, engine.title, size, macs, classifier.logits, worker)
+        return StageSetup(name, engine.title, size, macs, self._of_runtime(classifier), worker)
 
 
 def _count_macs_of_model(model: Any, image_size: Sequence[int]) -> int:

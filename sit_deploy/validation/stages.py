@@ -18,7 +18,9 @@ from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.evaluate import Evaluation, evaluate
+from sit_deploy.measure.neighbours import Neighbours, compare_neighbours
 from sit_deploy.models.hub import local_file
+from sit_deploy.outputs import vector_of
 from sit_deploy.validation.reference import TeacherSource
 from sit_deploy.validation.stage_setup import BundleStages, StageBuilder, StageSetup
 from sit_deploy.validation.torch_worker import torch_device
@@ -39,6 +41,9 @@ class StageRow:
     Attributes:
         size: bytes of the file that has the weights.
         macs: of one image.
+        nearest: of a bundle without logits, percent of images whose nearest other has their label; `agreement` is then of those labels, or
+            of the nearest images where there are none.
+        cosine, lowest_cosine: of its vectors and the reference's.
         latency_ms: median of a batch over the rounds; None where it was not timed, which `note` explains.
     """
 
@@ -52,6 +57,9 @@ class StageRow:
     sqnr_db: float | None = None
     latency_ms: float | None = None
     note: str = ""
+    nearest: float | None = None
+    cosine: float | None = None
+    lowest_cosine: float | None = None
 
 
 @dataclass
@@ -61,7 +69,8 @@ class StageTable:
     Attributes:
         engine: name of the stage that stands for what is shipped; not the engine itself where that cannot run here.
         accuracy: of that stage, None without labelled images.
-        evaluation, timing: what the rows were made from.
+        evaluation, timing: what the rows were made from; no evaluation of a bundle without logits.
+        neighbours: of the stage `engine`, of a bundle without logits.
         float_graph: the FP32 graph, exported again.
     """
 
@@ -70,19 +79,27 @@ class StageTable:
     images: int
     batch_size: int
     accuracy: Accuracy | None
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     float_graph: onnx.ModelProto
     timing: dict[str, WorkerResult] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the names of a report."""
         return {
-            "entries": [asdict(entry) for entry in self.entries],
+            "entries": [_fields(entry, self.neighbours is not None) for entry in self.entries],
             "engine": self.engine,
             "images": self.images,
             "batch_size": self.batch_size,
-            "given": len({best for _, best in self.evaluation.guesses}),
+            "given": None if self.evaluation is None else len({best for _, best in self.evaluation.guesses}),
         }
+
+
+_OF_VECTORS = ("nearest", "cosine", "lowest_cosine")
+
+
+def _fields(row: StageRow, embeds: bool) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if embeds or name not in _OF_VECTORS}
 
 
 def measure_stages(
@@ -116,6 +133,7 @@ def measure_stages(
         _require_same_input(bundle, load_bundle(teacher.source))
     report = progress or (lambda *_: None)
     labelled = samples is not None
+    vector = None if bundle.manifest.has_logits else vector_of(one.name for one in bundle.outputs)
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as temporary:
         with contextlib.ExitStack() as opened:
             report("Preparing every hop", 0, 0)
@@ -124,21 +142,19 @@ def measure_stages(
             ready = builder.build(teacher)
             report("Preparing every hop", 1, 1)
             given = samples if labelled else [(image, 0) for image in synthetic_images(SYNTHETIC)]
-            evaluation = evaluate(
-                ready.student,
-                {
-                    stage.name: stage.logits
-                    for stage in ready.stages
-                    if stage.logits and not stage.is_reference
-                },
-                given,
-                bundle.preprocessing(),
-                max(8, bundle.batch_size),
-                lambda _, done, total: report("Measuring every hop", done, total),
-            )
+            candidates = {
+                stage.name: stage.run for stage in ready.stages if stage.run and not stage.is_reference
+            }
+            how = (bundle.preprocessing(), max(8, bundle.batch_size), _named(report, "Measuring every hop"))
+            if vector is None:
+                evaluation = evaluate(ready.student, candidates, given, *how)
+            else:
+                neighbours = compare_neighbours(vector, ready.student, candidates, given, *how)
         # out here their sessions are closed: idle threads would slow what is timed
         workers = {stage.name: stage.worker for stage in ready.stages if stage.worker}
-        timed = alternate(workers, timing, _renamed(report)) if timing.rounds else {}
+        timed = alternate(workers, timing, _named(report, "Timing every hop")) if timing.rounds else {}
+    if vector is not None:
+        return _table_of_vectors(ready, neighbours, timed, bundle.batch_size)
     return _table(ready, evaluation, timed, bundle.batch_size, labelled)
 
 
@@ -166,8 +182,8 @@ def _require_same_input(bundle: Bundle, teacher: Bundle) -> None:
             )
 
 
-def _renamed(report: Progress) -> Progress:
-    return lambda _, done, total: report("Timing every hop", done, total)
+def _named(report: Progress, step: str) -> Progress:
+    return lambda _, done, total: report(step, done, total)
 
 
 def _table(
@@ -178,16 +194,44 @@ def _table(
     labelled: bool,
 ) -> StageTable:
     rows = [_row(stage, evaluation, timing.get(stage.name), labelled) for stage in ready.stages]
-    shipped = [stage.name for stage in ready.stages if stage.logits][-1]
+    shipped = [stage.name for stage in ready.stages if stage.run][-1]
     accuracy = Accuracy.of(evaluation.tallies[shipped]) if labelled else None
     return StageTable(
         rows, shipped, evaluation.done, batch_size, accuracy, evaluation, ready.float_graph, timing
     )
 
 
+def _table_of_vectors(
+    ready: BundleStages, neighbours: dict[str, Neighbours], timing: dict[str, WorkerResult], batch_size: int
+) -> StageTable:
+    rows = []
+    for stage in ready.stages:
+        row = StageRow(stage.name, stage.runtime, stage.size, stage.macs, note=stage.note)
+        if timed := timing.get(stage.name):
+            row = replace(row, latency_ms=timed.stats.p50_ms)
+        if stage.is_reference:
+            any_side = next(iter(neighbours.values()))
+            row = replace(row, agreement=100.0, nearest=any_side.reference, cosine=1.0, lowest_cosine=1.0)
+        elif found := neighbours.get(stage.name):
+            same = found.same_neighbour if found.same_label is None else found.same_label
+            row = replace(
+                row,
+                agreement=same,
+                nearest=found.engine,
+                cosine=found.cosine_mean,
+                lowest_cosine=found.cosine_min,
+            )
+        rows.append(row)
+    shipped = [stage.name for stage in ready.stages if stage.run][-1]
+    own = neighbours[shipped]
+    return StageTable(
+        rows, shipped, own.images, batch_size, None, None, ready.float_graph, timing, neighbours=own
+    )
+
+
 def _row(stage: StageSetup, evaluation: Evaluation, timed: WorkerResult | None, labelled: bool) -> StageRow:
     row = StageRow(stage.name, stage.runtime, stage.size, stage.macs, note=stage.note)
-    if stage.logits:
+    if stage.run:
         if stage.is_reference:  # what every tally has as its reference
             accuracy = Accuracy.of(next(iter(evaluation.tallies.values())))
             top1, top5, agreement, noise = accuracy.reference_top1, accuracy.reference_top5, 100.0, None

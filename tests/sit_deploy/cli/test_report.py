@@ -91,3 +91,12 @@ def test_nothing_is_left_of_a_report_that_failed(
 
 def test_every_form_has_its_ending() -> None:
     assert set(module._FORMS.values()) == {"html", "md", "json"}
+
+
+def test_a_bundle_that_gives_embeddings(nano_embeddings: Path, trained: Trained, cli: CommandLine) -> None:
+    """Random weights are no model, however near the engine is; what was measured is told all the same."""
+    words = ("report", nano_embeddings, "--data", trained.images, *NO_TIMING, "-o", "out.html")
+    told = " ".join(cli(*words).out.split())
+    assert "Do not ship it." in told and "nearest right %" in told and "cosine" in told
+    assert "and PyTorch's is 1.000000 at the least" in told and "SQNR" not in told
+    assert "its weights are random" in cli(*words, "--force", "--max-accuracy-drop", 1, status=1).err.lower()

@@ -10,8 +10,8 @@ from sit_deploy.report.kernels_text import (
     kernels_note,
     lacking_text,
 )
+from sit_deploy.report.stages_view import stages_view
 from sit_deploy.report.types import StagesRecord
-from sit_deploy.report.view import stages_view
 from sit_deploy.schema import check
 
 

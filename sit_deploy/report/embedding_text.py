@@ -1,0 +1,125 @@
+"""What a report says of vectors: the sentences of a verdict, and the part of a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sit_deploy.report.figure import figure
+from sit_deploy.report.types import EmbeddingRecord
+from sit_deploy.report.verdict_text import by_chance_words, change, sentence
+
+NO_LABELS = "Whether nearest neighbours stay right was not measured: give images with labels with --data."
+NO_AGREEMENT = "Whether nearest neighbours stay the same was not measured: give images with --data."
+HEAD = ("", "nearest right %", "95 %", "same label %", "same neighbour %", "cosine", "least")
+
+
+def cosine(found: EmbeddingRecord, least: float) -> str:
+    """Return how near the directions of vectors are, and what was asked of them."""
+    text = (
+        f"the cosine of the engine's {found.output} and PyTorch's is {found.cosine_min:.6f} at the least and {found.cosine_mean:.6f} in the "
+        f"mean, on {_images(found)}"
+    )
+    return sentence(f"{text}; at least {least:g} is asked of this precision")
+
+
+def equal(found: EmbeddingRecord) -> str:
+    """Return that the vectors are the reference's, and so are their neighbours."""
+    return sentence(
+        f"the engine's {found.output} are PyTorch's but for float rounding on all {_images(found)}: nearest neighbours stay right for "
+        f"{figure(found.reference, '.2f')} %"
+    )
+
+
+def lost(found: EmbeddingRecord, limit: float) -> str:
+    """Return that the engine's neighbours are wrong too often."""
+    return sentence(f"{_neighbours(found)}; {limit:g} may be lost")
+
+
+def may_have_lost(found: EmbeddingRecord, limit: float) -> str:
+    """Return that the engine's neighbours may be wrong too often, on so few images."""
+    assert found.paired is not None
+    return sentence(f"{_neighbours(found)}; {by_chance_words(found.paired, limit)}")
+
+
+def kept(found: EmbeddingRecord, limit: float) -> str:
+    """Return that the engine's neighbours are right as often as they must."""
+    return sentence(f"{_neighbours(found)}, where {limit:g} may be lost")
+
+
+def agreement(found: EmbeddingRecord, limit: float) -> str:
+    """Return that too few images keep their neighbour, or its label."""
+    what = (
+        "get the same label by their nearest neighbours"
+        if found.classes
+        else "have the same nearest neighbour"
+    )
+    return sentence(f"{figure(found.agreement, '.2f')} % of the images {what}; {limit:g} is asked for")
+
+
+def by_chance(who: str, right: float, guess: float, *, grave: bool) -> str:
+    """Return that neighbours are right no oftener than guessing is."""
+    text = f"by {who} nearest neighbours have the right label for {right:.2f} % of images, and guessing has it for {guess:.2f} %"
+    if grave:
+        return sentence(f"{text}: that says nothing for them; check weights, labels and preprocessing")
+    return sentence(f"{text}, which chance alone may explain: measure on more images")
+
+
+def _neighbours(found: EmbeddingRecord) -> str:
+    assert found.paired is not None
+    return (
+        f"the share of images whose nearest other has their label {change(found.paired.drop)}, from {figure(found.reference, '.2f')} to "
+        f"{figure(found.engine, '.2f')} %, on {_images(found)}"
+    )
+
+
+def _images(found: EmbeddingRecord) -> str:
+    kind = "" if found.is_data else "synthetic "
+    return f"{found.images} {kind}images" + (f" of {found.classes} classes" if found.classes else "")
+
+
+def embedding_view(found: EmbeddingRecord) -> dict[str, Any]:
+    """Return what a page says of vectors, in the form of `view.accuracy_view`."""
+    of = f" of {found.classes} classes" if found.classes else ", without labels"
+    where = f"{found.images} images{of} in {found.data}" if found.is_data else _images(found)
+    paired = found.paired
+    return {
+        "heading": "Nearest neighbours",
+        "what": f"By {found.output}: whether the nearest other image, by cosine, has the label of an image; {where}.",
+        "head": HEAD,
+        "rows": [
+            ("PyTorch", figure(found.reference, ".2f"), _interval(found.reference_interval), "", "", "", ""),
+            (
+                found.measured_on,
+                figure(found.engine, ".2f"),
+                _interval(found.engine_interval),
+                figure(found.same_label, ".2f"),
+                figure(found.same_neighbour, ".2f"),
+                f"{found.cosine_mean:.6f}",
+                f"{found.cosine_min:.6f}",
+            ),
+        ],
+        "difference": (
+            f"Right by PyTorch's vectors alone: {paired.lost} images, by the engine's alone: {paired.gained}. "
+            if paired
+            else ""
+        )
+        + f"The cosine is least for {found.farthest}.",
+        "warning": None,
+        "doubts": [],
+        "classes": [],
+        "flips": [],
+    }
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "—" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def key_figures(found: EmbeddingRecord) -> list[tuple[str, str]]:
+    """Return the figures that stand at the head of a page."""
+    figures = [(f"{found.cosine_min:.6f}", f"least cosine with PyTorch's, mean {found.cosine_mean:.6f}")]
+    if found.classes:
+        figures.insert(
+            0, (f"{found.engine:.2f} %", f"nearest neighbours right, PyTorch {found.reference:.2f} %")
+        )
+    return figures
