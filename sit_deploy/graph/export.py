@@ -26,6 +26,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.graph.attention import write_attention
 from sit_deploy.graph.deploy_form import DeployForm, passed_through
 from sit_deploy.graph.fold_constants import fold_constants
+from sit_deploy.graph.fold_padding import fold_padding
 from sit_deploy.graph.open_batch import EXPORTED, open_batch, open_batch_by_comparison
 
 INPUT, BATCH = "images", "batch"
@@ -106,6 +107,7 @@ def _written(model: nn.Module, image_size: tuple[int, int], batch: int, opset: i
         )  # fmt: skip
     graph = program.model_proto
     fold_constants(graph)
+    fold_padding(graph)
     _declare_opset(graph, opset)
     _rename(graph)
     del graph.graph.value_info[:]  # of the names before

@@ -6,6 +6,7 @@ Pickles are read by `sit_deploy.models.unpickle`, which looks no name up; safete
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def read_checkpoint(
             f"checkpoint {path} cannot be read ({error.strerror}); check its path and its permissions"
         ) from None
     where = f"checkpoint {path}"
-    content = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, kind)
+    readers = {"safetensors": _read_safetensors, "npz": _read_npz}
+    content = readers[kind](path) if kind in readers else _read_torch(path, kind)
     if objects := _objects(content):
         raise InputError(f"{where} {_object_words(objects[0])}")
     weights = find_weights(content, where, ema, key, key_is_shared, names, fits)
@@ -167,6 +169,33 @@ def _read_safetensors(path: Path) -> Any:
             f"checkpoint {path} is not a readable safetensors file ({_line(error)}); copy it again"
         ) from None
     return {key: Stored(tuple(value.shape), lambda value=value: value) for key, value in state.items()}
+
+
+def _read_npz(path: Path) -> dict[str, Stored]:
+    """Read NumPy's arrays; objects among them, which could run code, are refused."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise InputError(f"checkpoint {path} {_object_words('an array of objects')}") from None
+        raise InputError(f"checkpoint {path} {_damaged_words(error)}") from None
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise InputError(f"checkpoint {path} {_damaged_words(error)}") from None
+    stored = {}
+    for name, array in arrays.items():
+        if array.dtype == np.dtype("V2"):  # bfloat16, which NumPy has no type for
+            value = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
+        elif array.dtype.kind in "fiub":
+            value = torch.from_numpy(
+                np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(array.shape)
+            )
+        else:
+            continue  # words, which are no weights
+        stored[name] = Stored(tuple(value.shape), lambda value=value: value)
+    return stored
 
 
 def _read_torch(path: Path, kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""OpenAI's names for CLIP's model of images, which open_clip has too, translated to timm's (as `open_clip_pytorch_model.bin` has them).
+"""OpenAI's names for CLIP's model of images, which open_clip and Meta's Perception Encoder have too, translated to timm's (as `open_clip_pytorch_model.bin` has them).
 
 The text's model is left out by its names (`sit_deploy.models.find_weights.RIDER`). The projection becomes the head, with a bias of zeros.
 """
@@ -11,10 +11,15 @@ from collections.abc import Mapping
 import torch
 
 from sit_deploy.models.hugging_face_names import derived
+from sit_deploy.models.original_names import perception_pool
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "the names of OpenAI's CLIP were taken for timm's"
-_MARK = "class_embedding"
+PERCEPTION_NOTE = "the names of Perception Encoder were taken for timm's"
+_MARK, _PATCHES = "class_embedding", "conv1.weight"
+_COMPUTED = re.compile(
+    r"rope\.|transformer\.resblocks\.\d+\.attn\.rope\."
+)  # tables of rotary positions, which timm makes
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)$")
 _PARTS = {
     "ln_1": "norm1", "ln_2": "norm2", "attn.in_proj": "attn.qkv", "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1",
@@ -28,14 +33,15 @@ def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[s
     roots = [
         root
         for key in tensors
-        if (key == _MARK or key.endswith(f".{_MARK}"))
-        and f"{(root := key.removesuffix(_MARK))}conv1.weight" in tensors
-        and f"{root}transformer.resblocks.0.attn.in_proj_weight" in tensors
+        if (key == _PATCHES or key.endswith(f".{_PATCHES}"))
+        and f"{(root := key.removesuffix(_PATCHES))}transformer.resblocks.0.attn.in_proj_weight" in tensors
     ]
     renamed = dict(tensors)
     for root in roots:
-        renamed = _translated(renamed, root)
-    return (renamed, (NOTE,)) if roots else None
+        renamed = _translated(perception_pool(renamed, root), root)
+    # rotary positions, or no class token: CLIP has neither, and Perception Encoder's activation is GELU in all of its models
+    perception = any(f"{root}attn_pool.probe" in tensors or f"{root}{_MARK}" not in tensors for root in roots)
+    return (renamed, (PERCEPTION_NOTE if perception else NOTE,)) if roots else None
 
 
 def _translated(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
@@ -44,6 +50,8 @@ def _translated(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
         rest = key.removeprefix(root)
         if not key.startswith(root):
             renamed[key] = value
+        elif _COMPUTED.match(rest):
+            continue
         elif rest == _MARK and value.ndim == 1:
             renamed[f"{root}cls_token"] = derived(lambda v: v[None, None], (1, 1, *value.shape), value)
         elif rest == "positional_embedding" and value.ndim == 2:

@@ -39,6 +39,7 @@ _FOREIGN = (
     (b"\x89PNG", "a picture", "give a .pth or .safetensors of a model's weights"),
     (b"\xff\xd8\xff", "a picture", "give a .pth or .safetensors of a model's weights"),
 )  # fmt: skip
+FLAX_MARK = "embedding/kernel"  # in the names of every vision transformer of Google's
 _ONNX_VERSIONS = [bytes([version]) for version in range(3, 32)]  # of its representation, the first field
 
 
@@ -110,7 +111,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def file_kind(path: Path) -> str:
-    """Return "safetensors", "archive" (of torch.save) or "stream" (its old format).
+    """Return "safetensors", "archive" (of torch.save), "stream" (its old format) or "npz" (of Google's).
 
     Raises:
         InputError: anything else, called what it is.
@@ -158,8 +159,11 @@ def _archive_kind(path: Path) -> str:
     if "data.pkl" in tails:
         return "archive"
     if names and all(name.endswith(".npy") for name in names):
+        if any(name.endswith(f"{FLAX_MARK}.npy") for name in names):
+            return "npz"
         what = (
-            "NumPy's arrays (.npz); save them as a state dict: torch.save({name: tensor, ...}, 'weights.pth')"
+            "NumPy's arrays (.npz), and none of Google's vision transformers; save them as a state dict: torch.save({name: tensor, ...}, "
+            "'weights.pth')"
         )
     elif "model.weights.h5" in names:
         what = "a Keras model; convert its weights to PyTorch"

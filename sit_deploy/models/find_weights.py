@@ -32,7 +32,13 @@ RIDER = re.compile(
     r"(.*\.)?(criterion|loss|losses|\w*_loss|loss_\w+|metrics?|\w+_metrics?|\w*(acc|accuracy|auroc|f1|confmat)"
     r"|optimizers?|n_averaged|num_updates|decay|pooler|mask_token"
     # CLIP's and SigLIP's other half
-    r"|text_model|text_projection|logit_scale|logit_bias)(\.|$)"
+    r"|text_model|text_projection|logit_scale|logit_bias"
+    # what SAM's encoder of images stands beside
+    r"|prompt_encoder|mask_decoder|pixel_mean|pixel_std"
+    # what MAE restores its masked images by
+    r"|decoder_(pos_embed|embed|blocks|norm|pred)"
+    # in Google's files the optimizer, and SigLIP's texts and temperature
+    r"|opt/state/.+|params/(txt/.+|[tb]))(\.|$)"
 )
 # and that under OpenAI's names, which mean something else in other models
 _TEXT = re.compile(
@@ -247,7 +253,7 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
             f"{where} is a transformers model for {task}, and not a classifier that timm has; give a ...ForImageClassification of ViT, "
             "DeiT or SigLIP, or a backbone alone: model.base_model.save_pretrained(folder)"
         )
-    is_clip = clip_names.NOTE in weights.notes
+    is_clip = bool({clip_names.NOTE, clip_names.PERCEPTION_NOTE}.intersection(weights.notes))
 
     def is_rider(k: str) -> bool:
         return bool(RIDER.match(k) or _other_model(k) or (is_clip and _TEXT.match(k)))

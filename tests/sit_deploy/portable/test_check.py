@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 
 from sit_deploy.hashes import digest
+from sit_deploy.pipeline.build import build
+from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.report.check_record import read_check
+from sit_deploy.validation.report import ReportRequest, write_report
 from tests.helpers import bare_python
 from tests.helpers.bundles import load_manifest, seal_again
 from tests.helpers.command_line import CommandLine
@@ -39,12 +42,19 @@ def test_a_good_folder(run: Run, nano_fp32: Path, folder_of: Callable[..., Path]
 
 @pytest.mark.slow
 def test_report_is_named_where_it_takes_a_bundle(
-    run: Run, nano_embeddings: Path, nano_fp32: Path, folder_of: Callable[..., Path]
+    run: Run, nano_embeddings: Path, folder_of: Callable[..., Path], tmp_path: Path
 ) -> None:
-    status, out, _ = run(folder_of(nano_embeddings))
+    """And it does take what was measured of one that gives embeddings; of patches alone there is no report."""
+    build(BuildRequest("sit_nano", tmp_path / "patches", engine="onnxruntime", outputs=("patches",)))
+    status, out, _ = run(folder_of(tmp_path / "patches"))
     assert status == 0 and "sit-deploy report" not in out and out.endswith("check.json has all of it\n")
-    status, out, _ = run(folder_of(nano_embeddings, nano_fp32, name="both"), "--force")
+    status, out, _ = run(folder_of(nano_embeddings, tmp_path / "patches", name="both"), "--force")
     assert status == 0 and "check.json: take it to sit-deploy report" in out
+    request = ReportRequest(
+        (nano_embeddings,), (tmp_path / "page.md",), rounds=0, measured=(Path("check.json"),)
+    )
+    (row,) = write_report(request).bundles[0].evidence.elsewhere
+    assert row.bundle.golden.passed
 
 
 @pytest.mark.slow
