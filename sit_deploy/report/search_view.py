@@ -73,8 +73,8 @@ def _unknown(record: SearchRecord) -> list[str]:
     if chosen is not None and len(chosen.stages) == 1:
         return []
     unknown = [
-        "Not known: which schedule is the best after training. Schedules were compared before any; whether training keeps their order was "
-        "not measured."
+        "Not known: which schedule is the best after training. Schedules were compared before any; where training was tried, it made "
+        "those of equal latency about equally good (docs/search.md)."
     ]
     if chosen is not None:
         foretold = (
