@@ -11,9 +11,10 @@ from training.run import Run
 from training.sample_reader import SampleReader
 from training.slim_features import FrozenFeatures
 from training.slim_fit import Fit, fit_tsms
-from training.slim_options import BATCH_SIZE, FitOptions
+from training.slim_options import BATCH_SIZE, VIEWS, FitOptions
 
 MOST_IMAGES = 25_600  # that are looked at, however large the run: 400 steps
+_LOOKS = VIEWS  # at each image for each epoch: it costs a fraction of FRD's look, and few epochs would make too few steps
 _LEAST_STEPS = 10  # fewer are of no use
 
 
@@ -33,7 +34,7 @@ class WarmStart:
 
     @classmethod
     def of(cls, request: TrainRequest, recipe: Recipe, data: Data) -> WarmStart:
-        """Return the warm start of a run: as many images as its epochs look at, `MOST_IMAGES` at most."""
+        """Return the warm start of a run: four times as many images as its epochs look at, `MOST_IMAGES` at most."""
         if not request.teacher or not request.warm_start or request.qat:
             return cls()
         if request.init:
@@ -43,12 +44,12 @@ class WarmStart:
         if data.streamed:
             return cls(why_not="streamed data gives no chosen images")
         batch = min(BATCH_SIZE, len(data.train))
-        steps = min(MOST_IMAGES, recipe.epochs * len(data.train)) // batch
+        steps = min(MOST_IMAGES, _LOOKS * recipe.epochs * len(data.train)) // batch
         return cls(steps if steps >= _LEAST_STEPS else 0, batch)
 
 
 def warm_start(run: Run, start: WarmStart) -> dict[str, float]:
-    """Fit the TSMs of a student, in place, on its training images without augmentation.
+    """Fit the TSMs of a student, in place, on its training images and parts of them, without any other augmentation.
 
     Every process has the weights that the first one fits.
 
@@ -70,7 +71,7 @@ def warm_start(run: Run, start: WarmStart) -> dict[str, float]:
         )
         reader = SampleReader(run.data.train, request.max_damaged, run.loaders.damaged[0])
         options = FitOptions(None, start.steps, start.batch_size, seed=request.seed)
-        with FrozenFeatures(model, reader, run.models.preprocessing) as features:
+        with FrozenFeatures(model, reader, run.models.preprocessing, views=VIEWS) as features:
             fit = fit_tsms(model, features, options, reporter.fitting)
         reporter.fitted(fit)
     if world.size > 1:

@@ -23,15 +23,15 @@ def request(data: Path | str, output: Path, **options: Any) -> TrainRequest:
     return TrainRequest("sit_nano", str(data), output, **options)
 
 
-def test_as_many_images_as_the_run_looks_at() -> None:
+def test_four_times_as_many_images_as_the_run_looks_at() -> None:
     digits = open_data("digits")
     wanted = request("digits", Path("run"), teacher=Path("t.pth"))
-    assert WarmStart.of(wanted, Recipe(epochs=8), digits) == WarmStart(8 * 1437 // 64, 64)
+    assert WarmStart.of(wanted, Recipe(epochs=3), digits) == WarmStart(4 * 3 * 1437 // 64, 64)
     assert WarmStart.of(wanted, Recipe(epochs=1000), digits).steps == 400
-    assert WarmStart.of(wanted, Recipe(epochs=1), digits).steps == 22
+    assert WarmStart.of(wanted, Recipe(epochs=1), digits).steps == 89
     few = SimpleNamespace(train=range(30), streamed=False)
-    assert WarmStart.of(wanted, Recipe(epochs=10), few) == WarmStart(10, 30)  # type: ignore[arg-type]
-    assert WarmStart.of(wanted, Recipe(epochs=9), few).steps == 0  # type: ignore[arg-type]
+    assert WarmStart.of(wanted, Recipe(epochs=3), few) == WarmStart(12, 30)  # type: ignore[arg-type]
+    assert WarmStart.of(wanted, Recipe(epochs=2), few).steps == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_resumed_to_the_bit_and_said(
         for card in map(read_card, (whole / "model.safetensors", cold / "model.safetensors"))
         if card
     ]
-    assert starts[0] == f"{starts[1]}; TSMs fitted in 4 steps (--warm-start)"
+    assert starts[0] == f"{starts[1]}; TSMs fitted in 16 steps (--warm-start)"
     first, other = (log_rows(folder, "epoch")[0] for folder in (whole, cold))
     assert (first["epoch"], other["epoch"]) == (0, 0) and first["loss"] != other["loss"]
     with pytest.raises(InputError, match="warm_start was null and is false"):
         run("whole", warm_start=False)
     state = torch.load(whole / "last.pt", weights_only=True)
-    assert state["position"]["fitted"] == 4
+    assert state["position"]["fitted"] == 16

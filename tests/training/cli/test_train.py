@@ -137,14 +137,14 @@ def test_what_is_made_is_said_first_and_the_warm_start_is_a_phase(
     options = ("--teacher", teacher, "--epochs", 20, "--batch-size", 48)
     result = cli(*line(pictures, *options, "--json", model="sit_nano"))
     summary, said = result.json(), result.err.splitlines()
-    starts = ("Makes sit_nano: ", "48 images to train on", "Warm start: TSMs are fitted in 20 steps of 48 images",
-              "TSMs fitted: 20 steps  loss ", "Training sit_nano from the teacher's weights", "epoch 0/20  top-1 ", "Expected: ")  # fmt: skip
+    starts = ("Makes sit_nano: ", "48 images to train on", "Warm start: TSMs are fitted in 80 steps of 48 images",
+              "TSMs fitted: 80 steps  loss ", "Training sit_nano from the teacher's weights", "epoch 0/20  top-1 ", "Expected: ")  # fmt: skip
     found = [next(i for i, text in enumerate(said) if text.startswith(start)) for start in starts]
     assert found == sorted(found)
     ratio = summary["teacher"]["macs"] / summary["student"]["macs"]
     assert f"; {ratio:.2f}x fewer MACs than its teacher lvvit_nano; its blocks see " in said[found[0]]
     fit = summary["warm_start"]
-    assert fit["steps"] == 20 and fit["seconds"] > 0 and fit["last_loss"] < fit["first_loss"]
+    assert fit["steps"] == 80 and fit["seconds"] > 0 and fit["last_loss"] < fit["first_loss"]
     assert json.loads(Path("new/run/summary.json").read_text(encoding="utf-8")) == summary
     again = cli(*line(pictures, *options, "--resume", model="sit_nano"))
     assert "TSMs are fitted in" not in again.err and " of warm start, " in again.out
