@@ -228,7 +228,24 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
         note = ignored_orientation_note(pictures, preprocessing, "build it with")
         work.note(*([note] if note else []))
     ((images, _),) = batches(sources, preprocessing, len(sources))
+    if said := _sameness(images):
+        work.warn(
+            f"{origin}: {said}, and what agrees on them, or is calibrated on them, may not on others; pass --calib-data with images like "
+            "those to come"
+        )
     return images, origin
+
+
+def _sameness(images: np.ndarray) -> str | None:
+    """Say of prepared images (n, ...) that there is nothing to tell them apart by, None where there is."""
+    import numpy as np
+
+    if len(images) > 1 and (images == images[:1]).all():
+        return "they are all one picture"
+    # the places of pixels are all axes but that of the channels, which is the one of three
+    rows = images.reshape(len(images), 3, -1) if images.shape[1] == 3 else images.reshape(len(images), -1, 3)
+    places = 2 if images.shape[1] == 3 else 1
+    return "each is of one colour all over" if not np.ptp(rows, axis=places).any() else None
 
 
 def _deploy(work: Work, loaded: LoadedModel, compared: ComparedImages) -> tuple[Any, dict[str, np.ndarray]]:
