@@ -228,10 +228,10 @@ def _images(work: Work, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
         note = ignored_orientation_note(pictures, preprocessing, "build it with")
         work.note(*([note] if note else []))
     ((images, _),) = batches(sources, preprocessing, len(sources))
-    if said := _sameness(images):
+    # of images that ranges are taken from, the calibration says it
+    if request.precision not in EIGHT_BITS and (said := _sameness(images)):
         work.warn(
-            f"{origin}: {said}, and what agrees on them, or is calibrated on them, may not on others; pass --calib-data with images like "
-            "those to come"
+            f"{origin}: {said}, and what agrees on them may not on others; pass --calib-data with images like those to come"
         )
     return images, origin
 

@@ -37,3 +37,11 @@ def test_images_that_tell_nothing_are_warned_of(
     float_graph._images(work, prepare.raw if raw else prepare)
     assert [said in str(note) for note in work.notes if said] == [True] * bool(said)
     assert len(work.notes) == bool(said)
+
+
+def test_of_images_to_calibrate_on_the_calibration_says_it(tmp_path: Path) -> None:
+    for i in range(2):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{i}.png")
+    work = Work(BuildRequest("sit_nano", Path("out"), precision="int8", calib_data=tmp_path), print)
+    float_graph._images(work, Preprocessing.for_model(112))
+    assert work.notes == []
