@@ -233,7 +233,8 @@ def test_data_sets(trained: Trained, cli: CommandLine, make_image_folder: Callab
     (other / "hole").mkdir()
     assert "no images for 1 of 3 classes (hole)" in cli.refuses(*words, "--val-data", other)
     (other / "kiwi" / "notes.jpg").write_text("not an image")
-    assert "notes.jpg: not an image that can be read" in cli.refuses(*words, "--calib-data", other / "kiwi")
+    refused = cli.refuses(*words, "--calib-data", other / "kiwi", "--max-damaged", "0")
+    assert "notes.jpg: not an image that can be read" in refused
     (other / "file").write_text("x")
     assert "file: a file, and no folder" in cli.refuses(*words, "--val-data", other / "file")
 
@@ -247,7 +248,7 @@ def test_an_image_that_breaks_off_in_the_validation_set(
     (broken,) = (images / "dog").iterdir()
     broken.write_bytes(broken.read_bytes()[:2000])
     words = (*NANO, "--checkpoint", trained.checkpoint, "--labels", trained.labels, "--val-data", images)
-    words += ("--dynamic-batch", "2:3:4")
+    words += ("--dynamic-batch", "2:3:4", "--max-damaged", "0")
     assert f"{broken}: cannot decode the image" in cli.refuses(*words)
 
 
