@@ -43,6 +43,8 @@ COMMANDS = {
     "doctor": "Say what each engine can do on this machine.",
 }
 
+_EMPTY_MEANS = {"--auto-augment"}  # no policy
+
 _ELSEWHERE = {
     "train": "training.cli.train",
     "quickstart": "training.cli.quickstart",
@@ -98,6 +100,8 @@ class _Group(click.Group):
 def _refuse_empty_words(words: Sequence[str]) -> None:
     """Refuse an empty word, as a variable of the shell gives that is not set: as a path it would be the folder one is in.
 
+    Options whose empty word means something (`_EMPTY_MEANS`) may have one.
+
     Raises:
         click.UsageError: says where it stands.
     """
@@ -105,7 +109,7 @@ def _refuse_empty_words(words: Sequence[str]) -> None:
         option, equals, value = word.partition("=")
         if equals and not value and option.startswith("--"):
             before, word = option, ""
-        if not word:
+        if not word and before not in _EMPTY_MEANS:
             place = f"what follows {before}" if before.startswith("-") else f"the argument after {before}"
             raise click.UsageError(
                 f"{place} is empty, as of a variable that is not set; give a value, or leave it out"

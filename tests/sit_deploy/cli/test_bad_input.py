@@ -107,6 +107,12 @@ def test_an_empty_word_is_never_the_folder_one_is_in(
     assert cli.refuses(*words) == wanted
 
 
+@pytest.mark.parametrize("words", [("--auto-augment", ""), ("--auto-augment=",)])
+def test_no_policy_of_augmentation_is_an_empty_word(words: tuple[str, ...], cli: CommandLine) -> None:
+    line = cli.refuses("train", "--model", "lvvit_nano", *words, "--data", "nowhere")
+    assert "nowhere" in line and "is empty" not in line
+
+
 def test_no_model(cli: CommandLine) -> None:
     wanted = "no model was named; pass --model NAME: `sit-deploy models` lists them"
     assert cli.refuses("build") == cli.refuses("export") == wanted
