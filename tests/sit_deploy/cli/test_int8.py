@@ -347,7 +347,9 @@ def test_images(quick_float: Digits, cli: CommandLine, make_image_folder: Callab
     assert message == f"{some} has 4 images and --calib-images asks for 99; add images or ask for fewer"
     broken = some / "dog" / "001.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    assert f"{broken}: cannot decode the image" in cli.refuses(*words, "--calib-data", some)
+    assert f"{broken}: cannot decode the image" in cli.refuses(
+        *words, "--calib-data", some, "--max-damaged", 0
+    )
 
 
 def test_nan_weights(trained: Trained, cli: CommandLine) -> None:

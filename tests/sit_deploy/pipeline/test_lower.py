@@ -302,7 +302,7 @@ def test_thresholds_that_were_trained_keep_what_they_were_trained_on(
     model = tiny_vit("plain")
     pixels = images(model).numpy()
     reference = {"logits": torch_logits(model, pixels)}
-    work = Work(SimpleNamespace(trained_thresholds=thresholds), lambda *_: None)
+    work = Work(SimpleNamespace(trained_thresholds=thresholds, max_damaged=0), lambda *_: None)
     loaded, compared = SimpleNamespace(model=model), SimpleNamespace(normalised=pixels, reference=reference)
     deploy, _ = _deploy(work, loaded, compared)
     assert (deploy.blocks[0].attn.value_bias is None) == (thresholds is None)

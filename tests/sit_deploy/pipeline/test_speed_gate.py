@@ -416,7 +416,12 @@ def test_noise_takes_no_bits_away(
 
 
 @pytest.mark.parametrize(
-    ("output", "again"), [("logits", "run `sit-deploy report`"), ("cls", "build it again")]
+    ("output", "again"),
+    [
+        ("logits", "run `sit-deploy report`"),
+        ("cls", "run `sit-deploy report`"),
+        ("patches", "build it again"),
+    ],
 )
 def test_report_is_advised_where_it_takes_the_bundle(
     output: str, again: str, timed: Callable[..., Any], digits: Digits, tmp_path: Path
@@ -580,7 +585,7 @@ def test_fp8_on_onnxruntime_is_refused_for_that_and_not_for_the_gpu(
 
 
 def test_steps_taken_twice_add_up() -> None:
-    work = Work(SimpleNamespace(), lambda *_: None)
+    work = Work(SimpleNamespace(max_damaged=0), lambda *_: None)
     work.seconds["again"] = 5.0
     with work.step("again"):
         pass
