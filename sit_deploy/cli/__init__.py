@@ -43,7 +43,7 @@ COMMANDS = {
     "doctor": "Say what each engine can do on this machine.",
 }
 
-_EMPTY_MEANS = {"--auto-augment"}  # no policy
+_EMPTY_MEANS = {"--auto-augment", "--qat-skip"}  # no policy; no layers
 
 _ELSEWHERE = {
     "train": "training.cli.train",

@@ -45,6 +45,10 @@ class Stream:
         with self._watched():
             self._stream.flush()
 
+    def close(self) -> None:
+        """Leave it open: libraries close at the end what they took for a stream of their own (absl does), and it is the process's."""
+        self.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

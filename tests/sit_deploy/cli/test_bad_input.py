@@ -107,10 +107,10 @@ def test_an_empty_word_is_never_the_folder_one_is_in(
     assert cli.refuses(*words) == wanted
 
 
-@pytest.mark.parametrize("words", [("--auto-augment", ""), ("--auto-augment=",)])
-def test_no_policy_of_augmentation_is_an_empty_word(words: tuple[str, ...], cli: CommandLine) -> None:
+@pytest.mark.parametrize("words", [("--auto-augment", ""), ("--auto-augment=",), ("--qat", "--qat-skip", "")])
+def test_an_empty_word_may_mean_none(words: tuple[str, ...], cli: CommandLine) -> None:
     line = cli.refuses("train", "--model", "lvvit_nano", *words, "--data", "nowhere")
-    assert "nowhere" in line and "is empty" not in line
+    assert "is empty" not in line and ("--init" if "--qat" in words else "nowhere") in line
 
 
 def test_no_model(cli: CommandLine) -> None:
