@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 from sit_deploy.models.hugging_face_names import class_position_added, derived
+from sit_deploy.models.once import Renamed
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "the names of Meta's DINO were taken for timm's"
@@ -25,7 +26,7 @@ def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[s
     if len(registers) > 1 or not (registers or any(map(_PACKED.match, tensors))):
         return None
     third = bool(registers) and registers[0].endswith("storage_tokens")
-    renamed: dict[str, Stored] = {}
+    renamed = Renamed()
     for key, value in tensors.items():
         packed, bias = _PACKED.match(key), _QKV_BIAS.match(key) if third else None
         if key in registers:
@@ -45,6 +46,16 @@ def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[s
     if registers and not third:
         at = registers[0].removesuffix("register_tokens")
         cls, position = renamed.get(f"{at}cls_token"), renamed.get(f"{at}pos_embed")
-        if cls is not None and position is not None:
+        # of other shapes they are left as they are: what does not fit is then named
+        if cls is not None and position is not None and _fit(cls, position):
             renamed |= class_position_added(at, cls, position)
     return renamed, (NOTE,)
+
+
+def _fit(cls: Stored, position: Stored) -> bool:
+    """Return whether the position of a class token can be added to it as it is: (1, 1, dim) and (1, places, dim)."""
+    return (
+        cls.ndim == position.ndim == 3
+        and tuple(cls.shape[:2]) == (1, 1)
+        and position.shape[-1] == cls.shape[-1]
+    )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sit_deploy.models.hugging_face_names import derived
+from sit_deploy.models.once import Renamed
 from sit_deploy.models.torch_file import Stored
 
 Names = Mapping[str, Stored]
@@ -114,7 +115,7 @@ def translate(tensors: Names) -> tuple[dict[str, Stored], tuple[str, ...]] | Non
 
 def _renamed(tensors: Names, root: str, name: Callable[[str], str]) -> dict[str, Stored]:
     """Return weights whose names behind a prefix are exchanged, without what timm computes itself."""
-    renamed = {}
+    renamed = Renamed()
     for key, value in tensors.items():
         rest = key[len(root) :] if key.startswith(root) else None
         if rest is not None and _UNUSED.match(rest):

@@ -20,6 +20,7 @@ from torch import nn
 from sit_deploy.errors import InputError
 from sit_deploy.models import read_checkpoint
 from sit_deploy.models.load import load_model
+from sit_deploy.models.once import Renamed
 from sit_deploy.models.state_dict import filter_state_dict
 
 State = dict[str, torch.Tensor]
@@ -219,3 +220,10 @@ def test_the_decoder_of_mae_is_left_out(tmp_path: Path) -> None:
     torch.save({"model": {**state, **decoder}}, tmp_path / "mae.pth")
     read = read_checkpoint(tmp_path / "mae.pth")
     assert read.state.keys() == state.keys() and any("left out 7 entries" in note for note in read.notes)
+
+
+def test_a_weight_under_two_names_is_refused() -> None:
+    weights = Renamed()
+    weights["blocks.0.mlp.fc1.weight"] = torch.zeros(2)
+    with pytest.raises(InputError, match=r"it has blocks\.0\.mlp\.fc1\.weight twice"):
+        weights["blocks.0.mlp.fc1.weight"] = torch.ones(2)
