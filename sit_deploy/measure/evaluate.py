@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
-from sit_deploy.data.samples import describe
+from sit_deploy.data.samples import Subset, describe
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
@@ -62,22 +62,12 @@ class Evaluation:
         )
 
 
-class _Placed(Sequence):
+class _Placed(Subset):
     """Some of a data set's samples, with their labels and their places in it."""
 
-    def __init__(self, samples: Sequence[tuple[Any, int]], indices: Sequence[int]) -> None:
-        self._samples, self._indices = samples, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, at: Any) -> tuple[Any, tuple[int, int]]:
-        index = self._indices[at]
-        source, label = self._samples[index]
-        return source, (label, index)
-
-    def describe(self, at: int) -> str:
-        return describe(self._samples, self._indices[at])
+    def __getitem__(self, index: Any) -> tuple[Any, tuple[int, int]]:
+        source, label = super().__getitem__(index)
+        return source, (label, self._indices[index])
 
 
 def run_key(*parts: Any) -> str:
@@ -125,7 +115,6 @@ def evaluate(  # noqa: PLR0913
     part = _Placed(samples, mine[evaluation.done :])
     if evaluation.done and not len(part):
         return evaluation
-    measured = 0
     for images, placed in batches(part, preprocessing, batch_size, damaged=damaged):
         labels, indices = placed[:, 0], placed[:, 1].tolist()
         names = [describe(samples, index) for index in indices]
@@ -138,7 +127,6 @@ def evaluate(  # noqa: PLR0913
         for name, logits in ours.items():
             evaluation.tallies[name].add(theirs, logits, labels, names, indices)
         evaluation.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
-        measured += len(images)
         evaluation.done = mine.index(indices[-1]) + 1
         if progress:
             progress("measuring accuracy", evaluation.done, len(mine))
@@ -147,7 +135,7 @@ def evaluate(  # noqa: PLR0913
             notebook.write(evaluation.to_dict())
             last = time.monotonic()
     if damaged:
-        damaged.require_any(measured, len(part))
+        damaged.require_any(sum(evaluation.guesses.values()), len(mine))
     evaluation.done = len(mine)
     return evaluation
 

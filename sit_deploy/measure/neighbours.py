@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
 from sit_deploy.errors import GateError, InputError
+from sit_deploy.measure.accuracy import ENGINE
 from sit_deploy.measure.parity import cosines
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ NEEDS_LABELS = (
     "--min-agreement, of the images whose nearest neighbour stays the same"
 )
 Vectors = Callable[["np.ndarray"], "np.ndarray"]
-THE_ENGINE = "the engine"  # as messages call it
 _ROWS = 1024  # of the table of cosines that is held at once
 
 
@@ -109,25 +109,14 @@ def measure_neighbours(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> Neighbours:
-    """Compute the vectors of images with both, and compare them and their neighbours. Two vectors an image are held in memory.
+    """Compute the vectors of images with both, and compare them and their neighbours.
 
-    Args:
-        output: what the vectors are, for people.
-        reference: normalised images float32 (n, 3, H, W) → vectors (n, dim).
-        engine: images as the preprocessing gives them → vectors.
-        samples: (source, label) pairs; labels that are all the same are none.
-        preprocessing: of the images.
-        batch_size: images a call.
-        progress: called with a step, how much of it is done, and of how much.
-
-    Raises:
-        InputError: no image, one that cannot be read, or a reference that gives NaN or infinity.
-        GateError: an engine that does.
+    Arguments and errors are `compare_neighbours`'s; `engine` is its one candidate.
     """
-    candidates = {THE_ENGINE: engine}
-    return compare_neighbours(output, reference, candidates, samples, preprocessing, batch_size, progress)[
-        THE_ENGINE
-    ]
+    compared = compare_neighbours(
+        output, reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress
+    )
+    return compared[ENGINE]
 
 
 def compare_neighbours(

@@ -12,6 +12,7 @@ import torch
 
 from sit_deploy.models.hugging_face_names import derived
 from sit_deploy.models.original_names import perception_pool
+from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "the names of OpenAI's CLIP were taken for timm's"
@@ -49,19 +50,19 @@ def _translated(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
     for key, value in tensors.items():
         rest = key.removeprefix(root)
         if not key.startswith(root):
-            renamed[key] = value
+            put(renamed, key, value)
         elif _COMPUTED.match(rest):
             continue
         elif rest == _MARK and value.ndim == 1:
-            renamed[f"{root}cls_token"] = derived(lambda v: v[None, None], (1, 1, *value.shape), value)
+            put(renamed, f"{root}cls_token", derived(lambda v: v[None, None], (1, 1, *value.shape), value))
         elif rest == "positional_embedding" and value.ndim == 2:
-            renamed[f"{root}pos_embed"] = derived(lambda v: v[None], (1, *value.shape), value)
+            put(renamed, f"{root}pos_embed", derived(lambda v: v[None], (1, *value.shape), value))
         elif rest == "proj" and value.ndim == 2:
             outputs = value.shape[1]
-            renamed[f"{root}head.weight"] = derived(lambda v: v.T, (outputs, value.shape[0]), value)
-            renamed[f"{root}head.bias"] = Stored((outputs,), lambda n=outputs: torch.zeros(n))
+            put(renamed, f"{root}head.weight", derived(lambda v: v.T, (outputs, value.shape[0]), value))
+            put(renamed, f"{root}head.bias", Stored((outputs,), lambda n=outputs: torch.zeros(n)))
         else:
-            renamed[root + _name(rest)] = value
+            put(renamed, root + _name(rest), value)
     return renamed
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from sit_deploy.models.hugging_face_names import class_position_added, derived
-from sit_deploy.models.once import Renamed
+from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "the names of Meta's DINO were taken for timm's"
@@ -26,36 +26,26 @@ def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[s
     if len(registers) > 1 or not (registers or any(map(_PACKED.match, tensors))):
         return None
     third = bool(registers) and registers[0].endswith("storage_tokens")
-    renamed = Renamed()
+    renamed: dict[str, Stored] = {}
     for key, value in tensors.items():
         packed, bias = _PACKED.match(key), _QKV_BIAS.match(key) if third else None
         if key in registers:
-            renamed[key.removesuffix(key.rpartition(".")[2]) + "reg_token"] = value
+            put(renamed, key.removesuffix(key.rpartition(".")[2]) + "reg_token", value)
         elif third and _UNUSED.match(key):
             continue
         elif packed and not third:
-            renamed[f"{packed[1]}.{'fc1' if packed[2] == 'w12' else 'fc2'}.{packed[3]}"] = value
+            put(renamed, f"{packed[1]}.{'fc1' if packed[2] == 'w12' else 'fc2'}.{packed[3]}", value)
         elif bias and value.ndim == 1 and value.shape[0] % 3 == 0:  # that of the keys is masked: it is zero
             side = value.shape[0] // 3
-            renamed[f"{bias[1]}.q_bias"] = derived(lambda v, n=side: v[:n], (side,), value)
-            renamed[f"{bias[1]}.v_bias"] = derived(lambda v, n=side: v[2 * n :], (side,), value)
+            put(renamed, f"{bias[1]}.q_bias", derived(lambda v, n=side: v[:n], (side,), value))
+            put(renamed, f"{bias[1]}.v_bias", derived(lambda v, n=side: v[2 * n :], (side,), value))
         elif third and (gated := re.match(r"(.*blocks\.\d+\.mlp)\.w([123])\.(weight|bias)$", key)):
-            renamed[f"{gated[1]}.{('fc1_g', 'fc1_x', 'fc2')[int(gated[2]) - 1]}.{gated[3]}"] = value
+            put(renamed, f"{gated[1]}.{('fc1_g', 'fc1_x', 'fc2')[int(gated[2]) - 1]}.{gated[3]}", value)
         else:
-            renamed[key] = value
+            put(renamed, key, value)
     if registers and not third:
         at = registers[0].removesuffix("register_tokens")
         cls, position = renamed.get(f"{at}cls_token"), renamed.get(f"{at}pos_embed")
-        # of other shapes they are left as they are: what does not fit is then named
-        if cls is not None and position is not None and _fit(cls, position):
+        if cls is not None and position is not None:
             renamed |= class_position_added(at, cls, position)
     return renamed, (NOTE,)
-
-
-def _fit(cls: Stored, position: Stored) -> bool:
-    """Return whether the position of a class token can be added to it as it is: (1, 1, dim) and (1, places, dim)."""
-    return (
-        cls.ndim == position.ndim == 3
-        and tuple(cls.shape[:2]) == (1, 1)
-        and position.shape[-1] == cls.shape[-1]
-    )

@@ -15,8 +15,9 @@ import torch
 
 from sit_deploy.errors import InputError
 from sit_deploy.models import clip_names, hugging_face_names
-from sit_deploy.models.hugging_face_names import DoubleNameError, other_task
+from sit_deploy.models.hugging_face_names import other_task
 from sit_deploy.models.key_names import to_timm_names
+from sit_deploy.models.renamed import DoubleNameError
 from sit_deploy.models.torch_file import Stored
 
 Names = Mapping[str, Stored]
@@ -187,7 +188,7 @@ def _rooted(
         tensors, notes = to_timm_names(tensors)
     except DoubleNameError as twice:
         raise InputError(
-            f"{where} has '{twice}' twice, under the names of timm and of transformers; save the state dict of one model"
+            f"{where} has '{twice}' twice, under the names of timm and of {twice.library}; save the state dict of one model"
         ) from None
     like: dict[str, int] = {}
     for key in tensors:

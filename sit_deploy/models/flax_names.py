@@ -6,12 +6,13 @@ What timm's own loader of such files copies into a model is what comes of them h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from sit_deploy.models.file_kind import FLAX_MARK
+from sit_deploy.models.hugging_face_names import derived
+from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "Google's names were taken for timm's"
@@ -45,18 +46,19 @@ def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[s
     for key, value in tensors.items():
         rest = key[len(prefix) :] if key.startswith(prefix) else None
         if rest is None:
-            renamed[key] = value
+            put(renamed, key, value)
         elif rest in _TOP:
-            renamed[_TOP[rest]] = _plain(value, rest)
+            put(renamed, _TOP[rest], _plain(value, rest))
         else:
             for name, part in _apart(rest, value):
                 if fused := _ATTENTION.match(name):
                     owner, role, kind = fused.groups()
                     attention.setdefault(owner, {})[f"{role}/{kind}"] = part
                 else:
-                    renamed[_in_block(name) or (name if name != rest else key)] = _plain(part, name)
+                    put(renamed, _in_block(name) or (name if name != rest else key), _plain(part, name))
     for owner, parts in attention.items():
-        renamed |= _fused(owner, parts)
+        for name, value in _fused(owner, parts).items():
+            put(renamed, name, value)
     return renamed, (NOTE,)
 
 
@@ -91,10 +93,10 @@ def _plain(value: Stored, name: str) -> Stored:
     if not name.endswith("/kernel"):
         return value
     if value.ndim == 2:
-        return _changed(value, lambda v: v.T, (value.shape[1], value.shape[0]))
+        return derived(lambda v: v.T, (value.shape[1], value.shape[0]), value)
     if value.ndim == 4:
         height, width, inputs, outputs = value.shape
-        return _changed(value, lambda v: v.permute(3, 2, 0, 1), (outputs, inputs, height, width))
+        return derived(lambda v: v.permute(3, 2, 0, 1), (outputs, inputs, height, width), value)
     return value
 
 
@@ -118,8 +120,8 @@ def _fused(owner: str, parts: dict[str, Stored]) -> dict[str, Stored]:
                 shape, lambda values=values: torch.cat([v.read() for v in values])
             )
     heads, width, outputs = parts["out/kernel"].shape
-    made[f"{at}.proj.weight"] = _changed(
-        parts["out/kernel"], lambda v: v.permute(2, 0, 1).flatten(1), (outputs, heads * width)
+    made[f"{at}.proj.weight"] = derived(
+        lambda v: v.permute(2, 0, 1).flatten(1), (outputs, heads * width), parts["out/kernel"]
     )
     return made | {f"{at}.proj.bias": parts["out/bias"]}
 
@@ -128,9 +130,5 @@ def _rows(value: Stored) -> Stored:
     """Return the weight (dim, heads, width) or the bias (heads, width) of a projection with a row an output."""
     outputs = value.shape[-2] * value.shape[-1]
     if value.ndim == 2:
-        return _changed(value, lambda v: v.reshape(-1), (outputs,))
-    return _changed(value, lambda v: v.flatten(1).T, (outputs, value.shape[0]))
-
-
-def _changed(value: Stored, change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Stored:
-    return Stored(shape, lambda: change(value.read()).contiguous(), value.plain)
+        return derived(lambda v: v.reshape(-1), (outputs,), value)
+    return derived(lambda v: v.flatten(1).T, (outputs, value.shape[0]), value)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 Names = Mapping[str, Stored]
@@ -71,10 +72,6 @@ _TASKS = (
     (re.compile(r"(.*\.)?(neck\.(reassemble_stage|fusion_stage)|head\.head\.\d)\b"), "depth"),
     (re.compile(r"(.*\.)?embeddings\.word_embeddings\."), "text"),
 )  # fmt: skip
-
-
-class DoubleNameError(Exception):
-    """Two weights that mean the same, under the names of two libraries; the text is timm's name."""
 
 
 def other_task(names: Collection[str]) -> str | None:
@@ -151,9 +148,7 @@ class _Translation:
         self._shape()
 
     def _put(self, name: str, value: Stored) -> None:
-        if name in self.names:
-            raise DoubleNameError(name)
-        self.names[name] = value
+        put(self.names, name, value, "transformers")
 
     def _name(self, rest: str, key: str, value: Stored) -> str | None:
         """Return timm's name of a backbone's weight, None for one that is fused with others, `key` for an unknown one."""
@@ -245,7 +240,12 @@ class _Translation:
 
 
 def class_position_added(at: str, cls: Stored, position: Stored) -> dict[str, Stored]:
-    """Return the class token with its position added, and the patches' own: timm's form where registers have none."""
+    """Return the class token with its position added, and the patches' own: timm's form where registers have none.
+
+    Nothing of other shapes than (1, 1, dim) and (1, places, dim): as they are, what does not fit is named.
+    """
+    if len(position.shape) != 3 or cls.shape != (1, 1, position.shape[2]):
+        return {}
 
     def token() -> Tensor:
         return cls.read() + position.read()[:, :1]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from sit_deploy.models import clip_names, dino_names, flax_names, hugging_face_names, original_names
 from sit_deploy.models.hugging_face_names import derived
+from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 _TV_NOTE = (
@@ -54,7 +55,7 @@ def to_timm_names(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tup
 
 
 def _from_torchvision(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
-    renamed = {}
+    renamed: dict[str, Stored] = {}
     for key, value in tensors.items():
         rest = key[len(root) :] if key.startswith(root) else ""
         for pattern, name in _TV_NAMES:
@@ -63,5 +64,5 @@ def _from_torchvision(tensors: Mapping[str, Stored], root: str) -> dict[str, Sto
                 break
         if key == f"{root}pos_embed" and value.ndim == 3 and value.shape[1] == 1:  # SWAG's batch comes second
             value = derived(lambda v: v.transpose(0, 1), (1, value.shape[0], value.shape[2]), value)
-        renamed[key] = value
+        put(renamed, key, value, "torchvision")
     return renamed

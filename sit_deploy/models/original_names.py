@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sit_deploy.models.hugging_face_names import derived
-from sit_deploy.models.once import Renamed
+from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 Names = Mapping[str, Stored]
 # tables of rotary positions, which timm computes, and parts of pretraining alone
-_UNUSED = re.compile(r"(.*\.)?rope\.(freqs_(cos|sin)|periods)$|rope_embed\.periods$|(.*\.)?rope\.freqs$")
+_UNUSED = re.compile(r"(.*\.)?rope\.(freqs(_cos|_sin)?|periods)$|rope_embed\.periods$")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Origin:
     Attributes:
         note: that its names were taken for timm's.
         marks: what follows a prefix in the names of each; by the first the prefix is found.
-        rules: names behind the prefix, and timm's, in the order that they are tried in; all that match are applied.
+        rules: names behind the prefix, and timm's, in the order that they are tried in; the first that matches is applied.
         lacks: what none of the names may be.
     """
 
@@ -115,12 +115,12 @@ def translate(tensors: Names) -> tuple[dict[str, Stored], tuple[str, ...]] | Non
 
 def _renamed(tensors: Names, root: str, name: Callable[[str], str]) -> dict[str, Stored]:
     """Return weights whose names behind a prefix are exchanged, without what timm computes itself."""
-    renamed = Renamed()
+    renamed: dict[str, Stored] = {}
     for key, value in tensors.items():
         rest = key[len(root) :] if key.startswith(root) else None
         if rest is not None and _UNUSED.match(rest):
             continue
-        renamed[key if rest is None else root + name(rest)] = value
+        put(renamed, key if rest is None else root + name(rest), value)
     return renamed
 
 
@@ -136,7 +136,7 @@ def _bias_of_parts(names: dict[str, Stored], root: str) -> None:
     for key in [k for k in names if k.startswith(root) and re.search(r"blocks\.\d+\.attn\.[qv]_bias$", k)]:
         stem = key.removesuffix("_bias")
         if f"{stem}_proj.weight" in names:
-            names[f"{stem}_proj.bias"] = names.pop(key)
+            put(names, f"{stem}_proj.bias", names.pop(key))
 
 
 def perception_pool(tensors: Names, root: str) -> dict[str, Stored]:
@@ -154,16 +154,19 @@ def perception_pool(tensors: Names, root: str) -> dict[str, Stored]:
     for key, value in tensors.items():
         rest = key.removeprefix(at)
         if not key.startswith(at):
-            renamed[key] = value
+            put(renamed, key, value)
         elif rest == "probe":
-            renamed[f"{at}latent"] = value
+            put(renamed, f"{at}latent", value)
         elif rest in ("attn.in_proj_weight", "attn.in_proj_bias") and value.ndim and value.shape[0] % 3 == 0:
             third, kind = value.shape[0] // 3, rest.rpartition("_")[2]
-            renamed[f"{at}q.{kind}"] = derived(lambda v, n=third: v[:n], (third, *value.shape[1:]), value)
-            renamed[f"{at}kv.{kind}"] = derived(
-                lambda v, n=third: v[n:], (2 * third, *value.shape[1:]), value
+            rest_of_shape = value.shape[1:]
+            put(renamed, f"{at}q.{kind}", derived(lambda v, n=third: v[:n], (third, *rest_of_shape), value))
+            put(
+                renamed,
+                f"{at}kv.{kind}",
+                derived(lambda v, n=third: v[n:], (2 * third, *rest_of_shape), value),
             )
         else:
             part = next((p for p in parts if rest.startswith(p)), None)
-            renamed[key if part is None else at + parts[part] + rest.removeprefix(part)] = value
+            put(renamed, key if part is None else at + parts[part] + rest.removeprefix(part), value)
     return renamed

@@ -6,7 +6,7 @@ from sit_deploy.measure.chance import NEAR
 from sit_deploy.precisions import LEAST_COSINE
 from sit_deploy.report import embedding_text
 from sit_deploy.report.build_types import PairedRecord
-from sit_deploy.report.paired import largest_drop
+from sit_deploy.report.paired import weigh_drop
 from sit_deploy.report.reasons import MAX_DROP, Limits, Reasons, Topic, Weight
 from sit_deploy.report.types import EmbeddingRecord
 
@@ -59,9 +59,11 @@ def _judge_basis(found: EmbeddingRecord, why: Reasons) -> None:
 def _judge_neighbours(found: EmbeddingRecord, paired: PairedRecord, limit: float, why: Reasons) -> None:
     if found.cosine_min >= EQUAL_COSINE and not paired.lost + paired.gained:
         why.add(Weight.FAVOUR, Topic.NEIGHBOURS, embedding_text.equal(found))
-    elif not paired.drop <= limit:
-        why.add(Weight.AGAINST, Topic.NEIGHBOURS, embedding_text.lost(found, limit))
-    elif largest_drop(paired) > limit:
-        why.add(Weight.MISSING, Topic.NEIGHBOURS, embedding_text.may_have_lost(found, limit))
-    else:
-        why.add(Weight.FAVOUR, Topic.NEIGHBOURS, embedding_text.kept(found, limit))
+        return
+    texts = {
+        Weight.AGAINST: embedding_text.lost,
+        Weight.MISSING: embedding_text.may_have_lost,
+        Weight.FAVOUR: embedding_text.kept,
+    }
+    weight = weigh_drop(paired, paired.drop, limit)
+    why.add(weight, Topic.NEIGHBOURS, texts[weight](found, limit))

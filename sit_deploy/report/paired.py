@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from sit_deploy.report.reasons import Weight
+
 
 class Paired(Protocol):
     """Images that two sides were compared on; lost, gained: those that only the first, and only the second, is right on."""
@@ -33,6 +35,19 @@ def interval_half(counts: Paired) -> float:
 def largest_drop(counts: Paired) -> float:
     """Return the upper end of the 95 % interval of the drop of top-1, in points."""
     return paired_drop(counts) + interval_half(counts)
+
+
+def weigh_drop(counts: Paired, drop: float, limit: float) -> Weight:
+    """Return what a measured drop says of a limit: it breaks it, may break it on other images, or keeps it.
+
+    Args:
+        counts: of the images that it was measured on.
+        drop: in points, as recorded; NaN breaks every limit.
+        limit: in points.
+    """
+    if not drop <= limit:
+        return Weight.AGAINST
+    return Weight.MISSING if largest_drop(counts) > limit else Weight.FAVOUR
 
 
 def images_needed(counts: Paired, limit: float) -> int | None:

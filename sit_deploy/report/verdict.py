@@ -20,7 +20,7 @@ from sit_deploy.report.build_types import AccuracyRecord, HopRecord, TeacherReco
 from sit_deploy.report.check_record import ElsewhereRecord
 from sit_deploy.report.embedding_verdict import judge_embedding
 from sit_deploy.report.kernels_text import lacking_text
-from sit_deploy.report.paired import interval_half, largest_drop, paired_drop
+from sit_deploy.report.paired import interval_half, largest_drop, paired_drop, weigh_drop
 from sit_deploy.report.reasons import (
     MAX_DROP,
     MAX_STUDENT_DROP,
@@ -226,12 +226,14 @@ def _judge_student(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: floa
 def _judge_accuracy(accuracy: AccuracyRecord, limit: float, why: Reasons) -> None:
     if equal_logits(accuracy):
         why.add(Weight.FAVOUR, Topic.ACCURACY, verdict_text.equal_logits(accuracy))
-    elif not accuracy.drop <= limit:
-        why.add(Weight.AGAINST, Topic.ACCURACY, verdict_text.lost(accuracy, limit))
-    elif largest_drop(accuracy) > limit:
-        why.add(Weight.MISSING, Topic.ACCURACY, verdict_text.may_have_lost(accuracy, limit))
-    else:
-        why.add(Weight.FAVOUR, Topic.ACCURACY, verdict_text.kept(accuracy, limit))
+        return
+    texts = {
+        Weight.AGAINST: verdict_text.lost,
+        Weight.MISSING: verdict_text.may_have_lost,
+        Weight.FAVOUR: verdict_text.kept,
+    }
+    weight = weigh_drop(accuracy, accuracy.drop, limit)
+    why.add(weight, Topic.ACCURACY, texts[weight](accuracy, limit))
 
 
 def equal_logits(accuracy: AccuracyRecord) -> bool:

@@ -14,6 +14,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from sit_deploy.errors import InputError
 from sit_deploy.models import read_checkpoint
 from sit_deploy.models.state_dict import filter_state_dict
 
@@ -76,3 +77,19 @@ def test_they_are_what_timm_makes_of_them(kind: str, tmp_path: Path) -> None:
     expected = module.checkpoint_filter_fn(dict(state), model)
     assert ours.keys() == {k for k in expected if k != "mask_token"}
     assert all(torch.equal(ours[k], expected[k]) for k in ours)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (32,)])
+def test_a_class_token_of_another_shape_is_left_as_it_is(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Added to its position, it would be spread over the channels, and load."""
+    make, named, _ = KINDS["DINOv2 with registers"]
+    state = {**named(make()), "cls_token": torch.ones(shape)}
+    torch.save(state, tmp_path / "dino.pth")
+    assert read_checkpoint(tmp_path / "dino.pth").state["cls_token"].shape == shape
+
+
+def test_registers_under_two_names_are_refused(tmp_path: Path) -> None:
+    make, named, _ = KINDS["DINOv2 with registers"]
+    torch.save({**named(make()), "reg_token": torch.ones(3)}, tmp_path / "dino.pth")
+    with pytest.raises(InputError, match="has 'reg_token' twice"):
+        read_checkpoint(tmp_path / "dino.pth")

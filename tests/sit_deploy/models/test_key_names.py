@@ -82,6 +82,14 @@ def test_torchvision(save: Save) -> None:
     assert any("torchvision's names were taken for timm's" in note for note in loaded.notes)
 
 
+def test_torchvision_s_name_and_timm_s_for_one_weight_are_refused(save: Save) -> None:
+    state = {**of_torchvision().state_dict(), "blocks.0.norm1.weight": torch.ones(3)}
+    with pytest.raises(
+        InputError, match=r"has 'blocks\.0\.norm1\.weight' twice, under the names of timm and of torchvision"
+    ):
+        load_model("vit_tiny_patch16_224", save(state), SIZE)
+
+
 @torch.no_grad()
 def test_swag_names_are_torchvision_s_with_the_batch_second(save: Save) -> None:
     plain = of_torchvision().state_dict()

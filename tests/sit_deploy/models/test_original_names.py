@@ -20,7 +20,6 @@ from torch import nn
 from sit_deploy.errors import InputError
 from sit_deploy.models import read_checkpoint
 from sit_deploy.models.load import load_model
-from sit_deploy.models.once import Renamed
 from sit_deploy.models.state_dict import filter_state_dict
 
 State = dict[str, torch.Tensor]
@@ -222,8 +221,16 @@ def test_the_decoder_of_mae_is_left_out(tmp_path: Path) -> None:
     assert read.state.keys() == state.keys() and any("left out 7 entries" in note for note in read.notes)
 
 
-def test_a_weight_under_two_names_is_refused() -> None:
-    weights = Renamed()
-    weights["blocks.0.mlp.fc1.weight"] = torch.zeros(2)
-    with pytest.raises(InputError, match=r"it has blocks\.0\.mlp\.fc1\.weight twice"):
-        weights["blocks.0.mlp.fc1.weight"] = torch.ones(2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_under_two_names_is_refused(kind: str, tmp_path: Path) -> None:
+    """The last in the file would be taken, whichever that is."""
+    make, named, _, _ = KINDS[kind]
+    model = make()
+    state = named(model)
+    prefix = next((p for p in ("image_encoder.", "visual.") if any(k.startswith(p) for k in state)), "")
+    double = next(
+        prefix + k for k in model.state_dict() if k.startswith("blocks.0.mlp.") and prefix + k not in state
+    )
+    torch.save({**state, double: torch.ones(3)}, tmp_path / "both.pth")
+    with pytest.raises(InputError, match=f"has '{re.escape(double)}' twice, under the names of timm and of "):
+        read_checkpoint(tmp_path / "both.pth")
