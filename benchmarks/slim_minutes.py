@@ -81,9 +81,9 @@ def fitted(
 @click.command()
 @click.argument("works", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--steps", type=int, help="Steps of fitting, in place of 120 seconds.")
-@click.option("--seeds", default=3, show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), show_default=True)
 @click.option("--task", "tasks", multiple=True, default=("plain", "cluttered"), show_default=True)
-def main(works: tuple[Path, ...], steps: int | None, seeds: int, tasks: tuple[str, ...]) -> None:
+def main(works: tuple[Path, ...], steps: int | None, seeds: tuple[int, ...], tasks: tuple[str, ...]) -> None:
     """Fit what is asked for, and add it to the results."""
     from sit_deploy.data.datasets import open_data
 
@@ -107,7 +107,7 @@ def main(works: tuple[Path, ...], steps: int | None, seeds: int, tasks: tuple[st
             if task not in tasks:
                 continue
             teacher = work / ("plain" if task == "plain" else "teacher") / "model.safetensors"
-            for seed in range(seeds):
+            for seed in seeds:
                 run = {"task": task, **fitted(teacher, student, images, val, seed, options)}
                 runs.append(run)
                 print(

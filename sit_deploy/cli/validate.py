@@ -124,6 +124,8 @@ def _show(result: dict[str, Any], compared: LayerComparison | None, precision: s
 
 def _show_neighbours(screen: Console, found: dict[str, Any]) -> None:
     """Print how often the nearest other image has an image's label, by both sides' vectors, and how alike these are."""
+    from sit_deploy.report.embedding_text import alone_words
+
     cosines = (
         f"cosine of both sides' vectors at least {found['cosine_min']:.6f} ({literal(found['farthest'])}), mean "
         f"{found['cosine_mean']:.6f}"
@@ -131,7 +133,7 @@ def _show_neighbours(screen: Console, found: dict[str, Any]) -> None:
     if found["classes"] is None:
         same = found["same_neighbour"]
         neighbours = "" if same is None else f"the same nearest neighbour for {same:.2f} %; "
-        images = f"{found['images']} image{'s' * (found['images'] != 1)} without labels"
+        images = f"{found['images']} image{'s' * (found['images'] != 1)} without labels to compare"
         say(screen, f"{found['output']} of {images}: {neighbours}{cosines}")
         return
     say(
@@ -139,6 +141,8 @@ def _show_neighbours(screen: Console, found: dict[str, Any]) -> None:
         f"Nearest neighbours by {found['output']} ({found['images']} images of {found['classes']} classes, each with the label of its "
         f"nearest other by cosine): PyTorch {found['reference']:.2f} % right, engine {found['engine']:.2f} %",
     )
+    if found["alone"]:
+        say(screen, f"{alone_words(found['alone'])}.")
     say(
         screen,
         f"the same label for {found['same_label']:.2f} % of images, the same neighbour for {found['same_neighbour']:.2f} %; {cosines}",

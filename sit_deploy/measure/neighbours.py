@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sit_deploy.preprocessing import Preprocessing
 
 NEEDS_LABELS = (
-    "--max-accuracy-drop of embeddings needs images of two labels at least; pass --data a folder with one subfolder a class, or "
+    "--max-accuracy-drop of embeddings needs images of two labels at least, and two images of one; pass --data a folder with one subfolder a class, or "
     "--min-agreement, of the images whose nearest neighbour stays the same"
 )
 Vectors = Callable[["np.ndarray"], "np.ndarray"]
@@ -35,7 +35,7 @@ class Neighbours:
     Attributes:
         output: its name.
         images: how many.
-        classes: of them; None, as all that labels tell, where these are fewer than two.
+        classes: of them; None, as all that labels tell, where these tell nothing (`labels_tell`).
         reference: percent of images whose nearest other, by PyTorch's vectors, has their label.
         engine: by the engine's vectors.
         same_label: percent of images to which both give the same label.
@@ -44,6 +44,7 @@ class Neighbours:
         farthest: the image that has the least.
         lost, gained: images whose nearest other has their label by PyTorch's vectors alone, and by the engine's alone.
         majority: percent of images that have the commonest label.
+        alone: images that are the only ones of their label, which no neighbour can have.
     """
 
     output: str
@@ -59,6 +60,12 @@ class Neighbours:
     lost: int | None = None
     gained: int | None = None
     majority: float | None = None
+    alone: int = 0
+
+    @property
+    def agreement(self) -> float | None:
+        """Percent of images to which both give the same label, or whose nearest other is the same where labels tell nothing."""
+        return self.same_neighbour if self.same_label is None else self.same_label
 
     @property
     def drop(self) -> float | None:
@@ -82,7 +89,7 @@ class Neighbours:
             )
         if min_agreement is None:
             return
-        same = self.same_neighbour if self.same_label is None else self.same_label
+        same = self.agreement
         if same is None:
             raise InputError("a single image has no neighbours to agree on; pass --data a folder of more")
         if same < min_agreement:
@@ -134,7 +141,7 @@ def compare_neighbours(
         output: what the vectors are, for people.
         reference: normalised images float32 (n, 3, H, W) → vectors (n, dim).
         candidates: images as the preprocessing gives them → vectors; by name, which messages use.
-        samples: (source, label) pairs; labels that are all the same are none.
+        samples: (source, label) pairs; labels that tell nothing (`labels_tell`) are none.
         preprocessing: of the images.
         batch_size: images a call.
         progress: called with a step, how much of it is done, and of how much.
@@ -184,12 +191,12 @@ def _neighbours(
     nearest = [theirs, nearest_other(second)]
     given = [label[indices] for indices in nearest]
     right = [one == label for one in given]
-    cosine, classes = cosines(second, first), len(np.unique(label))
-    told = classes > 1
+    cosine, told = cosines(second, first), labels_tell(label.tolist())
+    of_label = np.unique(label, return_counts=True)[1]
     return Neighbours(
         output,
         len(label),
-        classes if told else None,
+        len(of_label) if told else None,
         *(_percent(one) if told else None for one in right),
         _percent(given[0] == given[1]) if told else None,
         _percent(nearest[0] == nearest[1]) if len(label) > 1 else None,
@@ -198,8 +205,14 @@ def _neighbours(
         describe(samples, int(cosine.argmin())),
         lost=int((right[0] & ~right[1]).sum()) if told else None,
         gained=int((right[1] & ~right[0]).sum()) if told else None,
-        majority=100 * float(np.unique(label, return_counts=True)[1].max()) / len(label) if told else None,
+        majority=100 * float(of_label.max()) / len(label) if told else None,
+        alone=int((of_label == 1).sum()) if told else 0,
     )
+
+
+def labels_tell(labels: Sequence[int]) -> bool:
+    """Return whether a nearest other image can have the right label and can have a wrong one: two labels, and two images of one."""
+    return 1 < len(set(labels)) < len(labels)
 
 
 def _percent(which: np.ndarray) -> float:

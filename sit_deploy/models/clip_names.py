@@ -18,6 +18,7 @@ from sit_deploy.models.torch_file import Stored
 NOTE = "the names of OpenAI's CLIP were taken for timm's"
 PERCEPTION_NOTE = "the names of Perception Encoder were taken for timm's"
 _MARK, _PATCHES = "class_embedding", "conv1.weight"
+_ATTENTION = re.compile(r"(|.*\.)transformer\.resblocks\.\d+\.attn\.in_proj_weight$")
 _COMPUTED = re.compile(
     r"rope\.|transformer\.resblocks\.\d+\.attn\.rope\."
 )  # tables of rotary positions, which timm makes
@@ -31,12 +32,9 @@ _TOP_PARTS = {"conv1": "patch_embed.proj", "ln_pre": "norm_pre", "ln_post": "nor
 
 def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[str, ...]] | None:
     """Return weights under timm's names and a note, None where they are not CLIP's of images."""
-    roots = [
-        root
-        for key in tensors
-        if (key == _PATCHES or key.endswith(f".{_PATCHES}"))
-        and f"{(root := key.removesuffix(_PATCHES))}transformer.resblocks.0.attn.in_proj_weight" in tensors
-    ]
+    blocks = {match[1] for match in map(_ATTENTION.match, tensors) if match}  # the text's model has such too
+    roots = [k.removesuffix(_PATCHES) for k in tensors if k == _PATCHES or k.endswith(f".{_PATCHES}")]
+    roots = [root for root in roots if root in blocks]
     renamed = dict(tensors)
     for root in roots:
         renamed = _translated(perception_pool(renamed, root), root)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from sit_deploy.models.hugging_face_names import derived
 from sit_deploy.models.renamed import put
@@ -25,7 +26,7 @@ class _Origin:
 
     Attributes:
         note: that its names were taken for timm's.
-        marks: what follows a prefix in the names of each; by the first the prefix is found.
+        marks: names behind a prefix, of which each must be there: of any block, since a file may lack weights of some.
         rules: names behind the prefix, and timm's, in the order that they are tried in; the first that matches is applied.
         lacks: what none of the names may be.
     """
@@ -39,9 +40,13 @@ class _Origin:
         """Return the prefixes under which its names stand."""
         if self.lacks and any(map(self.lacks.match, tensors)):
             return []
-        first, *others = self.marks
-        found = [k.removesuffix(first) for k in tensors if k == first or k.endswith(f".{first}")]
-        return [root for root in found if all(f"{root}{mark}" in tensors for mark in others)]
+        found = ({match[1] for match in map(_mark(mark).match, tensors) if match} for mark in self.marks)
+        return sorted(set.intersection(*found))
+
+
+@cache
+def _mark(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(|.*\.){pattern}$")
 
 
 def _rules(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -51,12 +56,12 @@ def _rules(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 _ORIGINS = (
     _Origin(
         "the names of Segment Anything were taken for timm's",
-        ("blocks.0.mlp.lin1.weight", "blocks.0.attn.qkv.weight", "neck.0.weight"),
+        (r"blocks\.\d+\.mlp\.lin1\.weight", r"blocks\.\d+\.mlp\.lin2\.weight"),
         _rules((r"(blocks\.\d+\.mlp\.)lin([12])\.", r"\1fc\2.")),
     ),
     _Origin(
         "the names of Sapiens2 were taken for timm's",
-        ("blocks.0.attn.wq.weight", "blocks.0.ffn.w12.weight"),
+        (r"blocks\.\d+\.attn\.wq\.weight", r"blocks\.\d+\.ffn\.w12\.weight"),
         _rules(
             (r"storage_tokens$", "reg_token"),
             (r"patch_embed\.projection\.", "patch_embed.proj."),
@@ -70,7 +75,7 @@ _ORIGINS = (
     ),
     _Origin(
         "the names of EVA-02 were taken for timm's",
-        ("blocks.0.mlp.w1.weight", "blocks.0.mlp.w2.weight", "blocks.0.mlp.w3.weight"),
+        tuple(rf"blocks\.\d+\.mlp\.w{n}\.weight" for n in (1, 2, 3)),
         _rules(
             (r"(blocks\.\d+\.mlp\.)w1\.", r"\1fc1_g."),
             (r"(blocks\.\d+\.mlp\.)w2\.", r"\1fc1_x."),
@@ -78,16 +83,16 @@ _ORIGINS = (
             (r"(blocks\.\d+\.mlp\.)ffn_ln\.", r"\1norm."),
             (r"(blocks\.\d+\.attn\.)inner_attn_ln\.", r"\1norm."),
         ),
-        re.compile(r"(.*\.)?(storage|register)_tokens$"),
+        re.compile(r"(.*\.)?((storage|register)_tokens|qkv\.bias_mask)$"),  # DINO
     ),
     _Origin(  # of tiny and small size
         "the names of EVA-02 were taken for timm's",
-        ("blocks.0.mlp.w12.weight", "blocks.0.mlp.w3.weight", "blocks.0.attn.q_bias"),
+        (r"blocks\.\d+\.mlp\.w12\.weight", r"blocks\.\d+\.mlp\.w3\.weight", r"blocks\.\d+\.attn\.q_bias"),
         _rules((r"(blocks\.\d+\.mlp\.)w12\.", r"\1fc1."), (r"(blocks\.\d+\.mlp\.)w3\.", r"\1fc2.")),
     ),
     _Origin(
         "the names of AIMv2 were taken for timm's",
-        ("preprocessor.patchifier.proj.weight", "trunk.blocks.0.mlp.fc3.weight"),
+        (r"trunk\.blocks\.\d+\.mlp\.fc1\.weight", r"trunk\.blocks\.\d+\.mlp\.fc3\.weight"),
         _rules(
             (r"preprocessor\.patchifier\.", "patch_embed."),
             (r"preprocessor\.pos_embed$", "pos_embed"),

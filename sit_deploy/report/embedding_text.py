@@ -8,7 +8,7 @@ from sit_deploy.report.figure import figure
 from sit_deploy.report.types import EmbeddingRecord
 from sit_deploy.report.verdict_text import by_chance_words, change, sentence
 
-NO_LABELS = "Whether nearest neighbours stay right was not measured: give images with labels with --data."
+NO_LABELS = "Whether nearest neighbours stay right was not measured: give images of two labels at least, and two images of one, with --data."
 NO_AGREEMENT = "Whether nearest neighbours stay the same was not measured: give images with --data."
 HEAD = ("", "nearest right %", "95 %", "same label %", "same neighbour %", "cosine", "least")
 
@@ -64,6 +64,14 @@ def by_chance(who: str, right: float, guess: float, *, grave: bool) -> str:
     return sentence(f"{text}, which chance alone may explain: measure on more images")
 
 
+def alone_words(alone: int) -> str:
+    """Return that some images' neighbours cannot be right."""
+    those = (
+        "image is the only one of its class" if alone == 1 else "images are the only ones of their classes"
+    )
+    return f"{alone} {those}: no neighbour can have their label"
+
+
 def _neighbours(found: EmbeddingRecord) -> str:
     assert found.paired is not None
     return (
@@ -74,12 +82,14 @@ def _neighbours(found: EmbeddingRecord) -> str:
 
 def _images(found: EmbeddingRecord) -> str:
     kind = "" if found.is_data else "synthetic "
-    return f"{found.images} {kind}images" + (f" of {found.classes} classes" if found.classes else "")
+    return f"{found.images} {kind}image{'s' * (found.images != 1)}" + (
+        f" of {found.classes} classes" if found.classes else ""
+    )
 
 
 def embedding_view(found: EmbeddingRecord) -> dict[str, Any]:
     """Return what a page says of vectors, in the form of `view.accuracy_view`."""
-    of = f" of {found.classes} classes" if found.classes else ", without labels"
+    of = f" of {found.classes} classes" if found.classes else ", without labels to compare"
     where = f"{found.images} images{of} in {found.data}" if found.is_data else _images(found)
     paired = found.paired
     return {
@@ -103,6 +113,7 @@ def embedding_view(found: EmbeddingRecord) -> dict[str, Any]:
             if paired
             else ""
         )
+        + (f"{alone_words(found.alone)}. " if found.alone else "")
         + f"The cosine is least for {found.farthest}.",
         "warning": None,
         "doubts": [],

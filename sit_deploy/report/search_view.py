@@ -30,10 +30,15 @@ def _found(record: SearchRecord) -> str:
         return f"no schedule that was built takes {record.limit_ms:.3g} ms"
     if len(chosen.stages) == 1:
         return f"{record.model} as it is keeps the limit: {chosen.ms:.3g} of {record.limit_ms:.3g} ms at {chosen.precision}"
-    before = record.unslimmed_ms[chosen.precision]
+    over = f"{record.unslimmed_ms[chosen.precision] / chosen.ms:.2f}× as fast as unslimmed"
+    basis = record.unslimmed_ms.get("fp32")
+    if (
+        basis is not None and chosen.precision != "fp32"
+    ):  # what both make together, and what the schedule makes of it
+        over = f"{basis / chosen.ms:.2f}× as fast as unslimmed at fp32 and {over} at {chosen.precision}"
     return (
-        f"{schedule_words(chosen)} takes {chosen.ms:.3g} of {record.limit_ms:.3g} ms at {chosen.precision}, {before / chosen.ms:.2f}× as fast as "
-        f"unslimmed, and tells {100 * chosen.closeness.agreement:.1f} % of images as it does, without training"
+        f"{schedule_words(chosen)} takes {chosen.ms:.3g} of {record.limit_ms:.3g} ms at {chosen.precision}, {over}, and tells "
+        f"{100 * chosen.closeness.agreement:.1f} % of images as it does, without training"
     )
 
 
@@ -130,6 +135,11 @@ def search_view(record: SearchRecord, mark: str = "") -> dict[str, Any]:
         "what": "Divergence is the Kullback-Leibler divergence of the slimmed model's probabilities from the unslimmed model's, in nats, "
         "before any training; of engines that were built, it is their own. Latencies are measured where a range stands, else predicted "
         "from the latency table."
+        + (
+            " How often each is as fast as unslimmed is of the same precision."
+            if len(record.unslimmed_ms) > 1
+            else ""
+        )
         + (
             " Not all were compared on the same images: the time was up; where their numbers differ, small differences say nothing."
             if counted

@@ -131,9 +131,10 @@ class EmbeddingRecord(Struct, kw_only=True):
         output: which vectors.
         measured_on: the stage whose they are.
         data: which images; None for synthetic ones.
-        classes: of the images, None where they have no labels; then `reference`, `engine`, `same_label` and `paired` are None too.
+        classes: of the images, None where labels tell nothing; then `reference`, `engine`, `same_label` and `paired` are None too.
         paired: images whose nearest other has their label by one side's vectors alone.
         majority: percent of the images that have the commonest label.
+        alone: images that are the only ones of their label.
     """
 
     output: Text
@@ -152,6 +153,7 @@ class EmbeddingRecord(Struct, kw_only=True):
     farthest: str
     paired: PairedRecord | None
     majority: Percent | None
+    alone: Annotated[int, Meta(ge=0, le=limits.IMAGES)] = 0
     notes: list[str] = []
 
     def __post_init__(self) -> None:

@@ -42,8 +42,7 @@ def find_limit(one: Search) -> Limit:
     unslimmed = {p: one.tables.predict(p, one.space.unslimmed) for p in request.precisions}
     if request.latency is not None:
         return Limit(request.latency, unslimmed)
-    reference = "fp32" if "fp32" in unslimmed else request.precisions[0]
-    return Limit(unslimmed[reference] / request.speedup, unslimmed)
+    return Limit(unslimmed[request.basis] / request.speedup, unslimmed)
 
 
 @dataclass(frozen=True)

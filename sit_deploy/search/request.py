@@ -79,7 +79,13 @@ class SearchRequest:
         """The limit in words."""
         if self.latency is not None:
             return f"{self.latency:g} ms"
-        return f"{self.speedup:g}x the speed of the unslimmed model"
+        of = f" in {self.basis}" if len(self.precisions) > 1 else ""
+        return f"{self.speedup:g}x the speed of the unslimmed model{of}"
+
+    @property
+    def basis(self) -> str:
+        """The precision of the unslimmed model that `speedup` is over."""
+        return "fp32" if "fp32" in self.precisions else self.precisions[0]
 
     def of_model(self) -> BuildRequest:
         """Return the request for the unslimmed model, with the images to compare on."""

@@ -149,6 +149,7 @@ def _embedding(table: StageTable, samples: Labelled | None) -> dict[str, Any]:
         "farthest": found.farthest,
         "paired": paired,
         "majority": found.majority,
+        "alone": found.alone,
         "notes": list(samples.notes) if samples is not None else [],
     }
 

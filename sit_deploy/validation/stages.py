@@ -211,12 +211,12 @@ def _table_of_vectors(
             row = replace(row, latency_ms=timed.stats.p50_ms)
         if stage.is_reference:
             any_side = next(iter(neighbours.values()))
-            row = replace(row, agreement=100.0, nearest=any_side.reference, cosine=1.0, lowest_cosine=1.0)
+            agreement = None if any_side.agreement is None else 100.0
+            row = replace(row, agreement=agreement, nearest=any_side.reference, cosine=1.0, lowest_cosine=1.0)
         elif found := neighbours.get(stage.name):
-            same = found.same_neighbour if found.same_label is None else found.same_label
             row = replace(
                 row,
-                agreement=same,
+                agreement=found.agreement,
                 nearest=found.engine,
                 cosine=found.cosine_mean,
                 lowest_cosine=found.cosine_min,

@@ -283,12 +283,13 @@ def _check_neighbours(
     Raises:
         InputError: a limit of accuracy, and no labels.
     """
-    from sit_deploy.measure.neighbours import NEEDS_LABELS, measure_neighbours
+    from sit_deploy.measure.neighbours import NEEDS_LABELS, labels_tell, measure_neighbours
     from sit_deploy.models.outputs import with_outputs
     from sit_deploy.validation.reference import reference_logits, reference_model
 
     name = next(one.name for one in bundle.outputs if one.name in (FEATURES, CLS))
-    if request.max_accuracy_drop is not None and len({label for _, label in samples.files or ()}) == 1:
+    files = samples.files
+    if request.max_accuracy_drop is not None and files and not labels_tell([label for _, label in files]):
         raise InputError(NEEDS_LABELS)
     model = with_outputs(reference_model(bundle, request.checkpoint), (name,))
     return measure_neighbours(

@@ -96,6 +96,23 @@ def test_images_without_labels() -> None:
         alone.require(min_agreement=99)
 
 
+def test_labels_that_no_two_images_share_are_none() -> None:
+    """No nearest other image can be right, so that both sides would be 0 % right, and the model no better than guessing."""
+    theirs = unit(4, 2)
+    found = compared(theirs, theirs, [0, 1, 2, 3])
+    assert (found.classes, found.reference, found.drop, found.alone) == (None, None, None, 0)
+    assert found.agreement == 100
+    with pytest.raises(InputError, match="needs images of two labels at least, and two images of one"):
+        found.require(max_drop=1)
+
+
+def test_images_that_are_alone_in_their_class_are_counted() -> None:
+    theirs = unit(5, 2)
+    found = compared(theirs, theirs, [0, 0, 1, 2, 0])
+    assert (found.classes, found.alone) == (3, 2) and found.reference is not None
+    assert found.reference <= 60
+
+
 @pytest.mark.slow
 def test_a_bundle_of_embeddings_is_validated_on_any_folder(
     nano_embeddings: Path, cli: CommandLine, make_image_folder: Any
@@ -112,7 +129,16 @@ def test_a_bundle_of_embeddings_is_validated_on_any_folder(
         assert measured["cosine_min"] > 0.99999 and measured["farthest"].endswith(".png")
         assert measured["farthest"].startswith(data)
     said = " ".join(cli("validate", nano_embeddings, "--data", "flat").out.split())
-    assert "features of 3 images without labels: the same nearest neighbour for 100.00 %; cosine of" in said
+    assert (
+        "features of 3 images without labels to compare: the same nearest neighbour for 100.00 %; cosine of"
+        in said
+    )
+    single = make_image_folder(("a", "b", "c"), per_class=1)
+    assert "of 3 images without labels to compare" in " ".join(
+        cli("validate", nano_embeddings, "--data", single).out.split()
+    )
+    told = cli.refuses("validate", nano_embeddings, "--data", single, "--max-accuracy-drop", 1)
+    assert "and two images of one; pass --data a folder" in told
     words = ("validate", nano_embeddings, "--data", "flat", "--max-accuracy-drop", 1)
     assert "--max-accuracy-drop of embeddings needs images of two labels" in cli.refuses(*words)
     told = cli("validate", nano_embeddings, "--data", "flat", "--image-key", "image", status=2).err

@@ -88,6 +88,59 @@ def test_a_class_token_of_another_shape_is_left_as_it_is(shape: tuple[int, ...],
     assert read_checkpoint(tmp_path / "dino.pth").state["cls_token"].shape == shape
 
 
+@pytest.mark.parametrize(
+    ("keys", "mask", "fine"),
+    [
+        (0.0, None, True),
+        (0.0, 1.0, True),
+        (0.5, 0.0, True),  # hidden, as Meta's own attention hides it
+        (0.5, float("nan"), True),  # a mask that was never set
+        (0.5, 1.0, False),
+        (0.5, None, False),
+        (float("nan"), 0.0, False),
+    ],
+)
+def test_a_bias_of_the_keys_that_is_not_hidden_is_refused(
+    keys: float, mask: float | None, fine: bool, tmp_path: Path
+) -> None:
+    """Timm's model has none, and with rotary positions it changes what attention gives."""
+    make, named, _ = KINDS["DINOv3"]
+    state = named(make())
+    for i in range(2):
+        del state[f"blocks.{i}.attn.qkv.bias_mask"]
+        state[f"blocks.{i}.attn.qkv.bias"][32:64] = keys
+        if mask is not None:
+            state[f"blocks.{i}.attn.qkv.bias_mask"] = torch.ones(96).index_fill_(
+                0, torch.arange(32, 64), mask
+            )
+    torch.save(state, tmp_path / "dino.pth")
+    if not fine:
+        with pytest.raises(InputError, match=r"blocks\.0\.attn\.qkv\.bias gives keys a bias"):
+            read_checkpoint(tmp_path / "dino.pth")
+        return
+    read = read_checkpoint(tmp_path / "dino.pth").state
+    assert torch.equal(read["blocks.1.attn.v_bias"], state["blocks.1.attn.qkv.bias"][64:])
+
+
+def test_what_a_mask_hides_of_the_others_is_hidden(tmp_path: Path) -> None:
+    make, named, _ = KINDS["DINOv3"]
+    state = named(make())
+    state["blocks.0.attn.qkv.bias_mask"] = torch.zeros(96)
+    torch.save(state, tmp_path / "dino.pth")
+    read = read_checkpoint(tmp_path / "dino.pth").state
+    assert not read["blocks.0.attn.q_bias"].any() and read["blocks.1.attn.q_bias"].all()
+
+
+def test_dinov3_without_its_registers_is_known_all_the_same(tmp_path: Path) -> None:
+    make, named, _ = KINDS["DINOv3, gated"]
+    state = named(make())
+    del state["storage_tokens"]
+    torch.save(state, tmp_path / "dino.pth")
+    read = read_checkpoint(tmp_path / "dino.pth")
+    assert "the names of Meta's DINO were taken for timm's" in read.notes
+    assert make().state_dict().keys() - filter_state_dict(read.state, make()).keys() == {"reg_token"}
+
+
 def test_registers_under_two_names_are_refused(tmp_path: Path) -> None:
     make, named, _ = KINDS["DINOv2 with registers"]
     torch.save({**named(make()), "reg_token": torch.ones(3)}, tmp_path / "dino.pth")

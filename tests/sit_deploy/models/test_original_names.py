@@ -222,6 +222,18 @@ def test_the_decoder_of_mae_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_lacks_one_weight_is_known_all_the_same(kind: str, tmp_path: Path) -> None:
+    """Else every name of it is told to be unexpected, and the one that is missing is not."""
+    make, named, _, title = KINDS[kind]
+    state = named(make())
+    for key in [k for k in state if re.search(r"(blocks|layers|resblocks)\.0\.|neck\.0|proj", k)]:
+        torch.save({k: v for k, v in state.items() if k != key}, tmp_path / "lacks.pth")
+        assert (
+            f"the names of {title} were taken for timm's" in read_checkpoint(tmp_path / "lacks.pth").notes
+        ), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_under_two_names_is_refused(kind: str, tmp_path: Path) -> None:
     """The last in the file would be taken, whichever that is."""
     make, named, _, _ = KINDS[kind]

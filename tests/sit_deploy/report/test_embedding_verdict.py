@@ -88,12 +88,29 @@ def test_vectors_that_are_the_references_are_proof_on_few_images() -> None:
 def test_without_labels() -> None:
     """Photographs tell of directions; only labels tell whether neighbours are right, unless the vectors are the same."""
     found = judged(**UNLABELLED)
-    assert found.outcome is Outcome.UNSURE and "give images with labels with --data" in found.missing[0]
+    assert (
+        found.outcome is Outcome.UNSURE
+        and "give images of two labels at least, and two images of one" in found.missing[0]
+    )
     assert judged(**UNLABELLED, cosine_min=1.0, cosine_mean=1.0).outcome is Outcome.SHIP
     found = judged({"max_drop": 1.0}, **UNLABELLED, cosine_min=1.0, cosine_mean=1.0)
     assert found.outcome is Outcome.UNSURE
     synthetic = judged(**UNLABELLED, data=None, cosine_min=1.0, cosine_mean=1.0)
     assert synthetic.outcome is Outcome.UNSURE and "10000 synthetic images" in " ".join(synthetic.favour)
+
+
+def test_a_single_image_is_told_as_one() -> None:
+    found = judged(images=1, lost=0, gained=0, **{**UNLABELLED, "same_neighbour": None})
+    assert "on 1 image;" in " ".join(found.favour)
+
+
+@pytest.mark.parametrize(
+    ("alone", "words"),
+    [(1, "1 image is the only one of its class"), (7, "7 images are the only ones of their classes")],
+)
+def test_images_that_no_neighbour_can_be_right_of_are_said(alone: int, words: str) -> None:
+    assert words in page_of(evidence(alone=alone), form="md")
+    assert "the only one" not in page_of(evidence(), form="md")
 
 
 def test_agreement_is_of_labels_or_else_of_neighbours() -> None:
@@ -135,4 +152,4 @@ def test_the_page(form: str) -> None:
     both = page_of(row, {**row, "bundle": "b", "name": "b"}, form=form)
     assert "least cosine" in both and "nearest right %" in both
     bare = page_of({**evidence(**UNLABELLED), "around": {**row["around"], "classes_ms": None}}, form=form)
-    assert "without labels in flowers" in bare
+    assert "without labels to compare in flowers" in bare

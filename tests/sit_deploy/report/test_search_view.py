@@ -21,6 +21,18 @@ def test_the_headline_says_what_was_chosen_and_what_it_gives():
     assert "90.0 % of images" in said  # the engine's own, not that of the float model
 
 
+def test_several_precisions_are_told_over_fp32_and_over_the_same():
+    """What was asked for is over FP32; the schedule's own part of it is over the same precision."""
+    points = [p | {"precision": "bf16"} for p in RECORD["points"]]
+    both = record(points=points, unslimmed_ms={"fp32": 3.0, "bf16": 2.0})
+    assert (
+        "3.06× as fast as unslimmed at fp32 and 2.04× as fast as unslimmed at bf16, and"
+        in search_headline(both)
+    )
+    assert "is of the same precision" in search_view(both)["what"]
+    assert "is of the same precision" not in search_view(record())["what"]
+
+
 def test_what_was_asked_what_it_costs_and_what_is_not_known_are_said():
     view = search_view(record(asked="2x the speed of the unslimmed model"))
     assert view["asked"] == (
