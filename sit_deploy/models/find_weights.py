@@ -41,10 +41,14 @@ RIDER = re.compile(
     # in Google's files the optimizer, and SigLIP's texts and temperature
     r"|opt/state/.+|params/(txt/.+|[tb]))(\.|$)"
 )
-# and that under OpenAI's names, which mean something else in other models
+# blocks of a transformer by number: what stands in one is computed with, whatever it is called
+_NUMBERED = re.compile(r"(?<![^.])(blocks?|layers?|resblocks)\.(\w+_)?\d+\.")
+# and that under OpenAI's names beside the images' tower, which mean something else in other models
 _TEXT = re.compile(
     r"(.*\.)?(text|token_embedding|ln_final|positional_embedding|transformer\.resblocks)(\.|$)"
 )
+# a layer between backbone and classifier; those that transformers writes for a backbone alone are read by nothing
+_POOLER = re.compile(r"(?!.*text)(.*\.)?pooler\.(\w+\.)?weight$")
 # DistributedDataParallel, torch.compile, activation checkpointing, FSDP, DeepSpeed
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
 _LONGEST = 200  # characters of a name: it is to fit on the one line of a message
@@ -255,12 +259,9 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
             "DeiT or SigLIP, or a backbone alone: model.base_model.save_pretrained(folder)"
         )
     is_clip = bool({clip_names.NOTE, clip_names.PERCEPTION_NOTE}.intersection(weights.notes))
-
-    def is_rider(k: str) -> bool:
-        return bool(RIDER.match(k) or _other_model(k) or (is_clip and _TEXT.match(k)))
-
-    names = {k: v for k, v in weights.names.items() if OWN.match(k) or not is_rider(k)}
+    names = {k: v for k, v in weights.names.items() if OWN.match(k) or not _is_rider(k)}
     riders = [weights.prefix + k for k in weights.names if k not in names]
+    _check_poolers(names, riders, weights, where, chosen)
     stray = [k for k in weights.beside if OWN.match(k)]
     if stray and weights.like and not chosen:
         raise InputError(
@@ -272,7 +273,11 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
     layers = [
         k
         for k, v in weights.beside.items()
-        if k.endswith("weight") and v.ndim == 2 and v.shape[1] in widths and not is_rider(k)
+        if k.endswith("weight")
+        and v.ndim == 2
+        and v.shape[1] in widths
+        and not _is_rider(k)
+        and not (is_clip and _TEXT.match(k))
     ]
     if layers and not chosen:
         raise InputError(
@@ -282,9 +287,32 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
     return names, riders + list(weights.beside)
 
 
-def _other_model(key: str) -> bool:
-    """Say whether a name is of another vision transformer's own parts, such as a teacher's."""
-    return any(OWN.match(key[m.end() :]) for m in re.finditer(r"\.", key))
+def _is_rider(key: str) -> bool:
+    """Say whether a name is of no part of the model: what a trainer keeps, texts, or another model's own parts, such as a teacher's.
+
+    What stands in a block is a part, though it be called like one of those: an attention's `logit_scale`, an adapter's `norm`.
+    """
+    block = _NUMBERED.search(key)
+    before = key[: block.start()] if block else key
+    ends = [m.end() for m in re.finditer(r"\.", key) if m.end() <= len(before)]
+    return bool(RIDER.match(before)) or any(OWN.match(key[end:]) for end in ends)
+
+
+def _check_poolers(
+    names: Mapping[str, Stored], riders: list[str], weights: Weights, where: str, chosen: bool
+) -> None:
+    """Refuse a layer that is left out though a classifier follows it: transformers' own classifiers of images have none.
+
+    Raises:
+        InputError: says which.
+    """
+    poolers = [k for k in riders if _POOLER.match(k)]
+    if poolers and "head.weight" in names and not chosen:
+        raise InputError(
+            f"{where} has a pooler before its classifier ({_some(poolers)}), and timm's model reads the class token without one: its scores "
+            "would be others; train a classifier without it (transformers: ViTModel(config, add_pooling_layer=False)), or pass "
+            f"--checkpoint-key {weights.address} to leave it out"
+        )
 
 
 def _some(names: list[str]) -> str:

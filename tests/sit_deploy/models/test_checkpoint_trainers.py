@@ -237,6 +237,54 @@ def test_a_part_of_the_model_is_no_rider(state: State, save: Save) -> None:
             load_model("sit_nano", save({**state, key: torch.ones(128)}))
 
 
+def test_what_stands_in_a_block_is_no_rider(save: Save) -> None:
+    """Names that mean something of no model outside of one: a temperature of cosine attention, norms that other code puts inside."""
+    state = {
+        "class_embedding": torch.zeros(8),
+        "positional_embedding": torch.zeros(17, 8),
+        "conv1.weight": torch.zeros(8, 3, 4, 4),
+    }
+    state["transformer.resblocks.0.attn.in_proj_weight"] = torch.zeros(24, 8)
+    inner = {
+        f"transformer.resblocks.0.{k}": torch.ones(8)
+        for k in ("ln_attn.weight", "attn.logit_scale", "mlp.ln.weight")
+    }
+    read = read_checkpoint(
+        save(at(state | inner, "visual.") | {"transformer.resblocks.0.ln_1.weight": torch.ones(9)})
+    )
+    assert read.state.keys() >= inner.keys() and "left out 1 entry" in read.notes[-1]
+    hugging_face = {
+        "embeddings.cls_token": torch.zeros(1, 1, 8),
+        "embeddings.patch_embeddings.projection.weight": torch.zeros(8, 3, 4, 4),
+    }
+    inner = {
+        f"encoder.layer.0.{k}": torch.ones(8) for k in ("output.adapter.gate.weight", "attention.logit_scale")
+    }
+    names = read_checkpoint(
+        save(at(hugging_face | inner, "vit.") | {"vit.pooler.dense.weight": torch.ones(8, 8)})
+    ).state
+    assert names.keys() >= inner.keys() and "pooler.dense.weight" not in names
+
+
+def test_a_pooler_before_a_classifier_is_no_rider(save: Save) -> None:
+    """A module of one's own that classifies transformers' pooler_output: a layer and tanh, which timm's model has not."""
+    vit = {
+        "embeddings.cls_token": torch.zeros(1, 1, 8),
+        "embeddings.patch_embeddings.projection.weight": torch.zeros(8, 3, 4, 4),
+    }
+    pooler = {"pooler.dense.weight": torch.ones(8, 8), "pooler.dense.bias": torch.ones(8)}
+    classifier = {"classifier.weight": torch.ones(5, 8), "classifier.bias": torch.ones(5)}
+    path = save(at(vit | pooler, "vit.") | classifier)
+    with pytest.raises(
+        InputError,
+        match=r"a pooler before its classifier \(vit.pooler.dense.weight\).*--checkpoint-key \. to leave",
+    ) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert "head.weight" in read_checkpoint(path, key=".").state
+    assert read_checkpoint(save(at(vit | pooler, "vit."))).state  # of a backbone alone nothing reads it
+
+
 # --------------------------------------------------------------------------------------------- data beside the weights
 
 
