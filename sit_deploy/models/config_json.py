@@ -15,6 +15,7 @@ from sit_deploy.errors import InputError
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"  # of transformers
+PROCESSOR = "processor_config.json"  # of its release 5 for models of more than images, with the former within
 OPEN_CLIP = "open_clip_config.json"
 _MAX_BYTES = 10_000_000
 _PLACEHOLDER = "LABEL_"  # what transformers calls classes that nobody named
@@ -83,8 +84,8 @@ class ConfigJson:
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """What timm says of how the model was trained."""
-        given = self.fields.get("pretrained_cfg")
+        """What timm says of how the model was trained; its releases before 0.9 wrote that beside the name itself."""
+        given = self.fields.get("pretrained_cfg", self.fields if self.architecture else None)
         return given if isinstance(given, dict) else {}
 
     @property
@@ -124,13 +125,21 @@ class ConfigJson:
 
     def class_names(self, count: int) -> list[str] | None:
         """Return the names of `count` classes in label order, None where it has not one for each."""
-        names: Any = self.fields.get("label_names")
         if self.model_type:
             by_index = self.fields.get("id2label")
-            known = isinstance(by_index, dict) and by_index.keys() == {str(i) for i in range(count)}
-            names = [by_index[str(i)] for i in range(count)] if known else None
+            names: Any = by_index if isinstance(by_index, dict) else None
         elif self.architecture is None:
             return None
+        else:
+            places = (
+                (self.fields, "label_names"),
+                (self.pretrained_cfg, "label_names"),
+                (self.pretrained_cfg, "labels"),
+            )
+            names = next((found for fields, key in places if (found := fields.get(key))), None)
+        if isinstance(names, dict):  # by index, of timm's where there are gaps
+            known = names.keys() == {str(i) for i in range(count)}
+            names = [names[str(i)] for i in range(count)] if known else None
         if not isinstance(names, list) or len(names) != count:
             return None
         if not all(isinstance(name, str) and name and not name.startswith(_PLACEHOLDER) for name in names):

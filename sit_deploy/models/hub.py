@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engines.base import Progress
 from sit_deploy.errors import InputError
-from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, ConfigJson
+from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, PROCESSOR, ConfigJson
 from sit_deploy.models.file_kind import find_file, weights_among
 from sit_deploy.models.hub_client import UnreachableError, cached_file, fetch, repository_files
 from sit_deploy.models.timm_name import timm_architecture
@@ -95,7 +95,8 @@ class Published:
                 f"{self.name} {what}; take another, or give its file of weights and name its model"
             )
         if self.config.architecture is None:
-            fetch(self.repository, PREPROCESSOR, weights.parent.name)
+            for file in (PROCESSOR, PREPROCESSOR):
+                fetch(self.repository, file, weights.parent.name)
         if weights.name.startswith("open_clip"):
             fetch(self.repository, OPEN_CLIP, weights.parent.name)
         return weights

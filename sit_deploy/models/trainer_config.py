@@ -1,8 +1,8 @@
 """What a checkpoint's own trainer wrote down of how images are prepared: in the file, or in one beside it.
 
 It is believed where it cannot mean anything else: three numbers called mean, three called std. It stands in the checkpoint
-(timm's `args`, Lightning's `hyper_parameters`, ...) or in a file beside it (preprocessor_config.json of Hugging Face's
-transformers, config.json of timm, open_clip_config.json).
+(timm's `args`, Lightning's `hyper_parameters`, ...) or in a file beside it (preprocessor_config.json or processor_config.json of
+Hugging Face's transformers, config.json of timm, open_clip_config.json).
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.config import ModelConfig
-from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, ConfigJson, fields_beside
+from sit_deploy.models.config_json import (
+    CONFIG,
+    OPEN_CLIP,
+    PREPROCESSOR,
+    PROCESSOR,
+    ConfigJson,
+    fields_beside,
+)
 from sit_deploy.models.data_config import FIELDS, DataConfig, Source, from_name
 from sit_deploy.models.file_kind import file_kind, find_file
 
@@ -25,6 +32,7 @@ Channels = tuple[float, float, float]
 _ENTRIES = ("args", "hyper_parameters", "hparams", "data_config", "pretrained_cfg", "config", "cfg")
 _NAMES = ("model", "model_name", "arch", "architecture")  # what they call the name of a model
 _FITS = ("center", "squash", "border")  # timm's crop_mode
+_RESIZE_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}  # open_clip's
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by number, as transformers writes them
 
 
@@ -35,15 +43,37 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
     content = _content(path)
     if isinstance(content, Mapping):
         configs += [_of_arguments(content.get(entry), f"{entry} in {path.name}") for entry in _ENTRIES]
-    transformers = fields_beside(path, PREPROCESSOR)
+    open_clip = _of_open_clip(fields_beside(path, OPEN_CLIP).get("preprocess_cfg"), path)
+    if path.name.startswith(
+        "open_clip"
+    ):  # its own file, which may stand beside timm's and transformers' of the same model
+        configs.append(open_clip)
+        open_clip = None
+    transformers, file = _image_processor(path)
     configs.append(
-        _of_transformers(transformers)
-        or _of_arguments(transformers.get("pretrained_cfg"), f"{PREPROCESSOR} beside {path.name}")
+        _of_transformers(transformers, file)
+        or _of_arguments(transformers.get("pretrained_cfg"), f"{file} beside {path.name}")
     )
     configs.append(_of_arguments(ConfigJson.beside(path).pretrained_cfg, f"{CONFIG} beside {path.name}"))
-    open_clip = fields_beside(path, OPEN_CLIP).get("preprocess_cfg")
-    configs.append(_of_arguments(open_clip, f"{OPEN_CLIP} beside {path.name}"))
+    configs.append(open_clip)
     return [config for config in configs if config]
+
+
+def _image_processor(path: Path) -> tuple[Mapping[str, Any], str]:
+    """Return what the image processor of transformers beside a file says and which file says it: within another's, if there, as transformers reads it."""
+    within = fields_beside(path, PROCESSOR).get("image_processor")
+    if isinstance(within, Mapping):
+        return within, PROCESSOR
+    return fields_beside(path, PREPROCESSOR), PREPROCESSOR
+
+
+def _of_open_clip(fields: Any, path: Path) -> DataConfig | None:
+    """Return what open_clip says, which resizes to the model's own size whatever it does of the sides (open_clip/transform.py)."""
+    said = _of_arguments(fields, f"{OPEN_CLIP} beside {path.name}")
+    if not said:
+        return said
+    fit = _RESIZE_MODES.get(str(fields.get("resize_mode", "shortest")))
+    return replace(said, crop_pct=1.0, fit=fit)
 
 
 def _content(path: Path) -> Any:
@@ -90,7 +120,7 @@ def _config_of(name: str | None) -> ModelConfig | None:
         return None
 
 
-def _of_transformers(fields: Mapping[str, Any]) -> DataConfig | None:
+def _of_transformers(fields: Mapping[str, Any], file: str) -> DataConfig | None:
     """Return what the image processor of Hugging Face's transformers says."""
     mean, std = _values_of_transformers(fields)
     share, fit = _crop_of_transformers(fields)
@@ -101,7 +131,7 @@ def _of_transformers(fields: Mapping[str, Any]) -> DataConfig | None:
         share,
         _PILLOW_FILTERS.get(fields.get("resample")) if isinstance(fields.get("resample"), int) else None,
         fit=fit,
-        title=f"{PREPROCESSOR} beside the checkpoint",
+        title=f"{file} beside the checkpoint",
     )
     return config if config else None
 

@@ -19,6 +19,15 @@ def test_names_of_classes() -> None:
     )
     assert ConfigJson({"architecture": "x", "label_names": ["ant", "bee"]}).class_names(2) == ["ant", "bee"]
     assert ConfigJson({"label_names": ["ant", "bee"]}).class_names(2) is None  # some other program's
+    # what timm reads too: by index, within pretrained_cfg, and as older releases wrote it
+    for fields in (
+        {"label_names": {"1": "bee", "0": "ant"}},
+        {"pretrained_cfg": {"label_names": ["ant", "bee"]}},
+        {"pretrained_cfg": {"labels": ["ant", "bee"]}},
+        {"labels": ["ant", "bee"], "input_size": [3, 96, 96]},
+    ):
+        assert ConfigJson({"architecture": "x", **fields}).class_names(2) == ["ant", "bee"]
+    assert ConfigJson({"architecture": "x", "label_names": {"0": "ant", "7": "bee"}}).class_names(2) is None
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,7 @@ def test_names_of_classes() -> None:
         ({"architecture": "x", "model_args": {"img_size": 64}}, 64),
         ({"architecture": "x", "model_args": {"img_size": [64, 96]}}, None),
         ({"architecture": "x", "image_size": 5}, None),
+        ({"architecture": "x", "input_size": [3, 96, 96]}, 96),
         ({"model_type": "vit", "image_size": 64}, 64),
         ({"model_type": "vit", "image_size": [48, 48]}, 48),
         ({"model_type": "clip", "image_size": 5, "vision_config": {"image_size": 336}}, 336),

@@ -116,6 +116,61 @@ def test_a_file_beside_that_says_nothing_of_it_is_left(text: str, tmp_path: Path
     assert chosen(saved(tmp_path)).sources["mean"] == f"timm's configuration of {VIT}"
 
 
+@pytest.mark.slow
+def test_an_image_processor_within_another_s_file_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
+    """What release 5 saves of CLIP's processor; an older file beside it is then read by nobody."""
+    from transformers import CLIPImageProcessor
+
+    theirs = CLIPImageProcessor(image_mean=OURS["mean"], image_std=OURS["std"], resample=2)
+    within = {"image_processor": json.loads(theirs.to_json_string()), "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(within))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF}))
+    found = chosen(saved(tmp_path))
+    assert found.preprocessing == Preprocessing.for_model(224, 1.0, "bilinear", OURS["mean"], OURS["std"])
+    assert found.sources["mean"] == "processor_config.json beside the checkpoint"
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"processor_class": "CLIPProcessor"})
+    )  # of older releases
+    assert chosen(saved(tmp_path)).sources["mean"] == "preprocessor_config.json beside the checkpoint"
+
+
+def test_timm_s_file_of_one_level(tmp_path: Path) -> None:
+    """As its releases before 0.9 wrote it, and as it reads it still."""
+    fields = {
+        "architecture": VIT,
+        "num_classes": 2,
+        "input_size": [3, 224, 224],
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**fields, **OURS}))
+    found = chosen(saved(tmp_path))
+    assert found.preprocessing == Preprocessing.for_model(224, 1.0, "bilinear", OURS["mean"], OURS["std"])
+    assert found.sources["mean"].startswith("config.json beside m.pth")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [(None, ""), ("shortest", ""), ("squash", "squeezed into a square"), ("longest", "padded to a square")],
+)
+def test_open_clip_resizes_to_the_size_itself(mode: str | None, said: str, tmp_path: Path) -> None:
+    """open_clip/transform.py: whatever it does of the sides, nothing is cropped of the shorter one."""
+    name = "vit_base_patch16_clip_224"
+    assert from_name(get_config(name)).crop_pct < 1
+    fields = {**OURS, "interpolation": "bicubic"} | ({"resize_mode": mode} if mode else {})
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": fields}))
+    found = chosen(saved(tmp_path), name)
+    assert found.preprocessing == Preprocessing.for_model(224, 1.0, "bicubic", OURS["mean"], OURS["std"])
+    assert said in (fit_note(found) or "") and bool(fit_note(found)) == bool(said)
+    cfg = {"architecture": name, "pretrained_cfg": {"crop_pct": 0.9, "mean": HALF}}
+    (tmp_path / "config.json").write_text(json.dumps(cfg))
+    assert chosen(saved(tmp_path), name).preprocessing.mean == HALF
+    saved(tmp_path).rename(
+        tmp_path / "open_clip_pytorch_model.bin"
+    )  # of several files, its own is of these weights
+    assert chosen(tmp_path / "open_clip_pytorch_model.bin", name).preprocessing.mean == tuple(OURS["mean"])
+
+
 def test_two_that_disagree_are_named(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF}))
     found = chosen(saved(tmp_path, args=argparse.Namespace(**OURS)))
