@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from engines.cpu import cpu_count, quota
 from engines.install import pip_install
 from sit_deploy.data.datasets import ArrayImages, Data, open_data
 from sit_deploy.errors import InputError
 from sit_deploy.models.card import ModelCard
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.models import tiny_model
-from tests.helpers.train import PLAIN, log_rows, read_parts, words
+from tests.helpers.train import PLAIN, log_rows, read_parts
 from training import TrainRequest, train
 from training.loop import DivergedError
 from training.preflight import (
@@ -216,35 +212,6 @@ def test_a_limit_of_the_container_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "OMP_NUM_THREADS=4 in the environment" in warning
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert warn_of_threads(CPU) == []
-
-
-@pytest.mark.slow
-def test_the_setting_that_is_named_mends_it(pictures: Path, tmp_path: Path) -> None:
-    """Real runs: two processes with too many threads, with what the warning says, and as processes start by themselves."""
-    options = (
-        *("--model", "lvvit_nano", "--data", pictures, "--image-size", 32, "--workers", 0, "--device", "cpu"),
-        *words({**PLAIN, "epochs": 1}),
-    )
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m")
-
-    def said(name: str, launcher: tuple[object, ...] = (), **environment: str) -> str:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-        command = (sys.executable, "-m", *launcher, "training", *options, "-o", tmp_path / name)
-        done = subprocess.run(
-            [str(word) for word in command], env=clean | environment, capture_output=True, text=True, check=True
-        )  # fmt: skip
-        return done.stderr
-
-    cpus = cpu_count()
-    if cpus > 1:
-        many = said("many", torchrun, OMP_NUM_THREADS=str(cpus))
-        [setting] = re.findall(
-            r"Warning: \d+ threads of 2 processes compute on .*OMP_NUM_THREADS=(\d+) in", many
-        )
-        assert "compute on" not in said("mended", torchrun, OMP_NUM_THREADS=setting)
-        assert "compute on" not in said("default of torchrun", torchrun)
-    if quota() is None:
-        assert "compute on" not in said("default")
 
 
 # ------------------------------------------------------------------------------------------------------------- types

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from engines.cpu import cpu_count, quota
 from tests.helpers.command_line import Result
 from tests.helpers.train import PLAIN, Child, log_rows, read_parts, start, start_world, words
 
@@ -153,28 +155,69 @@ def test_without_synchronised_batchnorm_they_differ(wide_pictures: Path, tmp_pat
     assert two != pytest.approx(one, rel=10 * RELATIVE)
 
 
-def torchrun(folder: Path, *program: object) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def python(folder: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that takes as many threads as it likes, or as the environment says."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     return subprocess.run(
-        [*launcher, *map(str, program)], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, *map(str, words)],
+        cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
 
 
-def test_torchrun(pictures: Path, tmp_path: Path) -> None:
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+
+
+@pytest.fixture(scope="module")
+def launched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A training of two processes that torchrun starts, each told to take a thread a CPU: its folder, and what it said."""
+    folder = tmp_path_factory.mktemp("launched")
+    options = line(pictures, folder, 9, "--model", "lvvit_nano", "--image-size", 32, "--epochs", 1, "--json")
+    own_folder = [word for word in options if word not in ("train", "-o", folder)]
+    done = python(folder, *TORCHRUN, "-m", "training", *own_folder, OMP_NUM_THREADS=str(cpu_count()))
+    return folder, Result(0, done.stdout, done.stderr)
+
+
+def test_torchrun(launched: tuple[Path, Result]) -> None:
     """`torchrun -m training` is `sit-deploy train`: JSON is the summary and nothing else; the folder is called after the model."""
-    options = line(
-        pictures, tmp_path, 9, "--model", "lvvit_nano", "--image-size", 32, "--epochs", 1, "--json"
-    )
-    own_folder = [word for word in options if word not in ("train", "-o", tmp_path)]
-    done = torchrun(tmp_path, "-m", "training", *own_folder)
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = Result(0, done.stdout, "").json()
-    run = tmp_path / "runs" / "lvvit_nano"
+    folder, result = launched
+    summary: dict[str, Any] = result.json()
+    run = folder / "runs" / "lvvit_nano"
     assert summary == json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["weights"] == "runs/lvvit_nano/model.safetensors"
     assert (summary["images"], summary["epochs"]) == (18, 1)
     assert len(log_rows(run, "step")) == 2
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+THREADS = """
+import os, torch
+from training.preflight import warn_of_threads
+print([os.environ.get("OMP_NUM_THREADS"), *warn_of_threads(torch.device("cpu"))])
+"""
+
+
+def by_torchrun(monkeypatch: pytest.MonkeyPatch) -> str:
+    """How many threads torchrun gives each of two processes where nobody says."""
+    from torch.distributed import run
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    run.config_from_args(run.parse_args(["--standalone", "--nproc-per-node", "2", "train.py"]))
+    return os.environ["OMP_NUM_THREADS"]
+
+
+def test_the_setting_that_is_named_mends_it(
+    launched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real run warns of too many threads; one of two with what it says, or as torchrun starts it, or alone has no reason to."""
+    if cpu_count() > 1:
+        warned = r"Warning: \d+ threads of 2 processes compute on .*OMP_NUM_THREADS=(\d+) in"
+        [setting] = re.findall(warned, launched[1].err)
+        for threads in {setting, by_torchrun(monkeypatch)}:
+            one_of_two = {"OMP_NUM_THREADS": threads, "LOCAL_WORLD_SIZE": "2"}
+            assert python(tmp_path, "-c", THREADS, **one_of_two).stdout == f"['{threads}']\n"
+    if quota() is None:
+        assert python(tmp_path, "-c", THREADS).stdout == "[None]\n"
 
 
 def say_where_it_is_saved() -> None:

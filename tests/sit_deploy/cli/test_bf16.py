@@ -53,6 +53,10 @@ def test_int8_beside_bf16(
     trained_bf16: Path, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in_for_the_float_graph(digits, monkeypatch)
+    monkeypatch.setattr(
+        "sit_deploy.pipeline.speed_gate.ROUNDS", 2
+    )  # that it is timed, and over what, is what is asked
+    monkeypatch.setattr("sit_deploy.pipeline.speed_gate.SECONDS", 0.1)
     bundle = build(
         digits.request(tmp_path / "b", engine="openvino", rest="bf16", quantize=("default", "stem"))
     )

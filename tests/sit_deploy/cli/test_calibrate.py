@@ -39,7 +39,14 @@ def test_it_writes_what_a_build_takes(quick_float: Digits, cli: CommandLine) -> 
         in result.out
     )
     build = quick_float.words(
-        "--calib-data", quick_float.images, "--calib-images", 6, "--calib-cache", "c.json"
+        "--calib-data",
+        quick_float.images,
+        "--calib-images",
+        6,
+        "--calib-cache",
+        "c.json",
+        "--quantize",
+        "default",
     )
     report = cli(*build, "-o", "b", "--json").json()
     assert f"calibrated by c.json, made from 6 of 20 images in {quick_float.images}" in report["notes"]
