@@ -85,16 +85,12 @@ def has_classes(names: Iterable[str]) -> bool:
     return LOGITS in names
 
 
-def vector_of(names: Iterable[str]) -> str | None:
-    """Return the output that is one vector an image, by which embeddings are compared: features before cls; None of patches alone."""
-    given = set(names)
-    return next((name for name in (FEATURES, CLS) if name in given), None)
-
-
 def can_be_reported(names: Iterable[str]) -> bool:
-    """Whether `sit-deploy report` takes a bundle of these outputs: nothing sends people there with another."""
-    given = tuple(names)
-    return has_classes(given) or vector_of(given) is not None
+    """Whether one of the outputs is one vector an image, as patches alone are not: `sit-deploy report` compares images by the first of them.
+
+    Nothing sends people there with another bundle.
+    """
+    return any(name != PATCHES for name in names)
 
 
 def listing(names: Sequence[str]) -> str:

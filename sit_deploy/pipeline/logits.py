@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engines
-from sit_deploy.outputs import DEFAULT, LOGITS
+from sit_deploy.outputs import LOGITS
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 REFERENCE_BATCH = 8  # images the PyTorch model takes at once
 
 
 def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
-    """Return what a PyTorch model gives, (n, ...), for images float32 (n, 3, H, W), on the CPU: one output, of most models logits."""
-    (values,) = torch_outputs(model, images, DEFAULT).values()
-    return values
+    """Return the first output (n, ...) of a PyTorch model for images float32 (n, 3, H, W), on the CPU: its logits, where it gives any."""
+    import numpy as np
+
+    return np.concatenate([part[0].numpy() for part in _parts(model, images)])
 
 
 def torch_outputs(model: Any, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -30,15 +32,25 @@ def torch_outputs(model: Any, images: np.ndarray, names: Sequence[str]) -> dict[
         names: of what it gives, in its order.
     """
     import numpy as np
-    import torch
 
-    with torch.inference_mode():
-        given = [model(part) for part in torch.from_numpy(images).split(REFERENCE_BATCH)]
-    rows = zip(*(part if isinstance(part, tuple) else (part,) for part in given), strict=True)
+    rows = zip(*_parts(model, images), strict=True)
     return {
         name: np.concatenate([values.numpy() for values in row])
         for name, row in zip(names, rows, strict=True)
     }
+
+
+def _parts(model: Any, images: np.ndarray) -> list[tuple[Tensor, ...]]:
+    """Return every output of a PyTorch model for a few images after the other."""
+    import torch
+
+    with torch.inference_mode():
+        return [all_given(model(part)) for part in torch.from_numpy(images).split(REFERENCE_BATCH)]
+
+
+def all_given(values: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return what a PyTorch model gave, a tensor or several, as several."""
+    return values if isinstance(values, tuple) else (values,)
 
 
 def graph_logits(path: Path, images: np.ndarray, batch: tuple[int, int]) -> np.ndarray:

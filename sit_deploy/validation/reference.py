@@ -151,8 +151,11 @@ def require_same_task(bundle: Bundle, teacher: Path, image_size: tuple[int, ...]
 
 
 def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from normalised images float32 (n, 3, H, W) to logits (n, classes) in float32, on a device."""
-    from sit_deploy.pipeline.logits import torch_logits
+    """Return the function from normalised images float32 (n, 3, H, W) to a model's first output (n, ...) in float32, on a device.
+
+    Outputs have an order (`sit_deploy.outputs`): the first are logits (n, classes), where the model gives any, else vectors (n, dim).
+    """
+    from sit_deploy.pipeline.logits import all_given, torch_logits
 
     if device == "cpu":
         return lambda images: torch_logits(model, images)
@@ -163,20 +166,6 @@ def reference_logits(model: Any, device: str = "cpu") -> Callable[[np.ndarray], 
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.from_numpy(images).to(device)).cpu().numpy()
-
-    return run
-
-
-def reference_output(model: Any, device: str, index: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from normalised images float32 (n, 3, H, W) to one of several outputs (n, ...) in float32, on a device."""
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = model.to(device)
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images).to(device))[index].cpu().numpy()
+            return all_given(model(torch.from_numpy(images).to(device)))[0].cpu().numpy()
 
     return run

@@ -15,7 +15,7 @@ from sit_deploy.bundle import Bundle
 from sit_deploy.calls import takes_options
 from sit_deploy.errors import InputError
 from sit_deploy.files import check_output, write_whole
-from sit_deploy.outputs import listing, vector_of
+from sit_deploy.outputs import can_be_reported, listing
 from sit_deploy.report.check_record import find_elsewhere
 from sit_deploy.report.page import render_evidence
 from sit_deploy.report.read import read_build_report, require_comparable, require_same_classes
@@ -224,7 +224,7 @@ def _check_outputs(bundle: Bundle, request: ReportRequest) -> None:
     if bundle.manifest.has_logits:
         return
     names = [one.name for one in bundle.outputs]
-    if vector_of(names) is None:
+    if not can_be_reported(names):
         raise InputError(
             f"{bundle.path} gives patches alone, and a report compares images by one vector each; build it with --outputs features,patches"
         )

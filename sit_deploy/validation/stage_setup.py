@@ -13,7 +13,6 @@ from engines.timing import TimingOptions, WorkerSpec, engine_worker
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.inference import Classifier, graph_on_onnxruntime, is_low_precision, load
 from sit_deploy.measure.evaluate import Logits
-from sit_deploy.outputs import vector_of
 from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.report.types import Stage
 from sit_deploy.validation.reference import (
@@ -21,7 +20,6 @@ from sit_deploy.validation.reference import (
     export_again,
     reference_logits,
     reference_model,
-    reference_output,
     teacher_model,
 )
 from sit_deploy.validation.torch_worker import DeployCall, TeacherCall, TorchCall
@@ -112,24 +110,12 @@ class StageBuilder:
         stages.append(self._torch_stage(Stage.DEPLOY_FORM, deploy, DeployCall, weights))
         stages += [self._graph_stage(precision, path) for precision, path in self._graphs(graph)]
         stages.append(self._engine_stage(Stage.of_engine(bundle.manifest.engine.kind)))
-        return BundleStages(self._of_torch(with_outputs(model, names)), stages, graph)
-
-    @property
-    def _vector(self) -> str | None:
-        """The output that stages are compared by; None for logits."""
-        return None if self.bundle.manifest.has_logits else vector_of(one.name for one in self.bundle.outputs)
-
-    def _of_torch(self, model: Any) -> Logits:
-        """Return what a model in PyTorch gives of normalised images: logits, or vectors."""
-        given, vector, device = [one.name for one in self.bundle.outputs], self._vector, self.torch_on[0]
-        if vector is None or len(given) == 1:
-            return reference_logits(model, device)
-        return reference_output(model, device, given.index(vector))
+        return BundleStages(reference_logits(with_outputs(model, names), self.torch_on[0]), stages, graph)
 
     def _of_runtime(self, classifier: Classifier) -> Logits:
-        """Return what an open graph or engine gives of the images that it takes: logits, or vectors."""
-        vector = self._vector
-        return classifier.logits if vector is None else lambda images: classifier.outputs(images)[vector]
+        """Return the first output of images as an open graph or engine takes them, by which stages are compared: logits, or vectors."""
+        name = self.bundle.outputs[0].name
+        return lambda images: classifier.outputs(images)[name]
 
     def _normalised(self, logits: Logits) -> Logits:
         """Return the logits of images as the bundle's engine takes them, of a function of normalised ones."""
@@ -148,7 +134,7 @@ class StageBuilder:
             "PyTorch" if device == "cpu" else f"PyTorch, {dtype} on the GPU",
             sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
             _count_macs_of_model(model, bundle.manifest.model.image_size),
-            self._normalised(self._of_torch(model)),
+            self._normalised(reference_logits(model, device)),
             WorkerSpec(call, job, batch),
         )
 

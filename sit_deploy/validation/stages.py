@@ -20,7 +20,6 @@ from sit_deploy.measure.accuracy import Accuracy
 from sit_deploy.measure.evaluate import Evaluation, evaluate
 from sit_deploy.measure.neighbours import Neighbours, compare_neighbours
 from sit_deploy.models.hub import local_file
-from sit_deploy.outputs import vector_of
 from sit_deploy.validation.reference import TeacherSource
 from sit_deploy.validation.stage_setup import BundleStages, StageBuilder, StageSetup
 from sit_deploy.validation.torch_worker import torch_device
@@ -133,7 +132,7 @@ def measure_stages(
         _require_same_input(bundle, load_bundle(teacher.source))
     report = progress or (lambda *_: None)
     labelled = samples is not None
-    vector = None if bundle.manifest.has_logits else vector_of(one.name for one in bundle.outputs)
+    output, embeds = bundle.outputs[0].name, not bundle.manifest.has_logits
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as temporary:
         with contextlib.ExitStack() as opened:
             report("Preparing every hop", 0, 0)
@@ -146,14 +145,14 @@ def measure_stages(
                 stage.name: stage.run for stage in ready.stages if stage.run and not stage.is_reference
             }
             how = (bundle.preprocessing(), max(8, bundle.batch_size), _named(report, "Measuring every hop"))
-            if vector is None:
-                evaluation = evaluate(ready.student, candidates, given, *how)
+            if embeds:
+                neighbours = compare_neighbours(output, ready.student, candidates, given, *how)
             else:
-                neighbours = compare_neighbours(vector, ready.student, candidates, given, *how)
+                evaluation = evaluate(ready.student, candidates, given, *how)
         # out here their sessions are closed: idle threads would slow what is timed
         workers = {stage.name: stage.worker for stage in ready.stages if stage.worker}
         timed = alternate(workers, timing, _named(report, "Timing every hop")) if timing.rounds else {}
-    if vector is not None:
+    if embeds:
         return _table_of_vectors(ready, neighbours, timed, bundle.batch_size)
     return _table(ready, evaluation, timed, bundle.batch_size, labelled)
 

@@ -18,7 +18,7 @@ from sit_deploy.measure.evaluate import run_key
 from sit_deploy.measure.parity import Hop, require
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.models.data_config import FIELDS, from_options, override
-from sit_deploy.outputs import CLS, FEATURES
+from sit_deploy.outputs import can_be_reported
 from sit_deploy.processes import WHOLE, Shard
 from sit_deploy.schema import require_type
 from sit_deploy.validation.labelled_options import LabelledOptions
@@ -260,7 +260,7 @@ def _check_embedding(request: ValidateRequest, bundle: Bundle) -> None:
     Raises:
         InputError: says so.
     """
-    if not {FEATURES, CLS}.intersection(one.name for one in bundle.outputs):
+    if not can_be_reported(one.name for one in bundle.outputs):
         raise InputError(
             f"{bundle.path} gives patches alone, and --data compares images by one vector each; build it with --outputs features"
         )
@@ -287,7 +287,7 @@ def _check_neighbours(
     from sit_deploy.models.outputs import with_outputs
     from sit_deploy.validation.reference import reference_logits, reference_model
 
-    name = next(one.name for one in bundle.outputs if one.name in (FEATURES, CLS))
+    name = bundle.outputs[0].name
     files = samples.files
     if request.max_accuracy_drop is not None and files and not labels_tell([label for _, label in files]):
         raise InputError(NEEDS_LABELS)

@@ -13,6 +13,7 @@ from engines.timing import TimingOptions, WorkerResult, WorkerSpec
 from sit_deploy.bundle import load_bundle
 from sit_deploy.data.labelled import open_labelled
 from sit_deploy.errors import InputError
+from sit_deploy.pipeline.build import build
 from sit_deploy.report.types import Stage
 from sit_deploy.validation import stages as module
 from sit_deploy.validation.checks import check_accuracy, open_labelled_for
@@ -89,6 +90,22 @@ def test_every_hop_of_a_cpu_bundle(trained: Trained, teacher: Path, asked: dict[
     with load(bundle, threads=1) as classifier:
         measured = check_accuracy(bundle, classifier, open_labelled_for(bundle, trained.images)).accuracy
     assert found.accuracy.engine_top1 == measured.engine_top1 == rows["onnxruntime engine"].top1
+
+
+@pytest.mark.parametrize("outputs", [("logits", "features"), ("logits", "cls", "patches")])
+def test_logits_among_other_outputs(
+    outputs: tuple[str, ...], trained: Trained, teacher: Path, asked: dict[str, WorkerSpec], tmp_path: Path
+) -> None:
+    """The figures are those of the logits; every hop is timed with all that it gives."""
+    bundle = build(trained.request(tmp_path / "more", outputs=outputs))
+    samples = open_labelled(trained.images, bundle.manifest.classes, 7)
+    against = TeacherSource(teacher, "lvvit_nano")
+    found = measure_stages(bundle, samples, teacher=against, timing=TimingOptions(1, threads=1))
+    alone = measure_stages(load_bundle(trained.bundle), samples, teacher=against, timing=TimingOptions(0))
+    assert list(asked) == [entry.name for entry in found.entries] == [entry.name for entry in alone.entries]
+    for row, wanted in zip(found.entries, alone.entries, strict=True):
+        assert (row.top1, row.top5, row.agreement) == (wanted.top1, wanted.top5, wanted.agreement)
+    assert all(row.sqnr_db > 100 for row in found.entries[2:]) and found.neighbours is None
 
 
 def test_hops_of_eight_bits(nano_int8: Path, asked: dict[str, WorkerSpec]) -> None:
