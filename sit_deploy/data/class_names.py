@@ -16,9 +16,8 @@ from sit_deploy.text import shown
 _DIGITS = re.compile(r"[0-9]+")
 _SHOWN = 3  # names in a message
 _SYNSET = re.compile(r"n[0-9]{8}")
-_NUMBERED = re.compile(
-    r"(n[0-9]{8}|[0-9]+)[\s._-]+(?=.)"
-)  # before a name: 001.albatross, 3_cat, n01440764_tench
+# before a name, which has a letter: 001.albatross, 3_cat, n01440764_tench, and none of 18-24 and 2020-01
+_NUMBERED = re.compile(r"^(n[0-9]{8}|[0-9]+)[\s._-]+(?=.*[^\W\d_])")
 _OF_IMAGENET = 1000  # classes, which every model of them has in the order of their synsets
 
 
@@ -190,7 +189,7 @@ def _by_part(where: str, dataset_classes: Sequence[str], classes: Sequence[str])
 
 
 def _behind_number(name: str) -> str:
-    return _NUMBERED.sub("", name, count=1) if _NUMBERED.match(name) else name
+    return _NUMBERED.sub("", name)
 
 
 def _synset_of(name: str) -> str:

@@ -154,6 +154,10 @@ def test_a_number_before_a_name_does_not_hide_it(
         (["1_cat", "2_cat"], ["dog", "cat"]),
         (["101", "102"], ["dog", "cat"]),
         (["n01440764", "n01443537"], ["goldfish", "tench"]),
+        (["18-24", "25-34"], ["20-34", "10-24"]),  # nor is the half of a range, of a fraction, of a date
+        (["1.5", "2.6"], ["0.6", "3.5"]),
+        (["2020-01", "2021-02"], ["2019-02", "2018-01"]),
+        (["1_3", "2_5"], ["5", "3"]),
     ],
 )
 def test_numbers_say_nothing_of_a_models_names(found: list[str], classes: list[str]) -> None:
