@@ -85,9 +85,12 @@ def require_comparable(rows: Sequence[Evidence]) -> None:
     for other in rows[1:]:
         ours, theirs = (row.accuracy or row.embedding for row in (first, other))
         if ours and theirs and (ours.data, ours.images) != (theirs.data, theirs.images):
+            one, two = (
+                f"{found.images} images of {found.data}" if found.data else f"{found.images} synthetic images"
+                for found in (ours, theirs)
+            )
             raise InputError(
-                f"{first.bundle} was measured on {ours.images} images of {ours.data}, {other.bundle} on "
-                f"{theirs.images} of {theirs.data}; measure both on the same"
+                f"{first.bundle} was measured on {one}, {other.bundle} on {two}; measure both on the same"
             )
     names = [row.bundle for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -165,6 +165,8 @@ def judge(evidence: Evidence, limits: Limits | None = None) -> Verdict:
         if limits.min_agreement is not None and not accuracy.agreement >= limits.min_agreement:
             text = verdict_text.agreement(accuracy, limits.min_agreement)
             why.add(Weight.AGAINST, Topic.AGREEMENT, text)
+    if limits.max_student_drop is not None and not (accuracy and accuracy.teacher):
+        why.add(Weight.MISSING, Topic.STUDENT, verdict_text.NO_TEACHER)
     _judge_kernels(evidence, why)
     _judge_speed(evidence, why)
     return Verdict(tuple(why.all))

@@ -11,6 +11,7 @@ from sit_deploy.report.speedup_text import SpeedupFigures
 
 ACCURACY_ALONE = f"Ship it, as far as accuracy goes: its speed is {speedup_text.NOT_NOW}."
 NO_ACCURACY = "Its accuracy was not measured: give labelled images with --data."
+NO_TEACHER = "Its teacher was not measured beside it (--max-student-drop): give it with --teacher, and labelled images with --data."
 RANDOM_WEIGHTS = "Its weights are random: what it gives means nothing."
 
 

@@ -10,6 +10,8 @@ from sit_deploy.errors import InputError
 from sit_deploy.report.read import read_evidence, require_comparable
 from sit_deploy.report.types import Evidence
 from tests.sit_deploy.report.conftest import page_of
+from tests.sit_deploy.report.test_embedding_verdict import UNLABELLED
+from tests.sit_deploy.report.test_embedding_verdict import evidence as vectors
 
 
 def comparable(*rows: dict[str, Any]) -> None:
@@ -40,7 +42,8 @@ def test_bundles_that_cannot_be_compared(evidence: dict[str, Any]) -> None:
     comparable(evidence, other)
     other["accuracy"].update(images=7, lost=0, gained=0, drop=0.0)
     with pytest.raises(
-        InputError, match="20 images of digits/val, other on 7 of digits/val; measure both on the same"
+        InputError,
+        match="20 images of digits/val, other on 7 images of digits/val; measure both on the same",
     ):
         comparable(evidence, other)
     other["accuracy"] = None
@@ -50,3 +53,9 @@ def test_bundles_that_cannot_be_compared(evidence: dict[str, Any]) -> None:
         comparable(evidence, other)
     with pytest.raises(InputError, match="is there twice"):
         comparable(evidence, evidence)
+
+
+def test_vectors_of_made_up_images_beside_those_of_photographs() -> None:
+    photographs, made_up = vectors(), {**vectors(**UNLABELLED, data=None, images=64), "bundle": "other"}
+    with pytest.raises(InputError, match="10000 images of flowers, other on 64 synthetic images; measure"):
+        comparable(photographs, made_up)

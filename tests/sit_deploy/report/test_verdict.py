@@ -279,6 +279,13 @@ def test_the_limit_of_a_student() -> None:
     assert judge(told, max_student_drop=5.0).outcome == SHIP
 
 
+def test_a_limit_of_what_was_not_measured_is_not_kept() -> None:
+    """As of the JSON of a report without a teacher, judged again with more limits."""
+    found = judge(evidence(), max_student_drop=5.0)
+    assert found.outcome == UNSURE
+    assert found.missing == ("Its teacher was not measured beside it (--max-student-drop): give it with --teacher, and labelled images with --data.",)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
