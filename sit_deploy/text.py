@@ -14,6 +14,8 @@ from .errors import InputError
 # none to us, and half characters: bytes of a file name that are no UTF-8
 _OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_LONGEST = 300  # characters of an error's text
+
 
 def printable(text: str) -> str:
     r"""Return a text whose control characters are written out, as `\x1b`; ends of lines stay."""
@@ -31,6 +33,21 @@ def shortened(text: str, most: int = 2000) -> str:
 def shown(name: Any) -> str:
     r"""Return the name of a file or of a class on one line, as `printable`: what is written wherever the name goes."""
     return printable(str(name)).replace("\n", "\\n")
+
+
+def short_reason(error: BaseException, name: str = "") -> str:
+    """Return what an error says, on one short line as `shown`, with its type where it is not our own.
+
+    Args:
+        error: of ours, or of another library.
+        name: in it that may have ends of lines of its own.
+    """
+    said = str(error).replace(name, shown(name)) if name else str(error)
+    text = shown(" ".join(said.split()))
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    if isinstance(error, InputError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def is_utf8(name: Any) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sit_deploy.data.damaged import short_reason, too_many
+from sit_deploy.data.damaged import too_many
 from sit_deploy.errors import InputError
+from sit_deploy.text import short_reason
 
 
 class SampleReader:

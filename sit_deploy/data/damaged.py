@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sit_deploy.data.samples import spread
 from sit_deploy.errors import InputError
+from sit_deploy.text import short_reason, shown
 
 if TYPE_CHECKING:
     from sit_deploy.preprocessing import Preprocessing
@@ -23,7 +24,7 @@ class DamagedImage:
 
     Attributes:
         image: its path, or what a data set calls it.
-        reason: what came of reading it, on one line.
+        reason: what came of reading it, on one line that can be shown.
     """
 
     image: str
@@ -144,11 +145,5 @@ def too_many(count: int, fault: str, limit: int, image: str, error: Exception) -
 
 def _line(image: str, error: Exception) -> str:
     """Return what is wrong with an image, which most errors name."""
-    reason = short_reason(error)
-    return reason if image in reason else f"{image}: {reason}"
-
-
-def short_reason(error: Exception) -> str:
-    """Return what an error says, on one line, with its type where it is not our own."""
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    name, reason = shown(image), short_reason(error, image)
+    return reason if name in reason else f"{name}: {reason}"

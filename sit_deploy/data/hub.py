@@ -13,12 +13,11 @@ from sit_deploy.data.source import DataSource
 from sit_deploy.data.splits import Role, role_of
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import decode_image, load_image
-from sit_deploy.text import shown
+from sit_deploy.text import short_reason, shown
 
 # how a column of labels is called whose type does not tell
 _LABELS = ("label", "labels", "class", "target", "category", "class_label", "label_id", "y")
 _IMAGES = ("image", "img", "picture", "photo", "pixels", "file", "image_path", "file_name", "path")
-_LONGEST = 300  # characters of another library's message
 
 
 @dataclass(frozen=True)
@@ -122,13 +121,6 @@ def find_columns(
             f"of: {listing}"
         )
     return Columns(image, label, texts="string" in kind.dtype)
-
-
-def short_reason(error: BaseException) -> str:
-    """Return another library's error as one short line."""
-    text = " ".join(shown(" ".join(str(error).split())).split())
-    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _one(name: str, what: str, option: str, candidates: list[str], usual: str, listing: str) -> str:

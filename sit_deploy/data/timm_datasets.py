@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from engines.install import pip_install
-from sit_deploy.data.hub import short_reason
 from sit_deploy.data.source import DataSource
 from sit_deploy.data.splits import held_out_part, training_part
 from sit_deploy.errors import InputError, nearest
 from sit_deploy.preprocessing import to_rgb
-from sit_deploy.text import shown
+from sit_deploy.text import short_reason, shown
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 # that timm.data.create_dataset makes after "torch/"

@@ -15,7 +15,7 @@ from typing import Any
 from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import OPEN_CLIP, PREPROCESSOR, PROCESSOR
-from sit_deploy.text import shortened
+from sit_deploy.text import short_reason, shortened
 
 
 class UnreachableError(InputError):
@@ -61,7 +61,7 @@ def fetch(repository: str, file: str, revision: str | None, progress: Progress |
             return None
         if (answer := getattr(error.__cause__, "response", None)) is not None:
             raise UnreachableError(_answer_words(repository, file, answer.status_code)) from None
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _line(error.__cause__ or error)
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else short_reason(error.__cause__ or error)
         raise UnreachableError(
             f"{file} of {name} is not in the cache {cache}, and the hub cannot be reached ({why}); with a network, run: hf download "
             f"{repository}{f' --revision {revision}' if revision else ''}"
@@ -90,7 +90,7 @@ def fetch(repository: str, file: str, revision: str | None, progress: Progress |
         )
     except Exception as error:  # of the network or the disk, the client lets through what it likes
         remedy = _remedy(error)
-        words = f"{file} of {name} could not be fetched to {cache} ({_line(error)}); {remedy}"
+        words = f"{file} of {name} could not be fetched to {cache} ({short_reason(error)}); {remedy}"
     raise InputError(words)
 
 
@@ -175,7 +175,3 @@ def cached_file(repository: str, file: str, revision: str | None) -> Path | None
 
     found = try_to_load_from_cache(repository, file, revision=revision)
     return Path(found) if isinstance(found, str) else None
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
