@@ -266,6 +266,14 @@ _DATA_OPTIONS = (
         metavar="N",
         help="So many of the images, evenly spread.  [default: all]",
     ),
+    click.option(
+        "--max-damaged",
+        type=Whole(limits.IMAGES),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Unreadable images to leave out before giving up: what is measured is then of the others.",
+    ),
 )
 
 

@@ -116,6 +116,8 @@ def _show(result: dict[str, Any], compared: LayerComparison | None, precision: s
         _show_differences(screen, accuracy)
     if found := result.get("neighbours"):
         _show_neighbours(screen, found)
+        for note in found["notes"]:
+            say(screen, f"Note: {literal(note)}")
     if result["layers"]:
         _show_layers(screen, result["layers"], precision)
     if compared:

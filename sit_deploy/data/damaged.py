@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,21 @@ class DamagedImages:
         self._found.setdefault(image, DamagedImage(image, _line(image, error)))
         if len(self._found) > self.limit:
             raise too_many(len(self._found), "read", self.limit, image, error)
+
+    def named(self, image: str) -> DamagedImage:
+        """Return what was noted of an image."""
+        return self._found[image]
+
+    def recall(self, found: Iterable[DamagedImage]) -> None:
+        """Take note of images that an earlier run, or another process, could not read.
+
+        Raises:
+            InputError: these are too many.
+        """
+        for one in found:
+            self._found.setdefault(one.image, one)
+            if len(self._found) > self.limit:
+                raise too_many(len(self._found), "read", self.limit, one.image, InputError(one.reason))
 
     def require_any(self, left: int, of: int) -> None:
         """Refuse to go on with nothing.

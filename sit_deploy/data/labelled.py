@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sit_deploy.data.class_names import ClassMatch, match_names
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.image_files import find_images, has_images, skipped_note, subfolders
 from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.samples import Samples, describe
@@ -26,12 +28,19 @@ class Labelled(Sequence):
         name: what was taken, a part of a data set included.
         matched: its classes with the model's.
         notes: what else to know of it, in sentences.
+        damaged: takes note of images that cannot be read, as they are measured; by default the first ends it.
     """
 
     samples: Samples
     name: str
     matched: ClassMatch
     notes: tuple[str, ...] = ()
+    damaged: DamagedImages = field(default_factory=partial(DamagedImages, 0), compare=False)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be known of what was measured on them: the notes, and which images were left out."""
+        return (*self.notes, *filter(None, (self.damaged.words,)))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -33,6 +33,14 @@ class Subset(Sequence):
         return describe(self._samples, self._indices[index])
 
 
+class Placed(Subset):
+    """Some of a data set's samples, with their labels and their places in it: by these it is known which of them were left out."""
+
+    def __getitem__(self, index: Any) -> tuple[Any, tuple[int, int]]:
+        source, label = super().__getitem__(index)
+        return source, (label, self._indices[index])
+
+
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """Return `count` of the items, or all, evenly spread: a sorted data set then does not give one class only."""
     count = min(count, len(items))

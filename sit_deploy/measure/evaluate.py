@@ -6,12 +6,13 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.base import Progress
-from sit_deploy.data.samples import Subset, describe
+from sit_deploy.data.damaged import DamagedImage
+from sit_deploy.data.samples import Placed, describe
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.resume import Notebook
 from sit_deploy.measure.tally import Tally
@@ -35,22 +36,27 @@ class Evaluation:
     Attributes:
         tallies: of every candidate.
         guesses: how many images of a label the reference took for a class, by (label, class).
+        damaged: images among them that could not be read, and are not counted.
     """
 
     tallies: dict[str, Tally]
     guesses: Counter[tuple[int, int]] = field(default_factory=Counter)
     done: int = 0
+    damaged: tuple[DamagedImage, ...] = ()
 
     def merge(self, other: Evaluation) -> Evaluation:
         """Return the evaluation of the images of both."""
         tallies = {name: tally.merge(other.tallies[name]) for name, tally in self.tallies.items()}
-        return Evaluation(tallies, self.guesses + other.guesses, self.done + other.done)
+        return Evaluation(
+            tallies, self.guesses + other.guesses, self.done + other.done, self.damaged + other.damaged
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "tallies": {name: tally.to_dict() for name, tally in self.tallies.items()},
             "guesses": [[*pair, count] for pair, count in self.guesses.items()],
             "done": self.done,
+            "damaged": [one.to_dict() for one in self.damaged],
         }
 
     @classmethod
@@ -59,15 +65,8 @@ class Evaluation:
             {name: Tally.from_dict(tally) for name, tally in fields["tallies"].items()},
             Counter({(label, best): count for label, best, count in fields["guesses"]}),
             fields["done"],
+            tuple(DamagedImage(**one) for one in fields.get("damaged", ())),
         )
-
-
-class _Placed(Subset):
-    """Some of a data set's samples, with their labels and their places in it."""
-
-    def __getitem__(self, index: Any) -> tuple[Any, tuple[int, int]]:
-        source, label = super().__getitem__(index)
-        return source, (label, self._indices[index])
 
 
 def run_key(*parts: Any) -> str:
@@ -112,7 +111,17 @@ def evaluate(  # noqa: PLR0913
     noted = notebook.read(set(candidates), len(mine)) if notebook else None
     evaluation = Evaluation.from_dict(noted) if noted else Evaluation({name: Tally() for name in candidates})
     last = time.monotonic()
-    part = _Placed(samples, mine[evaluation.done :])
+    if damaged:
+        damaged.recall(evaluation.damaged)
+    part = Placed(samples, mine[evaluation.done :])
+
+    def pass_on(to: int, counted: Collection[int] = ()) -> None:
+        """Take the images up to a place as done; those that were not counted are damaged."""
+        if damaged:
+            left_out = [describe(samples, at) for at in mine[evaluation.done : to] if at not in counted]
+            evaluation.damaged += tuple(map(damaged.named, left_out))
+        evaluation.done = to
+
     if evaluation.done and not len(part):
         return evaluation
     for images, placed in batches(part, preprocessing, batch_size, damaged=damaged):
@@ -127,16 +136,18 @@ def evaluate(  # noqa: PLR0913
         for name, logits in ours.items():
             evaluation.tallies[name].add(theirs, logits, labels, names, indices)
         evaluation.guesses.update(zip(labels.tolist(), theirs.argmax(1).tolist(), strict=True))
-        evaluation.done = mine.index(indices[-1]) + 1
+        pass_on(mine.index(indices[-1]) + 1, set(indices))
         if progress:
             progress("measuring accuracy", evaluation.done, len(mine))
         # only here is every image counted whole or not at all; a run that is stopped loses what came after the last note
-        if notebook and (time.monotonic() - last > SAVE_SECONDS or evaluation.done == len(mine)):
+        if notebook and time.monotonic() - last > SAVE_SECONDS:
             notebook.write(evaluation.to_dict())
             last = time.monotonic()
     if damaged:
         damaged.require_any(sum(evaluation.guesses.values()), len(mine))
-    evaluation.done = len(mine)
+    pass_on(len(mine))
+    if notebook:
+        notebook.write(evaluation.to_dict())
     return evaluation
 
 

@@ -18,6 +18,7 @@ from sit_deploy.measure.parity import cosines
 if TYPE_CHECKING:
     import numpy as np
 
+    from sit_deploy.data.damaged import DamagedImages
     from sit_deploy.preprocessing import Preprocessing
 
 NEEDS_LABELS = (
@@ -107,7 +108,7 @@ class Neighbours:
         return {**asdict(self), "drop": self.drop}
 
 
-def measure_neighbours(
+def measure_neighbours(  # noqa: PLR0913
     output: str,
     reference: Vectors,
     engine: Vectors,
@@ -115,18 +116,20 @@ def measure_neighbours(
     preprocessing: Preprocessing,
     batch_size: int = 8,
     progress: Progress | None = None,
+    *,
+    damaged: DamagedImages | None = None,
 ) -> Neighbours:
     """Compute the vectors of images with both, and compare them and their neighbours.
 
     Arguments and errors are `compare_neighbours`'s; `engine` is its one candidate.
     """
     compared = compare_neighbours(
-        output, reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress
+        output, reference, {ENGINE: engine}, samples, preprocessing, batch_size, progress, damaged=damaged
     )
     return compared[ENGINE]
 
 
-def compare_neighbours(
+def compare_neighbours(  # noqa: PLR0913
     output: str,
     reference: Vectors,
     candidates: Mapping[str, Vectors],
@@ -134,8 +137,12 @@ def compare_neighbours(
     preprocessing: Preprocessing,
     batch_size: int = 8,
     progress: Progress | None = None,
+    *,
+    damaged: DamagedImages | None = None,
 ) -> dict[str, Neighbours]:
     """Compare several candidates with the reference, on the same images in one pass; a vector an image of each is held in memory.
+
+    It takes more than seven arguments, as `evaluate` does: who gives which vectors of what, how, and what may be left out.
 
     Args:
         output: what the vectors are, for people.
@@ -145,31 +152,37 @@ def compare_neighbours(
         preprocessing: of the images.
         batch_size: images a call.
         progress: called with a step, how much of it is done, and of how much.
+        damaged: takes note of images that cannot be read, which are left out; without, the first ends it.
 
     Raises:
-        InputError: no image, one that cannot be read, or a reference that gives NaN or infinity.
+        InputError: no image, one that cannot be read or more than may be so, or a reference that gives NaN or infinity.
         GateError: a candidate that does.
     """
     import numpy as np
 
     from sit_deploy.data.batches import batches
+    from sit_deploy.data.samples import Placed, describe
 
     theirs: list[np.ndarray] = []
     ours: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
-    labels: list[np.ndarray] = []
-    for images, found in batches(samples, preprocessing, batch_size):
+    placed: list[np.ndarray] = []  # labels, and places in the data set
+    part = Placed(samples, range(len(samples)))
+    for images, found in batches(part, preprocessing, batch_size, damaged=damaged):
         theirs.append(reference(preprocessing.normalise(images) if preprocessing.takes_pixels else images))
         for name, vectors in candidates.items():
             ours[name].append(vectors(images))
-        labels.append(found)
+        placed.append(found)
         if progress:
-            progress("embedding images", sum(map(len, labels)), len(samples))
-    label = np.concatenate(labels)
+            progress("embedding images", int(found[-1, 1]) + 1, len(samples))
+    if damaged:
+        damaged.require_any(len(placed), len(samples))
+    label, place = np.concatenate(placed).T
+    names = [describe(samples, at) for at in place.tolist()]
     first = _unit(np.concatenate(theirs), InputError, "the PyTorch model itself")
     nearest = nearest_other(first)
     return {
         name: _neighbours(
-            output, (first, nearest), _unit(np.concatenate(parts), GateError, name), label, samples
+            output, (first, nearest), _unit(np.concatenate(parts), GateError, name), label, names
         )
         for name, parts in ours.items()
     }
@@ -180,12 +193,10 @@ def _neighbours(
     reference: tuple[np.ndarray, np.ndarray],
     second: np.ndarray,
     label: np.ndarray,
-    samples: Sequence[tuple[Any, int]],
+    names: Sequence[str],
 ) -> Neighbours:
     """Compare unit vectors with the reference's, which come with the index of the nearest other of each."""
     import numpy as np
-
-    from sit_deploy.data.samples import describe
 
     first, theirs = reference
     nearest = [theirs, nearest_other(second)]
@@ -202,7 +213,7 @@ def _neighbours(
         _percent(nearest[0] == nearest[1]) if len(label) > 1 else None,
         float(cosine.min()),
         float(cosine.mean()),
-        describe(samples, int(cosine.argmin())),
+        names[int(cosine.argmin())],
         lost=int((right[0] & ~right[1]).sum()) if told else None,
         gained=int((right[1] & ~right[0]).sum()) if told else None,
         majority=100 * float(of_label.max()) / len(label) if told else None,

@@ -67,20 +67,28 @@ class TallyNote(Struct, forbid_unknown_fields=True):
             raise ValueError(f"it has a class beyond its {self.classes}")
 
 
+class DamagedNote(Struct):
+    """As `sit_deploy.data.damaged.DamagedImage`."""
+
+    image: str
+    reason: str
+
+
 class EvaluationNote(Struct):
     """As `sit_deploy.measure.evaluate.Evaluation.to_dict`."""
 
     tallies: dict[str, TallyNote]
     guesses: list[tuple[_Class, _Class, _Count]]
     done: _Count
+    damaged: list[DamagedNote] = []
 
     def __post_init__(self) -> None:
         counted = {
             sum(count for *_, count in self.guesses),
             *(tally.images for tally in self.tallies.values()),
         }
-        if counted != {self.done}:
-            raise ValueError("done is not how many images were counted")
+        if counted != {self.done - len(self.damaged)}:
+            raise ValueError("done is not how many images were counted and damaged")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,12 @@ def embedding_view(found: EmbeddingRecord) -> dict[str, Any]:
     paired = found.paired
     return {
         "heading": "Nearest neighbours",
-        "what": f"By {found.output}: whether the nearest other image, by cosine, has the label of an image; {where}.",
+        "what": " ".join(
+            (
+                f"By {found.output}: whether the nearest other image, by cosine, has the label of an image; {where}.",
+                *map(sentence, found.notes),
+            )
+        ),
         "head": HEAD,
         "rows": [
             ("PyTorch", figure(found.reference, ".2f"), _interval(found.reference_interval), "", "", "", ""),

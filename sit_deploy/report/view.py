@@ -29,6 +29,7 @@ from sit_deploy.report.stages_view import stages_view
 from sit_deploy.report.tuning_view import tuning_view
 from sit_deploy.report.types import DriftRecord, Evidence, Stage
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
+from sit_deploy.report.verdict_text import sentence
 from sit_deploy.text import file_size
 
 _SLOWEST = 15  # layers listed
@@ -133,7 +134,7 @@ def accuracy_view(accuracy: AccuracyRecord) -> dict[str, Any]:
     """Return what a page says of an accuracy."""
     return {
         "heading": "Accuracy",
-        "what": f"{accuracy.images} images of {accuracy.data}",
+        "what": " ".join((f"{accuracy.images} images of {accuracy.data}.", *map(sentence, accuracy.notes))),
         "head": ("", "top-1 %", "95 %", "top-5 %", "agreement %"),
         "rows": accuracy_rows(accuracy),
         "difference": f"{difference(accuracy)} {logits_words(accuracy)}".strip(),

@@ -110,11 +110,13 @@ def check_accuracy(
         progress,
         notebook=notebook,
         shard=world.shard if world else WHOLE,
+        damaged=samples.damaged,
     )
     if world:
         evaluation = reduce(lambda a, b: a.merge(b), world.gather(evaluation))
         if not world.is_main:
             return None
+        samples.damaged.recall(evaluation.damaged)
     accuracy = Accuracy.of(evaluation.tallies[ENGINE])
     manifest = bundle.manifest
     doubt = find_doubts(accuracy, manifest.weights, manifest.model, evaluation.guesses, samples)

@@ -119,7 +119,7 @@ def _accuracy(bundle: Bundle, table: StageTable, samples: Labelled | None) -> di
         "measured_on": table.engine,
         "data": samples.name,
         "warning": doubt.warning,
-        "notes": list(samples.notes),
+        "notes": list(samples.remarks),
         "teacher": _teacher(table),
     }
 
@@ -150,7 +150,7 @@ def _embedding(table: StageTable, samples: Labelled | None) -> dict[str, Any]:
         "paired": paired,
         "majority": found.majority,
         "alone": found.alone,
-        "notes": list(samples.notes) if samples is not None else [],
+        "notes": list(samples.remarks) if samples is not None else [],
     }
 
 

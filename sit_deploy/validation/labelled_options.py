@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.errors import InputError
 from sit_deploy.schema import convert_fields
 
@@ -28,6 +29,7 @@ class LabelledOptions:
         image_key: column of the images, in a data set of the Hugging Face Hub.
         label_key: column of the classes, likewise.
         images: how many of them, evenly spread; all by default.
+        max_damaged: of them, that cannot be read, and are left out; the first ends it by default, since what is measured is of the others.
     """
 
     data: str | None = None
@@ -36,6 +38,7 @@ class LabelledOptions:
     image_key: str | None = None
     label_key: str | None = None
     images: int | None = None
+    max_damaged: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.data, os.PathLike):
@@ -54,6 +57,8 @@ class LabelledOptions:
         for name in (*_WHICH, *others) if self.data is None else ():
             if getattr(self, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} is for images with labels; pass --data DIR")
+        if self.max_damaged and self.data is None:
+            raise InputError("--max-damaged is for images of yours; pass --data DIR")
 
     @property
     def which_data(self) -> dict[str, Any]:
@@ -71,4 +76,5 @@ class LabelledOptions:
 
         if self.data is None:
             return None
-        return open_labelled_for(bundle, self.data, self.images, **self.which_data)
+        samples = open_labelled_for(bundle, self.data, self.images, **self.which_data)
+        return replace(samples, damaged=DamagedImages(self.max_damaged))

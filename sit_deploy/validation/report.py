@@ -99,6 +99,7 @@ class ReportRequest(LabelledOptions):
         limits.check_ranges(
             self,
             images=(1, limits.IMAGES),
+            max_damaged=(0, limits.IMAGES),
             max_accuracy_drop=(0, 100),
             min_agreement=(0, 100),
             max_student_drop=(0, 100),

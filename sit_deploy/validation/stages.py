@@ -27,7 +27,7 @@ from sit_deploy.validation.torch_worker import torch_device
 if TYPE_CHECKING:
     import onnx
 
-    from sit_deploy.data.samples import Samples
+    from sit_deploy.data.labelled import Labelled
 
 
 SYNTHETIC = 32  # images where no others are given: they say how near the logits are, and nothing of accuracy
@@ -103,7 +103,7 @@ def _fields(row: StageRow, embeds: bool) -> dict[str, Any]:
 
 def measure_stages(
     bundle: Bundle,
-    samples: Samples | None = None,
+    samples: Labelled | None = None,
     *,
     teacher: TeacherSource | None = None,
     checkpoint: Path | None = None,
@@ -131,7 +131,7 @@ def measure_stages(
     if teacher is not None and teacher.is_bundle:
         _require_same_input(bundle, load_bundle(teacher.source))
     report = progress or (lambda *_: None)
-    labelled = samples is not None
+    labelled, damaged = samples is not None, samples.damaged if samples is not None else None
     output, embeds = bundle.outputs[0].name, not bundle.manifest.has_logits
     with tempfile.TemporaryDirectory(prefix="sit-deploy-") as temporary:
         with contextlib.ExitStack() as opened:
@@ -146,9 +146,11 @@ def measure_stages(
             }
             how = (bundle.preprocessing(), max(8, bundle.batch_size), _named(report, "Measuring every hop"))
             if embeds:
-                neighbours = compare_neighbours(output, ready.student, candidates, given, *how)
+                neighbours = compare_neighbours(
+                    output, ready.student, candidates, given, *how, damaged=damaged
+                )
             else:
-                evaluation = evaluate(ready.student, candidates, given, *how)
+                evaluation = evaluate(ready.student, candidates, given, *how, damaged=damaged)
         # out here their sessions are closed: idle threads would slow what is timed
         workers = {stage.name: stage.worker for stage in ready.stages if stage.worker}
         timed = alternate(workers, timing, _named(report, "Timing every hop")) if timing.rounds else {}

@@ -40,7 +40,7 @@ class ValidateRequest(LabelledOptions):
 
     Attributes:
         data: labelled images, a folder or the name of a data set.
-        data_dir, split, image_key, label_key, images: which of them (`sit_deploy.data.labelled.open_labelled`).
+        data_dir, split, image_key, label_key, images, max_damaged: which of them (`LabelledOptions`).
         resume: a file that says how far a run has come.
         engine: "onnxruntime" runs the graph of a TensorRT bundle on this CPU.
         max_accuracy_drop: points of top-1.
@@ -81,6 +81,7 @@ class ValidateRequest(LabelledOptions):
         limits.check_ranges(
             self,
             images=(1, limits.IMAGES),
+            max_damaged=(0, limits.IMAGES),
             max_accuracy_drop=(0, 100),
             min_agreement=(0, 100),
             threads=(1, limits.THREADS),
@@ -121,6 +122,7 @@ class Validation:
         layers: the time of each, and debug: the comparison layer by layer, None where not asked for.
         main: False in the processes of torchrun but the first, which hand in their counts and judge nothing.
         neighbours: what images say of embeddings, None without them.
+        notes: what else to know of these images, in sentences.
     """
 
     request: ValidateRequest
@@ -133,6 +135,7 @@ class Validation:
     debug: LayerComparison | None = None
     main: bool = True
     neighbours: Neighbours | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> Accuracy:
@@ -170,7 +173,11 @@ class Validation:
             "accuracy": self._accuracy(),
             "layers": self.layers,
             "debug": self.debug.to_dict() if self.debug else None,
-            **({"neighbours": self.neighbours.to_dict()} if self.neighbours else {}),
+            **(
+                {"neighbours": {**self.neighbours.to_dict(), "notes": list(self.notes)}}
+                if self.neighbours
+                else {}
+            ),
         }
 
     def _accuracy(self) -> dict[str, Any] | None:
@@ -193,7 +200,7 @@ class Validation:
             "measured_on": self.engine,
             "data": samples.name,
             "warning": self.checked.doubt.warning,
-            "notes": list(samples.notes),
+            "notes": list(samples.remarks),
             "preprocessing": used.to_dict(),
             "preprocessing_source": sources,
             "preprocessing_overridden": self.preprocessing is not None,
@@ -251,7 +258,10 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
                 checked = _check_accuracy(request, bundle, samples, classifier, preprocessing, world, report)
         if request.layers and main:
             layers = bundle_layers(bundle, request.threads, device)
-    return Validation(request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours)
+    notes = samples.remarks if samples is not None else ()
+    return Validation(
+        request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours, notes
+    )
 
 
 def _check_embedding(request: ValidateRequest, bundle: Bundle) -> None:
@@ -300,6 +310,7 @@ def _check_neighbours(
         preprocessing or bundle.preprocessing(),
         max(8, bundle.batch_size),
         progress,
+        damaged=samples.damaged,
     )
 
 

@@ -98,5 +98,12 @@ def test_a_bundle_that_gives_embeddings(nano_embeddings: Path, trained: Trained,
     words = ("report", nano_embeddings, "--data", trained.images, *NO_TIMING, "-o", "out.html")
     told = " ".join(cli(*words).out.split())
     assert "Do not ship it." in told and "nearest right %" in told and "cosine" in told
+    images = Path(shutil.copytree(trained.images, cli.folder / "images"))
+    next(images.rglob("*.png")).write_bytes(b"no picture")
+    refused = cli.refuses("report", nano_embeddings, "--data", images, *NO_TIMING, "-o", "less.html")
+    assert "more than --max-damaged 0" in refused
+    less = cli("report", nano_embeddings, "--data", images, "--max-damaged", 1, *NO_TIMING, "-o", "less.md")
+    for text in (less.out, (cli.folder / "less.md").read_text()):
+        assert "1 image cannot be read and was left out" in " ".join(text.split())
     assert "and PyTorch's is 1.000000 at the least" in told and "SQNR" not in told
     assert "its weights are random" in cli(*words, "--force", "--max-accuracy-drop", 1, status=1).err.lower()

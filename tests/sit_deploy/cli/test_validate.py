@@ -194,7 +194,16 @@ def test_a_truncated_image(trained: Trained, cli: CommandLine) -> None:
     images = Path(shutil.copytree(trained.images, cli.folder / "images"))
     damaged = next(images.rglob("*.png"))
     damaged.write_bytes(damaged.read_bytes()[:300])
-    assert damaged.name in cli.refuses("validate", trained.bundle, "--data", images)
+    told = cli.refuses("validate", trained.bundle, "--data", images)
+    assert damaged.name in told and "more than --max-damaged 0" in told
+    count = len(list(images.rglob("*.png")))
+    said = cli("validate", trained.bundle, "--data", images, "--max-damaged", 1, "--json").json()["accuracy"]
+    assert said["images"] == count - 1
+    assert any(
+        "1 image cannot be read and was left out" in note and damaged.name in note for note in said["notes"]
+    )
+    out = " ".join(cli("validate", trained.bundle, "--data", images, "--max-damaged", 1).out.split())
+    assert "Note: 1 image cannot be read and was left out" in out
 
 
 @pytest.mark.slow

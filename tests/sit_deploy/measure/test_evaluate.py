@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sit_deploy.data.damaged import DamagedImages
 from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.errors import InputError
 from sit_deploy.measure import evaluate as module
@@ -72,6 +73,68 @@ def test_shares_of_several_processes_add_up(size: int, samples: Any) -> None:
 def test_more_processes_than_images(samples: Any) -> None:
     with pytest.raises(InputError, match="no images"):
         run(samples[:1], shard=Shard(1, 2))
+
+
+@pytest.fixture
+def damaged_samples(samples: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    """The first, two within a batch of four, and the last cannot be read."""
+    for at in (0, 9, 10, 20):
+        samples[at][0].write_bytes(b"no picture")
+    return samples
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(damaged_samples: Any) -> None:
+    with pytest.raises(InputError, match="4 images cannot be read, more than --max-damaged 3"):
+        run(damaged_samples, damaged=DamagedImages(3))
+    found = run(damaged_samples, damaged=DamagedImages(4))
+    assert (found.done, found.tallies["same"].images, sum(found.guesses.values())) == (21, 17, 17)
+    assert [one.image for one in found.damaged] == [str(damaged_samples[at][0]) for at in (0, 9, 10, 20)]
+    left = [sample for at, sample in enumerate(damaged_samples) if at not in (0, 9, 10, 20)]
+    assert found.tallies["other"].counts == run(left).tallies["other"].counts
+    flips = found.tallies["other"].flips
+    assert flips and all(flip.image == str(damaged_samples[flip.index][0]) for flip in flips)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_processes_add_up_what_they_left_out(size: int, damaged_samples: Any) -> None:
+    parts = [run(damaged_samples, shard=Shard(rank, size), damaged=DamagedImages(4)) for rank in range(size)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    assert (merged.done, sum(merged.guesses.values())) == (21, 17)
+    assert {one.image for one in merged.damaged} == {str(damaged_samples[at][0]) for at in (0, 9, 10, 20)}
+    few = DamagedImages(3)
+    with pytest.raises(InputError, match="4 images cannot be read, more than --max-damaged 3; the last: "):
+        few.recall(merged.damaged)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 4])
+def test_a_run_over_damaged_images_goes_on(
+    batches: int, damaged_samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the first part are remembered, and count against the limit."""
+    monkeypatch.setattr(module, "SAVE_SECONDS", -1)
+    book = Notebook(tmp_path / "progress.json", run_key("this"))
+    with pytest.raises(StopError):
+        evaluate(
+            by_colour, {"same": stopping_after(batches), "other": almost}, damaged_samples, SMALL, 4, notebook=book,
+            damaged=DamagedImages(4),
+        )  # fmt: skip
+    again = DamagedImages(4)
+    found = run(damaged_samples, notebook=book, damaged=again)
+    assert found.to_dict() == run(damaged_samples, damaged=DamagedImages(4)).to_dict()
+    assert len(again.found) == 4
+    ended = run(damaged_samples, notebook=book, damaged=(last := DamagedImages(4)))
+    assert ended.to_dict() == found.to_dict() and len(last.found) == 4
+    with pytest.raises(InputError, match="more than --max-damaged 2"):
+        run(damaged_samples, notebook=book, damaged=DamagedImages(2))
+
+
+def test_nothing_but_damaged_images(samples: Any) -> None:
+    for path, _ in samples:
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 21 images can be read"):
+        run(samples, damaged=DamagedImages(50))
 
 
 class StopError(Exception):

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
+from sit_deploy.data.damaged import DamagedImages
+from sit_deploy.data.image_folder import ImageFolder
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.measure.neighbours import Neighbours, measure_neighbours, nearest_other
@@ -104,6 +106,33 @@ def test_labels_that_no_two_images_share_are_none() -> None:
     assert found.agreement == 100
     with pytest.raises(InputError, match="needs images of two labels at least, and two images of one"):
         found.require(max_drop=1)
+
+
+def test_images_that_cannot_be_read_are_left_out(make_image_folder: Any) -> None:
+    """And the one that is farthest is still called by its own name."""
+    samples = ImageFolder(make_image_folder(("a", "b"), per_class=3)).samples
+    given = Preprocessing.for_model(32)
+
+    def vectors(images: np.ndarray) -> np.ndarray:
+        return images[:, :, ::8, 0].reshape(len(images), -1) + 3
+
+    def worse(images: np.ndarray) -> np.ndarray:
+        found = vectors(images)
+        found[0, 0] += 5  # of the first of a batch
+        return found
+
+    whole = measure_neighbours("features", vectors, worse, samples[1:], given, 8)
+    samples[0][0].write_bytes(b"no picture")
+    damaged = DamagedImages(1)
+    found = measure_neighbours("features", vectors, worse, samples, given, 8, damaged=damaged)
+    assert found == whole and found.farthest == str(samples[1][0])
+    assert [one.image for one in damaged.found] == [str(samples[0][0])]
+    with pytest.raises(InputError, match="--max-damaged 0"):
+        measure_neighbours("features", vectors, worse, samples, given, 8, damaged=DamagedImages(0))
+    for path, _ in samples:
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of the 6 images can be read"):
+        measure_neighbours("features", vectors, worse, samples, given, 8, damaged=DamagedImages(9))
 
 
 def test_images_that_are_alone_in_their_class_are_counted() -> None:
