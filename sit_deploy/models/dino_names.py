@@ -20,7 +20,7 @@ from sit_deploy.models.torch_file import Stored
 NOTE = "the names of Meta's DINO were taken for timm's"
 _PACKED = re.compile(r"(.*blocks\.\d+\.mlp)\.(w12|w3)\.(weight|bias)$")
 # made again by timm, of pretraining alone, or no weight
-_UNUSED = re.compile(r"(.*\.)?(rope_embed\.periods|qkv\.bias_mask|local_cls_norm\.\w+)$")
+_UNUSED = re.compile(r"(.*\.)?(rope_embed\.periods|qkv\.bias_mask|local_cls_norm\.\w+|projectors\..+)$")
 _THIRD = re.compile(r"(.*\.)?(storage_tokens|blocks\.\d+\.attn\.qkv\.bias_mask)$")
 _QKV_BIAS = re.compile(r"(.*blocks\.\d+\.attn)\.qkv\.bias$")
 

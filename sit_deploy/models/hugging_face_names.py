@@ -195,14 +195,14 @@ class _Translation:
         whole = {v.shape for v in values.values()}
         alike = len(whole) == 1 and () not in whole and all(v.plain for v in values.values())
         if set(values) == {"q", "k", "v"} and alike:
-            yield f"{at}.qkv.{kind}", _stacked([values[n] for n in "qkv"])
+            yield f"{at}.qkv.{kind}", stacked([values[n] for n in "qkv"])
         elif set(values) == {"q", "v"} and kind == "bias":  # keys without one, as timm's EVA has them
             yield from ((f"{at}.{n}_bias", values[n]) for n in "qv")
         elif set(values) == {"gate", "up"} and alike:
             if self.mark == _MARKS[1]:  # DINOv3, as timm's EVA
                 yield from ((f"{at}.{n}.{kind}", values[p]) for n, p in (("fc1_g", "gate"), ("fc1_x", "up")))
             else:  # DINOv2, packed
-                yield f"{at}.fc1.{kind}", _stacked([values["gate"], values["up"]])
+                yield f"{at}.fc1.{kind}", stacked([values["gate"], values["up"]])
         elif set(values) == {"up"}:
             yield f"{at}.fc1.{kind}", values["up"]
         else:  # an incomplete set: under its own names, which no model has
@@ -270,7 +270,9 @@ def derived(change: Callable[[Tensor], Tensor], shape: tuple[int, ...], source: 
     return Stored(shape, lambda: change(source.read()).contiguous(), source.plain)
 
 
-def _stacked(values: list[Stored]) -> Stored:
+def stacked(values: list[Stored]) -> Stored:
+    """Return stored tensors of one shape in one, along their first side."""
+
     def read() -> Tensor:
         return torch.cat([value.read() for value in values])
 

@@ -1,6 +1,6 @@
 """Other libraries' names for the weights of the same vision transformers, translated to timm's, one to one.
 
-Hugging Face's transformers (`sit_deploy.models.hugging_face_names`), Meta's DINO (`dino_names`), OpenAI's CLIP (`clip_names`), SAM, EVA-02 and others (`original_names`), Google's (`flax_names`), torchvision and Meta's SWAG. Names that have no counterpart stay as
+Hugging Face's transformers (`sit_deploy.models.hugging_face_names`), Meta's DINO (`dino_names`), OpenAI's CLIP (`clip_names`), BEiT-3 (`beit3_names`), SAM, EVA-02 and others (`original_names`), Google's (`flax_names`), torchvision and Meta's SWAG. Names that have no counterpart stay as
 they are, so that a model that differs is not taken for one that does not.
 """
 
@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sit_deploy.models import clip_names, dino_names, flax_names, hugging_face_names, original_names
+from sit_deploy.models import (
+    beit3_names,
+    clip_names,
+    dino_names,
+    flax_names,
+    hugging_face_names,
+    original_names,
+)
 from sit_deploy.models.hugging_face_names import derived
 from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
@@ -39,7 +46,7 @@ _TV_NAMES = (
 
 def to_timm_names(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[str, ...]]:
     """Return weights under timm's names, their prefix kept, and a note where other names were translated."""
-    for library in (hugging_face_names, original_names, dino_names, clip_names, flax_names):
+    for library in (hugging_face_names, beit3_names, original_names, dino_names, clip_names, flax_names):
         if translated := library.translate(tensors):
             return translated
     renamed = dict(tensors)

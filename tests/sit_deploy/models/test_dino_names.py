@@ -53,7 +53,8 @@ def third(model: nn.Module) -> State:
     for ours, theirs in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
         if "blocks.0.mlp.fc1_g.weight" in model.state_dict():
             state = {k.replace(f"mlp.{ours}.", f"mlp.{theirs}."): v for k, v in state.items()}
-    return {**state, "rope_embed.periods": torch.ones(2), "mask_token": torch.zeros(1, 32)}
+    more = {"rope_embed.periods": torch.ones(2), "projectors.0.mlp.0.weight": torch.ones(2, 2)}
+    return {**state, **more, "mask_token": torch.zeros(1, 32)}
 
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], State], Any]] = {
