@@ -72,7 +72,7 @@ def _known(checkpoint: Path | None) -> list[DataConfig]:
 
 def _of_values(config: DataConfig) -> DataConfig:
     """Return what is said of the values that weights expect; how much is looked at, and whether turned, is learnt anew."""
-    return replace(config, crop_pct=None, orientation=None, fit=None, like=None)
+    return replace(config, crop_pct=None, orientation=None, fit=None, like=None, side=None)
 
 
 def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:

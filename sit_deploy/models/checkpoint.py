@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
-from sit_deploy.models.file_kind import file_kind, find_file
+from sit_deploy.models.file_kind import ADAPTER, file_kind, find_file
 from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, split_riders
 from sit_deploy.models.float8 import check_float8
 from sit_deploy.models.torch_file import DamagedFileError, OtherPickleError, Stored, read_archive, read_stream
@@ -85,6 +85,7 @@ def read_checkpoint(
             f"checkpoint {path} cannot be read ({error.strerror}); check its path and its permissions"
         ) from None
     where = f"checkpoint {path}"
+    _refuse_adapters(path, where)
     readers = {"safetensors": _read_safetensors, "npz": _read_npz}
     content = readers[kind](path) if kind in readers else _read_torch(path, kind)
     if objects := _objects(content):
@@ -96,6 +97,22 @@ def read_checkpoint(
     notes = tuple(filter(None, (*weights.notes, left_out_words(riders), low)))
     source = weights.entry or "state_dict"
     return Checkpoint(path, values, source, digest, weights.prefix, notes)
+
+
+def _refuse_adapters(path: Path, where: str) -> None:
+    """Refuse weights whose folder has an adapter, which transformers adds to them wherever it loads the folder."""
+    try:
+        if not path.with_name(ADAPTER).is_file():
+            return
+    except OSError:  # a folder that cannot be looked into
+        return
+    merge = "merge it and save the whole: model.merge_and_unload().save_pretrained(folder)"
+    if path.name.startswith("adapter_model"):
+        raise InputError(f"{where} is an adapter (PEFT), not a model; {merge}")
+    raise InputError(
+        f"{where} has an adapter (PEFT) beside it ({ADAPTER}), which transformers adds to its weights and which is not read here; {merge}, "
+        "or move the adapter elsewhere to do without"
+    )
 
 
 def _objects(content: Any) -> list[str]:

@@ -80,7 +80,8 @@ class ConfigJson:
         if self.model_type is None:
             return {}
         inner = self.fields.get("vision_config")
-        return {**inner, "model_type": self.model_type} if isinstance(inner, dict) else self.fields
+        # whose own kind decides what it leaves out: of LLaVA that of CLIP
+        return {"model_type": self.model_type, **inner} if isinstance(inner, dict) else self.fields
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:

@@ -51,6 +51,7 @@ class DataConfig:
         fit: how an image comes to be a square: "center", cropped as is done here; "squash", squeezed; "border", padded.
         title: the source's own name, for messages: the file and entry, or the model.
         like: the preprocessing whose resize `crop_pct` stands for, where that is exact.
+        side: pixels of the squares that images become, where it says so.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class DataConfig:
     fit: str | None = None
     title: str = ""
     like: Preprocessing | None = None
+    side: int | None = None
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) is not None for name in (*FIELDS, "fit"))
@@ -213,6 +215,14 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
         notes += [
             _disagreement(name, first, other) for other in compared if not _same(name, first, other, size)
         ]
+    notes += [
+        WarningText(
+            f"preprocessing: {config.words} makes images of {config.side} pixels, and the model is built for {size}; pass --image-size "
+            f"{config.side} to build it as it is used there"
+        )
+        for config in configs
+        if config.side and config.side != size
+    ]
     preprocessing = Preprocessing(
         (size, size),
         taken["crop_pct"].resize(size),

@@ -16,9 +16,10 @@ from sit_deploy.errors import InputError
 
 MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the safetensors format's own reader
 _TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
-# what transformers and accelerate write beside a model's weights
+ADAPTER = "adapter_config.json"  # of PEFT
+# what transformers, PEFT and accelerate write beside a model's weights
 _COMPANION = re.compile(
-    r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict)\b"
+    r"(adapter_model|training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states|dl_state_dict)\b"
 )
 _ADDRESS = re.compile(r"(https?|s3|gs|ftp):/")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")

@@ -13,7 +13,7 @@ from pathlib import Path
 from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, PREPROCESSOR, PROCESSOR, ConfigJson
-from sit_deploy.models.file_kind import find_file, weights_among
+from sit_deploy.models.file_kind import ADAPTER, find_file, weights_among
 from sit_deploy.models.hub_client import UnreachableError, cached_file, fetch, repository_files
 from sit_deploy.models.timm_name import timm_architecture
 
@@ -32,7 +32,7 @@ _OTHER_KINDS = {
     "model.safetensors.index.json": "has its weights in shards, which are not put together here: save them in one file",
     "pytorch_model.bin.index.json": "has its weights in shards, which are not put together here: save them in one file",
     "model_index.json": "is a pipeline of diffusers, which makes images",
-    "adapter_config.json": "has adapters (PEFT) of a model, not a model; merge them: model.merge_and_unload()",
+    ADAPTER: "has adapters (PEFT) of a model, not a model; merge them: model.merge_and_unload()",
     "tf_model.h5": "has TensorFlow's weights alone",
     "flax_model.msgpack": "has Flax's weights alone",
 }
@@ -95,7 +95,7 @@ class Published:
                 f"{self.name} {what}; take another, or give its file of weights and name its model"
             )
         if self.config.architecture is None:
-            for file in (PROCESSOR, PREPROCESSOR):
+            for file in (PROCESSOR, PREPROCESSOR, ADAPTER):
                 fetch(self.repository, file, weights.parent.name)
         if weights.name.startswith("open_clip"):
             fetch(self.repository, OPEN_CLIP, weights.parent.name)
@@ -127,12 +127,22 @@ class Published:
 
     def _kind(self) -> str | None:
         """Return what a repository is that has no weights of a model, None for one that may have them."""
-        files = repository_files(self.repository, self.revision) if self.repository else None
+        if self.repository:
+            files = repository_files(self.repository, self.revision)
+        else:
+            files = _files_in(Path(_SPELLING.fullmatch(self.place)[2]))
         if files is None or weights_among(files):
             return None
         found = (words for file, words in _OTHER_KINDS.items() if file in files)
         what = f"no {CONFIG} and no" if not self.config.fields else "no"
         return next(found, f"has {what} {' or '.join(_WEIGHTS[:2])}, so it is no model of timm's")
+
+
+def _files_in(folder: Path) -> set[str] | None:
+    try:
+        return {file.name for file in folder.iterdir()}
+    except OSError:  # whoever looks for its weights says why
+        return None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from engines.base import Progress
 from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import OPEN_CLIP, PREPROCESSOR, PROCESSOR
+from sit_deploy.models.file_kind import ADAPTER
 from sit_deploy.text import short_reason, shortened
 
 
@@ -57,7 +58,7 @@ def fetch(repository: str, file: str, revision: str | None, progress: Progress |
         progress(step, 1, 1)
         return path
     except errors.LocalEntryNotFoundError as error:
-        if file in (PREPROCESSOR, PROCESSOR, OPEN_CLIP):
+        if file in (PREPROCESSOR, PROCESSOR, OPEN_CLIP, ADAPTER):
             return None
         if (answer := getattr(error.__cause__, "response", None)) is not None:
             raise UnreachableError(_answer_words(repository, file, answer.status_code)) from None

@@ -20,10 +20,11 @@ from sit_deploy.errors import InputError
 from sit_deploy.models.config_json import CONFIG, OPEN_CLIP, ConfigJson, fields_beside
 from sit_deploy.text import WarningText
 
-# where a config leaves it out: transformers' CLIPVisionConfig and SiglipVisionConfig; all others take GELU
+# where a config leaves it out, by what is in the kind's name: CLIP's kin (Chinese CLIP, MetaCLIP 2, AltCLIP) and SigLIP; others take GELU
 _DEFAULTS = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}
 _ACTIVATIONS = {
     "gelu": F.gelu,
+    "gelu_python": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
@@ -32,7 +33,8 @@ _ACTIVATIONS = {
     "silu": F.silu,
     "swish": F.silu,
 }
-_LARGEST_EPSILON = 1e-4  # that is nothing next to the variance of a model's tokens
+_LARGEST_EPSILON = 1e-4  # of norms, that is little next to the variance of a model's tokens
+_SMALLEST_EPSILON = 2e-6  # that may show in scores: 1e-6 in place of transformers' 1e-12 does not
 
 
 def check_config(
@@ -84,9 +86,24 @@ def check_config(
                 "probability is a softmax"
             )
         )
+    if fields.get("problem_type") == "regression":
+        notes.append(
+            WarningText(
+                "its outputs are numbers of a regression (problem_type in config.json), and no scores of classes: what is shown here as a "
+                "probability or a class means nothing; --json and engines have the outputs as they are"
+            )
+        )
     if differs := _other_numbers(fields, model, block):
         raise InputError(
             f"checkpoint {path} does not fit {name}: {differs} by the {file} beside it; {remedy}"
+        )
+    epsilon, own = _epsilons(fields, block)
+    if epsilon is not None and abs(epsilon - own) > _SMALLEST_EPSILON:
+        notes.append(
+            WarningText(
+                f"its norms have an epsilon of {epsilon:g} by the {file} beside it, those of {name} {own:g}: scores differ by as much as that "
+                "is of its tokens' variance; check its accuracy"
+            )
         )
     activation = getattr(getattr(block, "mlp", None), "act", None)
     # DINOv2's gated MLPs are SwiGLU, whatever the field says
@@ -118,10 +135,16 @@ def _other_numbers(fields: Mapping[str, Any], model: nn.Module, block: nn.Module
     own = getattr(getattr(model, "rope", None), "temperature", None)
     if _number(theta) and _number(own) and theta != own:
         return f"its rotary positions have a theta of {theta}, not {own:g},"
-    epsilon, own = fields.get("layer_norm_eps"), getattr(getattr(block, "norm1", None), "eps", None)
-    if _number(epsilon) and _number(own) and not abs(epsilon - own) <= _LARGEST_EPSILON:
+    epsilon, own = _epsilons(fields, block)
+    if epsilon is not None and not abs(epsilon - own) <= _LARGEST_EPSILON:
         return f"its norms have an epsilon of {epsilon}, not {own:g},"
     return None
+
+
+def _epsilons(fields: Mapping[str, Any], block: nn.Module) -> tuple[float | None, float]:
+    """Return the epsilon of norms by a configuration, None where it does not say, and the model's."""
+    epsilon, own = fields.get("layer_norm_eps"), getattr(getattr(block, "norm1", None), "eps", None)
+    return (epsilon, own) if _number(epsilon) and _number(own) else (None, 0.0)
 
 
 def _number(value: Any) -> bool:
@@ -158,5 +181,5 @@ def _difference(activation: nn.Module, theirs: Any) -> float:
 
 def _activation(fields: Mapping[str, Any]) -> Any:
     kind = str(fields.get("model_type", ""))
-    default = next((act for family, act in _DEFAULTS.items() if kind.startswith(family)), "gelu")
+    default = next((act for family, act in _DEFAULTS.items() if family in kind), "gelu")
     return fields.get("hidden_act", default)

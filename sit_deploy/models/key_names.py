@@ -35,6 +35,7 @@ _TV_NAMES = (
     (re.compile(r"encoder\.pos_embedding$"), "pos_embed"),
     (re.compile(r"encoder\.ln\."), "norm."),
     (re.compile(r"(heads|head\.layers)\.head\."), "head."),
+    (re.compile(r"heads\.(?=(weight|bias)$)"), "head."),  # one layer in place of torchvision's sequence of one
     (re.compile(r"heads\.pre_logits\."), "pre_logits.fc."),
     (re.compile(r"encoder\.layers\.(?:encoder_)?layer_(\d+)\.self_attention\.in_proj_"), r"blocks.\1.attn.qkv."),
     (re.compile(r"encoder\.layers\.(?:encoder_)?layer_(\d+)\.self_attention\.out_proj\."), r"blocks.\1.attn.proj."),

@@ -33,6 +33,7 @@ _PARTS = (
     (r"blocks\.\d+\.mlp\.(w12|w1|w2|w3|fc1_g|fc1_x)\.", "gated MLPs"),
     (r"blocks\.\d+\.attn\.(rel_pos|relative_position)", "relative positions"),
 )
+_NORM, _POOL_NORM = (tuple(f"{name}.{kind}" for kind in ("weight", "bias")) for name in ("norm", "fc_norm"))
 # how weights are kept that are not the model's own yet, and what makes them so
 _UNFINISHED = (
     (r".*\.lora_[AB]\b", "LoRA adapters beside its weights", "merge them before saving: model.merge_and_unload()"),
@@ -40,6 +41,8 @@ _UNFINISHED = (
      "make them plain before saving: torch.nn.utils.parametrize.remove_parametrizations"),
     (r".*\.weight_(orig|mask)$", "pruned weights with their masks",
      "make them plain before saving: torch.nn.utils.prune.remove"),
+    (r"head\.\d+\.", "a head of several modules (nn.Sequential)",
+     "if one of them alone has weights, make it the head before saving, such as model.head = model.head[-1]"),
     (r".*\.(SCB|qweight|absmax|weight_scale\w*|_packed_params)\b", "quantized weights", "save the float model"),
 )  # fmt: skip
 
@@ -100,7 +103,9 @@ def mismatch_words(
         if items
     ]
     words = [*_facts(state, own, missing, unexpected), *counts]
-    remedy = _with_registers(state, own, differences, name, option)
+    remedy = _with_registers(state, own, differences, name, option) or _with_other_norm(
+        own, differences, name, option
+    )
     return f"{'; '.join(words)}; {remedy or _remedy(differences, own, name, path, option)}"
 
 
@@ -154,6 +159,23 @@ def _with_registers(
     if None in (registers, theirs, ours) or theirs - ours != registers:
         return None
     return f"pass --model {name}{',' if ':' in name else ':'}reg_tokens={registers}"
+
+
+def _with_other_norm(
+    own: Mapping[str, Tensor], differences: _Differences, name: str, option: str | None
+) -> str | None:
+    """Return the remedy where all that differs is whether the last norm stands behind the pooling, as in MAE as fine-tuned; None elsewhere."""
+    if option != "--model" or differences.shapes or differences.types or " " in name:
+        return None
+    lacked, had = set(differences.missing), set(differences.unexpected)
+    other = f"{name}{',' if ':' in name else ':'}"
+    if lacked == set(_NORM) and had == set(_POOL_NORM) and "global_pool=" not in name:
+        return f"if its head reads the mean of its patches, pass --model {other}global_pool=avg"
+    if lacked == set(_POOL_NORM) and had == set(_NORM) and "fc_norm=" not in name:
+        token = "cls_token" in own and "global_pool=" not in name
+        reads = "reads the class token" if token else "reads the mean of patches that have their norm"
+        return f"if its head {reads}, pass --model {other}{'global_pool=token' if token else 'fc_norm=false'}"
+    return None
 
 
 def _remedy(

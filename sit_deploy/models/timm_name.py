@@ -6,6 +6,7 @@ taken is the same in all of them, or nothing is. Imports timm when a name is ask
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -312,21 +313,56 @@ def made_otherwise(config: ConfigJson, name: str, image_size: tuple[int, int]) -
     """
     from sit_deploy.models.timm_vit import NOT_MADE
 
-    if config.architecture is None or "_distilled" in f"{config.architecture} {name}":
+    if config.architecture is None:
         return None
     base, arguments = split(name)
-    given = {
-        k: v for k, v in config.model_args.items() if k not in _OPTIONS and not _NO_OTHER_MODEL.fullmatch(k)
-    }
-    if (base == config.architecture and given == arguments) or any(map(_READS_FILES.match, given)):
-        return None
+    given = {k: v for k, v in config.model_args.items() if not _READS_FILES.match(k)}
+    own = {k: v for k, v in given.items() if k not in _OPTIONS and not _NO_OTHER_MODEL.fullmatch(k)}
+    if _pool_beside(
+        config
+    ):  # which `_pooled_otherwise` compares; the arguments below are of the same pooling
+        own = {**own, **{k: v for k, v in arguments.items() if k in _POOLING}}
+    # the same weights under either name
+    plain, theirs = (_DISTILLED.sub("", name) for name in (base, config.architecture))
     alike = {"num_classes": 1, "img_size": image_size}
     try:
-        if _traits(base, {**arguments, **alike}) == _traits(config.architecture, {**given, **alike}):
-            return None
-        return spell(config.architecture, _arguments_of_its_own(config.architecture, config.model_args))
+        alone = plain == theirs and own == arguments
+        if not alone and _traits(plain, {**arguments, **alike}) != _traits(theirs, {**own, **alike}):
+            return spell(config.architecture, _arguments_of_its_own(config.architecture, given))
+        return _pooled_otherwise(config, base, arguments)
     except (InputError, *NOT_MADE):
         return None
+
+
+def _pooled_otherwise(config: ConfigJson, base: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return timm's name of the model that pools as a config.json says beside timm's arguments, None where this one does.
+
+    There older releases of timm wrote what `reset_classifier` had changed, and nowhere else. The norms stay where they were, by
+    an argument of its own where the name alone would move them.
+    """
+    pool = _pool_beside(config)
+    if pool is None:
+        return None
+    model = _made(base, arguments)
+    if getattr(model, "global_pool", pool) == pool:
+        return None
+    weights = model.state_dict().keys()
+    for norm in ({}, *({key: value} for key in _POOLING[1:] for value in (False, True))):
+        other = {**arguments, "global_pool": pool, **norm}
+        with contextlib.suppress(TypeError):  # of another family's argument
+            if _made(base, other).state_dict().keys() == weights:
+                return spell(base, other)
+    return None
+
+
+def _pool_beside(config: ConfigJson) -> str | None:
+    """Return the pooling that a config.json of timm's has beside its arguments, None where it has none or they have one."""
+    pool = config.fields.get("global_pool")
+    return pool if isinstance(pool, str) and pool and "global_pool" not in config.model_args else None
+
+
+_POOLING = ("global_pool", "fc_norm", "use_fc_norm")
+_DISTILLED = re.compile("_distilled(?=_)")
 
 
 # of timm's modules, what is about sizes that a forward pass would take, or about training alone
@@ -337,13 +373,7 @@ _NO_TRAITS = re.compile(
 
 def _traits(architecture: str, arguments: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return what tells a model from another of the same name: the numbers and words in its modules; its weights are not made."""
-    import timm
-    import torch
-
-    for key, value in arguments.items():
-        check_depth(key, value)
-    with torch.device("meta"):
-        model = timm.create_model(architecture, **arguments)
+    model = _made(architecture, arguments)
     plain = str | int | float | tuple | None
     return [(repr(model), {})] + [
         (
@@ -352,3 +382,14 @@ def _traits(architecture: str, arguments: Mapping[str, Any]) -> list[tuple[str, 
         )
         for name, module in model.named_modules()
     ]
+
+
+def _made(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return a model without values for its weights."""
+    import timm
+    import torch
+
+    for key, value in arguments.items():
+        check_depth(key, value)
+    with torch.device("meta"):
+        return timm.create_model(architecture, **arguments)

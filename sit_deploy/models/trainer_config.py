@@ -131,6 +131,7 @@ def _of_transformers(fields: Mapping[str, Any], file: str) -> DataConfig | None:
         share,
         _PILLOW_FILTERS.get(fields.get("resample")) if isinstance(fields.get("resample"), int) else None,
         fit=fit,
+        side=_side_of_transformers(fields),
         title=f"{file} beside the checkpoint",
     )
     return config if config else None
@@ -183,6 +184,15 @@ def _crop_of_transformers(fields: Mapping[str, Any]) -> tuple[float | None, str 
     cropped = crop.get("height") if isinstance(crop, Mapping) else crop
     share = cropped / resized if _is_number(cropped) else 0.0
     return (float(share), fit) if 0 < share <= 1 else (None, fit)
+
+
+def _side_of_transformers(fields: Mapping[str, Any]) -> int | None:
+    """Return the pixels of the squares that images become, None where the image processor does not say, or makes none."""
+    key = "crop_size" if fields.get("do_center_crop") is True else "size"
+    value = fields.get(key)
+    sides = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else (value, value)
+    known = sides[0] == sides[1] and type(sides[0]) is int and sides[0] > 0
+    return sides[0] if known and fields.get("do_resize", True) is not False else None
 
 
 def _three(value: Any) -> Channels | None:

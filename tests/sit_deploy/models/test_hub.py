@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sit_deploy.errors import InputError
-from sit_deploy.models.hub import origin, timm_weights
+from sit_deploy.models import read_checkpoint
+from sit_deploy.models.hub import local_file, origin, timm_weights
 from sit_deploy.pipeline.request import BuildRequest
 from tests.helpers.hub import COMMIT, CONFIG, Hub, fill, head_alone
 
@@ -87,6 +88,23 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
     request = completed(model=f"local-dir:{path}")
     assert (request.model, request.checkpoint) == ("vit_tiny_patch16_224", path / "model.safetensors")
     assert origin(request.checkpoint) is None
+
+
+def test_an_adapter_beside_weights_is_not_passed_over(cached, tmp_path: Path) -> None:
+    """transformers adds it to them wherever it loads the folder."""
+    path = fill(tmp_path / "a", CONFIG, "model.safetensors", "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text("{}")
+    for name in (path, path / "model.safetensors", local_file(f"local-dir:{path}")):
+        with pytest.raises(
+            InputError, match=r"model.safetensors has an adapter \(PEFT\) beside it .*merge it"
+        ):
+            read_checkpoint(name)
+    with pytest.raises(InputError, match=r"is an adapter \(PEFT\), not a model; merge it"):
+        read_checkpoint(path / "adapter_model.safetensors")
+    for file in ("model.safetensors", "config.json"):
+        (path / file).unlink()
+    with pytest.raises(InputError, match=r"has adapters \(PEFT\) of a model, not a model; merge them"):
+        completed(model=f"local-dir:{path}")
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,13 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "vit", "layer_norm_eps": 0.1}, "refused: its norms have an epsilon of 0.1, not 1e-06, by the config.json"),
     ({"model_type": "vit", "layer_norm_eps": math.nan}, "refused: its norms have an epsilon of nan, not"),
     ({"model_type": "vit", "layer_norm_eps": 1e-12}, ""),
+    ({"model_type": "vit", "layer_norm_eps": 1e-5}, "its norms have an epsilon of 1e-05 by the config.json beside it, those of a_vit 1e-06"),
+    ({"model_type": "vit", "hidden_act": "gelu_python"}, ""),
+    ({"model_type": "chinese_clip", "vision_config": {}}, "refused: pass the --model of timm with 'quickgelu'"),
+    # a model of texts too, whose images' part is of a kind of its own
+    ({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}, "refused: pass the --model of timm with 'quickgelu'"),
+    ({"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}}, "is gelu_pytorch_tanh"),
+    ({"model_type": "vit", "problem_type": "regression"}, "its outputs are numbers of a regression (problem_type"),
     ({"model_type": "vit", "problem_type": "multi_label_classification"}, "its classes may hold together (problem_type"),
     ({"model_type": "vit", "problem_type": "single_label_classification"}, ""),
     ({"num_attention_heads": 2}, ""),  # of nobody's

@@ -82,6 +82,14 @@ def test_torchvision(save: Save) -> None:
     assert any("torchvision's names were taken for timm's" in note for note in loaded.notes)
 
 
+def test_torchvision_with_one_layer_for_its_heads(save: Save) -> None:
+    """As tutorials fine-tune it: model.heads = nn.Linear(...)."""
+    state = of_torchvision().state_dict()
+    plain = {k.replace("heads.head.", "heads."): v for k, v in state.items()}
+    loaded = load_model("vit_tiny_patch16_224", save(plain), SIZE)
+    assert torch.equal(loaded.model.head.weight, state["heads.head.weight"])
+
+
 def test_torchvision_s_name_and_timm_s_for_one_weight_are_refused(save: Save) -> None:
     state = {**of_torchvision().state_dict(), "blocks.0.norm1.weight": torch.ones(3)}
     with pytest.raises(

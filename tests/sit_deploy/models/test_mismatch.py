@@ -73,6 +73,39 @@ def test_weights_that_are_not_yet_plain(kind: str, save: Save) -> None:
         load_model(NAME, save(model.state_dict()), 64)
 
 
+@pytest.mark.parametrize(
+    ("saved", "built", "remedy"),
+    [
+        (
+            {"global_pool": "avg"},
+            "",
+            "if its head reads the mean of its patches, pass --model NAME:global_pool=avg",
+        ),
+        (
+            {},
+            ":global_pool=avg",
+            "patches that have their norm, pass --model NAME:global_pool=avg,fc_norm=false",
+        ),
+        (
+            {"head": 1},
+            "",
+            r"nn.Sequential.*make it the head before saving, such as model.head = model.head\[-1\]",
+        ),
+    ],
+)
+def test_another_place_of_the_last_norm_has_an_argument(
+    saved: dict, built: str, remedy: str, save: Save
+) -> None:
+    """MAE as fine-tuned, and what `reset_classifier` makes of a model."""
+    head = saved.pop("head", None)
+    model = timm.create_model(NAME, img_size=64, num_classes=5, depth=1, **saved)
+    if head:
+        model.head = torch.nn.Sequential(torch.nn.Dropout(), model.head)
+    name = f"{NAME}:depth=1{built.replace(':', ',')}"
+    with pytest.raises(InputError, match=remedy.replace("NAME:", f"{NAME}:depth=1,")):
+        load_model(name, save(model.state_dict()), 64)
+
+
 def test_adapters_that_are_not_merged(save: Save) -> None:
     state = timm.create_model(NAME, img_size=64, num_classes=5).state_dict()
     state["blocks.0.attn.qkv.lora_A.default.weight"] = torch.zeros(8, 192)

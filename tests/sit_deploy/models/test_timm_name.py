@@ -16,6 +16,7 @@ from sit_deploy.models.timm_name import _FAMILIES, _facts, made_otherwise, timm_
 from sit_deploy.pipeline.float_graph import load_request
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
+from tests.helpers.models import randomise
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096}
@@ -181,6 +182,45 @@ def test_weights_of_a_model_that_fit_another_are_refused_beside_its_config(
     with torch.no_grad():
         loaded = load_model(name, tmp_path, image_size=64).model(images)
         torch.testing.assert_close(loaded, saved.eval()(images), rtol=0, atol=1e-5)
+
+
+def test_what_reset_classifier_made_of_the_pooling_is_read(tmp_path: Path) -> None:
+    """Older releases of timm wrote it beside the arguments alone; newer ones among them."""
+    timm = pytest.importorskip("timm", minversion="1.0.31")
+    saved = randomise(timm.create_model("test_vit", num_classes=3, img_size=64))
+    saved.reset_classifier(3, "avg")
+    timm.models.save_for_hf(saved, tmp_path, safe_serialization=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["global_pool"] == fields["model_args"]["global_pool"] == "avg"
+    fields["model_args"] = {
+        k: v for k, v in fields["model_args"].items() if k not in ("global_pool", "fc_norm")
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    name = "test_vit:global_pool=avg,fc_norm=false"
+    with pytest.raises(InputError, match=f"is of {name} by the config.json beside it.*pass --model {name}"):
+        load_model("test_vit", tmp_path, 64)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_model(name, tmp_path, 64).model(images), saved.eval()(images), rtol=0, atol=1e-5
+        )
+    fields["global_pool"] = "token"
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert load_model("test_vit", tmp_path, 64)
+
+
+def test_a_distilled_model_of_other_heads_is_another_model() -> None:
+    names = "deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"
+    for name in names:
+        plain, other = (
+            ConfigJson({"architecture": names[0], "model_args": a}) for a in ({}, {"num_heads": 6})
+        )
+        assert made_otherwise(plain, name, (64, 64)) is None
+        assert made_otherwise(other, name, (64, 64)) == f"{names[0]}:num_heads=6"
+    cached = ConfigJson({"architecture": "test_vit", "model_args": {"num_heads": 4, "cache_dir": "/tmp"}})
+    assert (
+        made_otherwise(cached, "test_vit", (64, 64)) == "test_vit:num_heads=4"
+    )  # what reads files tells of no model
 
 
 def test_another_name_of_the_same_model_takes_its_weights(tmp_path: Path) -> None:

@@ -171,6 +171,33 @@ def test_open_clip_resizes_to_the_size_itself(mode: str | None, said: str, tmp_p
     assert chosen(tmp_path / "open_clip_pytorch_model.bin", name).preprocessing.mean == tuple(OURS["mean"])
 
 
+@pytest.mark.parametrize(
+    ("fields", "side"),
+    [
+        ({"size": {"shortest_edge": 128}, "do_center_crop": True, "crop_size": {"height": 96, "width": 96}}, 96),
+        ({"size": {"height": 96, "width": 96}, "do_center_crop": None, "crop_size": None}, 96),
+        ({"size": 96}, 96),
+        ({"size": {"height": 224, "width": 224}}, None),
+        ({"size": {"shortest_edge": 96}}, None),
+        ({"size": {"height": 96, "width": 128}}, None),
+        ({"size": {"height": 96, "width": 96}, "do_resize": False}, None),
+        ({"size": {"height": True, "width": True}}, None),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_used_at_another_size_is_said_to_be(
+    fields: dict, side: int | None, tmp_path: Path
+) -> None:
+    """DINOv2 of transformers: positions for 518 pixels, images of 224."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    notes = [note for note in chosen(saved(tmp_path)).notes if "--image-size" in note]
+    assert len(notes) == bool(side)
+    assert (
+        not side
+        or f"makes images of {side} pixels, and the model is built for 224; pass --image-size {side}"
+        in notes[0]
+    )
+
+
 def test_two_that_disagree_are_named(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF}))
     found = chosen(saved(tmp_path, args=argparse.Namespace(**OURS)))
