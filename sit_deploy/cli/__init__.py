@@ -170,16 +170,15 @@ def _run(args: list[str] | None, out: Stream | None, err: Stream | None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail(err, "interrupted; nothing was left half-written")
     except Exception as error:
-        if os.environ.get(TRACEBACK):
-            raise
         lost = [stream for stream in (out, err) if stream is not None and stream.error is not None]
+        if os.environ.get(TRACEBACK) and not lost:
+            raise
         for stream in lost:
             stream.drop()
         gone = isinstance(error, PipeBrokeError)
+        # the reader of our output has gone, as with `| head`: nobody is there to tell
         if gone and any(stream.error.errno == errno.EPIPE for stream in lost):
-            return (
-                Error.exit_status
-            )  # the reader of our output has gone, as with `| head`: nobody is there to tell
+            return Error.exit_status
         if out in lost:
             return _fail(err, unwritten(out.error))
         return _fail(

@@ -278,13 +278,19 @@ def test_a_signal_that_is_ignored_stays_ignored(cli: CommandLine) -> None:
 PRINTING = [["models"], ["models", "--json"], ["doctor"], ["--help"], ["build", "--help"], ["--version"]]
 
 
-@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+@pytest.mark.parametrize("words", [*PRINTING, ["SIT_DEPLOY_TRACEBACK=1", "models"]], ids=" ".join)
 def test_a_reader_that_has_gone(words: list[str]) -> None:
-    """As with `| head -1`: silent, and not status 1, which says that a check failed."""
+    """As with `| head -1`: silent, and not status 1, which says that a check failed; nor is it a defect to trace back."""
     reader, writer = os.pipe()
     os.close(reader)
+    variable, equals, value = words[0].partition("=")
+    environment, words = ({variable: value}, words[1:]) if equals else ({}, words)
     done = subprocess.run(
-        [sys.executable, "-m", "sit_deploy", *words], stdout=writer, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "sit_deploy", *words],
+        env={**os.environ, **environment},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (2, "")
