@@ -7,7 +7,7 @@ What timm's own `checkpoint_filter_fn` makes of such files is what is made here;
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,7 +16,8 @@ from sit_deploy.models.renamed import put
 from sit_deploy.models.torch_file import Stored
 
 Names = Mapping[str, Stored]
-# tables of rotary positions, which timm computes, and parts of pretraining alone
+_Rules = tuple[tuple[re.Pattern[str], str], ...]
+# tables of rotary positions, which timm computes
 _UNUSED = re.compile(r"(.*\.)?rope\.(freqs(_cos|_sin)?|periods)$|rope_embed\.periods$")
 
 
@@ -33,7 +34,7 @@ class _Origin:
 
     note: str
     marks: tuple[str, ...]
-    rules: tuple[tuple[re.Pattern[str], str], ...]
+    rules: _Rules
     lacks: re.Pattern[str] | None = None
 
     def roots(self, tensors: Names) -> list[str]:
@@ -49,7 +50,7 @@ def _mark(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(|.*\.){pattern}$")
 
 
-def _rules(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+def _rules(*pairs: tuple[str, str]) -> _Rules:
     return tuple((re.compile(pattern), name) for pattern, name in pairs)
 
 
@@ -112,24 +113,24 @@ def translate(tensors: Names) -> tuple[dict[str, Stored], tuple[str, ...]] | Non
         if roots := origin.roots(tensors):
             renamed = dict(tensors)
             for root in roots:
-                renamed = _renamed(renamed, root, lambda rest, o=origin: _by_rules(rest, o.rules))
+                renamed = _renamed(renamed, root, origin.rules)
                 _bias_of_parts(renamed, root)
             return renamed, (origin.note,)
     return None
 
 
-def _renamed(tensors: Names, root: str, name: Callable[[str], str]) -> dict[str, Stored]:
+def _renamed(tensors: Names, root: str, rules: _Rules) -> dict[str, Stored]:
     """Return weights whose names behind a prefix are exchanged, without what timm computes itself."""
     renamed: dict[str, Stored] = {}
     for key, value in tensors.items():
         rest = key[len(root) :] if key.startswith(root) else None
         if rest is not None and _UNUSED.match(rest):
             continue
-        put(renamed, key if rest is None else root + name(rest), value)
+        put(renamed, key if rest is None else root + _by_rules(rest, rules), value)
     return renamed
 
 
-def _by_rules(rest: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
+def _by_rules(rest: str, rules: _Rules) -> str:
     for pattern, name in rules:
         if pattern.match(rest):
             return pattern.sub(name, rest, count=1)
