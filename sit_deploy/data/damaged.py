@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sit_deploy.data.samples import spread
+from sit_deploy.data.samples import Placed, Samples, spread
 from sit_deploy.errors import InputError
 from sit_deploy.text import short_reason, shown
 
@@ -112,6 +112,27 @@ class DamagedImages:
             chosen += self._readable(part, preprocessing)
         self.require_any(len(chosen), len(files))
         return sorted(chosen, key=place.__getitem__)
+
+    def whole_samples(
+        self, samples: Samples, count: int, preprocessing: Preprocessing
+    ) -> list[tuple[Any, int]]:
+        """Return `count` of some labelled samples, or all, evenly spread, but for those that cannot be read.
+
+        Args:
+            samples: (image, label) pairs.
+            count: how many, at most.
+            preprocessing: that they are to pass through.
+
+        Raises:
+            InputError: too many cannot be read, or all.
+        """
+        from sit_deploy.data.batches import batches
+
+        chosen = Placed(samples, spread(range(len(samples)), count))
+        read = batches(chosen, preprocessing.raw, 8, damaged=self)
+        left = [int(place) for _, found in read for _, place in found]
+        self.require_any(len(left), len(chosen))
+        return [samples[place] for place in left]
 
     def _readable(self, files: Sequence[Path], preprocessing: Preprocessing) -> list[Path]:
         from sit_deploy.data.batches import batches

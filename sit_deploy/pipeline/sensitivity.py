@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.work import Work
@@ -25,14 +25,13 @@ class Sensitivity:
     @cached_property
     def rows(self) -> dict[str, dict[str, float]]:
         """By layer, what `sit_deploy.quantize.sensitivity.measure_sensitivity` measures."""
-        from sit_deploy.data.samples import spread
         from sit_deploy.quantize.sensitivity import measure_sensitivity
 
         work, quantization = self._work, self._lowered.quantization
         assert quantization is not None
         with work.step("Quantizing one layer at a time") as report:
             stream = quantization.stream or self._validation_stream()
-            labelled = spread(work.samples or [], LABELLED) if work.request.sensitivity else []
+            labelled = self._labelled(LABELLED) if work.request.sensitivity and work.samples else []
             return measure_sensitivity(quantization.quantizer, stream.spread(IMAGES), labelled, report)
 
     @property
@@ -46,10 +45,14 @@ class Sensitivity:
 
     def _validation_stream(self) -> ImageStream:
         """Return validation images to measure layers on, where there was no need of calibration images."""
-        from sit_deploy.data.samples import spread
         from sit_deploy.quantize.image_stream import ImageStream
 
-        samples = self._work.samples
-        assert samples is not None
-        chosen = [source for source, _ in spread(samples, IMAGES)]
-        return ImageStream(chosen, self._lowered.float_graph.preprocessing, samples.name)
+        assert self._work.samples is not None
+        chosen = [source for source, _ in self._labelled(IMAGES)]
+        return ImageStream(chosen, self._lowered.float_graph.preprocessing, self._work.samples.name)
+
+    def _labelled(self, count: int) -> list[tuple[Any, int]]:
+        """Return some of the labelled images that can be read."""
+        assert self._work.samples is not None
+        preprocessing = self._lowered.float_graph.preprocessing
+        return self._work.damaged.whole_samples(self._work.samples, count, preprocessing)
