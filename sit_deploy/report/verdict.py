@@ -18,7 +18,7 @@ from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.report import elsewhere_text, verdict_text
 from sit_deploy.report.build_types import AccuracyRecord, HopRecord, TeacherRecord
 from sit_deploy.report.check_record import ElsewhereRecord
-from sit_deploy.report.embedding_verdict import judge_embedding
+from sit_deploy.report.embedding_verdict import EQUAL_COSINE, judge_embedding
 from sit_deploy.report.kernels_text import lacking_text
 from sit_deploy.report.paired import interval_half, largest_drop, paired_drop, weigh_drop
 from sit_deploy.report.reasons import (
@@ -35,7 +35,7 @@ from sit_deploy.report.reasons import (
 from sit_deploy.report.types import Evidence, SpeedupRecord, Stage
 
 # Logits as near as this are the same but for the rounding of float32, which gives 105 to 135 dB (16 bits give 70 at most): no image tells the two apart.
-EQUAL_DB, EQUAL_COSINE = 90.0, 1 - 1e-8
+EQUAL_DB = 90.0  # beside a cosine of `EQUAL_COSINE`
 
 
 @dataclass(frozen=True)
