@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import CommandLine
-from tests.helpers.exports import calibrated_once, exported_once, operators_read_once
+from tests.helpers.exports import calibrated_once, exported_anew, exported_once, operators_read_once
 from tests.helpers.hub import cached, hub
 
-__all__ = ["cached", "calibrated_once", "exported_once", "hub", "operators_read_once"]
+__all__ = ["cached", "calibrated_once", "exported_anew", "exported_once", "hub", "operators_read_once"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before anything loads an OpenMP runtime: workers that each take every core slow one another down.

@@ -15,7 +15,6 @@ from sit_deploy.data.ignored_orientation import ignored_orientation_note
 from sit_deploy.data.labelled import Labelled
 from sit_deploy.data.samples import spread_over
 from sit_deploy.data.splits import find_training_images
-from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.text import shown
@@ -71,6 +70,8 @@ def open_images(
         sources, words = listing.images, f"{shown(folder)}, without labels"
         notes += [listing.note] if listing.note else []
     else:
+        from sit_deploy.data.synthetic import synthetic_images
+
         sources, words = synthetic_images(SYNTHETIC), f"{SYNTHETIC} synthetic images"
         notes.append(
             "no --data: schedules were compared on synthetic images, which are no photographs; the order of schedules may be another on "

@@ -42,7 +42,10 @@ def _key(*values: Any) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let `export_onnx` take the graph that any process of this run has exported of the same model, weights included."""
+    """Let `export_onnx` take what PyTorch's exporter has written in any process of this run of the same model, weights included.
+
+    Whatever else is asked of the graph: its batch, its name, how attention is written. `exported_anew` is without it.
+    """
     if not _EXPORTS:
         yield
         return
@@ -51,7 +54,7 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from sit_deploy.data import synthetic
     from sit_deploy.graph import export as module
 
-    export_onnx, synthetic_images = module.export_onnx, synthetic.synthetic_images
+    written, synthetic_images = module._written, synthetic.synthetic_images
 
     @functools.cache
     def drawn(*arguments: Any, **options: Any) -> Any:
@@ -60,18 +63,26 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             tmp_path_factory, f"images-{key}", lambda: synthetic_images(*arguments, **options)
         )
 
-    def once(model: Any, *arguments: Any, batch: int | str = 1, **options: Any) -> onnx.ModelProto:
+    @functools.wraps(written)
+    def once(*arguments: Any) -> onnx.ModelProto:
         def write(path: Path) -> None:
-            path.write_bytes(export_onnx(model, *arguments, batch="batch", **options).SerializeToString())
+            path.write_bytes(written(*arguments).SerializeToString())
 
-        if batch != "batch" and not batch > 0:  # to be refused
-            return export_onnx(model, *arguments, batch=batch, **options)
-        key = _key(model, arguments, sorted(options.items()))
-        return module.set_batch(onnx.load(shared(tmp_path_factory, f"export-{key}.onnx", write)), batch)
+        return onnx.load(shared(tmp_path_factory, f"export-{_key(arguments)}.onnx", write))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "export_onnx", once)
+        patch.setattr(module, "_written", once)
         patch.setattr(synthetic, "synthetic_images", drawn)
+        yield
+
+
+@pytest.fixture(scope="module")
+def exported_anew() -> Iterator[None]:
+    """Let the exporter write every graph of this module itself, where what it writes is what is tested."""
+    from sit_deploy.graph import export as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_written", module._written.__wrapped__)
         yield
 
 

@@ -25,6 +25,8 @@ from sit_deploy.graph.lint import lint
 from sit_deploy.models.sit import SiT
 from tests.helpers.models import TINY, images, relative_error, tiny_model, tiny_vit
 
+pytestmark = pytest.mark.usefixtures("exported_anew")
+
 ROOT = Path(__file__).parents[3]
 TOLERANCE = 2e-5  # of the logits' standard deviation
 # every operator set once, and every kind of batch

@@ -15,7 +15,9 @@ from sit_deploy.errors import InputError
 from sit_deploy.models import CONFIGS, create_model
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.slim import SlimViT
+from tests.helpers import forked
 from tests.helpers.models import images, named_model, shapes_alone
+from tests.helpers.shared import shared_value
 
 NAMES = tuple(n for c in CONFIGS.values() for n in (c.name, *c.aliases))
 
@@ -102,15 +104,19 @@ ORDERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, forked.Ended]:
+    asked = "assert timm.is_model('sit_s'); print(type(timm.create_model('sit_nano')).__name__)"
+    programs = [f"{imports}; {asked}" for imports in ORDERS.values()]
+    ended = shared_value(tmp_path_factory, "orders-of-imports", lambda: forked.run(programs))
+    return dict(zip(ORDERS, ended, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_package_alone_registers_them(order: str) -> None:
-    code = (
-        f"{ORDERS[order]}; assert timm.is_model('sit_s'); print(type(timm.create_model('sit_nano')).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "SiT", done.stderr
-    assert not done.stderr
+def test_the_package_alone_registers_them(order: str, imported: dict[str, forked.Ended]) -> None:
+    done = imported[order]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SiT\n", ""), done.stderr
 
 
 def test_the_package_is_quick() -> None:
