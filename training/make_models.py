@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sit_deploy.data.datasets import Data
 from sit_deploy.errors import InputError
 from sit_deploy.models import ModelConfig, create_model, get_config
+from sit_deploy.models.beside import check_beside
 from sit_deploy.models.card import ModelCard
 from sit_deploy.models.card_file import read_card
 from sit_deploy.models.data_config import Choice, DataConfig, Source, choose, from_card, from_name
@@ -144,6 +145,12 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
     path = request.init or request.teacher
     config, read = checkpoints.config, checkpoints.read(path)
     missing, left_out = fit_partly(read.state, model)
+    told: list[str] = []
+    if request.init:
+        try:
+            told = check_beside(read, model, config, "--model")
+        except InputError as error:  # a model that is trained may be another than its weights were of
+            told = [f"it starts as another model than its weights were of: {error}"]
     new = [k for k in missing if not k.startswith(UNDEPLOYED)]
     if request.qat and new:
         remedy = "train one without --qat, then pass it with --init"
@@ -169,7 +176,7 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
         unused.append("its dist token and the head of it, which --cnn-teacher would train on")
     if any(k.startswith("tsm.") and k in read.state for k in missing):
         unused.append("the last layers of its TSMs, which give other counts of tokens")
-    notes = [*read.notes, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
+    notes = [*read.notes, *told, *([f"left out what the model has not: {_some(unused)}"] if unused else [])]
     return "; ".join((f"{origin}{place_of(path)}{', with a new head' if new_head else ''}", *notes))
 
 

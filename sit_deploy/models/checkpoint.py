@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
+from sit_deploy.models import flax_names
 from sit_deploy.models.file_kind import ADAPTER, file_kind, find_file
 from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, split_riders
 from sit_deploy.models.float8 import check_float8
@@ -37,6 +38,7 @@ class Checkpoint:
         sha256: of the file's bytes.
         prefix: of their names there.
         notes: what was renamed and what was left out, a sentence each.
+        heads: of its attention, where the shapes in the file show them and those of the weights do not.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Checkpoint:
     sha256: str
     prefix: str = ""
     notes: tuple[str, ...] = ()
+    heads: int | None = None
 
 
 def read_checkpoint(
@@ -96,7 +99,8 @@ def read_checkpoint(
     low = check_float8(values, [*weights.names, *weights.beside], where)
     notes = tuple(filter(None, (*weights.notes, left_out_words(riders), low)))
     source = weights.entry or "state_dict"
-    return Checkpoint(path, values, source, digest, weights.prefix, notes)
+    heads = flax_names.head_count(content) if kind == "npz" else None
+    return Checkpoint(path, values, source, digest, weights.prefix, notes, heads)
 
 
 def _refuse_adapters(path: Path, where: str) -> None:

@@ -129,6 +129,8 @@ class ConfigJson:
         if self.model_type:
             by_index = self.fields.get("id2label")
             names: Any = by_index if isinstance(by_index, dict) else None
+            if not names or all(str(name).startswith(_PLACEHOLDER) for name in names.values()):
+                names = _turned(self.fields.get("label2id"))  # of a trainer who gave the one alone
         elif self.architecture is None:
             return None
         else:
@@ -146,6 +148,13 @@ class ConfigJson:
         if not all(isinstance(name, str) and name and not name.startswith(_PLACEHOLDER) for name in names):
             return None
         return names
+
+
+def _turned(by_name: Any) -> dict[str, str] | None:
+    """Return names of classes by index, of indices by name."""
+    if not isinstance(by_name, dict) or not all(type(index) is int for index in by_name.values()):
+        return None
+    return {str(index): name for name, index in by_name.items()}
 
 
 def fields_beside(weights: Path, file: str) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ _TOP = {
 # the second norm and the MLP are numbered by what stands before them in either library
 _IN_BLOCK = re.compile(r"(LayerNorm_[0-2]|MlpBlock_[03]/Dense_[01])/(scale|kernel|bias)$")
 _ATTENTION = re.compile(r"(.*?)MultiHeadDotProductAttention_[01]/(query|key|value|out)/(kernel|bias)$")
+_QUERIES = re.compile(r"(?!params/txt/|opt/state/).*Transformer/encoderblock.*/query/kernel$")
 _KINDS = {"scale": "weight", "kernel": "weight", "bias": "bias"}
 
 
@@ -60,6 +61,14 @@ def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[s
         for name, value in _fused(owner, parts).items():
             put(renamed, name, value)
     return renamed, (NOTE,)
+
+
+def head_count(tensors: Mapping[str, Stored]) -> int | None:
+    """Return the heads of the attention, which its arrays have a side for, None where that is not told."""
+    queries = (
+        value for key, value in tensors.items() if _QUERIES.match(key)
+    )  # (dim, heads, width), of all blocks in one or not
+    return next((value.shape[-2] for value in queries if value.ndim > 2), None)
 
 
 def _apart(rest: str, value: Stored) -> list[tuple[str, Stored]]:

@@ -118,14 +118,19 @@ def check_config(
             f"checkpoint {path} does not fit {name}: its activation is {said[:40]} by the {file} beside it, not "
             f"{type(activation).__name__}; {remedy}"
         )
-    if difference > 1e-6:
-        notes.append(
-            WarningText(
-                f"its activation is {said}, that of {name} differs from it by up to {difference:.0e}, as in timm: "
-                "check its accuracy"
-            )
+    return notes + activation_note(activation, said, name)
+
+
+def activation_note(activation: nn.Module, said: str, name: str) -> list[str]:
+    """Return that a model's activation is nearly the one that its weights were trained with, nothing where it is the same."""
+    difference = _difference(activation, _ACTIVATIONS[said])
+    if difference <= 1e-6:
+        return []
+    return [
+        WarningText(
+            f"its activation is {said}, that of {name} differs from it by up to {difference:.0e}, as in timm: check its accuracy"
         )
-    return notes
+    ]
 
 
 def _other_numbers(fields: Mapping[str, Any], model: nn.Module, block: nn.Module) -> str | None:
@@ -164,10 +169,13 @@ def _open_clip_fields(path: Path) -> dict[str, Any]:
     if not isinstance(vision, dict):
         return {}
     width, head = vision.get("width", 768), vision.get("head_width", 64)
+    norms, act = vision.get("norm_kwargs"), vision.get("act_kwargs")
+    tanh = isinstance(act, dict) and act.get("approximate") == "tanh"
     counted = isinstance(width, int) and isinstance(head, int) and head > 0
     return {
         "num_attention_heads": width // head if counted else None,
-        "hidden_act": "quick_gelu" if whole.get("quick_gelu") else "gelu",
+        "hidden_act": "quick_gelu" if whole.get("quick_gelu") else "gelu_pytorch_tanh" if tanh else "gelu",
+        "layer_norm_eps": norms.get("eps") if isinstance(norms, dict) else None,
         # of older releases the second
         "pool_type": "avg" if vision.get("global_average_pool") else vision.get("pool_type", "tok"),
     }

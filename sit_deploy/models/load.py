@@ -13,12 +13,10 @@ from torch import nn
 
 from sit_deploy.errors import InputError
 from sit_deploy.methods import TRAINING_FREE
-from sit_deploy.models import clip_names, hugging_face_names
+from sit_deploy.models.beside import check_beside
 from sit_deploy.models.catalog import CONFIGS, get_config, title
 from sit_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from sit_deploy.models.config import ONE_OUTPUT, ModelConfig, check_class_count
-from sit_deploy.models.config_json import CONFIG, ConfigJson
-from sit_deploy.models.hugging_face_config import check_config
 from sit_deploy.models.mismatch import mismatch_words
 from sit_deploy.models.positions import position_prefix, square_side
 from sit_deploy.models.registry import create_model
@@ -28,7 +26,6 @@ from sit_deploy.models.state_dict import (
     fit_partly,
     has_reverse_tsms,
 )
-from sit_deploy.models.timm_name import made_otherwise
 from sit_deploy.text import WarningText
 
 __all__ = ["LoadedModel", "fit_partly", "identify", "load_model"]
@@ -154,17 +151,7 @@ def load_model(  # noqa: PLR0913
     if differences := mismatch_words(state, model, title(config), read.path, model_option):
         raise InputError(f"checkpoint {read.path} does not fit {title(config)}: {differences}")
     model.load_state_dict(state)
-    if config.base and (other := made_otherwise(ConfigJson.beside(read.path), config.base, model.img_size)):
-        remedy = f"pass {model_option} {other}" if model_option else f"give the checkpoint of a {config.base}"
-        raise InputError(
-            f"checkpoint {read.path} is of {other} by the {CONFIG} beside it, which with the same weights gives other scores than "
-            f"{config.base}; {remedy}"
-        )
-    if config.base and hugging_face_names.NOTE in read.notes:
-        notes += check_config(read.path, model, title(config), model_option)
-    if config.base and clip_names.NOTE in read.notes:
-        notes += check_config(read.path, model, title(config), model_option, open_clip=True)
-
+    notes += check_beside(read, model, config, model_option)
     side = square_side(read.state, [position_prefix(model)])
     height, width = model.grid_size
     if side and side != height:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,16 @@ def test_a_vision_transformer_of_timm_as_timm_saves_it(save: Save, tmp_path: Pat
         if not name.startswith(("head.", "pos_embed")):
             assert torch.equal(state[name], value), name
     assert models.preprocessing.resize == int(32 / 0.9)  # DeiT's own share, not ours
+
+
+def test_weights_of_another_model_by_the_file_beside_them(tmp_path: Path) -> None:
+    """Other heads do not show in weights: training may make another model of them, which is said."""
+    torch.save(timm.create_model("deit_tiny_patch16_224").state_dict(), tmp_path / "deit.pth")
+    for heads, said in ((6, True), (3, False)):
+        fields = {"architecture": "deit_tiny_patch16_224", "model_args": {"num_heads": heads}}
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        start = make("deit_tiny_patch16_224", init=tmp_path / "deit.pth", image_size=32).start
+        assert ("another model than its weights were of" in start and "num_heads=6" in start) == said
 
 
 # ---------------------------------------------------------------------------------------------- what does not fit

@@ -109,6 +109,21 @@ def write_config(folder: Path, **model: Any) -> None:
     (
         ({}, {}, ""),
         ({"quick_gelu": True}, {"act_layer": QuickGELU}, ""),
+        (
+            {"vision": {"act_kwargs": {"approximate": "tanh"}}},
+            {},
+            "is gelu_pytorch_tanh, that of a_vit differs",
+        ),
+        (
+            {"vision": {"norm_kwargs": {"eps": 1e-6}}},
+            {},
+            "an epsilon of 1e-06 by the open_clip_config.json beside it",
+        ),
+        (
+            {"vision": {"norm_kwargs": {"eps": 0.1}}},
+            {},
+            "refused: its norms have an epsilon of 0.1, not 1e-05",
+        ),
         ({"quick_gelu": True}, {}, "refused: pass the --model of timm with 'quickgelu' in its name"),
         (
             {},

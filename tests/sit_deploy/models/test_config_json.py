@@ -17,6 +17,11 @@ def test_names_of_classes() -> None:
     assert (
         ConfigJson({"model_type": "vit", "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}).class_names(2) is None
     )
+    # of a trainer who gave transformers the one alone, beside which it writes placeholders
+    turned = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"bee": 0, "ant": 1}}
+    assert ConfigJson({"model_type": "vit", **turned}).class_names(2) == ["bee", "ant"]
+    assert ConfigJson({"model_type": "vit", "label2id": {"bee": 0, "ant": 0}}).class_names(2) is None
+    assert ConfigJson({"model_type": "vit", "label2id": {"bee": "0", "ant": 1}}).class_names(2) is None
     assert ConfigJson({"architecture": "x", "label_names": ["ant", "bee"]}).class_names(2) == ["ant", "bee"]
     assert ConfigJson({"label_names": ["ant", "bee"]}).class_names(2) is None  # some other program's
     # what timm reads too: by index, within pretrained_cfg, and as older releases wrote it

@@ -157,6 +157,23 @@ def test_a_named_model_takes_them_strictly(tmp_path: Path) -> None:
         load_model(name, path, 64)
 
 
+@pytest.mark.parametrize("arrays", [augreg, siglip, lambda: siglip(scanned=True)])
+def test_heads_are_those_of_the_arrays(arrays: Any, tmp_path: Path) -> None:
+    """As one matrix their weights fit any count of heads."""
+    assert read_checkpoint(saved(tmp_path / "weights.npz", arrays())).heads == 4
+    if arrays is augreg:
+        name = "vit_tiny_patch16_224:embed_dim=32,depth=2,num_heads={},mlp_ratio=3.0"
+        with pytest.raises(
+            InputError, match=r"has 4 heads by the shape of its arrays, not 2; pass the --model that"
+        ):
+            load_model(name.format(2), tmp_path / "weights.npz", 64)
+        # Google's code approximates GELU by tanh
+        notes = load_model(name.format(4), tmp_path / "weights.npz", 64).notes
+        assert any("its activation is gelu_pytorch_tanh, that of vit_tiny" in note for note in notes)
+        exact = load_model(f"{name.format(4)},act_layer=gelu_tanh", tmp_path / "weights.npz", 64).notes
+        assert not any("activation" in note for note in exact)
+
+
 def test_objects_in_an_archive_are_never_loaded(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", **{"embedding/kernel": np.array([{"a": 1}], object)}, allow_pickle=True)
     with pytest.raises(InputError, match="never loaded"):
