@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def kernels(at: str, heads: int, width: int = 32) -> Arrays:
-    rng = np.random.default_rng(len(at))
+    rng = np.random.default_rng(list(at.encode()))
     made = {
         f"{at}out/kernel": rng.normal(size=(heads, width // heads, width)),
         f"{at}out/bias": rng.normal(size=width),
@@ -35,12 +35,12 @@ def kernels(at: str, heads: int, width: int = 32) -> Arrays:
 
 
 def norm(at: str) -> Arrays:
-    rng = np.random.default_rng(len(at))
+    rng = np.random.default_rng(list(at.encode()))
     return {f"{at}/scale": rng.normal(size=32), f"{at}/bias": rng.normal(size=32)}
 
 
 def mlp(at: str, hidden: int = 96) -> Arrays:
-    rng = np.random.default_rng(len(at))
+    rng = np.random.default_rng(list(at.encode()))
     sizes = {"Dense_0": (32, hidden), "Dense_1": (hidden, 32)}
     made = {f"{at}{name}/kernel": rng.normal(size=size) for name, size in sizes.items()}
     return made | {f"{at}{name}/bias": rng.normal(size=size[1]) for name, size in sizes.items()}
