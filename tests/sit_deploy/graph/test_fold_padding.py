@@ -72,6 +72,7 @@ def test_the_pooling_pads_by_itself(pool: dict[str, tuple[int, ...]]) -> None:
         {"pads": (0, 0, 0, -1, 0, 0, 1, 1)},
         {"pads": (0, 0, 3, 0, 0, 0, 0, 0)},
         {"ceil_mode": 1},
+        {"dilations": (2, 2)},
         {"auto_pad": "SAME_UPPER", "own": ()},
         {"more": (helper.make_node("Neg", ["padded"], ["z"]),)},
     ],
