@@ -12,7 +12,7 @@ import math
 import os
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -69,7 +69,8 @@ class TimingOptions:
                 raise EngineError(
                     f"{name} of a timing must be {what}, got {value!r}; pass for example {name}=2"
                 )
-        if not all(isinstance(cpu, Integral) for cpu in self.cpus or ()):
+        cpus = self.cpus if isinstance(self.cpus, Collection) else ()
+        if self.cpus is not None and (not cpus or not all(isinstance(cpu, Integral) for cpu in cpus)):
             raise EngineError(
                 f"cpus of a timing must be whole numbers, got {self.cpus!r}; pass for example cpus=(0, 1)"
             )

@@ -308,7 +308,7 @@ def _timing(given: TimingOptions | None, **parts: Any) -> TimingOptions:
                 f"bench has {next(iter(said))} and a timing, which says it too; leave one of them out"
             )
         return given
-    if "cpus" in said:
+    if isinstance(said.get("cpus"), Sequence):
         said["cpus"] = tuple(said["cpus"])
     timing = TimingOptions(**{"rounds": ROUNDS, **said})
     limits.check_ranges(

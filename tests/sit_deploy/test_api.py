@@ -212,6 +212,8 @@ def test_arguments_of_another_type_are_refused(nano_fp32: Path) -> None:
         lambda: sit_deploy.bench(nano_fp32, rounds=1, timing=sit_deploy.TimingOptions()),
         lambda: sit_deploy.bench(nano_fp32, checkpoint="gone.pth"),
         lambda: sit_deploy.bench(nano_fp32, teacher="nowhere"),
+        lambda: sit_deploy.bench(nano_fp32, cpus=0),
+        lambda: sit_deploy.bench(nano_fp32, cpus=[]),
         lambda: sit_deploy.TimingOptions(rounds="1"),
         lambda: sit_deploy.TimingOptions(seconds="1"),
         lambda: sit_deploy.TimingOptions(threads="two"),
