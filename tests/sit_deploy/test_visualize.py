@@ -124,9 +124,9 @@ def test_patches_of_a_token_share_a_colour() -> None:
 def test_a_patch_has_the_mean_of_its_own_pixels_wherever_its_edges_fall(side: int, patches: int) -> None:
     places = np.broadcast_to(np.arange(side) * (255 / max(side - 1, 1)), (side, side))
     picture = np.stack([places, places.T, np.full((side, side), 90)], -1).round().astype(np.uint8)
-    # exact means, by as many copies of a pixel as there are patches
-    fine = picture.astype(float).repeat(patches, axis=0).repeat(patches, axis=1)
-    exact = fine.reshape(patches, side, patches, side, 3).mean(axis=(1, 3))
+    # exact means, by as many copies of a pixel as there are patches: down, then across
+    rows = picture.astype(float).repeat(patches, axis=0).reshape(patches, side, side, 3).mean(axis=1)
+    exact = rows.repeat(patches, axis=1).reshape(patches, patches, side, 3).mean(axis=2)
     colours = mean_colours(picture, np.arange(patches**2), (patches, patches))
     assert np.abs(colours - exact).max() <= 0.51
 

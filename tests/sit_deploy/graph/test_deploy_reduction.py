@@ -34,6 +34,7 @@ from tests.helpers.models import (
 
 pytestmark = pytest.mark.usefixtures("no_gradients_and_one_thread")
 
+STAGES = (1, 1, 1, 1)  # of what is exported
 TOLERANCE = 2e-5  # of the logits' standard deviation
 NOT_READ = {"differential attention", "parallel blocks", "two of each in parallel", "ReLU"}
 PARTS = sorted(VIT_PARTS.keys() - NOT_READ)
@@ -89,7 +90,7 @@ def run(graph: Any, x: torch.Tensor) -> torch.Tensor:
 def graphs() -> dict[tuple[str, int | str], Any]:
     made = {}
     for method in TRAINING_FREE:
-        model = tiny_model(method=method)
+        model = tiny_model(method=method, stage_blocks=STAGES)
         for batch in (2, BATCH):
             made[method, batch] = export_onnx(to_deploy_form(model), model.img_size, batch=batch)
     return made
@@ -98,7 +99,7 @@ def graphs() -> dict[tuple[str, int | str], Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINING_FREE)
 def test_its_graph_gives_its_logits_in_any_batch(method: str, graphs: dict) -> None:
-    model = tiny_model(method=method)
+    model = tiny_model(method=method, stage_blocks=STAGES)
     x = images(model, 3)
     for batch, part in ((2, x[:2]), (BATCH, x)):
         graph = graphs[method, batch]
@@ -111,7 +112,7 @@ def test_its_graph_gives_its_logits_in_any_batch(method: str, graphs: dict) -> N
 
 @pytest.mark.slow
 def test_an_older_operator_set_and_rotary_positions() -> None:
-    model = tiny_eva("EVA-02", method=TRANSFORM)
+    model = tiny_eva("EVA-02", (1, 1, 1), method=TRANSFORM)
     x = images(model)
     graph = export_onnx(to_deploy_form(model), model.img_size, batch=2, opset=17)
     assert lint(graph, max_opset=17) == []
@@ -138,7 +139,7 @@ def test_what_decides_stays_float32(method: str, graphs: dict) -> None:
     reasons = {node.node: node for node in plan.nodes}
     assert {reasons[name].reason for name in selected} <= {Reason.SELECTS, Reason.NO_FLOAT}
     assert reasons["reduction.0/matmul"].dtype == reasons["reduction.0/k"].dtype == "float16"
-    model = tiny_model(method=method)
+    model = tiny_model(method=method, stage_blocks=STAGES)
     x = images(model)
     assert lint(low) == []
     assert relative_error(run(low, x), model(x)) < 2e-2
@@ -151,7 +152,7 @@ def test_the_residual_stream_has_the_merged_tokens_and_no_logits_of_attention(gr
     stream = stream_tensors(graphs[TRANSFORM, 2])
     assert [name for name in stream if "reduction" in name] == [f"reduction.{i}/concat" for i in range(3)]
     assert not [name for name in stream if "/attn/" in name]
-    assert len(stream) == 2 * 6 + 3 + 1
+    assert len(stream) == 2 * 4 + 3 + 1
 
 
 def test_where_a_stage_keeps_all_tokens_nothing_is_computed() -> None:
