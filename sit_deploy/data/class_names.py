@@ -244,7 +244,7 @@ def _by_order(
 ) -> ClassMatch:
     if len(dataset_classes) != num_classes:
         raise InputError(
-            f"{where} has {len(dataset_classes)} class folders, the model {num_classes} classes; "
+            f"{where} has {len(dataset_classes)} classes, the model {num_classes} classes; "
             f"give a validation set of the same classes{_or_of_some(dataset_classes, classes, num_classes, ordered)}"
         )
     doubt = None

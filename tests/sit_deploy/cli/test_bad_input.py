@@ -205,7 +205,7 @@ def test_data_sets(trained: Trained, cli: CommandLine, make_image_folder: Callab
     assert "no images in this folder" in cli.refuses(*words, "--calib-data", empty)
     assert "no class folders" in cli.refuses(*words, "--val-data", empty)
     other = make_image_folder(("kiwi", "plum"))
-    assert "2 class folders, the model 7 classes" in cli.refuses(*words, "--val-data", other)
+    assert "2 classes, the model 7 classes" in cli.refuses(*words, "--val-data", other)
     misspelt = make_image_folder(("cat", "dgo"))
     assert "has no name for (dgo) beside some that it has" in cli.refuses(*words, "--val-data", misspelt)
     (other / "hole").mkdir()

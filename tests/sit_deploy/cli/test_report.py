@@ -86,7 +86,7 @@ def test_nothing_is_left_of_a_report_that_failed(
 ) -> None:
     other = make_image_folder(("kiwi", "plum"))
     message = cli.refuses("report", trained.bundle, "--data", other, *NO_TIMING)
-    assert "2 class folders, the model 7 classes" in message
+    assert "2 classes, the model 7 classes" in message
 
 
 def test_every_form_has_its_ending() -> None:

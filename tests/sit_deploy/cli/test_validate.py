@@ -134,7 +134,7 @@ def test_data_that_does_not_fit(
     trained: Trained, cli: CommandLine, make_image_folder: Callable[..., Path]
 ) -> None:
     other = make_image_folder(("kiwi", "plum"))
-    assert "2 class folders, the model 7 classes" in cli.refuses("validate", trained.bundle, "--data", other)
+    assert "2 classes, the model 7 classes" in cli.refuses("validate", trained.bundle, "--data", other)
     (cli.folder / "empty").mkdir()
     assert "no class folders" in cli.refuses("validate", trained.bundle, "--data", "empty")
     assert "no such folder" in cli.refuses("validate", trained.bundle, "--data", "nowhere")

@@ -46,9 +46,9 @@ def test_numbers_with_gaps() -> None:
 
 def test_numbers_that_are_no_labels() -> None:
     assert match_names("data", ["1998", "2004"], None, 2).labels == [0, 1]  # names like any other
-    with pytest.raises(InputError, match="13 class folders, the model 12 classes"):
+    with pytest.raises(InputError, match="13 classes, the model 12 classes"):
         match_names("data", as_sorted(*range(13)), None, 12)
-    with pytest.raises(InputError, match="2 class folders, the model 12 classes"):
+    with pytest.raises(InputError, match="2 classes, the model 12 classes"):
         match_names("data", ["0", "12"], None, 12)
 
 

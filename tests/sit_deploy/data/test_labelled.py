@@ -42,9 +42,7 @@ def test_matched_by_order_where_no_name_is_a_folder(make_image_folder: Callable[
 def test_another_number_of_classes(make_image_folder: Callable[..., Path]) -> None:
     folder = ImageFolder(make_image_folder(("n01", "n02"), per_class=1))
     for names in (None, ["tench", "goldfish", "shark"]):
-        with pytest.raises(
-            InputError, match=r"has 2 class folders, the model 3 classes; give a validation set"
-        ):
+        with pytest.raises(InputError, match=r"has 2 classes, the model 3 classes; give a validation set"):
             match_labels(folder, names, 3)
 
 
@@ -106,7 +104,7 @@ def test_digits() -> None:
     picture, label = found[0]
     assert len(found) == 360 and picture.mode == "RGB" and describe(found, 0) == "picture 0"
     assert label == 9 - open_labelled("digits", None, 10)[0][1]
-    with pytest.raises(InputError, match="digits has 10 class folders, the model 4 classes"):
+    with pytest.raises(InputError, match="digits has 10 classes, the model 4 classes"):
         open_labelled("digits", None, 4)
 
 

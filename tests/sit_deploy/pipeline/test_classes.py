@@ -17,8 +17,8 @@ NAMED = {**TIMM, "label_names": ["ant", "bee", "cat"]}
 @pytest.mark.parametrize(
     ("fields", "words", "message"),
     [
-        (TIMM, (), "has 2 class folders, the model 3 classes"),
-        (TIMM, ("--num-classes", "3"), "has 2 class folders, the model 3 classes"),
+        (TIMM, (), "has 2 classes, the model 3 classes"),
+        (TIMM, ("--num-classes", "3"), "has 2 classes, the model 3 classes"),
         (NAMED, (), "classes that the model has no name for"),
         # heads that contradict options are told of by whoever loads the weights
         (TIMM, ("--num-classes", "2"), "is not in the cache"),

@@ -68,7 +68,7 @@ def test_accuracy_equals_a_count_by_hand(trained: Trained) -> None:
 
 def test_a_data_set_of_other_classes(trained: Trained, make_image_folder: Callable[..., Path]) -> None:
     bundle = load_bundle(trained.bundle)
-    with load(bundle) as classifier, pytest.raises(InputError, match=r"2 class folders, the model 7 classes"):
+    with load(bundle) as classifier, pytest.raises(InputError, match=r"2 classes, the model 7 classes"):
         check_accuracy(bundle, classifier, open_labelled_for(bundle, make_image_folder(("kiwi", "plum"))))
 
 
