@@ -5,6 +5,7 @@ Pickles are read by `sit_deploy.models.unpickle`, which looks no name up; safete
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -25,6 +26,7 @@ from sit_deploy.models.torch_file import DamagedFileError, OtherPickleError, Sto
 from sit_deploy.models.unpickle import HostilePickle, full_name
 
 StateDict = dict[str, Tensor]
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)(\d{5})\.(safetensors|bin)$")  # as transformers calls them
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ def read_checkpoint(
         ) from None
     where = f"checkpoint {path}"
     _refuse_adapters(path, where)
+    if shard := _SHARD.search(path.name):
+        raise InputError(
+            f"{where} is one of {int(shard[1])} shards of a model; save it in one file: model.save_pretrained(folder, max_shard_size='100GB')"
+        )
     readers = {"safetensors": _read_safetensors, "npz": _read_npz}
     content = readers[kind](path) if kind in readers else _read_torch(path, kind)
     if objects := _objects(content):

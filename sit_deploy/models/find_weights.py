@@ -47,6 +47,9 @@ _NUMBERED = re.compile(r"(?<![^.])(blocks?|layers?|resblocks)\.(\w+_)?\d+\.")
 _TEXT = re.compile(
     r"(.*\.)?(text|token_embedding|ln_final|positional_embedding|transformer\.resblocks)(\.|$)"
 )
+_ITS_BLOCKS = re.compile(r"(blocks|tsm|rtsm)\.\d|patch_embed\.\w|embeds\.\w")
+_TEMPERATURE = re.compile(r"(.*\.)?logit_(scale|bias)$")
+_TEXT_TOWER = re.compile(r"(.*\.)?(text|text_model|text_projection|token_embedding)(\.|$)")
 # a layer between backbone and classifier; those that transformers writes for a backbone alone are read by nothing
 _POOLER = re.compile(r"(?!.*text)(.*\.)?pooler\.(\w+\.)?weight$")
 # DistributedDataParallel, torch.compile, activation checkpointing, FSDP, DeepSpeed
@@ -259,7 +262,15 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
             "DeiT or SigLIP, or a backbone alone: model.base_model.save_pretrained(folder)"
         )
     is_clip = bool({clip_names.NOTE, clip_names.PERCEPTION_NOTE}.intersection(weights.notes))
-    names = {k: v for k, v in weights.names.items() if OWN.match(k) or not _is_rider(k)}
+    every = [*weights.names, *weights.beside]
+    # a temperature is a text's where there are texts, and else the model's own
+    texts = any(map(_TEXT_TOWER.match, every))
+    others = _other_models(weights.names)
+    names = {
+        k: v
+        for k, v in weights.names.items()
+        if OWN.match(k) or not _is_rider(k, others) or (_TEMPERATURE.match(k) and not texts)
+    }
     riders = [weights.prefix + k for k in weights.names if k not in names]
     _check_poolers(names, riders, weights, where, chosen)
     stray = [k for k in weights.beside if OWN.match(k)]
@@ -270,13 +281,14 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
         )
     position, head = names.get("pos_embed"), names.get("head.weight")
     widths = [t.shape[i] for t, i in ((position, -1), (head, 0)) if t is not None and t.ndim > 1]
+    beside = _other_models(weights.beside)
     layers = [
         k
         for k, v in weights.beside.items()
         if k.endswith("weight")
         and v.ndim == 2
         and v.shape[1] in widths
-        and not _is_rider(k)
+        and not _is_rider(k, beside)
         and not (is_clip and _TEXT.match(k))
     ]
     if layers and not chosen:
@@ -287,15 +299,22 @@ def split_riders(weights: Weights, where: str, chosen: bool) -> tuple[dict[str, 
     return names, riders + list(weights.beside)
 
 
-def _is_rider(key: str) -> bool:
-    """Say whether a name is of no part of the model: what a trainer keeps, texts, or another model's own parts, such as a teacher's.
+def _other_models(names: Collection[str]) -> set[str]:
+    """Return the prefixes under which other vision transformers stand, such as a teacher: those with blocks of their own."""
+    return {
+        key[: m.end()] for key in names for m in re.finditer(r"\.", key) if _ITS_BLOCKS.match(key, m.end())
+    }
+
+
+def _is_rider(key: str, others: Collection[str]) -> bool:
+    """Say whether a name is of no part of the model: what a trainer keeps, texts, or another model's own parts (`_other_models`).
 
     What stands in a block is a part, though it be called like one of those: an attention's `logit_scale`, an adapter's `norm`.
     """
     block = _NUMBERED.search(key)
     before = key[: block.start()] if block else key
     ends = [m.end() for m in re.finditer(r"\.", key) if m.end() <= len(before)]
-    return bool(RIDER.match(before)) or any(OWN.match(key[end:]) for end in ends)
+    return bool(RIDER.match(before)) or any(OWN.match(key, end) and key[:end] in others for end in ends)
 
 
 def _check_poolers(

@@ -37,13 +37,14 @@ _NORM, _POOL_NORM = (tuple(f"{name}.{kind}" for kind in ("weight", "bias")) for 
 # how weights are kept that are not the model's own yet, and what makes them so
 _UNFINISHED = (
     (r".*\.lora_[AB]\b", "LoRA adapters beside its weights", "merge them before saving: model.merge_and_unload()"),
-    (r".*\.parametrizations\.", "parametrised weights",
+    (r".*(\.parametrizations\.|\.weight_[gv]$)", "parametrised weights",
      "make them plain before saving: torch.nn.utils.parametrize.remove_parametrizations"),
     (r".*\.weight_(orig|mask)$", "pruned weights with their masks",
      "make them plain before saving: torch.nn.utils.prune.remove"),
     (r"head\.\d+\.", "a head of several modules (nn.Sequential)",
      "if one of them alone has weights, make it the head before saving, such as model.head = model.head[-1]"),
-    (r".*\.(SCB|qweight|absmax|weight_scale\w*|_packed_params)\b", "quantized weights", "save the float model"),
+    (r".*[./]kernel(:0)?$", "weights as Flax and TensorFlow keep them", "give the model's PyTorch weights"),
+    (r".*\.(SCB|qweight|absmax|weight_scale\w*|_packed_params|zero_point|weight\._(data|scale))\b", "quantized weights", "save the float model"),
 )  # fmt: skip
 
 

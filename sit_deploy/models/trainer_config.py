@@ -7,10 +7,13 @@ Hugging Face's transformers, config.json of timm, open_clip_config.json).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.errors import InputError
 from sit_deploy.models.catalog import get_config
@@ -24,8 +27,13 @@ from sit_deploy.models.config_json import (
     fields_beside,
 )
 from sit_deploy.models.data_config import FIELDS, DataConfig, Source, from_name
-from sit_deploy.models.file_kind import file_kind, find_file
+from sit_deploy.models.file_kind import file_kind, find_file, is_safetensors
 
+if TYPE_CHECKING:  # with torch
+    from sit_deploy.models.torch_file import Stored
+
+# of images, and not of what a model foretells (y_mean)
+_BUFFER = re.compile(r"((?:.*\.)?(?:(?:new|pixel|image|img|input|rgb)_)?)(mean|std)$")
 Channels = tuple[float, float, float]
 
 # where trainers keep what they were started with
@@ -43,6 +51,7 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
     content = _content(path)
     if isinstance(content, Mapping):
         configs += [_of_arguments(content.get(entry), f"{entry} in {path.name}") for entry in _ENTRIES]
+    configs.append(_of_buffers(path, content))
     open_clip = _of_open_clip(fields_beside(path, OPEN_CLIP).get("preprocess_cfg"), path)
     if path.name.startswith(
         "open_clip"
@@ -57,6 +66,47 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
     configs.append(_of_arguments(ConfigJson.beside(path).pretrained_cfg, f"{CONFIG} beside {path.name}"))
     configs.append(open_clip)
     return [config for config in configs if config]
+
+
+def _of_buffers(path: Path, content: Any) -> DataConfig | None:
+    """Return the mean and std that stand among the weights of a module that normalises by itself, where they are the only ones."""
+    found: dict[tuple[str, str], Any] = {}
+    for key, value in _tensors(path, content):
+        named = _BUFFER.match(key)
+        if named and math.prod(value.shape) == 3 and len(value.shape) <= 4:
+            found[named[1], named[2]] = value
+    stems = [stem for stem, kind in found if kind == "mean" and (stem, "std") in found]
+    if len(stems) != 1:
+        return None
+    try:
+        rows = [found[stems[0], kind].read().flatten().tolist() for kind in ("mean", "std")]
+    except Exception:  # of any type, of damaged bytes: reading the weights says why
+        return None
+    top = 255 if max(rows[0]) > 1 else 1
+    mean, std = (_three([value / top for value in row]) for row in rows)
+    title = f"{stems[0]}mean and std among the weights of {path.name}"
+    return DataConfig(Source.TRAINER, mean, std, title=title) if mean and std and min(std) > 0 else None
+
+
+def _tensors(path: Path, content: Any) -> Iterator[tuple[str, Stored]]:
+    """Give a file's weights by name, those of entries within entries too, without their values."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from _tensors(path, value)
+            elif isinstance(key, str) and hasattr(value, "read") and hasattr(value, "shape"):
+                yield key, value
+    elif content is None and is_safetensors(path):
+        from safetensors import safe_open
+
+        from sit_deploy.models.torch_file import Stored
+
+        with contextlib.suppress(Exception), safe_open(path, framework="pt") as file:  # damaged: as above
+            for name in filter(_BUFFER.match, file.keys()):
+                shape = tuple(file.get_slice(name).get_shape())
+                if math.prod(shape) == 3:
+                    value = file.get_tensor(name)
+                    yield name, Stored(shape, lambda value=value: value)
 
 
 def _image_processor(path: Path) -> tuple[Mapping[str, Any], str]:

@@ -232,7 +232,16 @@ def test_a_part_of_the_model_is_no_rider(state: State, save: Save) -> None:
         load_model("sit_nano", save({**at(headless, "backbone."), **head}))
     with pytest.raises(InputError, match=r"layers beside it that may follow it \(classifier.weight\)"):
         load_model("sit_nano", save({**at(state, "net."), "classifier.weight": torch.ones(7, 1000)}))
-    for key in ("blocks.8.norm1.weight", "head.scale", "norm.running", "fc_norm.weight", "unknown.weight"):
+    # neither a norm behind the backbone nor a temperature is another model's
+    own = ("neck.norm.weight", "logit_scale")
+    for key in (
+        "blocks.8.norm1.weight",
+        "head.scale",
+        "norm.running",
+        "fc_norm.weight",
+        "unknown.weight",
+        *own,
+    ):
         with pytest.raises(InputError, match=f"1 unexpected \\({re.escape(key)}\\)"):
             load_model("sit_nano", save({**state, key: torch.ones(128)}))
 

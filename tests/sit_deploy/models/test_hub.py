@@ -90,6 +90,19 @@ def test_a_folder_is_its_model(tmp_path: Path) -> None:
     assert origin(request.checkpoint) is None
 
 
+def test_one_shard_alone_is_no_model(tmp_path: Path) -> None:
+    """With its index, whose other files are not there, or without."""
+    path = fill(tmp_path / "a", CONFIG, "model-00001-of-00002.safetensors")
+    (path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+    )
+    for name in (path, path / "model-00001-of-00002.safetensors", local_file(f"local-dir:{path}")):
+        with pytest.raises(InputError, match="is one of 2 shards of a model; save it in one file"):
+            read_checkpoint(name)
+    whole = (path / "model-00001-of-00002.safetensors").rename(path / "model-00001-of-00001.safetensors")
+    assert read_checkpoint(whole).state
+
+
 def test_an_adapter_beside_weights_is_not_passed_over(cached, tmp_path: Path) -> None:
     """transformers adds it to them wherever it loads the folder."""
     path = fill(tmp_path / "a", CONFIG, "model.safetensors", "adapter_model.safetensors")

@@ -106,6 +106,25 @@ def test_another_place_of_the_last_norm_has_an_argument(
         load_model(name, save(model.state_dict()), 64)
 
 
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        (("head.weight", "head.weight_v"), "parametrised weights.*make them plain"),
+        (
+            ("mlp.fc1.weight", "mlp.fc1.kernel"),
+            "weights as Flax and TensorFlow keep them.*give the model's PyTorch weights",
+        ),
+        (("mlp.fc1.weight", "mlp.fc1.weight._data"), "quantized weights.*save the float model"),
+    ],
+)
+def test_weights_under_the_names_of_how_they_are_kept(
+    renamed: tuple[str, str], said: str, save: Save
+) -> None:
+    state = timm.create_model(NAME, img_size=64, num_classes=5, depth=1).state_dict()
+    with pytest.raises(InputError, match=said):
+        load_model(f"{NAME}:depth=1", save({k.replace(*renamed): v for k, v in state.items()}), 64)
+
+
 def test_adapters_that_are_not_merged(save: Save) -> None:
     state = timm.create_model(NAME, img_size=64, num_classes=5).state_dict()
     state["blocks.0.attn.qkv.lora_A.default.weight"] = torch.zeros(8, 192)

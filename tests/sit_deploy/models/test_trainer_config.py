@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sit_deploy.models.catalog import get_config
 from sit_deploy.models.data_config import DataConfig, Source, choose, fit_note, from_name
@@ -196,6 +197,40 @@ def test_a_model_that_is_used_at_another_size_is_said_to_be(
         or f"makes images of {side} pixels, and the model is built for 224; pass --image-size {side}"
         in notes[0]
     )
+
+
+@pytest.mark.parametrize("kind", ["m.pth", "m.safetensors"])
+@pytest.mark.parametrize(
+    ("stem", "scale", "shape"), [("normalize.", 1, (1, 3, 1, 1)), ("0.", 1, (3,)), ("pixel_", 255, (3, 1, 1))]
+)
+def test_a_module_that_normalises_by_itself_says_how(
+    kind: str, stem: str, scale: float, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Its mean and std stand among its weights, which are left out of the model."""
+    values = {f"{stem}{name}": scale * torch.tensor(OURS[name]).reshape(shape) for name in ("mean", "std")}
+    path, state = tmp_path / kind, {"model.head.weight": torch.zeros(2, 2), **values}
+    for others in (
+        {},
+        {
+            "other.mean": torch.zeros(3),
+            "bn.running_mean": torch.zeros(3),
+            "std": torch.ones(7),
+            "y_mean": torch.zeros(3),
+            "y_std": torch.ones(3),
+        },
+    ):
+        save_file(state | others, path) if kind == "m.safetensors" else torch.save(
+            {"model": state | others}, path
+        )
+        found = chosen(path)
+        assert found.preprocessing.mean == pytest.approx(OURS["mean"])
+        assert found.preprocessing.std == pytest.approx(OURS["std"])
+        assert found.sources["mean"] == f"{stem}mean and std among the weights of {kind}"
+    several = {"other.mean": torch.zeros(3), "other.std": torch.ones(3)}
+    torch.save({"model": state | several}, path)
+    assert "among the weights" not in chosen(path).sources["mean"]
+    torch.save({"model": {**state, f"{stem}std": torch.zeros(shape)}}, path)
+    assert "among the weights" not in chosen(path).sources["mean"]
 
 
 def test_two_that_disagree_are_named(tmp_path: Path) -> None:
