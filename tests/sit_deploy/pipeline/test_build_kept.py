@@ -18,7 +18,7 @@ from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.validation.reference import reference_model
 from tests.helpers.command_line import CommandLine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("half_the_blocks")]
 
 KEPT = (9, 7, 3, 3)
 OPTIONS = ("--kept", "9,7,3,3", "--image-size", "48", "--engine", "onnxruntime", "--calib-images", "2")
@@ -29,7 +29,7 @@ def test_random_weights(cli: CommandLine) -> None:
     cli("build", "--model", "sit_nano", *OPTIONS, "-o", "b")
     facts = json.loads((cli.folder / "b" / "manifest.json").read_text(encoding="utf-8"))
     model = facts["model"]
-    assert (model["tokens"], model["keeping_ratio"], model["stages"]) == ([*KEPT], None, [2, 2, 2, 2])
+    assert (model["tokens"], model["keeping_ratio"], model["stages"]) == ([*KEPT], None, [1, 1, 1, 1])
     assert model["config"]["kept"] == [*KEPT] and "keeping_ratio" not in model["config"]
     words = shlex.split(facts["command"])
     assert words[words.index("--kept") + 1] == "9,7,3,3" and "--keeping-ratio" not in words
@@ -45,12 +45,12 @@ def test_random_weights(cli: CommandLine) -> None:
 def test_a_card_says_them(cli: CommandLine) -> None:
     """Without any option, and at another size, where more patches come to the same tokens."""
     model = create_model(get_config("sit_nano", kept=(49, 40, 20, 10)), num_classes=2)
-    card = ModelCard("sit_nano", (2, 2, 2, 2), None, (49, 40, 20, 10), 112, 2, Preprocessing.for_model(112))
+    card = ModelCard("sit_nano", (1, 1, 1, 1), None, (49, 40, 20, 10), 112, 2, Preprocessing.for_model(112))
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("aux_head.")}
     save_weights(cli.folder / "m.safetensors", weights, card)
     request = BuildRequest(None, None, checkpoint=cli.folder / "m.safetensors")
     done = request.completed()
-    assert (done.stages, done.keeping_ratio, done.kept) == ((2, 2, 2, 2), None, (49, 40, 20, 10))
+    assert (done.stages, done.keeping_ratio, done.kept) == ((1, 1, 1, 1), None, (49, 40, 20, 10))
     assert done.completed() == done
     larger = BuildRequest(None, None, checkpoint=cli.folder / "m.safetensors", image_size=128).completed()
     assert larger.kept == (64, 40, 20, 10)
@@ -58,8 +58,8 @@ def test_a_card_says_them(cli: CommandLine) -> None:
     result = cli("export", *options, "--image-size", "128", "-o", "m.onnx", "--json").json()
     assert all(hop["passed"] for hop in result["hops"])
     assert cli.refuses("export", *options, "--keeping-ratio", "0.5") == (
-        "checkpoint m.safetensors is a sit_nano of stages 2,2,2,2 keeping 49,40,20,10 tokens by its model card, not the sit_nano of stages "
-        "2,2,2,2 and keeping ratio 0.5 asked for; leave out --model, --stages and --keeping-ratio"
+        "checkpoint m.safetensors is a sit_nano of stages 1,1,1,1 keeping 49,40,20,10 tokens by its model card, not the sit_nano of stages "
+        "1,1,1,1 and keeping ratio 0.5 asked for; leave out --model, --stages and --keeping-ratio"
     )
     message = cli.refuses("export", *options, "--image-size", "96")  # of 36 patches
     assert "grow from 36 to 40" in message

@@ -22,17 +22,17 @@ from sit_deploy.validation.reference import reference_model
 from tests.helpers.command_line import CommandLine
 from tests.helpers.models import named_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("half_the_blocks")]
 
-STAGES = ("--stages", "2,2,2,2")
+STAGES = ("--stages", "1,1,1,1")
 QUICK = ("--engine", "onnxruntime", "--image-size", "48", "--calib-images", "2")
 
 
 @pytest.fixture
-def taught(cli: CommandLine) -> Path:
+def taught(half_the_blocks: None, cli: CommandLine) -> Path:
     """An unslimmed model of 9 patches with its card."""
     model = named_model("lvvit_nano", img_size=48, num_classes=3)
-    card = ModelCard("lvvit_nano", (8,), 0.5, (9,), 48, 3, Preprocessing.for_model(48))
+    card = ModelCard("lvvit_nano", (4,), 0.5, (9,), 48, 3, Preprocessing.for_model(48))
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("aux_head.")}
     save_weights(cli.folder / "teacher.safetensors", weights, card)
     return cli.folder / "teacher.safetensors"
@@ -47,7 +47,7 @@ def test_a_teachers_checkpoint_builds_at_once(
     model = facts["model"]
     assert (model["name"], model["method"], model["tokens"]) == ("lvvit_nano", TRANSFORM, [9, 4, 2, 1])
     words = shlex.split(facts["command"])
-    assert words[words.index("--method") + 1] == TRANSFORM and words[words.index("--stages") + 1] == "2,2,2,2"
+    assert words[words.index("--method") + 1] == TRANSFORM and words[words.index("--stages") + 1] == "1,1,1,1"
     bundle = load_bundle(cli.folder / "b")
     reference = reference_model(bundle)
     assert [part.method for part in reference.reduction] == [TRANSFORM] * 3 and not hasattr(reference, "tsm")
@@ -57,7 +57,7 @@ def test_a_teachers_checkpoint_builds_at_once(
     assert (seen[0]["tokens"], seen[0]["method"]) == ([9, 4, 2, 1], TRANSFORM)
     told = "9 → 4 → 2 → 1, by transform, without training"
     assert f"patch tokens: {told}" in cli("inspect", "b").out
-    slimming = {"method": TRANSFORM, "stages": [2, 2, 2, 2], "tokens": [9, 4, 2, 1]}
+    slimming = {"method": TRANSFORM, "stages": [1, 1, 1, 1], "tokens": [9, 4, 2, 1]}
     assert cli("inspect", "b", "--json").json()["slimming"] == slimming
     assert told in (cli.folder / "b" / "report.html").read_text(encoding="utf-8")
     monkeypatch.setattr("sit_deploy.validation.stages.SYNTHETIC", 4)
@@ -71,7 +71,7 @@ def test_a_named_student_is_its_teacher_slimmed(cli: CommandLine, taught: Path) 
     """With the student's stages, where no others are said."""
     request = BuildRequest("sit_nano", None, checkpoint=taught, method=MERGE)
     done = request.completed()
-    assert (done.model, done.stages, done.image_size) == ("lvvit_nano", (2, 2, 2, 2), 48)
+    assert (done.model, done.stages, done.image_size) == ("lvvit_nano", (1, 1, 1, 1), 48)
     assert done.completed() == done
     result = cli(
         "export",
@@ -103,10 +103,10 @@ def test_what_is_refused(cli: CommandLine, taught: Path) -> None:
     )
     message = cli.refuses("export", "--checkpoint", taught.name, "--method", MERGE)
     assert message == (
-        "lvvit_nano slims nothing, so there is nothing for --method merge to merge; pass its stages too, as --stages 5,1,1,1"
+        "lvvit_nano slims nothing, so there is nothing for --method merge to merge; pass its stages too, as --stages 1,1,1,1"
     )
     slimmed = named_model("sit_nano", img_size=48, num_classes=3)
-    card = ModelCard("sit_nano", (2, 2, 2, 2), 0.5, (9, 4, 2, 1), 48, 3, Preprocessing.for_model(48))
+    card = ModelCard("sit_nano", (1, 1, 1, 1), 0.5, (9, 4, 2, 1), 48, 3, Preprocessing.for_model(48))
     weights = {k: v for k, v in slimmed.state_dict().items() if not k.startswith("aux_head.")}
     save_weights(cli.folder / "student.safetensors", weights, card)
     message = cli.refuses("export", "--checkpoint", "student.safetensors", "--method", MERGE)

@@ -99,6 +99,6 @@ def test_synthetic_images_and_times(vectors: Path, tmp_path: Path, monkeypatch: 
     text = (tmp_path / "page.md").read_text()
     assert (
         "4 synthetic images" in text
-        and "give images with labels with" in text
+        and "give images of two labels at least" in text
         and "classes from logits" not in text
     )
