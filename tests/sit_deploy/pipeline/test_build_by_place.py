@@ -18,7 +18,7 @@ from tests.helpers.command_line import CommandLine
 from tests.helpers.hub import COMMIT
 
 constants = pytest.importorskip("huggingface_hub.constants")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("half_the_blocks")]
 
 
 def saved_by_timm(folder: Path, name: str, **options: Any) -> None:
@@ -64,13 +64,13 @@ def test_a_repository(cached: Callable[..., Path], cli: CommandLine) -> None:
 def test_a_folder(cli: CommandLine) -> None:
     folder = cli.folder / "mine"
     folder.mkdir()
-    arguments = {"depth": 4, "reg_tokens": 2}
+    arguments = {"depth": 2, "reg_tokens": 2}
     saved_by_timm(folder, "vit_tiny_patch16_224", img_size=32, **arguments)
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**fields, "model_args": {"img_size": 32, **arguments}}))
     built = cli("build", "--model", "local-dir:mine", "--engine", "onnxruntime", "--json").json()
-    name = "vit_tiny_patch16_224:depth=4,reg_tokens=2"
-    assert Path(built["bundle"]).name == "vit_tiny_patch16_224_depth_4_reg_tokens_2-fp32"
+    name = "vit_tiny_patch16_224:depth=2,reg_tokens=2"
+    assert Path(built["bundle"]).name == "vit_tiny_patch16_224_depth_2_reg_tokens_2-fp32"
     assert (built["model"]["name"], built["model"]["image_size"]) == (name, [32, 32])
     assert reference_model(load_bundle(built["bundle"])).reg_token.shape == (1, 2, 192)
     assert (built["preprocessing"]["size"], built["preprocessing"]["mean"]) == ([32, 32], [0.5, 0.5, 0.5])

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "words"),
     [
-        ("test_vit_relpos", "fp32", "the whole model, which has another architecture (vision_transformer_relpos.VisionTransformerRelPos)"),
-        ("test_vit:attn_layer=diff", "fp16", "all blocks, which have DiffAttention in place of plain attention"),
+        ("test_vit_relpos:depth=2", "fp32", "the whole model, which has another architecture (vision_transformer_relpos.VisionTransformerRelPos)"),
+        ("test_vit:depth=2,attn_layer=diff", "fp16", "all blocks, which have DiffAttention in place of plain attention"),
     ],
 )  # fmt: skip
 def test_it_is_built_checked_and_named(cli: CommandLine, name: str, precision: str, words: str) -> None:
