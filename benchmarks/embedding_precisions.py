@@ -101,14 +101,19 @@ def measure(checkpoint: Path, calibration: Path, data: str, folder: Path) -> lis
             FEATURES, reference_logits(model), candidates, samples, bundle.preprocessing()
         )
     return [
-        {"precision": name, **one.to_dict(), "model": bundle.manifest.model.name}
+        {
+            "precision": name,
+            **one.to_dict(),
+            "model": bundle.manifest.model.name,
+            "parameters": bundle.manifest.model.parameters,
+        }
         for name, one in found.items()
     ]
 
 
-def table(rows: list[dict[str, Any]], model: str, date: str) -> str:
+def table(rows: list[dict[str, Any]], model: str, date: str, about: str) -> str:
     lines = [
-        f"`{model}`, 1.4 million parameters, trained on cluttered handwritten digits at 112 pixels ([frd.md](frd.md)); INT8 in the default groups; {date}. Of photographs its training knew nothing: "
+        f"`{model}`, {rows[0]['parameters'] / 1e6:.1f} million parameters{about}; INT8 in the default groups; {date}. Of photographs its training knew nothing: "
         "cosines of those tell of arithmetic alone. Large models trained on much have channels that stand out, and lose more in INT8: measure yours.",
         "",
         "| images | precision | least cosine | mean | nearest right, PyTorch | engine | same nearest |",
@@ -133,7 +138,12 @@ def table(rows: list[dict[str, Any]], model: str, date: str) -> str:
     required=True,
     help="scikit-image's data folder.",
 )
-def main(checkpoint: Path, photos: Path) -> None:
+@click.option(
+    "--about",
+    default=", trained on cluttered handwritten digits at 112 pixels ([frd.md](frd.md))",
+    help="What to say of the model in docs/outputs.md.",
+)
+def main(checkpoint: Path, photos: Path, about: str) -> None:
     from engines.timing import machine
     from sit_deploy.doctor import versions
 
@@ -163,8 +173,9 @@ def main(checkpoint: Path, photos: Path) -> None:
         "rows": rows,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    write_between("outputs.md", "embedding-precisions", table(rows, model, date))
-    click.echo(table(rows, model, date))
+    text = table(rows, model, date, about)
+    write_between("outputs.md", "embedding-precisions", text)
+    click.echo(text)
 
 
 if __name__ == "__main__":

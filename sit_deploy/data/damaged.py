@@ -173,9 +173,10 @@ def too_many(count: int, fault: str, limit: int, image: str, error: Exception) -
         image: the last of them.
         error: what came of it.
     """
+    # what is our own says what to do with the one
+    remedy = ", or" if count == 1 and isinstance(error, InputError) else "; mend or remove them, or"
     return InputError(
-        f"{counted(count)} cannot be {fault}, more than --max-damaged {limit}; the last: {_line(image, error)}; mend or remove "
-        f"{'it' if count == 1 else 'them'}, or raise the limit"
+        f"{counted(count)} cannot be {fault}, more than --max-damaged {limit}; the last: {_line(image, error)}{remedy} raise the limit"
     )
 
 

@@ -16,16 +16,21 @@ HEAD = ("", "nearest right %", "95 %", "same label %", "same neighbour %", "cosi
 def cosine(found: EmbeddingRecord, least: float) -> str:
     """Return how near the directions of vectors are, and what was asked of them."""
     text = (
-        f"the cosine of the engine's {found.output} and PyTorch's is {found.cosine_min:.6f} at the least and {found.cosine_mean:.6f} in the "
+        f"the cosine of the {found.output} of {side(found)} and of PyTorch is {found.cosine_min:.6f} at the least and {found.cosine_mean:.6f} in the "
         f"mean, on {_images(found)}"
     )
     return sentence(f"{text}; at least {least:g} is asked of this precision")
 
 
+def side(found: EmbeddingRecord) -> str:
+    """Return whose vectors are compared with PyTorch's: the engine's, or those of the last graph before it where it did not run."""
+    return "the engine" if found.measured_on.endswith(" engine") else found.measured_on
+
+
 def equal(found: EmbeddingRecord) -> str:
     """Return that the vectors are the reference's, and so are their neighbours."""
     return sentence(
-        f"the engine's {found.output} are PyTorch's but for float rounding on all {_images(found)}: nearest neighbours stay right for "
+        f"the {found.output} of {side(found)} are PyTorch's but for float rounding on all {_images(found)}: nearest neighbours stay right for "
         f"{figure(found.reference, '.2f')} %"
     )
 
@@ -114,7 +119,7 @@ def embedding_view(found: EmbeddingRecord) -> dict[str, Any]:
             ),
         ],
         "difference": (
-            f"Right by PyTorch's vectors alone: {paired.lost} images, by the engine's alone: {paired.gained}. "
+            f"Right by PyTorch's vectors alone: {paired.lost} images, by those of {side(found)} alone: {paired.gained}. "
             if paired
             else ""
         )

@@ -46,7 +46,7 @@ def _judge_basis(found: EmbeddingRecord, why: Reasons) -> None:
     enough = guess + NEAR * (100 - guess)
     for who, right, interval in (
         ("PyTorch", found.reference, found.reference_interval),
-        ("the engine", found.engine, found.engine_interval),
+        (embedding_text.side(found), found.engine, found.engine_interval),
     ):
         if right is None or interval is None or interval[0] > enough:
             continue

@@ -105,5 +105,5 @@ def test_a_bundle_that_gives_embeddings(nano_embeddings: Path, trained: Trained,
     less = cli("report", nano_embeddings, "--data", images, "--max-damaged", 1, *NO_TIMING, "-o", "less.md")
     for text in (less.out, (cli.folder / "less.md").read_text()):
         assert "1 image cannot be read and was left out" in " ".join(text.split())
-    assert "and PyTorch's is 1.000000 at the least" in told and "SQNR" not in told
+    assert "and of PyTorch is 1.000000 at the least" in told and "SQNR" not in told
     assert "its weights are random" in cli(*words, "--force", "--max-accuracy-drop", 1, status=1).err.lower()

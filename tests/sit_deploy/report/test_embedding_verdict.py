@@ -52,7 +52,7 @@ def test_vectors_whose_neighbours_stay_right() -> None:
         in told
     )
     assert (
-        "cosine of the engine's features and PyTorch's is 0.995000 at the least and 0.999000 in the mean"
+        "cosine of the features of the engine and of PyTorch is 0.995000 at the least and 0.999000 in the mean"
         in told
     )
     assert "at least 0.9 is asked of this precision" in told
@@ -104,6 +104,12 @@ def test_a_single_image_is_told_as_one() -> None:
     assert "on 1 image;" in " ".join(found.favour)
 
 
+def test_an_engine_that_did_not_run_here_is_not_spoken_of() -> None:
+    """What was measured then are the vectors of the graph before it."""
+    told = " ".join(judged(measured_on="ONNX fp16").favour)
+    assert "cosine of the features of ONNX fp16 and of PyTorch" in told and "of the engine" not in told
+
+
 @pytest.mark.parametrize(
     ("alone", "words"),
     [(1, "1 image is the only one of its class"), (7, "7 images are the only ones of their classes")],
@@ -146,7 +152,7 @@ def test_the_page(form: str) -> None:
         entry |= {"cosine": 0.999, "lowest_cosine": 0.99, "nearest": 79.5, "top1": None, "sqnr_db": None}
     one = page_of(row, form=form)
     assert "Nearest neighbours" in one and "79.90" in one and "0.995000" in one
-    assert "s alone: 10" in one and "rose/7.jpg" in one
+    assert "by those of the engine alone: 10" in one and "rose/7.jpg" in one
     assert "0.990000" in one and "SQNR" not in one.partition("Every hop of the build")[0]
     assert "agreement (of labels by the nearest other image) and cosine are with the model in PyTorch" in one
     both = page_of(row, {**row, "bundle": "b", "name": "b"}, form=form)
