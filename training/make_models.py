@@ -144,7 +144,7 @@ def _load_start(model: nn.Module, request: TrainRequest, checkpoints: StartCheck
     """Load all that fits, and say what it is: only the head and what slimming adds may be new; with --qat, nothing."""
     path = request.init or request.teacher
     config, read = checkpoints.config, checkpoints.read(path)
-    missing, left_out = fit_partly(read.state, model)
+    missing, left_out = fit_partly(read.state, model, read.antialias)
     told: list[str] = []
     if request.init:
         try:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sit_deploy.errors import InputError
 from sit_deploy.files import sha256
-from sit_deploy.models import flax_names
+from sit_deploy.models import flax_names, hugging_face_names
 from sit_deploy.models.file_kind import ADAPTER, file_kind, find_file
 from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, split_riders
 from sit_deploy.models.float8 import check_float8
@@ -50,6 +50,12 @@ class Checkpoint:
     prefix: str = ""
     notes: tuple[str, ...] = ()
     heads: int | None = None
+
+    @property
+    def antialias(self) -> bool:
+        """Whether positions are resampled with it, as timm does; transformers does so of DINOv2 with registers alone."""
+        registers = {"reg_token", "blocks.0.ls1.gamma"} <= self.state.keys()
+        return registers or hugging_face_names.NOTE not in self.notes
 
 
 def read_checkpoint(

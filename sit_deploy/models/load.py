@@ -147,7 +147,7 @@ def load_model(  # noqa: PLR0913
             )
         options["kept"] = ((size // config.patch_size) ** 2, *trained)
     model = create_model(config, **options)
-    state = filter_state_dict(read.state, model)
+    state = filter_state_dict(read.state, model, read.antialias)
     if differences := mismatch_words(state, model, title(config), read.path, model_option):
         raise InputError(f"checkpoint {read.path} does not fit {title(config)}: {differences}")
     model.load_state_dict(state)

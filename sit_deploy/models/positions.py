@@ -19,22 +19,31 @@ _BY_AXIS = ("attn.rel_pos_h", "attn.rel_pos_w")
 _CLASS_TOKEN_BIASES = 3
 
 
-def resample_positions(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def resample_positions(
+    state: Mapping[str, Tensor], model: nn.Module, antialias: bool = True
+) -> dict[str, Tensor]:
     """Return a state dict whose positions, where they are of another square grid, are resampled to that of the model.
 
     Bicubically as timm resamples them; a table of relative positions by row or column linearly, as SAM reads one that does
     not fit. What no square grid explains stays as it is.
+
+    Args:
+        state: the weights.
+        model: that they are for.
+        antialias: as timm does it; transformers reads absolute positions without.
     """
     own, grid = model.state_dict(), _grid_size(model)
     return {
-        key: _resampled(key, value, own[key], grid, model)
+        key: _resampled(key, value, own[key], grid, model, antialias)
         if key in own and value.shape != own[key].shape
         else value
         for key, value in state.items()
     }
 
 
-def _resampled(key: str, value: Tensor, own: Tensor, grid: tuple[int, int], model: nn.Module) -> Tensor:
+def _resampled(
+    key: str, value: Tensor, own: Tensor, grid: tuple[int, int], model: nn.Module, antialias: bool
+) -> Tensor:
     from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc, resize_rel_pos_bias_table
 
     if value.ndim != own.ndim:
@@ -44,7 +53,7 @@ def _resampled(key: str, value: Tensor, own: Tensor, grid: tuple[int, int], mode
         side = grid_side(value, prefix)
         if side:
             return resample_abs_pos_embed(
-                value.float(), list(grid), old_size=[side, side], num_prefix_tokens=prefix
+                value.float(), list(grid), [side, side], prefix, antialias=antialias
             )
     elif key == "pos_embed" and value.ndim == 4 and value.shape[::3] == own.shape[::3]:
         return resample_abs_pos_embed_nhwc(value.float(), list(grid))

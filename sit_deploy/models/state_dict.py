@@ -21,7 +21,7 @@ _COMPUTED = re.compile(r"(.*\.)?(relative_position_index|rope\.(freqs_(cos|sin)|
 _SPLIT_BIAS = re.compile(r"\.attn\.[qv]_bias$")
 
 
-def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
+def filter_state_dict(state: StateDict, model: nn.Module, antialias: bool = True) -> StateDict:
     """Fit a state dict to `model`: resample positions, drop what inference never uses (timm's filter hook).
 
     Positions of a square grid of another size are resampled (`positions.resample_positions`). Reverse TSMs are dropped unless
@@ -29,7 +29,9 @@ def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
     model's own, as nothing reads it.
     """
     own = model.state_dict()
-    fitted = {k: v for k, v in _fitted(state, model).items() if k in own or not OPTIONAL_KEYS.match(k)}
+    fitted = {
+        k: v for k, v in _fitted(state, model, antialias).items() if k in own or not OPTIONAL_KEYS.match(k)
+    }
     recovers = has_reverse_tsms(fitted)
     for key, value in own.items():
         unfitting = key.startswith("aux_head.") and (key not in fitted or fitted[key].shape != value.shape)
@@ -40,7 +42,7 @@ def filter_state_dict(state: StateDict, model: nn.Module) -> StateDict:
     }
 
 
-def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]]:
+def fit_partly(state: StateDict, model: nn.Module, antialias: bool = True) -> tuple[list[str], list[str]]:
     """Load what fits `model` by name and shape, positions resampled, and leave the rest of the model as it is.
 
     This is how a student starts from its teacher: its TSMs, and a head of another class count, stay new; so does the position
@@ -50,7 +52,7 @@ def fit_partly(state: StateDict, model: nn.Module) -> tuple[list[str], list[str]
         Names of the model that nothing was loaded into, and names of `state` that were left out.
     """
     own = model.state_dict()
-    fitted = _fitted(_with_dist_row(state, model), model)
+    fitted = _fitted(_with_dist_row(state, model), model, antialias)
     given = {k: v for k, v in fitted.items() if k in own and v.shape == own[k].shape}
     taken = {k: v for k, w in given.items() if (v := _cast(w, own[k].dtype)).dtype == own[k].dtype}
     model.load_state_dict(taken, strict=False)
@@ -72,9 +74,9 @@ def rename_keys(state: StateDict, own: Collection[str] = ()) -> StateDict:
     return renamed
 
 
-def _fitted(state: StateDict, model: nn.Module) -> StateDict:
+def _fitted(state: StateDict, model: nn.Module, antialias: bool) -> StateDict:
     """Return `state` with timm's names and positions of the model's grid."""
-    return resample_positions(rename_keys(state, model.state_dict()), model)
+    return resample_positions(rename_keys(state, model.state_dict()), model, antialias)
 
 
 def _with_dist_row(state: StateDict, model: nn.Module) -> StateDict:

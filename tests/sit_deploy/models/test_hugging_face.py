@@ -21,6 +21,7 @@ from torch import nn
 from sit_deploy.errors import InputError
 from sit_deploy.models import read_checkpoint
 from sit_deploy.models.hugging_face_config import check_config
+from sit_deploy.models.load import load_model
 from sit_deploy.models.state_dict import filter_state_dict
 from tests.helpers.models import randomise
 
@@ -172,6 +173,27 @@ def test_siglip_2_of_any_size_stores_its_patches_as_a_matrix(tmp_path: Path) -> 
     patch = torch.randn(16, 16, 3)  # rows, columns, channels
     expected = theirs.embeddings.patch_embedding(patch.flatten())
     torch.testing.assert_close(ours.patch_embed.proj(patch.permute(2, 0, 1))[:, 0, 0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "ViT"])
+def test_positions_at_another_size_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    """Without antialiasing, but with it where there are registers; timm always has it."""
+    measures = {"hidden_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 224}
+    patch, name = (16, "vit_tiny_patch16_224") if kind == "ViT" else (14, "vit_small_patch14_dinov2")
+    more = {"intermediate_size": 768} if kind == "ViT" else {}
+    theirs = made(f"{kind}Model", f"{kind}Config", patch_size=patch, **measures, **more)
+    theirs.embeddings.position_embeddings.normal_()
+    torch.save(theirs.state_dict(), tmp_path / "m.pth")
+    name = {"Dinov2WithRegisters": "vit_small_patch14_reg4_dinov2"}.get(kind, name)
+    loaded = load_model(
+        f"{name}:depth=1,embed_dim=192,num_heads=3", tmp_path / "m.pth", 7 * patch, headless=True
+    )
+    assert any("positions resampled from" in note for note in loaded.notes)
+    x = torch.randn(2, 3, 7 * patch, 7 * patch, generator=torch.Generator().manual_seed(0))
+    options = {"interpolate_pos_encoding": True} if kind == "ViT" else {}
+    features = theirs(x, **options).last_hidden_state[:, 0]
+    torch.testing.assert_close(loaded.model(x), features, atol=1e-4, rtol=1e-4)
 
 
 def test_biases_of_zeros_are_no_weights_of_a_model_without(tmp_path: Path) -> None:
