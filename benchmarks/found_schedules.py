@@ -4,8 +4,8 @@
     python benchmarks/found_schedules.py train WORK --jobs 2
     python benchmarks/found_schedules.py write WORK     # benchmarks/results/found_schedules.json, and the table of docs/search.md
 
-WORK is a folder of benchmarks/frd_ablation.py with its teacher of cluttered digits; a folder for each model, and `write` adds to what is
-there. The paper's schedules halve the tokens, after blocks 2, 4 and 6 or after each of the first three. For the latency of each
+WORK is a folder of benchmarks/frd_ablation.py: a teacher (`teacher`) and labelled images (`data-…`, with `train` and `val`); a folder for each
+model and task, and `write` adds to what is there. The paper's schedules halve the tokens, after blocks 2, 4 and 6 or after each of the first three. For the latency of each
 `sit_deploy.search` finds another one: closest to the teacher by token transformation, on training images without their labels. All are
 students with TSMs in the end, so it is their engines that are equally fast, as measured, and not those of the transformation.
 Then both are trained: same teacher, images, seeds, recipe, from fitted TSMs. A script that is stopped goes on where it was.
@@ -197,16 +197,18 @@ def train_all(work: Path, per_class: int, epochs: int, seeds: int, jobs: int) ->
 
 @main.command()
 @click.argument("work", type=click.Path(path_type=Path, exists=True))
-@click.option("--write-docs", is_flag=True, help="Put the table into docs/search.md.")
-def write(work: Path, write_docs: bool) -> None:
-    """Write what was found and trained, beside what other models gave."""
+@click.option("--task", default="cluttered digits", show_default=True, help="What the images are of.")
+@click.option("--write-docs", is_flag=True, help="Put the tables into docs/search.md.")
+def write(work: Path, task: str, write_docs: bool) -> None:
+    """Write what was found and trained, beside what other models and tasks gave."""
     result = json.loads((work / "schedules.json").read_text(encoding="utf-8"))
     teacher = json.loads((work / "teacher" / "model.json").read_text(encoding="utf-8"))
     result["teacher_top1"] = teacher["metrics"]["top1"]
     result["training"] = json.loads((work / "found_runs.json").read_text(encoding="utf-8"))
     result["versions"] = {name: version(name) for name in ("torch", "timm")}
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    known[result["model"]] = result
+    result["task"] = task
+    known[f"{result['model']}, {task}"] = result
     RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     text = "\n\n".join(map(_table, known.values()))
     click.echo(text)
@@ -217,7 +219,7 @@ def write(work: Path, write_docs: bool) -> None:
 def _table(result: dict[str, Any]) -> str:
     training = result["training"]
     lines = [
-        f"{result['model']} (teacher {result['teacher_top1']:.2f} %), {result['engine']}, FP32, batch 1, {result['date']}; {training['epochs']} epochs of "
+        f"{result['model']} on {result['task']} (teacher {result['teacher_top1']:.2f} %), {result['engine']}, FP32, batch 1, {result['date']}; {training['epochs']} epochs of "
         f"{training['images']} images, held-out top-1 in % with seeds 0, 1, 2:",
         "",
         "| at the time of | schedule | times as fast as the teacher | divergence before training | seed 0 | 1 | 2 | mean |",

@@ -24,8 +24,10 @@ from sit_deploy.models.find_weights import Fits, find_weights, left_out_words, s
 from sit_deploy.models.float8 import check_float8
 from sit_deploy.models.torch_file import DamagedFileError, OtherPickleError, Stored, read_archive, read_stream
 from sit_deploy.models.unpickle import HostilePickle, full_name
+from sit_deploy.text import WarningText, shown
 
 StateDict = dict[str, Tensor]
+_AVERAGES = re.compile(r"(^|[._])(ema|shadow|averaged?)([._]|$)")
 _SHARD = re.compile(r"-\d{5}-of-(?!00001)(\d{5})\.(safetensors|bin)$")  # as transformers calls them
 
 
@@ -109,10 +111,26 @@ def read_checkpoint(
     stored, riders = split_riders(weights, where, chosen=key in (weights.address, weights.prefix.rstrip(".")))
     values = _read_values(stored, path)
     low = check_float8(values, [*weights.names, *weights.beside], where)
-    notes = tuple(filter(None, (*weights.notes, left_out_words(riders), low)))
+    averages = _nameless_averages(content) if ema and not weights.averaged else None
+    notes = tuple(filter(None, (*weights.notes, left_out_words(riders), low, averages)))
     source = weights.entry or "state_dict"
     heads = flax_names.head_count(content) if kind == "npz" else None
     return Checkpoint(path, values, source, digest, weights.prefix, notes, heads)
+
+
+def _nameless_averages(content: Any, at: tuple[str, ...] = ()) -> WarningText | None:
+    """Warn of averaged weights that are a list without names, as torch_ema's `shadow_params`: whose each is cannot be told."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        place = (*at, str(key))
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(one, Stored) for one in value):
+            if _AVERAGES.search(".".join(place).lower()):
+                return WarningText(
+                    f"the averaged weights in it ({shown('.'.join(place))}) have no names and were not taken: the plain ones were; if the averages "
+                    "are the model, copy them into it and save that: ema.copy_to(model.parameters()), torch.save(model.state_dict(), ...)"
+                )
+        elif found := _nameless_averages(value, place):
+            return found
+    return None
 
 
 def _refuse_adapters(path: Path, where: str) -> None:

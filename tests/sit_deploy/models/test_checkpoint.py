@@ -19,6 +19,7 @@ from sit_deploy.models import create_model, get_config, load_model, read_checkpo
 from sit_deploy.models.load import identify
 from sit_deploy.models.sit import SiT
 from sit_deploy.models.state_dict import filter_state_dict
+from sit_deploy.text import WarningText
 from tests.helpers.models import images, named_model, shapes_alone
 
 State = dict[str, torch.Tensor]
@@ -304,3 +305,22 @@ def test_a_sit_s_is_not_taken_for_a_sit_xs(save: Save) -> None:
     path = save({"model": {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in trained.items()}})
     with pytest.raises(InputError, match="looks like sit_s; pass --model sit_s"):
         load_model("sit_xs", path)
+
+
+@pytest.mark.parametrize("entry", ["ema", "model_ema", "shadow"])
+def test_averages_without_names_are_told_of(entry: str, sit_nano: SiT, tmp_path: Path) -> None:
+    """As torch_ema keeps them: the plain weights are taken, and what was averaged is not passed over in silence."""
+    kept = {
+        "decay": 0.99,
+        "num_updates": 3,
+        "shadow_params": [p.detach() + 1 for p in sit_nano.parameters()],
+        "collected_params": None,
+    }
+    torch.save({"model": sit_nano.state_dict(), entry: kept}, tmp_path / "both.pth")
+    (note,) = (n for n in read_checkpoint(tmp_path / "both.pth").notes if "averaged" in n)
+    assert f"({entry}.shadow_params) have no names and were not taken" in note and "ema.copy_to" in note
+    assert isinstance(note, WarningText)
+    assert not any("averaged" in n for n in read_checkpoint(tmp_path / "both.pth", ema=False).notes)
+    momenta = {"state": [p.detach() for p in sit_nano.parameters()]}
+    torch.save({"model": sit_nano.state_dict(), "optimizer": momenta}, tmp_path / "plain.pth")
+    assert not any("averaged" in n for n in read_checkpoint(tmp_path / "plain.pth").notes)
