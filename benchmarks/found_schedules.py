@@ -188,7 +188,7 @@ def train_all(work: Path, per_class: int, epochs: int, seeds: int, jobs: int) ->
         runs = list(pool.map(run, [(schedule, seed) for seed in range(seeds) for schedule in schedules]))
     kept = {
         "epochs": epochs,
-        "images": per_class * len(list((data / "train").iterdir())),
+        "images": sum(1 for _ in (data / "train").glob("*/*")),
         "lr": LR,
         "runs": runs,
     }
