@@ -190,7 +190,7 @@ class Bundle:
         if not self.manifest.has_logits:
             names = listing([output.name for output in self.outputs])
             raise InputError(
-                f"{what} needs classes, and {self.path} gives {names} and no logits; {instead}, or build it with --outputs logits,..."
+                f"{what} needs classes, and {self.path} gives {names} and no logits; {instead}, or build it with --outputs {','.join(('logits', *(output.name for output in self.outputs)))}"
             )
 
     def golden(self) -> tuple[np.ndarray, np.ndarray]:

@@ -29,9 +29,12 @@ def lengthen(model: onnx.ModelProto, copies: Mapping[int, int]) -> onnx.ModelPro
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    del made.graph.node[:], made.graph.value_info[:]
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = list(model.graph.node)
+    nodes = []
+    for node in model.graph.node:  # copies: what is read is changed in them
+        nodes.append(NodeProto())
+        nodes[-1].CopyFrom(node)
+    del made.graph.node[:], made.graph.value_info[:]
     for block, count in sorted(copies.items()):
         if count == 0:
             _remove(nodes, constants, block)

@@ -197,9 +197,8 @@ def _table(
     rows = [_row(stage, evaluation, timing.get(stage.name), labelled) for stage in ready.stages]
     shipped = [stage.name for stage in ready.stages if stage.run][-1]
     accuracy = Accuracy.of(evaluation.tallies[shipped]) if labelled else None
-    return StageTable(
-        rows, shipped, evaluation.done, batch_size, accuracy, evaluation, ready.float_graph, timing
-    )
+    measured = evaluation.done - len(evaluation.damaged)
+    return StageTable(rows, shipped, measured, batch_size, accuracy, evaluation, ready.float_graph, timing)
 
 
 def _table_of_vectors(

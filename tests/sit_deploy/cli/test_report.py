@@ -81,6 +81,14 @@ def test_bad_input(trained: Trained, cli: CommandLine, monkeypatch: pytest.Monke
     assert "--images is for images with labels" in cli.refuses("report", trained.bundle, "--images", 3)
 
 
+def test_images_left_out_are_no_images_measured(trained: Trained, cli: CommandLine) -> None:
+    images = Path(shutil.copytree(trained.images, cli.folder / "images"))
+    next(images.rglob("*.png")).write_bytes(b"no picture")
+    cli("report", trained.bundle, "--data", images, "--max-damaged", 1, *NO_TIMING, "-o", "less.md")
+    page = (cli.folder / "less.md").read_text()
+    assert "Every hop on the same 10 labelled images" in page and "10 images of" in page
+
+
 def test_nothing_is_left_of_a_report_that_failed(
     trained: Trained, cli: CommandLine, make_image_folder: Callable[..., Path]
 ) -> None:

@@ -34,6 +34,18 @@ def test_a_schedules_graph_is_the_whole_models(model: str, precision: str, batch
     assert len(set(weights)) == len(weights)  # each block reads its own from memory
 
 
+@pytest.mark.slow
+def test_schedules_of_the_same_counts_leave_the_short_graph_as_it_is() -> None:
+    """Images of few patches have no stand-ins for counts: the graph that is kept is that of the schedule itself."""
+    target = Target(
+        get_config("deit_tiny_patch16_224:depth=6"), "onnxruntime", "fp32", image_size=64, num_classes=8
+    )
+    graphs, kept = ScheduleGraphs(target), (16, 12, 6)
+    first = graphs.graph(Schedule((1, 2, 3), kept)).SerializeToString(deterministic=True)
+    graphs.graph(Schedule((3, 1, 2), kept))
+    assert graphs.graph(Schedule((1, 2, 3), kept)).SerializeToString(deterministic=True) == first
+
+
 def slices(*fastest: float, others: float = 0.0) -> list[Slice]:
     return [Slice([1.3 * one, one, 2 * one], [], others, Pace(1, 1.0, 1.0), True) for one in fastest]
 
