@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sit_deploy.calls import takes_options
+from sit_deploy.data.damaged import counted
 from sit_deploy.data.image_files import find_images
 from sit_deploy.data.samples import describe
 from sit_deploy.errors import InputError
@@ -41,6 +42,7 @@ from training.terminal_reporter import TerminalReporter
 
 _FEW_HELD_OUT = 8  # that say nothing
 _FEW_STEPS = 10  # that fit nothing
+_NAMED = 3  # of the images that cannot be read
 
 
 class Pictures(Sequence):
@@ -84,6 +86,7 @@ class Slimmed:
         name, tokens: of the slimmed model.
         images: that were fitted on.
         held_out: images that agreement was measured on.
+        damaged_images: of both, those that could not be read and are in neither.
         start, end: agreement before and after.
         labelled: images of --val-data, 0 without; teacher_top1 and top1 are of them, in percent.
     """
@@ -183,13 +186,16 @@ def _slim(request: SlimRequest, work: Work, files: list[Path], world: World, rep
         reporter.fitted(fit)
         end = agreement(model, checked)
     labelled = _accuracy(model, work, choice.preprocessing, request.max_damaged, world, reporter)
+    unread = [int(reader.damaged.sum()) for reader in readers]
+    for reader in readers:
+        _warn_of_damaged(reader, reporter)
     result = Slimmed(
         path,
         config.name,
         tuple(model.kept),
-        len(files) - held,
-        held,
-        sum(int(r.damaged.sum()) for r in readers),
+        len(files) - held - unread[1],
+        held - unread[0],
+        sum(unread),
         fit,
         start,
         end,
@@ -233,16 +239,18 @@ def arm(teacher: nn.Module, config: ModelConfig, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def agreement(model: nn.Module, features: FrozenFeatures) -> Agreement:
-    """Compare a slimmed model with itself unslimmed on all images of `features`."""
+    """Compare a slimmed model with itself unslimmed on all images of `features` that can be read, each in one view."""
     same, kl, given = 0, 0.0, set()
     for indices in torch.arange(len(features)).split(BATCH_SIZE):
         batch = features.of(indices)
         logits = mean_logits(model.forward_from(features.block, batch.tokens, features.rotary))
-        same += int((logits.argmax(1) == batch.logits.argmax(1)).sum())
-        given.update(batch.logits.argmax(1).tolist())
-        theirs = batch.logits.log_softmax(1)
-        kl += float(F.kl_div(logits.log_softmax(1), theirs, reduction="sum", log_target=True))
-    return Agreement(100 * same / len(features), kl / len(features), len(given))
+        whole = ~features.reader.damaged[indices]  # in the others' places stand images that count already
+        logits, wanted = logits[whole.to(logits.device)], batch.logits[whole.to(logits.device)]
+        same += int((logits.argmax(1) == wanted.argmax(1)).sum())
+        given.update(wanted.argmax(1).tolist())
+        kl += float(F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True))
+    count = len(features) - int(features.reader.damaged.sum())
+    return Agreement(100 * same / count, kl / count, len(given))
 
 
 def _accuracy(
@@ -270,7 +278,19 @@ def _accuracy(
                 ),
             )
         )
+    _warn_of_damaged(data.reader, reporter)
     return scores[0].images, scores[0].top1, scores[1].top1
+
+
+def _warn_of_damaged(reader: SampleReader, reporter: Reporter) -> None:
+    """Say which images could not be read, and are in no figure."""
+    if places := reader.damaged.nonzero().flatten().tolist():
+        named = "; ".join(str(reader.samples.describe(place)) for place in places[:_NAMED])
+        more = f"; and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+        were = "was" if len(places) == 1 else "were"
+        reporter.warn(
+            f"{counted(len(places))} cannot be read and {were} left out: {named}{more}; replace or remove what is damaged"
+        )
 
 
 def _card(

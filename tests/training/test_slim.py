@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.helpers.models import images, tiny_eva, tiny_model, tiny_vit
 from tests.helpers.train import differences
 from training.reporter import Silent
 from training.sample_reader import SampleReader
+from training.seeding import FIT, permutation
 from training.slim import Pictures, slim
 from training.slim_features import Features, FrozenFeatures, part_of, summaries_of, unslimmed
 from training.slim_fit import fit_loss, fit_tsms
@@ -273,6 +275,32 @@ def request(teacher: Path, pictures: Path, output: Path, **options: Any) -> Slim
         **options,
     }
     return SlimRequest("sit_nano", pictures / "train", output, **values)
+
+
+@pytest.mark.slow
+@pytest_nano
+def test_images_that_cannot_be_read_are_in_no_figure(
+    wide_pictures: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """What stands in for them counts once, as itself."""
+    pictures = Path(shutil.copytree(wide_pictures, tmp_path / "pictures"))
+    files = sorted((pictures / "train").rglob("*.png"))
+    order = [files[i] for i in permutation(len(files), FIT, 0)]
+    bad = [order[1], order[10], next((pictures / "val").rglob("*.png"))]
+    for file in bad:
+        file.write_bytes(b"no picture")
+    told: list[str] = []
+
+    class Told(Silent):
+        def warn(self, text: str) -> None:
+            told.append(text)
+
+    asked = request(teacher, pictures, tmp_path / "student.safetensors", val_data=str(pictures / "val"))
+    result = slim(asked, Told())
+    assert (result.images, result.held_out, result.damaged_images, result.labelled) == (43, 3, 2, 28)
+    assert any(result.end.same == pytest.approx(100 * same / 3) for same in range(4))
+    damaged = [text for text in told if "cannot be read" in text]
+    assert len(damaged) == 3 and all(any(f.name in text for text in damaged) for f in bad)
 
 
 @pytest.mark.slow
