@@ -63,7 +63,7 @@ def lowered_note(details: Mapping[str, Any]) -> str | None:
         return f"of {len(untold)} products in 16 bits its {told_by(details)} does not tell ({_some(untold)})"
     if not nodes:
         return None
-    return f"{len(nodes)} products that the graph has in fp32 it multiplies in bfloat16 ({_some(nodes)})"
+    return f"{len(nodes)} product{'s' * (len(nodes) != 1)} that the graph has in fp32 it multiplies in bfloat16 ({_some(nodes)})"
 
 
 def lacking_text(details: Mapping[str, Any], precision: str) -> str | None:

@@ -51,7 +51,7 @@ def build_view(report: BuildReport) -> dict[str, Any]:
         "verdict": _build_verdict(BuildVerdict.of(report.hops)),
         "notes": [{"text": note, "warns": report.warns(note)} for note in report.notes],
         "accuracy": accuracy and accuracy_view(accuracy),
-        "no_accuracy": "Not measured: no --val-data was given.",
+        "no_accuracy": _no_accuracy(report),
         "tokens": token_bars(report.model),
         "slimmed": f"Merged by {method_words(method)}." if (method := report.model.slims_by) else None,
         "layers": _engine_layers(report.engine_layers),
@@ -322,6 +322,15 @@ def _given(report: BuildReport) -> str:
     """Return what a bundle gives that has others than logits: "gives features and patches"; nothing for one of logits alone."""
     names = [one.name for one in report.hops[0].outputs] if report.hops else []
     return f"gives {listing(names)}" if names else ""
+
+
+def _no_accuracy(report: BuildReport) -> str:
+    names = [one.name for one in report.hops[0].outputs] if report.hops else []
+    if names and "logits" not in names:
+        measured = {"features", "cls"} & set(names)
+        instead = "; sit-deploy report BUNDLE --data DIR measures nearest neighbours" if measured else ""
+        return f"Accuracy is of logits, which this gives none of{instead}."
+    return "Not measured: no --val-data was given."
 
 
 def _facts(report: BuildReport) -> list[tuple[str, str]]:

@@ -66,6 +66,13 @@ def test_engine_gives_them_by_name(nano_embeddings: Path) -> None:
             classifier.logits(images)
 
 
+def test_the_page_of_a_build_asks_for_no_labels_that_it_does_not_take(nano_embeddings: Path) -> None:
+    page = (nano_embeddings / "report.html").read_text(encoding="utf-8")
+    assert (
+        "--val-data" not in page and "sit-deploy report BUNDLE --data DIR measures nearest neighbours" in page
+    )
+
+
 def test_validation_compares_each(nano_embeddings: Path) -> None:
     golden = validate(ValidateRequest(nano_embeddings)).to_dict()["golden"]
     assert golden["passed"] and golden["agreement"] is None
