@@ -29,6 +29,7 @@ from sit_deploy.cli.common import (
     table,
 )
 from sit_deploy.cli.options import graph_options, val_options
+from sit_deploy.outputs import can_be_reported, has_classes
 from sit_deploy.report.build_types import AccuracyRecord, BuildReport, GraphReport, HopRecord
 from sit_deploy.report.figure import figure
 from sit_deploy.report.kernels_text import census_text, lowered_note
@@ -184,14 +185,19 @@ def show(report: BuildReport, bundle: Bundle) -> None:
         screen.print(accuracy_table(report.accuracy))
     files = ", ".join(f"{name} {file_size(file.bytes)}" for name, file in bundle.manifest.files.items())
     say(screen, f"[green]✓[/] [bold]{literal(bundle.path)}[/]: {literal(files)}")
-    path = literal(shlex.quote(str(bundle.path)))
-    ran_here = all(hop.compared for hop in report.hops)
-    advice = (
-        f"sit-deploy bench {path}"
-        if ran_here
-        else f"sit-deploy validate {path} on a machine with a GPU, or sit-deploy bench {path} --engine onnxruntime here"
-    )
-    say(screen, f"Built in {sum(report.seconds.values()):.0f} s. Next: {advice}")
+    advice = next_step(bundle, ran_here=all(hop.compared for hop in report.hops))
+    say(screen, f"Built in {sum(report.seconds.values()):.0f} s. Next: {literal(advice)}")
+
+
+def next_step(bundle: Bundle, *, ran_here: bool) -> str:
+    """Return the command that a user of a new bundle types next."""
+    path = shlex.quote(str(bundle.path))
+    if not ran_here:
+        return f"sit-deploy validate {path} on a machine with a GPU, or sit-deploy bench {path} --engine onnxruntime here"
+    names = [output.name for output in bundle.outputs]
+    if has_classes(names) or not can_be_reported(names):
+        return f"sit-deploy bench {path}"
+    return f"sit-deploy validate {path} --data DIR"
 
 
 def show_graph(screen: Console, report: GraphReport) -> None:

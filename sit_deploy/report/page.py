@@ -36,7 +36,7 @@ def write_build_report(folder: Path, fields: Mapping[str, Any]) -> None:
 def render(report: BuildReport) -> str:
     """Return the page of a build; every value of it is escaped."""
     view = build_view(report)
-    built = f"As built, on {report.compared_on}. `sit-deploy report` measures it on a machine of yours."
+    built = f"As built, on {report.compared_on}. On a machine of yours, sit-deploy report measures it."
     return _render(view["name"], built, [view], None)
 
 

@@ -48,9 +48,13 @@ def stages_view(
     if embeds:
         what = "labels by the nearest other image" if labelled else "nearest other images"
         compared = f"agreement (of {what}) and cosine are with the model in PyTorch"
+    timed = ""
+    if any(stage.latency_ms is not None for stage in ledger.entries):
+        timed = (
+            f", ms the median of a batch of {ledger.batch_size} over the rounds, the hops timed turn about"
+        )
     return {
-        "what": f"Every hop on the same {images}; {compared}, ms the median of a "
-        f"batch of {ledger.batch_size} over the rounds, the hops timed turn about."
+        "what": f"Every hop on the same {images}; {compared}{timed}."
         + (" All images get one class: their agreement says nothing." if ledger.given == 1 else ""),
         "head": head,
         "rows": rows,

@@ -25,6 +25,7 @@ from sit_deploy.validation.labelled_options import LabelledOptions
 
 if TYPE_CHECKING:
     from engines.layer_comparison import LayerComparison
+    from sit_deploy.data.damaged import DamagedImage
     from sit_deploy.data.labelled import Labelled
     from sit_deploy.inference import Classifier
     from sit_deploy.measure.accuracy import Accuracy
@@ -123,6 +124,7 @@ class Validation:
         main: False in the processes of torchrun but the first, which hand in their counts and judge nothing.
         neighbours: what images say of embeddings, None without them.
         notes: what else to know of these images, in sentences.
+        damaged: of them, that could not be read, and are not measured on.
     """
 
     request: ValidateRequest
@@ -136,6 +138,7 @@ class Validation:
     main: bool = True
     neighbours: Neighbours | None = None
     notes: tuple[str, ...] = ()
+    damaged: tuple[DamagedImage, ...] = ()
 
     @property
     def accuracy(self) -> Accuracy:
@@ -174,7 +177,13 @@ class Validation:
             "layers": self.layers,
             "debug": self.debug.to_dict() if self.debug else None,
             **(
-                {"neighbours": {**self.neighbours.to_dict(), "notes": list(self.notes)}}
+                {
+                    "neighbours": {
+                        **self.neighbours.to_dict(),
+                        "notes": list(self.notes),
+                        "damaged": [one.to_dict() for one in self.damaged],
+                    }
+                }
                 if self.neighbours
                 else {}
             ),
@@ -201,6 +210,7 @@ class Validation:
             "data": samples.name,
             "warning": self.checked.doubt.warning,
             "notes": list(samples.remarks),
+            "damaged": [one.to_dict() for one in samples.damaged.found],
             "preprocessing": used.to_dict(),
             "preprocessing_source": sources,
             "preprocessing_overridden": self.preprocessing is not None,
@@ -258,9 +268,9 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
                 checked = _check_accuracy(request, bundle, samples, classifier, preprocessing, world, report)
         if request.layers and main:
             layers = bundle_layers(bundle, request.threads, device)
-    notes = samples.remarks if samples is not None else ()
+    of_images = {} if samples is None else {"notes": samples.remarks, "damaged": samples.damaged.found}
     return Validation(
-        request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours, notes
+        request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours, **of_images
     )
 
 

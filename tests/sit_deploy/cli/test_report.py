@@ -87,6 +87,7 @@ def test_images_left_out_are_no_images_measured(trained: Trained, cli: CommandLi
     cli("report", trained.bundle, "--data", images, "--max-damaged", 1, *NO_TIMING, "-o", "less.md")
     page = (cli.folder / "less.md").read_text()
     assert "Every hop on the same 10 labelled images" in page and "10 images of" in page
+    assert "timed turn about" not in page  # nothing was timed
 
 
 def test_nothing_is_left_of_a_report_that_failed(

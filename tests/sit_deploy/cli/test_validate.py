@@ -199,6 +199,8 @@ def test_a_truncated_image(trained: Trained, cli: CommandLine) -> None:
     count = len(list(images.rglob("*.png")))
     said = cli("validate", trained.bundle, "--data", images, "--max-damaged", 1, "--json").json()["accuracy"]
     assert said["images"] == count - 1
+    (left_out,) = said["damaged"]
+    assert left_out["image"].endswith(damaged.name) and left_out["reason"]
     assert any(
         "1 image cannot be read and was left out" in note and damaged.name in note for note in said["notes"]
     )

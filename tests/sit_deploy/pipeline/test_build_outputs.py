@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sit_deploy.bundle import load_bundle
+from sit_deploy.cli.build import next_step
 from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.inference import load
@@ -46,6 +47,13 @@ def test_manifest_and_golden_outputs_have_names(nano_embeddings: Path, nano_fp32
     plain = json.loads((nano_fp32 / "manifest.json").read_text(encoding="utf-8"))
     assert plain["schema"] == 1 and "outputs" not in plain and "--outputs" not in plain["command"]
     assert [(o.name, o.shape) for o in load_bundle(nano_fp32).outputs] == [("logits", (1000,))]
+
+
+def test_what_to_do_next_is_what_such_a_bundle_can(nano_embeddings: Path, nano_fp32: Path) -> None:
+    vectors, classes = load_bundle(nano_embeddings), load_bundle(nano_fp32)
+    assert next_step(vectors, ran_here=True) == f"sit-deploy validate {nano_embeddings} --data DIR"
+    assert next_step(classes, ran_here=True) == f"sit-deploy bench {nano_fp32}"
+    assert "on a machine with a GPU" in next_step(vectors, ran_here=False)
 
 
 def test_engine_gives_them_by_name(nano_embeddings: Path) -> None:
