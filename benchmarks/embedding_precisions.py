@@ -168,6 +168,7 @@ def main(checkpoint: Path, photos: Path, about: str) -> None:
     result = {
         "date": date,
         "model": model,
+        "about": about,
         "machine": asdict(machine()),
         "versions": versions(),
         "rows": rows,

@@ -31,6 +31,6 @@ def test_the_page_has_what_was_measured() -> None:
     """And no photograph is calibrated on and measured."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))
     page = (Path(__file__).parents[2] / "docs/outputs.md").read_text(encoding="utf-8")
-    assert table(kept["rows"], kept["model"], kept["date"]) in page
+    assert table(kept["rows"], kept["model"], kept["date"], kept["about"]) in page
     assert not set(CALIBRATED) & set(MEASURED)
     assert {row["precision"] for row in kept["rows"]} == {"fp32", "fp16", "int8"}

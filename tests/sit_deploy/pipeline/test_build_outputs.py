@@ -144,7 +144,7 @@ def test_the_page_and_a_packaged_folder_say_what_is_given(
     readme = (tmp_path / "folder/README.md").read_text(encoding="utf-8")
     assert "found = embed.all_outputs(" in readme and "# features, patches" in readme
     assert "{name: values.shape for" in readme and "top_classes(" not in readme
-    assert "`sit-deploy report` measures it" in page and "sit-deploy report BUNDLE --measured" in readme
+    assert "sit-deploy report measures it" in page and "sit-deploy report BUNDLE --measured" in readme
     write_folder([load_bundle(nano_embeddings), load_bundle(nano_fp32)], tmp_path / "both")
     readme = (tmp_path / "both/README.md").read_text(encoding="utf-8")
     assert "`sit-deploy report BUNDLE --measured check.json` takes it in." in readme
