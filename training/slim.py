@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sit_deploy.calls import takes_options
-from sit_deploy.data.damaged import counted
+from sit_deploy.data.damaged import DamagedImage, left_out_words
 from sit_deploy.data.image_files import find_images
 from sit_deploy.data.samples import describe
 from sit_deploy.errors import InputError
@@ -42,7 +42,6 @@ from training.terminal_reporter import TerminalReporter
 
 _FEW_HELD_OUT = 8  # that say nothing
 _FEW_STEPS = 10  # that fit nothing
-_NAMED = 3  # of the images that cannot be read
 
 
 class Pictures(Sequence):
@@ -285,12 +284,9 @@ def _accuracy(
 def _warn_of_damaged(reader: SampleReader, reporter: Reporter) -> None:
     """Say which images could not be read, and are in no figure."""
     if places := reader.damaged.nonzero().flatten().tolist():
-        named = "; ".join(str(reader.samples.describe(place)) for place in places[:_NAMED])
-        more = f"; and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-        were = "was" if len(places) == 1 else "were"
-        reporter.warn(
-            f"{counted(len(places))} cannot be read and {were} left out: {named}{more}; replace or remove what is damaged"
-        )
+        names = [str(reader.samples.describe(place)) for place in places]
+        words = left_out_words([DamagedImage(name, name) for name in names])
+        reporter.warn(f"{words}; replace or remove what is damaged")
 
 
 def _card(

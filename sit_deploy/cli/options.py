@@ -36,14 +36,19 @@ key_option = click.option(
     help="Where in the checkpoint the weights are, if it has several: an entry, a prefix of names, or ENTRY.PREFIX.",
 )
 
-damaged_option = click.option(
-    "--max-damaged",
-    type=Whole(limits.IMAGES),
-    default=USUAL_LIMIT,
-    show_default=True,
-    metavar="N",
-    help="Unreadable images to leave out before giving up.",
-)
+
+def _damaged_option(default: int, what: str) -> Callable[[Callable], Callable]:
+    return click.option(
+        "--max-damaged",
+        type=Whole(limits.IMAGES),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help=f"Unreadable images to leave out before giving up{what}.",
+    )
+
+
+damaged_option = _damaged_option(USUAL_LIMIT, "")
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Take timm's own weights of --model.")
 
@@ -266,14 +271,7 @@ _DATA_OPTIONS = (
         metavar="N",
         help="So many of the images, evenly spread.  [default: all]",
     ),
-    click.option(
-        "--max-damaged",
-        type=Whole(limits.IMAGES),
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Unreadable images to leave out before giving up: what is measured is then of the others.",
-    ),
+    _damaged_option(0, ": what is measured is then of the others"),
 )
 
 

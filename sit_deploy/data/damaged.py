@@ -58,9 +58,7 @@ class DamagedImages:
         Raises:
             InputError: it is one too many.
         """
-        self._found.setdefault(image, DamagedImage(image, _line(image, error)))
-        if len(self._found) > self.limit:
-            raise too_many(len(self._found), "read", self.limit, image, error)
+        self._take(DamagedImage(image, _line(image, error)), error)
 
     def named(self, image: str) -> DamagedImage:
         """Return what was noted of an image."""
@@ -73,9 +71,12 @@ class DamagedImages:
             InputError: these are too many.
         """
         for one in found:
-            self._found.setdefault(one.image, one)
-            if len(self._found) > self.limit:
-                raise too_many(len(self._found), "read", self.limit, one.image, InputError(one.reason))
+            self._take(one, InputError(one.reason))
+
+    def _take(self, one: DamagedImage, error: Exception) -> None:
+        self._found.setdefault(one.image, one)
+        if len(self._found) > self.limit:
+            raise too_many(len(self._found), "read", self.limit, one.image, error)
 
     def require_any(self, left: int, of: int) -> None:
         """Refuse to go on with nothing.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sit_deploy.models.hugging_face_names import derived, stacked
-from sit_deploy.models.renamed import put
+from sit_deploy.models.hugging_face_names import can_be_stacked, derived, stacked
+from sit_deploy.models.renamed import put, roots
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "the names of BEiT-3 were taken for timm's, and its branch of texts was left out"
-_MARK = re.compile(r"(|.*\.)beit3\.encoder\.layers\.\d+\.self_attn\.[qkv]_proj\.A\.weight$")
+_MARK = r"beit3\.encoder\.layers\.\d+\.self_attn\.[qkv]_proj\.A\.weight"
 _LEFT_OUT = re.compile(r"text_embed\.|vision_embed\.mask_token$|encoder\..+\.B\.(weight|bias)$")
 _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.A\.(weight|bias)$")
 _PARTS = {
@@ -31,11 +31,11 @@ _SPARE = 2  # places before those of an image's tokens, which fairseq keeps for 
 
 def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[str, ...]] | None:
     """Return weights under timm's names and a note, None where they are not BEiT-3's."""
-    roots = sorted({match[1] for match in map(_MARK.match, tensors) if match})
+    found = sorted(roots(tensors, _MARK))
     renamed = dict(tensors)
-    for root in roots:
+    for root in found:
         renamed = _translated(renamed, root)
-    return (renamed, (NOTE,)) if roots else None
+    return (renamed, (NOTE,)) if found else None
 
 
 def _translated(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
@@ -59,7 +59,7 @@ def _translated(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:
             put(renamed, root + _TOP[rest] if rest in _TOP else key, value)
     for name, sides in parts.items():
         values = [sides[side][1] for side in "qkv" if side in sides]
-        if len(values) == 3 and len({v.shape for v in values}) == 1 and values[0].ndim:
+        if len(values) == 3 and can_be_stacked(values):
             put(renamed, name, stacked(values))
         else:  # an incomplete set: under its own names, which no model has
             for key, value in sides.values():

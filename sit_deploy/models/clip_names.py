@@ -12,13 +12,13 @@ import torch
 
 from sit_deploy.models.hugging_face_names import derived
 from sit_deploy.models.original_names import perception_pool
-from sit_deploy.models.renamed import put
+from sit_deploy.models.renamed import put, roots
 from sit_deploy.models.torch_file import Stored
 
 NOTE = "the names of OpenAI's CLIP were taken for timm's"
 PERCEPTION_NOTE = "the names of Perception Encoder were taken for timm's"
 _MARK, _PATCHES = "class_embedding", "conv1.weight"
-_ATTENTION = re.compile(r"(|.*\.)transformer\.resblocks\.\d+\.attn\.in_proj_weight$")
+_ATTENTION = r"transformer\.resblocks\.\d+\.attn\.in_proj_weight"
 _COMPUTED = re.compile(
     r"rope\.|transformer\.resblocks\.\d+\.attn\.rope\."
 )  # tables of rotary positions, which timm makes
@@ -32,15 +32,15 @@ _TOP_PARTS = {"conv1": "patch_embed.proj", "ln_pre": "norm_pre", "ln_post": "nor
 
 def translate(tensors: Mapping[str, Stored]) -> tuple[dict[str, Stored], tuple[str, ...]] | None:
     """Return weights under timm's names and a note, None where they are not CLIP's of images."""
-    blocks = {match[1] for match in map(_ATTENTION.match, tensors) if match}  # the text's model has such too
-    roots = [k.removesuffix(_PATCHES) for k in tensors if k == _PATCHES or k.endswith(f".{_PATCHES}")]
-    roots = [root for root in roots if root in blocks]
+    found = sorted(
+        roots(tensors, re.escape(_PATCHES)) & roots(tensors, _ATTENTION)
+    )  # the text's model has the latter
     renamed = dict(tensors)
-    for root in roots:
+    for root in found:
         renamed = _translated(perception_pool(renamed, root), root)
     # rotary positions, or no class token: CLIP has neither, and Perception Encoder's activation is GELU in all of its models
-    perception = any(f"{root}attn_pool.probe" in tensors or f"{root}{_MARK}" not in tensors for root in roots)
-    return (renamed, (PERCEPTION_NOTE if perception else NOTE,)) if roots else None
+    perception = any(f"{root}attn_pool.probe" in tensors or f"{root}{_MARK}" not in tensors for root in found)
+    return (renamed, (PERCEPTION_NOTE if perception else NOTE,)) if found else None
 
 
 def _translated(tensors: Mapping[str, Stored], root: str) -> dict[str, Stored]:

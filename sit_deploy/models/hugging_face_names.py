@@ -192,8 +192,7 @@ class _Translation:
     def _fused(self, group: str, parts: dict[str, tuple[str, Stored]]) -> Iterator[tuple[str, Stored]]:
         stem, _, kind = group.rpartition(".")
         at, values = f"{self.target}{stem}", {name: value for name, (_, value) in parts.items()}
-        whole = {v.shape for v in values.values()}
-        alike = len(whole) == 1 and () not in whole and all(v.plain for v in values.values())
+        alike = can_be_stacked(values.values())
         if set(values) == {"q", "k", "v"} and alike:
             yield f"{at}.qkv.{kind}", stacked([values[n] for n in "qkv"])
         elif set(values) == {"q", "v"} and kind == "bias":  # keys without one, as timm's EVA has them
@@ -268,6 +267,12 @@ def _flat_patch_side(patches: Stored) -> int | None:
 def derived(change: Callable[[Tensor], Tensor], shape: tuple[int, ...], source: Stored) -> Stored:
     """Return what a change of a stored tensor gives, of a shape, made when it is read."""
     return Stored(shape, lambda: change(source.read()).contiguous(), source.plain)
+
+
+def can_be_stacked(values: Collection[Stored]) -> bool:
+    """Return whether stored tensors are plain and of one shape that has sides."""
+    shapes = {value.shape for value in values}
+    return len(shapes) == 1 and () not in shapes and all(value.plain for value in values)
 
 
 def stacked(values: list[Stored]) -> Stored:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from sit_deploy.models.hugging_face_names import derived
-from sit_deploy.models.renamed import put
+from sit_deploy.models.renamed import put, roots
 from sit_deploy.models.torch_file import Stored
 
 Names = Mapping[str, Stored]
@@ -41,13 +40,7 @@ class _Origin:
         """Return the prefixes under which its names stand."""
         if self.lacks and any(map(self.lacks.match, tensors)):
             return []
-        found = ({match[1] for match in map(_mark(mark).match, tensors) if match} for mark in self.marks)
-        return sorted(set.intersection(*found))
-
-
-@cache
-def _mark(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(|.*\.){pattern}$")
+        return sorted(set.intersection(*(roots(tensors, mark) for mark in self.marks)))
 
 
 def _rules(*pairs: tuple[str, str]) -> _Rules:
@@ -110,9 +103,9 @@ _ORIGINS = (
 def translate(tensors: Names) -> tuple[dict[str, Stored], tuple[str, ...]] | None:
     """Return weights under timm's names and a note, None where they are of none of these origins."""
     for origin in _ORIGINS:
-        if roots := origin.roots(tensors):
+        if found := origin.roots(tensors):
             renamed = dict(tensors)
-            for root in roots:
+            for root in found:
                 renamed = _renamed(renamed, root, origin.rules)
                 _bias_of_parts(renamed, root)
             return renamed, (origin.note,)

@@ -1,6 +1,9 @@
-"""Weights under timm's names, each of which is given once."""
+"""Weights under timm's names, each of which is given once, and where in a file the names of another library stand."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
 
 from sit_deploy.models.torch_file import Stored
 
@@ -26,3 +29,9 @@ def put(names: dict[str, Stored], name: str, value: Stored, library: str = "anot
     if name in names:
         raise DoubleNameError(name, library)
     names[name] = value
+
+
+def roots(names: Iterable[str], pattern: str) -> set[str]:
+    """Return the prefixes, with their dots, behind which a name is as a pattern says."""
+    behind = re.compile(rf"(|.*\.){pattern}$")
+    return {match[1] for match in map(behind.match, names) if match}

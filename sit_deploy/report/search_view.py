@@ -32,9 +32,8 @@ def _found(record: SearchRecord) -> str:
         return f"{record.model} as it is keeps the limit: {chosen.ms:.3g} of {record.limit_ms:.3g} ms at {chosen.precision}"
     over = f"{record.unslimmed_ms[chosen.precision] / chosen.ms:.2f}× as fast as unslimmed"
     basis = record.unslimmed_ms.get("fp32")
-    if (
-        basis is not None and chosen.precision != "fp32"
-    ):  # what both make together, and what the schedule makes of it
+    # what both make together, and what the schedule makes of it
+    if basis is not None and chosen.precision != "fp32":
         over = f"{basis / chosen.ms:.2f}× as fast as unslimmed at fp32 and {over} at {chosen.precision}"
     return (
         f"{schedule_words(chosen)} takes {chosen.ms:.3g} of {record.limit_ms:.3g} ms at {chosen.precision}, {over}, and tells "

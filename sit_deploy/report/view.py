@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from sit_deploy.methods import method_words
-from sit_deploy.outputs import listing
+from sit_deploy.outputs import can_be_reported, has_classes, listing
 from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.build_types import (
     AccuracyRecord,
@@ -318,16 +318,21 @@ def _hop(hop: HopRecord, report: BuildReport) -> dict[str, Any]:
     return {"name": hop.name, "cells": cells, "state": state, "note": note}
 
 
+def _others_than_logits(report: BuildReport) -> list[str]:
+    """Return the names of a bundle's outputs; none for one of logits alone."""
+    return [one.name for one in report.hops[0].outputs] if report.hops else []
+
+
 def _given(report: BuildReport) -> str:
     """Return what a bundle gives that has others than logits: "gives features and patches"; nothing for one of logits alone."""
-    names = [one.name for one in report.hops[0].outputs] if report.hops else []
+    names = _others_than_logits(report)
     return f"gives {listing(names)}" if names else ""
 
 
 def _no_accuracy(report: BuildReport) -> str:
-    names = [one.name for one in report.hops[0].outputs] if report.hops else []
-    if names and "logits" not in names:
-        measured = {"features", "cls"} & set(names)
+    names = _others_than_logits(report)
+    if names and not has_classes(names):
+        measured = can_be_reported(names)
         instead = "; sit-deploy report BUNDLE --data DIR measures nearest neighbours" if measured else ""
         return f"Accuracy is of logits, which this gives none of{instead}."
     return "Not measured: no --val-data was given."

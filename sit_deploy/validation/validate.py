@@ -25,7 +25,6 @@ from sit_deploy.validation.labelled_options import LabelledOptions
 
 if TYPE_CHECKING:
     from engines.layer_comparison import LayerComparison
-    from sit_deploy.data.damaged import DamagedImage
     from sit_deploy.data.labelled import Labelled
     from sit_deploy.inference import Classifier
     from sit_deploy.measure.accuracy import Accuracy
@@ -123,8 +122,7 @@ class Validation:
         layers: the time of each, and debug: the comparison layer by layer, None where not asked for.
         main: False in the processes of torchrun but the first, which hand in their counts and judge nothing.
         neighbours: what images say of embeddings, None without them.
-        notes: what else to know of these images, in sentences.
-        damaged: of them, that could not be read, and are not measured on.
+        samples: these images, None without them.
     """
 
     request: ValidateRequest
@@ -137,8 +135,7 @@ class Validation:
     debug: LayerComparison | None = None
     main: bool = True
     neighbours: Neighbours | None = None
-    notes: tuple[str, ...] = ()
-    damaged: tuple[DamagedImage, ...] = ()
+    samples: Labelled | None = None
 
     @property
     def accuracy(self) -> Accuracy:
@@ -180,14 +177,19 @@ class Validation:
                 {
                     "neighbours": {
                         **self.neighbours.to_dict(),
-                        "notes": list(self.notes),
-                        "damaged": [one.to_dict() for one in self.damaged],
+                        **self._remarks(),
                     }
                 }
                 if self.neighbours
                 else {}
             ),
         }
+
+    def _remarks(self) -> dict[str, Any]:
+        """Return what else to know of the images, and which of them could not be read and are not measured on."""
+        assert self.samples is not None
+        damaged = [one.to_dict() for one in self.samples.damaged.found]
+        return {"notes": list(self.samples.remarks), "damaged": damaged}
 
     def _accuracy(self) -> dict[str, Any] | None:
         """Return what labelled images say, what was done to them, who says so, and how many lie on their side all the same."""
@@ -209,8 +211,7 @@ class Validation:
             "measured_on": self.engine,
             "data": samples.name,
             "warning": self.checked.doubt.warning,
-            "notes": list(samples.remarks),
-            "damaged": [one.to_dict() for one in samples.damaged.found],
+            **self._remarks(),
             "preprocessing": used.to_dict(),
             "preprocessing_source": sources,
             "preprocessing_overridden": self.preprocessing is not None,
@@ -268,9 +269,8 @@ def validate(request: ValidateRequest, progress: Progress | None = None) -> Vali
                 checked = _check_accuracy(request, bundle, samples, classifier, preprocessing, world, report)
         if request.layers and main:
             layers = bundle_layers(bundle, request.threads, device)
-    of_images = {} if samples is None else {"notes": samples.remarks, "damaged": samples.damaged.found}
     return Validation(
-        request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours, **of_images
+        request, bundle, kind, golden, checked, preprocessing, layers, debug, main, neighbours, samples
     )
 
 
