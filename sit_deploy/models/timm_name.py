@@ -318,9 +318,8 @@ def made_otherwise(config: ConfigJson, name: str, image_size: tuple[int, int]) -
     base, arguments = split(name)
     given = {k: v for k, v in config.model_args.items() if not _READS_FILES.match(k)}
     own = {k: v for k, v in given.items() if k not in _OPTIONS and not _NO_OTHER_MODEL.fullmatch(k)}
-    if _pool_beside(
-        config
-    ):  # which `_pooled_otherwise` compares; the arguments below are of the same pooling
+    # the pooling is what `_pooled_otherwise` compares; the arguments below are of the same one
+    if _pool_beside(config):
         own = {**own, **{k: v for k, v in arguments.items() if k in _POOLING}}
     # the same weights under either name
     plain, theirs = (_DISTILLED.sub("", name) for name in (base, config.architecture))

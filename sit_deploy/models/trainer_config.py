@@ -53,9 +53,8 @@ def from_checkpoint(path: Path) -> list[DataConfig]:
         configs += [_of_arguments(content.get(entry), f"{entry} in {path.name}") for entry in _ENTRIES]
     configs.append(_of_buffers(path, content))
     open_clip = _of_open_clip(fields_beside(path, OPEN_CLIP).get("preprocess_cfg"), path)
-    if path.name.startswith(
-        "open_clip"
-    ):  # its own file, which may stand beside timm's and transformers' of the same model
+    # its own file, which may stand beside timm's and transformers' of the same model
+    if path.name.startswith("open_clip"):
         configs.append(open_clip)
         open_clip = None
     transformers, file = _image_processor(path)
