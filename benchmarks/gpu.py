@@ -37,7 +37,7 @@ from benchmarks.gpu_cells import Cell, low_type  # noqa: E402
 from benchmarks.gpu_page import macs, markdown, over_teachers, published, targets  # noqa: E402
 from benchmarks.gpu_worker import AMP, COMPILED, EAGER, Job  # noqa: E402
 from engines.files import atomic_path  # noqa: E402
-from engines.gpus import telemetry  # noqa: E402
+from engines.gpus import device_number, telemetry_of  # noqa: E402
 from sit_deploy.errors import Error  # noqa: E402
 from sit_deploy.models.catalog import get_config  # noqa: E402
 
@@ -74,6 +74,13 @@ TIMED_FROM, KILLED_AFTER = (
 
 class NoGpuHereError(click.ClickException):
     exit_code = 2
+
+
+def positive(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse what is no length of time; NaN is none, and compares with nothing."""
+    if value is not None and not 0 < value < float("inf"):
+        raise click.UsageError(f"{option.opts[0]} takes a number above 0, got {value}")
+    return value
 
 
 def jobs_of(
@@ -250,8 +257,12 @@ def time_all(
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--models", default=None, help="Names, separated by commas.  [default: a selection]")
 @click.option("--batches", default=BATCHES, show_default=True, help="Of models that are named.")
-@click.option("--seconds", type=float, default=None, help="Timing of a cell.  [default: 0.6; 60 with levit]")
-@click.option("--minutes", type=float, default=12.0, show_default=True, help="For all models.")
+@click.option(
+    "--seconds", type=float, callback=positive, help="Timing of a cell.  [default: 0.6; 60 with levit]"
+)
+@click.option(
+    "--minutes", type=float, default=12.0, callback=positive, show_default=True, help="For all models."
+)
 @click.option(
     "--no-compile", is_flag=True, help="Leave torch.compile out, which takes half a minute a shape."
 )
@@ -273,8 +284,14 @@ def main(
     if models is not None:
         model_names(models)
     sizes = batch_sizes(batches)
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise click.UsageError(f"--device takes cpu, cuda or cuda:N, got {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise NoGpuHereError("PyTorch finds no GPU; pass --device cpu to try the script")
+    if device.startswith("cuda") and device_number(device) >= torch.cuda.device_count():
+        raise NoGpuHereError(
+            f"there is no {device}; PyTorch finds {torch.cuda.device_count()} GPUs, numbered from 0"
+        )
     with tempfile.TemporaryDirectory(prefix="sit-deploy-gpu-") as folder:
         seen, silence = gpu_worker.ask(gpu_worker.facts, (device,), gpu_worker.START_SECONDS)
         if silence:
@@ -311,8 +328,7 @@ def main(
             complete = True
         except KeyboardInterrupt:
             click.echo("stopped: what was measured so far is written, and marked incomplete", err=True)
-    if device.startswith("cuda"):
-        results.facts["telemetry_after"] = telemetry(torch.device(device).index or 0)
+    results.facts["telemetry_after"] = telemetry_of(device)
     result = results.write(complete)
     text = markdown(result)
     click.echo(text)

@@ -84,7 +84,9 @@ class Cell:
 
 
 def _stats(rounds: list[list[float]], batch: int) -> dict[str, float]:
-    found = LatencyStats.from_seconds([second for slice_ in rounds for second in slice_], batch)
+    found = LatencyStats.from_rounds(
+        rounds, batch
+    )  # the median is that of the images a second and of the ratios
     return {"p50_ms": found.p50_ms, "p90_ms": found.p90_ms, "p99_ms": found.p99_ms, "calls": found.iterations}
 
 
@@ -128,7 +130,7 @@ def autocast_candidate(model: torch.nn.Module, device: torch.device) -> Candidat
 
 
 def tensorrt_candidate(
-    kind: str, name: str, precision: str, batches: tuple[int, ...], folder: Path
+    kind: str, name: str, precision: str, batches: tuple[int, ...], folder: Path, device: str
 ) -> Candidate:
     """An engine that `sit-deploy build` makes here, of random weights, for all batch sizes, tuned for the middle one.
 
@@ -154,7 +156,7 @@ def tensorrt_candidate(
                 targets=("current",) if kind == "tensorrt-rtx" else (),
             )
         )
-    runner = engines.get(kind).load(bundle.engine_path, origin=bundle.origin)
+    runner = engines.get(kind).load(bundle.engine_path, device=device, origin=bundle.origin)
     (images,) = (spec.name for spec in runner.inputs)
 
     made: dict[
@@ -187,7 +189,8 @@ def why_failed(error: Exception, device: torch.device) -> str:
     Raises:
         DeviceLostError: the error took the GPU from this process.
     """
-    reason = "out of memory" if isinstance(error, torch.OutOfMemoryError) else one_line(error)
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    reason = "out of memory" if full else one_line(error)
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)
@@ -221,15 +224,15 @@ def time_turn_about(
         DeviceLostError: by the candidate that `begin` was told of last.
     """
     batch = cells[0].batch
-    host = np.random.default_rng(0).standard_normal((batch, 3, *image_size)).astype(np.float32)
-    images = None
+    host = images = None
     for turn in range(ROUNDS):
         for cell, candidate in zip(cells, candidates, strict=True):
             if cell.skipped:
                 continue
             begin(cell)
             try:
-                if images is None:
+                if images is None:  # too many for memory is a result too
+                    host = np.random.default_rng(0).standard_normal((batch, 3, *image_size), dtype=np.float32)
                     images = torch.from_numpy(host).to(device)
                 if turn == 0:
                     _warm_up(candidate, images, device)
@@ -237,7 +240,7 @@ def time_turn_about(
                 cell.device_seconds.append(
                     _time_on_device(lambda c=candidate, x=images: c.on_device(x), device, share)
                 )
-                cell.end_to_end_seconds.append(_time(lambda c=candidate: c.end_to_end(host), share / 2))
+                cell.end_to_end_seconds.append(_time(lambda c=candidate, x=host: c.end_to_end(x), share / 2))
                 if notes := candidate.notes():
                     cell.note = "; ".join(notes)
             except Exception as error:

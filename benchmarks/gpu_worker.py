@@ -87,7 +87,7 @@ def make_candidate(job: Job, runtime: str) -> Any:
     if runtime in (EAGER, COMPILED):
         return torch_candidate(random_model(job.model), device, runtime == COMPILED)
     kind, precision = runtime.split(" ")
-    return tensorrt_candidate(kind, job.model, precision, job.batches[runtime], job.folder)
+    return tensorrt_candidate(kind, job.model, precision, job.batches[runtime], job.folder, job.device)
 
 
 # ------------------------------------------------------------------------------------------------------- in the worker
@@ -224,15 +224,14 @@ def facts(tell: Callable[[Any], None], name: str) -> None:
     import torch
 
     from benchmarks.gpu_cells import matmul_peak
-    from engines.gpus import telemetry
+    from engines.gpus import telemetry_of
     from engines.timing import machine
 
     device = torch.device(name)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     on_gpu = device.type == "cuda"
     shown = torch.cuda.get_device_name(device) if on_gpu else machine().cpu_model
-    seen = telemetry(device.index or 0) if on_gpu else None
-    tell({"name": shown, "telemetry": seen, "peak": matmul_peak(device)})
+    tell({"name": shown, "telemetry": telemetry_of(name), "peak": matmul_peak(device)})
 
 
 def trial(tell: Callable[[Any], None], kind: str, folder: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import engines
 from engines.cpu import usable_cpus
-from engines.gpus import telemetry
+from engines.gpus import telemetry_of
 from engines.performance import Performance
 from engines.speedup import Speedup, of_rounds, speedup
 from engines.timing import (
@@ -264,10 +264,10 @@ def bench(  # noqa: PLR0913
                 if many
                 else engine_worker(*theirs, teacher.origin)
             )
-        gpu_before = telemetry()
+        device, dtype = workers["PyTorch"].args[4:]
+        gpu_before = telemetry_of(device)
         results = alternate(workers, timing, progress)
-        gpu_after = telemetry()
-    device, dtype = workers["PyTorch"].args[4:]
+        gpu_after = telemetry_of(device)
     return BenchResult(
         bundle=bundle.path,
         model=bundle.manifest.model.name,
@@ -317,10 +317,8 @@ def _timing(given: TimingOptions | None, **parts: Any) -> TimingOptions:
     return timing
 
 
-AROUND_SIZE = (
-    375,
-    500,
-)  # height and width of the JPEG that the steps around the engine are timed on: ImageNet's mean
+# height and width of the JPEG that the steps around the engine are timed on: ImageNet's mean
+AROUND_SIZE = (375, 500)
 
 
 def time_around(bundle: Bundle, runs: int = 20) -> Around:

@@ -357,6 +357,10 @@ def test_what_others_have_published_stands_beside_ours():
         ("--models ,", "--models names nothing"),
         ("--batches 1,0", "--batches takes numbers from 1, got '0'"),
         ("--batches 1,x", "got 'x'"),
+        ("--seconds nan", "--seconds takes a number above 0, got nan"),
+        ("--seconds 0", "--seconds takes a number above 0, got 0.0"),
+        ("--minutes inf", "--minutes takes a number above 0, got inf"),
+        ("--device gpu", "--device takes cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(words: str, said: str, monkeypatch: pytest.MonkeyPatch):

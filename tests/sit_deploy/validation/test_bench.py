@@ -55,6 +55,18 @@ def test_workers_and_speedup(trained: Trained, asked: dict[str, Any]) -> None:
     assert result.versions == versions()  # of what was timed, not of what built the bundle
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_clocks_are_those_of_the_device_that_was_timed(
+    device: str, trained: Trained, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of the first GPU, nor of one that had no part in it."""
+    monkeypatch.setattr(module, "torch_device", lambda *_: (device, "float32"))
+    monkeypatch.setattr("engines.gpus.telemetry", lambda number: {"name": f"GPU {number}"})
+    clocks = bench(trained.bundle, rounds=3).to_dict()["gpu"]
+    found = {"name": "GPU 1"} if device == "cuda:1" else None
+    assert clocks == {"before": found, "after": found}
+
+
 def test_options_as_keywords(trained: Trained, asked: dict[str, Any]) -> None:
     """Those of the command, with its defaults; a timing in their place."""
     bundle = load_bundle(trained.bundle)
