@@ -64,12 +64,14 @@ def main(words: list[str]) -> int:
     )
     for folder in (out, home):
         folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict] = {}
     try:
         unpack_complete(session)
-    except StepFailed as error:
+    except (
+        StepFailed
+    ) as error:  # steps that need none of it run all the same: the machine is lent for minutes
         session.say(f"error: {error}")
-        return 1
-    results: dict[str, dict] = {}
+        results["packs"] = {"failed": str(error)}
     for word in words:
         began = time.perf_counter()
         try:

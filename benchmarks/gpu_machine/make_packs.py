@@ -13,19 +13,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from engines.files import move_in, partial_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 LEAST = MIB  # of a part: a smaller one would be a call's last crumb
+# folders of the session, or here beside the packs
+TAKEN = ("kit", "parts", "out", "cache", "inductor", "runs", "jpegs", "folder")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -102,10 +109,44 @@ def pinned(name: str) -> str:
 
 
 def tree_bytes() -> int:
-    """Return the bytes of what travels in every call: files that git tracks or would."""
+    """Return the bytes of what travels in every call: files that git tracks or would.
+
+    Raises:
+        click.ClickException: this is no checkout.
+    """
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(f"git cannot list what travels: {done.stderr.strip()}")
+    listed = done.stdout.split("\0")
     return sum((ROOT / name).stat().st_size for name in listed if name and (ROOT / name).is_file())
+
+
+def _given(words: Sequence[str]) -> dict[str, Path]:
+    """Return the archives of NAME=FILE, read to their ends: on the machine it would be too late.
+
+    Raises:
+        click.UsageError: a name that is taken or no folder's, a file that is not there, or no archive of what a pack may have.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        name, is_there, file = word.partition("=")
+        if not is_there or not Path(file).is_file():
+            raise click.UsageError(f"{word}: expected NAME=FILE with a file that is there")
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in (*TAKEN, *found):
+            raise click.UsageError(
+                f"{word}: a pack cannot be called {name!r}; choose another name, of a-z, 0-9 and _"
+            )
+        try:
+            with tarfile.open(file, "r:xz") as archive:
+                for member in archive:
+                    tarfile.data_filter(member, "/pack")
+        except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+            raise click.UsageError(
+                f"{word}: {file} is no whole .tar.xz of a pack ({error}); make it again"
+            ) from None
+        found[name] = Path(file)
+    return found
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -119,19 +160,17 @@ def tree_bytes() -> int:
 )
 def main(folder: Path, packs: tuple[str, ...], packages: str, python: str, old_python: str | None, room: int) -> None:  # fmt: skip
     """Make packs, cut them, and print the calls."""
-    given = {}
-    for word in packs:
-        name, found, file = word.partition("=")
-        if not found or not Path(file).is_file():
-            raise click.UsageError(f"{word}: expected NAME=FILE with a file that is there")
-        given[name] = Path(file)
-    kit = folder / "kit"
-    if folder.exists() and not (kit / "parts.json").is_file():
+    given = _given(packs)
+    if folder.exists() and not (folder / "kit" / "parts.json").is_file():
         raise click.UsageError(f"{folder} is there and was not made by this; name another")
-    shutil.rmtree(folder, ignore_errors=True)
-    kit.mkdir(parents=True)
-    shutil.copy(ROOT / "benchmarks" / "on_device.py", kit)
-    with tempfile.TemporaryDirectory() as scratch:
+    for file in given.values():
+        if file.resolve().is_relative_to(folder.resolve()):
+            raise click.UsageError(f"{file} lies in {folder}, which is made anew; put it elsewhere")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with partial_folder(folder.absolute()) as there, tempfile.TemporaryDirectory() as scratch:
+        kit = there / "kit"
+        kit.mkdir()
+        shutil.copy(ROOT / "benchmarks" / "on_device.py", kit)
         made: dict[str, Path] = {}
         if old_python:
             made["python310"] = Path(scratch, "python310.tar.xz")
@@ -143,10 +182,11 @@ def main(folder: Path, packs: tuple[str, ...], packages: str, python: str, old_p
         left = room * MIB - travels - 64 * 1024
         if left < LEAST:
             raise click.ClickException(f"the tree alone is {travels / MIB:.1f} MiB of --room {room}")
-        calls, listing = cut({**made, **given}, folder, left)
-    (kit / "parts.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+        calls, listing = cut({**made, **given}, there, left)
+        (kit / "parts.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+        move_in(there, folder.absolute(), replace=True)
     for number, parts in enumerate(calls, 1):
-        print(f"call {number}: {' '.join([str(kit), *(str(folder / part) for part in parts)])}")
+        print(f"call {number}: {' '.join([str(folder / 'kit'), *(str(folder / part) for part in parts)])}")
 
 
 if __name__ == "__main__":

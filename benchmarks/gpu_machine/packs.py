@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import time
@@ -43,12 +44,12 @@ def unpack_complete(session: Session) -> None:
     """Keep the parts that came with this call, and unpack every pack whose parts are all there.
 
     Raises:
-        StepFailed: a part came damaged; it is dropped.
+        StepFailed: a part came damaged, or a pack is no archive, or one that writes elsewhere; it is dropped, and the others are unpacked.
     """
     listing = session.kit / "parts.json"
     if not listing.is_file():
         return
-    kept = session.home / "parts"
+    kept, broken = session.home / "parts", list[str]()
     kept.mkdir(parents=True, exist_ok=True)
     for pack, parts in json.loads(listing.read_text(encoding="utf-8")).items():
         for part in parts:
@@ -62,20 +63,37 @@ def unpack_complete(session: Session) -> None:
         if count < len(paths):
             session.say(f"{pack}: {count} of {len(paths)} parts are here")
             continue
-        for path, part in zip(paths, parts, strict=True):
-            if hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
-                path.unlink()
-                raise StepFailed(f"{pack}: {path.name} came damaged and was dropped; carry it again")
-        _unpack(session, pack, paths)
+        try:
+            _require_whole(pack, paths, parts)
+            _unpack(session, pack, paths)
+        except StepFailed as error:
+            broken.append(str(error))
+    if broken:
+        raise StepFailed("; ".join(broken))
+
+
+def _require_whole(pack: str, paths: list[Path], parts: list[dict[str, str]]) -> None:
+    for path, part in zip(paths, parts, strict=True):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
+            path.unlink()
+            raise StepFailed(f"{pack}: {path.name} came damaged and was dropped; carry it again")
 
 
 def _unpack(session: Session, pack: str, paths: list[Path]) -> None:
     started, partial = time.perf_counter(), session.home / f"{pack}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    joined = io.BufferedReader(_Joined(paths), 1 << 20)
-    with tarfile.open(fileobj=joined, mode="r|xz") as archive:
-        archive.extractall(partial)
-    partial.rename(session.home / pack)
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(_Joined(paths), 1 << 20), mode="r|xz") as archive:
+            archive.extractall(partial, filter="data")  # nothing outside of it, and no links that lead there
+        partial.rename(session.home / pack)
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise StepFailed(f"{pack}: cannot be unpacked ({error}) and was dropped; make it again") from error
+    except OSError as error:
+        raise StepFailed(f"{pack}: cannot be unpacked ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     session.say(f"{pack}: unpacked in {time.perf_counter() - started:.0f} s")
 
 

@@ -85,9 +85,9 @@ def facts(session: Session) -> Result:
         "python": sys.version.split()[0],
         "missing": [name for name in NEEDED if is_missing(name)],
     }
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        answer = subprocess.run(command, capture_output=True, text=True)
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
         result["gpu"] = answer.stdout.strip() or answer.stderr.strip()
     for name in SHOWN:
         with contextlib.suppress(PackageNotFoundError):

@@ -1,16 +1,13 @@
-"""The script for a GPU machine, up to the lines that need the GPU: packs, time limits, crashes, and reasons for what is not run."""
+"""The script for a GPU machine, up to the lines that need the GPU: time limits, crashes, and reasons for what is not run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,41 +15,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.gpu_machine import jobs, make_packs, steps
-from benchmarks.gpu_machine.packs import require, unpack_complete
-from benchmarks.gpu_machine.session import Session, StepFailed
+from benchmarks.gpu_machine import jobs, steps
+from benchmarks.gpu_machine.session import Session
 from sit_deploy.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def session(tmp_path: Path) -> Session:
-    """Ten minutes, in folders of the test's own; the kit has come with nothing."""
-    folders = {name: tmp_path / name for name in ("carried/kit", "home", "out")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    kit, home, out = folders.values()
-    return Session(kit, ROOT, home, out, time.perf_counter() + 600)
-
-
 # ------------------------------------------------------------------------------------------------------ the command
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a copy of the script in a kit, as on the machine; its results are in tmp_path/out."""
-    kit = tmp_path / "kit"
-    kit.mkdir()
-    shutil.copy(ROOT / "benchmarks" / "on_device.py", kit)
-
-    def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-        env = {**os.environ, "HOME": str(tmp_path), "OUT": str(tmp_path / "out")}
-        env.pop("PYTHONPATH", None)
-        command = [sys.executable, str(kit / "on_device.py"), *words]
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-
-    return run
 
 
 def test_what_the_machine_is(script: Callable, tmp_path: Path) -> None:
@@ -88,87 +58,6 @@ def test_wrong_commands_say_what_there_is(script: Callable, tmp_path: Path) -> N
     elsewhere = script("facts", cwd=tmp_path)
     assert elsewhere.returncode == 2 and "project's root" in elsewhere.stderr
     assert not (tmp_path / "out").exists()
-
-
-# ------------------------------------------------------------------------------------------------------------ packs
-
-
-def pack(session: Session, name: str = "rtx") -> list[Path]:
-    """Write a pack with one package in two parts, and their list; return the parts."""
-    site = session.home.parent / "tree" / "site"
-    site.mkdir(parents=True)
-    (site / "packed.py").write_text("VALUE = 7\n")
-    archive = session.home.parent / "pack.tar.xz"
-    with tarfile.open(archive, "w:xz") as tar:
-        tar.add(site.parent, arcname=".")
-    data = archive.read_bytes()
-    parts = [session.kit.parent / f"{name}.{index}" for index in range(2)]
-    for part, piece in zip(parts, (data[:100], data[100:]), strict=True):
-        part.write_bytes(piece)
-    listed = [{"file": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in parts]
-    (session.kit / "parts.json").write_text(json.dumps({name: listed}))
-    return parts
-
-
-def test_a_pack_is_unpacked_when_its_last_part_has_come(session: Session) -> None:
-    _, second = pack(session)
-    late = second.rename(second.with_name("late"))
-    unpack_complete(session)
-    with pytest.raises(StepFailed, match="the pack rtx is not here"):
-        require(session, "rtx")
-    assert "rtx: 1 of 2 parts are here" in (session.out / "log.txt").read_text()
-    late.rename(second)
-    unpack_complete(session)
-    assert (require(session, "rtx") / "site" / "packed.py").is_file()
-    words = [sys.executable, "-c", "import packed; print(packed.VALUE)"]
-    assert session.run(words, 30, session.environment("rtx")) == (0, "7\n")
-    unpack_complete(session)  # of a later call, which carries none
-
-
-def test_a_damaged_part_is_dropped(session: Session) -> None:
-    _, second = pack(session)
-    second.write_bytes(second.read_bytes()[:-1])
-    with pytest.raises(StepFailed, match=r"rtx\.1 came damaged and was dropped; carry it again"):
-        unpack_complete(session)
-    assert [path.name for path in (session.home / "parts").iterdir()] == ["rtx.0"]
-
-
-def test_packs_are_cut_to_fill_calls_and_come_together_again(session: Session) -> None:
-    archives = {}
-    for name, size in (("first", 100), ("second", 3000)):
-        site = session.home.parent / name / "site"
-        site.mkdir(parents=True)
-        (site / "data").write_bytes(np.random.default_rng(size).bytes(size))
-        archives[name] = session.home.parent / f"{name}.tar.xz"
-        with tarfile.open(archives[name], "w:xz") as tar:
-            tar.add(site, arcname="site")
-    carried, room = session.kit.parent, 1500
-    calls, listing = make_packs.cut(archives, carried, room)
-    (session.kit / "parts.json").write_text(json.dumps(listing))
-    assert len(calls) > 2 and calls[0][0] == "first.0"
-    assert all(sum((carried / part).stat().st_size for part in call) <= room for call in calls)
-    unpack_complete(session)
-    assert (require(session, "second") / "site" / "data").read_bytes() == np.random.default_rng(3000).bytes(
-        3000
-    )
-    assert (require(session, "first") / "site" / "data").stat().st_size == 100
-
-
-def test_what_is_packed_has_the_release_of_the_constraints_and_replaces_nothing_of_others(
-    tmp_path: Path,
-) -> None:
-    assert make_packs.pinned("msgspec").startswith("msgspec==") and make_packs.pinned("unknown") == "unknown"
-
-    def run(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "benchmarks.gpu_machine.make_packs", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    (tmp_path / "photographs").mkdir()
-    done = run(str(tmp_path / "photographs"), "--packages", "")
-    assert done.returncode == 2 and "was not made by this" in done.stderr
-    assert (
-        run(str(tmp_path / "new"), "rtx=nothing.tar.xz").returncode == 2 and not (tmp_path / "new").exists()
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- commands
