@@ -58,3 +58,19 @@ class EngineInputError(EngineError):
 
 class EngineRunError(EngineError):
     """An engine failed while it ran."""
+
+
+class WorkerError(EngineError):
+    """A process failed or died while it was being timed.
+
+    Attributes:
+        worker: its name.
+    """
+
+    def __init__(self, message: str, worker: str) -> None:
+        super().__init__(message)
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[str, str]]:
+        """Return how it is made again in another process."""
+        return type(self), (str(self), self.worker)

@@ -146,7 +146,8 @@ def alternate(
         progress: called with a step, how much of it is done, and of how much.
 
     Raises:
-        EngineError: bad arguments, or a worker failed or died (its own words, on one line).
+        WorkerError: a worker failed or died (its own words, on one line).
+        EngineError: bad arguments.
     """
     timing = timing or TimingOptions()
     if not workers or timing.rounds < 1 or timing.seconds <= 0 or timing.warmup_seconds < 0:
@@ -184,7 +185,7 @@ def take_turns(
         progress: as of `alternate`.
 
     Raises:
-        EngineError: a worker failed or died.
+        WorkerError: a worker failed or died.
     """
     total = len(running) * (1 + timing.rounds)
     samples: dict[str, list[list[float]]] = {name: [] for name in running}

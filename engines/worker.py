@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines import cpu, pace
 from engines.cpu import usable_cpus
-from engines.errors import EngineError
+from engines.errors import EngineError, WorkerError
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -125,17 +125,17 @@ class Worker:
         except (EOFError, OSError):
             raise self._died() from None
         if kind == "error":
-            raise EngineError(f"worker {self.name} failed: {value}")
+            raise WorkerError(f"worker {self.name} failed: {value}", self.name)
         return value
 
-    def _died(self) -> EngineError:
+    def _died(self) -> WorkerError:
         self._process.join(_STOP_SECONDS)
         status = self._process.exitcode
         if status is not None and status < 0:
             how = f"killed by {signal.Signals(-status).name} (out of memory?)"
         else:
             how = f"exit status {status}"
-        return EngineError(f"worker {self.name} died while it was being timed: {how}")
+        return WorkerError(f"worker {self.name} died while it was being timed: {how}", self.name)
 
 
 def _work(connection: Connection, job: bytes, cpus: tuple[int, ...] | None, warmup_seconds: float) -> None:

@@ -5,6 +5,7 @@ DIR/  check.py · README.md · requirements.txt · folder.json · bundles/NAME/ 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -115,7 +116,7 @@ _REPORT = """ Where sit-deploy is,
 `sit-deploy report BUNDLE --measured check.json` takes it in{which}."""
 
 _CLASSIFIES = """\
-    with sit_bundle.load("bundles/{first}") as classify:
+    with sit_bundle.load({first}) as classify:
         for found in classify.predict(["cat.jpg", "dog.jpg"], top=3):  # paths, bytes, open files, Pillow images or uint8 arrays
             print(found.name, found.probability, found.index)  # of the best; `found` lists all three
         logits = classify(["cat.jpg", "dog.jpg"])  # float32, a row an image
@@ -123,7 +124,7 @@ _CLASSIFIES = """\
 One image gives one result, a list a list. `classify.logits(array)` takes images that are prepared already."""
 
 _EMBEDS = """\
-    with sit_bundle.load("bundles/{first}") as embed:
+    with sit_bundle.load({first}) as embed:
         found = embed.all_outputs(["cat.jpg", "dog.jpg"])  # paths, bytes, open files, Pillow images or uint8 arrays
         print({{name: values.shape for name, values in found.items()}})  # {outputs}
 
@@ -226,21 +227,21 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
         if (other := seen.setdefault(bundle.manifest.digest, bundle)) is not bundle:
             raise InputError(f"{bundle.path} is the same bundle as {other.path}; leave one out")
     plans = [bundle for bundle in bundles if not engines.get(bundle.manifest.engine.kind).on_cpu]
-    for bundle in plans:
-        for other in plans:
-            a, b = bundle.manifest.engine, other.manifest.engine
-            bound = not (a.details.get("version_compatible") or b.details.get("version_compatible"))
-            if a.kind == b.kind and a.version != b.version and bound:
-                raise InputError(
-                    f"{bundle.path} was built by {engines.get(a.kind).title} {a.version} and {other.path} by {b.version}, and one "
-                    "environment has one release; package them apart, or build one again"
-                )
-            here, there = (platform_of(x.manifest.versions.get("platform") or "") for x in (bundle, other))
-            if all(here) and all(there) and here[1] != there[1]:
-                raise InputError(
-                    f"{bundle.path} was built for {here[1]} and {other.path} for {there[1]}, and one machine is one of them; "
-                    "package them apart"
-                )
+    for bundle, other in itertools.combinations(plans, 2):
+        a, b = bundle.manifest.engine, other.manifest.engine
+        # the environment has the newer release
+        older = min(a, b, key=lambda engine: _as_numbers(engine.version))
+        if a.kind == b.kind and a.version != b.version and not older.details.get("version_compatible"):
+            raise InputError(
+                f"{bundle.path} was built by {engines.get(a.kind).title} {a.version} and {other.path} by {b.version}, and one "
+                "environment has one release; package them apart, or build one again"
+            )
+        here, there = (platform_of(x.manifest.versions.get("platform") or "") for x in (bundle, other))
+        if all(here) and all(there) and here[1] != there[1]:
+            raise InputError(
+                f"{bundle.path} was built for {here[1]} and {other.path} for {there[1]}, and one machine is one of them; "
+                "package them apart"
+            )
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
@@ -297,7 +298,7 @@ def _readme(names: Sequence[str], bundles: Sequence[Bundle]) -> str:
         manifest, preprocessing = bundle.manifest, bundle.preprocessing()
         engine, (low, high) = manifest.engine, bundle.batch_range
         rows.append(
-            f"| `{name}` | {_cell(manifest.model.name)} | {manifest.precision} | {engines.get(engine.kind).title} {engine.version} | "
+            f"| `{_cell(name)}` | {_cell(manifest.model.name)} | {manifest.precision} | {engines.get(engine.kind).title} {engine.version} | "
             f"{_cell(engine.target)} | {low if low == high else f'{low} to {high}'} | {preprocessing.dtype} "
             f"(n, {', '.join(map(str, preprocessing.shape))}) | {manifest.digest[:12]} |"
         )
@@ -307,7 +308,8 @@ def _readme(names: Sequence[str], bundles: Sequence[Bundle]) -> str:
         version=__version__,
         rows="\n".join(rows),
         usage=(_CLASSIFIES if bundles[0].manifest.has_logits else _EMBEDS).format(
-            first=names[0], outputs=", ".join(one.name for one in bundles[0].outputs)
+            first=json.dumps(f"{BUNDLES}/{names[0]}", ensure_ascii=False),
+            outputs=", ".join(one.name for one in bundles[0].outputs),
         ),
         report=_report(bundles),
         gpu=_GPU_README if on_gpu else "",

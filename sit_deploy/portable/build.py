@@ -11,7 +11,7 @@ from typing import Any
 import engines
 from engines.errors import EngineBuildError, EngineNotInstalledError, NoGpuError
 from engines.files import move_in, partial_folder, uninterrupted
-from engines.gpus import find_gpus
+from engines.gpus import device_number, find_gpus
 from engines.graph_file import GraphNodes
 from engines.install import pip_install
 
@@ -54,10 +54,25 @@ def choose_kind(asked: str | None) -> str:
     raise EngineBuildError(f"--build cannot use what is installed here: {installed[0].reason}")
 
 
-def build_here(bundle: Bundle, kind: str) -> Path:
-    """Build the engine of a bundle on this machine; it appears whole or not at all, in place of an earlier one.
+def _capability(device: str | None) -> tuple[str, ...]:
+    """Return the compute capability of a GPU that is here; none where there is no such GPU.
 
-    Returns its folder, which `open_bundle` finds.
+    An engine for many GPUs is slower on each, and by default it leaves the oldest out.
+    """
+    gpus, number = find_gpus().gpus, device_number(device)
+    return (gpus[number].compute_capability,) if number < len(gpus) else ()
+
+
+def build_here(bundle: Bundle, kind: str, device: str | None = None) -> Path:
+    """Build the engine of a bundle for the GPU of this machine; it appears whole or not at all, in place of an earlier one.
+
+    Args:
+        bundle: whose graph it is.
+        kind: of `choose_kind`.
+        device: "cuda" or "cuda:N", for a library that builds for named GPUs; the first by default. Full TensorRT builds for the first.
+
+    Returns:
+        Its folder, which `open_bundle` finds.
 
     Raises:
         EngineError: it cannot be built.
@@ -66,8 +81,10 @@ def build_here(bundle: Bundle, kind: str) -> Path:
     if bundle.precision not in engine.precisions:
         raise EngineBuildError(f"{bundle.name}: {engine.title} has no {bundle.precision} kernels")
     model = bundle.path / "model.onnx"
+    targets = _capability(device) if engine.builds_anywhere else ()
     options = engines.BuildOptions(
-        dynamic_batch=bundle.dynamic_batch, compute_capabilities=engine.targets_with(bundle.precision, ())
+        dynamic_batch=bundle.dynamic_batch,
+        compute_capabilities=engine.targets_with(bundle.precision, targets),
     )
     place = built_folder(bundle.path)
     try:

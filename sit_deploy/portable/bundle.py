@@ -6,6 +6,7 @@ Its manifest was checked field by field when the folder was written; here its di
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,7 +290,8 @@ def architecture() -> str:
 
 def rebuild_command(name: str) -> str:
     """Return what builds the engine of a bundle again, in its folder."""
-    return f"python check.py --build {name!r}" if " " in name else f"python check.py --build {name}"
+    word = f"{BUNDLES}/{name}" if name.startswith("-") else name  # which would be an option
+    return f"python check.py --build {shlex.quote(word)}"
 
 
 def _own_engine(path: Path, fields: Mapping[str, Any]) -> Engine:

@@ -14,9 +14,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
-from engines.errors import Error
+from engines.errors import EngineError, Error
 from engines.files import atomic_path
 from engines.imports import require_threads
 from engines.timing import TimingOptions
@@ -28,7 +28,7 @@ from ..limits import ROUNDS, SECONDS
 from ..outputs import can_be_reported
 from ..text import printable, shortened
 from . import build
-from .bundle import BUNDLES, Bundle, open_bundle
+from .bundle import BUILT, BUNDLES, Bundle, open_bundle
 from .examine import isolated
 from .record import measure
 from .table import lines
@@ -45,41 +45,37 @@ def main(root: Path, args: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     heed_signals()
+    written: list[str] = []
     try:
         with heeded():
-            status = _check(root, _parse(args))
+            status = _check(root, _parse(args), written)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written")
+        what = f"only {', '.join(written)}" if written else "nothing"
+        _fail(f"interrupted; {what} was written")
+    except SystemExit:  # of --help
+        if not _print([]):
+            sys.exit(2)
+        raise
     except Error as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:  # the reader of our output has gone
-        _silence(sys.stdout, sys.stderr)
-        status = 2
     except Exception as error:  # whatever it is, the golden outputs are not what is wrong
         where = getattr(error, "filename", None)
         reason = (getattr(error, "strerror", None) or str(error) or "no reason given") + (
             f" ({where})" if where else ""
         )
-        _silence(sys.stdout)  # what did not get out of it would fail once more at the end
         _fail(f"check.py failed: {type(error).__name__}: {reason}")
     sys.exit(status)
 
 
-def _silence(*streams: IO[str]) -> None:
-    for stream in streams:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _check(root: Path, options: argparse.Namespace) -> int:
+def _check(root: Path, options: argparse.Namespace, written: list[str]) -> int:
+    """Do all that the options say, and return the exit status; `written` gets what is there afterwards, as it comes."""
     output = Path(options.output)
     require_threads(options.threads)
     _require_output(output, options.force)
     bundles = _bundles(root, options.bundles)
+    unbuilt: dict[str, str] = {}
     if options.build:
-        kind = build.choose_kind(options.engine)
-        for bundle in bundles:
-            _say(f"{bundle.name}: building its {kind} engine from model.onnx")
-            isolated(build.build_here, bundle, kind)
+        unbuilt = _build(bundles, options, written)
         bundles = [open_bundle(bundle.path) for bundle in bundles]
     timing = TimingOptions(
         rounds=options.rounds,
@@ -88,29 +84,79 @@ def _check(root: Path, options: argparse.Namespace) -> int:
         threads=options.threads,
         device=options.device,
     )
-    fields, times = measure(bundles, timing, _say)
+    fields, times = measure(bundles, timing, _say, unbuilt)
+    told = lines(fields, times)
+    # the file first: what took minutes does not go with a reader who has seen enough, nor with a disk that is full
+    unwritten = None
+    try:
+        _write(output, fields)
+    except Error as error:
+        unwritten = error
+    else:
+        written.append(str(output))
+        told.append(_where_it_is(output, bundles))
+    printed = _print(told)
+    if unwritten is not None:
+        raise unwritten
     rows = fields["bundles"]
-    print(*lines(fields, times), sep="\n", flush=True)
-    fields["digest"] = digest(fields)
-    with atomic_path(output) as temporary:
-        text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-    reported = any(can_be_reported(one.name for one in bundle.outputs) for bundle in bundles)
-    where = (
-        f": take it to sit-deploy report BUNDLE --measured {output.name}" if reported else " has all of it"
-    )
-    print(printable(f"{output}{where}"), flush=True)
     if bad := [row["name"] for row in rows if row["golden"] and not row["golden"]["passed"]]:
         _complain(
             f"{', '.join(bad)}: the golden outputs are not the reference's on this machine; do not serve it here"
         )
         return 1
-    refused = [row["refused"] for row in rows if row["refused"]] or list(
-        filter(None, [fields["timing"]["note"]])
-    )
+    refused = [row["refused"] for row in rows if row["refused"]]
+    refused += filter(None, [fields["timing"]["note"]] if not refused else [])
     for reason in refused:
         _complain(reason)
-    return 2 if refused else 0
+    return 2 if refused or not printed else 0
+
+
+def _build(bundles: Sequence[Bundle], options: argparse.Namespace, written: list[str]) -> dict[str, str]:
+    """Build engines for the GPU that is here; return why not, by the name of a bundle whose is not built."""
+    kind, unbuilt = build.choose_kind(options.engine), {}
+    for bundle in bundles:
+        _say(f"{bundle.name}: building its {kind} engine from model.onnx")
+        try:
+            isolated(build.build_here, bundle, kind, options.device)
+        except EngineError as error:
+            unbuilt[bundle.name] = str(error)
+        else:
+            written.append(f"{BUILT}/{bundle.name}")
+    return unbuilt
+
+
+def _write(output: Path, fields: dict[str, Any]) -> None:
+    """Write the JSON, whole or not at all.
+
+    Raises:
+        EngineError: it cannot be written.
+    """
+    fields["digest"] = digest(fields)
+    with atomic_path(output) as temporary:
+        text = json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _where_it_is(output: Path, bundles: Sequence[Bundle]) -> str:
+    if any(can_be_reported(one.name for one in bundle.outputs) for bundle in bundles):
+        return f"{output}: take it to sit-deploy report BUNDLE --measured {output.name}"
+    return f"{output} has all of it"
+
+
+def _print(told: Sequence[str]) -> bool:
+    """Print lines and return True; False where standard output does not take them, which is said unless it is its reader that has gone."""
+    try:
+        print("".join(f"{printable(line)}\n" for line in told), end="", flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(
+                f"standard output could not be written ({error.strerror or error}), and what was written to files is whole; send the "
+                "output elsewhere"
+            )
+        # at its end Python would try once more, and print a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _bundles(root: Path, names: Sequence[str]) -> list[Bundle]:
@@ -228,7 +274,7 @@ def _seconds(text: str) -> float:
 
 
 def _say(text: str) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         print(printable(text), file=sys.stderr, flush=True)
 
 

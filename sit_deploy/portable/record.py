@@ -6,16 +6,16 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import engines
-from engines.errors import EngineError, Error
-from engines.gpus import find_gpus, telemetry
+from engines.errors import EngineError, Error, WorkerError
+from engines.gpus import device_number, find_gpus, telemetry
 from engines.timing import TimingOptions, WorkerResult, alternate, engine_worker, machine
 
-from ..text import shown
+from ..text import shown, utf8_text
 from .bundle import Bundle, architecture
 from .examine import Examined, examine, isolated
 from .form import KIND, SCHEMA
@@ -31,7 +31,10 @@ Say = Callable[[str], None]
 
 
 def measure(
-    bundles: Sequence[Bundle], timing: TimingOptions, say: Say = lambda _: None
+    bundles: Sequence[Bundle],
+    timing: TimingOptions,
+    say: Say = lambda _: None,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[tuple[str, int], WorkerResult]]:
     """Examine bundles one by one, then time all that run turn about, each batch size in a process of its own.
 
@@ -41,12 +44,16 @@ def measure(
         bundles: of one folder.
         timing: the turns; no round times nothing.
         say: called with what is being done.
+        unbuilt: why an engine that was to be built here is not there, by the name of its bundle, which is not examined then.
 
     Returns:
         The fields of the JSON without its digest, and what was timed, by name of the bundle and batch size.
     """
     examined: dict[str, Examined | str] = {}
     for bundle in bundles:
+        if why := (unbuilt or {}).get(bundle.name):
+            examined[bundle.name] = _without_place(why, bundle)
+            continue
         say(f"{bundle.name}: golden outputs and layers")
         try:
             examined[bundle.name] = isolated(examine, bundle.path, timing.threads, timing.device)
@@ -84,18 +91,17 @@ def measure(
 def _time(
     wanted: Sequence[tuple[Bundle, int]], timing: TimingOptions, clocks: _Clocks, say: Say
 ) -> tuple[dict[tuple[str, int], WorkerResult], str]:
-    """Return what was measured, and why nothing was where a worker failed."""
-    if not wanted:
-        return {}, ""
+    """Return what was measured, and why some or all of it was not: a worker that fails is left out, and the others begin anew."""
+    places = {f"{bundle.name}, batch {size}": (utf8_text(bundle.name), size) for bundle, size in wanted}
     workers = {
-        f"{bundle.name}, batch {size}": engine_worker(
+        name: engine_worker(
             bundle.engine.kind,
             bundle.engine.path,
             size,
             replace(timing, threads=bundle.threads_for(timing.threads)),
             bundle.engine.origin,
         )
-        for bundle, size in wanted
+        for name, (bundle, size) in zip(places, wanted, strict=True)
     }
 
     def progress(step: str, done: int, total: int) -> None:
@@ -103,12 +109,22 @@ def _time(
             clocks.look()
         say(f"{step} ({done} of {total})" if done < total else step)
 
-    clocks.look()
-    try:
-        results = alternate(workers, timing, progress)
-    except EngineError as error:
-        return {}, f"nothing was timed: {error}"
-    return {(b.name, size): result for (b, size), result in zip(wanted, results.values(), strict=True)}, ""
+    results: dict[str, WorkerResult] = {}
+    failed: list[str] = []
+    while workers and not results:
+        clocks.seen.clear()
+        clocks.look()
+        try:
+            results = alternate(workers, timing, progress)
+        except WorkerError as error:
+            failed.append(str(error))
+            del workers[error.worker]
+        except EngineError as error:
+            failed.append(str(error))
+            break
+    what = "not all was timed" if results else "nothing was timed"
+    note = _without_place(f"{what}: {'; '.join(failed)}", wanted[0][0]) if failed else ""
+    return {places[name]: result for name, result in results.items()}, note
 
 
 class _Clocks:
@@ -124,10 +140,10 @@ class _Clocks:
 
 
 def _without_place(text: str, bundle: Bundle) -> str:
-    """Return a message without where the folder lies, which is nobody else's business."""
+    """Return a message as it goes into JSON, without where the folder lies, which is nobody else's business."""
     for place in (bundle.path.parent.parent, bundle.path.absolute().parent.parent):
         text = text.replace(f"{shown(place)}{os.sep}", "").replace(f"{place}{os.sep}", "")
-    return text
+    return shown(text)
 
 
 def _gpu(bundles: Sequence[Bundle], device: str | None) -> dict[str, Any] | None:
@@ -136,8 +152,7 @@ def _gpu(bundles: Sequence[Bundle], device: str | None) -> dict[str, Any] | None
         device is None and all(engines.get(bundle.engine.kind).on_cpu for bundle in bundles)
     ):
         return None
-    number = (device or "").partition(":")[2]
-    chosen, gpus = int(number) if number.isdecimal() else 0, find_gpus().gpus
+    chosen, gpus = device_number(device), find_gpus().gpus
     if chosen >= len(gpus):
         return None
     driver = (telemetry(chosen) or {}).get("driver_version")
@@ -157,8 +172,7 @@ def _versions() -> dict[str, str | None]:
 def _row(bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], WorkerResult]) -> dict[str, Any]:
     engine = bundle.engine
     row: dict[str, Any] = {
-        # a name that is no UTF-8 goes into no JSON
-        "name": os.fsencode(bundle.name).decode("utf-8", "backslashreplace"),
+        "name": utf8_text(bundle.name),  # others go into no JSON
         "digest": bundle.digest,
         "model": bundle.model,
         "macs": int(bundle.fields["model"]["macs"]),
@@ -184,6 +198,6 @@ def _row(bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], Wor
     latencies = [
         {"batch_size": size, **asdict(result)}
         for (name, size), result in times.items()
-        if name == bundle.name
+        if name == utf8_text(bundle.name)
     ]
     return {**row, "golden": found.golden, "layers": layers, "notes": notes, "latencies": latencies}

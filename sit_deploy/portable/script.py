@@ -15,11 +15,11 @@ if __name__ == "__main__":
     except KeyboardInterrupt:  # NumPy takes a while
         sys.stderr.write("Error: interrupted; nothing was written\n")
         sys.exit(2)
-    except ModuleNotFoundError as error:
-        if error.name not in ("numpy", "PIL"):
-            raise
-        sys.stderr.write(
-            f"Error: {error.name} is not installed; run `pip install -r requirements.txt` in {HERE}\n"
-        )
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in ("numpy", "PIL"):
+            reason = f"{error.name} is not installed"
+        else:  # one that is of another Python, or half copied
+            reason = f"what it needs cannot be imported ({' '.join(str(error).split())[:300]})"
+        sys.stderr.write(f"Error: {reason}; run `pip install -r requirements.txt` in {HERE}\n")
         sys.exit(2)
     main(HERE)

@@ -5,6 +5,7 @@ Unlike a report it has no fields beside those named here: it is read by the vers
 
 from __future__ import annotations
 
+import datetime
 import math
 import statistics
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ class CheckedStats(_Strict):
     def __post_init__(self) -> None:
         if not self.min_ms <= self.p50_ms <= self.p90_ms <= self.p99_ms:
             raise ValueError("min_ms, p50_ms, p90_ms and p99_ms do not rise")
+        if self.mean_ms < self.min_ms * (1 - _CLOSE):
+            raise ValueError("mean_ms is below min_ms")
 
 
 class CheckedLatency(_Strict):
@@ -115,6 +118,13 @@ class CheckedLatency(_Strict):
             raise ValueError("it has rounds of a GPU, and no gpu")
         if sum(self.histogram.counts) != self.stats.iterations:
             raise ValueError("histogram does not have as many calls as stats")
+
+    def is_of(self, rounds: int) -> bool:
+        """Whether it has as many values as there were rounds, of all that it has one of for each."""
+        told = (self.gpu_round_medians_ms, self.pace) if self.gpu else (self.pace,)
+        return len(self.round_medians_ms) == rounds >= len(self.others) and all(
+            len(one) in (0, rounds) for one in told
+        )
 
     def result(self) -> WorkerResult:
         """Return what was measured as it was before it was written."""
@@ -189,8 +199,9 @@ class CheckRecord(_Strict):
     digest: Sha256
 
     def __post_init__(self) -> None:
+        datetime.datetime.fromisoformat(self.date)  # raises for a 31st of February
         for bundle in self.bundles:
-            if any(len(latency.round_medians_ms) != self.timing.rounds for latency in bundle.latencies):
+            if not all(latency.is_of(self.timing.rounds) for latency in bundle.latencies):
                 raise ValueError(f"{bundle.name} was not timed in {self.timing.rounds} rounds")
             if bundle.golden and self.gpu is None and not engines.get(bundle.engine.kind).on_cpu:
                 raise ValueError(f"{bundle.name} ran on a GPU, and gpu is null")
@@ -255,8 +266,12 @@ def find_elsewhere(
         InputError: a file that cannot be believed, one of none of these bundles, or of another bundle of the same name.
     """
     known = {digest_: [] for digest_, _, _ in bundles}
+    seen = set()
     for path in paths:
         fields = read_check(path)
+        if fields["digest"] in seen:  # a copy would be measured twice
+            continue
+        seen.add(fields["digest"])
         rows = fields["bundles"]
         measured = {row["digest"] for row in rows}
         for digest_, name, place in bundles:
@@ -274,7 +289,9 @@ def find_elsewhere(
         for row in rows:
             if row["digest"] in known:
                 common = {key: fields[key] for key in ("date", "machine", "gpu", "clocks", "versions")}
-                known[row["digest"]].append({**common, "bundle": row, "over": _over(row, rows)})
+                untimed = [fields["timing"]["note"]] if row["golden"] and fields["timing"]["note"] else []
+                told = {**row, "notes": [*row["notes"], *untimed]}
+                known[row["digest"]].append({**common, "bundle": told, "over": _over(row, rows)})
     return known
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -153,6 +154,14 @@ def test_bundles_of_several_machines(nano_fp32: Path, tmp_path: Path, cli: Comma
     second = on_fake_tensorrt(nano_fp32, tmp_path / "second", release, version="10.14.1")
     message = cli.refuses("package", "python", first, second, "-o", "out")
     assert "and one environment has one release; package them apart, or build one again" in message
+    # the environment has the newer release, which opens an older plan only where that was built for it
+    compatible = {"details": {"version_compatible": True}}
+    old = on_fake_tensorrt(nano_fp32, tmp_path / "old", release, version="10.14.1", **compatible)
+    new = on_fake_tensorrt(nano_fp32, tmp_path / "new", release, version="11.0.0", **compatible)
+    assert cli("package", "python", first, old, "-o", "good").out
+    assert "tensorrt==10.16.1." in (cli.folder / "good/requirements.txt").read_text()
+    for order in ((first, new), (new, first)):
+        assert "one environment has one release" in cli.refuses("package", "python", *order, "-o", "out")
     third = on_fake_tensorrt(nano_fp32, tmp_path / "third", release, why="another")
     fields = load_manifest(third)
     fields["versions"]["platform"] = "Linux-5.15.0-tegra-aarch64-with-glibc2.35"
@@ -199,3 +208,21 @@ def test_the_readme_and_what_it_says_of_a_gpu(nano_fp32: Path, tmp_path: Path) -
     assert list(described) == [load_manifest(gpu)["digest"]]
     assert set(described[load_manifest(gpu)["digest"]]["nodes"]["types"].values()) == {"float32"}
     assert sit_deploy.__version__ in text
+
+
+def test_the_readme_of_an_odd_name(nano_fp32: Path, tmp_path: Path, copy_of: Callable[..., Path]) -> None:
+    """Its lines are Python and a table all the same."""
+    odd = copy_of(nano_fp32, 'a "b" | c\\d')
+    (name,) = write_folder([load_bundle(odd)], tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    (row,) = [line for line in text.splitlines() if "sit_nano | fp32" in line]
+    assert row.replace("\\|", "").count("|") == 9
+    (call,) = [node for node in ast.walk(ast.parse(_program(text))) if isinstance(node, ast.With)]
+    assert ast.literal_eval(call.items[0].context_expr.args[0]) == f"bundles/{name}"
+
+
+def _program(readme: str) -> str:
+    lines = readme[readme.index("    import sit_bundle") :].splitlines()
+    return "\n".join(
+        line[4:] for line in itertools.takewhile(lambda line: line[:4].isspace() or not line, lines)
+    )

@@ -128,6 +128,33 @@ def test_check_py_builds_and_measures_what_it_built(
     rig.gpu.assert_clean()
 
 
+@pytest.mark.parametrize(
+    ("device", "targets"), [(None, ("sm75",)), ("cuda:1", ("sm120",)), ("cuda:2", ()), ("cuda", ("sm75",))]
+)
+def test_a_library_for_named_gpus_builds_for_the_one_that_is_here(
+    device: str | None,
+    targets: tuple[str, ...],
+    nano_fp32: Path,
+    folder_of: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By default TensorRT-RTX would leave a T4 out, and be slower on each of the others."""
+    make_rig(monkeypatch, tmp_path / "cache", "tensorrt-rtx-1.7.1")
+    gpus = tuple(engines.gpus.Gpu(*row) for row in (("T4", "sm75"), ("RTX 5090", "sm120")))
+    monkeypatch.setattr("sit_deploy.portable.build.find_gpus", lambda: engines.gpus.GpuStatus(gpus, ""))
+    asked: list[tuple[str, ...]] = []
+
+    def build(self: Any, model: Path, path: Path, options: engines.BuildOptions, progress: Any = None) -> Any:
+        asked.append(options.compute_capabilities)
+        path.write_bytes(b"a plan")
+        return engines.EngineInfo("tensorrt-rtx", "1.7.1", path.name, 6, 2.0, "sm75")
+
+    monkeypatch.setattr(TensorRT, "build", build)
+    build_here(open_bundle(folder_of(nano_fp32) / "bundles/nano-fp32"), "tensorrt-rtx", device)
+    assert asked == [targets]
+
+
 @pytest.mark.slow
 def test_the_real_builder(nano_rtx: Path, folder_of: Callable[..., Path]) -> None:
     path = folder_of(nano_rtx) / "bundles/nano-rtx"

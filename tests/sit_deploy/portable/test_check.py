@@ -141,20 +141,6 @@ def test_a_place_that_cannot_be_written(run: Run, nano_fp32: Path, folder_of: Ca
     assert run(folder, "-o", "shut/check.json")[0] == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("streams", [["stdout"], ["stdout", "stderr"]])
-def test_output_that_is_full_is_no_mismatch(
-    streams: list[str], nano_fp32: Path, folder_of: Callable[..., Path], tmp_path: Path
-) -> None:
-    words = [sys.executable, "check.py", "--rounds", "0", "-o", str(tmp_path / "check.json")]
-    with Path("/dev/full").open("w") as full:
-        sinks: dict[str, Any] = {"stderr": subprocess.PIPE, **dict.fromkeys(streams, full)}
-        ended = subprocess.run(words, cwd=folder_of(nano_fp32), **sinks, text=True, check=False)
-    assert ended.returncode == 2 and not (tmp_path / "check.json").exists()
-    if "stderr" not in streams:
-        assert ended.stderr == ("Error: check.py failed: OSError: No space left on device\n")
-
-
 def test_one_bundle_that_does_not_run(
     run: Run, nano_fp32: Path, tmp_path: Path, folder_of: Callable[..., Path]
 ) -> None:
@@ -224,6 +210,15 @@ def test_ctrl_c_while_numpy_is_imported(nano_fp32: Path, folder_of: Callable[...
     (folder / "numpy.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run([sys.executable, folder / "check.py"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "Error: interrupted; nothing was written\n")
+
+
+def test_a_library_that_is_of_another_python(nano_fp32: Path, folder_of: Callable[..., Path]) -> None:
+    folder = folder_of(nano_fp32)
+    (folder / "numpy.py").write_text("raise ImportError('IMPORTANT:\\n\\nplease read this')\n")
+    done = subprocess.run([sys.executable, folder / "check.py"], capture_output=True, text=True)
+    reason = "what it needs cannot be imported (IMPORTANT: please read this)"
+    said = f"Error: {reason}; run `pip install -r requirements.txt` in {folder}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def _python(python: Path, *words: object, cwd: Path, **environment: str) -> Any:

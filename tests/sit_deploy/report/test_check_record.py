@@ -101,6 +101,10 @@ def _stats(**fields: Any) -> Callable[[dict[str, Any]], None]:
         (_latency(gpu=None), "it has rounds of a GPU, and no gpu"),
         (_latency(histogram={"edges_ms": [1.0, 2.0], "counts": [1]}), "does not have as many calls as stats"),
         (_latency(others=[2.0]), "expected float <= 1"),
+        (_latency(others=[0.0] * 4), "was not timed in 3 rounds"),
+        (_latency(pace=[0.9] * 2), "was not timed in 3 rounds"),
+        (_latency(gpu_round_medians_ms=[1.8]), "was not timed in 3 rounds"),
+        (_stats(mean_ms=0.5), "mean_ms is below min_ms"),
         (lambda b: b.update(refused="no GPU"), "it must have golden, or refused"),
         (lambda b: b.update(golden=None), "it must have golden, or refused"),
         (lambda b: b.update(refused="no GPU", golden=None), "it did not run, and has figures"),
@@ -119,6 +123,24 @@ def test_a_field_that_cannot_be_right(
     with pytest.raises(InputError, match=r"check.json: .*; run check.py again") as raised:
         read_check(checked.write(tmp_path / "check.json", bundle))
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "date", ["2026-02-31T10:00:00+00:00", "2026-11-20T99:00:00+00:00", "2026-13-01T10:00:00+00:00"]
+)
+def test_a_date_that_is_none(date: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"check.json: .*; run check.py again"):
+        read_check(checked.write(tmp_path / "check.json", checked.bundle("sit-int8", MINE), date=date))
+
+
+def test_the_same_file_twice_is_measured_once(tmp_path: Path) -> None:
+    path = checked.write(tmp_path / "check.json", checked.bundle("sit-int8", MINE))
+    copy = tmp_path / "copy.json"
+    copy.write_text(path.read_text())
+    other = checked.write(
+        tmp_path / "o.json", checked.bundle("sit-int8", MINE), date="2026-11-21T00:00:00+00:00"
+    )
+    assert len(find_elsewhere([path, path, copy, other], [BUNDLE])[MINE]) == 2
 
 
 def test_a_gpu_engine_without_a_gpu(tmp_path: Path) -> None:
