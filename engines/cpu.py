@@ -63,6 +63,12 @@ def limited() -> bool:
     return quota() is not None or cpu_count() < (os.cpu_count() or 1)
 
 
+def throttled_to() -> int | None:
+    """How many CPUs' time a container has, where that is less than of the CPUs that it may run on; None where nobody limits it so."""
+    limit, allowed = quota(), len(usable_cpus() or range(os.cpu_count() or 1))
+    return cpu_count() if limit is not None and limit < allowed else None
+
+
 def quota() -> float | None:
     """How many CPUs' time the control groups of this process leave it, as containers are limited; None where they do not.
 
@@ -160,6 +166,11 @@ def others_share(before: Use | None, after: Use | None) -> float | None:
         return None
     whole, busy = after.whole - before.whole, after.busy - before.busy
     return 0.0 if busy < (1 - _IDLE) * whole else max(0.0, busy - (after.own - before.own)) / whole
+
+
+def shortest_slice() -> float:
+    """Return the seconds that a look at the CPUs of this process must last for `others_share` to tell something, with some room."""
+    return 1.2 * _SHORTEST_LOOK / len(usable_cpus() or range(os.cpu_count() or 1))
 
 
 def _field(name: str) -> str:

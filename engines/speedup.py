@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from engines.errors import EngineError
 from engines.latency import percentile
@@ -29,8 +29,18 @@ LEAST_PACE = 0.6
 # times the one's multiply-accumulates a second over the other's: eager PyTorch was within 5.2 of the fastest INT8 engine of every
 # model (benchmarks/results/runtime_peers.json); held up by others at the barriers between its threads, all its calls alike, 2622
 IMPLAUSIBLE = 100.0
+STOPPED = 20.0  # times the median that the 99th percentile may be: beyond that calls were stopped, by whoever it was
 APART = 1.1  # times that the ratio of the medians may be off the median of the ratios
 _TICKS = 20  # of the clock that a call must take
+
+
+class Tail(Protocol):
+    """Median and 99th percentile of calls, in milliseconds."""
+
+    @property
+    def p50_ms(self) -> float: ...
+    @property
+    def p99_ms(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,19 @@ def held_up(name: str, timed: WorkerResult) -> str | None:
             f"{name} was held up: a loop of fixed work in the same slices ran at {pace:.0%} of its usual rate"
         )
     return None
+
+
+def times_doubt(name: str, timed: WorkerResult) -> str | None:
+    """Say why the times of a worker may mean little, or its slowest ones, as part of a sentence; None where nothing is known against them."""
+    return held_up(name, timed) or tail_doubt(name, timed.stats)
+
+
+def tail_doubt(name: str, stats: Tail) -> str | None:
+    """Say so, as part of a sentence, where the slowest calls were stopped rather than slow: medians stand, and what is told of the tail does not."""
+    times = stats.p99_ms / stats.p50_ms if stats.p50_ms > 0 else 1
+    if times <= STOPPED:
+        return None
+    return f"the slowest calls of {name} took {times:.0f} times its median and more: something stopped them"
 
 
 def _implausible(rate: float, names: tuple[str, str]) -> str | None:

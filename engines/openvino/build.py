@@ -17,6 +17,7 @@ from engines.graph_file import GraphNodes, check_batch, input_specs, read_model
 from engines.head_biases import join_head_biases
 from engines.openvino.bfloat16 import keep_precision, widen
 from engines.openvino.kernels import details, read_kernels
+from engines.openvino.lacking import lacking
 from engines.openvino.library import one_line, settings
 from engines.openvino.projections import split_projections
 
@@ -38,6 +39,7 @@ def build_model(
     report("reading ONNX", 0, 3)
     typed = read_model(onnx_path)
     known, graph = GraphNodes.of_model(typed), deepcopy(typed)  # what follows rewrites the copy
+    _require_kernels(ov, onnx_path, set(known.types.values()))
     low = widen(graph)
     nodes = len(graph.graph.node)
     check_batch(input_specs(graph), options.dynamic_batch, required=False)
@@ -68,6 +70,21 @@ def build_model(
             **({"casts to and from bfloat16 taken out": len(typed.graph.node) - nodes} if low else {}),
         },
     }
+
+
+def _require_kernels(ov: ModuleType, onnx_path: Path, types: set[str]) -> None:
+    """Refuse a graph whose products this CPU would emulate, or compute wrongly.
+
+    Raises:
+        EngineBuildError: names the type, and what to do.
+    """
+    for precision, dtypes in (("int8", {"int8", "uint8"}), ("bf16", {"bfloat16"})):
+        reason = lacking(ov, precision) if dtypes & types else None
+        if reason:
+            exact = "--engine onnxruntime, or with " if precision == "int8" else ""
+            raise EngineBuildError(
+                f"{onnx_path} is in {precision}, and {reason}; build it with {exact}--precision fp32"
+            )
 
 
 def _save(ov: ModuleType, model: Any, engine_path: Path) -> None:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from engines.base import Engine, EngineInfo, EngineOrigin, LayerTime, Progress, Support
 from engines.build_options import BuildOptions, refuse_gpu_options
-from engines.cpu import onednn_limit
 from engines.errors import EngineBuildError, EngineLoadError, EngineNotInstalledError
 from engines.graph_file import attention_graph
-from engines.openvino.library import SATURATES, TITLE, import_openvino, require_cpu, version_of
+from engines.openvino.library import TITLE, import_openvino, require_cpu, version_of
 from engines.performance import require_streams
 
 if TYPE_CHECKING:
@@ -58,18 +57,9 @@ class OpenVino(Engine):
         return True
 
     def lacks(self, precision: str) -> str | None:
-        from engines.openvino.bfloat16 import capabilities, has_bfloat16
-        from engines.openvino.instructions import int8_saturates
+        from engines.openvino.lacking import lacking
 
-        if precision not in ("bf16", "int8"):
-            return None
-        ov, limit = import_openvino(), onednn_limit()
-        unset = f" (with {limit} set; unset it where the CPU has more)" if limit else ""
-        if precision == "int8":
-            return SATURATES + unset if int8_saturates(ov) else None
-        if has_bfloat16(ov):
-            return None
-        return f"this CPU does not multiply bf16 ({self.title} lists {capabilities(ov)}), and emulating it is slower than fp32{unset}"
+        return lacking(import_openvino(), precision) if precision in ("bf16", "int8") else None
 
     def check(self, options: BuildOptions) -> None:
         require_cpu(options.device, EngineBuildError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..cpu import throttled_to
 from ..errors import EngineError
 from ..imports import import_runtime
 
@@ -45,7 +46,8 @@ def settings(ov: ModuleType, threads: int | None, *, low: bool = False) -> dict[
 
     Args:
         ov: the package.
-        threads: CPU threads; None leaves the choice to it.
+        threads: CPU threads; None leaves the choice to it, but in a container that has the time of fewer CPUs than it sees, which OpenVINO does
+            not look for (https://github.com/openvinotoolkit/openvino/issues/37838).
         low: infer in bfloat16 what is written in float32 (`engines.openvino.bfloat16`).
     """
     hint = ov.properties.hint
@@ -53,7 +55,7 @@ def settings(ov: ModuleType, threads: int | None, *, low: bool = False) -> dict[
         hint.performance_mode: hint.PerformanceMode.LATENCY,
         hint.inference_precision: ov.Type.bf16 if low else ov.Type.f32,
     }
-    if threads is not None:
+    if (threads := throttled_to() if threads is None else threads) is not None:
         settings[ov.properties.inference_num_threads] = threads
     return settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.speedup import held_up, speedup
+from engines.speedup import speedup, times_doubt
 from engines.timing import WorkerResult
 
 from ..text import shown
@@ -127,7 +127,7 @@ def _notes(fields: Mapping[str, Any], times: Times) -> list[str]:
         notes += [f"{row['name']}: {note}" for note in row["notes"]]
         if row["golden"] and row["golden"]["note"]:
             notes.append(f"{row['name']}: {row['golden']['note']}")
-    doubts = [held_up(f"{name} at batch {size}", result) for (name, size), result in times.items()]
+    doubts = [times_doubt(f"{name} at batch {size}", result) for (name, size), result in times.items()]
     if said := list(filter(None, doubts)):
         more = f" (and {len(said) - 1} more of the kind)" if len(said) > 1 else ""
         notes.append(f"take the times with care: {said[0]}{more}")

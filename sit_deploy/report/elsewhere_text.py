@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engines.speedup import held_up
+from engines.speedup import times_doubt
 from sit_deploy.report import speedup_text
 from sit_deploy.report.check_record import CheckedLatency, ElsewhereRecord
 from sit_deploy.report.kernels_text import engine_text
@@ -101,7 +101,7 @@ def _notes(row: ElsewhereRecord) -> list[str]:
     if layers is not None and layers.census and (text := engine_text(layers.census, bundle.precision)):
         notes.append(f"Kernels: {text}.")
     for latency in bundle.latencies:
-        if doubt := held_up(f"batch {latency.batch_size}", latency.result()):
+        if doubt := times_doubt(f"batch {latency.batch_size}", latency.result()):
             notes.append(f"Take the times with care: {doubt}.")
     return [*notes, *map(_sentence, bundle.notes)]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from engines.speedup import tail_doubt
 from sit_deploy.methods import method_words
 from sit_deploy.outputs import can_be_reported, has_classes, listing
 from sit_deploy.report import plots, speedup_text
@@ -214,17 +215,23 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         )
         for name, timing in evidence.timing.items()
     ]
-    threads = evidence.threads or "the runtime's own number of"
+    count = evidence.threads
+    threads = (
+        "the runtime's own number of threads" if count is None else f"{count} thread{'s' * (count != 1)}"
+    )
     doubt = speedup_text.time_doubt(evidence.speedups)
+    tails = (tail_doubt(name, timing) for name, timing in evidence.timing.items())
+    tail = next(filter(None, tails), None)
     return {
         "plot": partial(plots.latency_histogram, evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
         "rows": rows,
-        "around": f"Each in a process of its own, in turn, {threads} threads, not pinned, on {host.cpu_model} "
+        "around": f"Each in a process of its own, in turn, {threads}, not pinned, on {host.cpu_model} "
         f"({host.usable_cpus} CPUs). Around the engine, for one image ({around.image}) on one thread: decoding "
         f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms"
         + (f", classes from logits {around.classes_ms:.2f} ms." if around.classes_ms is not None else ".")
-        + (f" {doubt}" if doubt else ""),
+        + (f" {doubt}" if doubt else "")
+        + (f" Take p99 with care: {tail}." if tail else ""),
     }
 
 

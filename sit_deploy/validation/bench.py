@@ -18,7 +18,7 @@ import engines
 from engines.cpu import usable_cpus
 from engines.gpus import telemetry_of
 from engines.performance import Performance
-from engines.speedup import Speedup, of_rounds, speedup
+from engines.speedup import Speedup, of_rounds, speedup, tail_doubt
 from engines.timing import (
     Machine,
     TimingOptions,
@@ -95,7 +95,7 @@ class BenchResult:
         torch_device, torch_dtype: what PyTorch ran on and in.
         gpu_before, gpu_after: clocks, power and temperature, None without a GPU.
         over_latency: of throughput over the same engine one call after another, in images a second.
-        notes: where it was not run as it was built for.
+        notes: where it was not run as it was built for, or calls were stopped.
     """
 
     bundle: Path
@@ -268,6 +268,7 @@ def bench(  # noqa: PLR0913
         gpu_before = telemetry_of(device)
         results = alternate(workers, timing, progress)
         gpu_after = telemetry_of(device)
+    tails = (tail_doubt(name, result.stats) for name, result in results.items())
     return BenchResult(
         bundle=bundle.path,
         model=bundle.manifest.model.name,
@@ -290,7 +291,7 @@ def bench(  # noqa: PLR0913
         side=side,
         performance=mode.value,
         over_latency=speedup(results[kind], results[side], (kind, side)) if many else None,
-        notes=tuple(filter(None, (run_on.note, batch_note(bundle, batch)))),
+        notes=tuple(filter(None, (run_on.note, batch_note(bundle, batch), *tails))),
     )
 
 

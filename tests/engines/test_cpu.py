@@ -48,6 +48,17 @@ def test_version_2(text: str, limit: float, count: int, group: Path) -> None:
     assert (cpu.quota(), cpu.cpu_count()) == (pytest.approx(limit), count)
 
 
+def test_time_of_fewer_cpus_than_are_seen(group: Path) -> None:
+    for text, count in (
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("1600000 100000", None),
+        ("max 100000", None),
+    ):
+        put(group, "0::/\n", cpu_max=f"{text}\n")
+        assert cpu.throttled_to() == count
+
+
 def test_every_group_above_counts(group: Path) -> None:
     put(group, "0::/pod/box\n", pod__cpu_max="300000 100000\n", pod__box__cpu_max="max 100000\n")
     assert cpu.quota() == 3.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from engines import EngineError, cpu
 from engines import speedup as module
 from engines.latency import LatencyStats
-from engines.speedup import Speedup, of_rounds, speedup
+from engines.speedup import Speedup, held_up, of_rounds, speedup, times_doubt
 from engines.timing import TimingOptions, WorkerResult, WorkerSpec, alternate
 
 
@@ -125,6 +126,22 @@ def test_a_side_with_more_to_do_may_be_as_much_slower() -> None:
     assert "200th" in (compare(slow, fast).doubt or "")
     assert speedup(slow, fast, ("a", "b"), work=150.0).median == 200
     assert "50000th" in (speedup(timed(2, 2, 2), timed(4, 4, 4), ("a", "b"), work=1e5 / 4).doubt or "")
+
+
+def test_calls_that_were_stopped_leave_their_median() -> None:
+    """A worker that was stopped for a minute had a p99 of one, printed as any other."""
+    calls = [[0.002] * 30 + [60.0]] + [[0.002] * 30] * 2
+    stopped = replace(timed(2, 2, 2), stats=LatencyStats.from_rounds(calls))
+    assert (
+        stopped.stats.p99_ms > 1000
+        and held_up("a", stopped) is None
+        and compare(stopped, timed(1, 1, 1)).median == 2
+    )
+    assert times_doubt("a", timed(2, 2, 2)) is None
+    said = times_doubt("the engine", stopped)
+    assert said.startswith("the slowest calls of the engine took ") and said.endswith(
+        "something stopped them"
+    )
 
 
 def test_a_gpus_clock_bears_out_what_its_rounds_do() -> None:

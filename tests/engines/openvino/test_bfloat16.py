@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import BuildOptions, EngineLoadError
+from engines import BuildOptions, EngineBuildError, EngineLoadError
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
@@ -173,6 +173,10 @@ def test_a_cpu_without_bfloat16(source: Path, tmp_path: Path, monkeypatch: pytes
         EngineLoadError, match=r"computes in bf16, which this CPU has no kernels for \(it has FP32, INT8\)"
     ):
         OpenVino().load(tmp_path / "engine.xml")
+    with pytest.raises(
+        EngineBuildError, match=r"model\.onnx is in bf16, and this CPU does not multiply bf16"
+    ):
+        OpenVino().build(source, tmp_path / "again.xml", OPTIONS)
 
 
 def test_a_precision_that_a_later_release_may_write(source: Path, tmp_path: Path):

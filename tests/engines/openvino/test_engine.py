@@ -273,3 +273,21 @@ def test_opening_an_engine_needs_no_onnx(kind: str):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_of_a_container_that_has_the_time_of_fewer_cpus(
+    make_mlp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """OpenVINO counts the CPUs that it sees, and a quota is no set of CPUs: its threads would be stopped in turn."""
+    from engines.openvino import library
+    from engines.openvino.runner import compile_engine
+
+    target = tmp_path / "engine.xml"
+    OpenVino().build(make_mlp(), target, OPTIONS)
+    ov = library.import_openvino()
+    count = ov.properties.inference_num_threads
+    monkeypatch.setattr(library, "throttled_to", lambda: 1)
+    assert compile_engine(ov, target, None).get_property(count) == 1
+    assert library.settings(ov, 4)[count] == 4  # as it was asked for
+    monkeypatch.setattr(library, "throttled_to", lambda: None)
+    assert count not in library.settings(ov, None)

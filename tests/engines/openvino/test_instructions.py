@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engines import EngineLoadError, cpu
+from engines import BuildOptions, EngineBuildError, EngineLoadError, cpu
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]'")
 
-from engines.openvino import engine, instructions, runner
+from engines.openvino import instructions, library, runner
 from engines.openvino.engine import OpenVino
 
 _TOLD = """
@@ -81,11 +81,27 @@ def test_a_cpu_whose_int8_saturates_is_refused(monkeypatch: pytest.MonkeyPatch, 
         OpenVino().load(tmp_path / "engine.xml")
     assert (
         OpenVino().lacks("int8")
-        == f"{engine.SATURATES} (with ONEDNN_MAX_CPU_ISA=AVX2 set; unset it where the CPU has more)"
+        == f"{library.SATURATES} (with ONEDNN_MAX_CPU_ISA=AVX2 set; unset it where the CPU has more)"
     )
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    assert OpenVino().lacks("int8") == engine.SATURATES
+    assert OpenVino().lacks("int8") == library.SATURATES
     assert OpenVino().lacks("fp32") is None
     monkeypatch.setattr(runner, "int8_saturates", lambda _: False)
     with OpenVino().load(tmp_path / "engine.xml"):
         pass
+
+
+def test_a_build_by_itself_refuses_it_too(
+    int8_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command asked before it began; `build` of the engine alone wrote what every opener then refuses."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(instructions, "int8_saturates", lambda _: True)
+    with pytest.raises(EngineBuildError) as caught:
+        OpenVino().build(int8_model, tmp_path / "engine.xml", BuildOptions(threads=1))
+    assert str(caught.value) == (
+        f"{int8_model} is in int8, and {library.SATURATES}; build it with --engine onnxruntime, or with --precision fp32"
+    )
+    assert not (tmp_path / "engine.xml").exists()
+    monkeypatch.setattr(instructions, "int8_saturates", lambda _: False)
+    OpenVino().build(int8_model, tmp_path / "engine.xml", BuildOptions(threads=1))
