@@ -69,17 +69,24 @@ class Threads:
     @classmethod
     def of(cls, bundle: Bundle, asked: int | None) -> Threads:
         """Return what was asked for, or what the bundle was built for, where there are as many CPUs."""
-        built = bundle.threads if engines.get(bundle.manifest.engine.kind).on_cpu else None
-        if built is None or asked == built:
-            return cls(asked)
-        if asked is not None:
-            return cls(asked, f"run on {_threads(asked)}, and built for {built} (build --threads)")
-        if built <= (here := cpu_count()):
-            return cls(built)
-        return cls(
-            here,
-            f"run on {_threads(here)}, as many as there are CPUs here, and built for {built} (build --threads)",
-        )
+        on_cpu = engines.get(bundle.manifest.engine.kind).on_cpu
+        built, here = bundle.threads if on_cpu else None, cpu_count()
+        if asked is None and built is not None and built > here:
+            return cls(
+                here,
+                f"run on {_threads(here)}, as many as there are CPUs here, and built for {built} (build --threads)",
+            )
+        count, notes = built if asked is None else asked, []
+        if built not in (None, count):
+            notes.append(f"run on {_threads(count)}, and built for {built} (build --threads)")
+        if on_cpu and count is not None and count > here:
+            notes.append(f"here {more_threads_than_cpus(count, here)}")
+        return cls(count, "; ".join(notes) or None)
+
+
+def more_threads_than_cpus(threads: int, cpus: int) -> str:
+    """Return that threads wait for CPUs, as a clause: what is timed so tells nothing of a machine that has as many."""
+    return f"{_threads(threads)} share {'1 CPU' if cpus == 1 else f'{cpus} CPUs'} and wait for one another"
 
 
 def _threads(count: int) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sit_deploy.data.samples import Placed, Samples, spread
+from engines.cpu import cpu_count
+from sit_deploy.data.samples import Kept, Samples, spread
 from sit_deploy.errors import InputError
 from sit_deploy.text import short_reason, shown
 
@@ -63,6 +65,24 @@ class DamagedImages:
     def named(self, image: str) -> DamagedImage:
         """Return what was noted of an image."""
         return self._found[image]
+
+    def look_at_heads(self, files: Sequence[Path]) -> None:
+        """Take note of files that are no images by their heads, before long work begins; what is damaged further inside shows as it is read.
+
+        Raises:
+            InputError: too many are none.
+        """
+        from sit_deploy.preprocessing import is_image, load_image
+
+        with ThreadPoolExecutor(min(4, cpu_count())) as pool:
+            foreign = [
+                file for file, whole in zip(files, pool.map(is_image, files), strict=True) if not whole
+            ]
+        for file in foreign:
+            try:
+                load_image(file)
+            except InputError as error:  # which says what is wrong with it
+                self.note(shown(file), error)
 
     def recall(self, found: Iterable[DamagedImage]) -> None:
         """Take note of images that an earlier run, or another process, could not read.
@@ -129,11 +149,11 @@ class DamagedImages:
         """
         from sit_deploy.data.batches import batches
 
-        chosen = Placed(samples, spread(range(len(samples)), count))
+        chosen = Kept(samples, spread(range(len(samples)), count))
         read = batches(chosen, preprocessing.raw, 8, damaged=self)
         left = [int(place) for _, found in read for _, place in found]
         self.require_any(len(left), len(chosen))
-        return [samples[place] for place in left]
+        return [chosen.fetched[place] for place in left]
 
     def _readable(self, files: Sequence[Path], preprocessing: Preprocessing) -> list[Path]:
         from sit_deploy.data.batches import batches

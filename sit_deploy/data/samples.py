@@ -41,6 +41,25 @@ class Placed(Subset):
         return source, (label, self._indices[index])
 
 
+class Kept(Placed):
+    """As `Placed`, whose samples stay once they were fetched: a data set that is no list of files decodes its image for that.
+
+    Attributes:
+        fetched: (source, label) by place in the data set.
+    """
+
+    def __init__(self, samples: Sequence[Any], indices: Sequence[int]) -> None:
+        super().__init__(samples, indices)
+        self.fetched: dict[int, tuple[Any, int]] = {}
+
+    def __getitem__(self, index: Any) -> tuple[Any, tuple[int, int]]:
+        place = self._indices[index]
+        if place not in self.fetched:
+            self.fetched[place] = self._samples[place]
+        source, label = self.fetched[place]
+        return source, (label, place)
+
+
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """Return `count` of the items, or all, evenly spread: a sorted data set then does not give one class only."""
     count = min(count, len(items))

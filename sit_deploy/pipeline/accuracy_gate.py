@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sit_deploy.bundle import MODEL
 from sit_deploy.pipeline.engine import BuiltEngine
@@ -12,6 +12,13 @@ from sit_deploy.pipeline.logits import REFERENCE_BATCH, torch_logits
 from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.manifest import model_of, weights_of
 from sit_deploy.pipeline.work import Work
+from sit_deploy.report.paired import weigh_drop
+from sit_deploy.report.reasons import Weight
+from sit_deploy.report.verdict import equal_logits
+from sit_deploy.report.verdict_text import by_chance_words
+
+if TYPE_CHECKING:
+    from sit_deploy.measure.accuracy import Accuracy
 
 
 def measure_accuracy(
@@ -64,9 +71,19 @@ def measure_accuracy(
     if request.max_accuracy_drop is not None:
         doubt.require_sound("--max-accuracy-drop")
         accuracy.require(request.max_accuracy_drop, rehearsal=weights.is_random)
+        if not weights.is_random and (words := _by_chance(accuracy, request.max_accuracy_drop)):
+            work.warn(words)
     return {
         **accuracy.to_dict(lowered.float_graph.classes),
         "measured_on": f"{built.runtime.kind} engine" if built.runs_here else f"{MODEL} on ONNX Runtime",
         "data": work.samples.name,
         "warning": doubt.warning,
     }
+
+
+def _by_chance(accuracy: Accuracy, limit: float) -> str | None:
+    """Say so where a limit holds on these images and might not on others like them, as a report does: a single image keeps any limit."""
+    if equal_logits(accuracy) or weigh_drop(accuracy, accuracy.drop, limit) is not Weight.MISSING:
+        return None
+    images = "1 image" if accuracy.images == 1 else f"{accuracy.images} images"
+    return f"--max-accuracy-drop {limit:g} holds on {images} with {accuracy.drop:+.2f} points lost; {by_chance_words(accuracy, limit)}"

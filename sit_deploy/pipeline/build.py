@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from engines.cpu import cpu_count
 from sit_deploy.bundle import (
     CALIBRATION,
     GOLDEN,
@@ -26,6 +27,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.files import scratch
 from sit_deploy.manifest import write_manifest
 from sit_deploy.measure.parity import require
+from sit_deploy.performance import more_threads_than_cpus
 from sit_deploy.pipeline.accuracy_budget import keep_budget, require_tolerance
 from sit_deploy.pipeline.accuracy_gate import measure_accuracy
 from sit_deploy.pipeline.engine import (
@@ -47,6 +49,7 @@ from sit_deploy.pipeline.speed_gate import compare_speed
 from sit_deploy.pipeline.timings import check_timings
 from sit_deploy.pipeline.uint8_input import with_input
 from sit_deploy.pipeline.work import Progress, Work
+from sit_deploy.precisions import EIGHT_BITS
 from sit_deploy.report.build_types import GraphReport
 from sit_deploy.schema import require_type
 from sit_deploy.text import file_name
@@ -87,6 +90,13 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         work = Work(request, report, engine=engine)
         if reason and asked.quantize is None and request.trained_thresholds is None:
             work.note_of_8_bits(f"the default groups of layers are in {request.precision}: {reason}")
+        if (
+            request.precision in EIGHT_BITS
+            and engine.on_cpu
+            and (request.threads or 0) > (here := cpu_count())
+        ):
+            crowd = more_threads_than_cpus(request.threads, here)
+            work.warn(f"8 bits are timed here, where {crowd}: build it on the machine that will serve")
         try:
             _make_bundle(work, engine, why, folder)
         except NoGainError as error:

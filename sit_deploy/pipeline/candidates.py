@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import engines
+from engines.cpu import shortest_slice
 from engines.errors import EngineError
 from sit_deploy.bundle import MODEL
 from sit_deploy.pipeline.float_graph import FloatGraph
@@ -33,11 +34,7 @@ if TYPE_CHECKING:
     from sit_deploy.quantize.image_stream import ImageStream
     from sit_deploy.quantize.quantizer import Quantizer
 
-ROUNDS, SECONDS, WARM_UP = (
-    7,
-    0.12,
-    0.3,
-)  # of a candidate's timing; a slice of less tells nothing of others on two CPUs
+ROUNDS, SECONDS, WARM_UP = 7, 0.12, 0.3  # of a candidate's timing
 IMAGES = 32  # that logits are compared on
 
 
@@ -244,7 +241,9 @@ class CandidateBench:
     def _options(self) -> TimingOptions:
         from engines.timing import TimingOptions
 
-        return TimingOptions(ROUNDS, SECONDS, WARM_UP, threads=self._material.request.threads)
+        # on a single CPU a slice has to be longer, or nothing is told of others on it
+        seconds = max(SECONDS, shortest_slice())
+        return TimingOptions(ROUNDS, seconds, WARM_UP, threads=self._material.request.threads)
 
 
 def _timing(reference: WorkerResult, candidate: WorkerResult) -> Timing:

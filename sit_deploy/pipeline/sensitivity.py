@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sit_deploy.data.samples import spread
 from sit_deploy.pipeline.lower import LoweredGraph
 from sit_deploy.pipeline.work import Work
 
@@ -31,7 +32,7 @@ class Sensitivity:
         assert quantization is not None
         with work.step("Quantizing one layer at a time") as report:
             stream = quantization.stream or self._validation_stream()
-            labelled = self._labelled(LABELLED) if work.request.sensitivity and work.samples else []
+            labelled = self._labelled if work.request.sensitivity and work.samples else []
             return measure_sensitivity(quantization.quantizer, stream.spread(IMAGES), labelled, report)
 
     @property
@@ -48,11 +49,13 @@ class Sensitivity:
         from sit_deploy.quantize.image_stream import ImageStream
 
         assert self._work.samples is not None
-        chosen = [source for source, _ in self._labelled(IMAGES)]
+        chosen = [source for source, _ in spread(self._labelled, IMAGES)]
         return ImageStream(chosen, self._lowered.float_graph.preprocessing, self._work.samples.name)
 
-    def _labelled(self, count: int) -> list[tuple[Any, int]]:
-        """Return some of the labelled images that can be read."""
-        assert self._work.samples is not None
-        preprocessing = self._lowered.float_graph.preprocessing
-        return self._work.damaged.whole_samples(self._work.samples, count, preprocessing)
+    @cached_property
+    def _labelled(self) -> list[tuple[Any, int]]:
+        """Some of the labelled images that can be read, decoded once where they are no files: as many as are asked for."""
+        work = self._work
+        assert work.samples is not None
+        count = LABELLED if work.request.sensitivity else IMAGES
+        return work.damaged.whole_samples(work.samples, count, self._lowered.float_graph.preprocessing)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
+from calibration.cache import Calibration, digest
 from engines import cpu
 from engines.timing import machine
 from sit_deploy import __version__
@@ -31,14 +32,19 @@ def open_timings(work: Work, quantization: Quantization) -> Timings:
         instructions=" ".join(cpu.instructions()),
         limit=cpu.onednn_limit() or "",
     )
-    parts = (
-        calibration.images.key,
-        calibration.percentile,
-        quantization.quantizer.method,
-        calibration.migration,
+    method = quantization.quantizer.method
+    return Timings(
+        where,
+        _calibration_key(calibration, method),
+        timings_path(request.calib_cache),
+        [request.output / TIMINGS],
     )
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    return Timings(where, key, timings_path(request.calib_cache), [request.output / TIMINGS])
+
+
+def _calibration_key(calibration: Calibration, method: str) -> str:
+    """Return what errors hold for: all that a calibration observed and how images were prepared for it; not where they lay, nor who did it."""
+    observed = {**asdict(calibration), "tool": "", "images": calibration.images.key, "method": method}
+    return digest(observed)[:16]
 
 
 def check_timings(request: BuildRequest) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sit_deploy.tune.cache import Timings
@@ -24,6 +25,7 @@ class Tuning:
         timings: the measures, to be kept.
         timed: how many plans were timed in this build; times of others were kept from an earlier one.
         tries: share of the work in 8 bits and points of top-1 lost, of each plan whose accuracy was measured.
+        refused: why candidates could not be built.
     """
 
     choice: Choice
@@ -33,6 +35,7 @@ class Tuning:
     timings: Timings
     timed: int
     tries: tuple[tuple[float, float], ...] = ()
+    refused: Mapping[Candidate, str] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.errors import EngineError
 from sit_deploy.pipeline.calibration import Quantization
 from sit_deploy.pipeline.candidates import CandidateBench, Material, float_precisions, rests
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
@@ -116,7 +117,8 @@ class _Tuner:
         self._bench = CandidateBench(work.engine, self.material, folder / "tuning")
         self._timings = open_timings(work, quantization)
         self._drops: dict[Candidate, float] = {}
-        self._timed: set[Candidate] = set()  # plans, in this build
+        self._timed: set[Candidate] = set()  # in this build
+        self._renewed: dict[Candidate, Measured | None] = {}  # of those that were kept from an earlier one
         #: whether biases of what is built are corrected
         self.corrected = quantizer.corrected
         seconds = work.request.tune_seconds
@@ -136,12 +138,11 @@ class _Tuner:
             )
         guided = self._request.max_accuracy_drop is None
         with self._bench:
-            found = self._with_known(search(self.space, self._meter, self._least_db if guided else None))
-            choice = self._choose(found)
+            found = search(self.space, self._meter, self._least_db if guided else None)
+            found, choice = self._decide(found)
             if choice.verdict in (Verdict.PLAN, Verdict.FLOAT, Verdict.NONE) and self._refine(found, choice):
                 found = Found(self._meter.measured, found.finished, self._meter.spent)
-                found = self._with_known(found)
-                choice = self._choose(found)
+                found, choice = self._decide(found)
             if choice.verdict in (Verdict.NOISE, Verdict.NO_TIME):
                 self._check_usual()
             if choice.plan is not None:
@@ -156,8 +157,9 @@ class _Tuner:
             self.space,
             self._limit,
             self._timings,
-            len(self._timed),
+            sum(not candidate.is_float for candidate in self._timed),
             tries,
+            self._bench.refused,
         )
 
     def _as_built(self, found: Found, choice: Choice) -> tuple[Found, Choice]:
@@ -184,8 +186,37 @@ class _Tuner:
     def _with_known(self, found: Found) -> Found:
         """Return what was found with what an earlier tuning measured besides, and still holds."""
         measured = {one.candidate for one in found.measured}
-        more = (one for one in self._timings.known() if one.candidate not in measured)
-        return replace(found, measured=(*found.measured, *more))
+        known = (one for one in self._timings.known() if one.candidate not in measured)
+        whole = (*found.measured, *filter(self._may_be_built, known))
+        renewed = (self._renewed.get(one.candidate, one) for one in whole)
+        return replace(found, measured=tuple(one for one in renewed if one is not None))
+
+    def _may_be_built(self, one: Measured) -> bool:
+        """Whether what an earlier tuning measured may be chosen by this one: --rest or the calibration may leave less to choose from now."""
+        layers = {layer.name for layer in self.material.quantizer.plan.layers}
+        return self.space.offers(one.candidate) and layers >= set(one.candidate.high)
+
+    def _decide(self, found: Found) -> tuple[Found, Choice]:
+        """Choose; what that rests on is measured again where it was kept from an earlier build: the moment is another, and a file can be anything."""
+        while True:
+            found = self._with_known(found)
+            choice = self._choose(found)
+            decisive = filter(None, (choice.plan, choice.best_float))
+            kept = next((one for one in decisive if one.candidate not in self._timed), None)
+            if kept is None:
+                return found, choice
+            self._renewed[kept.candidate] = again = self._measured_again(kept)
+            self._timings.keep([again] if again else [])
+
+    def _measured_again(self, kept: Measured) -> Measured | None:
+        """Return the measures of now; None where it cannot be built any more."""
+        timing = self._now(kept.candidate)
+        if timing is not None and not timing.usable:  # once more, as of any other
+            timing = self._now(kept.candidate)
+        if timing is None:
+            return None
+        error = self._bench.error(kept.candidate) if timing.usable else kept.error
+        return replace(kept, timing=timing, error=error)
 
     def _choose(self, found: Found) -> Choice:
         usual = found.of(self.space.usual)
@@ -270,13 +301,13 @@ class _Tuner:
         before = self._timings.timing(candidate.key)
         if candidate != self.space.usual and before is not None:
             return before
-        if not candidate.is_float:
-            self._timed.add(candidate)
-        now = self._bench.time(candidate)
+        now = self._now(candidate)
         if candidate != self.space.usual:
             return now
+        if now is None:  # nor could it be at the end
+            raise EngineError(self._bench.refused[candidate])
         # by which it shows whether kept times hold: clocks and neighbours change
-        if before is None or now is None or not now.usable:
+        if before is None or not now.usable:
             return now
         if not is_tie(Measured(candidate, before), Measured(candidate, now)):
             self._timings.forget()
@@ -285,6 +316,11 @@ class _Tuner:
                 f"{factor_text(now.ratio)} now"
             )
         return now
+
+    def _now(self, candidate: Candidate) -> Timing | None:
+        """Time a candidate, whatever was kept of it."""
+        self._timed.add(candidate)
+        return self._bench.time(candidate)
 
     def _error(self, candidate: Candidate) -> LogitsError:
         return self._timings.error(candidate.key) or self._bench.error(candidate)

@@ -7,7 +7,7 @@ from sit_deploy.pipeline.tuned import Tuning
 from sit_deploy.pipeline.work import Work
 from sit_deploy.report.tuning_text import factor_text, plan_text
 from sit_deploy.tune.choose import Verdict
-from sit_deploy.tune.measured import Measured
+from sit_deploy.tune.measured import Candidate
 
 
 def misses(precision: str, limit: str, instead: str) -> str:
@@ -40,6 +40,13 @@ def require_gain(work: Work, tuning: Tuning) -> None:
 def tell_tuning(work: Work, tuning: Tuning) -> None:
     """Tell what was decided where that is not as expected."""
     choice, default = tuning.choice, tuning.space.default
+    if tuning.timings.lost is not None:
+        work.note(f"timings are not kept for another build: {tuning.timings.lost}")
+    if count := len(tuning.refused):
+        candidate, why = next(iter(tuning.refused.items()))
+        what = "1 plan was left out, as it" if count == 1 else f"{count} plans were left out, as they"
+        first = "" if count == 1 else "; the first"
+        work.note_of_8_bits(f"{what} could not be built{first}: {_words(candidate, default)}: {why}")
     require_gain(work, tuning)
     if choice.verdict is Verdict.NOISE:
         reasons = [one.timing.noise for one in tuning.found.measured if one.timing.noise]
@@ -54,12 +61,12 @@ def tell_tuning(work: Work, tuning: Tuning) -> None:
         )
     elif choice.tie is not None:
         work.note_of_8_bits(
-            f"a tie: {_words(choice.plan, default)} and {_words(choice.tie, default)} are as fast as each other here "
+            f"a tie: {_words(choice.plan.candidate, default)} and {_words(choice.tie.candidate, default)} are as fast as each other here "
             f"({factor_text(choice.plan.timing.ratio)} and {factor_text(choice.tie.timing.ratio)} fp32); the more accurate was taken"
         )
     if tuning.settled and not tuning.found.finished:
         work.note("--tune-seconds ended the search early; more seconds may find a faster plan")
 
 
-def _words(one: Measured, default: frozenset[str]) -> str:
-    return plan_text(sorted(one.candidate.groups), one.candidate.rest, len(one.candidate.high), default)
+def _words(candidate: Candidate, default: frozenset[str]) -> str:
+    return plan_text(sorted(candidate.groups), candidate.rest, len(candidate.high), default)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct, to_builtins
 
+from engines.errors import EngineError
 from engines.files import atomic_path
 from sit_deploy.errors import InputError
 from sit_deploy.schema import decode
@@ -24,6 +26,7 @@ _MOST = 1_000_000_000
 _Above = Annotated[float, Meta(gt=0, le=_MOST)]
 _Ratio = Annotated[float, Meta(gt=0, le=1000)]  # times as fast as float32: no plan comes near
 _Power = Annotated[float, Meta(ge=0, le=_MOST)]
+_Key = Annotated[str, Meta(pattern=r"^[^|]*\|[^|]+\|[^|]*$")]  # `Candidate.key`
 
 
 class Circumstances(Struct, frozen=True, kw_only=True):
@@ -83,7 +86,7 @@ class _Entry(Struct, kw_only=True):
 
 class _Section(Struct):
     where: Circumstances
-    measured: dict[str, _Entry]
+    measured: dict[_Key, _Entry]
 
 
 class _File(Struct):
@@ -113,6 +116,8 @@ class Timings:
         mine = [section for section in self._others if section.where == where]
         self._others = [section for section in self._others if section.where != where]
         self._measured = {name: entry for section in mine for name, entry in section.measured.items()}
+        #: why the file could not be written, after which times are kept in memory alone; None as long as it could
+        self.lost: str | None = None
         #: names of other CPUs that the file has times of, where it has none of this one
         self.foreign = (
             ()
@@ -138,10 +143,7 @@ class Timings:
         """Return all whose time and error hold here."""
         found = []
         for key in self._measured:
-            groups, rest, high = key.split("|")
-            candidate = Candidate(
-                frozenset(filter(None, groups.split(","))), rest, tuple(filter(None, high.split(",")))
-            )
+            candidate = Candidate.of(key)
             if (timing := self.timing(key)) and (error := self.error(key)):
                 found.append(Measured(candidate, timing, error))
         return found
@@ -151,12 +153,23 @@ class Timings:
         self._measured.clear()
 
     def keep(self, measured: Iterable[Measured]) -> None:
-        """Take in measures, those that say nothing left out, and write the file."""
+        """Take in measures, those that say nothing left out, and write the file; where that fails `lost` says why, and the work goes on."""
         for one in measured:
             if one.timing.usable and one.candidate != Candidate():  # which is what all others are measured by
                 self._measured[one.candidate.key] = _entry(one, self._calibration)
-        if self._path is not None:
+        if self._path is None or self.lost is not None:
+            return
+        try:
+            self._take_in_others(self._path)
             self.save(self._path)
+        except EngineError as error:
+            self.lost = str(error)
+
+    def _take_in_others(self, path: Path) -> None:
+        """Read what others have written since, so that it stays: a build for another batch may share the file."""
+        if path.exists():
+            with suppress(InputError):  # whatever it is now, it was good before this build
+                self._others = [one for one in load_timings(path).sections if one.where != self._where]
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.

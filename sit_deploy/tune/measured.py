@@ -34,6 +34,12 @@ class Candidate:
         """Its name in a file of timings, the same for the same."""
         return "|".join((",".join(sorted(self.groups)), self.rest, ",".join(self.high)))
 
+    @classmethod
+    def of(cls, key: str) -> Candidate:
+        """Return the candidate of a key."""
+        groups, rest, high = key.split("|")
+        return cls(frozenset(filter(None, groups.split(","))), rest, tuple(filter(None, high.split(","))))
+
 
 @dataclass(frozen=True)
 class Timing:

@@ -51,6 +51,11 @@ class Space:
         groups = ("default", *sorted(inside - self.default)) if whole else tuple(sorted(inside))
         return (*groups, *(f"-{name}" for name in sorted(candidate.high)))
 
+    def offers(self, candidate: Candidate) -> bool:
+        """Whether a candidate may be built: one of an earlier tuning, with another choice, need not."""
+        rests = self.floats if candidate.is_float else self.rests
+        return candidate.rest in rests and candidate.groups <= set(self.groups)
+
 
 @dataclass(frozen=True)
 class Found:

@@ -65,6 +65,10 @@ def test_threads_are_those_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None
         and "run on 4 threads, as many as there are CPUs here, and built for 16" in fewer.note
     )
     assert Threads.of(built_for(2, "tensorrt"), None) == Threads(None)  # they are the builder's there
+    crowd = Threads.of(built_for(None), 9)
+    assert (crowd.count, crowd.note) == (9, "here 9 threads share 4 CPUs and wait for one another")
+    both = "run on 9 threads, and built for 2 (build --threads); here 9 threads share 4 CPUs and wait for one another"
+    assert Threads.of(built_for(2), 9).note == both and Threads.of(built_for(9), 9).note == crowd.note
 
 
 def test_batches_are_those_of_the_build() -> None:

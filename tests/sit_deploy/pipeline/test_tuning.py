@@ -13,6 +13,7 @@ import pytest
 import engines
 from calibration.cache import Calibration
 from calibration.plan import Reason
+from engines.errors import EngineError
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline import tuning
 from sit_deploy.pipeline.build import build
@@ -22,11 +23,12 @@ from sit_deploy.pipeline.engine import fit_request, untuned
 from sit_deploy.pipeline.fallback import NoGain, NoGainError
 from sit_deploy.pipeline.request import AUTO, BuildRequest
 from sit_deploy.pipeline.request_check import check_request
+from sit_deploy.pipeline.timings import open_timings
 from sit_deploy.pipeline.work import Work
 from sit_deploy.report.build_types import BuildReport
 from sit_deploy.text import is_warning
 from sit_deploy.tune.choose import Verdict
-from sit_deploy.tune.measured import Candidate, LogitsError, Timing
+from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
 from tests.helpers.command_line import CommandLine
 from tests.sit_deploy.conftest import Digits, half_nano, trained_checkpoint
 
@@ -52,6 +54,7 @@ class Bench:
     asked: list[Candidate] = field(default_factory=list)
     flipped_db: float | None = None  # of what is corrected otherwise than was measured
     flipped: bool = False
+    refused: dict[Candidate, str] = field(default_factory=dict)
 
     def correct(self, corrected: bool) -> None:
         self.flipped = True
@@ -65,8 +68,10 @@ class Bench:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def time(self, candidate: Candidate) -> Timing:
+    def time(self, candidate: Candidate) -> Timing | None:
         self.asked.append(candidate)
+        if candidate in self.refused:
+            return None
         cost = self.fp32 if candidate.is_float else 1 - 0.0667 * len(candidate.groups & DEFAULT)
         cost += -self.stem if "stem" in candidate.groups else 0.0
         cost += 0.05 * len(candidate.groups - DEFAULT - {"stem"}) + 0.04 * len(candidate.high)
@@ -224,9 +229,10 @@ def test_timings_beside_the_calibration_cache(tuned: Callable[..., Any], tmp_pat
     tuned(first, calib_cache=cache, min_sqnr=35.0)
     assert (tmp_path / "c.timings.json").is_file()
     _, _, found = tuned(again, calib_cache=cache, min_sqnr=35.0)
-    # the float32 engine, which all are timed against, and the default plan, by which it shows whether the others hold
-    assert again.asked == [Candidate(DEFAULT), Candidate()] and found.chosen.groups == DEFAULT | {"stem"}
-    assert found.timed == 1 and found.to_dict()["timed"] == 1 and len(found.found.measured) > 5
+    # the float32 engine, which all are timed against, the default plan, by which it shows whether the others hold, and what is chosen
+    assert again.asked == [Candidate(DEFAULT), Candidate(), Candidate(DEFAULT | {"stem"})]
+    assert found.chosen.groups == DEFAULT | {"stem"}
+    assert found.timed == 2 and found.to_dict()["timed"] == 2 and len(found.found.measured) > 5
     drifted = Bench(stem=0.0, scale=0.8)
     work, _, found = tuned(drifted, calib_cache=cache, min_sqnr=35.0)
     assert len(drifted.asked) > 5 and "timings kept from before are not used" in work.notes[0]
@@ -257,13 +263,70 @@ def test_timings_hold_for_one_set_of_instructions_and_one_kind_of_batch(
     tuned(opened, calib_cache=cache, batch_size=1, dynamic_batch=(1, 1, 4))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     tuned(limited, calib_cache=cache)
-    assert len(kept.asked) == 2 and len(opened.asked) > 5 and len(limited.asked) > 5
+    assert len(kept.asked) == 3 and len(opened.asked) > 5 and len(limited.asked) > 5
     where = [s["where"] for s in json.loads((tmp_path / "c.timings.json").read_text())["sections"]]
     assert [(one["dynamic"], one["limit"]) for one in where] == [
         (None, ""),
         ([1, 1, 4], ""),
         (None, "ONEDNN_MAX_CPU_ISA=AVX512_CORE"),
     ]
+
+
+def test_what_an_earlier_tuning_chose_from_and_this_one_may_not(
+    tuned: Callable[..., Any], tmp_path: Path
+) -> None:
+    """--rest fp32 was given, and a plan beside bf16 built, for an earlier build had timed one; so it was with groups that are not calibrated."""
+    cache = tmp_path / "c.json"
+    tuned(Bench(), calib_cache=cache, min_sqnr=35.0)
+    kept = json.loads((tmp_path / "c.timings.json").read_text())
+    (section,) = kept["sections"]
+    fast = {**section["measured"]["fc1,fc2,proj,qkv,tsm|fp32|"], "ratio": 9.0, "low": 8.9, "high": 9.1}
+    section["measured"] |= {
+        "fc1,fc2,proj,qkv,tsm|bf16|": fast,
+        "|bf16|": fast,
+        "fc1,unknown|fp32|": fast,
+        "fc1|fp32|no/such/layer": fast,
+        "fc1|fp32|": fast,  # which it may, and which is as fast by the file alone
+    }
+    (tmp_path / "c.timings.json").write_text(json.dumps(kept))
+    _, _, found = tuned(Bench(), calib_cache=cache, min_sqnr=35.0, rest="fp32")
+    assert found.chosen == Candidate(DEFAULT | {"stem"}) and found.best_float == "fp32"
+    assert max(one.timing.ratio for one in found.found.measured) < 3
+
+
+def test_plans_that_cannot_be_built_are_told(tuned: Callable[..., Any]) -> None:
+    """They were left out in silence; without the default one there is nothing to be better than, and why stood nowhere."""
+    stem = Candidate(DEFAULT | {"stem"})
+    work, _, found = tuned(Bench(refused={stem: "no kernel"}), min_sqnr=35.0)
+    assert found.chosen == Candidate(DEFAULT)
+    (note,) = work.notes
+    assert note == "1 plan was left out, as it could not be built: default, stem; rest fp32: no kernel"
+    with pytest.raises(EngineError, match="the disk is full"):
+        tuned(Bench(refused={Candidate(DEFAULT): "the disk is full"}))
+
+
+def test_timings_that_cannot_be_kept(tuned: Callable[..., Any], tmp_path: Path) -> None:
+    work, _, found = tuned(Bench(), calib_cache=tmp_path / "gone" / "c.json", min_sqnr=35.0)
+    assert found.chosen == Candidate(DEFAULT | {"stem"})
+    (note,) = work.notes
+    assert note.startswith("timings are not kept for another build: cannot write") and "gone" in note
+
+
+def test_errors_are_of_images_as_they_were_prepared(
+    digits: Digits, made: Quantization, tmp_path: Path
+) -> None:
+    """The same pictures prepared otherwise were calibrated anew, and the old errors told of them."""
+    work = work_for(digits, calib_cache=tmp_path / "c.json")
+    plan = Measured(Candidate(DEFAULT), Timing(2.0, 1.9, 2.1, 5.0), LogitsError(1e-3))
+    open_timings(work, made).keep([plan])
+    assert open_timings(work, made).known() == [plan]
+    made.calibration.save(tmp_path / "c.json")
+    loaded = replace(made, calibration=Calibration.load(tmp_path / "c.json"))
+    assert open_timings(work, loaded).known() == [plan]
+    moved = replace(made.calibration, images=replace(made.calibration.images, description="elsewhere"))
+    assert open_timings(work, replace(made, calibration=moved)).known() == [plan]
+    other = replace(made.calibration, preprocessing={**made.calibration.preprocessing, "crop_pct": 0.5})
+    assert open_timings(work, replace(made, calibration=other)).known() == []
 
 
 def test_a_stopped_tuning_leaves_its_timings(tuned: Callable[..., Any], tmp_path: Path) -> None:
@@ -277,7 +340,9 @@ def test_a_stopped_tuning_leaves_its_timings(tuned: Callable[..., Any], tmp_path
         tuned(Stopped(), calib_cache=tmp_path / "c.json")
     again = Bench()
     tuned(again, calib_cache=tmp_path / "c.json")
-    assert Candidate(DEFAULT | {"stem"}) not in again.asked and again.asked[0] == Candidate(DEFAULT)
+    # it is chosen, and so timed once more at the end
+    assert again.asked.index(Candidate(DEFAULT | {"stem"})) == len(again.asked) - 1
+    assert again.asked[0] == Candidate(DEFAULT)
 
 
 def test_a_calibration_without_ranges_for_all_groups(

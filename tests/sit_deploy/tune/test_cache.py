@@ -97,6 +97,8 @@ def test_a_bundle_that_is_replaced_gives_its_own(path: Path) -> None:
         (lambda text: text.replace('"cpus": 2', '"cpus": "two"'), "cpus"),
         (lambda _: "[]", "expected"),
         (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9"),
+        (lambda text: text.replace("stem|bf16|", "stem"), "measured"),
+        (lambda text: text.replace("|bf16|", "||"), "measured"),
     ],
 )
 def test_a_damaged_file_is_one_line(path: Path, damage: Any, words: str) -> None:
@@ -107,6 +109,31 @@ def test_a_damaged_file_is_one_line(path: Path, damage: Any, words: str) -> None
     assert (
         words in message and message.startswith(str(path)) and "delete it" in message and "\n" not in message
     )
+
+
+def test_two_builds_that_share_a_file(tmp_path: Path) -> None:
+    """Each wrote what it had read at its start, so that the last one took the other's times away."""
+    path = tmp_path / "c.json"
+    one, other = Timings(HERE, "images", path), Timings(replace(HERE, batch=8), "images", path)
+    one.keep([ONE])
+    other.keep([ONE])
+    one.keep([])
+    for where in (HERE, replace(HERE, batch=8)):
+        assert Timings(where, "images", path).known() == [ONE]
+    path.write_text("{")
+    other.keep([])  # what another has broken meanwhile is written whole
+    assert Timings(replace(HERE, batch=8), "images", path).known() == [ONE]
+
+
+def test_a_file_that_cannot_be_written_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    """A cache that others made, on a disk that is full or read-only: a build of minutes ended at its first timing."""
+    timings = Timings(HERE, "images", tmp_path / "gone" / "c.json")
+    assert timings.lost is None
+    timings.keep([ONE])
+    assert "gone does not exist" in timings.lost and timings.known() == [ONE]
+    (tmp_path / "gone").mkdir()
+    timings.keep([])  # it is not tried again and again
+    assert not list((tmp_path / "gone").iterdir())
 
 
 def test_the_file_is_plain_json(path: Path) -> None:
