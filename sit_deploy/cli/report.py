@@ -101,7 +101,12 @@ if TYPE_CHECKING:
     metavar="S",
     help="Length of a turn.",
 )
-@click.option("--threads", type=Whole(limits.THREADS, 1), metavar="N", help="CPU threads of every side.")
+@click.option(
+    "--threads",
+    type=Whole(limits.THREADS, 1),
+    metavar="N",
+    help="CPU threads of every side.  [default: those that the bundle was built for]",
+)
 @device_option
 @click.option(
     "--measured",

@@ -6,7 +6,7 @@ from typing import Any
 
 from sit_deploy.report.figure import figure
 from sit_deploy.report.types import EmbeddingRecord
-from sit_deploy.report.verdict_text import by_chance_words, change, sentence
+from sit_deploy.report.verdict_text import change, sentence
 
 NO_LABELS = "Whether nearest neighbours stay right was not measured: give images of two labels at least, and two images of one, with --data."
 NO_AGREEMENT = "Whether nearest neighbours stay the same was not measured: give images with --data."
@@ -35,22 +35,6 @@ def equal(found: EmbeddingRecord) -> str:
     )
 
 
-def lost(found: EmbeddingRecord, limit: float) -> str:
-    """Return that the engine's neighbours are wrong too often."""
-    return sentence(f"{_neighbours(found)}; {limit:g} may be lost")
-
-
-def may_have_lost(found: EmbeddingRecord, limit: float) -> str:
-    """Return that the engine's neighbours may be wrong too often, on so few images."""
-    assert found.paired is not None
-    return sentence(f"{_neighbours(found)}; {by_chance_words(found.paired, limit)}")
-
-
-def kept(found: EmbeddingRecord, limit: float) -> str:
-    """Return that the engine's neighbours are right as often as they must."""
-    return sentence(f"{_neighbours(found)}, where {limit:g} may be lost")
-
-
 def agreement(found: EmbeddingRecord, limit: float) -> str:
     """Return that too few images keep their neighbour, or its label."""
     what = (
@@ -77,7 +61,8 @@ def alone_words(alone: int) -> str:
     return f"{alone} {those}: no neighbour can have their label"
 
 
-def _neighbours(found: EmbeddingRecord) -> str:
+def neighbours_drop(found: EmbeddingRecord) -> str:
+    """Return what the engine's vectors lose against PyTorch's, as a clause."""
     assert found.paired is not None
     return (
         f"the share of images whose nearest other has their label {change(found.paired.drop)}, from {figure(found.reference, '.2f')} to "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sit_deploy.measure.chance import NEAR
 from sit_deploy.precisions import LEAST_COSINE
-from sit_deploy.report import embedding_text
+from sit_deploy.report import embedding_text, verdict_text
 from sit_deploy.report.build_types import PairedRecord
 from sit_deploy.report.paired import weigh_drop
 from sit_deploy.report.reasons import MAX_DROP, Limits, Reasons, Topic, Weight
@@ -60,10 +60,6 @@ def _judge_neighbours(found: EmbeddingRecord, paired: PairedRecord, limit: float
     if found.cosine_min >= EQUAL_COSINE and not paired.lost + paired.gained:
         why.add(Weight.FAVOUR, Topic.NEIGHBOURS, embedding_text.equal(found))
         return
-    texts = {
-        Weight.AGAINST: embedding_text.lost,
-        Weight.MISSING: embedding_text.may_have_lost,
-        Weight.FAVOUR: embedding_text.kept,
-    }
     weight = weigh_drop(paired, paired.drop, limit)
-    why.add(weight, Topic.NEIGHBOURS, texts[weight](found, limit))
+    text = verdict_text.of_drop(weight, embedding_text.neighbours_drop(found), paired, limit)
+    why.add(weight, Topic.NEIGHBOURS, text)

@@ -217,25 +217,17 @@ def _judge_student(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: floa
         weight = Weight.MISSING
     else:
         weight = Weight.FAVOUR
-    texts = {
-        Weight.AGAINST: verdict_text.student_lost,
-        Weight.MISSING: verdict_text.student_may_have_lost,
-        Weight.FAVOUR: verdict_text.student_kept,
-    }
-    why.add(weight, Topic.STUDENT, texts[weight](accuracy, teacher, limit))
+    what = verdict_text.student_drop(accuracy, teacher)
+    why.add(weight, Topic.STUDENT, verdict_text.of_drop(weight, what, teacher, limit, "--max-student-drop"))
 
 
 def _judge_accuracy(accuracy: AccuracyRecord, limit: float, why: Reasons) -> None:
     if equal_logits(accuracy):
         why.add(Weight.FAVOUR, Topic.ACCURACY, verdict_text.equal_logits(accuracy))
         return
-    texts = {
-        Weight.AGAINST: verdict_text.lost,
-        Weight.MISSING: verdict_text.may_have_lost,
-        Weight.FAVOUR: verdict_text.kept,
-    }
     weight = weigh_drop(accuracy, accuracy.drop, limit)
-    why.add(weight, Topic.ACCURACY, texts[weight](accuracy, limit))
+    text = verdict_text.of_drop(weight, verdict_text.engine_drop(accuracy), accuracy, limit)
+    why.add(weight, Topic.ACCURACY, text)
 
 
 def equal_logits(accuracy: AccuracyRecord) -> bool:

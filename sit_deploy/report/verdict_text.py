@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sit_deploy.report import speedup_text
 from sit_deploy.report.build_types import AccuracyRecord, HopRecord, PairedRecord, TeacherRecord
 from sit_deploy.report.paired import images_needed, largest_drop
+from sit_deploy.report.reasons import Weight
 from sit_deploy.report.speedup_text import SpeedupFigures
 
 ACCURACY_ALONE = f"Ship it, as far as accuracy goes: its speed is {speedup_text.NOT_NOW}."
@@ -50,34 +51,20 @@ def golden(hop: HopRecord) -> str:
     )
 
 
-def student_lost(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
-    """Return that the student lost too much against its teacher."""
-    return sentence(f"{_student(accuracy, teacher)}; {limit:g} may be lost (--max-student-drop)")
+def of_drop(weight: Weight, what: str, counts: PairedRecord, limit: float, option: str = "") -> str:
+    """Return what a drop comes to beside what may be lost.
 
-
-def student_may_have_lost(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
-    """Return that the student may have lost too much, on so few images."""
-    return sentence(f"{_student(accuracy, teacher)}; {by_chance_words(teacher, limit)} (--max-student-drop)")
-
-
-def student_kept(accuracy: AccuracyRecord, teacher: TeacherRecord, limit: float) -> str:
-    """Return that the student lost no more than it may."""
-    return sentence(f"{_student(accuracy, teacher)}, where {limit:g} may be lost")
-
-
-def lost(accuracy: AccuracyRecord, limit: float) -> str:
-    """Return that the engine lost too much against PyTorch."""
-    return sentence(f"{_engine(accuracy)}; {limit:g} may be lost")
-
-
-def may_have_lost(accuracy: AccuracyRecord, limit: float) -> str:
-    """Return that the engine may have lost too much, on so few images."""
-    return sentence(f"{_engine(accuracy)}; {by_chance_words(accuracy, limit)}")
-
-
-def kept(accuracy: AccuracyRecord, limit: float) -> str:
-    """Return that the engine lost no more than it may."""
-    return sentence(f"{_engine(accuracy)}, where {limit:g} may be lost")
+    Args:
+        weight: that it has.
+        what: it is of, with its figures: `engine_drop`, `student_drop`.
+        counts: of the images that it was measured on.
+        limit: points that may be lost.
+        option: that sets the limit, where it is to be named.
+    """
+    if weight is Weight.FAVOUR:
+        return sentence(f"{what}, where {limit:g} may be lost")
+    text = by_chance_words(counts, limit) if weight is Weight.MISSING else f"{limit:g} may be lost"
+    return sentence(f"{what}; {text}{f' ({option})' if option else ''}")
 
 
 def equal_logits(accuracy: AccuracyRecord) -> str:
@@ -120,14 +107,16 @@ def gain_over_teacher(speedup: SpeedupFigures, macs_ratio: float) -> str:
     return gain(speedup, "its teacher on the same engine", more)
 
 
-def _engine(accuracy: AccuracyRecord) -> str:
+def engine_drop(accuracy: AccuracyRecord) -> str:
+    """Return what the engine loses against PyTorch, as a clause."""
     return (
         f"top-1 {change(accuracy.drop)}, from {accuracy.reference_top1:.2f} to {accuracy.engine_top1:.2f} %, on "
         f"{_images(accuracy)}"
     )
 
 
-def _student(accuracy: AccuracyRecord, teacher: TeacherRecord) -> str:
+def student_drop(accuracy: AccuracyRecord, teacher: TeacherRecord) -> str:
+    """Return what the student loses against its teacher, as a clause."""
     return (
         f"the student's top-1 {change(teacher.drop)} against its teacher's, from {teacher.top1:.2f} to "
         f"{accuracy.reference_top1:.2f} %, on {teacher.images} images"

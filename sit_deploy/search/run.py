@@ -212,11 +212,14 @@ def _advice(one: Search, timed: list[Timed], chosen: Timed | None, limit: Limit)
 
 
 def _commands(one: Search, scored: Scored) -> dict[str, str]:
-    """Return the commands that go on from a choice: with the same weights, image size and preprocessing."""
+    """Return the commands that go on from a choice: with the same weights, image size and preprocessing.
+
+    Paths are as they were given: the page goes to others too.
+    """
     build, schedule = one.request.build, scored.schedule
     if len(schedule.stage_blocks) == 1:
         return {}
-    weights = build.fetched_from or (build.checkpoint and build.checkpoint.absolute()) or _TEACHER
+    weights = build.fetched_from or build.checkpoint or _TEACHER
     options = {
         "--stages": ",".join(map(str, schedule.stage_blocks)),
         "--kept": ",".join(map(str, schedule.kept)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sit_deploy.data.labelled import Labelled
 from sit_deploy.doctor import versions
 from sit_deploy.measure.accuracy import Accuracy, interval
 from sit_deploy.measure.baseline import find_doubts
+from sit_deploy.performance import Threads
 from sit_deploy.report.read import read_build_report
 from sit_deploy.report.types import SCHEMA, Evidence, Stage
 from sit_deploy.validation.bench import time_around
@@ -44,13 +45,14 @@ def gather(
         samples: labelled images.
         teacher: see `measure_stages`.
         checkpoint: likewise.
-        timing: likewise.
+        timing: likewise; on the threads that the bundle was built for where it says none.
         progress: called with a step, how much of it is done, and of how much.
 
     Raises:
         InputError, GateError: as `measure_stages`.
     """
     timing = timing or TimingOptions()
+    timing = replace(timing, threads=Threads.of(bundle, timing.threads).count)
     threads, device = timing.threads, timing.device
     build = read_build_report(bundle)  # before anything is measured
     table = measure_stages(

@@ -70,11 +70,13 @@ class LabelledOptions:
         """Open the images for a bundle's classes; None where there are none.
 
         Raises:
-            InputError: a data set that cannot be opened, or does not fit the classes.
+            InputError: a data set that cannot be opened, or does not fit the classes, or more files than allowed that are no images.
         """
         from sit_deploy.validation.checks import open_labelled_for
 
         if self.data is None:
             return None
         samples = open_labelled_for(bundle, self.data, self.images, **self.which_data)
-        return replace(samples, damaged=DamagedImages(self.max_damaged))
+        damaged = DamagedImages(self.max_damaged)
+        damaged.look_at_heads([path for path, _ in samples.files or ()])
+        return replace(samples, damaged=damaged)

@@ -45,7 +45,7 @@ class ReportRequest(LabelledOptions):
         max_student_drop: points that the student may lose against its teacher; 3 where nobody says.
         rounds: turns of each stage at being timed; 0 times nothing.
         seconds: length of a turn.
-        threads: CPU threads of every side.
+        threads: CPU threads of every side; those that each bundle was built for by default.
         device: where both sides run; where the engine is for by default.
         gate: `Report.require` asks for "Ship it", with limits or without.
         force: replace files that are there.

@@ -90,6 +90,20 @@ def test_images_left_out_are_no_images_measured(trained: Trained, cli: CommandLi
     assert "timed turn about" not in page  # nothing was timed
 
 
+def test_files_that_are_no_images_are_told_before_any_work(
+    trained: Trained, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It prepared every hop first, for twenty seconds."""
+    images = Path(shutil.copytree(trained.images, cli.folder / "images"))
+    broken = next(images.rglob("*.png"))
+    broken.write_bytes(b"no picture")
+    monkeypatch.setattr(
+        "sit_deploy.validation.report.gather", lambda *_, **__: pytest.fail("it was measured first")
+    )
+    refused = cli.refuses("report", trained.bundle, "--data", images, *NO_TIMING, "-o", "less.html")
+    assert "more than --max-damaged 0" in refused and broken.name in refused
+
+
 def test_nothing_is_left_of_a_report_that_failed(
     trained: Trained, cli: CommandLine, make_image_folder: Callable[..., Path]
 ) -> None:

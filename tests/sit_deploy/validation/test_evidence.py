@@ -49,3 +49,26 @@ def test_flipped_images_are_shown_as_the_model_sees_them(trained: Any, copy_of: 
 
     seen = bundle.preprocessing().pixels(load_image(samples[4][0])).astype(int)
     assert np.abs(np.asarray(picture).astype(int) - seen).mean() < 12
+
+
+def test_a_bundle_is_timed_on_the_threads_that_it_was_built_for(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `bench` does: a page had the times of all CPUs for an engine that was built, and is served, on one."""
+    from engines.timing import TimingOptions
+    from sit_deploy.bundle import Bundle, load_bundle
+    from sit_deploy.errors import GateError
+    from sit_deploy.validation import evidence
+
+    asked: list[int | None] = []
+
+    def stop(*_: Any, timing: TimingOptions, **__: Any) -> None:
+        asked.append(timing.threads)
+        raise GateError("enough")
+
+    monkeypatch.setattr(evidence, "measure_stages", stop)
+    monkeypatch.setattr(Bundle, "threads", property(lambda _: 1))
+    for timing in (None, TimingOptions(threads=2)):
+        with pytest.raises(GateError, match="enough"):
+            evidence.gather(load_bundle(trained.bundle), timing=timing)
+    assert asked == [1, 2]
