@@ -94,7 +94,7 @@ def compile_engine(
         if low and not has_bfloat16(ov):
             raise EngineLoadError(
                 f"{engine_path} computes in bf16, which this CPU has no kernels for (it has {capabilities(ov)}); "
-                f"{_unset()}build it for this machine with --precision fp32 or int8"
+                f"{_unset()}build it for this machine with --precision fp32{'' if int8_saturates(ov) else ' or int8'}"
             )
         if _in_8_bits(model) and int8_saturates(ov):
             raise EngineLoadError(

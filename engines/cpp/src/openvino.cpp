@@ -30,7 +30,8 @@ public:
             check_graph(*model, file);
             const bool low = in_bfloat16(*model);
             if (low && !has_bfloat16())
-                throw Error(file + " computes in bf16, which this CPU has no kernels for" + limited() + "; build it for this machine with --precision fp32 or int8");
+                throw Error(file + " computes in bf16, which this CPU has no kernels for" + limited() +
+                            "; build it for this machine with --precision fp32" + (int8_saturates() ? "" : " or int8"));
             if (in_8_bits(*model) && int8_saturates())
                 throw Error(file + " is in int8, and OpenVINO adds products of 8 bits in 16 on a CPU without VNNI, which saturates" + limited() +
                             "; build it for this machine with --precision fp32");

@@ -19,7 +19,7 @@ pytest.importorskip("openvino", reason="needs OpenVINO: pip install '.[openvino]
 
 import openvino as ov
 
-from engines.openvino import bfloat16, build
+from engines.openvino import bfloat16, build, runner
 from engines.openvino.engine import OpenVino
 
 OPTIONS = BuildOptions(threads=1)
@@ -173,6 +173,10 @@ def test_a_cpu_without_bfloat16(source: Path, tmp_path: Path, monkeypatch: pytes
         EngineLoadError, match=r"computes in bf16, which this CPU has no kernels for \(it has FP32, INT8\)"
     ):
         OpenVino().load(tmp_path / "engine.xml")
+    for saturates, precisions in ((False, "fp32 or int8"), (True, "fp32")):  # which would be refused next
+        monkeypatch.setattr(runner, "int8_saturates", lambda _, saturates=saturates: saturates)
+        with pytest.raises(EngineLoadError, match=f"with --precision {precisions}$"):
+            OpenVino().load(tmp_path / "engine.xml")
     with pytest.raises(
         EngineBuildError, match=r"model\.onnx is in bf16, and this CPU does not multiply bf16"
     ):
