@@ -92,13 +92,11 @@ def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 
 def tensor_types(model: onnx.ModelProto) -> set[str]:
     """The types that weights, inputs, outputs, casts and quantization give the graph, by numpy's names."""
-    from onnx import helper
-
     graph = model.graph
     types = {tensor.data_type for tensor in graph.initializer}
     types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     types |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
-    return {helper.tensor_dtype_to_np_dtype(kind).name for kind in types if kind}
+    return {_type_name(kind) for kind in types if kind}
 
 
 def holds_fp8(model: onnx.ModelProto) -> bool:
@@ -108,7 +106,7 @@ def holds_fp8(model: onnx.ModelProto) -> bool:
 
 def product_types(model: onnx.ModelProto) -> dict[str, str]:
     """The type that each product (MatMul, Gemm, Conv) of a graph computes in: of its inputs, or of the Q/DQ before it."""
-    from onnx import helper, shape_inference
+    from onnx import shape_inference
 
     graph = shape_inference.infer_shapes(model).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -116,18 +114,17 @@ def product_types(model: onnx.ModelProto) -> dict[str, str]:
         types[value.name] = value.type.tensor_type.elem_type
     made_by = {output: node for node in graph.node for output in node.output}
 
-    def name(kind: int) -> str:
-        return helper.tensor_dtype_to_np_dtype(kind).name
-
     types_of = {}
     for node in graph.node:
         if node.op_type not in _PRODUCTS:
             continue
         sources = [made_by.get(tensor) for tensor in node.input[:2]]
         if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
-            types_of[node.name] = name(types[sources[0].input[0]])
-        elif types.get(node.input[0]):
-            types_of[node.name] = name(types[node.input[0]])
+            kind = types.get(sources[0].input[0])
+        else:
+            kind = types.get(node.input[0])
+        if kind:
+            types_of[node.name] = _type_name(kind)
     return types_of
 
 
@@ -223,13 +220,26 @@ def check_batch(
             )
 
 
-def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+def _type_name(kind: int) -> str:
+    """A type of ONNX by numpy's name.
+
+    Raises:
+        EngineBuildError: it is none, as a damaged file may have it.
+    """
     from onnx import helper
 
+    try:
+        return helper.tensor_dtype_to_np_dtype(kind).name
+    except KeyError:
+        raise EngineBuildError(
+            f"the ONNX graph has a tensor of type {kind}, which is none; export it again"
+        ) from None
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     specs = []
     for value in values:
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        specs.append(TensorSpec(value.name, shape, dtype))
+        specs.append(TensorSpec(value.name, shape, _type_name(tensor.elem_type)))
     return tuple(specs)

@@ -100,7 +100,7 @@ def command(
     """
     from sit_deploy.bundle import load_bundle
     from sit_deploy.graph.inspect import summarize
-    from sit_deploy.graph.lint import lint
+    from sit_deploy.graph.lint import lint, unsound
     from sit_deploy.pipeline.estimate import ASSUMPTIONS, estimate_kernels, known_gpu
     from sit_deploy.pipeline.kernels import fix_batch
     from sit_deploy.report.read import read_build_report
@@ -120,9 +120,12 @@ def command(
     graph = _read(bundle.model_path if bundle else target)
     report = read_build_report(bundle) if bundle else None
     tuning = report.tuned if report else None
+    unreadable = unsound(graph)
+    if unreadable and (list_kernels or batch_size is not None):
+        raise InputError(f"{target}: {unreadable}")
     if batch_size is not None:
         fix_batch(graph, batch_size)
-    layers = quantized_layers(graph, _reported(report))
+    layers = [] if unreadable else quantized_layers(graph, _reported(report))
     dims = [d for value in graph.graph.input[:1] for d in value.type.tensor_type.shape.dim[:1]]
     open_batch = any(not d.HasField("dim_value") for d in dims)
     if estimated and open_batch:

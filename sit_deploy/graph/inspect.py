@@ -51,7 +51,7 @@ def tensor_info(model: onnx.ModelProto) -> dict[str, TensorInfo]:
     """
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as error:
         raise InputError(
             f"the ONNX graph fails shape inference: {first_line(error)}; export it again"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -74,12 +75,38 @@ class Finding:
         return f"[{self.rule}] {self.where}: {self.message}"
 
 
+def unsound(model: onnx.ModelProto) -> str | None:
+    """Return why nothing can be said of what is in a graph: a node without its operands, a weight that is not as long as it says.
+
+    Args:
+        model: the graph, its weights with it.
+    """
+    try:
+        onnx.checker.check_model(model)
+        for tensor in model.graph.initializer:
+            numpy_helper.to_array(tensor)
+        for node in model.graph.node:
+            with contextlib.suppress(onnx.defs.SchemaError):  # not a standard operator: `domain` reports it
+                onnx.defs.get_schema(node.op_type, default_opset(model), node.domain)
+    # of a file that says what cannot be, these make any of them
+    except (
+        onnx.checker.ValidationError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+    ) as error:
+        return f"ONNX's check fails: {first_line(error)}; export it again"
+    return None
+
+
 def lint(
     model: onnx.ModelProto, *, max_opset: int | None = None, dynamic_batch: bool = False
 ) -> list[Finding]:
     """Return every breach of the rules below, none for a deployable graph.
 
-    `invalid` ONNX's own full check fails · `domain` an operator, opset or function from outside ai.onnx ·
+    `invalid` ONNX's own full check fails, alone where nothing else can be said of it (`unsound`) · `domain` an operator, opset or function from outside ai.onnx ·
     `opset` newer than `max_opset` · `control-flow` a subgraph · `shape-arithmetic` shapes computed at run time ·
     `unknown-shape` a dimension that inference cannot tell · `dtype` float64, or int64 where it is not a shape or index ·
     `non-finite` NaN or infinity among the weights · `static-weights` a weight that is computed at run time ·
@@ -92,6 +119,8 @@ def lint(
         dynamic_batch: allow one symbol, that of dimension 0 of the input: as dimension 0 of inputs and outputs, and
             once in the shape of any tensor between them (attention moves the batch behind the q, k, v axis).
     """
+    if reason := unsound(model):
+        return [Finding("invalid", "model", reason)]
     graph = _LintedGraph(model, max_opset, dynamic_batch)
     return [finding for rule in _RULES for finding in rule(graph)]
 
