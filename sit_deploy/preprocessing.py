@@ -45,8 +45,14 @@ MAX_PIXELS = 178_956_970  # of an image's file; Pillow's own limit, at which it 
 NO_IMAGE = "not an image that can be read (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, PPM)"
 # Where the resized picture had that many times the pixels of its crop, it is cropped first: the whole could take any memory.
 _STRIP = 16
+# what fields mean that are not there, since they came later: what was done before
+OF_OLD = {"orientation": "stored", "crop_mode": "center", "crop_offset": "round"}
 _FORMS = (("NCHW", "float32"), ("NHWC", "uint8"))
 ORIENTATIONS = ("exif", "stored")
+CROP_MODES = ("center", "squash")  # as timm calls them
+# of half a pixel at the crop's edge, torchvision (and timm) take the even whole one, transformers the lower
+CROP_OFFSETS = ("round", "floor")
+_CHOICES = {"orientation": ORIENTATIONS, "crop_mode": CROP_MODES, "crop_offset": CROP_OFFSETS}
 _ORIENTATION_TAG = 0x0112
 # What a stored image needs to stand as it was seen, by its EXIF orientation; any other value asks for nothing.
 _TURNS = {
@@ -62,19 +68,25 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to a network's input: turn, resize the shorter side, crop the centre, scale to [0, 1], normalise.
+    """From an image to a network's input: turn, resize, crop the centre, scale to [0, 1], normalise.
 
     Equal to torchvision's `Resize(resize, interpolation)`, `CenterCrop(size)`, `ToTensor()`, `Normalize(mean, std)` on
-    Pillow images, and so to timm's evaluation transform of a square input. Resizing is antialiased.
+    Pillow images, and so to timm's evaluation transform of a square input; where the picture is squeezed, to
+    `Resize((resize, resize), interpolation)` in place of the first. Resizing is antialiased.
 
     Attributes:
         size: crop in pixels, (height, width).
-        resize: length in pixels that the shorter side gets.
+        resize: length in pixels that the shorter side gets; of a squeezed picture, both sides of a square input, and
+            of any other the longer one, the shorter in proportion.
         mean, std: per channel R, G, B, of values in [0, 1].
         layout, dtype: what the network takes: NCHW float32, normalised here, or NHWC uint8, pixels that it normalises itself.
         orientation: "exif": a picture is first turned as its EXIF orientation says, equal to Pillow's `exif_transpose`;
             "stored": it stays as its pixels are stored, as torchvision and timm leave it. What was written before there was
             such a field was trained on pixels as stored.
+        crop_mode: "center": the picture keeps its shape, and what is beyond the crop is not seen; "squash": it is squeezed
+            into the crop's shape, as the image processors of transformers and SigLIP's authors do.
+        crop_offset: where the crop begins if that is between two pixels: "round", at the even one, as torchvision has it;
+            "floor", at the lower one, as transformers has it.
     """
 
     size: tuple[int, int]
@@ -85,6 +97,8 @@ class Preprocessing:
     layout: str = "NCHW"
     dtype: str = "float32"
     orientation: str = "stored"
+    crop_mode: str = "center"
+    crop_offset: str = "round"
 
     def __post_init__(self) -> None:
         if not (_is_row(self.size, 2, int) and min(self.size) >= 1 and max(self.size) <= _LARGEST):
@@ -110,10 +124,10 @@ class Preprocessing:
                 "preprocessing: layout and dtype must be NCHW and float32, or NHWC and uint8, "
                 f"got {self.layout!r} and {self.dtype!r}"
             )
-        if self.orientation not in ORIENTATIONS:
-            raise InputError(
-                f"preprocessing: orientation must be one of {', '.join(ORIENTATIONS)}, got {self.orientation!r}"
-            )
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"preprocessing: {name} must be one of {', '.join(known)}, got {value!r}")
 
     @classmethod
     def for_model(
@@ -163,7 +177,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`, also of before there was `orientation`, which then is "stored".
+        """The inverse of `to_dict`, also of before there were the fields of `OF_OLD`.
 
         Raises:
             InputError: a missing, unknown or wrong field.
@@ -171,7 +185,7 @@ class Preprocessing:
         if not isinstance(fields, dict):
             raise InputError(f"preprocessing: expected named fields, got {fields!r}")
         known = cls.__dataclass_fields__
-        fields = {"orientation": "stored", **fields}
+        fields = {**OF_OLD, **fields}
         for what, names in (("missing", known.keys() - fields), ("unknown", fields.keys() - known)):
             if names:
                 raise InputError(
@@ -197,9 +211,13 @@ class Preprocessing:
     def seen(self, image: Image.Image) -> Image.Image:
         """The part of the turned image that the crop takes, to half a pixel of the crop, RGB: at the image's own resolution.
 
-        One that is smaller than what it is resized to has each of its pixels several times.
+        One that is smaller than what it is resized to has each of its pixels several times. A long strip that is squeezed
+        would take any memory so: of that, it is what the model sees.
         """
         image = self.upright(to_rgb(image))
+        strip = max(image.size) > _STRIP * min(image.size)
+        if self.crop_mode == "squash" and strip and min(image.size) < self.resize:
+            return Image.fromarray(self.raw.pixels(image))
         target, box = self._placed(*image.size)
         edges = [edge * image.size[i % 2] / target[i % 2] for i, edge in enumerate(box)]
         corner = [math.floor(edge) for edge in edges[:2]]
@@ -218,12 +236,19 @@ class Preprocessing:
         shorter, longer = min(width, height), max(width, height)
         if not shorter:
             raise InputError(f"an image of {width} x {height} pixels has nothing to see; remove it")
-        # Rounding down the longer side, and rounding half to even below, are torchvision's.
-        scaled = (self.resize, int(self.resize * longer / shorter))
-        target = scaled if width <= height else scaled[::-1]
         crop_height, crop_width = self.size
-        left = round((target[0] - crop_width) / 2)
-        top = round((target[1] - crop_height) / 2)
+        # Rounding down the longer side, and rounding half to even below, are torchvision's.
+        if self.crop_mode == "squash":
+            target = (
+                self.resize * crop_width // max(self.size),
+                self.resize * crop_height // max(self.size),
+            )
+        else:
+            scaled = (self.resize, int(self.resize * longer / shorter))
+            target = scaled if width <= height else scaled[::-1]
+        whole = math.floor if self.crop_offset == "floor" else round
+        left = whole((target[0] - crop_width) / 2)
+        top = whole((target[1] - crop_height) / 2)
         return target, (left, top, left + crop_width, top + crop_height)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ class TrainRequest:
         warm_start: fit a student's TSMs before its first step (`training.warm_start`).
         qat: quantization-aware, from the trained model in `init`, calibrated on qat_images.
         qat_skip: patterns of names of layers that stay in float.
-        mean, std, interpolation, orientation: of the preprocessing, in place of what else says it
+        mean, std, crop_mode, interpolation, orientation: of the preprocessing, in place of what else says it
             (`sit_deploy.models.data_config`), with `crop_pct` of the recipe.
     """
 
@@ -80,6 +80,7 @@ class TrainRequest:
     image_size: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_mode: str | None = None
     interpolation: str | None = None
     orientation: str | None = None
     warm_start: bool = True
@@ -222,7 +223,7 @@ class TrainRequest:
         from sit_deploy.models.data_config import DataConfig, Source
 
         crop = dict(self.overrides).get("crop_pct") or None
-        values = (self.mean, self.std, crop, self.interpolation, self.orientation)
+        values = (self.mean, self.std, self.crop_mode, crop, self.interpolation, self.orientation)
         return DataConfig(Source.OPTIONS, *values).check()
 
     @property
@@ -317,6 +318,8 @@ class TrainRequest:
             **{name: value and list(value) for name, value in (("mean", self.mean), ("std", self.std))},
             "interpolation": self.interpolation,
             "orientation": self._turns,
+            # left out where it was not given, as in runs of before there was such an option
+            **({"crop_mode": self.crop_mode} if self.crop_mode else {}),
             **({"kept": list(self.kept)} if self.kept else {}),
             **files,
             # left out where it is on: a run of an older version, without one, goes on as it was begun

@@ -31,7 +31,7 @@ _LARGEST = {
 }
 # what is loaded as `sit-deploy build` loads it
 _LOADED = (
-    "checkpoint", "pretrained", "checkpoint_key", "ema", "image_size", "num_classes", "mean", "std", "crop_pct", "interpolation", "orientation",
+    "checkpoint", "pretrained", "checkpoint_key", "ema", "image_size", "num_classes", "mean", "std", "crop_mode", "crop_pct", "interpolation", "orientation",
     "val_data", "data_dir", "split", "image_key", "label_key",
 )  # fmt: skip
 
@@ -70,6 +70,7 @@ class SlimRequest:
     num_classes: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_mode: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None

@@ -179,10 +179,15 @@ _PREPROCESSING_OPTIONS = (
     click.option("--mean", type=Channels(), help="Of the pixels in [0, 1]."),
     click.option("--std", type=Channels(), help="Likewise."),
     click.option(
+        "--crop-mode",
+        metavar="center|squash",
+        help="Crop pictures at the centre, or squeeze them into a square.",
+    ),
+    click.option(
         "--crop-pct",
         type=Real(most=1),
         metavar="X",
-        help="Share of the resized shorter side that the crop keeps.",
+        help="Share of the resized sides that the crop keeps.",
     ),
     click.option("--interpolation", metavar="NAME", help="Of resizing: bicubic, bilinear or lanczos."),
     click.option(
@@ -315,7 +320,7 @@ def graph_options(command: Callable) -> Callable:
 
 
 def preprocessing_options(command: Callable) -> Callable:
-    """Add what may be said of the preprocessing: `mean`, `std`, `crop_pct`, `interpolation`, `orientation`, None by default."""
+    """Add what may be said of the preprocessing: `mean`, `std`, `crop_mode`, `crop_pct`, `interpolation`, `orientation`, None by default."""
     return _add(_PREPROCESSING_OPTIONS, command)
 
 

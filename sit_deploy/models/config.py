@@ -111,8 +111,8 @@ class ModelConfig:
         std: likewise.
         crop_pct: share of the resized shorter side that the centre crop keeps.
         interpolation: of the resize.
-        squash: its authors evaluate it on images squeezed into a square, which is not done here: they are cropped at the
-            centre.
+        crop_mode: how its authors make a square of an image, by timm's names: "center" cropped, "squash" squeezed, "border"
+            padded.
         unslimmable: what keeps it from slimming, of a model that is taken whole.
         kept: patch tokens of each stage, the first all patches of an image; None for those that `keeping_ratio` gives.
         method: how tokens are merged between stages (`sit_deploy.methods`).
@@ -137,7 +137,7 @@ class ModelConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_pct: float = 0.875  # official evaluation resizes the shorter side to size · 256/224
     interpolation: str = "bicubic"
-    squash: bool = False
+    crop_mode: str = "center"
     unslimmable: str | None = None
     kept: tuple[int, ...] | None = None
     method: str = TSM

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # what reads options is to be quick, without NumPy
     from sit_deploy.models.card import ModelCard
     from sit_deploy.preprocessing import Preprocessing
 
-FIELDS = ("mean", "std", "crop_pct", "interpolation", "orientation")
+FIELDS = ("mean", "std", "crop_mode", "crop_pct", "interpolation", "orientation")
 
 
 class Source(Enum):
@@ -45,10 +45,12 @@ class DataConfig:
         source: who says it.
         mean: of each channel, of values from 0 to 1.
         std: likewise.
-        crop_pct: share of the resized shorter side that the centre crop keeps.
+        crop_mode: how an image comes to be a square, by timm's names: "center", cropped; "squash", squeezed; "border", padded,
+            which is not done here.
+        crop_pct: share of the resized sides that the centre crop keeps.
         interpolation: of the resize.
         orientation: whether pictures are turned as their EXIF says.
-        fit: how an image comes to be a square: "center", cropped as is done here; "squash", squeezed; "border", padded.
+        crop_offset: where a crop begins that is between two pixels (`Preprocessing`), which goes with `crop_mode`.
         title: the source's own name, for messages: the file and entry, or the model.
         like: the preprocessing whose resize `crop_pct` stands for, where that is exact.
         side: pixels of the squares that images become, where it says so.
@@ -57,16 +59,17 @@ class DataConfig:
     source: Source
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_mode: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None
-    fit: str | None = None
+    crop_offset: str = "round"
     title: str = ""
     like: Preprocessing | None = None
     side: int | None = None
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) is not None for name in (*FIELDS, "fit"))
+        return any(getattr(self, name) is not None for name in FIELDS)
 
     @property
     def words(self) -> str:
@@ -99,18 +102,24 @@ class DataConfig:
             raise InputError(
                 f"--crop-pct is a share, above 0 and at most 1, got {self.crop_pct:g}; pass for example --crop-pct {share}"
             )
-        if self.interpolation is None and self.orientation is None:
+        if self.crop_mode is self.interpolation is self.orientation is None:
             return self
-        from sit_deploy.preprocessing import INTERPOLATIONS, ORIENTATIONS
+        from sit_deploy.preprocessing import CROP_MODES, INTERPOLATIONS, ORIENTATIONS
 
-        for name, known in (("interpolation", INTERPOLATIONS), ("orientation", ORIENTATIONS)):
+        for name, known in (
+            ("crop_mode", CROP_MODES),
+            ("interpolation", INTERPOLATIONS),
+            ("orientation", ORIENTATIONS),
+        ):
             value = getattr(self, name)
             if value is not None and value not in known:
-                raise InputError(f"--{name} {value} is not offered; choose {', '.join(known)}")
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value} is not offered; choose {', '.join(known)}"
+                )
         return self
 
     def resize(self, size: int) -> int:
-        """Return the pixels of the resized shorter side of which `size` are kept."""
+        """Return the pixels of the resized sides of which `size` are kept."""
         return self.like.at(size).resize if self.like else int(size / self.crop_pct)
 
     def options(self) -> dict[str, Any]:
@@ -132,14 +141,12 @@ class Choice:
     Attributes:
         preprocessing: what was chosen.
         deciding: whose word each part is, by `FIELDS`.
-        notes: where another source says otherwise, a sentence each.
-        fit: whose word it is that images came to be squares in another way than here, None where nobody says so.
+        notes: where another source says otherwise, or what is not done as it says, a sentence each.
     """
 
     preprocessing: Preprocessing
     deciding: dict[str, DataConfig]
     notes: list[str] = field(default_factory=list)
-    fit: DataConfig | None = None
 
     @property
     def sources(self) -> dict[str, str]:
@@ -160,16 +167,16 @@ def from_card(card: ModelCard) -> DataConfig:
     """Return what a model card says."""
     ours = card.preprocessing
     crop = max(ours.size) / ours.resize
-    values = (ours.mean, ours.std, crop, ours.interpolation, ours.orientation)
-    return DataConfig(Source.CARD, *values, fit="center", like=ours)
+    values = (ours.mean, ours.std, ours.crop_mode, crop, ours.interpolation, ours.orientation)
+    return DataConfig(Source.CARD, *values, crop_offset=ours.crop_offset, like=ours)
 
 
 def from_name(config: ModelConfig) -> DataConfig:
     """Return what goes with a model's name; of how its pictures lay nothing is known."""
     whose = "timm's configuration" if config.base else Source.MODEL_NAME.value
     title = f"{whose} of {config.base or config.name}"
-    values = (config.mean, config.std, config.crop_pct, config.interpolation)
-    return DataConfig(Source.MODEL_NAME, *values, fit="squash" if config.squash else "center", title=title)
+    values = (config.mean, config.std, config.crop_mode, config.crop_pct, config.interpolation)
+    return DataConfig(Source.MODEL_NAME, *values, title=title)
 
 
 def override(preprocessing: Preprocessing, options: DataConfig) -> Preprocessing:
@@ -207,6 +214,9 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
     for name in FIELDS:
         first, *others = (c for c in (*configs, named, default) if getattr(c, name) is not None)
         taken[name] = first
+        if first.crop_mode == "border" and name == "crop_mode":
+            notes.append(_border_note(first))
+            continue
         compared = [
             other
             for other in others
@@ -230,21 +240,16 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
         taken["mean"].mean,
         taken["std"].std,
         orientation=taken["orientation"].orientation,
+        crop_mode="squash" if taken["crop_mode"].crop_mode == "squash" else "center",
+        crop_offset=taken["crop_mode"].crop_offset,
     )
-    told = next((config for config in (*configs, named) if config.fit), None)
-    return Choice(preprocessing, taken, notes, told if told and told.fit in _OTHER_FITS else None)
+    return Choice(preprocessing, taken, notes)
 
 
-_OTHER_FITS = {"squash": "squeezed into a square", "border": "padded to a square"}
-
-
-def fit_note(choice: Choice) -> str | None:
-    """Return in a sentence that images came to be squares in another way than here, None where nobody says so."""
-    if choice.fit is None:
-        return None
+def _border_note(told: DataConfig) -> WarningText:
     return WarningText(
-        f"preprocessing: by {choice.fit.words} images are {_OTHER_FITS[choice.fit.fit or '']}; here they are cropped at the centre, "
-        "which is the same for square pictures alone"
+        f"preprocessing: by {told.words} images are padded to a square; here they are cropped at the centre, which is the same for "
+        "square pictures alone"
     )
 
 
@@ -288,18 +293,21 @@ def describe(fields: Mapping[str, Any], sources: Mapping[str, str] | None) -> st
         sources: see `Choice.sources`; who it was is left out where it is not known.
     """
     height, width = fields["size"]
+    squeezed = fields.get("crop_mode") == "squash"
     shown = {
         "mean": f"mean {_text(fields['mean'])}",
         "std": f"std {_text(fields['std'])}",
-        "crop_pct": f"shorter side to {fields['resize']} and centre {height} x {width}",
+        "crop_mode": "squeezed into a square" if squeezed else None,
+        "crop_pct": f"{'side' if squeezed else 'shorter side'} to {fields['resize']} and centre {height} x {width}",
         "interpolation": fields["interpolation"],
         "orientation": "turned by EXIF"
         if fields.get("orientation") == "exif"
         else "pixels as stored, EXIF unheeded",
     }
     if not sources:
-        return f"{', '.join(shown.values())}"
+        return ", ".join(filter(None, shown.values()))
     groups: dict[str, list[str]] = {}
     for name in FIELDS:
-        groups.setdefault(sources.get(name, "unknown"), []).append(shown[name])
+        if shown[name]:
+            groups.setdefault(sources.get(name, "unknown"), []).append(shown[name])
     return "; ".join(f"{', '.join(parts)} (from {source})" for source, parts in groups.items())

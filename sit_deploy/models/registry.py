@@ -28,6 +28,7 @@ def _timm_cfg(config: ModelConfig) -> dict[str, Any]:
         "pool_size": None,
         "crop_pct": config.crop_pct,
         "interpolation": config.interpolation,
+        "crop_mode": config.crop_mode,
         "fixed_input_size": True,
         "mean": config.mean,
         "std": config.std,

@@ -121,7 +121,7 @@ def timm_config(name: str) -> ModelConfig:
         std=tuple(data["std"]),
         crop_pct=data["crop_pct"],
         interpolation=data["interpolation"],
-        squash=data["crop_mode"] == "squash",
+        crop_mode=data["crop_mode"],
         unslimmable=obstacle,
     )
 

@@ -39,7 +39,7 @@ Channels = tuple[float, float, float]
 # where trainers keep what they were started with
 _ENTRIES = ("args", "hyper_parameters", "hparams", "data_config", "pretrained_cfg", "config", "cfg")
 _NAMES = ("model", "model_name", "arch", "architecture")  # what they call the name of a model
-_FITS = ("center", "squash", "border")  # timm's crop_mode
+_CROP_MODES = ("center", "squash", "border")  # timm's
 _RESIZE_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}  # open_clip's
 _PILLOW_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by number, as transformers writes them
 
@@ -121,8 +121,8 @@ def _of_open_clip(fields: Any, path: Path) -> DataConfig | None:
     said = _of_arguments(fields, f"{OPEN_CLIP} beside {path.name}")
     if not said:
         return said
-    fit = _RESIZE_MODES.get(str(fields.get("resize_mode", "shortest")))
-    return replace(said, crop_pct=1.0, fit=fit)
+    crop_mode = _RESIZE_MODES.get(str(fields.get("resize_mode", "shortest")))
+    return replace(said, crop_pct=1.0, crop_mode=crop_mode)
 
 
 def _content(path: Path) -> Any:
@@ -144,21 +144,21 @@ def _of_arguments(entry: Any, title: str) -> DataConfig | None:
     from sit_deploy.preprocessing import INTERPOLATIONS
 
     mean, std, crop = _three(fields.get("mean")), _three(fields.get("std")), fields.get("crop_pct")
-    interpolation, fit = fields.get("interpolation"), fields.get("crop_mode")
+    interpolation, crop_mode = fields.get("interpolation"), fields.get("crop_mode")
     plain = DataConfig(
         Source.TRAINER,
         mean,
         std,
+        crop_mode if crop_mode in _CROP_MODES else None,
         float(crop) if _is_number(crop) and 0 < crop <= 1 else None,
         interpolation if interpolation in INTERPOLATIONS else None,
-        fit=fit if fit in _FITS else None,
         title=title,
     )
     name = next((fields[key] for key in _NAMES if isinstance(fields.get(key), str)), None)
     trained = _config_of(name)
     if trained is None:
         return plain
-    parts = {key: value for key in (*FIELDS, "fit") if (value := getattr(plain, key)) is not None}
+    parts = {key: value for key in FIELDS if (value := getattr(plain, key)) is not None}
     return replace(from_name(trained), source=Source.TRAINER, title=f"{title}, trained as {name}", **parts)
 
 
@@ -172,14 +172,15 @@ def _config_of(name: str | None) -> ModelConfig | None:
 def _of_transformers(fields: Mapping[str, Any], file: str) -> DataConfig | None:
     """Return what the image processor of Hugging Face's transformers says."""
     mean, std = _values_of_transformers(fields)
-    share, fit = _crop_of_transformers(fields)
+    share, crop_mode = _crop_of_transformers(fields)
     config = DataConfig(
         Source.TRAINER,
         mean,
         std,
+        crop_mode,
         share,
         _PILLOW_FILTERS.get(fields.get("resample")) if isinstance(fields.get("resample"), int) else None,
-        fit=fit,
+        crop_offset="floor",
         side=_side_of_transformers(fields),
         title=f"{file} beside the checkpoint",
     )
@@ -210,7 +211,7 @@ def _values_of_transformers(fields: Mapping[str, Any]) -> tuple[Channels | None,
 
 
 def _crop_of_transformers(fields: Mapping[str, Any]) -> tuple[float | None, str | None]:
-    """Return the share that the centre crop keeps, and how images come to be squares (`DataConfig.fit`)."""
+    """Return the share that the centre crop keeps, and how images come to be squares (`DataConfig.crop_mode`)."""
     size, crop, share = (fields.get(key) for key in ("size", "crop_size", "crop_pct"))
     if _is_number(share) and 0 < share <= 1:  # of ConvNeXt's
         return float(share), "center"
@@ -224,15 +225,15 @@ def _crop_of_transformers(fields: Mapping[str, Any]) -> tuple[float | None, str 
     kind = str(fields.get("image_processor_type") or fields.get("feature_extractor_type") or "")
     if not isinstance(size, Mapping) and kind.startswith(("CLIP", "ChineseCLIP")):
         shorter, side = size, None
-    fit = "center" if _is_number(shorter) else "squash" if _is_number(side) else None
-    resized = shorter if fit == "center" else side
-    if not fit or not resized > 0:
+    mode = "center" if _is_number(shorter) else "squash" if _is_number(side) else None
+    resized = shorter if mode == "center" else side
+    if not mode or not resized > 0:
         return None, None
     if fields.get("do_center_crop") is not True:
-        return (1.0, fit) if fit == "squash" else (None, None)
+        return (1.0, mode) if mode == "squash" else (None, None)
     cropped = crop.get("height") if isinstance(crop, Mapping) else crop
     share = cropped / resized if _is_number(cropped) else 0.0
-    return (float(share), fit) if 0 < share <= 1 else (None, fit)
+    return (float(share), mode) if 0 < share <= 1 else (None, mode)
 
 
 def _side_of_transformers(fields: Mapping[str, Any]) -> int | None:

@@ -222,16 +222,14 @@ def _calibrate(
 ) -> Calibration:
     """Return the calibration of the cache where there is one, else of the images; a cache that is not there is written."""
     from calibration.cache import Calibration
+    from sit_deploy.preprocessing import OF_OLD
     from sit_deploy.quantize.calibrate import graph_key
     from sit_deploy.quantize.image_stream import images_key
 
     request, cache = work.request, work.request.calib_cache
     if cache and (cache.exists() or stream is None):
         calibration = Calibration.load(cache)
-        calibration.preprocessing = {
-            "orientation": "stored",
-            **calibration.preprocessing,
-        }  # older ones do not say it
+        calibration.preprocessing = {**OF_OLD, **calibration.preprocessing}
         calibration.require(
             graph=graph_key(graph),
             images=images_key(stream.digests()) if stream else None,

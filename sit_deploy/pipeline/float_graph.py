@@ -174,7 +174,7 @@ def load_request(work: Work) -> tuple[LoadedModel, Choice, list[str] | None]:
 
 def _choose(work: Work, loaded: LoadedModel) -> Choice:
     """Return the preprocessing that the options, the model card, the checkpoint itself or the model's name say."""
-    from sit_deploy.models.data_config import Source, choose, fit_note, from_card, from_name, from_options
+    from sit_deploy.models.data_config import Source, choose, from_card, from_name, from_options
     from sit_deploy.models.trainer_config import from_checkpoint
 
     request, config = work.request, loaded.config
@@ -191,8 +191,6 @@ def _choose(work: Work, loaded: LoadedModel) -> Choice:
             f"{loaded.checkpoint.path.name} does not say what its images were like, so {' and '.join(named)} are from "
             f"{from_name(config).words}; if it was trained otherwise, pass {' and '.join(f'--{name}' for name in named)}"
         )
-    if said := fit_note(choice):
-        work.note(said)
     return choice
 
 

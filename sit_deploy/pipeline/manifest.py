@@ -30,7 +30,7 @@ _ELSEWHERE = (
     "std",
     "crop_pct",
     "interpolation",
-    "squash",
+    "crop_mode",
     "unslimmable",
 )
 

@@ -62,7 +62,7 @@ class BuildRequest:
         sensitivity: measure every layer alone.
         max_damaged: images of calib_data and val_data that may be unreadable; they are left out.
         allow_wider_kernels: keep an engine whose kernels multiply in more bits than was asked for.
-        mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it
+        mean, std, crop_mode, crop_pct, interpolation, orientation: of the preprocessing, in place of what else says it
             (`models.data_config`).
     """
 
@@ -114,6 +114,7 @@ class BuildRequest:
     checkpoint_key: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_mode: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None

@@ -313,6 +313,8 @@ class PreprocessingRecord(Struct):
     resize: Any
     interpolation: Text
     orientation: str = "stored"
+    crop_mode: str = "center"
+    crop_offset: str = "round"
 
 
 class GraphReport(JsonRecord, kw_only=True):

@@ -46,7 +46,7 @@ class ValidateRequest(LabelledOptions):
         max_accuracy_drop: points of top-1.
         min_agreement: percent.
         checkpoint: the weights, where they moved since the build.
-        mean, std, crop_pct, interpolation, orientation: of the preprocessing, in place of the bundle's.
+        mean, std, crop_mode, crop_pct, interpolation, orientation: of the preprocessing, in place of the bundle's.
         layers: time each layer.
         debug: find the first layer that drifts.
     """
@@ -61,6 +61,7 @@ class ValidateRequest(LabelledOptions):
     device: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_mode: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None

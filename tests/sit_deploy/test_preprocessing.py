@@ -17,7 +17,9 @@ from PIL import Image, ImageOps
 
 from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import (
+    CROP_MODES,
     FORMATS,
+    OF_OLD,
     Preprocessing,
     decode_image,
     is_image,
@@ -95,6 +97,73 @@ def test_a_crop_that_is_not_square_equals_torchvision() -> None:
     np.testing.assert_array_equal(ours.pixels(image), np.asarray(reference(image)))
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+def test_a_squeezed_picture_equals_timms(shape: tuple[int, int], crop_pct: float) -> None:
+    from timm.data import create_transform
+
+    ours = replace(Preprocessing.for_model(96, crop_pct), crop_mode="squash")
+    assert ours.at(48).crop_mode == ours.raw.crop_mode == "squash"
+    image = picture(*shape)
+    for one in (ours, ours.at(48)):
+        reference = create_transform(
+            one.size[0],
+            is_training=False,
+            normalize=False,
+            crop_pct=crop_pct,
+            crop_mode="squash",
+            interpolation="bicubic",
+        )
+        np.testing.assert_array_equal(one.pixels(image).transpose(2, 0, 1), reference(image).numpy())
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"), [({"height": 96, "width": 96}, None), ({"height": 110, "width": 110}, 96)]
+)
+def test_a_squeezed_picture_equals_transformers(size: dict[str, int], crop: int | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind = transformers.DeiTImageProcessorPil if crop else transformers.ViTImageProcessorPil
+    cropped = {"do_center_crop": True, "crop_size": {"height": crop, "width": crop}} if crop else {}
+    theirs = kind(size=size, resample=3, do_rescale=False, do_normalize=False, **cropped)
+    ours = Preprocessing((96, 96), size["height"], crop_mode="squash")
+    for shape in SHAPES:
+        image = picture(*shape)
+        made = np.asarray(theirs(image, return_tensors="np")["pixel_values"])[0]
+        np.testing.assert_array_equal(ours.pixels(image).transpose(2, 0, 1), made)
+
+
+def test_a_crop_between_two_pixels_equals_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    ours = Preprocessing((32, 32), 32, crop_offset="floor")
+    differ = []
+    for beyond in range(9):
+        image = picture(32, 32 + beyond)
+        made = np.asarray(theirs(image, return_tensors="np")["pixel_values"])[0]
+        np.testing.assert_array_equal(ours.pixels(image).transpose(2, 0, 1), made)
+        differ.append(
+            not np.array_equal(replace(ours, crop_offset="round").pixels(image).transpose(2, 0, 1), made)
+        )
+    assert differ == [False, False, False, True, False, False, False, True, False]
+
+
+def test_what_is_squeezed_to_a_crop_that_is_not_square_equals_torchvision() -> None:
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    ours = Preprocessing(size=(40, 63), resize=71, crop_mode="squash")
+    reference = transforms.Compose(
+        [transforms.Resize((45, 71), InterpolationMode.BICUBIC), transforms.CenterCrop((40, 63))]
+    )
+    image = picture(120, 90)
+    np.testing.assert_array_equal(ours.pixels(image), np.asarray(reference(image)))
+
+
 def test_resize_length_is_the_official_one_for_every_size() -> None:
     for size in range(16, 1025):
         assert Preprocessing.for_model(size).resize == int(size * 256 / 224)
@@ -123,6 +192,8 @@ def test_dictionary_round_trip_through_json() -> None:
         ({"layout": "NHWC"}, "layout"),
         ({"dtype": "float16"}, "dtype"),
         ({"orientation": "upright"}, "orientation"),
+        ({"crop_mode": "border"}, "crop_mode must be one of center, squash"),
+        ({"crop_offset": 0}, "crop_offset must be one of round, floor"),
         ({"gamma": 2}, "unknown field gamma"),
     ],
 )
@@ -246,11 +317,12 @@ def test_damaged_exif_asks_for_nothing(exif: bytes, tmp_path: Path) -> None:
         assert turn_of(load_image(tmp_path / name)) is None
 
 
-def test_before_there_was_an_orientation_pixels_were_as_stored() -> None:
-    ours = Preprocessing.for_model(224, orientation="exif")
+def test_before_there_was_an_orientation_pixels_were_as_stored_and_pictures_cropped() -> None:
+    usual = Preprocessing.for_model(224)
+    ours = replace(usual, orientation="exif", crop_mode="squash", crop_offset="floor")
     fields = ours.to_dict()
-    assert fields.pop("orientation") == "exif"
-    assert Preprocessing.from_dict(fields) == replace(ours, orientation="stored")
+    assert [fields.pop(name) for name in OF_OLD] == ["exif", "squash", "floor"]
+    assert Preprocessing.from_dict(fields) == usual
     assert ours.at(112).orientation == ours.raw.orientation == "exif"
 
 
@@ -348,14 +420,19 @@ def test_strips_are_cropped_first_and_none_can_tell(
     assert np.array_equal(ours.pixels(image), cropped)
 
 
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
 @pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (1, 2_000_000), (3, 65000)])
-def test_an_image_out_of_proportion_asks_for_no_memory(size: tuple[int, int], tmp_path: Path) -> None:
+def test_an_image_out_of_proportion_asks_for_no_memory(
+    size: tuple[int, int], crop_mode: str, tmp_path: Path
+) -> None:
     Image.new("1", size, 1).save(tmp_path / "strip.png")
+    ours = replace(Preprocessing.for_model(224), crop_mode=crop_mode)
     tracemalloc.start()
-    pixels = Preprocessing.for_model(224).pixels(load_image(tmp_path / "strip.png"))
+    image = load_image(tmp_path / "strip.png")
+    pixels, seen = ours.pixels(image), np.asarray(ours.seen(image))
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert pixels.shape == (224, 224, 3) and (pixels == 255).all()
+    assert pixels.shape == (224, 224, 3) and (pixels == 255).all() and (seen == 255).all()
     assert taken < 50e6
 
 
@@ -370,26 +447,36 @@ def test_what_is_seen_is_the_crop_at_the_images_own_resolution(shape: tuple[int,
     smooth = np.stack([x * 255 / shape[1], y * 255 / shape[0], (x + y) * 255 / sum(shape)], -1).astype(
         np.uint8
     )
-    for turn in (None, 6):
+    for turn, crop_mode in ((None, "center"), (6, "center"), (None, "squash"), (6, "squash")):
         preprocessing = Preprocessing.for_model(112, orientation="exif" if turn else "stored")
+        preprocessing = replace(preprocessing, crop_mode=crop_mode)
         image = Image.fromarray(smooth)
         if turn:
             image.getexif()[0x0112] = turn
         seen = preprocessing.seen(image)
         times = -(-preprocessing.resize // min(shape))  # of a picture that is enlarged
-        share = 112 / preprocessing.resize * min(shape) * times
-        assert max(abs(side - share) for side in seen.size) < 2  # each edge to a whole pixel
+        stands = image.size[::-1] if turn else image.size
+        sides = stands if crop_mode == "squash" else [min(shape)] * 2
+        shares = [112 / preprocessing.resize * side * times for side in sides]
+        # each edge to a whole pixel
+        assert max(abs(a - b) for a, b in zip(seen.size, shares, strict=True)) < 2
         again = np.asarray(seen.resize((112, 112)), np.int16)
         assert np.abs(again - preprocessing.pixels(image)).max() <= 6  # half a pixel to any side
 
 
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
 @pytest.mark.parametrize(
-    "size", [(1, 1), (7, 5), (10, 10), (28, 28), (32, 37), (100, 61), (3, 500), (127, 128), (427, 640)]
+    "size",
+    [(1, 1), (7, 5), (10, 10), (28, 28), (32, 37), (100, 61), (30, 400), (3, 500), (127, 128), (427, 640)],
 )
-def test_what_is_seen_is_in_its_place_to_half_a_pixel_of_the_models(size: tuple[int, int]) -> None:
+def test_what_is_seen_is_in_its_place_to_half_a_pixel_of_the_models(
+    size: tuple[int, int], crop_mode: str
+) -> None:
     """Of a picture that is enlarged, an edge to a whole pixel of its own would be patches away."""
     numbers = np.mgrid[: size[1], : size[0]][::-1]
-    preprocessing = Preprocessing.for_model(112)
+    preprocessing = replace(Preprocessing.for_model(112), crop_mode=crop_mode)
+    if crop_mode == "squash" and max(size) > 16 * min(size):
+        return  # then it is what the model sees
     target, box = preprocessing._placed(*size)
     for axis, number in enumerate(numbers):
         picture = Image.fromarray(np.stack([number // 256, number % 256, 0 * number], -1).astype(np.uint8))

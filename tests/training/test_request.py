@@ -172,7 +172,7 @@ OTHER = {
     "qat": True, "model": "sit_xs", "data": "flowers/", "stages": (10, 2, 2, 2), "keeping_ratio": 0.4, "train_split": "a",
     "val_split": "b", "image_key": "img", "label_key": "fine", "num_classes": 5, "image_size": 112, "overrides": (("lr", 1e-3),), "seed": 1, "amp": "bf16", "kept": (196, 90, 40, 9),
     "sync_batchnorm": True, "cnn_teacher": "resnet18", "teacher": None, "init": None, "cnn_checkpoint": None,
-    "checkpoint_key": "model", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear", "orientation": "stored",
+    "checkpoint_key": "model", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_mode": "squash", "interpolation": "bilinear", "orientation": "stored",
 }  # fmt: skip
 
 

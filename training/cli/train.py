@@ -145,6 +145,11 @@ def recipe_options(command: Callable) -> Callable:
 )
 @click.option("--std", type=Channels(), help="Likewise.")
 @click.option(
+    "--crop-mode",
+    metavar="center|squash",
+    help="In evaluation, crop pictures at the centre or squeeze them into a square.",
+)
+@click.option(
     "--interpolation", metavar="NAME", help="Of resizing in evaluation: bicubic, bilinear or lanczos."
 )
 @click.option(

@@ -62,8 +62,15 @@ std::array<float, 3> colours(const json::Value& group, const std::string& key) {
     });
 }
 
+/// Whether a field says `other` in place of `usual`, which is also what it says where it is not there.
+bool is_other(const json::Value& fields, const std::string& name, const std::string& usual, const std::string& other) {
+    const std::string said = fields.find(name) ? text(fields, name) : usual;
+    if (said != usual && said != other) throw Error("has " + name + " unknown here (" + said + "); upgrade this library");
+    return said == other;
+}
+
 Preprocessing read_preprocessing(const json::Value& fields) {
-    static const char* const known[] = {"size", "resize", "interpolation", "mean", "std", "layout", "dtype", "orientation"};
+    static const char* const known[] = {"size", "resize", "interpolation", "mean", "std", "layout", "dtype", "orientation", "crop_mode", "crop_offset"};
     for (const auto& [name, value] : fields.members)  // one that is passed over would give other pixels without a word
         if (std::find(std::begin(known), std::end(known), name) == std::end(known))
             throw Error("has preprocessing unknown here (" + name + "); upgrade this library");
@@ -78,11 +85,10 @@ Preprocessing read_preprocessing(const json::Value& fields) {
     const std::string form = text(fields, "layout") + " " + text(fields, "dtype");
     if (form != "NCHW float32" && form != "NHWC uint8") throw Error("has an input unknown here (" + form + "); upgrade this library");
     how.pixels = form == "NHWC uint8";
-    // bundles of before there was a choice were made for pixels as they are stored
-    const std::string orientation = fields.find("orientation") ? text(fields, "orientation") : "stored";
-    if (orientation != "exif" && orientation != "stored")
-        throw Error("has an orientation unknown here (" + orientation + "); upgrade this library");
-    how.upright = orientation == "exif";
+    // what is not there is what was done before there was a choice
+    how.upright = is_other(fields, "orientation", "stored", "exif");
+    how.squash = is_other(fields, "crop_mode", "center", "squash");
+    how.floor = is_other(fields, "crop_offset", "round", "floor");
     return how;
 }
 

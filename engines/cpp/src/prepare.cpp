@@ -11,15 +11,11 @@
 namespace sit_deploy {
 namespace {
 
-/// Python's round(): half to even.
-std::size_t half(std::size_t difference) {
-    const std::size_t down = difference / 2;
-    return difference % 2 == 0 ? down : down + down % 2;
-}
-
-/// The middle `crop` of `to` pixels that `from` become.
-Span middle(std::size_t from, std::size_t to, std::size_t crop) {
-    const std::size_t begin = half(to - crop);
+/// The middle `crop` of `to` pixels that `from` become. Between two pixels it begins at the lower one, or as Python's
+/// round() has it at the even one.
+Span middle(std::size_t from, std::size_t to, std::size_t crop, bool floor) {
+    const std::size_t down = (to - crop) / 2;
+    const std::size_t begin = floor || (to - crop) % 2 == 0 ? down : down + down % 2;
     return {from, to, begin, begin + crop};
 }
 
@@ -74,8 +70,13 @@ std::vector<std::uint8_t> crop_pixels(const Pixels& pixels, const Preprocessing&
         const auto longer = static_cast<std::size_t>(static_cast<double>(how.resize * std::max(width, height)) /
                                                      static_cast<double>(std::min(width, height)));
         const bool portrait = width <= height;
-        return resize_window(pixels, middle(width, portrait ? how.resize : longer, how.width),
-                             middle(height, portrait ? longer : how.resize, how.height), how.interpolation)
+        std::size_t across = portrait ? how.resize : longer, down = portrait ? longer : how.resize;
+        if (how.squash) {
+            across = how.resize * how.width / std::max(how.width, how.height);
+            down = how.resize * how.height / std::max(how.width, how.height);
+        }
+        return resize_window(pixels, middle(width, across, how.width, how.floor), middle(height, down, how.height, how.floor),
+                             how.interpolation)
             .rgb;
     });
 }

@@ -89,7 +89,10 @@ Preprocessing preprocessing(Input& in) {
     how.resize = in.size();
     how.interpolation = filters[in.byte() % 4];
     how.pixels = (in.byte() & 1) != 0;
-    how.upright = (in.byte() & 1) != 0;
+    const unsigned char flags = in.byte();
+    how.upright = (flags & 1) != 0;
+    how.squash = (flags & 2) != 0;
+    how.floor = (flags & 4) != 0;
     how.mean = {0.5F, 0.5F, 0.5F};
     how.std = {0.5F, 0.5F, static_cast<float>(in.byte())};
     return how;

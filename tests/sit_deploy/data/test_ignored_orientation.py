@@ -111,6 +111,7 @@ def test_old_bundles_do_not_say_who_chose(
     assert set(manifest.preprocessing_source) == {
         "mean",
         "std",
+        "crop_mode",
         "crop_pct",
         "interpolation",
         "orientation",

@@ -66,7 +66,7 @@ def test_what_it_is_written_as() -> None:
         "classes": ["cat", "Hündin", "cow"],
         "preprocessing": {
             "size": [96, 96], "resize": 112, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5],
-            "std": [0.25, 0.5, 0.75], "layout": "NCHW", "dtype": "float32", "orientation": "stored",
+            "std": [0.25, 0.5, 0.75], "layout": "NCHW", "dtype": "float32", "orientation": "stored", "crop_mode": "center", "crop_offset": "round",
         },
         "metrics": {"top1": 71.5},
         "training": {"epochs": 3, "teacher": None},

@@ -35,6 +35,7 @@ def test_every_option_wins_and_is_in_the_command_that_builds_again() -> None:
     values = {
         "mean": (0.1, 0.2, 0.3),
         "std": HALF,
+        "crop_mode": "squash",
         "crop_pct": 0.95,
         "interpolation": "lanczos",
         "orientation": "exif",
@@ -42,7 +43,7 @@ def test_every_option_wins_and_is_in_the_command_that_builds_again() -> None:
     request = BuildRequest("sit_nano", Path("b"), **values)
     found = choose(112, [from_options(request)], from_name(get_config("sit_nano")), "stored")
     assert found.preprocessing == Preprocessing(
-        (112, 112), 117, "lanczos", values["mean"], HALF, orientation="exif"
+        (112, 112), 117, "lanczos", values["mean"], HALF, orientation="exif", crop_mode="squash"
     )
     assert set(found.sources.values()) == {"the options"} and not found.notes
     words = rebuild_command(request, "onnxruntime").split()
@@ -68,6 +69,7 @@ def test_every_option_wins_and_is_in_the_command_that_builds_again() -> None:
         ({"crop_pct": float("nan")}, "--crop-pct is a share"),
         ({"interpolation": "nearest"}, "choose bilinear, bicubic, lanczos"),
         ({"orientation": "upright"}, "choose exif, stored"),
+        ({"crop_mode": "border"}, "--crop-mode border is not offered; choose center, squash"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_to_pass(options: dict, said: str) -> None:
@@ -105,6 +107,8 @@ def test_an_override_of_a_bundle() -> None:
     assert override(ours.raw, DataConfig(Source.OPTIONS, orientation="exif")) == replace(
         ours.raw, orientation="exif"
     )
+    found = override(ours, DataConfig(Source.OPTIONS, crop_mode="squash"))
+    assert found == replace(ours, crop_mode="squash")
     with pytest.raises(InputError, match="normalises by itself"):
         override(ours.raw, DataConfig(Source.OPTIONS, mean=HALF))
 
@@ -116,3 +120,7 @@ def test_the_words_name_every_value_and_its_source() -> None:
         "the configuration of sit_nano); pixels as stored, EXIF unheeded (from the default for weights trained elsewhere)"
     )
     assert "from" not in describe(found.preprocessing.to_dict(), None)
+    squeezed = replace(found.preprocessing, crop_mode="squash").to_dict()
+    assert "std 0.229 0.224 0.225, squeezed into a square, side to 128 and centre 112 x 112" in describe(
+        squeezed, None
+    )

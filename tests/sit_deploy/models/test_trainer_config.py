@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sit_deploy.models.catalog import get_config
-from sit_deploy.models.data_config import DataConfig, Source, choose, fit_note, from_name
+from sit_deploy.models.data_config import Choice, DataConfig, Source, choose, from_name
 from sit_deploy.models.trainer_config import from_checkpoint
 from sit_deploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
@@ -26,6 +27,10 @@ WEIGHTS = {"head.weight": torch.zeros(2, 2)}
 def saved(folder: Path, **beside: Any) -> Path:
     torch.save({"state_dict": WEIGHTS, **beside}, folder / "m.pth")
     return folder / "m.pth"
+
+
+def about_the_crop(found: Choice) -> list[str]:
+    return [note for note in found.notes if "crop-mode" in note or "padded" in note]
 
 
 def chosen(path: Path, name: str = VIT, **options: Any) -> Any:
@@ -82,12 +87,15 @@ def test_what_a_trainer_does_not_say_plainly_is_left(args: Any, tmp_path: Path) 
             "preprocessor_config.json",
             {"image_mean": OURS["mean"], "image_std": OURS["std"], "resample": 2, "do_center_crop": True,
              "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
-            Preprocessing.for_model(224, 0.875, "bilinear", OURS["mean"], OURS["std"]),
+            replace(Preprocessing.for_model(224, 0.875, "bilinear", OURS["mean"], OURS["std"]), crop_offset="floor"),
         ),
         (
             "preprocessor_config.json",
             {"image_mean": HALF, "image_std": HALF, "do_normalize": False, "size": {"height": 224, "width": 224}},
-            Preprocessing.for_model(224, 1.0, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            replace(
+                Preprocessing.for_model(224, 1.0, "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+                crop_mode="squash", crop_offset="floor",
+            ),
         ),
         (
             "config.json",
@@ -127,7 +135,8 @@ def test_an_image_processor_within_another_s_file_is_the_one_that_transformers_t
     (tmp_path / "processor_config.json").write_text(json.dumps(within))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF}))
     found = chosen(saved(tmp_path))
-    assert found.preprocessing == Preprocessing.for_model(224, 1.0, "bilinear", OURS["mean"], OURS["std"])
+    expected = Preprocessing.for_model(224, 1.0, "bilinear", OURS["mean"], OURS["std"])
+    assert found.preprocessing == replace(expected, crop_offset="floor")
     assert found.sources["mean"] == "processor_config.json beside the checkpoint"
     (tmp_path / "processor_config.json").write_text(
         json.dumps({"processor_class": "CLIPProcessor"})
@@ -151,18 +160,26 @@ def test_timm_s_file_of_one_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"),
-    [(None, ""), ("shortest", ""), ("squash", "squeezed into a square"), ("longest", "padded to a square")],
+    ("mode", "crop_mode", "said"),
+    [
+        (None, "center", ""),
+        ("shortest", "center", ""),
+        ("squash", "squash", "crop-mode squash of open_clip_config.json"),
+        ("longest", "center", "images are padded to a square"),
+    ],
 )
-def test_open_clip_resizes_to_the_size_itself(mode: str | None, said: str, tmp_path: Path) -> None:
+def test_open_clip_resizes_to_the_size_itself(
+    mode: str | None, crop_mode: str, said: str, tmp_path: Path
+) -> None:
     """open_clip/transform.py: whatever it does of the sides, nothing is cropped of the shorter one."""
     name = "vit_base_patch16_clip_224"
     assert from_name(get_config(name)).crop_pct < 1
     fields = {**OURS, "interpolation": "bicubic"} | ({"resize_mode": mode} if mode else {})
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": fields}))
     found = chosen(saved(tmp_path), name)
-    assert found.preprocessing == Preprocessing.for_model(224, 1.0, "bicubic", OURS["mean"], OURS["std"])
-    assert said in (fit_note(found) or "") and bool(fit_note(found)) == bool(said)
+    expected = Preprocessing.for_model(224, 1.0, "bicubic", OURS["mean"], OURS["std"])
+    assert found.preprocessing == replace(expected, crop_mode=crop_mode)
+    assert about_the_crop(found) == [note for note in found.notes if said and said in note]
     cfg = {"architecture": name, "pretrained_cfg": {"crop_pct": 0.9, "mean": HALF}}
     (tmp_path / "config.json").write_text(json.dumps(cfg))
     assert chosen(saved(tmp_path), name).preprocessing.mean == HALF
@@ -292,20 +309,31 @@ HW = {"height": 224, "width": 224}
 def test_how_the_image_processor_comes_to_a_square(
     fields: dict, resize: int, squeezed: bool, tmp_path: Path
 ) -> None:
-    """A square picture is seen as transformers sees it, and of others it is said that they are not."""
+    """Pictures of any shape are seen as transformers sees them, and it is said where timm sees them otherwise."""
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
     found = chosen(saved(tmp_path))
     assert found.preprocessing.resize == resize
-    note = fit_note(found) or ""
-    assert (
-        "preprocessor_config.json beside the checkpoint images are squeezed into a square" in note
-    ) == squeezed
+    assert found.preprocessing.crop_mode == ("squash" if squeezed else "center")
+    said = "crop-mode squash of preprocessor_config.json beside the checkpoint is taken, not center of timm's configuration"
+    assert [said in note for note in about_the_crop(found)] == [True] * squeezed
 
 
-@pytest.mark.parametrize(("mode", "said"), [("squash", "squeezed"), ("border", "padded"), ("center", None)])
+@pytest.mark.parametrize(
+    ("mode", "said"), [("squash", "crop-mode squash"), ("border", "padded"), ("center", None)]
+)
 def test_timms_other_crops_are_told_of(mode: str, said: str | None, tmp_path: Path) -> None:
     cfg = {**OURS, "crop_pct": 1.0, "crop_mode": mode}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": VIT, "pretrained_cfg": cfg}))
     for path in (saved(tmp_path), saved(tmp_path, args={"crop_mode": mode})):
-        note = fit_note(chosen(path)) or ""
-        assert bool(note) == bool(said) and (said or "") in note
+        found = chosen(path)
+        assert [said in note for note in about_the_crop(found)] == [True] * bool(said)
+        assert found.preprocessing.crop_mode == ("squash" if mode == "squash" else "center")
+
+
+def test_what_goes_with_a_name_may_be_squeezed_too(tmp_path: Path) -> None:
+    """Nothing is to be said of it."""
+    name = "vit_medium_patch16_gap_384"
+    found = chosen(saved(tmp_path), name)
+    assert found.preprocessing.crop_mode == "squash" and not about_the_crop(found)
+    found = chosen(saved(tmp_path), name, crop_mode="center")
+    assert found.preprocessing.crop_mode == "center" and not about_the_crop(found)

@@ -80,7 +80,7 @@ def test_manifest(trained: Trained) -> None:
     assert manifest["classes"] == list(CLASSES)
     assert manifest["preprocessing"] == {
         "size": [112, 112], "resize": 128, "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225], "layout": "NCHW", "dtype": "float32", "orientation": "stored",
+        "std": [0.229, 0.224, 0.225], "layout": "NCHW", "dtype": "float32", "orientation": "stored", "crop_mode": "center", "crop_offset": "round",
     }  # fmt: skip
     assert (manifest["precision"], manifest["opset"], manifest["calibration"]) == ("fp32", 20, None)
     assert manifest["batch"] == {"min": 2, "opt": 3, "max": 4}

@@ -195,13 +195,16 @@ def test_without_a_card_the_preprocessing_is_timms(tmp_path: Path) -> None:
     assert len(work.notes) == 1 and "random weights (seed 0)" in work.notes[0]
 
 
-def test_images_that_were_squeezed_are_told_of(tmp_path: Path) -> None:
+def test_images_that_were_squeezed_are_squeezed(tmp_path: Path) -> None:
     from sit_deploy.pipeline.float_graph import load_request
     from sit_deploy.pipeline.work import Work
 
-    work = Work(BuildRequest("vit_medium_patch16_gap_384", tmp_path, image_size=32), lambda *_: None)
-    load_request(work)
-    assert "images are squeezed into a square; here they are cropped" in work.notes[1]
+    request = BuildRequest("vit_medium_patch16_gap_384", tmp_path, image_size=32)
+    work = Work(request, lambda *_: None)
+    assert load_request(work)[1].preprocessing.crop_mode == "squash"
+    assert len(work.notes) == 1 and "random weights (seed 0)" in work.notes[0]
+    choice = load_request(Work(replace(request, crop_mode="center"), lambda *_: None))[1]
+    assert (choice.preprocessing.crop_mode, choice.sources["crop_mode"]) == ("center", "the options")
 
 
 def test_a_models_own_size_need_not_be_a_multiple_of_its_patches(cli: CommandLine) -> None:
