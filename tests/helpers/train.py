@@ -16,12 +16,16 @@ from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.helpers.command_line import Result
 from training.reporter import Silent
+from training.request import TrainRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 # rows of a log that differ from run to run
@@ -148,6 +152,38 @@ def words(recipe: dict[str, Any]) -> list[str]:
         else:
             found += [option, str(value)]
     return found
+
+
+def small_request(pictures: Path, output: Path, recipe: dict[str, Any], **options: Any) -> TrainRequest:
+    """Return the request of a small run on pictures of 32 pixels, which logs every step."""
+    defaults = {"image_size": 32, "log_every": 1, "workers": 0, "overrides": tuple(recipe.items())}
+    return TrainRequest("lvvit_nano", str(pictures), output, **{**defaults, **options})
+
+
+def at_pass(
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    act: Callable[[Tensor], Tensor | None],
+    then_on: bool = False,
+) -> None:
+    """Give the images of the nth pass of every run (of all passes from it on) to `act`, which may replace them."""
+    from training.augment import make_mixing
+
+    def make(*arguments: Any) -> Callable:
+        mix, passes = make_mixing(*arguments), 0
+
+        def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal passes
+            passes += 1
+            images, targets = mix(images, labels)
+            if passes == number or (then_on and passes > number):
+                changed = act(images)
+                images = images if changed is None else changed
+            return images, targets
+
+        return mixed
+
+    monkeypatch.setattr("training.set_up.make_mixing", make)
 
 
 class Stopper(Silent):

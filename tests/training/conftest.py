@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,23 @@ def no_curves() -> Iterator[None]:
     """Runs of this module do not draw their curves."""
     with without_curves():
         yield
+
+
+@pytest.fixture(scope="module")
+def small_vits() -> Iterator[None]:
+    """Some vision transformers of timm are smaller in this module; see `smaller_vits`."""
+    from tests.helpers.models import smaller_vits
+
+    with smaller_vits():
+        yield
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes weights for a run to start from; see `save_made`."""
+    from tests.helpers.made_models import save_made
+
+    return functools.partial(save_made, tmp_path)
 
 
 @pytest.fixture(autouse=True)

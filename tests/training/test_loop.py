@@ -1,46 +1,31 @@
-"""Whole runs: stopped, killed, diverged and resumed."""
+"""Whole runs: stopped and resumed, and diverged."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import io
 import json
-import os
-import random
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.helpers.train import (
     PLAIN,
     RICH,
-    Child,
     Stopper,
     assert_same_run,
+    at_pass,
     differences,
     log_rows,
     read_parts,
-    start,
-    words,
+    small_request,
 )
 from training import Summary, TrainRequest, train
 from training.loop import DivergedError, StoppedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano", "no_curves")]
-
-
-def request(pictures: Path, output: Path, recipe: dict[str, Any], **options: Any) -> TrainRequest:
-    """A small run that logs every step."""
-    defaults = {"image_size": 32, "log_every": 1, "workers": 0, "overrides": tuple(recipe.items())}
-    return TrainRequest("lvvit_nano", str(pictures), output, **{**defaults, **options})
 
 
 # ------------------------------------------------------------------------------------------------ stopped and resumed
@@ -50,8 +35,8 @@ def run_rich(pictures: Path, output: Path, *stops: tuple[str, int], **options: A
     """Train with all that is random on, 3 steps an epoch, stopped at each of `stops` and resumed after."""
     for stop in stops:
         with pytest.raises(StoppedError):
-            train(request(pictures, output, RICH, accumulate=2, resume=True, **options), Stopper(*stop))
-    return train(request(pictures, output, RICH, accumulate=2, resume=True, **options))
+            train(small_request(pictures, output, RICH, accumulate=2, resume=True, **options), Stopper(*stop))
+    return train(small_request(pictures, output, RICH, accumulate=2, resume=True, **options))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +60,7 @@ def test_the_uninterrupted_run_is_one_that_would_show_a_difference(uninterrupted
 
 def test_a_resumed_run_is_the_uninterrupted_one(pictures: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Stopped at every kind of moment, one after the other; 3 batches a validation."""
-    wanted = request(pictures, tmp_path, RICH, accumulate=2, resume=True)
+    wanted = small_request(pictures, tmp_path, RICH, accumulate=2, resume=True)
     for what, call, place in (
         ("evaluating", 2, "step 0 of epoch 1"),  # before the start
         ("steps", 2, "step 2 of epoch 1"),  # in the middle of an epoch
@@ -132,7 +117,7 @@ def test_resumed_with_another_number_of_passes_a_step(
 
     def wanted(passes: int) -> TrainRequest:
         recipe = {**PLAIN, "epochs": 1, "batch_size": 12 // passes}
-        return request(pictures, tmp_path, recipe, accumulate=passes, log_every=log_every, resume=True)
+        return small_request(pictures, tmp_path, recipe, accumulate=passes, log_every=log_every, resume=True)
 
     with monkeypatch.context() as patched:
         at_pass(patched, 3, lambda _: signal.raise_signal(signal.SIGTERM))
@@ -149,213 +134,13 @@ def test_rows_of_the_log_that_span_a_stop(
 ) -> None:
     """Stopped between two rows: the next one is the mean over the steps before the stop and after it."""
     recipe = {**RICH, "epochs": 1, "cooldown_epochs": 0, "warmup_epochs": 0}
-    train(request(pictures, tmp_path / "whole", recipe, log_every=2))
+    train(small_request(pictures, tmp_path / "whole", recipe, log_every=2))
     with monkeypatch.context() as patched:
         at_pass(patched, 3, lambda _: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(StoppedError, match="after step 3 of epoch 1"):
-            train(request(pictures, tmp_path / "resumed", recipe, log_every=2))
-    train(request(pictures, tmp_path / "resumed", recipe, log_every=2, resume=True))
+            train(small_request(pictures, tmp_path / "resumed", recipe, log_every=2))
+    train(small_request(pictures, tmp_path / "resumed", recipe, log_every=2, resume=True))
     assert_same_run(tmp_path / "resumed", tmp_path / "whole")
-
-
-def at_pass(
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    act: Callable[[Tensor], Tensor | None],
-    then_on: bool = False,
-) -> None:
-    """Give the images of the nth pass of every run (of all passes from it on) to `act`, which may replace them."""
-    from training.augment import make_mixing
-
-    def make(*arguments: Any) -> Callable:
-        mix, passes = make_mixing(*arguments), 0
-
-        def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal passes
-            passes += 1
-            images, targets = mix(images, labels)
-            if passes == number or (then_on and passes > number):
-                changed = act(images)
-                images = images if changed is None else changed
-            return images, targets
-
-        return mixed
-
-    monkeypatch.setattr("training.set_up.make_mixing", make)
-
-
-# ------------------------------------------------------------------------------------------------------------ killed
-
-LINE = (
-    "train",
-    "--model",
-    "lvvit_nano",
-    "--image-size",
-    32,
-    "--save-every",
-    1,
-    "--log-every",
-    1,
-    "--workers",
-    0,
-)
-
-
-def test_killed_at_any_moment(pictures: Path, tmp_path: Path) -> None:
-    """The state is whole or not there, and the run ends as one that nobody killed; see `start` for what is run."""
-
-    def begin(output: Path) -> Child:
-        return start(tmp_path / "streams", *line, "-o", output, "--resume", prepare=write_slowly)
-
-    line = (*LINE, "--data", pictures, *words({**RICH, "epochs": 3}))
-    whole = begin(tmp_path / "whole")
-    draw, output = random.Random(0), tmp_path / "killed"
-    partial, inside, reached = output / ".last.pt.partial", 0, set()
-    assert whole.wait().status == 0
-    for attempt in range(7):
-        child = begin(output)
-        if attempt % 3:  # right inside a write, or just after it
-            for _ in range(draw.randint(1, 2)):
-                wait_for_write(child, partial, begun=False)
-                wait_for_write(child, partial, begun=True)
-            time.sleep(draw.choice((0, 0, 0.01)))
-        else:
-            time.sleep(draw.uniform(0.1, 0.8))
-        child.kill()
-        inside += partial.exists()
-        if (output / "last.pt").exists():
-            state = torch.load(output / "last.pt", weights_only=True)
-            reached.add((state["position"]["epoch"], state["position"]["step"]))
-    assert inside, "no kill fell into a write"
-    assert len(reached) > 2, "the kills fell always on the same place"
-    result = begin(output).wait()
-    assert result.status == 0, result.err
-    assert_same_run(output, tmp_path / "whole")
-    assert {p.name for p in output.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
-
-
-def write_slowly() -> None:
-    """Let a state take a good while to write, so that a kill can fall inside."""
-    save = torch.save
-
-    def saved(content: dict[str, Any], file: Any) -> None:
-        buffer = io.BytesIO()
-        save(content, buffer)
-        whole = buffer.getvalue()
-        for start_ in range(0, len(whole), 100_000):
-            file.write(whole[start_ : start_ + 100_000])
-            file.flush()
-            time.sleep(0.001)
-
-    torch.save = saved
-
-
-def wait_for_write(child: Child, partial: Path, begun: bool) -> None:
-    """Wait until something has been written to a file, or until it is gone, or nobody is there to write it."""
-    while child.process.is_alive():
-        try:
-            size = partial.stat().st_size
-        except FileNotFoundError:
-            size = 0
-        if bool(size) == begun:
-            return
-        time.sleep(0.0005)
-
-
-def test_killed_between_the_first_best_weights_and_the_first_state(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The weights that lie there without a state are no reason to refuse the run that made them."""
-
-    class PowerCut(BaseException):
-        pass
-
-    def cut(*_: object) -> None:
-        raise PowerCut
-
-    def wanted(output: Path) -> TrainRequest:
-        return request(pictures, output, {**PLAIN, "epochs": 1}, resume=True)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("training.run.save_state", cut)
-        patched.setattr("training.run_files.RunFolder.clear_away", lambda _: None)
-        with pytest.raises(PowerCut):
-            train(wanted(tmp_path / "cut"))
-    assert (tmp_path / "cut" / "model.safetensors").exists() and not (tmp_path / "cut" / "last.pt").exists()
-    train(wanted(tmp_path / "cut"))
-    train(wanted(tmp_path / "whole"))
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
-
-
-# ----------------------------------------------------------------------------------------------------------- signals
-
-
-@pytest.mark.parametrize(
-    ("number", "workers"),
-    [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)],
-    ids=lambda v: getattr(v, "name", v),
-)
-def test_signals(number: signal.Signals, workers: int, pictures: Path, tmp_path: Path) -> None:
-    """To the whole process group, as from a terminal or from torchrun: the workers must not go before the state is saved."""
-    line = (*LINE[:-1], workers, "--data", pictures, *words({**RICH, "epochs": 500}), "-o", tmp_path / "run")
-    child = start(tmp_path / "streams", *line)
-    child.wait_for("epoch 2/501  ")
-    child.signal_group(number)
-    result = child.wait()
-    *_, last = result.err.splitlines()
-    assert (result.status, result.out) == (2, "")
-    assert "Traceback" not in result.err and result.err.count("Error: ") == 1
-    position = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["position"]
-    where = f"step {position['step']} of epoch {position['epoch'] + 1}"
-    assert last == (
-        f"Error: stopped by {number.name} after {where}; saved {tmp_path / 'run' / 'last.pt'}: go on with --resume"
-    )
-    assert position["epoch"] >= 1
-
-
-def test_the_second_ctrl_c_does_not_wait(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may fall into the step, or into the saving of the state."""
-    reached = []
-
-    def twice(_: Tensor) -> None:
-        signal.raise_signal(signal.SIGINT)
-        reached.append("still running")
-        signal.raise_signal(signal.SIGINT)
-        reached.append("not stopped")
-
-    at_pass(monkeypatch, 4, twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(request(pictures, tmp_path, PLAIN, save_every=1))
-    assert reached == ["still running"]
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["position"]["step"] == 3
-
-
-def test_the_second_ctrl_c_while_the_state_is_saved(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = torch.save
-
-    def interrupted(content: dict[str, Any], file: Any) -> None:
-        if content["position"]["step"] == 2:
-            file.write(b"the beginning of a state")
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-        save(content, file)
-
-    monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(request(pictures, tmp_path, PLAIN, save_every=1))
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["position"]["step"] == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "log.jsonl"}
-
-
-def test_handlers_are_put_back(pictures: Path, tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(StoppedError):
-        train(request(pictures, tmp_path, PLAIN), Stopper("steps", 1))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # ---------------------------------------------------------------------------------------------------------- diverged
@@ -365,7 +150,7 @@ def test_handlers_are_put_back(pictures: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite(
     save_every: int, pictures: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = request(pictures, tmp_path / "run", RICH, accumulate=2, save_every=save_every, resume=True)
+    wanted = small_request(pictures, tmp_path / "run", RICH, accumulate=2, save_every=save_every, resume=True)
     with monkeypatch.context() as patched:
         at_pass(patched, 10, lambda images: images * float("nan"))  # the second half of step 2 of epoch 2
         with pytest.raises(DivergedError) as raised:
@@ -388,7 +173,7 @@ def test_no_state_yet(pictures: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         DivergedError, match="the loss is not finite at step 2 of epoch 1; there is no earlier state"
     ):
-        train(request(pictures, tmp_path, PLAIN))
+        train(small_request(pictures, tmp_path, PLAIN))
     assert len(log_rows(tmp_path, "step")) == 1  # what led there can still be read
     assert not (tmp_path / "last.pt").exists()
 
@@ -414,50 +199,5 @@ def test_weights_that_are_not_finite(
     with pytest.raises(
         DivergedError, match="a weight is not finite at step 1 of epoch 1; there is no earlier state"
     ):
-        train(request(pictures, tmp_path, recipe, save_every=save_every), reporter)
+        train(small_request(pictures, tmp_path, recipe, save_every=save_every), reporter)
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl"}
-
-
-def test_a_worker_that_is_killed(pictures: Path, tmp_path: Path) -> None:
-    """As the kernel does where memory runs out."""
-    line = (*LINE[:-1], 1, "--data", pictures, *words({**RICH, "epochs": 500}), "-o", tmp_path / "run")
-    child = start(tmp_path / "streams", *line)
-    child.wait_for("epoch 2/501  ")
-    os.kill(children_of(child.process.pid)[-1], signal.SIGKILL)
-    result = child.wait()
-    assert (result.status, result.out) == (2, "")
-    assert "Traceback" not in result.err
-    assert result.err.splitlines()[-1].startswith(
-        "Error: a process that reads images has died (DataLoader worker (pid"
-    )
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["position"]["epoch"] >= 1
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_no_worker_outlives_its_run(
-    stopped: bool, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even until garbage is collected, which would wait seconds for each of them."""
-    before = set(children_of(os.getpid()))
-    started: list[int] = []
-    at_pass(monkeypatch, 2, lambda _: started.extend(set(children_of(os.getpid())) - before))
-    gc.collect()
-    gc.disable()
-    try:
-        with pytest.raises(StoppedError) if stopped else contextlib.nullcontext():
-            wanted = request(pictures, tmp_path, {**PLAIN, "epochs": 1}, workers=1)
-            train(wanted, Stopper("steps", 4 if stopped else 10**6))
-    finally:
-        gc.enable()
-    assert len(started) >= 2, "there were no workers"
-    assert not set(started) & set(children_of(os.getpid()))
-
-
-def children_of(pid: int | None) -> list[int]:
-    """Return the processes whose parent is `pid`."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(status.parent.name))
-    return found

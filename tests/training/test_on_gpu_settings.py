@@ -118,7 +118,7 @@ def test_fp16_whose_scale_is_too_large_leaves_steps_out_and_goes_on(
 def test_a_run_in_fp16_is_resumed_with_its_scale(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tests.training.test_loop import Stopper
+    from tests.helpers.train import Stopper
     from training.loop import StoppedError
 
     in_fp16(monkeypatch, init_scale=2.0**14, growth_interval=3)

@@ -17,12 +17,6 @@ from tests.helpers.command_line import CommandLine, snapshot
 pytestmark = pytest.mark.usefixtures("small_nano")
 
 
-@pytest.fixture(scope="module")
-def teacher(teacher: Path) -> Path:
-    """Weights of a small lvvit_nano. Do not write beside them."""
-    return teacher / "model.safetensors"
-
-
 def line(teacher: Path, images: Path, *more: object, model: str = "sit_nano") -> list[object]:
     options = ("--checkpoint", teacher, "--images", images, "--batch-size", 8, "--device", "cpu")
     return ["slim", "--model", model, *options, *more]
