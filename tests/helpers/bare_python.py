@@ -75,7 +75,10 @@ def add_fake_gpu(
         (folder / name).write_text(text)
     (folder / "bin/nvidia-smi").chmod(0o755)
     for source in (
-        *(HELPERS / f"{n}.py" for n in ("fake_cuda", "fake_tensorrt", "trt_api")),
+        *(
+            HELPERS / f"{n}.py"
+            for n in ("fake_cuda", "fake_streams", "fake_tensorrt", "fake_tensorrt_parts", "trt_api")
+        ),
         RECORDS / f"{release}.json",
     ):
         place = folder / "tests" / source.relative_to(HELPERS.parent)

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from tests.helpers import trt_api
-from tests.helpers.fake_cuda import FakeGpu, MisuseError
+from tests.helpers.fake_cuda import FakeGpu
+from tests.helpers.fake_streams import MisuseError
+from tests.helpers.fake_tensorrt_parts import (
+    EngineInspector,
+    OnnxParserRefitter,
+    Refitter,
+    RuntimeCache,
+    RuntimeConfig,
+)
 
 _MAGIC = b"FAKEPLAN"
 _USER_MANAGED = 2
@@ -368,85 +376,6 @@ class ExecutionContext:
         if self.profiler is not None:
             self.profiler.report_layer_time("whole graph", 1.5)
         return True
-
-
-class EngineInspector:
-    fake: FakeTensorRT
-
-    def __init__(self) -> None:
-        self.execution_context: Any = None
-
-    def get_engine_information(self, format: Any) -> str:
-        return self.fake.inspector
-
-
-class RuntimeConfig:
-    fake: FakeTensorRT
-    dynamic_shapes_kernel_specialization_strategy: Any = 0
-
-    def __init__(self) -> None:
-        self._cache: Any = None
-        self._strategy = 0
-
-    @property
-    def _eager(self) -> bool:
-        return int(self.dynamic_shapes_kernel_specialization_strategy) == 1
-
-    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
-        self._strategy = int(strategy)
-
-    @property
-    def _warm(self) -> bool:
-        return self._cache is not None and self._cache._loaded
-
-    def create_runtime_cache(self) -> Any:
-        return self.fake.module.IRuntimeCache()
-
-    def set_runtime_cache(self, cache: Any) -> bool:
-        self._cache = cache
-        return True
-
-
-class RuntimeCache:
-    fake: FakeTensorRT
-
-    def __init__(self) -> None:
-        self._loaded = False
-
-    def serialize(self) -> bytes:
-        return b"kernels for " + self.fake.gpu.name.encode()
-
-    def deserialize(self, blob: bytes) -> bool:
-        self.fake.gpu.need_context("IRuntimeCache.deserialize")
-        self._loaded = bytes(blob) == self.serialize()
-        return self._loaded
-
-
-class Refitter:
-    fake: FakeTensorRT
-
-    def __init__(self, engine: CudaEngine, logger: Any) -> None:
-        self._engine, self._logger, self._ready = engine, logger, False
-
-    def refit_cuda_engine(self) -> bool:
-        if self._ready:
-            self._engine._weights = True
-        return self._ready
-
-
-class OnnxParserRefitter:
-    fake: FakeTensorRT
-
-    def __init__(self, refitter: Refitter, logger: Any) -> None:
-        self._refitter, self._logger = refitter, logger
-
-    def refit_from_file(self, model: str) -> bool:
-        from pathlib import Path
-
-        self._refitter._ready = Path(model).read_bytes() == self._refitter._engine._graph
-        if not self._refitter._ready:
-            self._logger.log(1, "Failed to refit weights: names do not match")
-        return self._refitter._ready
 
 
 def _view(gpu: FakeGpu, address: int, count: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.fake_cuda import Mark, Stream
+from tests.helpers.fake_streams import Mark, Stream
 from tests.helpers.trt_rig import Rig
 
 

@@ -296,7 +296,7 @@ def test_closing_waits_for_a_run_and_releases_who_waits(rig10: Rig, plan: Path):
 
 def test_the_fake_notices_misuse(rig10: Rig, plan: Path):
     """What the tests above rest on: each of these is what a runner must not do."""
-    from tests.helpers.fake_cuda import MisuseError
+    from tests.helpers.fake_streams import MisuseError
 
     driver = rig10.gpu.driver
     with pytest.raises(MisuseError, match="without a current context"):
