@@ -228,7 +228,7 @@ def test_a_run_goes_on_resumes_and_counts_them_once(workers: int, photographs: P
 
 
 def test_streamed_images_are_shown_plain_where_they_cannot_be_augmented(tmp_path: Path) -> None:
-    from tests.sit_deploy.data.test_datasets import open_shards
+    from tests.helpers.shards import open_shards
 
     data = open_shards(tmp_path / "shards", train=(6,), validation=(3,))
     recipe = replace(Recipe(), batch_size=2, repeats=1, mixup=0.0, cutmix=0.0)

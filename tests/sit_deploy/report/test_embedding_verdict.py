@@ -9,9 +9,9 @@ import pytest
 from sit_deploy.errors import InputError
 from sit_deploy.report.types import Evidence
 from sit_deploy.report.verdict import Outcome, Topic
+from tests.helpers.judged import Told, judge
+from tests.helpers.judged import evidence as classifier
 from tests.sit_deploy.report.conftest import page_of
-from tests.sit_deploy.report.test_verdict import Told, judge
-from tests.sit_deploy.report.test_verdict import evidence as classifier
 
 
 def embedding(
