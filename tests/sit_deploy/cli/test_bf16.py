@@ -20,7 +20,8 @@ from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.kernels import kernels_of_bundle
 from sit_deploy.report.build_types import BuildReport
 from tests.helpers.command_line import CommandLine
-from tests.sit_deploy.conftest import Digits, Trained, stand_in_for_the_float_graph
+from tests.helpers.digits import Digits, stand_in_for_the_float_graph
+from tests.sit_deploy.conftest import Trained
 
 BUILD = ("build", "--model", "sit_nano", "--engine", "openvino", "-o", "out")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sit_deploy.bundle import load_bundle, sha256
+from tests.helpers.bundles import report_of
 from tests.helpers.command_line import CommandLine
 from tests.helpers.train import start
 from tests.sit_deploy.conftest import GraphMade, Trained
@@ -92,7 +93,7 @@ def test_an_engine_that_cannot_run_here(cli: CommandLine, quick_graph: GraphMade
     assert manifest.command.endswith("--optimization-level 0 --batch-size 1 --target sm89")
     if any(
         hop["name"] == "tensorrt-rtx engine" and hop["compared"]
-        for hop in report(cli.folder / "my bundle")["hops"]
+        for hop in report_of(cli.folder / "my bundle")["hops"]
     ):
         pytest.skip("there is a GPU here and the engine was run")
     assert re.search(r"^ tensorrt-rtx engine +not run +$", out, re.MULTILINE)
@@ -104,10 +105,6 @@ def test_an_engine_that_cannot_run_here(cli: CommandLine, quick_graph: GraphMade
     assert cli(
         "bench", "my bundle", "--batch-size", "9", status=2
     ).err  # nothing was timed: it says what is wrong
-
-
-def report(bundle: Path) -> dict:
-    return json.loads((bundle / "report.json").read_text(encoding="utf-8"))
 
 
 def test_paths_with_brackets(cli: CommandLine, quick_graph: GraphMade) -> None:

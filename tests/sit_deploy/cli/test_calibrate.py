@@ -14,8 +14,8 @@ import torch
 from calibration.cache import Calibration
 from sit_deploy.preprocessing import Preprocessing
 from tests.helpers.command_line import CommandLine
+from tests.helpers.digits import Digits, half_nano
 from tests.helpers.train import start_world
-from tests.sit_deploy.conftest import Digits, half_nano
 
 _TO_THE_END = contextlib.ExitStack()  # of a process
 
@@ -182,7 +182,7 @@ def test_two_processes_write_the_file_of_one(digits: Digits, cli: CommandLine) -
     assert second.out == ""  # the first one speaks for all
     assert "Traceback" not in first.err + second.err
     with pytest.MonkeyPatch.context() as patch:
-        from tests.sit_deploy.conftest import stand_in_for_the_float_graph
+        from tests.helpers.digits import stand_in_for_the_float_graph
 
         stand_in_for_the_float_graph(digits, patch)
         cli(*command, "one.json")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,21 +18,19 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.data.batches import batches
 from sit_deploy.data.image_files import list_images
 from sit_deploy.precisions import TOLERANCE
+from tests.helpers.bundles import report_of
 from tests.helpers.command_line import CommandLine
+from tests.helpers.digits import Digits
 from tests.helpers.idle_call import IdleCall
-from tests.sit_deploy.conftest import Digits, Trained
+from tests.sit_deploy.conftest import Trained
 
 LAYERS = 4 * 4 + 1 + 3 * 2  # four a block and one more in the last, two a slimming module
 HIGH_GROUPS = {"stem", "head", "attention", "aggregation", "residual"}
 
 
-def reported(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "report.json").read_text(encoding="utf-8"))
-
-
 @pytest.mark.slow
 def test_manifest_and_report(nano_int8: Path, digits: Digits) -> None:
-    manifest, report = load_bundle(nano_int8).manifest, reported(nano_int8)
+    manifest, report = load_bundle(nano_int8).manifest, report_of(nano_int8)
     calibration = Calibration.load(nano_int8 / "calibration.json")
     assert manifest.precision == "int8"
     assert "calibration.json" in manifest.files
@@ -56,7 +52,7 @@ def test_manifest_and_report(nano_int8: Path, digits: Digits) -> None:
 
 @pytest.mark.slow
 def test_every_layer_is_reported(nano_int8: Path) -> None:
-    found = reported(nano_int8)["quantization"]
+    found = report_of(nano_int8)["quantization"]
     calibration = Calibration.load(nano_int8 / "calibration.json")
     assert (found["method"], found["rest"]) == (calibration.method, "fp32")
     low = [row for row in found["layers"] if row["precision"] == "int8"]
@@ -73,7 +69,7 @@ def test_every_layer_is_reported(nano_int8: Path) -> None:
 
 @pytest.mark.slow
 def test_speed_is_measured(nano_int8: Path) -> None:
-    speed = reported(nano_int8)["quantization"]["speed"]
+    speed = report_of(nano_int8)["quantization"]["speed"]
     # rounds that a busy machine spoiled are told apart, without a figure
     rounds = speed["per_round"] or speed["doubted_rounds"]
     assert (speed["over"], speed["batch_size"], len(rounds)) == ("fp32", 1, 2)
@@ -113,7 +109,7 @@ def test_golden_outputs_and_loading(nano_int8: Path, digits: Digits, cli: Comman
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_for_tensorrt(precision: str, request: pytest.FixtureRequest, cli: CommandLine) -> None:
     path = request.getfixturevalue(f"rtx_{precision}")
-    manifest, report = load_bundle(path).manifest, reported(path)
+    manifest, report = load_bundle(path).manifest, report_of(path)
     names = [hop["name"] for hop in report["hops"]]
     assert names == [
         "deploy form",
@@ -172,7 +168,7 @@ def test_bench_on_onnxruntime(rtx_int8: Path, cli: CommandLine, monkeypatch: pyt
 @pytest.mark.slow
 def test_inspect(nano_int8: Path, rtx_fp8: Path, cli: CommandLine) -> None:
     for path, precision in ((nano_int8, "int8"), (rtx_fp8, "fp8")):
-        told = {row["layer"]: row for row in reported(path)["quantization"]["layers"]}
+        told = {row["layer"]: row for row in report_of(path)["quantization"]["layers"]}
         rows = {row["layer"]: row for row in cli("inspect", path, "--json").json()["layers"]}
         for name, row in rows.items():
             assert row["precision"] == told[name]["precision"] and row["reason"] == told[name]["reason"]
@@ -212,7 +208,7 @@ def test_for_people(quick_float: Digits, cli: CommandLine) -> None:
     images = ("--calib-data", quick_float.images, "--calib-images", 4)
     words = quick_float.words(*images, "--calib-method", "minmax", "--quantize", "default", "-o", "b")
     result = cli(*words)
-    report = reported(cli.folder / "b")
+    report = report_of(cli.folder / "b")
     low = [row for row in report["quantization"]["layers"] if row["precision"] == "int8"]
     worst = min(low, key=lambda row: row["sqnr_db"])
     line = f"worst by itself {worst['layer']}, {worst['sqnr_db']:.1f} dB of its own outputs"
@@ -240,7 +236,7 @@ def test_sensitivity(quick_float: Digits, cli: CommandLine) -> None:
         "tsm",
     )
     cli(*quick_float.words(*words, "--calib-method", "mse", "--sensitivity", "-o", "b"))
-    rows = reported(cli.folder / "b")["quantization"]["layers"]
+    rows = report_of(cli.folder / "b")["quantization"]["layers"]
     low = [row for row in rows if row["precision"] == "int8"]
     assert len(low) == 6
     for row in low:

@@ -18,7 +18,7 @@ from sit_deploy.pipeline.kernel_gate import require_kernels
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.report.build_types import BuildReport
-from tests.sit_deploy.conftest import Digits, stand_in_for_the_float_graph
+from tests.helpers.digits import Digits, stand_in_for_the_float_graph
 
 LAYERS = [("a/qkv", "qkv"), ("b/qkv", "qkv"), ("a/fc1", "fc1"), ("a/fc2", "fc2")]
 

@@ -28,8 +28,8 @@ from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.request_check import check_request
 from sit_deploy.pipeline.work import Work
 from tests.helpers.command_line import snapshot
+from tests.helpers.digits import Digits, half_nano, stand_in_for_the_float_graph, trained_checkpoint
 from tests.helpers.models import images, tiny_vit
-from tests.sit_deploy.conftest import Digits, half_nano, stand_in_for_the_float_graph, trained_checkpoint
 
 pytestmark = pytest.mark.slow
 

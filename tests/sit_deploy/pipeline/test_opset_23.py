@@ -12,7 +12,7 @@ import engines
 from sit_deploy.errors import InputError
 from sit_deploy.pipeline.build import build
 from sit_deploy.pipeline.request import BuildRequest
-from tests.sit_deploy.conftest import HALF, half_nano
+from tests.helpers.digits import HALF, half_nano
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from sit_deploy.data.image_files import list_images
 from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.quantizer import Quantizer, make_quantizer
-from tests.sit_deploy.conftest import Digits
+from tests.helpers.digits import Digits
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from sit_deploy.quantize import calibrate as module
 from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate, graph_key
 from sit_deploy.quantize.image_stream import ImageStream, calibration_images
 from tests.helpers.damaged import NAMES, add_damaged
-from tests.sit_deploy.conftest import Digits
+from tests.helpers.digits import Digits
 
 PREPARE = Preprocessing.for_model(112)
 MINMAX = CalibrationMethod(name="minmax")

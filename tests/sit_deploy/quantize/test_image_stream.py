@@ -14,7 +14,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.processes import Shard
 from sit_deploy.quantize.image_stream import ImageStream, calibration_images, images_key
-from tests.sit_deploy.conftest import Digits
+from tests.helpers.digits import Digits
 
 PREPARE = Preprocessing.for_model(112)
 

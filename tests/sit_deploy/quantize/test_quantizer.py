@@ -18,8 +18,8 @@ from sit_deploy.quantize.calibrate import CalibrationMethod, calibrate
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import run_logits
 from sit_deploy.quantize.quantizer import LEAST_DB, Quantizer, make_quantizer, trained_quantizer
+from tests.helpers.digits import Digits
 from tests.helpers.graphs import sqnr_db
-from tests.sit_deploy.conftest import Digits
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from sit_deploy.errors import InputError
 from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import run_logits
 from sit_deploy.quantize.scales import choose_scales, smoothed_graph
-from tests.sit_deploy.conftest import Digits
+from tests.helpers.digits import Digits
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from sit_deploy.quantize.image_stream import ImageStream
 from sit_deploy.quantize.logits import run_logits
 from sit_deploy.quantize.quantizer import Quantizer
 from sit_deploy.quantize.sensitivity import measure_sensitivity
+from tests.helpers.digits import Digits
 from tests.helpers.graphs import sqnr_db
-from tests.sit_deploy.conftest import Digits
 
 
 @pytest.mark.slow

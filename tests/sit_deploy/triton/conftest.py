@@ -7,18 +7,22 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
 from sit_deploy.manifest import digest
 from sit_deploy.triton import server
 from sit_deploy.triton.config import Serving
+from sit_deploy.triton.repository import write_repository
+from tests.helpers.command_line import snapshot
+from tests.sit_deploy.conftest import Trained
 
 pytest.importorskip("tritonclient.grpc", reason="needs Triton's client: pip install '.[triton]'")
 
@@ -113,3 +117,28 @@ def as_tensorrt(folder: Path, version: str = "10.9.0.34", **batch: int) -> Bundl
 
 def serving(name: str = "net", **fields: Any) -> Serving:
     return Serving(name, **{"threads": 1, **fields})
+
+
+def encoded(*contents: bytes) -> np.ndarray:
+    """Return the files of images as what is sent to `image`."""
+    return np.array(contents, dtype=object).reshape(-1, 1)
+
+
+@pytest.fixture
+def bundle(trained: Trained) -> Bundle:
+    """`trained`, loaded."""
+    return load_bundle(trained.bundle)
+
+
+def saying(bundle: Bundle, **fields: Any) -> Bundle:
+    """Return the bundle with other fields in its manifest."""
+    return replace(bundle, manifest=structs.replace(bundle.manifest, **fields))
+
+
+def refused(packages: Any, repository: Path, match: str, force: bool = False) -> None:
+    """Expect a refusal that leaves everything as it was."""
+    before = snapshot(repository.parent)
+    with pytest.raises(InputError, match=match) as caught:
+        write_repository(packages, repository, force)
+    assert "\n" not in str(caught.value)
+    assert snapshot(repository.parent) == before

@@ -14,7 +14,8 @@ import engines
 from sit_deploy.bundle import load_bundle
 from sit_deploy.validation.drift import compare_stream, debug_on_cpu, stream_tensors
 from tests.helpers.command_line import CommandLine
-from tests.sit_deploy.conftest import Digits, GraphMade
+from tests.helpers.digits import Digits
+from tests.sit_deploy.conftest import GraphMade
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None, reason="needs Polygraphy: pip install polygraphy"
