@@ -1,4 +1,4 @@
-"""A search as a file holds it, and the folder of one with a bundle."""
+"""What a search is asked, what a file of one holds, and the folder of one with a bundle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sit_deploy.pipeline.request import BuildRequest
+from sit_deploy.search.request import SearchRequest
 from tests.helpers.bundles import load_manifest
 
 
@@ -63,3 +65,11 @@ def search_folder(bundle: Path, folder: Path, **changes: Any) -> Path:
     fields = search_fields(**{"bundle": load_manifest(bundle)["digest"], **changes})
     (folder / "search.json").write_text(json.dumps(fields), encoding="utf-8")
     return folder
+
+
+def search_request(output: Path, photos: Path | None = None, **changes: Any) -> SearchRequest:
+    """Return the request of a search that ends by itself: few schedules, the same ones for all, so that their exports are shared."""
+    build = BuildRequest("lvvit_nano", None, engine="onnxruntime", num_classes=2)
+    data = str(photos / "flat") if photos else None
+    fields = {"latency": 1.0, "data": data, "seconds": 20.0, "finalists": 1, "most_stages": 2} | changes
+    return SearchRequest(**{"build": build, "output": output, **fields})

@@ -9,31 +9,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from click.testing import CliRunner
-from PIL import Image
 
 import engines
 from sit_deploy.bundle import load_bundle
 from sit_deploy.cli import main
-from sit_deploy.cli.search import command
-from sit_deploy.data.damaged import DamagedImages
-from sit_deploy.data.synthetic import synthetic_images
 from sit_deploy.errors import GateError, InputError
 from sit_deploy.latency.schedule import Schedule
 from sit_deploy.latency.target import Target
 from sit_deploy.models import create_model
 from sit_deploy.pipeline.request import BuildRequest
-from sit_deploy.preprocessing import Preprocessing
 from sit_deploy.report.search_record import SearchRecord, read_search
 from sit_deploy.search import finalists, run
-from sit_deploy.search.images import open_images
 from sit_deploy.search.judge import Judge
-from sit_deploy.search.request import SearchRequest
 from sit_deploy.search.run import search
 from sit_deploy.search.tables import LatencyTable
 from tests.helpers.command_line import context_of
 from tests.helpers.damaged import add_damaged
 from tests.helpers.held_up import timed
+from tests.helpers.searches import search_request
 from tests.helpers.train import configured
 from training.cli.slim import command as slim_command
 from training.slim_request import SlimRequest
@@ -92,18 +85,6 @@ def clock(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for i, image in enumerate(synthetic_images(16, 112, seed=5)):
-        place = folder / "labelled" / str(i % 2)
-        place.mkdir(parents=True, exist_ok=True)
-        image.save(place / f"{i}.png")
-        (folder / "flat").mkdir(exist_ok=True)
-        image.save(folder / "flat" / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def trained(four_blocks, tmp_path_factory):
     """A checkpoint with several entries, of images of 112 pixels."""
     path = tmp_path_factory.mktemp("trained") / "teacher.pth"
@@ -112,17 +93,9 @@ def trained(four_blocks, tmp_path_factory):
     return path
 
 
-def request(output, photos=None, **changes):
-    build = BuildRequest("lvvit_nano", None, engine="onnxruntime", num_classes=2)
-    data = str(photos / "flat") if photos else None
-    # few schedules, so that searches end by themselves, choose the same ones, and share their exports, which are what takes time
-    fields = {"latency": 1.0, "data": data, "seconds": 20.0, "finalists": 1, "most_stages": 2} | changes
-    return SearchRequest(**{"build": build, "output": output, **fields})
-
-
 @pytest.mark.slow
 def test_from_a_latency_to_an_engine(tmp_path, photos, clock):
-    record = search(request(tmp_path / "found", photos, finalists=2, most_stages=3))
+    record = search(search_request(tmp_path / "found", photos, finalists=2, most_stages=3))
     chosen = record.chosen
     assert milliseconds(Schedule(tuple(chosen.stages), tuple(chosen.kept))) <= 1.0
     assert 0.85 <= chosen.measured_ms <= 1.0  # no tokens are given away for nothing
@@ -143,7 +116,7 @@ def test_from_a_latency_to_an_engine(tmp_path, photos, clock):
 @pytest.mark.slow
 def test_what_the_table_does_not_know_is_learnt(tmp_path, photos, clock):
     clock.more = 0.1
-    record = search(request(tmp_path / "found", photos))
+    record = search(search_request(tmp_path / "found", photos))
     chosen = record.chosen
     schedule = Schedule(tuple(chosen.stages), tuple(chosen.kept))
     assert chosen.measured_ms == pytest.approx(milliseconds(schedule) + 0.1 * (len(chosen.stages) - 1))
@@ -164,7 +137,7 @@ def test_one_that_was_stopped_goes_on(tmp_path, photos, clock, monkeypatch):
         return real(self, scored)
 
     monkeypatch.setattr(Finalists, "measure", stop_at_the_last)
-    asked = request(tmp_path / "found", photos, finalists=2)
+    asked = search_request(tmp_path / "found", photos, finalists=2)
     with pytest.raises(KeyboardInterrupt):
         search(asked)
     assert [p.name for p in (tmp_path / "found").iterdir()] == ["scores.json"]
@@ -183,7 +156,7 @@ def test_a_latency_that_nothing_keeps_names_the_fastest(tmp_path, clock):
         InputError,
         match=r"no schedule of lvvit_nano takes 0\.1 ms .* the fastest, 1x49-.*0\.5 ms of it are its stem and head",
     ):
-        search(request(tmp_path / "found", latency=0.1))
+        search(search_request(tmp_path / "found", latency=0.1))
     assert list(tmp_path.iterdir()) == [] or [p.name for p in (tmp_path / "found").iterdir()] == [
         "scores.json"
     ]
@@ -191,7 +164,7 @@ def test_a_latency_that_nothing_keeps_names_the_fastest(tmp_path, clock):
 
 @pytest.mark.slow
 def test_a_model_that_is_fast_enough_stays_as_it_is(tmp_path, clock):
-    record = search(request(tmp_path / "found", latency=100.0, seconds=5.0))
+    record = search(search_request(tmp_path / "found", latency=100.0, seconds=5.0))
     assert record.chosen.stages == [BLOCKS] and record.commands == {}
     assert any("synthetic images" in note for note in record.notes)
     assert any(note.startswith("8 of 24 schedules were timed for the latency table") for note in record.notes)
@@ -211,7 +184,7 @@ def test_what_an_engine_that_does_not_run_here_loses_is_told_on_all_images(
         "prepare",
         lambda self, seconds, real=Judge.prepare: (real(self, seconds), setattr(self, "counts", (2, 3, 4))),
     )
-    record = search(request(tmp_path / "found", photos, data=str(photos / "labelled"), seconds=5.0))
+    record = search(search_request(tmp_path / "found", photos, data=str(photos / "labelled"), seconds=5.0))
     assert record.chosen.measured_ms is None and len(record.chosen.stages) > 1
     assert record.chosen.closeness.images == 16
     assert any(
@@ -222,7 +195,7 @@ def test_what_an_engine_that_does_not_run_here_loses_is_told_on_all_images(
 @pytest.mark.slow
 def test_auto_is_an_engine_that_runs_here(tmp_path, photos, clock):
     build = BuildRequest("lvvit_nano", None, num_classes=2)
-    record = search(request(tmp_path / "found", photos, build=build, latency=100.0, seconds=5.0))
+    record = search(search_request(tmp_path / "found", photos, build=build, latency=100.0, seconds=5.0))
     kind = load_bundle(tmp_path / "found" / "bundle").manifest.engine.kind
     assert engines.get(kind).probe().can_run and record.engine.startswith(kind)
 
@@ -230,7 +203,9 @@ def test_auto_is_an_engine_that_runs_here(tmp_path, photos, clock):
 @pytest.mark.slow
 def test_accuracy_that_is_lost_fails_and_leaves_what_was_found(tmp_path, photos, clock):
     labelled = str(photos / "labelled")
-    record = search(request(tmp_path / "found", photos, data=labelled, latency=0.8, max_accuracy_drop=0.0))
+    record = search(
+        search_request(tmp_path / "found", photos, data=labelled, latency=0.8, max_accuracy_drop=0.0)
+    )
     assert record.drop == record.unslimmed_top1 - record.chosen.closeness.top1
     again = read_search(tmp_path / "found")
     assert again.max_accuracy_drop == 0.0 and again.failure == record.failure
@@ -282,7 +257,7 @@ def test_a_speedup_is_over_what_the_unslimmed_model_takes_and_not_over_what_was_
 ):
     """A table is off by a tenth and more at times: then all engines are faster or slower than it says."""
     clock.pace = pace
-    record = search(request(tmp_path / "found", photos, latency=None, speedup=1.25))
+    record = search(search_request(tmp_path / "found", photos, latency=None, speedup=1.25))
     unslimmed = pace * milliseconds(Schedule((BLOCKS,), (49,)))
     assert record.unslimmed_ms["fp32"] == pytest.approx(unslimmed)
     assert record.limit_ms == pytest.approx(unslimmed / 1.25)
@@ -294,14 +269,14 @@ def test_a_speedup_is_over_what_the_unslimmed_model_takes_and_not_over_what_was_
 @pytest.mark.slow
 def test_a_model_so_small_that_slimming_makes_it_slower_stays_as_it_is(tmp_path, photos, clock):
     clock.more = 10.0
-    record = search(request(tmp_path / "found", photos, latency=20.0))
+    record = search(search_request(tmp_path / "found", photos, latency=20.0))
     assert record.chosen.stages == [BLOCKS]
 
 
 @pytest.mark.slow
 def test_scores_by_another_preprocessing_are_of_something_else(tmp_path, photos, clock, monkeypatch):
     monkeypatch.setattr(run, "_learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    asked = request(tmp_path / "found", photos)
+    asked = search_request(tmp_path / "found", photos)
     with pytest.raises(KeyboardInterrupt):
         search(asked)
     assert [p.name for p in (tmp_path / "found").iterdir()] == ["scores.json"]
@@ -327,7 +302,7 @@ def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched
         num_classes=2,
         checkpoint_key="model",
     )
-    record = search(request(tmp_path / "found", photos, build=build, seconds=3.0, finalists=1))
+    record = search(search_request(tmp_path / "found", photos, build=build, seconds=3.0, finalists=1))
     (line,) = record.commands.values()  # train takes the averaged weights: there is no command for it
     words = shlex.split(line)
     for pair in (
@@ -349,78 +324,6 @@ def test_the_commands_take_the_weights_size_and_preprocessing_that_were_searched
     assert (list(config.stage_blocks), list(config.kept_at(96))) == (record.chosen.stages, record.chosen.kept)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"latency": None}, "pass --latency MS or --speedup X"),
-        ({"speedup": 2.0}, "not both"),
-        ({"latency": 0.0}, "above 0 ms"),
-        ({"latency": float("nan")}, "above 0 ms"),
-        ({"latency": None, "speedup": 1.0}, "asks for nothing"),
-        ({"latency": None, "speedup": 0.5}, "asks for nothing"),
-        ({"latency": None, "speedup": 1e9}, "at most 1000"),
-        ({"method": "tsm"}, "needs training"),
-        ({"method": "prune"}, "choose transform or merge"),
-        ({"max_accuracy_drop": 1.0}, "needs images with labels"),
-        ({"seconds": 0.0}, "--seconds must be 1 to"),
-        ({"finalists": 0}, "--finalists must be 1 to"),
-        ({"most_stages": 1}, "--max-stages must be 2 to"),
-        ({"most_stages": 9}, "--max-stages must be 2 to 8, got 9"),
-    ],
-)
-def test_what_contradicts_itself_is_refused(tmp_path, changes, words):
-    with pytest.raises(InputError, match=words):
-        request(tmp_path / "found", **changes)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("option", ["split", "image_key", "label_key"])
-def test_what_is_said_of_labels_needs_some(tmp_path, photos, option):
-    build = BuildRequest("lvvit_nano", None, **{option: "val"})
-    with pytest.raises(
-        InputError, match=f"--{option.replace('_', '-')} says which labelled images.*pass --data"
-    ):
-        request(tmp_path / "found", photos, build=build)
-
-
-def test_stages_are_what_is_searched_for(tmp_path):
-    with pytest.raises(InputError, match="--stages is what is searched for"):
-        SearchRequest(build=BuildRequest("lvvit_nano", None, stages=(4, 4)), output=tmp_path, latency=1.0)
-
-
-@pytest.mark.slow
-def test_a_model_that_slims_already_is_refused(tmp_path):
-    build = BuildRequest("sit_nano", None, engine="onnxruntime")
-    with pytest.raises(InputError, match="sit_nano slims already"):
-        search(SearchRequest(build=build, output=tmp_path / "found", latency=1.0))
-
-
-@pytest.mark.slow
-def test_few_images_tell_nothing(tmp_path):
-    (tmp_path / "few").mkdir()
-    for i in range(3):
-        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "few" / f"{i}.png")
-    with pytest.raises(InputError, match="3 images, from which nothing can be told"):
-        search(request(tmp_path / "found", data=str(tmp_path / "few")))
-    assert not (tmp_path / "found").exists()
-
-
-def test_the_command_says_what_it_needs(tmp_path):
-    result = CliRunner().invoke(command, ["--model", "lvvit_nano", "-o", str(tmp_path / "found")])
-    assert isinstance(result.exception, InputError) and "pass --latency MS" in str(result.exception)
-
-
-def test_what_is_interrupted_says_that_it_goes_on(tmp_path, monkeypatch):
-    def stopped(request, _):
-        request.output.mkdir()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sit_deploy.search.run.search", stopped)
-    words = ["--model", "lvvit_nano", "--latency", "1", "-o", str(tmp_path / "found")]
-    error = CliRunner().invoke(command, words).exception
-    assert str(error).endswith("found keeps what was measured and tried: the same command goes on from there")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "labelled"])
 def test_damaged_images_end_no_search(kind, tmp_path, photos, clock):
@@ -428,7 +331,7 @@ def test_damaged_images_end_no_search(kind, tmp_path, photos, clock):
     data = tmp_path / "photos"
     shutil.copytree(photos / kind, data)
     add_damaged(data if kind == "flat" else data / "1")
-    one = request(tmp_path / "found", data=str(data), unlabelled=kind == "flat")
+    one = search_request(tmp_path / "found", data=str(data), unlabelled=kind == "flat")
     record = search(one)
     assert record.images.startswith("16 of 22 images in ")
     (note,) = [note for note in record.notes if "cannot be read" in note]
@@ -440,11 +343,3 @@ def test_damaged_images_end_no_search(kind, tmp_path, photos, clock):
     with pytest.raises(InputError, match="6 images cannot be read, more than --max-damaged 5; the last: "):
         search(few)
     assert not (tmp_path / "few").exists() or not list((tmp_path / "few").glob("bundle"))
-
-
-def test_too_few_images_are_left(tmp_path):
-    for i, image in enumerate(synthetic_images(7, 32)):
-        image.save(tmp_path / f"{i}.png")
-    add_damaged(tmp_path)
-    with pytest.raises(InputError, match=r"has 7 images that can be read, from which nothing can be told"):
-        open_images(tmp_path, None, Preprocessing.for_model(32), DamagedImages())
