@@ -16,7 +16,8 @@ from filelock import FileLock
 from sit_deploy.bundle import load_bundle
 from sit_deploy.cpp_project import write_project
 from tests.engines.cpp.manifests import rewrite
-from tests.helpers.shared import shared
+from tests.helpers import compiled_once
+from tests.helpers.shared import run_folder, shared
 from tests.sit_deploy.conftest import (
     Trained,
     copy_of,
@@ -106,6 +107,11 @@ def cmake_arguments() -> list[str]:
     return [f"-DOpenVINO_DIR={utils.get_cmake_path()}"]
 
 
+def launcher(how: str, factory: pytest.TempPathFactory) -> str:
+    """CMake's CMAKE_CXX_COMPILER_LAUNCHER by which builds of a run share objects: `how` is keep or take; see `compiled_once`."""
+    return ";".join((sys.executable, compiled_once.__file__, how, str(run_folder(factory) / "objects")))
+
+
 def compiled(folder: Path, *options: str) -> Programs:
     """Configure and build the library into a folder; a warning is an error."""
     configure = [
@@ -126,7 +132,11 @@ def project(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cmake_arguments()
         write_project(load_bundle(trained.bundle), folder)
         done = subprocess.run(
-            [str(folder / "build.sh"), "-DSIT_DEPLOY_WARNINGS_AS_ERRORS=ON"],
+            [
+                str(folder / "build.sh"),
+                "-DSIT_DEPLOY_WARNINGS_AS_ERRORS=ON",
+                f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher('keep', tmp_path_factory)}",
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHON": sys.executable},

@@ -18,7 +18,7 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.data.image_files import list_images
 from sit_deploy.inference import load
 from sit_deploy.preprocessing import load_image
-from tests.engines.cpp.conftest import SOURCES, cmake_arguments
+from tests.engines.cpp.conftest import SOURCES, Programs, cmake_arguments, launcher
 from tests.helpers.shared import shared
 from tests.sit_deploy.conftest import CLASSES, Trained
 
@@ -34,9 +34,10 @@ def block(language: str, has: str) -> str:
 
 @dataclass(frozen=True)
 class User:
-    """Someone with a home folder, whose python3 is ours."""
+    """Someone with a home folder, whose python3 is ours; `launcher` is CMake's, of compilers."""
 
     folder: Path
+    launcher: str
 
     def shell(self, commands: str, cwd: Path) -> str:
         """Run what a page says, each command of which must end well; returns what it prints."""
@@ -49,6 +50,7 @@ class User:
         environment = {key: os.environ[key] for key in ("LANG", "TMPDIR") if key in os.environ}
         environment |= {
             "HOME": str(self.folder / "home"),
+            "CMAKE_CXX_COMPILER_LAUNCHER": self.launcher,
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
         }
         return subprocess.run(
@@ -57,8 +59,12 @@ class User:
 
 
 @pytest.fixture(scope="session")
-def user(tmp_path_factory: pytest.TempPathFactory) -> User:
-    """The library, installed by the commands of the page into the prefix that they name, and the checkout gone."""
+def user(release: Programs, tmp_path_factory: pytest.TempPathFactory) -> User:
+    """The library, installed by the commands of the page into the prefix that they name, and the checkout gone.
+
+    Objects are those of `release`, where they are of the same text.
+    """
+    take = launcher("take", tmp_path_factory)
 
     def make(folder: Path) -> None:
         cmake_arguments()
@@ -68,10 +74,10 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
         shutil.copytree(SOURCES, folder / "checkout/engines/cpp")
-        User(folder).shell(block("sh", "cmake --install"), folder / "checkout")
+        User(folder, take).shell(block("sh", "cmake --install"), folder / "checkout")
         shutil.rmtree(folder / "checkout")
 
-    return User(shared(tmp_path_factory, "page", make))
+    return User(shared(tmp_path_factory, "page", make), take)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(
+def yours(
     user: User, trained: Trained, nano_embeddings: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Project:
     """The project with no program yet."""
@@ -103,26 +109,26 @@ def project(
     return Project(user, folder)
 
 
-def test_the_first_program(project: Project, trained: Trained) -> None:
-    lines = project('load_image("photo.jpg")))').splitlines()
+def test_the_first_program(yours: Project, trained: Trained) -> None:
+    lines = yours('load_image("photo.jpg")))').splitlines()
     with load(trained.bundle) as classify:
-        logits = classify(project.folder / "photo.jpg")[0]
+        logits = classify(yours.folder / "photo.jpg")[0]
     odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     order = np.argsort(-logits)[:5]
     assert [line.rsplit(" ", 1)[0] for line in lines] == [CLASSES[i] for i in order]
     assert np.allclose([float(line.rsplit(" ", 1)[1]) for line in lines], odds[order], atol=2e-3)
 
 
-def test_the_program_that_embeds(project: Project, nano_embeddings: Path) -> None:
-    values = np.array(project("embedder").split(), float)
-    prepared = load_bundle(nano_embeddings).preprocessing()(load_image(project.folder / "photo.jpg"))
+def test_the_program_that_embeds(yours: Project, nano_embeddings: Path) -> None:
+    values = np.array(yours("embedder").split(), float)
+    prepared = load_bundle(nano_embeddings).preprocessing()(load_image(yours.folder / "photo.jpg"))
     with load(nano_embeddings) as embed:
         expected = embed.outputs(prepared[None])["features"][0]
     assert values.shape == expected.shape and np.abs(values - expected).max() < 1e-3 * expected.std()
 
 
-def test_the_program_with_pixels(project: Project, trained: Trained) -> None:
-    lines = project("PixelFormat::bgr").splitlines()
+def test_the_program_with_pixels(yours: Project, trained: Trained) -> None:
+    lines = yours("PixelFormat::bgr").splitlines()
     with load(trained.bundle) as classify:
         best = CLASSES[int(classify(np.full((480, 640, 3), 127, np.uint8)).argmax())]
     assert [line.rsplit(" ", 1)[0] for line in lines] == [best, best]
