@@ -57,11 +57,19 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     written, synthetic_images = module._written, synthetic.synthetic_images
 
     @functools.cache
-    def drawn(*arguments: Any, **options: Any) -> Any:
-        key = _key(arguments, sorted(options.items()))
+    def scene(index: int, size: tuple[int, int], seed: int) -> Any:
         return shared_value(
-            tmp_path_factory, f"images-{key}", lambda: synthetic_images(*arguments, **options)
+            tmp_path_factory,
+            "image-{}-{}x{}-{}".format(index, *size, seed),
+            lambda: synthetic._scene(synthetic._Bits((seed, index)), *size),
         )
+
+    @functools.wraps(synthetic_images)
+    def drawn(count: int = 16, size: int | tuple[int, int] = (384, 288), seed: int = 0) -> Any:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if count < 1 or min(sides) < 16 or seed < 0:
+            return synthetic_images(count, size, seed)  # which refuses it
+        return [scene(index, sides, seed) for index in range(count)]
 
     @functools.wraps(written)
     def once(*arguments: Any) -> onnx.ModelProto:

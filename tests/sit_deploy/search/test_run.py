@@ -80,6 +80,7 @@ def clock(monkeypatch):
         return results
 
     monkeypatch.setattr(finalists, "alternate", alternate)
+    monkeypatch.setattr("sit_deploy.search.images.SYNTHETIC", 16)
     monkeypatch.setattr(LatencyTable, "measure", classmethod(lambda cls, target, **_: Table(target)))
     return made
 
