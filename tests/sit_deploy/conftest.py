@@ -20,12 +20,9 @@ from tests.helpers.digits import (
     half_nano,
     make_digits,
     stand_in_for_the_float_graph,
-    trained_checkpoint,
 )
 from tests.helpers.idle_call import IdleCall
 from tests.helpers.shared import shared, shared_value
-
-__all__ = ["trained_checkpoint"]  # of `digits`: some ask for all of that here
 
 # Hostile on purpose: HTML, Rich markup that closes what was never opened, an emoji code, brackets.
 CLASSES = ("cat", "dog", "<b>hen", "[red]fox", ":cow:", "</p><script>alert(1)</script>", "[/red]")

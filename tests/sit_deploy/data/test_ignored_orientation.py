@@ -16,8 +16,9 @@ from sit_deploy.errors import InputError
 from sit_deploy.inference import load
 from sit_deploy.preprocessing import Preprocessing, load_image
 from tests.helpers.command_line import CommandLine
+from tests.helpers.noise_pictures import picture
 from tests.sit_deploy.conftest import CLASSES, Trained
-from tests.sit_deploy.test_preprocessing import picture, turned
+from tests.sit_deploy.test_preprocessing import turned
 
 STORED = Preprocessing.for_model(32)
 

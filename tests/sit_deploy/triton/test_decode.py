@@ -15,8 +15,9 @@ from PIL import Image
 
 from engines import cpu
 from sit_deploy.preprocessing import Preprocessing, decode_image
+from tests.helpers.noise_pictures import picture
 from tests.helpers.triton_decoding import decoding_model
-from tests.sit_deploy.test_preprocessing import picture, turned
+from tests.sit_deploy.test_preprocessing import turned
 
 SEEN = Preprocessing((8, 8), 10, orientation="exif")
 
