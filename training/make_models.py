@@ -73,7 +73,9 @@ def _known(checkpoint: Path | None) -> list[DataConfig]:
 
 def _of_values(config: DataConfig) -> DataConfig:
     """Return what is said of the values that weights expect; how much is looked at, and whether turned, is learnt anew."""
-    return replace(config, crop_mode=None, crop_pct=None, orientation=None, like=None, side=None)
+    return replace(
+        config, crop_mode=None, crop_offset=None, crop_pct=None, orientation=None, like=None, side=None
+    )
 
 
 def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
@@ -91,9 +93,7 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
     inherited = InheritedSize.of(request, checkpoints)
     size = inherited.size
     config = config.at(size)
-    # a share that the recipe says is of pictures in their own shape
-    crop = ("center", recipe.crop_pct) if recipe.crop_pct else (None, None)
-    by_recipe = DataConfig(Source.RECIPE, crop_mode=crop[0], crop_pct=crop[1])
+    by_recipe = DataConfig(Source.RECIPE, crop_pct=recipe.crop_pct or None)
     if request.qat and inherited.card:  # a model that is trained keeps what it was trained with
         _check_classes("model", request.init, inherited.card, data)
         configs = [from_card(inherited.card)]
@@ -101,7 +101,10 @@ def make_models(request: TrainRequest, recipe: Recipe, data: Data) -> Models:
         configs = [from_card(inherited.card), by_recipe]
     else:
         configs = [by_recipe, *map(_of_values, _known(request.teacher or request.init))]
-    choice = choose(size, [request.preprocessing, *configs], from_name(config), "exif")
+    named = replace(
+        from_name(config), crop_mode=None
+    )  # how pictures become squares is the training's own, too
+    choice = choose(size, [request.preprocessing, *configs], named, "exif")
     preprocessing = choice.preprocessing
     options: dict[str, Any] = {
         "img_size": size,

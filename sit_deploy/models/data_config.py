@@ -50,7 +50,7 @@ class DataConfig:
         crop_pct: share of the resized sides that the centre crop keeps.
         interpolation: of the resize.
         orientation: whether pictures are turned as their EXIF says.
-        crop_offset: where a crop begins that is between two pixels (`Preprocessing`), which goes with `crop_mode`.
+        crop_offset: where a crop begins that is between two pixels (`Preprocessing`); no option says it.
         title: the source's own name, for messages: the file and entry, or the model.
         like: the preprocessing whose resize `crop_pct` stands for, where that is exact.
         side: pixels of the squares that images become, where it says so.
@@ -63,7 +63,7 @@ class DataConfig:
     crop_pct: float | None = None
     interpolation: str | None = None
     orientation: str | None = None
-    crop_offset: str = "round"
+    crop_offset: str | None = None
     title: str = ""
     like: Preprocessing | None = None
     side: int | None = None
@@ -211,8 +211,9 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
     default = _DEFAULTS[orientation]
     taken: dict[str, DataConfig] = {}
     notes: list[str] = []
+    sources = (*configs, named, default)
     for name in FIELDS:
-        first, *others = (c for c in (*configs, named, default) if getattr(c, name) is not None)
+        first, *others = (c for c in sources if getattr(c, name) is not None)
         taken[name] = first
         if first.crop_mode == "border" and name == "crop_mode":
             notes.append(_border_note(first))
@@ -241,7 +242,7 @@ def choose(size: int, configs: Sequence[DataConfig], named: DataConfig, orientat
         taken["std"].std,
         orientation=taken["orientation"].orientation,
         crop_mode="squash" if taken["crop_mode"].crop_mode == "squash" else "center",
-        crop_offset=taken["crop_mode"].crop_offset,
+        crop_offset=next(filter(None, (config.crop_offset for config in sources)), "round"),
     )
     return Choice(preprocessing, taken, notes)
 
@@ -264,9 +265,14 @@ def _disagreement(name: str, taken: DataConfig, other: DataConfig) -> WarningTex
 
 _DEFAULTS = {
     "stored": DataConfig(
-        Source.DEFAULT, orientation="stored", title="the default for weights trained elsewhere"
+        Source.DEFAULT,
+        crop_mode="center",
+        orientation="stored",
+        title="the default for weights trained elsewhere",
     ),
-    "exif": DataConfig(Source.DEFAULT, orientation="exif", title="the default of sit-deploy train"),
+    "exif": DataConfig(
+        Source.DEFAULT, crop_mode="center", orientation="exif", title="the default of sit-deploy train"
+    ),
 }
 
 
@@ -294,11 +300,12 @@ def describe(fields: Mapping[str, Any], sources: Mapping[str, str] | None) -> st
     """
     height, width = fields["size"]
     squeezed = fields.get("crop_mode") == "squash"
+    lower = " (half a pixel rounded down)" if fields.get("crop_offset") == "floor" else ""
     shown = {
         "mean": f"mean {_text(fields['mean'])}",
         "std": f"std {_text(fields['std'])}",
         "crop_mode": "squeezed into a square" if squeezed else None,
-        "crop_pct": f"{'side' if squeezed else 'shorter side'} to {fields['resize']} and centre {height} x {width}",
+        "crop_pct": f"{'side' if squeezed else 'shorter side'} to {fields['resize']} and centre {height} x {width}{lower}",
         "interpolation": fields["interpolation"],
         "orientation": "turned by EXIF"
         if fields.get("orientation") == "exif"

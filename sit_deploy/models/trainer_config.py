@@ -180,7 +180,7 @@ def _of_transformers(fields: Mapping[str, Any], file: str) -> DataConfig | None:
         crop_mode,
         share,
         _PILLOW_FILTERS.get(fields.get("resample")) if isinstance(fields.get("resample"), int) else None,
-        crop_offset="floor",
+        crop_offset="floor" if crop_mode else None,
         side=_side_of_transformers(fields),
         title=f"{file} beside the checkpoint",
     )

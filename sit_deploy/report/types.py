@@ -188,6 +188,7 @@ class Evidence(JsonRecord, kw_only=True):
         elsewhere: what check.py of a folder of `package python` measured of it, on other machines.
         embedding: what its vectors are, of a bundle without logits, which has no accuracy.
         search: that chose its token schedule, where `sit-deploy search` built it.
+        threads_note: where the bundle was timed on others than it was built for, or on more than there are CPUs; as a clause.
     """
 
     bundle: Text
@@ -203,6 +204,7 @@ class Evidence(JsonRecord, kw_only=True):
     drift: DriftRecord
     layers: list[LayerRecord]
     threads: Annotated[int, Meta(ge=1, le=limits.THREADS)] | None
+    threads_note: Text | None = None
     machine: MachineRecord
     versions: dict[str, str | None]
     elsewhere: tuple[ElsewhereRecord, ...] = ()

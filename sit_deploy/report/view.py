@@ -219,6 +219,7 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
     threads = (
         "the runtime's own number of threads" if count is None else f"{count} thread{'s' * (count != 1)}"
     )
+    threads += f" ({evidence.threads_note})" if evidence.threads_note else ""
     doubt = speedup_text.time_doubt(evidence.speedups)
     tails = (tail_doubt(name, timing) for name, timing in evidence.timing.items())
     tail = next(filter(None, tails), None)

@@ -52,7 +52,8 @@ def gather(
         InputError, GateError: as `measure_stages`.
     """
     timing = timing or TimingOptions()
-    timing = replace(timing, threads=Threads.of(bundle, timing.threads).count)
+    run_on = Threads.of(bundle, timing.threads)
+    timing = replace(timing, threads=run_on.count)
     threads, device = timing.threads, timing.device
     build = read_build_report(bundle)  # before anything is measured
     table = measure_stages(
@@ -86,6 +87,7 @@ def gather(
         "drift": _drift(bundle, table),
         "layers": _layers(bundle, threads, device),
         "threads": threads,
+        "threads_note": run_on.note,
         "machine": asdict(machine()),
         "versions": versions(),
     }

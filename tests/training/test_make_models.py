@@ -83,6 +83,18 @@ def test_preprocessing_is_the_model_s_unless_the_recipe_says_how_much_to_look_at
     assert make("lvvit_nano", image_size=None).preprocessing.size == (48, 48)
 
 
+def test_pictures_are_cropped_whatever_goes_with_the_name_unless_it_is_asked_for() -> None:
+    """So a run that was begun goes on with the pictures that it had; timm's configuration of this name squeezes them."""
+    name = "vit_medium_patch16_gap_384:depth=2,embed_dim=32,num_heads=2"
+    models = make(name, recipe=replace(RECIPE, crop_pct=1.0))
+    assert (models.preprocessing.crop_mode, models.choice.sources["crop_mode"]) == (
+        "center", "the default of sit-deploy train"
+    )  # fmt: skip
+    asked = make(name, recipe=replace(RECIPE, crop_pct=1.0), crop_mode="squash")
+    assert asked.preprocessing == replace(models.preprocessing, crop_mode="squash")
+    assert not [note for note in asked.choice.notes if "crop-mode" in note]
+
+
 def test_another_head_leaves_all_else(save: Save) -> None:
     path = save(num_classes=5)
     models = make("lvvit_nano", init=path)

@@ -88,7 +88,7 @@ Preprocessing read_preprocessing(const json::Value& fields) {
     // what is not there is what was done before there was a choice
     how.upright = is_other(fields, "orientation", "stored", "exif");
     how.squash = is_other(fields, "crop_mode", "center", "squash");
-    how.floor = is_other(fields, "crop_offset", "round", "floor");
+    how.crop_floor = is_other(fields, "crop_offset", "round", "floor");
     return how;
 }
 

@@ -75,7 +75,7 @@ std::vector<std::uint8_t> crop_pixels(const Pixels& pixels, const Preprocessing&
             across = how.resize * how.width / std::max(how.width, how.height);
             down = how.resize * how.height / std::max(how.width, how.height);
         }
-        return resize_window(pixels, middle(width, across, how.width, how.floor), middle(height, down, how.height, how.floor),
+        return resize_window(pixels, middle(width, across, how.width, how.crop_floor), middle(height, down, how.height, how.crop_floor),
                              how.interpolation)
             .rgb;
     });

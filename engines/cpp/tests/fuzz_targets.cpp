@@ -92,7 +92,7 @@ Preprocessing preprocessing(Input& in) {
     const unsigned char flags = in.byte();
     how.upright = (flags & 1) != 0;
     how.squash = (flags & 2) != 0;
-    how.floor = (flags & 4) != 0;
+    how.crop_floor = (flags & 4) != 0;
     how.mean = {0.5F, 0.5F, 0.5F};
     how.std = {0.5F, 0.5F, static_cast<float>(in.byte())};
     return how;

@@ -337,3 +337,14 @@ def test_what_goes_with_a_name_may_be_squeezed_too(tmp_path: Path) -> None:
     assert found.preprocessing.crop_mode == "squash" and not about_the_crop(found)
     found = chosen(saved(tmp_path), name, crop_mode="center")
     assert found.preprocessing.crop_mode == "center" and not about_the_crop(found)
+
+
+@pytest.mark.parametrize("options", [{}, {"crop_mode": "center"}, {"crop_pct": 0.9}])
+def test_where_a_crop_between_two_pixels_begins_is_no_option_s(options: dict, tmp_path: Path) -> None:
+    """The image processor of transformers says it, whoever says the rest of the crop."""
+    fields = {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": HW}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    found = chosen(saved(tmp_path), **options)
+    assert (found.preprocessing.crop_mode, found.preprocessing.crop_offset) == ("center", "floor")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF}))
+    assert chosen(saved(tmp_path), **options).preprocessing.crop_offset == "round"

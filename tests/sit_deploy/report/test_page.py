@@ -82,6 +82,13 @@ def test_speeds_stand_with_what_is_behind_them_or_not_at_all(
         assert "Take the times with care: other programs took 50% of the CPUs" in text
 
 
+def test_threads_that_are_not_those_of_the_build_are_said(evidence: dict[str, Any]) -> None:
+    note = "run on 64 threads, and built for 1 (build --threads)"
+    shown = Page(page_of({**evidence, "threads": 64, "threads_note": note})).text
+    assert f"64 threads ({note}), not pinned" in " ".join(shown.split())
+    assert note not in Page(page_of(evidence)).text
+
+
 def test_several_bundles_side_by_side(evidence: dict[str, Any]) -> None:
     other = json.loads(json.dumps(evidence))
     other.update(name="a$b$_{c}", bundle="elsewhere")

@@ -72,3 +72,5 @@ def test_a_bundle_is_timed_on_the_threads_that_it_was_built_for(
         with pytest.raises(GateError, match="enough"):
             evidence.gather(load_bundle(trained.bundle), timing=timing)
     assert asked == [1, 2]
+    told = evidence.Threads.of(load_bundle(trained.bundle), 2).note
+    assert told == "run on 2 threads, and built for 1 (build --threads)"

@@ -14,13 +14,13 @@ namespace sit_deploy {
 /// From an image to what the network takes: turn, resize, crop the centre, scale to [0, 1], normalise.
 struct Preprocessing {
     std::size_t height = 0, width = 0;  ///< of the crop, in pixels
-    std::size_t resize = 0;             ///< pixels that the shorter side gets; where it is squeezed, the crop's longer one
+    std::size_t resize = 0;             ///< pixels that the picture's shorter side gets; where it is squeezed, both sides of a square crop
     std::string interpolation;          ///< "bilinear", "bicubic" or "lanczos", antialiased as Pillow does it
     std::array<float, 3> mean{}, std{};  ///< of R, G and B in [0, 1]
     bool pixels = false;  ///< the network takes uint8 (n, H, W, 3) and normalises by itself; else float32 (n, 3, H, W)
     bool upright = false;  ///< a picture is first turned as its EXIF orientation says; else it is taken as stored
     bool squash = false;   ///< a picture is squeezed into the crop's shape; else it keeps its own
-    bool floor = false;    ///< a crop that begins between two pixels begins at the lower one; else at the even one
+    bool crop_floor = false;  ///< a crop that begins between two pixels begins at the lower one; else at the even one
 
     /// Bytes of one image as the network takes it. Throws Error where they cannot be counted.
     [[nodiscard]] std::size_t bytes() const;
