@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calibration.cache import Calibration, digest
 from engines import cpu
 from engines.timing import machine
 from sit_deploy import __version__
@@ -14,6 +14,9 @@ from sit_deploy.pipeline.calibration import Quantization
 from sit_deploy.pipeline.request import BuildRequest
 from sit_deploy.pipeline.work import Work
 from sit_deploy.tune.cache import Circumstances, Timings, load_timings
+
+if TYPE_CHECKING:
+    from calibration.cache import Calibration
 
 
 def open_timings(work: Work, quantization: Quantization) -> Timings:
@@ -43,6 +46,8 @@ def open_timings(work: Work, quantization: Quantization) -> Timings:
 
 def _calibration_key(calibration: Calibration, method: str) -> str:
     """Return what errors hold for: all that a calibration observed and how images were prepared for it; not where they lay, nor who did it."""
+    from calibration.cache import digest  # with NumPy
+
     observed = {**asdict(calibration), "tool": "", "images": calibration.images.key, "method": method}
     return digest(observed)[:16]
 
