@@ -118,7 +118,6 @@ class _Tuner:
         self._timings = open_timings(work, quantization)
         self._drops: dict[Candidate, float] = {}
         self._timed: set[Candidate] = set()  # in this build
-        self._renewed: dict[Candidate, Measured | None] = {}  # of those that were kept from an earlier one
         #: whether biases of what is built are corrected
         self.corrected = quantizer.corrected
         seconds = work.request.tune_seconds
@@ -184,12 +183,11 @@ class _Tuner:
         return replace(found, measured=measured), replace(choice, plan=again)
 
     def _with_known(self, found: Found) -> Found:
-        """Return what was found with what an earlier tuning measured besides, and still holds."""
-        measured = {one.candidate for one in found.measured}
+        """Return what was measured by now, with what an earlier tuning measured besides, and still holds."""
+        now = self._meter.measured
+        measured = {one.candidate for one in now}
         known = (one for one in self._timings.known() if one.candidate not in measured)
-        whole = (*found.measured, *filter(self._may_be_built, known))
-        renewed = (self._renewed.get(one.candidate, one) for one in whole)
-        return replace(found, measured=tuple(one for one in renewed if one is not None))
+        return replace(found, measured=(*now, *filter(self._may_be_built, known)))
 
     def _may_be_built(self, one: Measured) -> bool:
         """Whether what an earlier tuning measured may be chosen by this one: --rest or the calibration may leave less to choose from now."""
@@ -205,8 +203,15 @@ class _Tuner:
             kept = next((one for one in decisive if one.candidate not in self._timed), None)
             if kept is None:
                 return found, choice
-            self._renewed[kept.candidate] = again = self._measured_again(kept)
-            self._timings.keep([again] if again else [])
+            self._renew(kept)
+
+    def _renew(self, kept: Measured) -> None:
+        """Measure again what was kept from an earlier build; what comes of it takes the place of the old measures everywhere."""
+        again = self._measured_again(kept)
+        self._meter.renew(kept.candidate, again)
+        if again is None or not again.timing.usable:
+            self._timings.drop(kept.candidate.key)
+        self._timings.keep([again] if again else [])
 
     def _measured_again(self, kept: Measured) -> Measured | None:
         """Return the measures of now; None where it cannot be built any more."""

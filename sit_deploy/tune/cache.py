@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from typing import Annotated
 from msgspec import Meta, Struct, to_builtins
 
 from engines.errors import EngineError
-from engines.files import atomic_path
+from engines.files import atomic_path, held
 from sit_deploy.errors import InputError
 from sit_deploy.schema import decode
 from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
@@ -112,10 +112,14 @@ class Timings:
     ) -> None:
         self._where, self._calibration, self._path = where, calibration, path
         source = next((one for one in (*([path] if path else []), *before) if one.exists()), None)
-        self._others = [] if source is None else load_timings(source).sections
-        mine = [section for section in self._others if section.where == where]
-        self._others = [section for section in self._others if section.where != where]
+        sections = [] if source is None else load_timings(source).sections
+        mine = [section for section in sections if section.where == where]
+        self._others = [section for section in sections if section.where != where]
         self._measured = {name: entry for section in mine for name, entry in section.measured.items()}
+        # what is not in the file of `path`, or is otherwise there: all of another file's, and then what is measured here
+        self._brought = [] if source == path else self._others
+        self._own = set() if source == path else set(self._measured)
+        self._dropped: dict[str, _Entry] = {}
         #: why the file could not be written, after which times are kept in memory alone; None as long as it could
         self.lost: str | None = None
         #: names of other CPUs that the file has times of, where it has none of this one
@@ -150,26 +154,64 @@ class Timings:
 
     def forget(self) -> None:
         """Drop the times of these circumstances: they do not hold any more."""
-        self._measured.clear()
+        for key in tuple(self._measured):
+            self.drop(key)
+
+    def drop(self, key: str) -> None:
+        """Drop what is known of a candidate, by its key; it leaves the file when that is written next."""
+        if (entry := self._measured.pop(key, None)) is not None:
+            self._own.discard(key)
+            self._dropped[key] = entry
 
     def keep(self, measured: Iterable[Measured]) -> None:
         """Take in measures, those that say nothing left out, and write the file; where that fails `lost` says why, and the work goes on."""
         for one in measured:
             if one.timing.usable and one.candidate != Candidate():  # which is what all others are measured by
-                self._measured[one.candidate.key] = _entry(one, self._calibration)
+                self._take(one)
         if self._path is None or self.lost is not None:
             return
+        folder = self._path.parent
         try:
-            self._take_in_others(self._path)
-            self.save(self._path)
-        except EngineError as error:
+            # so that what another build writes between reading and writing is not lost; a folder that is gone is told by writing
+            with held(folder) if folder.is_dir() else nullcontext():
+                self._write(self._path, self._with_others(self._path))
+        except (EngineError, OSError) as error:
             self.lost = str(error)
 
-    def _take_in_others(self, path: Path) -> None:
-        """Read what others have written since, so that it stays: a build for another batch may share the file."""
-        if path.exists():
-            with suppress(InputError):  # whatever it is now, it was good before this build
-                self._others = [one for one in load_timings(path).sections if one.where != self._where]
+    def _take(self, one: Measured) -> None:
+        key = one.candidate.key
+        if one.error is None and self.timing(key) == one.timing:
+            return  # its error may be known all the same
+        entry = _entry(one, self._calibration)
+        if entry != self._measured.get(key):
+            self._measured[key] = entry
+            self._own.add(key)
+
+    def _with_others(self, path: Path) -> dict[str, _Entry]:
+        """Return what the file should have of these circumstances, and take in its other sections.
+
+        Builds may share the file: what others have written since stays, but for what was measured anew or found wrong here.
+        """
+        if not path.exists():
+            return self._measured
+        try:
+            sections = load_timings(path).sections
+        except InputError:  # whatever it is now, it was good before this build
+            return self._measured
+        theirs = {
+            name: entry
+            for one in sections
+            if one.where == self._where
+            for name, entry in one.measured.items()
+        }
+        stay = {name: entry for name, entry in theirs.items() if self._dropped.get(name) != entry}
+        others = {one.where: one for one in self._brought}
+        for one in sections:
+            if one.where != self._where:
+                known = others[one.where].measured if one.where in others else {}
+                others[one.where] = _Section(one.where, {**known, **one.measured})
+        self._others = list(others.values())
+        return {**stay, **{name: entry for name, entry in self._measured.items() if name in self._own}}
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -177,7 +219,10 @@ class Timings:
         Raises:
             engines.EngineError: it cannot be written.
         """
-        sections = [*self._others, _Section(self._where, self._measured)]
+        self._write(path, self._measured)
+
+    def _write(self, path: Path, measured: dict[str, _Entry]) -> None:
+        sections = [*self._others, _Section(self._where, measured)]
         text = json.dumps(to_builtins(_File(SCHEMA, sections)), indent=1, allow_nan=False) + "\n"
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

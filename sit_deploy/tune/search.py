@@ -120,6 +120,10 @@ class Meter:
         """Share of the seconds that is used up."""
         return self.spent / self._seconds
 
+    def renew(self, candidate: Candidate, measured: Measured | None) -> None:
+        """Take new measures of a candidate in place of those that it has; None where it cannot be built any more."""
+        self._all[candidate] = measured
+
     def measure(
         self, candidate: Candidate, faster_than: Measured | None = None, patience: float = 0.0
     ) -> Measured | None:

@@ -399,3 +399,40 @@ def test_a_build_that_gives_8_bits_up_shows_why(
     assert "How the plan was chosen" in (bundle.path / "report.html").read_text()
     words = "8 bits were given up for fp32: no plan keeps SQNR of at least 90 dB"
     assert words in " ".join(cli("inspect", bundle.path).out.split())
+
+
+def _speed_up(path: Path, key: str, ratio: float) -> None:
+    """Write a time that does not hold into a file of timings."""
+    kept = json.loads(path.read_text())
+    kept["sections"][0]["measured"][key] |= {"ratio": ratio, "low": 0.99 * ratio, "high": 1.01 * ratio}
+    path.write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize("came", ["slower", "unusable", "refused"])
+def test_a_kept_time_that_does_not_hold_leaves_the_file(
+    tuned: Callable[..., Any], tmp_path: Path, came: str
+) -> None:
+    """Taking layers back wrote the old time over the new one, so that each build began with the wrong one; what told nothing stayed for ever."""
+
+    class Changed(Bench):
+        def time(self, candidate: Candidate) -> Timing | None:
+            timing = super().time(candidate)
+            noisy = candidate == wrong and came == "unusable"
+            return replace(timing, noise="others") if noisy else timing
+
+    wrong, path = Candidate(DEFAULT - {"tsm"}), tmp_path / "c.timings.json"
+    lossy = {"calib_cache": tmp_path / "c.json", "max_accuracy_drop": 1.0, "val_data": "x"}
+    tuned(Bench(), **lossy)
+    _speed_up(path, wrong.key, 1.8)
+    # with the stem too much is lost, so that layers of it are taken back after the choice
+    bench = Changed(drops={6: 4.0}, refused={wrong: "no kernel"} if came == "refused" else {})
+    _, _, found = tuned(bench, **lossy)
+    assert [one for one in bench.asked if one.high], "layers were taken back"
+    measured = json.loads(path.read_text())["sections"][0]["measured"]
+    if came == "slower":
+        now = measured[wrong.key]["ratio"]
+        assert now == found.found.of(wrong).timing.ratio == Bench().time(wrong).ratio
+    else:
+        assert wrong.key not in measured and found.chosen != wrong
+    known = found.timings.timing(wrong.key)
+    assert (known is None) == (came != "slower")  # what a bundle gets too

@@ -139,3 +139,52 @@ def test_a_file_that_cannot_be_written_is_told_and_ends_nothing(tmp_path: Path) 
 def test_the_file_is_plain_json(path: Path) -> None:
     (section,) = json.loads(path.read_text())["sections"]
     assert section["where"]["cpu"] == "A" and list(section["measured"]) == ["fc1,stem|bf16|stem/1,stem/0"]
+
+
+OTHER = Measured(Candidate(frozenset({"fc2"})), Timing(1.5, 1.4, 1.6, 6.0), LogitsError(1e-4))
+
+
+def test_two_builds_of_the_same_circumstances(path: Path) -> None:
+    """Only sections of other circumstances were taken in, so that each build took the other's times away."""
+    one, other = Timings(HERE, "images", path), Timings(HERE, "images", path)
+    new = Measured(PLAN, Timing(3.0, 2.9, 3.1, 4.0), LogitsError(1e-3))
+    one.keep([new])
+    other.keep([ONE, OTHER])  # the first of them as it was read: it is not newer
+    assert Timings(HERE, "images", path).known() == [new, OTHER]
+    one.keep([new])
+    assert Timings(HERE, "images", path).known() == [new, OTHER]
+
+
+def test_what_is_dropped_does_not_come_back_from_the_file(path: Path) -> None:
+    one, other = Timings(HERE, "images", path), Timings(HERE, "images", path)
+    one.drop(PLAN.key)
+    one.drop("|bf16|")  # which it does not know
+    one.keep([])
+    assert Timings(HERE, "images", path).known() == []
+    other.keep([ONE, OTHER])  # nor by one that read it before
+    assert Timings(HERE, "images", path).known() == [OTHER]
+    one.forget()
+    one.keep([])
+    assert Timings(HERE, "images", path).known() == [OTHER]  # which was measured since
+    again = Timings(HERE, "images", path)
+    again.forget()
+    again.keep([ONE])
+    assert Timings(HERE, "images", path).known() == [ONE]
+
+
+def test_a_bundles_timings_stay_where_another_build_makes_the_file_first(path: Path, tmp_path: Path) -> None:
+    """Times of the bundle that is replaced: of these circumstances, and of others."""
+    shared, far = tmp_path / "shared.json", replace(HERE, batch=8)
+    Timings(far, "images", path).keep([ONE])
+    here = Timings(HERE, "images", shared, [path])
+    Timings(replace(HERE, batch=2), "images", shared).keep([ONE])
+    Timings(far, "images", shared).keep([OTHER])
+    here.keep([])
+    for where, known in ((HERE, [ONE]), (replace(HERE, batch=2), [ONE]), (far, [ONE, OTHER])):
+        assert Timings(where, "images", shared).known() == known
+
+
+def test_a_time_without_its_error_leaves_the_error_that_is_known(path: Path) -> None:
+    timings = Timings(HERE, "images", path)
+    timings.keep([Measured(PLAN, ONE.timing)])
+    assert timings.known() == [ONE]
