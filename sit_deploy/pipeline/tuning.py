@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ENOUGH_DB, BELOW_DB = 30.0, 1.0
 _SMALL = 0.01  # share of the work of a group that is tried last
 _FEW_IMAGES = 4  # below which what plans are compared on is luck
+_LATE = 3  # plans of an earlier build that are timed again after --tune-seconds: what would be built, the float engine, and a tie
 _NOISE_IMAGES = 8  # that single layers are measured on
 
 
@@ -118,6 +119,7 @@ class _Tuner:
         self._timings = open_timings(work, quantization)
         self._drops: dict[Candidate, float] = {}
         self._timed: set[Candidate] = set()  # in this build
+        self._late = 0  # how often one was to be timed again after the seconds
         #: whether biases of what is built are corrected
         self.corrected = quantizer.corrected
         seconds = work.request.tune_seconds
@@ -195,15 +197,23 @@ class _Tuner:
         return self.space.offers(one.candidate) and layers >= set(one.candidate.high)
 
     def _decide(self, found: Found) -> tuple[Found, Choice]:
-        """Choose; what that rests on is measured again where it was kept from an earlier build: the moment is another, and a file can be anything."""
+        """Choose; what that rests on is measured again where it was kept from an earlier build: the moment is another, and a file can be anything.
+
+        Each that is slower than it was may leave the choice to another that was kept: when the seconds are used up this ends, and
+        the choice is of what was timed in this build.
+        """
         while True:
             found = self._with_known(found)
             choice = self._choose(found)
-            decisive = filter(None, (choice.plan, choice.best_float))
+            decisive = filter(None, (choice.plan, choice.best_float, choice.tie))
             kept = next((one for one in decisive if one.candidate not in self._timed), None)
             if kept is None:
                 return found, choice
-            self._renew(kept)
+            self._late += self._meter.share >= 1
+            if self._late > _LATE:
+                found = replace(found, finished=False)
+            else:
+                self._renew(kept)
 
     def _renew(self, kept: Measured) -> None:
         """Measure again what was kept from an earlier build; what comes of it takes the place of the old measures everywhere."""
@@ -224,6 +234,8 @@ class _Tuner:
         return replace(kept, timing=timing, error=error)
 
     def _choose(self, found: Found) -> Choice:
+        if self._late > _LATE:
+            found = replace(found, measured=tuple(o for o in found.measured if o.candidate in self._timed))
         usual = found.of(self.space.usual)
         if usual is not None and usual.error is not None:
             self._usual_db = usual.error.sqnr_db

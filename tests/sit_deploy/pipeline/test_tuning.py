@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sit_deploy.report.build_types import BuildReport
 from sit_deploy.text import is_warning
 from sit_deploy.tune.choose import Verdict
 from sit_deploy.tune.measured import Candidate, LogitsError, Measured, Timing
+from sit_deploy.tune.search import Meter
 from tests.helpers.command_line import CommandLine
 from tests.helpers.digits import Digits, half_nano
 
@@ -436,3 +438,47 @@ def test_a_kept_time_that_does_not_hold_leaves_the_file(
         assert wrong.key not in measured and found.chosen != wrong
     known = found.timings.timing(wrong.key)
     assert (known is None) == (came != "slower")  # what a bundle gets too
+
+
+def test_what_is_told_of_a_tie_is_of_now(tuned: Callable[..., Any], tmp_path: Path) -> None:
+    """The figure of the other plan was that of an earlier build."""
+    fields = {"calib_cache": tmp_path / "c.json", "min_sqnr": 30.0}
+    tuned(Bench(stem=0.015), **fields)
+    again = Bench(stem=0.015)
+    _, _, found = tuned(again, **fields)
+    assert found.choice.tie.candidate == Candidate(DEFAULT | {"stem"})
+    assert again.asked == [Candidate(DEFAULT), Candidate(), found.choice.tie.candidate]
+    slower = Bench(stem=-0.1)
+    work, _, found = tuned(slower, **fields)
+    assert found.choice.tie is None and not work.notes
+
+
+def test_the_seconds_bound_what_is_timed_again(
+    tuned: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each plan of a file of wrong times that was slower than it was left the choice to the next, and all were timed."""
+
+    class Slow(Bench):
+        now = 0.0
+
+        def time(self, candidate: Candidate) -> Timing | None:
+            Slow.now += 10.0
+            return super().time(candidate)
+
+    monkeypatch.setattr(tuning, "Meter", partial(Meter, clock=lambda: Slow.now))
+    fields, path = {"calib_cache": tmp_path / "c.json", "min_sqnr": 10.0}, tmp_path / "c.timings.json"
+    tuned(Slow(), **fields, tune_seconds=1000.0)
+    keys = [*json.loads(path.read_text())["sections"][0]["measured"]]
+    wrong = [key for key in keys if key != Candidate(DEFAULT).key]
+    assert len(wrong) > 6
+    for index, key in enumerate(wrong):
+        _speed_up(path, key, 3.0 + index)
+    bench = Slow()
+    work, _, found = tuned(bench, **fields, tune_seconds=5.0)
+    # the default plan, which all of the seconds went to, and three that would have been built
+    assert len(bench.asked) == 4 and bench.asked[0] == Candidate(DEFAULT)
+    assert found.chosen in bench.asked and found.choice.plan.timing.ratio < 3
+    assert not found.found.finished and "--tune-seconds ended the search early" in work.notes[-1]
+    kept = Slow()
+    tuned(kept, **fields, tune_seconds=1000.0)  # with seconds enough each is found out
+    assert len(kept.asked) > 6
