@@ -81,9 +81,9 @@ def _require_kernels(ov: ModuleType, onnx_path: Path, types: set[str]) -> None:
     for precision, dtypes in (("int8", {"int8", "uint8"}), ("bf16", {"bfloat16"})):
         reason = lacking(ov, precision) if dtypes & types else None
         if reason:
-            exact = "--engine onnxruntime, or with " if precision == "int8" else ""
+            other = "--engine onnxruntime, or with " if precision == "int8" else ""
             raise EngineBuildError(
-                f"{onnx_path} is in {precision}, and {reason}; build it with {exact}--precision fp32"
+                f"{onnx_path} is in {precision}, and {reason}; build it with {other}--precision fp32"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +73,11 @@ class DamagedImages:
         Raises:
             InputError: too many are none.
         """
-        from sit_deploy.preprocessing import is_image, load_image
+        from sit_deploy.preprocessing import load_image
 
         with ThreadPoolExecutor(min(4, cpu_count())) as pool:
             foreign = [
-                file for file, whole in zip(files, pool.map(is_image, files), strict=True) if not whole
+                file for file, whole in zip(files, pool.map(_is_image, files), strict=True) if not whole
             ]
         for file in foreign:
             try:
@@ -168,6 +169,24 @@ class DamagedImages:
     def words(self) -> str | None:
         """What was left out, as a sentence; None for nothing."""
         return left_out_words(self.found)
+
+
+def _is_image(file: Path) -> bool:
+    """Whether a file begins as an image does; each is looked at once, as long as it stays as it is: every bundle of a report asks."""
+    from sit_deploy.preprocessing import is_image
+
+    try:
+        state = file.stat()
+    except OSError:
+        return is_image(file)
+    return _begins_as_image(file, (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=100_000)
+def _begins_as_image(file: Path, state: tuple[int, ...]) -> bool:
+    from sit_deploy.preprocessing import is_image
+
+    return is_image(file)
 
 
 def left_out_words(found: Sequence[DamagedImage], shown: int = _SHOWN) -> str | None:

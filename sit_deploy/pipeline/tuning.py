@@ -322,7 +322,11 @@ class _Tuner:
         if candidate != self.space.usual:
             return now
         if now is None:  # nor could it be at the end
-            raise EngineError(self._bench.refused[candidate])
+            raise EngineError(
+                f"the plan cannot be tuned: {self._request.precision} of the default groups, which all plans are compared with, cannot be "
+                f"built: {self._bench.refused[candidate]}; mend that, name groups that can be built with --quantize, or build with "
+                "--precision fp32"
+            )
         # by which it shows whether kept times hold: clocks and neighbours change
         if before is None or not now.usable:
             return now

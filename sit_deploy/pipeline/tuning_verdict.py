@@ -44,7 +44,8 @@ def tell_tuning(work: Work, tuning: Tuning) -> None:
         work.note(f"timings are not kept for another build: {tuning.timings.lost}")
     if count := len(tuning.refused):
         candidate, why = next(iter(tuning.refused.items()))
-        what = "1 plan was left out, as it" if count == 1 else f"{count} plans were left out, as they"
+        kind = "engine" if any(one.is_float for one in tuning.refused) else "plan"
+        what = f"1 {kind} was left out, as it" if count == 1 else f"{count} {kind}s were left out, as they"
         first = "" if count == 1 else "; the first"
         work.note_of_8_bits(f"{what} could not be built{first}: {_words(candidate, default)}: {why}")
     require_gain(work, tuning)

@@ -301,7 +301,11 @@ def test_plans_that_cannot_be_built_are_told(tuned: Callable[..., Any]) -> None:
     assert found.chosen == Candidate(DEFAULT)
     (note,) = work.notes
     assert note == "1 plan was left out, as it could not be built: default, stem; rest fp32: no kernel"
-    with pytest.raises(EngineError, match="the disk is full"):
+    work, _, _ = tuned(Bench(refused={Candidate(): "no kernel"}), min_sqnr=35.0)
+    (note,) = work.notes
+    assert note == "1 engine was left out, as it could not be built: fp32: no kernel"
+    words = r"cannot be tuned: int8 of the default groups.* cannot be built: the disk is full; mend that, .*--precision fp32"
+    with pytest.raises(EngineError, match=words):
         tuned(Bench(refused={Candidate(DEFAULT): "the disk is full"}))
 
 
