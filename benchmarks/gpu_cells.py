@@ -84,9 +84,8 @@ class Cell:
 
 
 def _stats(rounds: list[list[float]], batch: int) -> dict[str, float]:
-    found = LatencyStats.from_rounds(
-        rounds, batch
-    )  # the median is that of the images a second and of the ratios
+    # the median is that of the images a second and of the ratios
+    found = LatencyStats.from_rounds(rounds, batch)
     return {"p50_ms": found.p50_ms, "p90_ms": found.p90_ms, "p99_ms": found.p99_ms, "calls": found.iterations}
 
 

@@ -67,9 +67,8 @@ def main(words: list[str]) -> int:
     results: dict[str, dict] = {}
     try:
         unpack_complete(session)
-    except (
-        StepFailed
-    ) as error:  # steps that need none of it run all the same: the machine is lent for minutes
+    except StepFailed as error:
+        # steps that need none of it run all the same: the machine is lent for minutes
         session.say(f"error: {error}")
         results["packs"] = {"failed": str(error)}
     for word in words:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engines.errors import EngineError, Error
+from engines.errors import Error
 from engines.files import atomic_path
 from engines.imports import require_threads
 from engines.timing import TimingOptions
@@ -50,21 +50,27 @@ def main(root: Path, args: Sequence[str] | None = None) -> None:
         with heeded():
             status = _check(root, _parse(args), written)
     except KeyboardInterrupt:
-        what = f"only {', '.join(written)}" if written else "nothing"
-        _fail(f"interrupted; {what} was written")
+        _fail(f"interrupted{_written(written) or '; nothing was written'}")
     except SystemExit:  # of --help
         if not _print([]):
             sys.exit(2)
         raise
     except Error as error:
-        _fail(str(error), error.exit_status)
+        _fail(f"{error}{_written(written)}", error.exit_status)
     except Exception as error:  # whatever it is, the golden outputs are not what is wrong
         where = getattr(error, "filename", None)
         reason = (getattr(error, "strerror", None) or str(error) or "no reason given") + (
             f" ({where})" if where else ""
         )
-        _fail(f"check.py failed: {type(error).__name__}: {reason}")
+        _fail(f"check.py failed: {type(error).__name__}: {reason}{_written(written)}")
     sys.exit(status)
+
+
+def _written(names: Sequence[str]) -> str:
+    """Return the end of a message that says what is there all the same; nothing where nothing is."""
+    if not names:
+        return ""
+    return f"; only {', '.join(names)} {'was' if len(names) == 1 else 'were'} written"
 
 
 def _check(root: Path, options: argparse.Namespace, written: list[str]) -> int:
@@ -97,7 +103,7 @@ def _check(root: Path, options: argparse.Namespace, written: list[str]) -> int:
         told.append(_where_it_is(output, bundles))
     printed = _print(told)
     if unwritten is not None:
-        raise unwritten
+        _complain(str(unwritten))
     rows = fields["bundles"]
     if bad := [row["name"] for row in rows if row["golden"] and not row["golden"]["passed"]]:
         _complain(
@@ -108,17 +114,29 @@ def _check(root: Path, options: argparse.Namespace, written: list[str]) -> int:
     refused += filter(None, [fields["timing"]["note"]] if not refused else [])
     for reason in refused:
         _complain(reason)
-    return 2 if refused or not printed else 0
+    return 2 if refused or not printed or unwritten is not None else 0
 
 
 def _build(bundles: Sequence[Bundle], options: argparse.Namespace, written: list[str]) -> dict[str, str]:
-    """Build engines for the GPU that is here; return why not, by the name of a bundle whose is not built."""
+    """Build the engine of each bundle for the GPU that is here.
+
+    Args:
+        bundles: of the folder.
+        options: of the command line.
+        written: gets the place of each engine, as it comes.
+
+    Returns:
+        Why an engine could not be built, by the name of its bundle; the others are built all the same.
+
+    Raises:
+        Error: none of them can be built here.
+    """
     kind, unbuilt = build.choose_kind(options.engine), {}
     for bundle in bundles:
         _say(f"{bundle.name}: building its {kind} engine from model.onnx")
         try:
             isolated(build.build_here, bundle, kind, options.device)
-        except EngineError as error:
+        except Error as error:
             unbuilt[bundle.name] = str(error)
         else:
             written.append(f"{BUILT}/{bundle.name}")

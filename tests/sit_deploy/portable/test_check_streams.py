@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineBuildError, EngineError
+from sit_deploy.errors import InputError
 from sit_deploy.portable import build, check
 from sit_deploy.report.check_record import read_check
 from tests.helpers.bundles import load_manifest, seal_again
@@ -108,8 +109,29 @@ def test_a_disk_that_is_full_costs_no_table(
     assert "nano-fp32  fp32" in out and "check.json" not in out and not list(Path().iterdir())
 
 
+def test_wrong_outputs_are_told_where_the_file_cannot_be_written(
+    run: Run, wrong: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> Any:
+        raise EngineError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(check, "atomic_path", full)
+    status, out, err = run(folder_of(wrong))
+    first, second = err.splitlines()
+    assert (
+        status == 1
+        and "MISMATCH" in out
+        and first.endswith("cannot write check.json: No space left on device")
+    )
+    assert second.endswith("do not serve it here")
+
+
 def test_what_is_stopped_says_what_is_there(
-    run: Run, nano_fp32: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    nano_fp32: Path,
+    copy_of: Callable[..., Path],
+    folder_of: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -120,23 +142,41 @@ def test_what_is_stopped_says_what_is_there(
     monkeypatch.setattr(check, "measure", interrupt)
     stopped = "Error: interrupted; only built/nano-fp32 was written\n"
     assert run(folder, "--build") == (2, "", stopped)
+    other = copy_of(nano_fp32, "other")
+    seal_again(other, {**load_manifest(other), "compared_on": "something else"})
+    two = folder_of(nano_fp32, other, name="two")
+    both = "; only built/nano-fp32, built/other were written\n"
+    assert run(two, "--build") == (2, "", f"Error: interrupted{both}")
+    for failure, said in (
+        (EngineError("no process"), "no process"),
+        (RuntimeError("odd"), "check.py failed: RuntimeError: odd"),
+    ):
+        monkeypatch.setattr(check, "measure", lambda *_, failure=failure: raised(failure))
+        assert run(two, "--build") == (2, "", f"Error: {said}{both}")
     monkeypatch.setattr(build, "build_here", interrupt)
     assert run(folder, "--build") == (2, "", "Error: interrupted; nothing was written\n")
 
 
+def raised(error: Exception) -> Any:
+    """Raise an error."""
+    raise error
+
+
+@pytest.mark.parametrize("error", [EngineBuildError, InputError])
 def test_an_engine_that_is_not_built_is_a_row(
+    error: type[Exception],
     run: Run,
     nano_fp32: Path,
     copy_of: Callable[..., Path],
     folder_of: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An A100 has no FP8: that costs the other bundles nothing."""
+    """An A100 has no FP8, a disk is full: that costs the other bundles nothing."""
 
     def build_here(bundle: Any, kind: str, device: str | None) -> None:
         assert (kind, device) == ("tensorrt", "cuda:1")
         if bundle.name == "other":
-            raise EngineBuildError(f"sm80 has no FP8, says {bundle.path}/engine.plan")
+            raise error(f"sm80 has no FP8, says {bundle.path}/engine.plan")
 
     other = copy_of(nano_fp32, "other")
     seal_again(other, {**load_manifest(other), "compared_on": "something else"})
