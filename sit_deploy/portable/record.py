@@ -83,7 +83,7 @@ def measure(
             "device": timing.device,
             "note": note,
         },
-        "bundles": [_row(bundle, examined[bundle.name], times) for bundle in bundles],
+        "bundles": [_row(bundle, examined[bundle.name], times, timing.rounds) for bundle in bundles],
     }
     return fields, times
 
@@ -169,7 +169,9 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _row(bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], WorkerResult]) -> dict[str, Any]:
+def _row(
+    bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], WorkerResult], rounds: int
+) -> dict[str, Any]:
     engine = bundle.engine
     row: dict[str, Any] = {
         "name": utf8_text(bundle.name),  # others go into no JSON
@@ -189,6 +191,7 @@ def _row(bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], Wor
         "layers": None,
         "notes": [],
         "latencies": [],
+        "untimed": [],
     }
     if isinstance(found, str):
         return row
@@ -200,4 +203,7 @@ def _row(bundle: Bundle, found: Examined | str, times: dict[tuple[str, int], Wor
         for (name, size), result in times.items()
         if name == utf8_text(bundle.name)
     ]
-    return {**row, "golden": found.golden, "layers": layers, "notes": notes, "latencies": latencies}
+    timed = {latency["batch_size"] for latency in latencies}
+    untimed = [size for size in found.batch_sizes if size not in timed] if rounds else []
+    told = {"notes": notes, "latencies": latencies, "untimed": untimed}
+    return {**row, "golden": found.golden, "layers": layers, **told}

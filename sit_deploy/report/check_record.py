@@ -158,6 +158,7 @@ class CheckedBundle(_Strict):
     Attributes:
         digest: of its manifest: what it is known by.
         refused: why it did not run; then there are no figures.
+        untimed: batch sizes that it ran and that were to be timed, and were not; that of check.py before it told them has none.
     """
 
     name: Text
@@ -171,6 +172,7 @@ class CheckedBundle(_Strict):
     layers: CheckedLayers | None
     notes: list[str]
     latencies: list[CheckedLatency]
+    untimed: list[BatchSize] | None = None
 
     def __post_init__(self) -> None:
         if (self.refused is None) == (self.golden is None):
@@ -182,6 +184,8 @@ class CheckedBundle(_Strict):
         sizes = [latency.batch_size for latency in self.latencies]
         if len(set(sizes)) != len(sizes):
             raise ValueError("latencies has a batch size twice")
+        if both := set(sizes) & set(self.untimed or ()):
+            raise ValueError(f"batch size {min(both)} is in latencies and in untimed")
 
 
 class CheckRecord(_Strict):
@@ -289,10 +293,15 @@ def find_elsewhere(
         for row in rows:
             if row["digest"] in known:
                 common = {key: fields[key] for key in ("date", "machine", "gpu", "clocks", "versions")}
-                untimed = [fields["timing"]["note"]] if row["golden"] and fields["timing"]["note"] else []
-                told = {**row, "notes": [*row["notes"], *untimed]}
+                told = {**row, "notes": [*row["notes"], *_untimed_note(row, fields["timing"]["note"])]}
                 known[row["digest"]].append({**common, "bundle": told, "over": _over(row, rows)})
     return known
+
+
+def _untimed_note(row: dict[str, Any], note: str) -> list[str]:
+    """Return why some of a bundle's times are missing; nothing where none are, whatever happened to others beside it."""
+    missing = row.get("untimed", True)  # an earlier check.py did not tell of which bundle
+    return [note] if row["golden"] and note and missing else []
 
 
 def _over(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -120,6 +120,11 @@ def test_one_that_cannot_be_timed_costs_the_others_nothing(
     assert asked == [["nano-fp32, batch 1", "other, batch 1"], ["nano-fp32, batch 1"]]
     rows = {row["name"]: len(row["latencies"]) for row in read_check(Path("check.json"))["bundles"]}
     assert rows == {"nano-fp32": 1, "other": 0}
+    # and a page says so of the one alone
+    both = [(load_manifest(bundle)["digest"], bundle.name, bundle.name) for bundle in (nano_fp32, other)]
+    found = find_elsewhere([Path("check.json")], both)
+    notes = {name: found[digest][0]["bundle"]["notes"] for digest, name, _ in both}
+    assert said in notes["other"] and said not in notes["nano-fp32"]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,19 @@ def test_what_was_written_before_paces_were_taken(tmp_path: Path) -> None:
     assert read_check(checked.write(tmp_path / "check.json", old))["bundles"]
 
 
+@pytest.mark.parametrize(
+    ("told", "notes"),
+    [({"untimed": []}, []), ({"untimed": [8]}, ["not all was timed"]), ({}, ["not all was timed"])],
+)
+def test_why_times_are_missing_is_said_where_they_are(
+    told: dict[str, Any], notes: list[str], tmp_path: Path
+) -> None:
+    """Of a file that does not tell which are missing, of all."""
+    timing = {**checked.fields()["timing"], "note": "not all was timed"}
+    path = checked.write(tmp_path / "check.json", checked.bundle("sit-int8", MINE, **told), timing=timing)
+    assert rows_of(path)[0]["bundle"]["notes"] == notes
+
+
 def test_a_check_that_was_held_up(tmp_path: Path) -> None:
     """By the loop of fixed work beside it alone: the reader judges it anew."""
     slow = checked.bundle("sit-fp16", OTHER, "fp16", (3.0, 3.0, 3.3))
@@ -98,6 +111,7 @@ def _stats(**fields: Any) -> Callable[[dict[str, Any]], None]:
         (_latency(round_medians_ms=[2.0]), "was not timed in 3 rounds"),
         (_latency(round_medians_ms=[]), "is not the median of its rounds"),
         (_latency(batch_size=0), "expected int >= 1"),
+        (lambda row: row.update(untimed=[1]), "batch size 1 is in latencies and in untimed"),
         (_latency(gpu=None), "it has rounds of a GPU, and no gpu"),
         (_latency(histogram={"edges_ms": [1.0, 2.0], "counts": [1]}), "does not have as many calls as stats"),
         (_latency(others=[2.0]), "expected float <= 1"),
