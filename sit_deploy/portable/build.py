@@ -54,13 +54,29 @@ def choose_kind(asked: str | None) -> str:
     raise EngineBuildError(f"--build cannot use what is installed here: {installed[0].reason}")
 
 
+def require_device(device: str | None) -> None:
+    """Refuse, before anything is built, a GPU that is not there.
+
+    Args:
+        device: "cuda" or "cuda:N"; the first by default.
+
+    Raises:
+        NoGpuError: there are GPUs, and not this one.
+    """
+    gpus, number = find_gpus().gpus, device_number(device)
+    if gpus and number >= len(gpus):
+        there = ", ".join(f"cuda:{place} ({gpu.name})" for place, gpu in enumerate(gpus))
+        raise NoGpuError(f"there is no GPU {device} for --build; pass --device as one of {there}")
+
+
 def _capability(device: str | None) -> tuple[str, ...]:
-    """Return the compute capability of a GPU that is here; none where there is no such GPU.
+    """Return the compute capability of a GPU that is here; none where there is no GPU at all.
 
     An engine for many GPUs is slower on each, and by default it leaves the oldest out.
     """
-    gpus, number = find_gpus().gpus, device_number(device)
-    return (gpus[number].compute_capability,) if number < len(gpus) else ()
+    require_device(device)
+    gpus = find_gpus().gpus
+    return (gpus[device_number(device)].compute_capability,) if gpus else ()
 
 
 def build_here(bundle: Bundle, kind: str, device: str | None = None) -> Path:

@@ -132,6 +132,7 @@ def _build(bundles: Sequence[Bundle], options: argparse.Namespace, written: list
         Error: none of them can be built here.
     """
     kind, unbuilt = build.choose_kind(options.engine), {}
+    build.require_device(options.device)
     for bundle in bundles:
         _say(f"{bundle.name}: building its {kind} engine from model.onnx")
         try:

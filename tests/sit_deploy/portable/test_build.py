@@ -129,7 +129,7 @@ def test_check_py_builds_and_measures_what_it_built(
 
 
 @pytest.mark.parametrize(
-    ("device", "targets"), [(None, ("sm75",)), ("cuda:1", ("sm120",)), ("cuda:2", ()), ("cuda", ("sm75",))]
+    ("device", "targets"), [(None, ("sm75",)), ("cuda:1", ("sm120",)), ("cuda", ("sm75",))]
 )
 def test_a_library_for_named_gpus_builds_for_the_one_that_is_here(
     device: str | None,
@@ -153,6 +153,19 @@ def test_a_library_for_named_gpus_builds_for_the_one_that_is_here(
     monkeypatch.setattr(TensorRT, "build", build)
     build_here(open_bundle(folder_of(nano_fp32) / "bundles/nano-fp32"), "tensorrt-rtx", device)
     assert asked == [targets]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_built(
+    rig: Rig, run: Run, nano_fp32: Path, folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = tuple(engines.gpus.Gpu(*row) for row in (("T4", "sm75"), ("RTX 5090", "sm120")))
+    monkeypatch.setattr("sit_deploy.portable.build.find_gpus", lambda: engines.gpus.GpuStatus(gpus, ""))
+    folder = folder_of(nano_fp32)
+    status, out, err = run(folder, "--build", "--device", "cuda:2")
+    assert (status, out) == (2, "") and not (folder / "built").exists() and not list(Path().iterdir())
+    assert err == (
+        "Error: there is no GPU cuda:2 for --build; pass --device as one of cuda:0 (T4), cuda:1 (RTX 5090)\n"
+    )
 
 
 @pytest.mark.slow

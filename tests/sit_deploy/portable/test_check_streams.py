@@ -182,6 +182,7 @@ def test_an_engine_that_is_not_built_is_a_row(
     seal_again(other, {**load_manifest(other), "compared_on": "something else"})
     folder = folder_of(nano_fp32, other)
     monkeypatch.setattr(build, "choose_kind", lambda asked: "tensorrt")
+    monkeypatch.setattr(build, "require_device", lambda device: None)
     monkeypatch.setattr(build, "build_here", build_here)
     monkeypatch.setattr("sit_deploy.portable.record.examine", lambda path, *_: check_examined(path))
     status, out, err = run(folder, "--build", "--device", "cuda:1")
