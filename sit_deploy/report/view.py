@@ -221,8 +221,8 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
     )
     threads += f" ({evidence.threads_note})" if evidence.threads_note else ""
     doubt = speedup_text.time_doubt(evidence.speedups)
-    tails = (tail_doubt(name, timing) for name, timing in evidence.timing.items())
-    tail = next(filter(None, tails), None)
+    tails = list(filter(None, (tail_doubt(name, timing) for name, timing in evidence.timing.items())))
+    more = f" (and {len(tails) - 1} more of the kind)" if len(tails) > 1 else ""
     return {
         "plot": partial(plots.latency_histogram, evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
@@ -232,7 +232,7 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms"
         + (f", classes from logits {around.classes_ms:.2f} ms." if around.classes_ms is not None else ".")
         + (f" {doubt}" if doubt else "")
-        + (f" Take p99 with care: {tail}." if tail else ""),
+        + (f" Take p99 with care: {tails[0]}{more}." if tails else ""),
     }
 
 

@@ -51,6 +51,16 @@ def test_every_value_is_escaped(evidence: dict[str, Any]) -> None:
     assert page.text.count("<script>") > 10
 
 
+@pytest.mark.parametrize(("stopped", "more"), [(0, None), (1, "."), (2, " (and 1 more of the kind).")])
+def test_it_says_how_many_tails_mean_little(stopped: int, more: str | None, evidence: dict[str, Any]) -> None:
+    timing = {name: {**found, "p99_ms": 1.5 * found["p50_ms"]} for name, found in evidence["timing"].items()}
+    for name in list(timing)[:stopped]:
+        timing[name]["p99_ms"] = 1000 * timing[name]["p50_ms"]
+    text = page_of({**evidence, "timing": timing}, form="md")
+    said = re.search("Take p99 with care: the slowest calls of .* something stopped them(.*)", text)
+    assert (said and said[1]) == more
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["html", "md"])
 def test_speeds_stand_with_what_is_behind_them_or_not_at_all(
