@@ -37,7 +37,7 @@ from benchmarks.gpu_cells import Cell, low_type  # noqa: E402
 from benchmarks.gpu_page import macs, markdown, over_teachers, published, targets  # noqa: E402
 from benchmarks.gpu_worker import AMP, COMPILED, EAGER, Job  # noqa: E402
 from engines.files import atomic_path  # noqa: E402
-from engines.gpus import device_number, telemetry_of  # noqa: E402
+from engines.gpus import device_number, find_gpus, telemetry_of  # noqa: E402
 from sit_deploy.errors import Error  # noqa: E402
 from sit_deploy.models.catalog import get_config  # noqa: E402
 
@@ -193,6 +193,12 @@ class Results:
         return result
 
 
+def builds_for_another(device: str) -> bool:
+    """Whether an engine that is built here is for another model of GPU than is timed: builders take the first."""
+    gpus, number = find_gpus().gpus, device_number(device)
+    return number < len(gpus) and gpus[number] != gpus[0]
+
+
 def engines_here(device: str, folder: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the engines that serve this GPU, and why the others do not: each is tried on one product before any model is.
 
@@ -205,6 +211,13 @@ def engines_here(device: str, folder: str) -> tuple[tuple[str, ...], dict[str, s
         answer = engines.get(kind).probe()
         if not device.startswith("cuda") or not answer.can_run:
             refused[kind] = answer.reason
+            continue
+        if builds_for_another(device):
+            number = device_number(device)
+            refused[kind] = (
+                f"builds for the first GPU, which is another model than cuda:{number}; set CUDA_VISIBLE_DEVICES={number} and pass "
+                "--device cuda"
+            )
             continue
         click.echo(f"trying {kind}", err=True)
         why, silence = gpu_worker.ask(gpu_worker.trial, (kind, folder), gpu_worker.START_SECONDS)

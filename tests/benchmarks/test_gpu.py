@@ -22,6 +22,7 @@ from benchmarks import gpu, gpu_page, gpu_worker
 from benchmarks.gpu_cells import Candidate, Cell, time_turn_about
 from benchmarks.gpu_worker import COMPILED, EAGER, Job, watch
 from engines import speedup
+from engines.gpus import Gpu, GpuStatus
 from sit_deploy.models.catalog import get_config
 
 CPU = torch.device("cpu")
@@ -251,6 +252,23 @@ def test_an_engine_that_cannot_serve_the_gpu_costs_one_line(tmp_path: Path, monk
         "tensorrt-rtx": "does not run one product here: its process died of SIGSEGV",
     }
     assert set(gpu.jobs_of(None, "1", kinds, True)["sit_s"]) == {EAGER, COMPILED}
+
+
+@pytest.mark.parametrize(("device", "served"), [("cuda", True), ("cuda:1", True), ("cuda:2", False)])
+def test_engines_are_left_out_on_another_gpu_than_they_are_built_for(
+    device: str, served: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They would be built for the first, and the times told as those of the other."""
+    gpus = tuple(Gpu(*row) for row in (("L4", "sm89"), ("L4", "sm89"), ("H100", "sm90")))
+    monkeypatch.setattr(gpu, "find_gpus", lambda: GpuStatus(gpus, ""))
+    answer = SimpleNamespace(can_run=True, reason="")
+    monkeypatch.setattr("engines.get", lambda kind: SimpleNamespace(probe=lambda: answer))
+    monkeypatch.setattr(gpu_worker, "ask", lambda *_: ("", None))
+    kinds, refused = gpu.engines_here(device, str(tmp_path))
+    assert kinds == (gpu.KINDS if served else ())
+    assert set(refused) == (set() if served else set(gpu.KINDS))
+    said = "another model than cuda:2; set CUDA_VISIBLE_DEVICES=2 and pass --device cuda"
+    assert all(why.endswith(said) for why in refused.values())
 
 
 @pytest.mark.parametrize("release", ["tensorrt-10.16.1", "tensorrt-rtx-1.7.1"])
