@@ -74,11 +74,11 @@ class Threads:
         if asked is None and built is not None and built > here:
             return cls(
                 here,
-                f"run on {_threads(here)}, as many as there are CPUs here, and built for {built} (build --threads)",
+                f"run on {threads_text(here)}, as many as there are CPUs here, and built for {built} (build --threads)",
             )
         count, notes = built if asked is None else asked, []
         if built not in (None, count):
-            notes.append(f"run on {_threads(count)}, and built for {built} (build --threads)")
+            notes.append(f"run on {threads_text(count)}, and built for {built} (build --threads)")
         if on_cpu and count is not None and count > here:
             notes.append(f"here {more_threads_than_cpus(count, here)}")
         return cls(count, "; ".join(notes) or None)
@@ -86,10 +86,13 @@ class Threads:
 
 def more_threads_than_cpus(threads: int, cpus: int) -> str:
     """Return that threads wait for CPUs, as a clause: what is timed so tells nothing of a machine that has as many."""
-    return f"{_threads(threads)} share {'1 CPU' if cpus == 1 else f'{cpus} CPUs'} and wait for one another"
+    return (
+        f"{threads_text(threads)} share {'1 CPU' if cpus == 1 else f'{cpus} CPUs'} and wait for one another"
+    )
 
 
-def _threads(count: int) -> str:
+def threads_text(count: int) -> str:
+    """Return "1 thread", or how many."""
     return "1 thread" if count == 1 else f"{count} threads"
 
 

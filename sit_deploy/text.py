@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,12 @@ class WarningText(str):
 def is_warning(note: str) -> bool:
     """Whether a note is one that a reader must not miss."""
     return isinstance(note, WarningText)
+
+
+def first_of(said: Sequence[str]) -> str:
+    """Return the first of several texts of a kind, with how many more there are."""
+    more = f" (and {len(said) - 1} more of the kind)" if len(said) > 1 else ""
+    return f"{said[0]}{more}"
 
 
 def file_size(count: int) -> str:

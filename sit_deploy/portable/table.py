@@ -8,7 +8,7 @@ from typing import Any
 from engines.speedup import speedup, times_doubt
 from engines.timing import WorkerResult
 
-from ..text import shown
+from ..text import first_of, shown
 from .form import baseline
 
 Times = Mapping[tuple[str, int], WorkerResult]
@@ -129,8 +129,7 @@ def _notes(fields: Mapping[str, Any], times: Times) -> list[str]:
             notes.append(f"{row['name']}: {row['golden']['note']}")
     doubts = [times_doubt(f"{name} at batch {size}", result) for (name, size), result in times.items()]
     if said := list(filter(None, doubts)):
-        more = f" (and {len(said) - 1} more of the kind)" if len(said) > 1 else ""
-        notes.append(f"take the times with care: {said[0]}{more}")
+        notes.append(f"take the times with care: {first_of(said)}")
     if fields["timing"]["note"]:
         notes.append(fields["timing"]["note"])
     return [*compared(fields["bundles"], times), *notes]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from sit_deploy.text import first_of
+
 NOT_NOW = "not measurable here now"
 REMEDY = "close other programs and measure again, with more --rounds, or fewer --threads than CPUs"
 
@@ -56,5 +58,4 @@ def time_doubt(speedups: Mapping[str, SpeedupFigures]) -> str | None:
     doubts = list(dict.fromkeys(gain.doubt for gain in speedups.values() if gain.doubt))
     if not doubts:
         return None
-    more = f" (and {len(doubts) - 1} more of the kind)" if len(doubts) > 1 else ""
-    return f"Take the times with care: {doubts[0]}{more}."
+    return f"Take the times with care: {first_of(doubts)}."

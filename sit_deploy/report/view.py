@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 from engines.speedup import tail_doubt
 from sit_deploy.methods import method_words
 from sit_deploy.outputs import can_be_reported, has_classes, listing
+from sit_deploy.performance import threads_text
 from sit_deploy.report import plots, speedup_text
 from sit_deploy.report.build_types import (
     AccuracyRecord,
@@ -31,7 +32,7 @@ from sit_deploy.report.tuning_view import tuning_view
 from sit_deploy.report.types import DriftRecord, Evidence, Stage
 from sit_deploy.report.verdict import BuildVerdict, JudgedBundle, Verdict, Weight
 from sit_deploy.report.verdict_text import sentence
-from sit_deploy.text import file_size
+from sit_deploy.text import file_size, first_of
 
 _SLOWEST = 15  # layers listed
 _WORST = 15  # classes listed
@@ -216,13 +217,10 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         for name, timing in evidence.timing.items()
     ]
     count = evidence.threads
-    threads = (
-        "the runtime's own number of threads" if count is None else f"{count} thread{'s' * (count != 1)}"
-    )
+    threads = "the runtime's own number of threads" if count is None else threads_text(count)
     threads += f" ({evidence.threads_note})" if evidence.threads_note else ""
     doubt = speedup_text.time_doubt(evidence.speedups)
     tails = list(filter(None, (tail_doubt(name, timing) for name, timing in evidence.timing.items())))
-    more = f" (and {len(tails) - 1} more of the kind)" if len(tails) > 1 else ""
     return {
         "plot": partial(plots.latency_histogram, evidence.timing, mark + "latency of each hop"),
         "head": ("hop", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls"),
@@ -232,7 +230,7 @@ def _latency(evidence: Evidence, mark: str) -> dict[str, Any]:
         f"{around.decode_ms:.2f} ms, preparing {around.prepare_ms:.2f} ms"
         + (f", classes from logits {around.classes_ms:.2f} ms." if around.classes_ms is not None else ".")
         + (f" {doubt}" if doubt else "")
-        + (f" Take p99 with care: {tails[0]}{more}." if tails else ""),
+        + (f" Take p99 with care: {first_of(tails)}." if tails else ""),
     }
 
 

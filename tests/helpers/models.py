@@ -318,3 +318,13 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Assert that a rewrite of a layer gives what the layer gave."""
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# one of each kind that is slimmed: official or timm's, with a class token and without, with positions that are added or turned
+OF_EACH_KIND: dict[str, Callable[[], nn.Module]] = {
+    "sit": tiny_model,
+    "sit with a dist token": lambda: tiny_model(dist_token=True),
+    "vit": tiny_vit,
+    "average without class token": lambda: tiny_vit("average without class token"),
+    "rotary": lambda: tiny_eva("EVA-02"),
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,13 @@ from PIL import Image
 from torch import nn
 
 from sit_deploy.errors import InputError
-from tests.helpers.models import images, tiny_eva, tiny_model, tiny_vit
+from tests.helpers.models import OF_EACH_KIND, images, tiny_model
 from tests.helpers.train import differences
 from training.sample_reader import SampleReader
 from training.slim import Pictures
 from training.slim_features import Features, FrozenFeatures, part_of, summaries_of, unslimmed
 from training.slim_fit import fit_loss, fit_tsms
 from training.slim_options import FitOptions
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "sit": tiny_model,
-    "sit with a dist token": lambda: tiny_model(dist_token=True),
-    "vit": tiny_vit,
-    "average without class token": lambda: tiny_vit("average without class token"),
-    "rotary": lambda: tiny_eva("EVA-02"),
-}
 
 
 class Noise:
@@ -59,10 +50,10 @@ def features_of(model: nn.Module, samples: Noise, **options: Any) -> FrozenFeatu
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_the_model_without_its_tsms(name: str) -> None:
     """The twin shares every weight, computes as the teacher of one stage does, and leaves the model as it is."""
-    model = MODELS[name]()
+    model = OF_EACH_KIND[name]()
     before, x = model(images(model)), images(model)
     twin = unslimmed(model)
     teacher = copy.deepcopy(model)
@@ -73,9 +64,9 @@ def test_the_model_without_its_tsms(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_features_are_what_the_blocks_compute(name: str) -> None:
-    model, samples = MODELS[name](), Noise(5)
+    model, samples = OF_EACH_KIND[name](), Noise(5)
     with features_of(model, samples) as features:
         found = features.of([4, 1])
     x = samples.pixels[[4, 1]]
@@ -176,9 +167,9 @@ def test_a_model_that_needs_nothing_has_no_loss() -> None:
     assert fit_loss(model, same, 1, None, torch.ones(4, 1, 1)).abs() < 1e-6
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_tsms_alone_are_fitted_and_fit(name: str) -> None:
-    model = MODELS[name]()
+    model = OF_EACH_KIND[name]()
     model.blocks[0].requires_grad_(False)
     before, needed = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
     with features_of(model, Noise(16)) as features:

@@ -25,6 +25,16 @@ TOLERANCE = 2e-5  # of the logits' standard deviation
 pytestmark = pytest.mark.usefixtures("no_gradients_and_one_thread")
 
 
+def assert_seen(model: Any, mutate: Callable[[DeployForm, Any], None]) -> None:
+    """Hold the deploy form of a model to it, and what `mutate` makes of that far from it."""
+    pixels = images(model)
+    expected = model(pixels)
+    form = to_deploy_form(model)
+    assert relative_error(form(pixels), expected) < TOLERANCE
+    mutate(form, copy.deepcopy(model))
+    assert relative_error(form(pixels), expected) > 10 * TOLERANCE
+
+
 def _no_layer_scale(form: DeployForm, model: Any) -> None:
     form.blocks[2].attn.proj = model.blocks[2].attn.proj
 
@@ -68,13 +78,7 @@ VIT_MUTATIONS = (
 def test_the_comparison_sees_each_rewrite_of_a_vision_transformer(
     mutate: Callable[[DeployForm, Any], None],
 ) -> None:
-    model = tiny_vit("average with registers")
-    pixels = images(model)
-    expected = model(pixels)
-    form = to_deploy_form(model)
-    assert relative_error(form(pixels), expected) < TOLERANCE
-    mutate(form, copy.deepcopy(model))
-    assert relative_error(form(pixels), expected) > 10 * TOLERANCE
+    assert_seen(tiny_vit("average with registers"), mutate)
 
 
 def _slim_before_the_block(form: DeployForm, model: SiT) -> None:
@@ -169,10 +173,4 @@ MUTATIONS = (
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__.strip("_"))
 def test_the_comparison_sees_each_rewrite(mutate: Callable[[DeployForm, SiT], None]) -> None:
     """An exact form is inside the tolerance, and one with a single rewrite undone or misplaced far outside it."""
-    model = tiny_model(dist_token=True)
-    pixels = images(model)
-    expected = model(pixels)
-    form = to_deploy_form(model)
-    assert relative_error(form(pixels), expected) < TOLERANCE
-    mutate(form, copy.deepcopy(model))
-    assert relative_error(form(pixels), expected) > 10 * TOLERANCE
+    assert_seen(tiny_model(dist_token=True), mutate)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import nn
 
-from tests.helpers.models import images, tiny_eva, tiny_model, tiny_vit
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "sit": tiny_model,
-    "sit with a dist token": lambda: tiny_model(dist_token=True),
-    "vit": tiny_vit,
-    "average without class token": lambda: tiny_vit("average without class token"),
-    "rotary": lambda: tiny_eva("EVA-02"),
-}
+from tests.helpers.models import OF_EACH_KIND, images, tiny_model
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_both_parts_make_the_whole(name: str) -> None:
-    model = MODELS[name]()
+    model = OF_EACH_KIND[name]()
     x = images(model)
     for index in (0, 1, 3):
         tokens, rotary = model.forward_to(index, x)

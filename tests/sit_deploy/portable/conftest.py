@@ -14,6 +14,7 @@ from sit_deploy.bundle import load_bundle
 from sit_deploy.manifest import write_manifest
 from sit_deploy.portable import check
 from sit_deploy.python_folder import write_folder
+from tests.helpers.bundles import load_manifest, seal_again
 from tests.helpers.fake_tensorrt import make_plan
 
 ROOT = Path(__file__).parents[3]
@@ -29,6 +30,13 @@ def folder_of(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+def another(bundle: Path, copy_of: Callable[..., Path]) -> Path:
+    """Return a copy of a bundle, named "other", that is not the same by its digest."""
+    other = copy_of(bundle, "other")
+    seal_again(other, {**load_manifest(other), "compared_on": "something else"})
+    return other
 
 
 def on_fake_tensorrt(bundle: Path, place: Path, release: str, **engine: object) -> Path:

@@ -16,8 +16,8 @@ from engines.errors import EngineBuildError, EngineError
 from sit_deploy.errors import InputError
 from sit_deploy.portable import build, check
 from sit_deploy.report.check_record import read_check
-from tests.helpers.bundles import load_manifest, seal_again
-from tests.sit_deploy.portable.conftest import Run
+from tests.helpers.bundles import seal_again
+from tests.sit_deploy.portable.conftest import Run, another
 
 UNWRITTEN = (
     "Error: standard output could not be written (No space left on device), and what was written to files is whole; send the output "
@@ -142,8 +142,7 @@ def test_what_is_stopped_says_what_is_there(
     monkeypatch.setattr(check, "measure", interrupt)
     stopped = "Error: interrupted; only built/nano-fp32 was written\n"
     assert run(folder, "--build") == (2, "", stopped)
-    other = copy_of(nano_fp32, "other")
-    seal_again(other, {**load_manifest(other), "compared_on": "something else"})
+    other = another(nano_fp32, copy_of)
     two = folder_of(nano_fp32, other, name="two")
     both = "; only built/nano-fp32, built/other were written\n"
     assert run(two, "--build") == (2, "", f"Error: interrupted{both}")
@@ -178,8 +177,7 @@ def test_an_engine_that_is_not_built_is_a_row(
         if bundle.name == "other":
             raise error(f"sm80 has no FP8, says {bundle.path}/engine.plan")
 
-    other = copy_of(nano_fp32, "other")
-    seal_again(other, {**load_manifest(other), "compared_on": "something else"})
+    other = another(nano_fp32, copy_of)
     folder = folder_of(nano_fp32, other)
     monkeypatch.setattr(build, "choose_kind", lambda asked: "tensorrt")
     monkeypatch.setattr(build, "require_device", lambda device: None)

@@ -17,7 +17,7 @@ from sit_deploy.portable.bundle import rebuild_command
 from sit_deploy.report.check_record import find_elsewhere, read_check
 from tests.helpers.bundles import load_manifest, seal_again
 from tests.helpers.trt_rig import make_rig
-from tests.sit_deploy.portable.conftest import Run, on_fake_tensorrt
+from tests.sit_deploy.portable.conftest import Run, another, on_fake_tensorrt
 
 RELEASE = "tensorrt-rtx-1.7.1"
 
@@ -102,8 +102,7 @@ def test_one_that_cannot_be_timed_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A GPU may hold one engine at a time, and not all that wait for their turn."""
-    other = copy_of(nano_fp32, "other")
-    seal_again(other, {**load_manifest(other), "compared_on": "something else"})
+    other = another(nano_fp32, copy_of)
     folder = folder_of(nano_fp32, other)
     asked: list[list[str]] = []
 

@@ -16,13 +16,12 @@ import pytest
 
 from sit_deploy.bundle import Bundle, load_bundle
 from sit_deploy.errors import InputError
-from sit_deploy.manifest import digest
 from sit_deploy.triton import repository as repositories
 from sit_deploy.triton.config import parse
 from sit_deploy.triton.repository import write_repository
 from tests.helpers.command_line import snapshot
 from tests.sit_deploy.conftest import CLASSES, Trained
-from tests.sit_deploy.triton.conftest import as_tensorrt, refused, saying, serving
+from tests.sit_deploy.triton.conftest import as_tensorrt, changed, refused, saying, serving
 
 Copy = Callable[..., Path]
 
@@ -152,13 +151,7 @@ def test_force_replaces_one_version_and_keeps_the_others(bundle: Bundle, tmp_pat
 @pytest.fixture
 def other(copy_of: Copy, trained: Trained) -> Bundle:
     """As `bundle`, with other preprocessing and class names: what takes over must take over whole."""
-    path = copy_of(trained.bundle, "other") / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["preprocessing"] |= {"mean": [0.0] * 3, "std": [1.0] * 3}
-    manifest["classes"] = [name.upper() for name in manifest["classes"]]
-    manifest["digest"] = digest(manifest)
-    path.write_text(json.dumps(manifest))
-    return load_bundle(path.parent)
+    return changed(copy_of(trained.bundle, "other"))
 
 
 def belongs_together(repository: Path, bundles: list[Bundle]) -> str:

@@ -27,7 +27,7 @@ from sit_deploy.triton.config import parse
 from sit_deploy.triton.config import text as pbtxt
 from sit_deploy.triton.repository import write_repository
 from tests.sit_deploy.conftest import CLASSES, Trained
-from tests.sit_deploy.triton.conftest import Running, as_tensorrt, encoded, free_ports, serving
+from tests.sit_deploy.triton.conftest import Running, as_tensorrt, changed, encoded, free_ports, serving
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_max", "0"), ("threads", "many")])
@@ -58,13 +58,7 @@ def test_a_server_that_watches_changes_over_and_loads_nothing_twice(
     Python would write its caches into a repository, which a server takes for a change.
     """
     repository, first = tmp_path / "models", load_bundle(trained.bundle)
-    manifest = copy_of(trained.bundle, "second") / "manifest.json"
-    fields = json.loads(manifest.read_text())
-    fields["preprocessing"] |= {"mean": [0.0] * 3, "std": [1.0] * 3}
-    fields["classes"] = [name.upper() for name in fields["classes"]]
-    fields["digest"] = digest(fields)
-    manifest.write_text(json.dumps(fields))
-    second = load_bundle(manifest.parent)
+    second = changed(copy_of(trained.bundle, "second"))
     photo = list_images(trained.images)[0]
 
     def best_of(bundle: Bundle) -> tuple[str, float]:
